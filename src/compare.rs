@@ -1,0 +1,93 @@
+//! Comparing the guest bytes of two images.
+
+use crate::error::Result;
+use crate::image::{Image, Scratch, Span};
+use crate::zero;
+
+/// What [`compare`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Comparison {
+    /// The same bytes. Where one disk is longer, the rest of it is zeros.
+    Identical,
+    /// The first byte that differs.
+    Different {
+        /// Guest offset in bytes.
+        offset: u64,
+    },
+}
+
+/// Bytes that are compared at once.
+const STEP: u64 = 1 << 20;
+
+/// Compares what the guests of two images see. What both images know to be zeros is not read.
+///
+/// # Errors
+/// Whatever reading meets.
+pub fn compare(a: &Image, b: &Image) -> Result<Comparison> {
+    let mut sides = [Side::new(a), Side::new(b)];
+    let end = a.virtual_size().max(b.virtual_size());
+    let mut at = 0;
+    while at < end {
+        let [left, right] = &mut sides;
+        let (x, y) = (left.span_at(at)?, right.span_at(at)?);
+        let known = |span: Option<Span>| span.map_or(end, |span| span.end());
+        let upto = known(x).min(known(y));
+        // Two runs of zeros are as long as they are; everything else goes step by step.
+        let zeros = [x, y].map(|span| span.is_none_or(|span| span.is_zero()));
+        let upto = if zeros == [true, true] { upto } else { upto.min(at + STEP) };
+        let difference = match zeros {
+            [true, true] => None,
+            [false, true] => first_nonzero(left.load(x, at, upto)?),
+            [true, false] => first_nonzero(right.load(y, at, upto)?),
+            [false, false] => first_difference(left.load(x, at, upto)?, right.load(y, at, upto)?),
+        };
+        if let Some(index) = difference {
+            return Ok(Comparison::Different { offset: at + index as u64 });
+        }
+        at = upto;
+    }
+    Ok(Comparison::Identical)
+}
+
+/// One of the two images, and how far it has been read.
+struct Side<'a> {
+    image: &'a Image,
+    spans: crate::image::Spans<'a>,
+    current: Option<Span>,
+    scratch: Scratch,
+    buf: Vec<u8>,
+}
+
+impl<'a> Side<'a> {
+    fn new(image: &'a Image) -> Self {
+        Side { image, spans: image.spans(0..u64::MAX), current: None, scratch: Scratch::default(), buf: Vec::new() }
+    }
+
+    /// The span that contains guest byte `at`, or nothing behind the end of the disk. `at` ascends.
+    fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
+        while self.current.is_none_or(|span| span.end() <= at) {
+            match self.spans.next() {
+                Some(span) => self.current = Some(span?),
+                None => return Ok(None),
+            }
+        }
+        Ok(self.current)
+    }
+
+    fn load(&mut self, span: Option<Span>, from: u64, to: u64) -> Result<&[u8]> {
+        self.buf.resize((to - from) as usize, 0);
+        if let Some(span) = span {
+            self.image.load(&span.clip(from, to), &mut self.buf, &mut self.scratch)?;
+        }
+        Ok(&self.buf)
+    }
+}
+
+fn first_nonzero(bytes: &[u8]) -> Option<usize> {
+    if zero::is_zero(bytes) { None } else { bytes.iter().position(|&byte| byte != 0) }
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    if a == b { None } else { a.iter().zip(b).position(|(x, y)| x != y) }
+}

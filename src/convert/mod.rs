@@ -1,0 +1,310 @@
+//! Conversion: the only place with threads, and the only one that moves guest bytes.
+//!
+//! ```text
+//! plan   a bounded work range (never the whole disk up front) into spans     one thread at a time
+//! load   read, decode, find zeros, encode                                   any thread, any order
+//! place  metadata only                                                      in guest order, one at a time
+//! write  the payload                                                        any thread, any order
+//! ```
+//!
+//! Placing in guest order makes the output the same for any number of threads.
+
+mod load;
+mod output;
+mod pipeline;
+mod plan;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::thread::available_parallelism;
+
+use crate::error::{Error, Result};
+use crate::format::{CreateContext, Format};
+use crate::image::Image;
+use crate::io::WriteAt;
+use crate::name::Name;
+use crate::options::Options;
+use crate::sparse::WriteSpec;
+use output::Output;
+
+/// Bytes of guest that are loaded, placed and written at once, by one thread.
+const CELL: u64 = 2 << 20;
+/// A disk has whole sectors in every format but raw.
+const SECTOR: u64 = 512;
+
+/// How to make an image.
+#[derive(Clone)]
+pub struct Converter {
+    format: Format,
+    options: Options,
+    compress: bool,
+    backing: Option<Arc<Backing>>,
+    /// Smallest run of zeros that is left out, a power of two; 0 to leave nothing out.
+    sparse: u64,
+    threads: usize,
+    sync: bool,
+    clobber: bool,
+    progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+/// The image that a new one lies over.
+struct Backing {
+    image: Image,
+    /// Its name, as the new image is to have it.
+    name: Name,
+}
+
+/// How far a conversion has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Guest bytes that are dealt with.
+    pub done: u64,
+    /// Guest bytes of the disk.
+    pub total: u64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Name of the source's format; empty when an empty image was made.
+    pub source_format: &'static str,
+    /// Name of the new image's format.
+    pub format: &'static str,
+    /// Size of the new disk in bytes.
+    pub virtual_size: u64,
+    /// Zero bytes that were added to the end of the disk because the format needs whole sectors.
+    pub padding: u64,
+    /// Guest bytes that are stored, compressed or not.
+    pub data_bytes: u64,
+    /// Blocks that are stored compressed.
+    pub compressed_blocks: u64,
+    /// Of those, the blocks whose payload was taken from the source as it was, after it was found to decode.
+    pub copied_blocks: u64,
+    /// Bytes of payload that were written.
+    pub written_bytes: u64,
+}
+
+impl Converter {
+    /// Makes images of `format` with its default options, uncompressed, with all cores, durable, and replacing what is there.
+    pub fn new(format: Format) -> Self {
+        Converter {
+            format,
+            options: Options::new(),
+            compress: false,
+            backing: None,
+            sparse: 4096,
+            threads: available_parallelism().map_or(1, usize::from),
+            sync: true,
+            clobber: true,
+            progress: None,
+            cancel: None,
+        }
+    }
+
+    /// Sets the format's options; [`Format::options`] lists them.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Whether to compress.
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.compress = compress;
+        self
+    }
+
+    /// Makes the new image lie over `image`, and leaves out what is the same there. `name` is what the new image calls it.
+    #[must_use]
+    pub fn backing(mut self, image: Image, name: Name) -> Self {
+        self.backing = Some(Arc::new(Backing { image, name }));
+        self
+    }
+
+    /// Sets the smallest run of zeros in bytes that is left out, where the format can: a multiple of 512 that is rounded
+    /// down to a power of two. Default 4096. 0 turns the search off, and everything is stored.
+    #[must_use]
+    pub fn sparse(mut self, bytes: u64) -> Self {
+        self.sparse = match bytes {
+            0 => 0,
+            bytes => 1 << bytes.clamp(SECTOR, CELL).ilog2(),
+        };
+        self
+    }
+
+    /// Sets the number of threads, at least 1. The new image does not depend on it.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
+    }
+
+    /// Whether the new image has reached stable storage when the conversion returns. Default true.
+    #[must_use]
+    pub fn sync(mut self, sync: bool) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    /// Whether a file at the target may be replaced. Default true.
+    #[must_use]
+    pub fn clobber(mut self, clobber: bool) -> Self {
+        self.clobber = clobber;
+        self
+    }
+
+    /// Calls `progress` now and then, from any of the threads.
+    #[must_use]
+    pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Gives up with [`Error::Cancelled`] soon after `cancel` becomes true.
+    #[must_use]
+    pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(cancel);
+        self
+    }
+
+    /// Writes what the guest of `source` sees to a new image at `target`.
+    ///
+    /// The image is written beside `target` under a hidden name and takes its place at the end. When anything fails,
+    /// nothing is left behind and what was at `target` is untouched. A block device is written in place.
+    ///
+    /// # Errors
+    /// Whatever reading and writing meets, [`Error::Usage`] when `target` is a file of the source or nothing that can be
+    /// replaced by a file, and [`Error::Cancelled`].
+    pub fn convert(&self, source: &Image, target: impl AsRef<Path>) -> Result<Report> {
+        self.make(target.as_ref(), Some(source), source.virtual_size())
+    }
+
+    /// Makes an empty image of `size` bytes at `target`, in the same way.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert).
+    pub fn create(&self, size: u64, target: impl AsRef<Path>) -> Result<Report> {
+        self.make(target.as_ref(), None, size)
+    }
+
+    /// Writes what the guest of `source` sees to an image in `out`, which is empty or a device.
+    ///
+    /// # Errors
+    /// Whatever reading and writing meets. What `out` then holds is not an image.
+    pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
+        self.write(Some(source), source.virtual_size(), out)
+    }
+
+    fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
+        let backing = self.backing.as_ref().map(|backing| &backing.image);
+        let in_use: Vec<_> =
+            source.into_iter().chain(backing).flat_map(Image::files).filter_map(|file| file.identity).collect();
+        let output = Output::create(target, &in_use, self.sync, self.clobber)?;
+        let report = self.write(source, size, output.file()).map_err(|e| e.in_file(target))?;
+        output.commit()?;
+        Ok(report)
+    }
+
+    fn write(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+        let format = self.format;
+        let backing = self.backing.as_ref();
+        let mut writer = format.create(&CreateContext {
+            size,
+            options: &self.options,
+            compress: self.compress,
+            backing: backing.map(|backing| (backing.name.clone(), Name::from(backing.image.format().name()))),
+            out: out.clone(),
+        })?;
+        let virtual_size = writer.spec().virtual_size;
+        let mut report =
+            Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
+        if let Some(source) = source {
+            report.source_format = source.format().name();
+            let job = Job {
+                source,
+                base: backing.map(|backing| &backing.image),
+                spec: writer.spec().clone(),
+                sparse: self.sparse,
+                starts_zeroed: out.starts_zeroed(),
+            };
+            pipeline::run(&job, self, &mut *writer, &mut report)?;
+            source.check_unchanged()?;
+        }
+        if self.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        writer.finish()?;
+        Ok(report)
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(|cancel| cancel.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn tell(&self, done: u64, total: u64) {
+        if let Some(progress) = &self.progress {
+            progress(Progress { done, total });
+        }
+    }
+}
+
+/// What is converted into what.
+struct Job<'a> {
+    source: &'a Image,
+    base: Option<&'a Image>,
+    spec: WriteSpec,
+    sparse: u64,
+    starts_zeroed: bool,
+}
+
+impl Job<'_> {
+    /// Bytes of guest in a work range: whole blocks.
+    fn cell(&self) -> u64 {
+        CELL.max(self.spec.block_size)
+    }
+
+    /// Whether everything is stored, zeros too.
+    fn dense(&self) -> bool {
+        self.spec.dense || self.sparse == 0
+    }
+
+
+    /// Smallest range that is stored or left out by itself.
+    fn unit(&self) -> u64 {
+        let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed;
+        let format = if whole_blocks { self.spec.block_size } else { self.spec.granule };
+        format.max(self.sparse).max(SECTOR)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { source_format, format, virtual_size, data_bytes, written_bytes, .. } = self;
+        write!(
+            f,
+            "{source_format} to {format}: {virtual_size} bytes of disk, {data_bytes} of them stored in {written_bytes}"
+        )?;
+        if self.padding > 0 {
+            write!(f, "; {} zero bytes added to fill the last sector", self.padding)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Converter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Converter { format, options, compress, sparse, threads, .. } = self;
+        f.debug_struct("Converter")
+            .field("format", format)
+            .field("options", options)
+            .field("compress", compress)
+            .field("sparse", sparse)
+            .field("threads", threads)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,218 @@
+//! The threads: each takes a work range, loads it, waits for its turn to place it, and writes it.
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::load::{Item, ItemKind, Loader};
+use super::plan::{Planner, Work};
+use super::{Converter, Job, Report};
+use crate::error::{Error, Result};
+use crate::io::WriteAt;
+use crate::sparse::SparseWrite;
+
+/// Moves all guest bytes of the job. The caller finishes the writer.
+pub(super) fn run(
+    job: &Job<'_>,
+    settings: &Converter,
+    writer: &mut dyn SparseWrite,
+    report: &mut Report,
+) -> Result<()> {
+    let pipeline = Pipeline {
+        job,
+        settings,
+        planner: Mutex::new(Planner::new(job)),
+        turn: Mutex::new(Turn { seq: 0, writer, report, failure: None }),
+        next_turn: Condvar::new(),
+    };
+    thread::scope(|scope| {
+        for _ in 1..settings.threads {
+            scope.spawn(|| pipeline.work());
+        }
+        pipeline.work();
+    });
+    match lock(&pipeline.turn).failure.take() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+struct Pipeline<'a> {
+    job: &'a Job<'a>,
+    settings: &'a Converter,
+    planner: Mutex<Planner<'a>>,
+    turn: Mutex<Turn<'a>>,
+    next_turn: Condvar,
+}
+
+/// What only the thread whose turn it is may touch.
+struct Turn<'a> {
+    /// Number of the work range that is placed next.
+    seq: u64,
+    writer: &'a mut dyn SparseWrite,
+    report: &'a mut Report,
+    /// The failure of the earliest work range, so that the same image fails in the same way each time.
+    failure: Option<(u64, Error)>,
+}
+
+/// A contiguous write that the placements of a work range amount to.
+struct Write {
+    out: Arc<dyn WriteAt>,
+    offset: u64,
+    source: Source,
+}
+
+/// Where the bytes of a write are.
+enum Source {
+    /// These guest bytes.
+    Data(Range<u64>),
+    /// This part of the packed buffer.
+    Packed(Range<usize>),
+}
+
+impl Pipeline<'_> {
+    /// What each thread does until there is nothing left or something failed.
+    fn work(&self) {
+        let mut loader = Loader::new(self.job);
+        let mut writes = Vec::new();
+        while let Some(work) = self.take() {
+            let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
+            // The turn is taken after a failure too: the ranges behind this one wait for it.
+            let placed = self.place(&work, loaded, loader.items(), &mut writes);
+            let written = placed && self.write(&work, &loader, &writes);
+            if !written {
+                return;
+            }
+        }
+    }
+
+    fn take(&self) -> Option<Work> {
+        let mut planner = lock(&self.planner);
+        if lock(&self.turn).failure.is_some() {
+            return None;
+        }
+        match planner.next() {
+            Ok(work) => work,
+            Err(error) => {
+                drop(planner);
+                self.fail(u64::MAX, error);
+                None
+            }
+        }
+    }
+
+    /// Waits for the range's turn and asks the writer for its places.
+    fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], writes: &mut Vec<Write>) -> bool {
+        let mut turn = lock(&self.turn);
+        while turn.seq != work.seq {
+            turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
+        }
+        let result = match (&turn.failure, loaded) {
+            (None, Ok(())) => turn.place(items, writes),
+            (_, loaded) => loaded,
+        };
+        turn.seq += 1;
+        let failed = turn.failure.is_some() || result.is_err();
+        turn.note(work.seq, result);
+        drop(turn);
+        self.next_turn.notify_all();
+        if !failed {
+            self.settings.tell(work.range.end, self.job.spec.virtual_size);
+        }
+        !failed
+    }
+
+    fn write(&self, work: &Work, loader: &Loader<'_>, writes: &[Write]) -> bool {
+        for Write { out, offset, source } in writes {
+            let bytes = match source {
+                Source::Data(guest) => loader.data(work.range.start, guest),
+                Source::Packed(place) => loader.packed(place),
+            };
+            if let Err(e) = out.write_all_at(bytes, *offset) {
+                let error =
+                    Error::io(format!("writing {} bytes", bytes.len()), *offset)(e).in_guest(work.range.clone());
+                self.fail(work.seq, error);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn fail(&self, seq: u64, error: Error) {
+        lock(&self.turn).note(seq, Err(error));
+    }
+}
+
+impl Turn<'_> {
+    fn note(&mut self, seq: u64, result: Result<()>) {
+        if let Err(error) = result
+            && self.failure.as_ref().is_none_or(|(earliest, _)| seq < *earliest)
+        {
+            self.failure = Some((seq, error));
+        }
+    }
+
+    /// Asks the writer for the places of `items`, and joins what is contiguous.
+    fn place(&mut self, items: &[Item], writes: &mut Vec<Write>) -> Result<()> {
+        writes.clear();
+        for Item { guest, kind } in items {
+            match kind {
+                ItemKind::Zero => self.writer.zero(guest.clone())?,
+                ItemKind::Data => {
+                    let mut at = guest.start;
+                    while at < guest.end {
+                        let placement = self.writer.place(at..guest.end)?;
+                        let next = at + placement.len;
+                        push(writes, placement.out, placement.offset, Source::Data(at..next));
+                        at = next;
+                    }
+                    self.report.data_bytes += guest.end - guest.start;
+                    self.report.written_bytes += guest.end - guest.start;
+                }
+                ItemKind::Packed { place, copied } => {
+                    let placement = self.writer.place_compressed(guest.clone(), place.len() as u32)?;
+                    push(writes, placement.out, placement.offset, Source::Packed(place.clone()));
+                    self.report.data_bytes += guest.end - guest.start;
+                    self.report.written_bytes += place.len() as u64;
+                    self.report.compressed_blocks += 1;
+                    self.report.copied_blocks += u64::from(*copied);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds a write, to the last one if it continues it in the file and in the buffer.
+fn push(writes: &mut Vec<Write>, out: Arc<dyn WriteAt>, offset: u64, source: Source) {
+    if let Some(last) = writes.last_mut()
+        && Arc::ptr_eq(&last.out, &out)
+        && last.offset + last.source.len() == offset
+    {
+        match (&mut last.source, &source) {
+            (Source::Data(a), Source::Data(b)) if a.end == b.start => {
+                a.end = b.end;
+                return;
+            }
+            (Source::Packed(a), Source::Packed(b)) if a.end == b.start => {
+                a.end = b.end;
+                return;
+            }
+            _ => {}
+        }
+    }
+    writes.push(Write { out, offset, source });
+}
+
+impl Source {
+    fn len(&self) -> u64 {
+        match self {
+            Source::Data(guest) => guest.end - guest.start,
+            Source::Packed(place) => place.len() as u64,
+        }
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,239 @@
+//! The formats: what each one is called, how it is recognised, opened and made.
+//!
+//! A new format is one new folder here and two lines in this file. Nothing outside matches on formats: tests, fuzz
+//! targets, benches and the program iterate [`Format::all`].
+
+pub mod qcow2;
+pub mod raw;
+mod signature;
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::info::Reference;
+use crate::io::{ReadAt, WriteAt};
+use crate::limits::{Budget, Limits};
+use crate::name::Name;
+use crate::options::{OptionSpec, Options};
+use crate::sparse::{SparseRead, SparseWrite};
+
+/// Every format, in the order in which they are listed. `raw` recognises nothing and takes what no other wants.
+static FORMATS: &[&Entry] = &[&qcow2::FORMAT, &raw::FORMAT];
+
+/// A format that this crate reads and writes.
+#[derive(Clone, Copy)]
+pub struct Format(&'static Entry);
+
+/// What a format module says of itself.
+pub(crate) struct Entry {
+    /// As qemu-img names it.
+    pub name: &'static str,
+    /// What people type as well.
+    pub aliases: &'static [&'static str],
+    /// File name extensions, without the dot.
+    pub extensions: &'static [&'static str],
+    /// One line for a person.
+    pub description: &'static str,
+    /// What `create` takes.
+    pub options: &'static [OptionSpec],
+    /// Whether the bytes are those of an image of this format. No I/O.
+    pub probe: fn(&Probe<'_>) -> bool,
+    pub open: fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<Box<dyn SparseRead>>,
+    pub create: fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>,
+    /// Examines the metadata, where the format has what can be examined.
+    pub check: Option<fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>>,
+}
+
+/// What a probe sees of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// The first bytes, up to [`Probe::HEAD`].
+    pub head: &'a [u8],
+    /// The last bytes, up to [`Probe::TAIL`].
+    pub tail: &'a [u8],
+    /// Length of the file in bytes.
+    pub len: u64,
+}
+
+/// What a format is handed to open an image with.
+#[derive(Clone, Copy)]
+pub(crate) struct OpenContext<'a> {
+    pub limits: &'a Limits,
+    pub budget: &'a Budget,
+    /// Read this snapshot, by id or name, in place of the current state.
+    pub snapshot: Option<&'a str>,
+    /// Opens a file that holds guest bytes and that the image names, if the caller allows it; `Ok(None)` when the caller
+    /// only looks at the image and wants no other file opened.
+    pub file: &'a dyn Fn(&Reference) -> Result<Option<Arc<dyn ReadAt>>>,
+}
+
+/// What a format is handed to make an image with.
+#[derive(Clone)]
+pub(crate) struct CreateContext<'a> {
+    /// Virtual size in bytes. The format may round it up, and then says so in [`WriteSpec`](crate::sparse::WriteSpec).
+    pub size: u64,
+    pub options: &'a Options,
+    /// Whether blocks are to be compressed.
+    pub compress: bool,
+    /// The image that the new one lies over: its name as it is to be written, and its format.
+    pub backing: Option<(Name, Name)>,
+    pub out: Arc<dyn WriteAt>,
+}
+
+/// What an examination of an image's metadata found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// Each thing that is wrong, in words; at most [`CheckReport::MESSAGES`] of them.
+    pub messages: Vec<String>,
+    /// Things that lose or mix up guest data, or will when the image is written to.
+    pub corruptions: u64,
+    /// Blocks that are set aside and used by nothing.
+    pub leaks: u64,
+    /// Parts that could not be examined.
+    pub check_errors: u64,
+    /// Blocks of the disk.
+    pub total_clusters: u64,
+    /// Blocks of the disk that the file holds.
+    pub allocated_clusters: u64,
+    /// Of those, the ones that are compressed.
+    pub compressed_clusters: u64,
+    /// Of those, the ones that do not follow the one before them in the file.
+    pub fragmented_clusters: u64,
+    /// Byte offset behind the last block in use.
+    pub image_end_offset: u64,
+}
+
+impl CheckReport {
+    /// How many messages are kept; the counts go on.
+    pub const MESSAGES: usize = 1000;
+
+    pub(crate) fn corruption(&mut self, message: String) {
+        self.corruptions += 1;
+        self.say("ERROR", message);
+    }
+
+    pub(crate) fn leak(&mut self, message: String) {
+        self.leaks += 1;
+        self.say("Leaked", message);
+    }
+
+    fn say(&mut self, what: &str, message: String) {
+        if self.messages.len() < Self::MESSAGES {
+            self.messages.push(format!("{what}: {message}"));
+        }
+    }
+}
+
+impl Probe<'_> {
+    /// Bytes that are looked at from the beginning of a file.
+    pub const HEAD: usize = 4096;
+    /// Bytes that are looked at from the end of a file.
+    pub const TAIL: usize = 512;
+}
+
+impl Format {
+    /// All formats.
+    pub fn all() -> impl Iterator<Item = Format> {
+        FORMATS.iter().copied().map(Format)
+    }
+
+    /// Finds a format by its name or one of its aliases.
+    ///
+    /// # Errors
+    /// [`Error::UnknownFormat`]
+    pub fn named(name: &str) -> Result<Format> {
+        Self::all()
+            .find(|format| format.name() == name || format.0.aliases.contains(&name))
+            .ok_or_else(|| Error::UnknownFormat(name.to_owned()))
+    }
+
+    /// Finds the format of which `extension` (without the dot, in any case) is typical.
+    pub fn of_extension(extension: &str) -> Option<Format> {
+        let extension = extension.to_ascii_lowercase();
+        Self::all().find(|format| format.0.extensions.contains(&extension.as_str()))
+    }
+
+    /// Finds the format of a file by its content. What nothing else recognises is raw.
+    ///
+    /// # Errors
+    /// [`Error::Ambiguous`] when several formats recognise it, and [`Error::Unreadable`] when it carries the signature of an
+    /// image format that this crate does not read: its raw bytes are hardly what the caller wants.
+    pub fn probe(probe: &Probe<'_>) -> Result<Format> {
+        let own: Vec<_> = Self::all().filter(|format| (format.0.probe)(probe)).collect();
+        let foreign: Vec<_> = signature::foreign(probe).collect();
+        match (own.as_slice(), foreign.as_slice()) {
+            ([], []) => Ok(Format(&raw::FORMAT)),
+            ([one], []) => Ok(*one),
+            ([], [one]) => Err(Error::Unreadable(one)),
+            _ => Err(Error::Ambiguous(own.iter().map(Format::name).chain(foreign).collect())),
+        }
+    }
+
+    /// The name, as qemu-img has it.
+    pub fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// Other names under which [`Format::named`] finds it.
+    pub fn aliases(&self) -> &'static [&'static str] {
+        self.0.aliases
+    }
+
+    /// Its usual file name extensions.
+    pub fn extensions(&self) -> &'static [&'static str] {
+        self.0.extensions
+    }
+
+    /// One line that says what it is.
+    pub fn description(&self) -> &'static str {
+        self.0.description
+    }
+
+    /// The options for making an image.
+    pub fn options(&self) -> &'static [OptionSpec] {
+        self.0.options
+    }
+
+    pub(crate) fn open(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Box<dyn SparseRead>> {
+        (self.0.open)(source, cx)
+    }
+
+    pub(crate) fn create(&self, cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
+        cx.options.check(self.name(), self.options())?;
+        (self.0.create)(cx)
+    }
+
+    /// Whether images of this format can be examined.
+    pub fn can_check(&self) -> bool {
+        self.0.check.is_some()
+    }
+
+    pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
+        match self.0.check {
+            Some(check) => check(source, cx),
+            None => Err(Error::Unsupported { format: self.name(), feature: "checking is".into(), at: None }),
+        }
+    }
+}
+
+impl PartialEq for Format {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Format {}
+
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Format({})", self.name())
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,127 @@
+//! Persistent bitmaps (qcow2 specification, "Bitmaps extension" and "Bitmaps"): which parts of the disk were written to since
+//! some backup. They are listed here; their bits concern nobody who reads the disk.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bitflags::bitflags;
+use byteorder::{BigEndian, ByteOrder};
+
+use super::extension::BitmapDirectory;
+use super::field;
+use super::header::{Autoclear, Header};
+use crate::error::{Problem, Result};
+use crate::info::Value;
+use crate::io::{ReadAt, table};
+use crate::limits::Budget;
+use crate::name::Name;
+
+/// qemu's limit for the number of bitmaps.
+const MAX_BITMAPS: u64 = 65535;
+/// qemu's limit for a bitmap's name.
+const MAX_NAME: u64 = 1023;
+/// Length of a directory entry without the extra data and the name.
+const FIXED_LENGTH: usize = 24;
+/// The only type there is.
+const DIRTY_TRACKING: u8 = 1;
+
+bitflags! {
+    /// Flags of a bitmap.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(super) struct BitmapFlags: u32 {
+        const IN_USE = 1 << 0;
+        const AUTO = 1 << 1;
+        const EXTRA_DATA_COMPATIBLE = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// A persistent bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bitmap {
+    pub name: Name,
+    /// Guest bytes for which one bit stands.
+    pub granularity: u64,
+    pub flags: BitmapFlags,
+    pub table_offset: u64,
+    /// Entries of 8 bytes in the table.
+    pub table_size: u32,
+    /// File offset of the directory entry, for messages.
+    pub at: u64,
+}
+
+/// Reads the directory of bitmaps, if the image vouches for it: autoclear bit 0 goes when a program that does not know about
+/// bitmaps writes to the disk, and then they mean nothing.
+pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<Bitmap>> {
+    let Some(directory) = valid_directory(header) else { return Ok(Vec::new()) };
+    let BitmapDirectory { count, len, offset, at } = directory;
+    if !(1..=MAX_BITMAPS).contains(&count.into()) {
+        return Err(field("nb_bitmaps", at).fault(Problem::Range { value: count.into(), min: 1, max: MAX_BITMAPS }));
+    }
+    field("bitmap_directory_offset", at + 16).aligned(offset, header.cluster_size())?;
+    let bytes = table::read_table(&**file, offset, len, field("bitmap_directory_size", at + 8), budget)?;
+
+    let mut bitmaps = Vec::new();
+    let mut place = 0..0;
+    for _ in 0..count {
+        let bitmap;
+        (bitmap, place) = parse_entry(&bytes, place.end, offset)?;
+        bitmaps.push(bitmap);
+    }
+    if place.end != bytes.len() {
+        let rule = "the entries end before that";
+        return Err(field("bitmap_directory_size", at + 8).fault(Problem::Rule { value: len, rule }));
+    }
+    Ok(bitmaps)
+}
+
+/// The bitmaps extension, if autoclear bit 0 says that it is up to date.
+pub(super) fn valid_directory(header: &Header) -> Option<BitmapDirectory> {
+    header.extensions.bitmaps.filter(|_| header.autoclear.contains(Autoclear::BITMAPS))
+}
+
+/// Parses the entry at `start` of the directory, which lies at `offset` of the file, and says which bytes it takes.
+fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, Range<usize>)> {
+    let at = offset + start as u64;
+    let rest = directory.get(start..).unwrap_or_default();
+    field("bitmap directory entry", at).within(0, FIXED_LENGTH as u64, rest.len() as u64)?;
+    let (granularity_bits, name_len) = (rest[17], BigEndian::read_u16(&rest[18..]));
+    if rest[16] != DIRTY_TRACKING {
+        let rule = "1 (dirty tracking) is the only type";
+        return Err(field("bitmap type", at + 16).fault(Problem::Rule { value: rest[16].into(), rule }));
+    }
+    if !(9..=31).contains(&granularity_bits) {
+        let problem = Problem::Range { value: granularity_bits.into(), min: 9, max: 31 };
+        return Err(field("bitmap granularity_bits", at + 17).fault(problem));
+    }
+    if !(1..=MAX_NAME).contains(&name_len.into()) {
+        let problem = Problem::Range { value: name_len.into(), min: 1, max: MAX_NAME };
+        return Err(field("bitmap name_size", at + 18).fault(problem));
+    }
+    let name_start = FIXED_LENGTH as u64 + u64::from(BigEndian::read_u32(&rest[20..]));
+    let len = (name_start + u64::from(name_len)).next_multiple_of(8);
+    field("bitmap directory entry", at).within(0, len, rest.len() as u64)?;
+    let name = &rest[name_start as usize..][..name_len.into()];
+    let bitmap = Bitmap {
+        name: Name::from(name),
+        granularity: 1 << granularity_bits,
+        flags: BitmapFlags::from_bits_retain(BigEndian::read_u32(&rest[12..])),
+        table_offset: BigEndian::read_u64(rest),
+        table_size: BigEndian::read_u32(&rest[8..]),
+        at,
+    };
+    Ok((bitmap, start..start + len as usize))
+}
+
+impl Bitmap {
+    /// As `info` shows it, with the names that qemu-img uses.
+    pub fn to_value(&self) -> Value {
+        let named = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
+        let set = named.iter().filter(|(flag, _)| self.flags.contains(*flag));
+        Value::Map(vec![
+            ("flags", Value::List(set.map(|(_, name)| Value::from(*name)).collect())),
+            ("name", Value::Text(self.name.clone())),
+            ("granularity", Value::Number(self.granularity)),
+        ])
+    }
+}

@@ -1,0 +1,74 @@
+//! qcow2, the format of QEMU: versions 2 and 3, both ways.
+//!
+//! # Layout
+//!
+//! Everything lies in clusters of `1 << cluster_bits` bytes; integers are big-endian.
+//!
+//! | where | what | file |
+//! |---|---|---|
+//! | cluster 0 | header, extensions, name of the backing file | `header`, `extension` |
+//! | `l1_table_offset` | L1 table: the place of each L2 table | `entry` |
+//! | from the L1 table | L2 tables: the place of each guest cluster | `entry` |
+//! | `refcount_table_offset` | places of the refcount blocks: how often each host cluster is used | `refcount` |
+//! | `snapshots_offset` | internal snapshots, each with an L1 table of its own | `snapshot` |
+//! | bitmaps extension | directory of persistent bitmaps | `bitmap` |
+//!
+//! # Support
+//!
+//! | what | read | written |
+//! |---|---|---|
+//! | version 2, version 3 | yes | yes |
+//! | clusters of 512 B to 2 MiB | yes | yes |
+//! | extended L2 entries | yes | yes |
+//! | deflate (any window), zstd | yes | yes |
+//! | zero clusters, preallocated ones | yes | yes |
+//! | reference counts of 1 to 64 bits | yes (only `check` needs them) | yes |
+//! | backing file | yes | yes |
+//! | external data file | yes | no |
+//! | internal snapshots | yes | no |
+//! | bitmaps | listed | no |
+//! | encryption (AES, LUKS) | named, its guest bytes refused | no |
+//! | version 1, unknown incompatible features | refused | no |
+//!
+//! # References
+//!
+//! The format is specified in QEMU's `docs/interop/qcow2`, quoted here as "qcow2 specification" with its section. Where
+//! qemu is stricter than that document (largest cluster, largest tables), so is this module.
+
+mod bitmap;
+mod check;
+mod entry;
+mod extension;
+mod header;
+mod options;
+mod reader;
+mod refcount;
+mod snapshot;
+mod writer;
+
+use crate::format::{Entry, Probe};
+use crate::io::table::Field;
+
+pub(crate) const FORMAT: Entry = Entry {
+    name: FORMAT_NAME,
+    aliases: &[],
+    extensions: &["qcow2", "qcow"],
+    description: "QEMU copy-on-write image, version 2 and 3",
+    options: options::OPTIONS,
+    probe,
+    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
+    create: |cx| Ok(Box::new(writer::Writer::create(cx)?)),
+    check: Some(check::check),
+};
+
+const FORMAT_NAME: &str = "qcow2";
+
+/// The magic, whatever the version: what a version this crate does not know is refused for is the version.
+fn probe(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(header::MAGIC) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
+}
+
+/// A field of this format, for messages.
+fn field(name: &'static str, at: u64) -> Field {
+    Field { format: FORMAT_NAME, name, at }
+}

@@ -1,0 +1,272 @@
+//! What a new image can be told to be: the options of qemu-img, and two for the encoder.
+
+use super::FORMAT_NAME;
+use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
+use crate::codec::{Codec, Encoding};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::name::Name;
+use crate::options::{OptionSpec, Options, wrong};
+
+pub(crate) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "compat",
+        values: "0.10|1.1|v2|v3",
+        help: "version of the format: 0.10 is version 2, 1.1 version 3 (default 1.1)",
+    },
+    OptionSpec {
+        name: "cluster_size",
+        values: "512..2M",
+        help: "bytes that are allocated at once, a power of two (default 64k)",
+    },
+    OptionSpec {
+        name: "refcount_bits",
+        values: "1|2|4|8|16|32|64",
+        help: "width of a reference count; version 2 has 16 (default 16)",
+    },
+    OptionSpec {
+        name: "extended_l2",
+        values: "on|off",
+        help: "allocate 32nds of a cluster; version 3, clusters of 16k and more (default off)",
+    },
+    OptionSpec {
+        name: "lazy_refcounts",
+        values: "on|off",
+        help: "let programs that write to the image postpone reference counts; version 3 (default off)",
+    },
+    OptionSpec {
+        name: "preallocation",
+        values: "off|metadata|falloc|full",
+        help: "set clusters aside for the whole disk, with space for them, written with zeros (default off)",
+    },
+    OptionSpec {
+        name: "compression_type",
+        values: "zlib|zstd|deflate",
+        help: "how clusters are compressed; deflate is another name for zlib, zstd needs version 3 (default zlib)",
+    },
+    OptionSpec {
+        name: "compression_level",
+        values: "1..9 (zlib), 1..22 (zstd)",
+        help: "from the fastest to the smallest (default: a fast one)",
+    },
+    OptionSpec {
+        name: "window",
+        values: "9..15",
+        help: "how far back zlib looks, as a power of two; 12 is what qemu-img writes (default 15)",
+    },
+    OptionSpec {
+        name: "backing_file",
+        values: "name",
+        help: "the image that this one lies over, written as it is given; needs backing_fmt",
+    },
+    OptionSpec { name: "backing_fmt", values: "format", help: "the format of the image that this one lies over" },
+];
+
+const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
+const DEFAULT_REFCOUNT_BITS: u64 = 16;
+/// Subclusters are at least a sector long.
+const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
+const SECTOR: u64 = 512;
+/// The longest name of a format that qemu reads.
+const MAX_BACKING_FORMAT: usize = 15;
+
+/// A new image, as the caller wants it. All of it is possible together.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Settings {
+    /// Whole sectors.
+    pub virtual_size: u64,
+    /// 2 or 3.
+    pub version: u32,
+    pub cluster_bits: u32,
+    pub refcount_order: u32,
+    pub extended_l2: bool,
+    pub lazy_refcounts: bool,
+    pub preallocation: Preallocation,
+    /// What the header says of compressed clusters, whether there will be any or not.
+    pub codec: Codec,
+    /// How clusters are compressed, if they are.
+    pub encoding: Option<Encoding>,
+    pub backing: Option<Backing>,
+}
+
+/// What is set aside for guest bytes before they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preallocation {
+    Off,
+    /// Clusters, in a file that is sparse there.
+    Metadata,
+    /// Clusters and the file's space for them.
+    Falloc,
+    /// Clusters that are written.
+    Full,
+}
+
+/// The image that the new one lies over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Backing {
+    pub file: Name,
+    pub format: Name,
+}
+
+impl Settings {
+    pub fn parse(cx: &CreateContext<'_>) -> Result<Settings> {
+        let options = cx.options;
+        let words = [("0.10", 2), ("1.1", 3), ("v2", 2), ("v3", 3)];
+        let version = options.choice(FORMAT_NAME, "compat", &words)?.unwrap_or(3);
+        let cluster_bits = cluster_bits(options)?;
+        let extended_l2 = extended_l2(options, version, cluster_bits)?;
+        let codec = codec(options, version)?;
+        let encoding = encoding(options, codec)?;
+        let backing = backing(cx)?;
+        Ok(Settings {
+            virtual_size: virtual_size(cx.size, cluster_bits, extended_l2)?,
+            version,
+            cluster_bits,
+            refcount_order: refcount_order(options, version)?,
+            extended_l2,
+            lazy_refcounts: version_3_flag(options, "lazy_refcounts", version)?,
+            preallocation: preallocation(cx, extended_l2, backing.is_some())?,
+            codec,
+            encoding: cx.compress.then_some(encoding),
+            backing,
+        })
+    }
+
+    pub fn cluster_size(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+}
+
+fn cluster_bits(options: &Options) -> Result<u32> {
+    let range = 1 << CLUSTER_BITS.start()..=1 << CLUSTER_BITS.end();
+    let size = options.size(FORMAT_NAME, "cluster_size", range)?.unwrap_or(DEFAULT_CLUSTER_SIZE);
+    if !size.is_power_of_two() {
+        return Err(refuse("cluster_size", format!("{size} is not a power of two")));
+    }
+    Ok(size.ilog2())
+}
+
+fn refcount_order(options: &Options, version: u32) -> Result<u32> {
+    let bits = options.number(FORMAT_NAME, "refcount_bits", 1..=64)?.unwrap_or(DEFAULT_REFCOUNT_BITS);
+    if !bits.is_power_of_two() {
+        return Err(refuse("refcount_bits", format!("{bits} is none of 1, 2, 4, 8, 16, 32, 64")));
+    }
+    if version < 3 && bits != DEFAULT_REFCOUNT_BITS {
+        return Err(refuse("refcount_bits", format!("version 2 has 16, not {bits}; use compat=1.1")));
+    }
+    Ok(bits.ilog2())
+}
+
+fn extended_l2(options: &Options, version: u32, cluster_bits: u32) -> Result<bool> {
+    let on = version_3_flag(options, "extended_l2", version)?;
+    if on && cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
+        return Err(refuse("extended_l2", "it needs clusters of at least 16k; use cluster_size=16k or larger"));
+    }
+    Ok(on)
+}
+
+/// A flag that only version 3 can have on.
+fn version_3_flag(options: &Options, name: &'static str, version: u32) -> Result<bool> {
+    let on = options.flag(FORMAT_NAME, name)?.unwrap_or(false);
+    if on && version < 3 {
+        return Err(refuse(name, "version 2 does not have it; use compat=1.1"));
+    }
+    Ok(on)
+}
+
+fn codec(options: &Options, version: u32) -> Result<Codec> {
+    let words = [("zlib", Codec::Deflate), ("zstd", Codec::Zstd), ("deflate", Codec::Deflate)];
+    let codec = options.choice(FORMAT_NAME, "compression_type", &words)?.unwrap_or(Codec::Deflate);
+    if codec != Codec::Deflate && version < 3 {
+        return Err(refuse("compression_type", "version 2 has only zlib; use compat=1.1"));
+    }
+    Ok(codec)
+}
+
+fn encoding(options: &Options, codec: Codec) -> Result<Encoding> {
+    let mut encoding = Encoding::new(codec);
+    let levels = Encoding::levels(codec);
+    let levels = u64::from(*levels.start())..=u64::from(*levels.end());
+    if let Some(level) = options.number(FORMAT_NAME, "compression_level", levels)? {
+        encoding.level = Some(level as u8);
+    }
+    if let Some(window) = options.number(FORMAT_NAME, "window", 9..=15)? {
+        if codec != Codec::Deflate {
+            return Err(refuse("window", "only compression_type=zlib has it"));
+        }
+        encoding.window_bits = window as u8;
+    }
+    Ok(encoding)
+}
+
+/// The names that the caller gives apart from the options, or else those of the options.
+fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
+    let option = |name| cx.options.value(name).map(Name::from);
+    let (file, format) = (option("backing_file"), option("backing_fmt"));
+    let backing = match (&cx.backing, file, format) {
+        (Some((own, _)), Some(other), _) if *own != other => {
+            return Err(refuse("backing_file", format!("'{other}' is not the image given, '{own}'")));
+        }
+        (Some((_, own)), _, Some(other)) if *own != other => {
+            return Err(refuse("backing_fmt", format!("'{other}' is not the format of the image given, '{own}'")));
+        }
+        (Some((file, format)), _, _) => Backing { file: file.clone(), format: format.clone() },
+        (None, Some(file), Some(format)) => Backing { file, format },
+        (None, Some(_), None) => {
+            return Err(refuse("backing_file", "state its format as well, as in backing_fmt=raw: guessing is unsafe"));
+        }
+        (None, None, Some(_)) => return Err(refuse("backing_fmt", "there is no backing_file")),
+        (None, None, None) => return Ok(None),
+    };
+    let name_len = backing.file.as_bytes().len();
+    if name_len == 0 || name_len as u64 > MAX_BACKING_NAME {
+        return Err(refuse("backing_file", format!("the name has {name_len} bytes, outside 1..={MAX_BACKING_NAME}")));
+    }
+    let format_len = backing.format.as_bytes().len();
+    if format_len == 0 || format_len > MAX_BACKING_FORMAT {
+        return Err(refuse("backing_fmt", format!("'{}' is the name of no format", backing.format)));
+    }
+    Ok(Some(backing))
+}
+
+fn preallocation(cx: &CreateContext<'_>, extended_l2: bool, has_backing: bool) -> Result<Preallocation> {
+    let words = [
+        ("off", Preallocation::Off),
+        ("metadata", Preallocation::Metadata),
+        ("falloc", Preallocation::Falloc),
+        ("full", Preallocation::Full),
+    ];
+    match cx.options.choice(FORMAT_NAME, "preallocation", &words)?.unwrap_or(Preallocation::Off) {
+        Preallocation::Off => Ok(Preallocation::Off),
+        _ if cx.compress => Err(refuse("preallocation", "compressed clusters cannot be preallocated")),
+        // A standard entry that names a cluster hides the backing file; an extended one can leave it visible.
+        _ if has_backing && !extended_l2 => Err(refuse("preallocation", "over a backing file it needs extended_l2=on")),
+        some => Ok(some),
+    }
+}
+
+/// Rounds to whole sectors, and refuses what L1 tables cannot map that qemu would read.
+fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> {
+    // Entries of 8 or 16 bytes: an L2 table has a cluster's bytes / 8 or / 16 of them.
+    let largest = |bits: u32| u128::from(MAX_L1_ENTRIES) << (2 * bits - if extended_l2 { 4 } else { 3 });
+    let limit = i64::MAX as u64 & !(SECTOR - 1);
+    let too_large =
+        |limit| Error::Limit { format: FORMAT_NAME, field: "virtual size".into(), at: None, value: size, limit };
+    let rounded =
+        size.checked_next_multiple_of(SECTOR).filter(|&size| size <= limit).ok_or_else(|| too_large(limit))?;
+    if u128::from(rounded) <= largest(cluster_bits) {
+        return Ok(rounded);
+    }
+    match CLUSTER_BITS.clone().find(|&bits| u128::from(rounded) <= largest(bits)) {
+        Some(bits) => {
+            let (small, large) = (1 << cluster_bits, 1 << bits);
+            Err(refuse("cluster_size", format!("{small} is too small for a disk of {size} bytes; use {large} or more")))
+        }
+        None => Err(too_large(u64::try_from(largest(*CLUSTER_BITS.end())).unwrap_or(limit))),
+    }
+}
+
+fn refuse(name: &str, problem: impl Into<String>) -> Error {
+    wrong(FORMAT_NAME, name, problem)
+}

@@ -1,0 +1,360 @@
+//! Where the bytes of a guest range live, by the L1 and L2 tables.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::bitmap::{Bitmap, read_bitmaps};
+use super::entry::{L1Entry, L2Entry, OFFSET_MASK, SUBCLUSTERS};
+use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
+use super::snapshot::{SnapshotEntry, read_snapshots};
+use super::{FORMAT_NAME, field};
+use crate::error::{Error, Fault, Problem, ReferenceProblem, Result};
+use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
+use crate::format::OpenContext;
+use crate::info::{ImageInfo, Reference, Value};
+use crate::io::{ReadAt, table};
+use crate::name::Name;
+use crate::sparse::SparseRead;
+
+/// The image file itself.
+const IMAGE: FileId = FileId(0);
+/// The external data file.
+const DATA: FileId = FileId(1);
+
+/// An opened image.
+pub(crate) struct Reader {
+    info: ImageInfo,
+    header: Header,
+    file: Arc<dyn ReadAt>,
+    file_len: u64,
+    data_file: Option<DataFile>,
+    l1: Vec<u64>,
+    l1_table_offset: u64,
+    slices: Mutex<SliceCache>,
+}
+
+/// An external data file that has been opened.
+struct DataFile {
+    file: Arc<dyn ReadAt>,
+    len: u64,
+}
+
+impl Reader {
+    pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
+        let header = Header::read(&file, cx.limits)?;
+        let file_len = length(&*file)?;
+        let snapshots = read_snapshots(&file, &header, cx.budget)?;
+        let bitmaps = read_bitmaps(&file, &header, cx.budget)?;
+        let mut info = describe(&header, &snapshots, &bitmaps);
+
+        let (l1_table_offset, at) = match cx.snapshot {
+            None => (header.l1_table_offset, 40),
+            Some(wanted) => {
+                let snapshot = find_snapshot(&snapshots, wanted)?;
+                snapshot.check(&header, file_len)?;
+                info.virtual_size = snapshot.info.virtual_size;
+                (snapshot.l1_table_offset, header.snapshots_offset)
+            }
+        };
+        let entries = header.l1_entries_for(info.virtual_size);
+        let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, field("L1 table", at), cx.budget)?;
+
+        let data_file = match info.files.first() {
+            None => None,
+            Some(reference) => match (cx.file)(reference)? {
+                Some(file) => Some(DataFile { len: length(&*file)?, file }),
+                None => None,
+            },
+        };
+        Ok(Reader { info, header, file, file_len, data_file, l1, l1_table_offset, slices: Mutex::default() })
+    }
+
+    /// The run of unmapped guest bytes from `offset` on, over as many L1 entries as are empty.
+    fn hole(&self, offset: u64, l1_index: usize) -> Extent {
+        let empty = self.l1.iter().skip(l1_index).take_while(|entry| **entry & OFFSET_MASK == 0).count();
+        let end = (l1_index + empty) as u64 * self.header.l2_coverage();
+        Extent { offset, len: end.min(self.info.virtual_size) - offset, kind: ExtentKind::Hole }
+    }
+
+    /// The extent from `offset` to the end of its cluster at the most, by one L2 entry.
+    fn extent_in_cluster(&self, slice: &Slice, index: u64, offset: u64) -> Result<Extent> {
+        let (entry, bitmap) = slice.entry(index, &self.header);
+        let at = slice.offset + index * self.header.l2_entry_size();
+        let fault = |problem| Fault::new(FORMAT_NAME, "L2 entry", at, problem);
+        let cluster_size = self.header.cluster_size();
+        let within = offset % cluster_size;
+        let (mut from, mut to) = (within, cluster_size);
+        let kind = match L2Entry::parse(entry, bitmap, &self.header).map_err(fault)? {
+            L2Entry::Unallocated => ExtentKind::Hole,
+            L2Entry::Zero { host } => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
+            L2Entry::Data { host } => ExtentKind::Data(self.location(host + within)),
+            L2Entry::Compressed { host, len } => {
+                if host >= self.file_len {
+                    return Err(fault(Problem::OutOfBounds { offset: host, len: len.into(), file_len: self.file_len }));
+                }
+                // The last payload may end with the file, in the middle of its last sector.
+                let stored_len = u64::from(len).min(self.file_len - host) as u32;
+                ExtentKind::Compressed(Compressed {
+                    at: Location { file: IMAGE, offset: host },
+                    stored_len,
+                    codec: self.header.compression,
+                    unit: offset - within,
+                    unit_len: cluster_size as u32,
+                })
+            }
+            L2Entry::Subclusters { host, allocated, zero } => {
+                let size = cluster_size / u64::from(SUBCLUSTERS);
+                let state = |index: u64| (allocated >> index & 1, zero >> index & 1);
+                let first = within / size;
+                let next = (first..SUBCLUSTERS.into()).find(|&index| state(index) != state(first));
+                to = next.unwrap_or(SUBCLUSTERS.into()) * size;
+                from = from.max(first * size);
+                match state(first) {
+                    (0, 0) => ExtentKind::Hole,
+                    (0, _) => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
+                    _ => ExtentKind::Data(self.location(host.unwrap_or_default() + within)),
+                }
+            }
+        };
+        let len = (to - from).min(self.info.virtual_size - offset);
+        if let ExtentKind::Data(Location { file, offset: host }) = kind {
+            let file_len =
+                if file == IMAGE { Some(self.file_len) } else { self.data_file.as_ref().map(|data| data.len) };
+            match file_len {
+                Some(file_len) if host.checked_add(len).is_none_or(|end| end > file_len) => {
+                    return Err(fault(Problem::OutOfBounds { offset: host, len, file_len }));
+                }
+                _ => {}
+            }
+        }
+        Ok(Extent { offset, len, kind })
+    }
+
+    fn location(&self, host: u64) -> Location {
+        Location { file: if self.info.files.is_empty() { IMAGE } else { DATA }, offset: host }
+    }
+
+    /// The place of the L2 table that L1 entry `index` names, if it names one.
+    fn l2_table(&self, index: usize) -> Result<Option<u64>> {
+        let Some(&entry) = self.l1.get(index) else { return Ok(None) };
+        let field = field("L1 entry", self.l1_table_offset + index as u64 * 8);
+        let entry = L1Entry::parse(entry, &self.header).map_err(|problem| field.fault(problem))?;
+        if let Some(offset) = entry.l2_offset {
+            field.within(offset, self.header.cluster_size(), self.file_len)?;
+        }
+        Ok(entry.l2_offset)
+    }
+}
+
+impl SparseRead for Reader {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let l1_index = (offset / self.header.l2_coverage()) as usize;
+        let Some(table) = self.l2_table(l1_index)? else {
+            return Ok(self.hole(offset, l1_index));
+        };
+        let l2_index = offset / self.header.cluster_size() % self.header.l2_entries();
+        let slice = self.slice(table, l2_index)?;
+        let entries = slice.entries(&self.header);
+        let mut index = l2_index % entries;
+        let mut extent = self.extent_in_cluster(&slice, index, offset)?;
+        // A fault in a later entry is told when the caller gets there.
+        while extent.end() < self.info.virtual_size && extent.end().is_multiple_of(self.header.cluster_size()) {
+            index += 1;
+            if index >= entries {
+                break;
+            }
+            match self.extent_in_cluster(&slice, index, extent.end()) {
+                Ok(next) if extent.kind.continues(extent.len, next.kind) => extent.len += next.len,
+                _ => break,
+            }
+        }
+        Ok(extent)
+    }
+
+    fn file(&self, id: FileId) -> Result<&Arc<dyn ReadAt>> {
+        match (id, &self.data_file, self.info.files.first()) {
+            (DATA, Some(data), _) => Ok(&data.file),
+            (DATA, None, Some(reference)) => Err(Error::Reference {
+                format: FORMAT_NAME,
+                role: reference.role,
+                name: reference.name.clone(),
+                problem: ReferenceProblem::NotAllowed,
+            }),
+            _ => Ok(&self.file),
+        }
+    }
+
+    fn map_unit(&self) -> Option<u64> {
+        let subclusters = if self.header.extended_l2() { SUBCLUSTERS.into() } else { 1 };
+        Some(self.header.cluster_size() / subclusters)
+    }
+
+    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>)) {
+        let cluster_size = self.header.cluster_size();
+        let mut clusters = |offset: u64, len: u64| claim(offset..offset.saturating_add(len));
+        clusters(0, cluster_size);
+        clusters(self.l1_table_offset, self.l1.len() as u64 * 8);
+        let refcount_table = u64::from(self.header.refcount_table_clusters) * cluster_size;
+        clusters(self.header.refcount_table_offset, refcount_table);
+        for index in 0..self.l1.len() {
+            // What is wrong with an entry is told when its guest range is read.
+            if let Ok(Some(offset)) = self.l2_table(index) {
+                clusters(offset, cluster_size);
+            }
+        }
+        self.refcount_blocks(&mut |offset| clusters(offset, cluster_size));
+    }
+}
+
+impl Reader {
+    /// The offsets in the refcount table, as far as they can be read: a reader does not depend on them.
+    fn refcount_blocks(&self, found: &mut dyn FnMut(u64)) {
+        let start = self.header.refcount_table_offset;
+        let len = u64::from(self.header.refcount_table_clusters) * self.header.cluster_size();
+        let end = start.saturating_add(len).min(self.file_len);
+        let mut bytes = vec![0; (64 << 10).min(end.saturating_sub(start)) as usize];
+        let mut at = start;
+        while at < end {
+            let n = (end - at).min(bytes.len() as u64) as usize;
+            if self.file.read_exact_at(&mut bytes[..n], at).is_err() {
+                return;
+            }
+            for entry in bytes[..n].as_chunks().0 {
+                match u64::from_be_bytes(*entry) & !511 {
+                    0 => {}
+                    block => found(block),
+                }
+            }
+            at += n as u64;
+        }
+    }
+
+    fn slice(&self, table: u64, l2_index: u64) -> Result<Arc<Slice>> {
+        let len = Slice::LEN.min(self.header.cluster_size());
+        let offset = table + l2_index * self.header.l2_entry_size() / len * len;
+        let mut cache = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slice) = cache.find(offset) {
+            return Ok(slice);
+        }
+        let mut bytes = vec![0; len as usize];
+        table::read(&*self.file, &mut bytes, offset)?;
+        Ok(cache.insert(Slice { offset, bytes }))
+    }
+}
+
+/// A part of an L2 table.
+struct Slice {
+    /// Where it lies in the file.
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Slice {
+    /// Length of a slice, unless the table is smaller. 2048 entries, or 128 MiB of guest with clusters of 64 KiB.
+    const LEN: u64 = 16 << 10;
+
+    fn entries(&self, header: &Header) -> u64 {
+        self.bytes.len() as u64 / header.l2_entry_size()
+    }
+
+    /// Entry number `index`, and the bitmap that follows it in an extended one.
+    fn entry(&self, index: u64, header: &Header) -> (u64, u64) {
+        let at = (index * header.l2_entry_size()) as usize;
+        let word = |at: usize| {
+            self.bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
+        };
+        (word(at), if header.extended_l2() { word(at + 8) } else { 0 })
+    }
+}
+
+/// The slices used last, the latest first. Few: a chain may have hundreds of layers.
+#[derive(Default)]
+struct SliceCache(Vec<Arc<Slice>>);
+
+impl SliceCache {
+    const LEN: usize = 4;
+
+    fn find(&mut self, offset: u64) -> Option<Arc<Slice>> {
+        let index = self.0.iter().position(|slice| slice.offset == offset)?;
+        self.0.get_mut(..=index)?.rotate_right(1);
+        self.0.first().cloned()
+    }
+
+    fn insert(&mut self, slice: Slice) -> Arc<Slice> {
+        let slice = Arc::new(slice);
+        self.0.truncate(Self::LEN - 1);
+        self.0.insert(0, slice.clone());
+        slice
+    }
+}
+
+fn length(file: &dyn ReadAt) -> Result<u64> {
+    file.size().map_err(Error::io("asking for the length", None))
+}
+
+/// Finds a snapshot by its id or, if none has that id, by its name.
+fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a SnapshotEntry> {
+    let by = |name: fn(&SnapshotEntry) -> &Name| {
+        snapshots.iter().find(move |snapshot| name(snapshot).as_bytes() == wanted.as_bytes())
+    };
+    by(|snapshot| &snapshot.info.id).or_else(|| by(|snapshot| &snapshot.info.name)).ok_or_else(|| {
+        let names: Vec<_> = snapshots.iter().map(|snapshot| snapshot.info.name.to_string()).collect();
+        let there = if names.is_empty() { "no snapshots".to_owned() } else { names.join(", ") };
+        Error::Usage(format!("there is no snapshot {wanted:?} in the image; there are {there}"))
+    })
+}
+
+/// What the image says of itself, by the names that qemu-img uses.
+fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) -> ImageInfo {
+    let extensions = &header.extensions;
+    let backing =
+        header.backing_file.clone().map(|name| Reference::new("backing file", name, extensions.backing_format.clone()));
+    let files: Vec<_> =
+        extensions.data_file.clone().map(|name| Reference::new("data file", name, None)).into_iter().collect();
+    let encryption = match header.encryption {
+        Encryption::None => None,
+        Encryption::Aes => Some("AES"),
+        Encryption::Luks => Some("LUKS"),
+    };
+    let corrupt = header.incompatible.contains(Incompatible::CORRUPT);
+
+    let version_3 = header.version >= 3;
+    let mut specific = vec![
+        ("compat", if version_3 { "1.1" } else { "0.10" }.into()),
+        ("compression-type", if header.compression == crate::codec::Codec::Zstd { "zstd" } else { "zlib" }.into()),
+    ];
+    if version_3 {
+        specific.push(("lazy-refcounts", header.compatible.contains(Compatible::LAZY_REFCOUNTS).into()));
+    }
+    specific.push(("refcount-bits", (1u64 << header.refcount_order).into()));
+    if version_3 {
+        specific.push(("corrupt", corrupt.into()));
+        specific.push(("extended-l2", header.extended_l2().into()));
+    }
+    if let Some(name) = &extensions.data_file {
+        specific.push(("data-file", Value::Text(name.clone())));
+        specific.push(("data-file-raw", header.autoclear.contains(Autoclear::RAW_DATA_FILE).into()));
+    }
+    if let Some(method) = encryption {
+        specific.push(("encrypt", Value::Map(vec![("format", method.to_ascii_lowercase().as_str().into())])));
+    }
+    if !bitmaps.is_empty() {
+        specific.push(("bitmaps", Value::List(bitmaps.iter().map(Bitmap::to_value).collect())));
+    }
+    ImageInfo {
+        format: FORMAT_NAME,
+        virtual_size: header.size,
+        block_size: Some(header.cluster_size() as u32),
+        backing,
+        files,
+        encryption,
+        dirty: header.incompatible.contains(Incompatible::DIRTY),
+        corrupt,
+        snapshots: snapshots.iter().map(|snapshot| snapshot.info.clone()).collect(),
+        specific,
+    }
+}

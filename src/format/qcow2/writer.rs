@@ -1,0 +1,361 @@
+//! Writes an image in one pass: metadata here, guest bytes by whoever asks where they go.
+//!
+//! The file's clusters, in order: the header; the first refcount block; L2 tables, guest clusters, compressed payloads and
+//! more refcount blocks as they come up; the L1 table; the refcount table; refcount blocks that count the end of the file.
+//! Every byte is written once, and of the tables only the L1 table, the refcount table, one L2 table and one refcount block
+//! are in memory.
+
+mod alloc;
+mod mapping;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::alloc::Allocator;
+use self::mapping::Mapping;
+use super::FORMAT_NAME;
+use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
+use super::extension::{Extensions, Feature};
+use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V3_WRITTEN_LENGTH};
+use super::options::{Preallocation, Settings};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::io::WriteAt;
+use crate::options::wrong;
+use crate::sparse::{Placement, SparseWrite, WriteSpec};
+
+/// Length of a version 2 header.
+const V2_LENGTH: u32 = 72;
+/// Clusters above this size have room for the feature name table.
+const FEATURE_NAMES_ABOVE: u64 = 4096;
+const SECTOR: u64 = 512;
+
+/// A new image.
+pub(crate) struct Writer {
+    out: Arc<dyn WriteAt>,
+    spec: WriteSpec,
+    preallocation: Preallocation,
+    /// As it will be written: the places of the tables come last.
+    header: Header,
+    alloc: Allocator,
+    mapping: Mapping,
+    /// With preallocation, the guest clusters below this one have their host clusters.
+    preallocated: u64,
+    /// Where the next compressed payload may go: behind the last one, if that ended within a cluster.
+    open_end: Option<u64>,
+}
+
+impl Writer {
+    pub fn create(cx: &CreateContext<'_>) -> Result<Writer> {
+        let settings = Settings::parse(cx)?;
+        let header = header(&settings)?;
+        let cluster_size = settings.cluster_size();
+        let out = cx.out.clone();
+        if !out.starts_zeroed() {
+            // Until the new header is there, nothing shall take the old one for it.
+            out.zero_range(0..cluster_size).map_err(Error::io("clearing the header", 0))?;
+        }
+        Ok(Writer {
+            spec: WriteSpec {
+                virtual_size: settings.virtual_size,
+                block_size: cluster_size,
+                granule: granule(&settings, out.starts_zeroed()),
+                encoding: settings.encoding.clone(),
+                dense: settings.preallocation == Preallocation::Full,
+            },
+            preallocation: settings.preallocation,
+            alloc: Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order),
+            mapping: Mapping::new(out.clone(), &header),
+            header,
+            preallocated: 0,
+            open_end: None,
+            out,
+        })
+    }
+
+    /// Gives a first part of `guest` host clusters that follow each other, where it has none yet, and returns how long that
+    /// part is and where it lies in the file.
+    fn map(&mut self, guest: &Range<u64>) -> Result<Range<u64>> {
+        let bits = self.header.cluster_bits;
+        let first = guest.start >> bits;
+        self.preallocate(first)?;
+        self.mapping.open(first, &mut self.alloc)?;
+        let last = self.clusters_end(guest.end).min(self.mapping.mapped().end);
+        let mut host_start = None;
+        let mut at = first;
+        while at < last {
+            let expected = host_start.map(|host: u64| host + ((at - first) << bits));
+            let follows = |host| expected.is_none_or(|expected| expected == host);
+            match self.mapping.host(at) {
+                Some(host) if follows(host) => {
+                    host_start.get_or_insert(host);
+                    at += 1;
+                }
+                None if follows(self.alloc.next_offset()) => {
+                    let missing = (at..last).take_while(|&cluster| self.mapping.host(cluster).is_none()).count();
+                    let run = self.take_data(missing as u64)?;
+                    host_start.get_or_insert(run.start);
+                    self.mapping.set_run(at, run.clone());
+                    at += (run.end - run.start) >> bits;
+                }
+                _ => break,
+            }
+        }
+        self.preallocated = self.preallocated.max(at);
+        let start = host_start.unwrap_or_default() + guest.start % self.spec.block_size;
+        Ok(start..start + (guest.end.min(at << bits) - guest.start))
+    }
+
+    /// Takes host clusters for guest bytes.
+    fn take_data(&mut self, wanted: u64) -> Result<Range<u64>> {
+        let run = self.alloc.take(wanted)?;
+        if self.preallocation == Preallocation::Falloc {
+            let what = format!("setting {} bytes aside", run.end - run.start);
+            self.out.allocate(run.clone()).map_err(Error::io(what, run.start))?;
+        }
+        Ok(run)
+    }
+
+    /// With preallocation, gives host clusters to all guest clusters below `until` that have none.
+    fn preallocate(&mut self, until: u64) -> Result<()> {
+        while self.preallocation != Preallocation::Off && self.preallocated < until {
+            let cluster = self.preallocated;
+            self.mapping.open(cluster, &mut self.alloc)?;
+            let run = self.take_data(until.min(self.mapping.mapped().end) - cluster)?;
+            // The guest reads what is in the cluster; extended entries without a bit set hide it.
+            if self.preallocation == Preallocation::Full {
+                write_zeros(&*self.out, run.clone())?;
+            } else if !self.header.extended_l2() {
+                self.clear(run.clone())?;
+            }
+            self.mapping.set_run(cluster, run.clone());
+            self.preallocated += (run.end - run.start) >> self.header.cluster_bits;
+        }
+        Ok(())
+    }
+
+    /// Makes bytes of the file zeros that have not been written.
+    fn clear(&self, bytes: Range<u64>) -> Result<()> {
+        if self.out.starts_zeroed() {
+            return Ok(());
+        }
+        let (what, at) = (format!("clearing {} bytes", bytes.end - bytes.start), bytes.start);
+        self.out.zero_range(bytes).map_err(Error::io(what, at))
+    }
+
+    /// Finds a place for a payload of `len` bytes, at most a cluster, and counts it in the one or two clusters that it lies
+    /// in. Payloads are packed without gaps as far as the counts can follow.
+    fn pack(&mut self, len: u64) -> Result<u64> {
+        let cluster_size = self.spec.block_size;
+        let start = match self.open_end.take() {
+            Some(end) => {
+                let room = end.next_multiple_of(cluster_size) - end;
+                let goes_on = len <= room || self.alloc.next_offset() == end + room;
+                if goes_on && self.alloc.share(end) {
+                    if len > room {
+                        self.alloc.take(1)?;
+                    }
+                    end
+                } else {
+                    self.alloc.take(1)?.start
+                }
+            }
+            None => self.alloc.take(1)?.start,
+        };
+        self.open_end = Some(start + len).filter(|end| !end.is_multiple_of(cluster_size));
+        Ok(start)
+    }
+
+    /// The first cluster that begins at guest byte `end` or behind it.
+    fn clusters_end(&self, end: u64) -> u64 {
+        end.div_ceil(self.spec.block_size)
+    }
+
+    fn check_range(&self, guest: &Range<u64>) -> Result<()> {
+        let (granule, size) = (self.spec.granule, self.spec.virtual_size);
+        let end_fits = guest.end.is_multiple_of(granule) || guest.end == size;
+        if guest.start < guest.end && guest.end <= size && guest.start.is_multiple_of(granule) && end_fits {
+            return Ok(());
+        }
+        let Range { start, end } = guest;
+        Err(Error::Usage(format!("{start}..{end} is no range of granules of {granule} bytes on a disk of {size}")))
+    }
+}
+
+impl SparseWrite for Writer {
+    fn spec(&self) -> &WriteSpec {
+        &self.spec
+    }
+
+    fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
+        self.check_range(&guest)?;
+        let host = self.map(&guest)?;
+        let len = host.end - host.start;
+        if self.header.extended_l2() {
+            self.mapping.set_allocated(guest.start..guest.start + len);
+        }
+        if guest.start + len == self.spec.virtual_size {
+            // The caller has no bytes for the rest of the last cluster.
+            self.clear(host.end..host.end.next_multiple_of(self.spec.block_size))?;
+        }
+        Ok(Placement { out: self.out.clone(), offset: host.start, len })
+    }
+
+    fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
+        self.check_range(&guest)?;
+        let len = u64::from(stored_len);
+        if len == 0
+            || len > self.spec.block_size
+            || self.clusters_end(guest.end) - guest.start / self.spec.block_size != 1
+        {
+            let Range { start, end } = guest;
+            return Err(Error::Usage(format!("{len} bytes cannot be the payload of the cluster {start}..{end}")));
+        }
+        let bits = self.header.cluster_bits;
+        self.mapping.open(guest.start >> bits, &mut self.alloc)?;
+        let offset = self.pack(len)?;
+        if offset >= compressed_offset_limit(bits) {
+            let feature = "a compressed cluster this far into a file with clusters of this size is".into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(offset) });
+        }
+        self.mapping.set(guest.start >> bits, encode_compressed(offset, len, bits));
+        Ok(Placement { out: self.out.clone(), offset, len })
+    }
+
+    fn zero(&mut self, guest: Range<u64>) -> Result<()> {
+        self.check_range(&guest)?;
+        if self.header.backing_file.is_none() {
+            // What is not placed reads as zeros.
+            return Ok(());
+        }
+        let bits = self.header.cluster_bits;
+        let mut at = guest.start;
+        while at < guest.end {
+            if self.header.version < 3 {
+                // There is no entry that means zeros.
+                let host = self.map(&(at..guest.end))?;
+                at += host.end - host.start;
+                self.clear(host.start..host.end.next_multiple_of(self.spec.block_size))?;
+                continue;
+            }
+            self.preallocate(at >> bits)?;
+            self.mapping.open(at >> bits, &mut self.alloc)?;
+            let part = at..guest.end.min(self.mapping.mapped().end << bits);
+            self.preallocate(self.clusters_end(part.end))?;
+            at = part.end;
+            if self.header.extended_l2() {
+                self.mapping.set_zero(part);
+            } else {
+                (part.start >> bits..self.clusters_end(part.end)).for_each(|cluster| self.mapping.set(cluster, ZERO));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.preallocate(self.clusters_end(self.spec.virtual_size))?;
+        self.mapping.flush()?;
+        let l1_clusters = self.alloc.entries_in_clusters(self.mapping.l1_len());
+        let tail = self.alloc.close(l1_clusters)?;
+        self.mapping.write_l1(tail.l1_offset, l1_clusters << self.header.cluster_bits)?;
+        let what = format!("setting the length to {}", tail.file_len);
+        self.out.set_len(tail.file_len).map_err(Error::io(what, None))?;
+        self.sync()?;
+        self.header.l1_table_offset = tail.l1_offset;
+        self.header.refcount_table_offset = tail.table_offset;
+        self.header.refcount_table_clusters = tail.table_clusters as u32;
+        write(&*self.out, &self.header.encode(), 0)?;
+        self.sync()
+    }
+}
+
+impl Writer {
+    fn sync(&self) -> Result<()> {
+        self.out.sync().map_err(Error::io("syncing", None))
+    }
+}
+
+/// The smallest range that is placed by itself: a subcluster where there are any. Else whole clusters have to be written if
+/// something other than zeros may be in them, or show through in their place; and single sectors if not.
+fn granule(settings: &Settings, starts_zeroed: bool) -> u64 {
+    if settings.extended_l2 {
+        settings.cluster_size() / u64::from(SUBCLUSTERS)
+    } else if settings.backing.is_some() || !starts_zeroed {
+        settings.cluster_size()
+    } else {
+        SECTOR
+    }
+}
+
+/// The header of an image without tables.
+fn header(settings: &Settings) -> Result<Header> {
+    let mut incompatible = Incompatible::empty();
+    incompatible.set(Incompatible::COMPRESSION_TYPE, settings.codec != crate::codec::Codec::Deflate);
+    incompatible.set(Incompatible::EXTENDED_L2, settings.extended_l2);
+    let mut compatible = Compatible::empty();
+    compatible.set(Compatible::LAZY_REFCOUNTS, settings.lazy_refcounts);
+    let names_features = settings.version >= 3 && settings.cluster_size() > FEATURE_NAMES_ABOVE;
+    let mut header = Header {
+        version: settings.version,
+        backing_file: settings.backing.as_ref().map(|backing| backing.file.clone()),
+        cluster_bits: settings.cluster_bits,
+        size: settings.virtual_size,
+        encryption: Encryption::None,
+        l1_size: 0,
+        l1_table_offset: 0,
+        refcount_table_offset: 0,
+        refcount_table_clusters: 0,
+        nb_snapshots: 0,
+        snapshots_offset: 0,
+        incompatible,
+        compatible,
+        autoclear: Autoclear::empty(),
+        refcount_order: settings.refcount_order,
+        header_length: if settings.version >= 3 { V3_WRITTEN_LENGTH } else { V2_LENGTH },
+        compression: settings.codec,
+        extensions: Extensions {
+            backing_format: settings.backing.as_ref().map(|backing| backing.format.clone()),
+            features: if names_features { Feature::known() } else { Vec::new() },
+            ..Extensions::default()
+        },
+    };
+    // The settings leave at most `MAX_L1_ENTRIES`.
+    header.l1_size = header.l1_entries_for(header.size) as u32;
+    let (len, room) = (header.encode().len() as u64, header.cluster_size());
+    if len > room {
+        let problem =
+            format!("the header with this name has {len} bytes, and a cluster {room}; use a larger cluster_size");
+        return Err(wrong(FORMAT_NAME, "backing_file", problem));
+    }
+    Ok(header)
+}
+
+fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64) -> Result<()> {
+    out.write_all_at(bytes, offset).map_err(|e| Error::io(format!("writing {} bytes", bytes.len()), offset)(e))
+}
+
+/// Writes `entries`, big-endian, and zeros behind them into the `len` bytes at `offset`.
+fn write_table(out: &dyn WriteAt, entries: &[u64], offset: u64, len: u64) -> Result<()> {
+    const ENTRIES: usize = 8 << 10;
+    let mut at = offset;
+    for chunk in entries.chunks(ENTRIES) {
+        let bytes: Vec<u8> = chunk.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+        write(out, &bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    write_zeros(out, at..offset + len)
+}
+
+/// Writes zeros, where space shall be taken and not only zeros be read.
+fn write_zeros(out: &dyn WriteAt, range: Range<u64>) -> Result<()> {
+    const ZEROS: &[u8] = &[0; 256 << 10];
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(ZEROS.len() as u64);
+        write(out, &ZEROS[..len as usize], at)?;
+        at += len;
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The tables that say where guest clusters are, while they are written (qcow2 specification, "Cluster mapping").
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::alloc::Allocator;
+use super::{write, write_table};
+use crate::error::{Error, Result};
+use crate::format::qcow2::entry::{COMPRESSED, COPIED, L1Entry, OFFSET_MASK, SUBCLUSTERS};
+use crate::format::qcow2::header::Header;
+use crate::io::WriteAt;
+
+/// The L1 table, and the one L2 table that guest offsets are at.
+pub(super) struct Mapping {
+    out: Arc<dyn WriteAt>,
+    cluster_bits: u32,
+    entry_size: u64,
+    l1: Vec<u64>,
+    /// The open L2 table as it will stand in the file.
+    l2: Vec<u8>,
+    /// The guest clusters that it maps; empty as long as there is none.
+    mapped: Range<u64>,
+}
+
+impl Mapping {
+    pub fn new(out: Arc<dyn WriteAt>, header: &Header) -> Mapping {
+        Mapping {
+            out,
+            cluster_bits: header.cluster_bits,
+            entry_size: header.l2_entry_size(),
+            l1: vec![0; header.l1_size as usize],
+            l2: vec![0; header.cluster_size() as usize],
+            mapped: 0..0,
+        }
+    }
+
+    /// Opens the L2 table that maps guest cluster `cluster`, which is in the open one or behind it.
+    pub fn open(&mut self, cluster: u64, alloc: &mut Allocator) -> Result<()> {
+        if self.mapped.contains(&cluster) {
+            return Ok(());
+        }
+        if cluster < self.mapped.end {
+            return Err(Error::Usage("guest offsets have to ascend while an image is written".into()));
+        }
+        self.flush()?;
+        let entries = self.l2.len() as u64 / self.entry_size;
+        let index = cluster / entries;
+        let Some(entry) = self.l1.get_mut(index as usize) else {
+            return Err(Error::Usage(format!("guest cluster {cluster} is behind the end of the disk")));
+        };
+        *entry = L1Entry::encode(alloc.take(1)?.start);
+        self.l2.fill(0);
+        self.mapped = index * entries..(index + 1) * entries;
+        Ok(())
+    }
+
+    /// The guest clusters of the open table.
+    pub fn mapped(&self) -> &Range<u64> {
+        &self.mapped
+    }
+
+    /// The host cluster of `cluster`, if it has one.
+    pub fn host(&self, cluster: u64) -> Option<u64> {
+        let entry = BigEndian::read_u64(&self.l2[self.at(cluster)..]);
+        debug_assert_eq!(entry & COMPRESSED, 0, "guest cluster {cluster} is compressed already");
+        Some(entry & OFFSET_MASK).filter(|&host| host != 0)
+    }
+
+    /// Gives the guest clusters from `cluster` on the host clusters `run`.
+    pub fn set_run(&mut self, cluster: u64, run: Range<u64>) {
+        for (cluster, host) in (cluster..).zip(run.step_by(1 << self.cluster_bits)) {
+            self.set(cluster, host | COPIED);
+        }
+    }
+
+    pub fn set(&mut self, cluster: u64, entry: u64) {
+        let at = self.at(cluster);
+        BigEndian::write_u64(&mut self.l2[at..], entry);
+    }
+
+    /// Marks the subclusters of the bytes `guest` as stored in the host clusters.
+    pub fn set_allocated(&mut self, guest: Range<u64>) {
+        self.update_bitmaps(guest, |bitmap, bits| bitmap & !(bits << 32) | bits);
+    }
+
+    /// Marks the subclusters of the bytes `guest` as zeros.
+    pub fn set_zero(&mut self, guest: Range<u64>) {
+        self.update_bitmaps(guest, |bitmap, bits| bitmap & !bits | bits << 32);
+    }
+
+    fn update_bitmaps(&mut self, guest: Range<u64>, update: impl Fn(u64, u64) -> u64) {
+        let cluster_size = 1 << self.cluster_bits;
+        let subcluster = cluster_size / u64::from(SUBCLUSTERS);
+        for cluster in guest.start >> self.cluster_bits..guest.end.div_ceil(cluster_size) {
+            let start = cluster << self.cluster_bits;
+            let from = guest.start.saturating_sub(start) / subcluster;
+            let to = (guest.end - start).min(cluster_size).div_ceil(subcluster);
+            let at = self.at(cluster) + 8;
+            let bitmap = BigEndian::read_u64(&self.l2[at..]);
+            BigEndian::write_u64(&mut self.l2[at..], update(bitmap, (1 << to) - (1 << from)));
+        }
+    }
+
+    /// Writes the open L2 table.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.mapped.is_empty() {
+            return Ok(());
+        }
+        let entries = self.mapped.end - self.mapped.start;
+        let entry = self.l1.get((self.mapped.start / entries) as usize).copied().unwrap_or_default();
+        write(&*self.out, &self.l2, entry & OFFSET_MASK)
+    }
+
+    /// Entries in the L1 table.
+    pub fn l1_len(&self) -> u64 {
+        self.l1.len() as u64
+    }
+
+    /// Writes the L1 table into the `len` bytes at `offset`.
+    pub fn write_l1(&self, offset: u64, len: u64) -> Result<()> {
+        write_table(&*self.out, &self.l1, offset, len)
+    }
+
+    /// Where in the open L2 table the entry of `cluster` stands.
+    fn at(&self, cluster: u64) -> usize {
+        ((cluster - self.mapped.start) * self.entry_size) as usize
+    }
+}

@@ -1,0 +1,73 @@
+//! Signatures of disk image formats that this crate does not read.
+//!
+//! A file that carries one is no raw disk in the eyes of its owner, and a raw disk that carries one may be a guest's attempt
+//! to have its host open other files. Either way the caller has to say what is meant.
+
+use super::Probe;
+
+/// A format that is recognised, and no more.
+struct Signature {
+    name: &'static str,
+    matches: fn(&Probe<'_>) -> bool,
+}
+
+static SIGNATURES: &[Signature] = &[
+    Signature { name: "qcow", matches: |p| p.head.starts_with(b"QFI\xfb\0\0\0\x01") },
+    Signature { name: "qed", matches: |p| p.head.starts_with(b"QED\0") },
+    Signature { name: "vmdk", matches: vmdk },
+    Signature { name: "vhdx", matches: |p| p.head.starts_with(b"vhdxfile") },
+    // A fixed VHD has only the footer; before Virtual PC 2004 that was 511 bytes long.
+    Signature {
+        name: "vpc",
+        matches: |p| p.head.starts_with(b"conectix") || [0, 1].iter().any(|&at| has(p.tail, at, b"conectix")),
+    },
+    Signature { name: "vdi", matches: |p| has(p.head, 0x40, &0xbeda_107f_u32.to_le_bytes()) },
+    Signature {
+        name: "parallels",
+        matches: |p| p.head.starts_with(b"WithoutFreeSpace") || p.head.starts_with(b"WithouFreSpacExt"),
+    },
+];
+
+/// The names of the formats, beyond those of this crate, whose signature the file carries.
+pub(super) fn foreign<'a>(probe: &Probe<'a>) -> impl Iterator<Item = &'static str> + use<'a> {
+    let probe = *probe;
+    SIGNATURES.iter().filter(move |signature| (signature.matches)(&probe)).map(|signature| signature.name)
+}
+
+fn has(bytes: &[u8], at: usize, what: &[u8]) -> bool {
+    bytes.get(at..).is_some_and(|rest| rest.starts_with(what))
+}
+
+/// A sparse extent of one kind or another, or a text descriptor: comments and blank lines, then `version=`.
+fn vmdk(probe: &Probe<'_>) -> bool {
+    let magics: [&[u8]; 3] = [b"KDMV", b"COWD", &0xcafe_babe_u64.to_le_bytes()];
+    if magics.iter().any(|magic| probe.head.starts_with(magic)) {
+        return true;
+    }
+    probe
+        .head
+        .split(|&byte| byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .find(|line| !line.is_empty() && !line.starts_with(b"#"))
+        .and_then(|line| line.split_at_checked(b"version".len()))
+        .is_some_and(|(key, rest)| key.eq_ignore_ascii_case(b"version") && rest.trim_ascii().starts_with(b"="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(head: &[u8], tail: &[u8]) -> Vec<&'static str> {
+        foreign(&Probe { head, tail, len: 1 << 20 }).collect()
+    }
+
+    #[test]
+    fn known_signatures() {
+        assert_eq!(names(b"# Disk DescriptorFile\r\n\r\nVersion = 1\n", b""), ["vmdk"]);
+        assert_eq!(names(b"# just a comment\nversionless", b""), [""; 0]);
+        assert_eq!(names(b"\0", b"conectix"), ["vpc"]);
+        assert_eq!(names(b"\0", b"\0conectix"), ["vpc"]);
+        assert_eq!(names(b"QFI\xfb\0\0\0\x02", b""), [""; 0]);
+        assert_eq!(names(&[0; 512], &[0; 512]), [""; 0]);
+    }
+}

@@ -1,0 +1,132 @@
+//! The one place where an allocation's size comes from an image.
+
+use crate::error::{Error, Fault, Problem, Result};
+use crate::io::ReadAt;
+use crate::limits::Budget;
+
+/// What is read, for messages: the format, the name of what is read, and the file offset of the field that says where it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field {
+    pub format: &'static str,
+    pub name: &'static str,
+    pub at: u64,
+}
+
+impl Field {
+    /// Checks that `len` bytes at `offset` lie within a file of `file_len` bytes.
+    pub fn within(&self, offset: u64, len: u64, file_len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= file_len => Ok(()),
+            _ => Err(self.fault(Problem::OutOfBounds { offset, len, file_len })),
+        }
+    }
+
+    /// Checks that `value` is a multiple of `alignment`.
+    pub fn aligned(&self, value: u64, alignment: u64) -> Result<()> {
+        if value.is_multiple_of(alignment) { Ok(()) } else { Err(self.fault(Problem::Misaligned { value, alignment })) }
+    }
+
+    /// Checks that `len` bytes at `offset` end at an offset that a file can have.
+    pub fn fits_u63(&self, offset: u64, len: u64) -> Result<()> {
+        self.within(offset, len, i64::MAX as u64)
+    }
+
+    /// Checks that `value` is at most `limit`.
+    pub fn at_most(&self, value: u64, limit: u64) -> Result<()> {
+        if value <= limit {
+            Ok(())
+        } else {
+            Err(Error::Limit { format: self.format, field: self.name.into(), at: Some(self.at), value, limit })
+        }
+    }
+
+    /// The error for this field.
+    pub fn fault(&self, problem: Problem) -> Error {
+        Fault::new(self.format, self.name, self.at, problem)
+    }
+}
+
+/// Reads `len` bytes at `offset`, after the file's length, the budget and the allocator have agreed, in this order.
+pub(crate) fn read_table(file: &dyn ReadAt, offset: u64, len: u64, field: Field, budget: &Budget) -> Result<Vec<u8>> {
+    let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+    field.within(offset, len, file_len)?;
+    budget.take(len, field.format, field.name, field.at)?;
+    let mut bytes = Vec::new();
+    let refused = |_| Error::Limit {
+        format: field.format,
+        field: field.name.into(),
+        at: Some(field.at),
+        value: len,
+        limit: isize::MAX as u64,
+    };
+    bytes.try_reserve_exact(len as usize).map_err(refused)?;
+    bytes.resize(len as usize, 0);
+    read(file, &mut bytes, offset)?;
+    Ok(bytes)
+}
+
+/// Reads a table of big-endian 64-bit entries.
+pub(crate) fn read_table_u64_be(
+    file: &dyn ReadAt,
+    offset: u64,
+    entries: u64,
+    field: Field,
+    budget: &Budget,
+) -> Result<Vec<u64>> {
+    const CHUNK: usize = 64 << 10;
+    let len = entries.saturating_mul(8);
+    let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+    field.within(offset, len, file_len)?;
+    budget.take(len, field.format, field.name, field.at)?;
+    let mut table = Vec::new();
+    let refused = |_| Error::Limit {
+        format: field.format,
+        field: field.name.into(),
+        at: Some(field.at),
+        value: len,
+        limit: isize::MAX as u64,
+    };
+    table.try_reserve_exact(entries as usize).map_err(refused)?;
+    let mut bytes = vec![0; CHUNK.min(len as usize)];
+    let mut at = 0;
+    while at < len {
+        let n = (len - at).min(CHUNK as u64) as usize;
+        read(file, &mut bytes[..n], offset + at)?;
+        table.extend(bytes[..n].as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry)));
+        at += n as u64;
+    }
+    Ok(table)
+}
+
+/// Fills `buf` from `offset` on.
+pub(crate) fn read(file: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result<()> {
+    let len = buf.len();
+    file.read_exact_at(buf, offset).map_err(|e| Error::io(format!("reading {len} bytes"), offset)(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+
+    const FIELD: Field = Field { format: "test", name: "table", at: 8 };
+
+    #[test]
+    fn a_table_outside_the_file_is_refused_before_it_is_allocated() {
+        let file = MemFile::from(vec![1; 100]);
+        for (offset, len) in [(0, 101), (u64::MAX, 1), (1, u64::MAX), (101, 0)] {
+            let error = read_table(&file, offset, len, FIELD, &Budget::new(u64::MAX)).unwrap_err();
+            assert_eq!(error.kind(), "out-of-bounds", "{offset} {len}");
+        }
+        assert_eq!(read_table(&file, 90, 10, FIELD, &Budget::new(9)).unwrap_err().kind(), "limit");
+        assert_eq!(read_table(&file, 90, 10, FIELD, &Budget::new(10)).unwrap(), [1; 10]);
+    }
+
+    #[test]
+    fn entries_are_big_endian() {
+        let bytes: Vec<u8> = (0..20_000u64).flat_map(u64::to_be_bytes).collect();
+        let file = MemFile::from(bytes);
+        let table = read_table_u64_be(&file, 8, 19_999, FIELD, &Budget::new(1 << 20)).unwrap();
+        assert!(table.iter().copied().eq(1..20_000));
+    }
+}

@@ -1,0 +1,95 @@
+//! Text that comes from an image: any bytes at all, and never shown to a terminal as they are.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A name that an image holds. Its `Display` escapes what a terminal or a log could take for more than text.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Name(Vec<u8>);
+
+impl Name {
+    /// The bytes, as they stand in the image.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes as a path of this system.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// The text, with replacement characters where it is not UTF-8.
+    pub fn to_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.0)
+    }
+}
+
+impl From<&[u8]> for Name {
+    fn from(bytes: &[u8]) -> Self {
+        Name(bytes.to_vec())
+    }
+}
+
+impl From<&str> for Name {
+    fn from(text: &str) -> Self {
+        Name(text.as_bytes().to_vec())
+    }
+}
+
+impl From<&Path> for Name {
+    fn from(path: &Path) -> Self {
+        Name(path.as_os_str().as_bytes().to_vec())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        escape(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Name({self})")
+    }
+}
+
+/// A path for messages, escaped as a [`Name`] is.
+pub fn escaped_path(path: &Path) -> Name {
+    Name::from(path)
+}
+
+/// Writes printable text as it is, and the rest (controls, direction marks, bytes outside UTF-8) as escapes.
+fn escape(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\'' | '"' => write!(f, "{c}")?,
+                _ => write!(f, "{}", c.escape_debug())?,
+            }
+        }
+        for byte in chunk.invalid() {
+            write!(f, "\\x{byte:02x}")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_is_escaped() {
+        let name = Name::from(&b"a\x1b[31m\n\0\xff 'b\".qcow2\xe2\x80\xae"[..]);
+        assert_eq!(name.to_string(), "a\\u{1b}[31m\\n\\0\\xff 'b\".qcow2\\u{202e}");
+    }
+
+    #[test]
+    fn plain_text_stays_as_it_is() {
+        assert_eq!(Name::from("Größe 磁盘.img").to_string(), "Größe 磁盘.img");
+    }
+}

@@ -1,0 +1,371 @@
+//! Opening: probing, chains, and the caller's policy for files that an image names.
+
+use std::path::{Component, Path, PathBuf, absolute};
+use std::sync::Arc;
+
+use crate::error::{Error, ReferenceProblem, Result};
+use crate::format::{CheckReport, Format, OpenContext, Probe};
+use crate::image::{Image, Layer, SourceFile};
+use crate::info::{ImageInfo, Reference};
+use crate::io::{FileSource, ReadAt};
+use crate::limits::{Budget, Limits};
+
+/// Which files that an image names (backing files, data files) may be opened.
+///
+/// An image that comes from a stranger can name any file of this machine, so nothing is opened unless the caller says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum References {
+    /// None. An image that needs one is refused.
+    #[default]
+    Deny,
+    /// Those in the directory of the image that names them, and no symbolic links.
+    Beside,
+    /// All.
+    Any,
+}
+
+/// How to open an image.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    format: Option<Format>,
+    backing_format: Option<Format>,
+    snapshot: Option<String>,
+    references: References,
+    limits: Limits,
+}
+
+/// What can be said of an image by opening nothing but the image.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// What it says of itself.
+    pub info: ImageInfo,
+    /// Length of the file in bytes.
+    pub file_len: u64,
+    /// Bytes that the file takes up on its file system.
+    pub allocated: u64,
+}
+
+impl OpenOptions {
+    /// The format is found by probing, no other file is opened, and [`Limits`] are the default.
+    pub fn new() -> Self {
+        OpenOptions::default()
+    }
+
+    /// States the format. For a raw disk of a guest that is not trusted this is a must: the guest can write the signature of
+    /// any format to it.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// States the format of backing files whose format the image does not state.
+    #[must_use]
+    pub fn backing_format(mut self, format: Format) -> Self {
+        self.backing_format = Some(format);
+        self
+    }
+
+    /// Opens the disk as it was at an internal snapshot, named by its id or its name.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: impl Into<String>) -> Self {
+        self.snapshot = Some(snapshot.into());
+        self
+    }
+
+    /// Allows files that the image names.
+    #[must_use]
+    pub fn references(mut self, references: References) -> Self {
+        self.references = references;
+        self
+    }
+
+    /// Sets what the image may ask for.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Opens the image at `path` with all the files that its guest bytes are in.
+    ///
+    /// # Errors
+    /// Those of the system and of the image, and [`Error::Reference`] for a file that may not be opened.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        let budget = Budget::new(self.limits.metadata);
+        let mut image = Image::default();
+        let mut next = Some(Opened::named_by_caller(path.as_ref(), self.format)?);
+        while let Some(opened) = next {
+            let depth = image.depth();
+            next = self
+                .add_layer(&mut image, &opened, &budget)
+                .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, depth + 1)).transpose())
+                .map_err(|e| e.in_file(&opened.path))?;
+        }
+        Ok(image)
+    }
+
+    /// Opens an image that is not in a file of its own. It has no place from which to find other files.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
+        let mut image = Image::default();
+        let format = self.format.map_or_else(|| probe(&*source), Ok)?;
+        let no_place = |reference: &Reference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
+        let budget = Budget::new(self.limits.metadata);
+        let reader = format.open(source.clone(), &self.context(&budget, 0, &no_place))?;
+        check_readable(reader.info())?;
+        if let Some(reference) = &reader.info().backing {
+            return no_place(reference).map(|_: Option<Arc<dyn ReadAt>>| image);
+        }
+        image.push(Layer { reader, format, files: vec![SourceFile::new(source, None)?] });
+        Ok(image)
+    }
+
+    /// Opens only the file at `path`, not what it names, and tells what it says of itself.
+    ///
+    /// # Errors
+    /// Those of the system and of the image.
+    pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
+        let opened = Opened::named_by_caller(path.as_ref(), self.format)?;
+        self.inspect_opened(&opened).map_err(|e| e.in_file(&opened.path))
+    }
+
+    /// As [`inspect`](Self::inspect), for the image and, by the policy, each of its backing files in turn.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
+        let mut chain: Vec<Inspection> = Vec::new();
+        let mut seen = Vec::new();
+        let mut next = Some(Opened::named_by_caller(path.as_ref(), self.format)?);
+        while let Some(opened) = next {
+            let step = || {
+                let inspection = self.inspect_opened(&opened)?;
+                let identity = opened.source.identity().map_err(Error::io("asking what file it is", None))?;
+                let backing = inspection.info.backing.as_ref();
+                let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
+                Ok((inspection, identity, backing))
+            };
+            let (inspection, identity, backing) = step().map_err(|e: Error| e.in_file(&opened.path))?;
+            if seen.contains(&identity) {
+                return Err(loops(&opened));
+            }
+            seen.push(identity);
+            chain.push(inspection);
+            next = backing;
+        }
+        Ok(chain)
+    }
+
+    /// Examines the metadata of the image at `path`, without opening its backing file.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the format has nothing that can be examined, and as [`open`](Self::open).
+    pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
+        let opened = Opened::named_by_caller(path.as_ref(), self.format)?;
+        let budget = Budget::new(self.limits.metadata);
+        let data_file = |reference: &Reference| self.open_data_file(&opened, reference).map(|file| Some(file.source));
+        opened
+            .format
+            .check(opened.source.clone(), &self.context(&budget, 0, &data_file))
+            .map_err(|e| e.in_file(&opened.path))
+    }
+
+    fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
+        let budget = Budget::new(self.limits.metadata);
+        let reader = opened.format.open(opened.source.clone(), &self.context(&budget, 1, &|_| Ok(None)))?;
+        Ok(Inspection {
+            path: opened.path.clone(),
+            format: opened.format,
+            info: reader.info().clone(),
+            file_len: opened.source.size().map_err(Error::io("asking for the length", None))?,
+            allocated: opened.source.allocated().map_err(Error::io("asking for the space in use", None))?,
+        })
+    }
+
+    /// Adds the opened file to the chain, and returns what it names as its backing file.
+    fn add_layer(&self, image: &mut Image, opened: &Opened, budget: &Budget) -> Result<Option<Reference>> {
+        let file = SourceFile::opened(opened.source.clone(), &opened.path)?;
+        if image.files().any(|other| other.identity == file.identity) {
+            return Err(loops(opened));
+        }
+        let mut files = vec![file];
+        let data_files = std::sync::Mutex::new(Vec::new());
+        let reader = opened.format.open(
+            opened.source.clone(),
+            &self.context(budget, image.depth(), &|reference| {
+                let file = self.open_data_file(opened, reference)?;
+                let source = file.source.clone();
+                data_files.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(file);
+                Ok(Some(source))
+            }),
+        )?;
+        files.append(&mut data_files.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
+        check_readable(reader.info())?;
+        let backing = reader.info().backing.clone();
+        image.push(Layer { reader, format: opened.format, files });
+        Ok(backing)
+    }
+
+    fn context<'a>(
+        &'a self,
+        budget: &'a Budget,
+        depth: usize,
+        file: &'a dyn Fn(&Reference) -> Result<Option<Arc<dyn ReadAt>>>,
+    ) -> OpenContext<'a> {
+        let snapshot = if depth == 0 { self.snapshot.as_deref() } else { None };
+        OpenContext { limits: &self.limits, budget, snapshot, file }
+    }
+
+    fn open_data_file(&self, image: &Opened, reference: &Reference) -> Result<SourceFile> {
+        let (path, source) = self.open_reference(image, reference)?;
+        SourceFile::opened(Arc::new(source), &path)
+    }
+
+    fn open_backing(&self, image: &Opened, reference: &Reference, depth: usize) -> Result<Opened> {
+        if depth >= self.limits.chain_depth {
+            let limit = self.limits.chain_depth as u64;
+            let field = "the number of images in the chain".into();
+            return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
+        }
+        let (path, source) = self.open_reference(image, reference)?;
+        let format = match (&reference.format, self.backing_format) {
+            (Some(stated), _) => Format::named(&stated.to_text()),
+            (None, Some(format)) => Ok(format),
+            (None, None) => match probe(&source) {
+                // What carries no signature can be nothing but raw. What carries one may be a raw disk whose guest wrote it.
+                Ok(format) if format.name() == "raw" => Ok(format),
+                Ok(format) => Err(refusal(image.format, reference, ReferenceProblem::FormatNotStated(format.name()))),
+                Err(error) => Err(error),
+            },
+        };
+        Ok(Opened { format: format.map_err(|e| e.in_file(&path))?, source: Arc::new(source), path })
+    }
+
+    /// Opens what `image` names, if the policy allows it. A refusal does not depend on what is there.
+    fn open_reference(&self, image: &Opened, reference: &Reference) -> Result<(PathBuf, FileSource)> {
+        let refuse = |problem| Err(refusal(image.format, reference, problem));
+        let name = reference.name.as_path();
+        let directory = image.path.parent().unwrap_or(Path::new(""));
+        if self.references == References::Deny {
+            return refuse(ReferenceProblem::NotAllowed);
+        }
+        if is_address(reference.name.as_bytes()) {
+            return refuse(ReferenceProblem::NotAFile);
+        }
+        if self.references == References::Beside && !is_beside(name, directory) {
+            return refuse(ReferenceProblem::NotBeside);
+        }
+        let path = directory.join(name);
+        let source = match self.references {
+            References::Any => FileSource::open(&path),
+            _ => FileSource::open_nofollow(&path),
+        };
+        match source {
+            Ok(source) => Ok((path, source)),
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
+            Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
+        }
+    }
+}
+
+/// An image file whose format is known.
+struct Opened {
+    path: PathBuf,
+    source: Arc<FileSource>,
+    format: Format,
+}
+
+impl Opened {
+    /// Opens a file that the caller named: it may be anywhere, and it is probed unless the format is stated.
+    fn named_by_caller(path: &Path, format: Option<Format>) -> Result<Opened> {
+        let open = || {
+            let source = FileSource::open(path).map_err(Error::io("opening", None))?;
+            let format = format.map_or_else(|| probe(&source), Ok)?;
+            Ok(Opened { path: path.to_owned(), source: Arc::new(source), format })
+        };
+        open().map_err(|e: Error| e.in_file(path))
+    }
+}
+
+/// Finds the format by the first and the last bytes.
+fn probe(source: &dyn ReadAt) -> Result<Format> {
+    let len = source.size().map_err(Error::io("asking for the length", None))?;
+    let read = |offset: u64, most: usize| {
+        let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
+        crate::io::table::read(source, &mut bytes, offset).map(|()| bytes)
+    };
+    let head = read(0, Probe::HEAD)?;
+    let tail = read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?;
+    Format::probe(&Probe { head: &head, tail: &tail, len })
+}
+
+fn check_readable(info: &ImageInfo) -> Result<()> {
+    match info.encryption {
+        None => Ok(()),
+        Some(method) => Err(Error::Unsupported {
+            format: info.format,
+            feature: format!("encryption ({method}) is").into(),
+            at: None,
+        }),
+    }
+}
+
+fn refusal(format: Format, reference: &Reference, problem: ReferenceProblem) -> Error {
+    Error::Reference { format: format.name(), role: reference.role, name: reference.name.clone(), problem }
+}
+
+fn loops(opened: &Opened) -> Error {
+    let name = opened.path.as_path().into();
+    Error::Reference { format: opened.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
+}
+
+/// Whether a name is an address or a description in the manner of qemu: letters before a colon, and no slash before that.
+fn is_address(name: &[u8]) -> bool {
+    match name.iter().position(|&byte| byte == b':') {
+        Some(colon) => colon > 0 && !name.iter().take(colon).any(|&byte| byte == b'/'),
+        None => name.is_empty(),
+    }
+}
+
+/// Whether a name means a file in `directory`, by its text alone.
+fn is_beside(name: &Path, directory: &Path) -> bool {
+    let Some(file_name) = name.file_name() else { return false };
+    if name.is_absolute() {
+        return name.parent().is_some_and(|parent| absolute(directory.join(".")).is_ok_and(|here| here == parent));
+    }
+    name.components().filter(|part| *part != Component::CurDir).eq([Component::Normal(file_name)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_is_a_matter_of_text() {
+        let here = Path::new("/images");
+        for name in ["base.qcow2", "./base.qcow2", "/images/base.qcow2"] {
+            assert!(is_beside(Path::new(name), here), "{name}");
+        }
+        for name in ["../base", "a/base", "/etc/passwd", "/images/a/b", "/images/../base", "..", ".", "/", ""] {
+            assert!(!is_beside(Path::new(name), here), "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_no_files() {
+        for name in ["json:{}", "nbd://host/x", "nbd:unix:/s", "fat:rw:/", ""] {
+            assert!(is_address(name.as_bytes()), "{name}");
+        }
+        for name in ["a.img", "./a:b", "/x/a:b", ":a"] {
+            assert!(!is_address(name.as_bytes()), "{name}");
+        }
+    }
+}

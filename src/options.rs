@@ -1,0 +1,181 @@
+//! Options of a format, as text `key=value`, and sizes as people type them.
+
+use std::ops::RangeInclusive;
+
+use crate::error::{Error, Result};
+
+/// An option that a format takes when an image is made.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionSpec {
+    /// Its name.
+    pub name: &'static str,
+    /// The values it takes, for a person to read.
+    pub values: &'static str,
+    /// What it is for, and its default.
+    pub help: &'static str,
+}
+
+/// Options for a new image, in the order given. A later one replaces an earlier one of the same name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options(Vec<(String, String)>);
+
+impl Options {
+    /// No options: every default.
+    pub fn new() -> Self {
+        Options::default()
+    }
+
+    /// Adds the options of a list like `cluster_size=128k,compat=1.1`. A comma in a value is written twice, and an option
+    /// without a value means `on`.
+    pub fn add_list(&mut self, list: &str) {
+        const COMMA: &str = "\0";
+        for item in list.replace(",,", COMMA).split(',').filter(|item| !item.is_empty()) {
+            let item = item.replace(COMMA, ",");
+            let (name, value) = item.split_once('=').unwrap_or((&item, "on"));
+            self.set(name, value);
+        }
+    }
+
+    /// Sets one option.
+    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        let name = name.into();
+        self.0.retain(|(other, _)| *other != name);
+        self.0.push((name, value.into()));
+    }
+
+    /// The value of an option, if it is set.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The names of the options that are set.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Checks that `format` takes each of the options.
+    pub(crate) fn check(&self, format: &'static str, specs: &[OptionSpec]) -> Result<()> {
+        let known: Vec<_> = specs.iter().map(|spec| spec.name).collect();
+        match self.names().find(|name| !known.contains(name)) {
+            None => Ok(()),
+            Some(name) if known.is_empty() => Err(wrong(format, name, "unknown: this format takes no options")),
+            Some(name) => Err(wrong(format, name, format!("unknown; there are {}", known.join(", ")))),
+        }
+    }
+
+    /// A yes or no: `on`, `off`, and the other words for them.
+    pub(crate) fn flag(&self, format: &'static str, name: &str) -> Result<Option<bool>> {
+        self.choice(
+            format,
+            name,
+            &[("on", true), ("off", false), ("yes", true), ("no", false), ("true", true), ("false", false)],
+        )
+    }
+
+    /// One of a few words, each with what it stands for.
+    pub(crate) fn choice<T: Copy>(&self, format: &'static str, name: &str, words: &[(&str, T)]) -> Result<Option<T>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match words.iter().find(|(word, _)| *word == value) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                Err(wrong(format, name, format!("{value:?} is none of {}", words.join(", "))))
+            }
+        }
+    }
+
+    /// A number within `range`.
+    pub(crate) fn number(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
+        self.parsed(format, name, range, |value| value.parse().ok())
+    }
+
+    /// A number of bytes within `range`, with an optional unit.
+    pub(crate) fn size(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
+        self.parsed(format, name, range, |value| parse_size(value).ok())
+    }
+
+    fn parsed(
+        &self,
+        format: &'static str,
+        name: &str,
+        range: RangeInclusive<u64>,
+        parse: impl Fn(&str) -> Option<u64>,
+    ) -> Result<Option<u64>> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match parse(value) {
+            Some(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(wrong(format, name, format!("{value:?} is no number from {} to {}", range.start(), range.end()))),
+        }
+    }
+}
+
+/// The error for an option's value.
+pub(crate) fn wrong(format: &'static str, name: &str, problem: impl Into<String>) -> Error {
+    Error::Option { format, name: name.to_owned(), problem: problem.into() }
+}
+
+/// Reads a number of bytes: decimal, with a fraction if wanted, and a unit of `b`, `k`, `M`, `G`, `T`, `P` or `E` in powers
+/// of 1024, in either case. `1.5T` is 1649267441664. A fraction of a byte is rounded down.
+///
+/// # Errors
+/// [`Error::Usage`] for everything else, and for what is not below 2^63.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let wrong = || Error::Usage(format!("{text:?} is no size: use bytes, or a number with k, M, G, T, P or E"));
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        "p" => 50,
+        "e" => 60,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let all_digits = |part: &str| !part.is_empty() && part.len() <= 19 && part.bytes().all(|b| b.is_ascii_digit());
+    if !all_digits(whole) || !all_digits(fraction) {
+        return Err(wrong());
+    }
+    let number = |part: &str| part.parse::<u128>().map_err(|_| wrong());
+    let size = (number(whole)? << shift) + (number(fraction)? << shift) / 10u128.pow(fraction.len() as u32);
+    u64::try_from(size).ok().filter(|size| *size < 1 << 63).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, size) in [
+            ("0", 0),
+            ("512", 512),
+            ("64k", 65536),
+            ("10G", 10 << 30),
+            ("1.5T", 3 << 39),
+            ("512M", 512 << 20),
+            ("7b", 7),
+            ("0.5k", 512),
+            ("7E", 7 << 60),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), size, "{text}");
+        }
+        for text in ["", "k", "-1", "1.k", ".5k", "1kb", "8E", "1e3", "99999999999999999999", "1 k", "٣"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lists() {
+        let mut options = Options::new();
+        options.add_list("a=1,b=x,,y,a=2,c");
+        assert_eq!(options.value("a"), Some("2"));
+        assert_eq!(options.value("b"), Some("x,y"));
+        assert_eq!(options.flag("f", "c").unwrap(), Some(true));
+        assert!(options.flag("f", "b").is_err());
+        assert_eq!(options.number("f", "a", 0..=2).unwrap(), Some(2));
+        assert!(options.number("f", "a", 3..=9).is_err());
+        assert!(options.check("f", &[]).is_err());
+    }
+}

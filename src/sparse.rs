@@ -1,0 +1,87 @@
+//! The shared traits of all formats: where do guest bytes live, and where shall they go?
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::codec::Encoding;
+use crate::error::Result;
+use crate::extent::{Extent, FileId};
+use crate::info::ImageInfo;
+use crate::io::{ReadAt, WriteAt};
+
+/// One opened layer of an image, for reading. It knows metadata only: the payload is read by whoever asks.
+pub trait SparseRead: Send + Sync {
+    /// What the image says of itself.
+    fn info(&self) -> &ImageInfo;
+
+    /// The extent that begins at guest byte `offset`, which is below the virtual size. It ends on a multiple of
+    /// [`map_unit`](Self::map_unit) or at the virtual size. Reads at most one metadata table and never panics, whatever
+    /// the image holds.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read or is corrupt; a place outside its file is corrupt.
+    fn extent_at(&self, offset: u64) -> Result<Extent>;
+
+    /// The file that a [`Location`](crate::extent::Location) of this layer is in.
+    ///
+    /// # Errors
+    /// [`Error::Reference`](crate::Error::Reference) when the image names a file that the caller did not want opened.
+    fn file(&self, id: FileId) -> Result<&Arc<dyn ReadAt>>;
+
+    /// The smallest range in bytes that is mapped by itself, a power of two; `None` when the image cannot but keep every
+    /// guest byte in a place of its own.
+    fn map_unit(&self) -> Option<u64>;
+
+    /// Tells `claim` the ranges of the image file that hold metadata, so that data which overlaps them is found.
+    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>));
+}
+
+/// A new image that is being written. It knows metadata only: the payload is written by whoever asks.
+///
+/// The calls are `{ place | place_compressed | zero }`, with ascending guest offsets, then `finish`. Guest bytes that no
+/// call mentions read as zeros, or as the backing file's where the image has one.
+pub trait SparseWrite: Send {
+    /// What the image takes.
+    fn spec(&self) -> &WriteSpec;
+
+    /// Says where a first part of `guest` goes: at least one granule, and as much as is contiguous in the file.
+    ///
+    /// Both ends of `guest` lie on granules or at the virtual size. Bytes of a block that are not placed read as zeros
+    /// if the target started zeroed. A block may be placed in several calls.
+    fn place(&mut self, guest: Range<u64>) -> Result<Placement>;
+
+    /// Says where the `stored_len` bytes go that hold the block `guest` compressed.
+    fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement>;
+
+    /// Makes `guest`, whose ends lie on granules or at the virtual size, read as zeros, whatever a backing file holds.
+    fn zero(&mut self, guest: Range<u64>) -> Result<()>;
+
+    /// Writes the tables and then, once they are on stable storage, the header, and syncs again.
+    fn finish(&mut self) -> Result<()>;
+}
+
+/// What an image that is being written takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WriteSpec {
+    /// Virtual size in bytes, after any rounding that the format asks for.
+    pub virtual_size: u64,
+    /// Bytes that are allocated at once, and the unit of compression. A power of two.
+    pub block_size: u64,
+    /// Smallest range in bytes that can be placed by itself. A power of two that divides `block_size`.
+    pub granule: u64,
+    /// How blocks are compressed; `None` to store them as they are.
+    pub encoding: Option<Encoding>,
+    /// Whether zeros too are placed and written (a fully preallocated image).
+    pub dense: bool,
+}
+
+/// Where bytes go.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The file.
+    pub out: Arc<dyn WriteAt>,
+    /// Byte offset in it.
+    pub offset: u64,
+    /// How many of the guest's bytes go there.
+    pub len: u64,
+}

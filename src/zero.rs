@@ -1,0 +1,153 @@
+//! Where a buffer holds data and where only zeros.
+//!
+//! Images are mostly holes, so every byte that is converted passes through here first: these
+//! routines have to run at the speed of memory.
+
+use std::iter::FusedIterator;
+use std::ops::Range;
+
+/// Bytes looked at between two chances to stop. Large enough that the one branch per lane costs
+/// nothing next to its loads, small enough that little is read past the first data.
+const LANE: usize = 128;
+
+/// Whether every byte of `bytes` is zero; true of an empty slice.
+#[inline]
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Data rarely starts with sixteen zeros: most of it is told apart by this one test.
+    if let Some(head) = bytes.first_chunk()
+        && u128::from_ne_bytes(*head) != 0
+    {
+        return false;
+    }
+    let (lanes, rest) = bytes.as_chunks::<LANE>();
+    lanes.iter().all(is_zero_lane) && rest.iter().all(|&byte| byte == 0)
+}
+
+/// One branch for the whole lane, so that the compiler keeps it in vector registers.
+#[inline]
+fn is_zero_lane(lane: &[u8; LANE]) -> bool {
+    let (words, _) = lane.as_chunks::<8>();
+    words.iter().fold(0, |any, word| any | u64::from_ne_bytes(*word)) == 0
+}
+
+/// The maximal runs of granules of `bytes` that hold a byte other than zero, in ascending order,
+/// as byte ranges of `bytes`.
+///
+/// Granules are `granule` bytes each, counted from the start of `bytes` (which the caller aligns
+/// as it needs); the last one may be short. Runs start and end on granule boundaries, or at the
+/// end of `bytes`, and two runs never touch. `granule` is a power of two, at least 512 where speed
+/// matters; 0 is taken as 1.
+pub fn data_runs(bytes: &[u8], granule: usize) -> DataRuns<'_> {
+    DataRuns { bytes, granule: granule.max(1), at: 0 }
+}
+
+/// The iterator of [`data_runs`].
+#[derive(Clone, Debug)]
+pub struct DataRuns<'a> {
+    bytes: &'a [u8],
+    granule: usize,
+    /// Where the search goes on, in bytes: a granule boundary, or the end.
+    at: usize,
+}
+
+impl DataRuns<'_> {
+    /// The end of the granules that are all zero, or all not, from `start` on.
+    fn end_of(&self, zero: bool, start: usize) -> usize {
+        let rest = self.bytes.get(start..).unwrap_or_default();
+        match rest.chunks(self.granule).position(|chunk| is_zero(chunk) != zero) {
+            Some(granules) => start + granules * self.granule,
+            None => self.bytes.len(),
+        }
+    }
+}
+
+impl Iterator for DataRuns<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let start = self.end_of(true, self.at);
+        self.at = self.end_of(false, start);
+        (start < self.at).then_some(start..self.at)
+    }
+}
+
+impl FusedIterator for DataRuns<'_> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::iter;
+
+    fn naive_is_zero(bytes: &[u8]) -> bool {
+        bytes.iter().all(|&byte| byte == 0)
+    }
+
+    fn naive_data_runs(bytes: &[u8], granule: usize) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (index, chunk) in bytes.chunks(granule).enumerate() {
+            let start = index * granule;
+            match runs.last_mut() {
+                _ if naive_is_zero(chunk) => {}
+                Some(last) if last.end == start => last.end += chunk.len(),
+                _ => runs.push(start..start + chunk.len()),
+            }
+        }
+        runs
+    }
+
+    /// Zeros, with a few bytes that may not be.
+    fn sparse(max: usize) -> impl Strategy<Value = Vec<u8>> {
+        (0..max, vec((any::<usize>(), any::<u8>()), 0..6)).prop_map(|(len, marks)| {
+            let mut bytes = vec![0; len];
+            for (at, value) in marks {
+                if len > 0 {
+                    bytes[at % len] = value;
+                }
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn is_zero_is_its_naive_twin(bytes in sparse(3000), skip in 0_usize..40) {
+            let bytes = &bytes[skip.min(bytes.len())..];
+            prop_assert_eq!(is_zero(bytes), naive_is_zero(bytes));
+        }
+
+        #[test]
+        fn data_runs_are_their_naive_twin(bytes in sparse(40_000), log in 9_u32..13) {
+            let granule = 1 << log;
+            let runs: Vec<_> = data_runs(&bytes, granule).collect();
+            prop_assert_eq!(runs, naive_data_runs(&bytes, granule));
+        }
+    }
+
+    #[test]
+    fn one_byte_is_seen_wherever_it_stands() {
+        for len in [1, 15, 16, 17, 127, 128, 129, 300, 513] {
+            for at in 0..len {
+                let mut bytes = vec![0; len];
+                assert!(is_zero(&bytes));
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "byte {at} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn edges() {
+        assert!(is_zero(&[]));
+        assert_eq!(data_runs(&[], 512).next(), None);
+        assert_eq!(data_runs(&[0; 1000], 512).next(), None);
+        assert!(data_runs(&[1; 1000], 512).eq(iter::once(0..1000)));
+        assert!(data_runs(&[0, 1, 0], 0).eq(iter::once(1..2)));
+        let mut bytes = [0; 1025];
+        bytes[1024] = 1;
+        let mut runs = data_runs(&bytes, 512);
+        assert_eq!(runs.next(), Some(1024..1025));
+        assert_eq!((runs.next(), runs.next()), (None, None));
+    }
+}
