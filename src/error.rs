@@ -233,7 +233,8 @@ impl Error {
     /// Says in which file the error happened, unless it says so already.
     pub fn in_file(self, path: &Path) -> Self {
         match self {
-            Error::File { .. } | Error::Guest { .. } | Error::Cancelled => self,
+            Error::File { .. } | Error::Cancelled => self,
+            Error::Guest { range, source } => Error::Guest { range, source: Box::new(source.in_file(path)) },
             other => Error::File { path: path.to_owned(), source: Box::new(other) },
         }
     }

@@ -304,7 +304,7 @@ impl Spans<'_> {
                     .reader
                     .extent_at(self.at)
                     .and_then(|extent| match &mut self.claims {
-                        Some(claims) => claims[depth].claim(&extent).map(|()| extent),
+                        Some(claims) => claims[depth].claim(&*layer.reader, &extent).map(|()| extent),
                         None => Ok(extent),
                     })
                     .map_err(|e| layer.locate(e, FileId::default()))?;

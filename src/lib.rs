@@ -1,6 +1,96 @@
-//! Reads, writes and converts virtual disk images.
+//! Reads, writes and converts virtual disk images: [raw](format::raw) and [qcow2](format::qcow2).
+//!
+//! ```no_run
+//! # fn main() -> diskimage::Result<()> {
+//! use diskimage::{Converter, Format, Image};
+//!
+//! let disk = Image::open("disk.qcow2")?;
+//! let report = Converter::new(Format::named("raw")?).convert(&disk, "disk.raw")?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Image::read_at`] reads guest bytes at any offset, [`Image::reader`] reads them as a stream, and [`Image::spans`] tells
+//! where they live. [`OpenOptions`] states a format, a snapshot, limits, and which other files may be opened. [`compare`]
+//! compares what two guests see.
+//!
+//! # The one idea
+//!
+//! **Formats are metadata; only the pipeline touches payload bytes.** A reader answers "where do the bytes of guest offset X
+//! live?", a writer answers "where shall they go?". So skipping zeros, passing compressed blocks through, backing chains,
+//! threads, progress, cancelling and memory bounds exist once, in the core, and not once for each format.
+//!
+//! ```text
+//! path -> ReadAt -> probe -> Format -> SparseRead (+ parents) -> Image
+//! Image::spans -> Data | Compressed | Zero | Hole
+//!    plan   a bounded work range (never the whole disk up front) into spans
+//!    load   read, decode, find zeros, encode            any thread, any order
+//!    place  metadata only                               in guest order, one at a time
+//!    write  payload                                     any thread, any order
+//! SparseWrite::finish: tables, then the header, then sync -> Report
+//! ```
+//!
+//! What follows from it:
+//!
+//! 1. The output is the same to the byte for any number of threads.
+//! 2. Memory is bounded by the number of threads and the budget for metadata, whatever the size of the disk.
+//! 3. The header is written last, behind a sync: what a broken conversion leaves is never taken for an image. With a path as
+//!    the target there is not even that, since the file gets its name at the very end.
+//! 4. Converting a result again gives the same bytes again.
+//! 5. Cost follows the data that is there, not the size of the disk: an empty disk of 64 TiB converts at once.
+//!
+//! # Layers
+//!
+//! Arrows point down only.
+//!
+//! ```text
+//! bin/imgconv     other crates     fuzz     benches
+//!       \            |             |        /
+//! lib.rs      the paved path
+//! convert/    Converter -> plan -> load -> pipeline (the only threads)      compare.rs
+//! image.rs    open.rs (chains, policy)      claims.rs
+//! format/     registry, raw, qcow2/  (know nothing of each other, of convert, of Image)
+//! sparse.rs   extent.rs   info.rs   options.rs   limits.rs   codec.rs   zero.rs
+//! io/         ReadAt WriteAt  file mem table          name.rs   error.rs
+//! ```
+//!
+//! A format is one folder and two lines in `format/mod.rs`.
+//!
+//! # Images from strangers
+//!
+//! * An image names other files: its backing file, its data file. None is opened unless [`References`] says so, and a
+//!   refusal reads the same whether the file exists or not. A format module cannot open files at all; it asks its caller.
+//! * Every number from an image is checked against the file's length and the [`Limits`] before it is used in arithmetic or
+//!   as the size of an allocation. The crate has no `unsafe` code.
+//! * Bytes that are missing are an [`Error`], never zeros. Errors say which field at which offset breaks which rule.
+//! * Guest ranges that share one place of a file are an error during a conversion. It is corruption, and also how a file of
+//!   a few KiB becomes a disk of many TiB.
+//! * Compressed blocks that are passed through are decoded all the same, so that a conversion that succeeds has read
+//!   every guest byte.
+//! * Text from an image is escaped when it is displayed ([`Name`]).
+//! * Backing files whose format is not stated are opened only if they carry no signature, or if the caller states it: a
+//!   guest could have written a signature into a raw disk.
+//!
+//! # Decisions
+//!
+//! * **Positioned reads, not a memory map.** Copying the data of a disk on a tmpfs with two threads, plain reads and writes of
+//!   2 MiB were as fast as any other way (map, `copy_file_range`), and a mapped file kills the process when somebody
+//!   truncates it. [`io`] has an adapter for callers who bring a map (feature `mmap`).
+//! * **One error for what is wrong with an image**, [`Fault`], with a [`Problem`] that all formats share, where one type for
+//!   each format had been planned: callers tell a value out of range from an overlap without knowing the format.
+//! * **A reader is handed the files that its image names through a callback** while it opens, instead of after: formats
+//!   exist that have to look into those files first.
+//! * **`nix` rather than `rustix`** for the few system calls that `std` lacks: it has a `close` that tells its error, and a
+//!   file whose `close` failed may not be what was written.
+//! * **The default levels of compression** are those at which a core is busy about as long as for three times qemu-img's
+//!   work: deflate with the full window of 32 KiB, which qemu reads and does not write.
+//!
+//! # Features
+//!
+//! None is on by default. `cli` is for the program `imgconv` and what only it needs. `mmap` is for [`io`] over a memory map.
 
-#![cfg_attr(not(feature = "mmap"), forbid(unsafe_code))]
+#![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 mod claims;

@@ -32,6 +32,9 @@ pub trait SparseRead: Send + Sync {
     /// guest byte in a place of its own.
     fn map_unit(&self) -> Option<u64>;
 
+    /// How often the image says that the unit at `offset` of its file is used; 1 where it does not count that.
+    fn references(&self, offset: u64) -> u64;
+
     /// Tells `claim` the ranges of the image file that hold metadata, so that data which overlaps them is found.
     fn metadata(&self, claim: &mut dyn FnMut(Range<u64>));
 }
@@ -73,6 +76,8 @@ pub struct WriteSpec {
     pub encoding: Option<Encoding>,
     /// Whether zeros too are placed and written (a fully preallocated image).
     pub dense: bool,
+    /// Whether the bytes of a backing file show where nothing is placed.
+    pub over_backing: bool,
 }
 
 /// Where bytes go.

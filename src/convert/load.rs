@@ -107,7 +107,7 @@ impl<'a> Loader<'a> {
             return vec![work.range.clone()];
         }
         let unit = self.job.unit();
-        let mut parts: Vec<_> = work.source.iter().chain(&work.base).filter(|span| !span.is_zero()).collect();
+        let mut parts: Vec<_> = work.source.iter().chain(&work.base).collect();
         parts.sort_by_key(|span| span.offset);
         let mut segments: Vec<Range<u64>> = Vec::new();
         for span in parts {
@@ -234,7 +234,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Fills the part `segment` of a buffer whose first byte is guest byte `start`.
+/// Fills the part `segment` of a buffer whose first byte is guest byte `start`: with zeros where there is no span.
 fn read(
     image: &Image,
     buf: &mut [u8],
@@ -247,10 +247,10 @@ fn read(
     let first = spans.partition_point(|span| span.end() <= segment.start);
     for span in spans[first..].iter().take_while(|span| span.offset < segment.end) {
         let span = span.clip(segment.start, segment.end);
+        buf[(at - start) as usize..(span.offset - start) as usize].fill(0);
         image.load(&span, &mut buf[(span.offset - start) as usize..(span.end() - start) as usize], scratch)?;
         at = span.end();
     }
-    // Behind the end of the source.
     buf[(at - start) as usize..(segment.end - start) as usize].fill(0);
     Ok(())
 }

@@ -158,7 +158,7 @@ impl Converter {
         self
     }
 
-    /// Calls `progress` now and then, from any of the threads.
+    /// Calls `progress` now and then, from any of the threads but one at a time, with growing numbers.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
@@ -225,6 +225,10 @@ impl Converter {
             Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
         if let Some(source) = source {
             report.source_format = source.format().name();
+            if writer.spec().over_backing && backing.is_none() {
+                let problem = "a disk is converted over a backing file only if that is opened too, to see what differs";
+                return Err(Error::Usage(problem.into()));
+            }
             let job = Job {
                 source,
                 base: backing.map(|backing| &backing.image),
@@ -244,12 +248,6 @@ impl Converter {
 
     fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(std::sync::atomic::Ordering::Relaxed))
-    }
-
-    fn tell(&self, done: u64, total: u64) {
-        if let Some(progress) = &self.progress {
-            progress(Progress { done, total });
-        }
     }
 }
 
@@ -272,7 +270,6 @@ impl Job<'_> {
     fn dense(&self) -> bool {
         self.spec.dense || self.sparse == 0
     }
-
 
     /// Smallest range that is stored or left out by itself.
     fn unit(&self) -> u64 {

@@ -6,7 +6,7 @@ use std::thread;
 
 use super::load::{Item, ItemKind, Loader};
 use super::plan::{Planner, Work};
-use super::{Converter, Job, Report};
+use super::{Converter, Job, Progress, Report};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 use crate::sparse::SparseWrite;
@@ -24,6 +24,7 @@ pub(super) fn run(
         planner: Mutex::new(Planner::new(job)),
         turn: Mutex::new(Turn { seq: 0, writer, report, failure: None }),
         next_turn: Condvar::new(),
+        told: Mutex::default(),
     };
     thread::scope(|scope| {
         for _ in 1..settings.threads {
@@ -43,6 +44,8 @@ struct Pipeline<'a> {
     planner: Mutex<Planner<'a>>,
     turn: Mutex<Turn<'a>>,
     next_turn: Condvar,
+    /// The progress that was reported last.
+    told: Mutex<u64>,
 }
 
 /// What only the thread whose turn it is may touch.
@@ -117,9 +120,20 @@ impl Pipeline<'_> {
         drop(turn);
         self.next_turn.notify_all();
         if !failed {
-            self.settings.tell(work.range.end, self.job.spec.virtual_size);
+            self.tell(work.range.end);
         }
         !failed
+    }
+
+    /// Reports progress, which never goes back.
+    fn tell(&self, done: u64) {
+        if let Some(progress) = &self.settings.progress {
+            let mut told = lock(&self.told);
+            if done > *told {
+                *told = done;
+                progress(Progress { done, total: self.job.spec.virtual_size });
+            }
+        }
     }
 
     fn write(&self, work: &Work, loader: &Loader<'_>, writes: &[Write]) -> bool {

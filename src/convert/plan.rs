@@ -12,7 +12,7 @@ pub(super) struct Work {
     pub seq: u64,
     /// Guest bytes. Where the last one ends is the virtual size of the new disk.
     pub range: Range<u64>,
-    /// Where the source's bytes are; beyond the source's end there are none.
+    /// Where the source's bytes are; what no span mentions is zeros.
     pub source: Vec<Span>,
     /// The same for the image that the new one lies over.
     pub base: Vec<Span>,
@@ -79,7 +79,8 @@ impl<'a> Track<'a> {
         Track { spans, current: None }
     }
 
-    /// The span that contains `at`, or nothing behind the end of the disk.
+    /// The span that contains `at` or, if zeros up to there have been passed already, the one behind it; nothing behind the
+    /// end of the disk.
     fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
         if self.current.is_none_or(|span| span.end() <= at) {
             self.spans.skip_to(at);
@@ -88,16 +89,17 @@ impl<'a> Track<'a> {
         Ok(self.current)
     }
 
-    /// The spans of `range`, cut at its ends.
+    /// The spans of `range` that are not zeros, cut at its ends.
     fn spans(&mut self, range: &Range<u64>) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
         let mut at = range.start;
         while at < range.end
             && let Some(span) = self.span_at(at)?
         {
-            let span = span.clip(at, range.end);
+            if !span.is_zero() && span.offset < range.end {
+                spans.push(span.clip(at, range.end));
+            }
             at = span.end();
-            spans.push(span);
         }
         Ok(spans)
     }

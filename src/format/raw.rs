@@ -31,7 +31,7 @@ pub(crate) const FORMAT: Entry = Entry {
     description: "the bytes of the disk, without metadata",
     options: &[OptionSpec {
         name: "preallocation",
-        values: "off, falloc, full",
+        values: "off|falloc|full",
         help: "set space aside (falloc) or write every byte (full); default off",
     }],
     probe: |_| false,
@@ -74,10 +74,11 @@ impl SparseRead for Reader {
             let next = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
             *run = next.unwrap_or(end..end);
         }
+        let place = Location { file: FileId::default(), offset };
         Ok(if run.start > offset {
-            Extent { offset, len: run.start.min(end) - offset, kind: ExtentKind::Hole }
+            Extent { offset, len: run.start.min(end) - offset, kind: ExtentKind::Zero { allocated: Some(place) } }
         } else {
-            let kind = ExtentKind::Data(Location { file: FileId::default(), offset });
+            let kind = ExtentKind::Data(place);
             Extent { offset, len: run.end.min(end).max(offset + 1) - offset, kind }
         })
     }
@@ -88,6 +89,10 @@ impl SparseRead for Reader {
 
     fn map_unit(&self) -> Option<u64> {
         None
+    }
+
+    fn references(&self, _offset: u64) -> u64 {
+        1
     }
 
     fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>)) {}
@@ -131,6 +136,7 @@ impl Writer {
             granule: 512,
             encoding: None,
             dense: preallocation == Preallocation::Full,
+            over_backing: false,
         };
         // A device that is too small is found before the first byte is written to it.
         cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;

@@ -125,3 +125,91 @@ impl Bitmap {
         ])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+    use crate::limits::Limits;
+
+    /// One entry, 32 bytes long, for the bitmap "name".
+    fn entry() -> Vec<u8> {
+        let mut bytes = vec![0; 32];
+        bytes[..8].copy_from_slice(&0x4000u64.to_be_bytes());
+        bytes[8..12].copy_from_slice(&3u32.to_be_bytes());
+        bytes[12..16].copy_from_slice(&3u32.to_be_bytes());
+        bytes[16..20].copy_from_slice(&[1, 16, 0, 4]);
+        bytes[24..28].copy_from_slice(b"name");
+        bytes
+    }
+
+    /// Reads a directory that the extension describes so.
+    fn read(directory: &[u8], count: u32, len: u64, autoclear: Autoclear) -> Result<Vec<Bitmap>> {
+        let mut bytes = vec![0; 1024];
+        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        bytes[20..24].copy_from_slice(&9u32.to_be_bytes());
+        bytes[88..96].copy_from_slice(&autoclear.bits().to_be_bytes());
+        bytes[100..104].copy_from_slice(&104u32.to_be_bytes());
+        bytes[104..112].copy_from_slice(&[0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24]);
+        bytes[112..116].copy_from_slice(&count.to_be_bytes());
+        bytes[120..128].copy_from_slice(&len.to_be_bytes());
+        bytes[128..136].copy_from_slice(&1024u64.to_be_bytes());
+        bytes.extend(directory);
+        let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(bytes));
+        let header = Header::read(&file, &Limits::default()).unwrap();
+        read_bitmaps(&file, &header, &Budget::new(1 << 20))
+    }
+
+    #[test]
+    fn a_directory() {
+        let mut with_extra = entry();
+        with_extra[19] = 6;
+        with_extra[20..24].copy_from_slice(&8u32.to_be_bytes());
+        with_extra.splice(24.., *b"(extra)\0second\0\0");
+        let directory = [entry(), with_extra].concat();
+        let bitmaps = read(&directory, 2, 72, Autoclear::BITMAPS).unwrap();
+        let flags = BitmapFlags::IN_USE | BitmapFlags::AUTO;
+        let first =
+            Bitmap { name: "name".into(), granularity: 65536, flags, table_offset: 0x4000, table_size: 3, at: 1024 };
+        let second = Bitmap { name: "second".into(), at: 1024 + 32, ..first.clone() };
+        assert_eq!(bitmaps, [first, second]);
+        let expected = Value::Map(vec![
+            ("flags", Value::List(vec!["in-use".into(), "auto".into()])),
+            ("name", "name".into()),
+            ("granularity", 65536u64.into()),
+        ]);
+        assert_eq!(bitmaps[0].to_value(), expected);
+    }
+
+    #[test]
+    fn bitmaps_that_are_out_of_date_are_not_listed() {
+        assert_eq!(read(&entry(), 1, 32, Autoclear::empty()).unwrap(), []);
+        // Whatever the extension says.
+        assert_eq!(read(&[], u32::MAX, u64::MAX, Autoclear::empty()).unwrap(), []);
+    }
+
+    #[test]
+    fn bad_directories() {
+        let kind = |change: fn(&mut Vec<u8>), count, len| {
+            let mut directory = entry();
+            change(&mut directory);
+            read(&directory, count, len, Autoclear::BITMAPS).map_err(|error| error.kind())
+        };
+        assert!(kind(|_| (), 1, 32).is_ok());
+        assert_eq!(kind(|_| (), 0, 32), Err("invalid-field"));
+        assert_eq!(kind(|_| (), 65536, 32), Err("invalid-field"));
+        assert_eq!(kind(|_| (), 1, 33), Err("out-of-bounds"));
+        assert_eq!(kind(|_| (), 1, u64::MAX), Err("out-of-bounds"));
+        assert_eq!(kind(|_| (), 1, 31), Err("out-of-bounds"));
+        assert_eq!(kind(|_| (), 1, 0), Err("out-of-bounds"));
+        assert_eq!(kind(|_| (), 2, 32), Err("out-of-bounds"));
+        assert_eq!(kind(|bytes| bytes.resize(64, 0), 1, 64), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[16] = 2, 1, 32), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[17] = 8, 1, 32), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[17] = 32, 1, 32), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[19] = 0, 1, 32), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[18..20].copy_from_slice(&[4, 0]), 1, 32), Err("invalid-field"));
+        assert_eq!(kind(|bytes| bytes[19] = 9, 1, 32), Err("out-of-bounds"));
+        assert_eq!(kind(|bytes| bytes[20..24].fill(0xff), 1, 32), Err("out-of-bounds"));
+    }
+}

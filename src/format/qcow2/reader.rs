@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::bitmap::{Bitmap, read_bitmaps};
 use super::entry::{L1Entry, L2Entry, OFFSET_MASK, SUBCLUSTERS};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
+use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FORMAT_NAME, field};
 use crate::error::{Error, Fault, Problem, ReferenceProblem, Result};
@@ -193,6 +194,10 @@ impl SparseRead for Reader {
         Some(self.header.cluster_size() / subclusters)
     }
 
+    fn references(&self, offset: u64) -> u64 {
+        self.stored_count(offset >> self.header.cluster_bits).unwrap_or(1)
+    }
+
     fn metadata(&self, claim: &mut dyn FnMut(Range<u64>)) {
         let cluster_size = self.header.cluster_size();
         let mut clusters = |offset: u64, len: u64| claim(offset..offset.saturating_add(len));
@@ -211,6 +216,22 @@ impl SparseRead for Reader {
 }
 
 impl Reader {
+    /// The reference count of a host cluster, if it can be read.
+    fn stored_count(&self, cluster: u64) -> Option<u64> {
+        let per_block = self.header.refcount_block_entries();
+        let table_entries = u64::from(self.header.refcount_table_clusters) * (self.header.cluster_size() / 8);
+        let table_index = Some(cluster / per_block).filter(|index| *index < table_entries)?;
+        let mut entry = [0; 8];
+        self.file.read_exact_at(&mut entry, self.header.refcount_table_offset + table_index * 8).ok()?;
+        let block = Some(u64::from_be_bytes(entry)).filter(|block| *block != 0)?;
+        let order = self.header.refcount_order;
+        let bit = (cluster % per_block) << order;
+        let mut bytes = [0; 8];
+        let width = (1usize << order).div_ceil(8);
+        self.file.read_exact_at(bytes.get_mut(..width)?, block.checked_add(bit / 8)?).ok()?;
+        count_at(&bytes, order, (bit % 8 >> order) as usize)
+    }
+
     /// The offsets in the refcount table, as far as they can be read: a reader does not depend on them.
     fn refcount_blocks(&self, found: &mut dyn FnMut(u64)) {
         let start = self.header.refcount_table_offset;

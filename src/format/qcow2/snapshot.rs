@@ -86,10 +86,9 @@ impl SnapshotEntry {
     pub fn check(&self, header: &Header, file_len: u64) -> Result<()> {
         let at = self.place.start;
         let (offset, size) = (self.l1_table_offset, u64::from(self.l1_size));
-        field("snapshot l1_size", at + 8).at_most(size, MAX_L1_ENTRIES)?;
         let needed = header.l1_entries_for(self.info.virtual_size);
-        if size < needed {
-            let problem = Problem::Range { value: size, min: needed, max: MAX_L1_ENTRIES };
+        if size < needed || size > MAX_L1_ENTRIES {
+            let problem = Problem::Range { value: size, min: needed, max: MAX_L1_ENTRIES.max(needed) };
             return Err(field("snapshot l1_size", at + 8).fault(problem));
         }
         field("snapshot l1_table_offset", at).aligned(offset, header.cluster_size())?;
@@ -98,5 +97,128 @@ impl SnapshotEntry {
             return Err(field("snapshot l1_table_offset", at).fault(Problem::Overlap { offset, with: "the header" }));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+    use crate::limits::Limits;
+
+    /// An entry for an L1 table of one entry at 1024.
+    fn entry(id: &[u8], name: &[u8], extra: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(1024u64.to_be_bytes());
+        bytes.extend(1u32.to_be_bytes());
+        bytes.extend((id.len() as u16).to_be_bytes());
+        bytes.extend((name.len() as u16).to_be_bytes());
+        bytes.extend(1_700_000_000u32.to_be_bytes());
+        bytes.extend(5u32.to_be_bytes());
+        bytes.extend(6u64.to_be_bytes());
+        bytes.extend(7u32.to_be_bytes());
+        bytes.extend((extra.len() as u32).to_be_bytes());
+        bytes.extend(extra);
+        bytes.extend(id);
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
+    /// An image of 16 KiB, with a table of these entries.
+    fn image(count: u32, entries: &[Vec<u8>]) -> (Arc<dyn ReadAt>, Header) {
+        let mut bytes = vec![0; 2048];
+        bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        bytes[20..24].copy_from_slice(&9u32.to_be_bytes());
+        bytes[24..32].copy_from_slice(&16384u64.to_be_bytes());
+        bytes[36..40].copy_from_slice(&1u32.to_be_bytes());
+        bytes[40..48].copy_from_slice(&1024u64.to_be_bytes());
+        bytes[60..64].copy_from_slice(&count.to_be_bytes());
+        bytes[64..72].copy_from_slice(&2048u64.to_be_bytes());
+        bytes[100..104].copy_from_slice(&104u32.to_be_bytes());
+        bytes.extend(entries.concat());
+        let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(bytes));
+        let header = Header::read(&file, &Limits::default()).unwrap();
+        (file, header)
+    }
+
+    fn read(count: u32, entries: &[Vec<u8>]) -> Result<Vec<SnapshotEntry>> {
+        let (file, header) = image(count, entries);
+        read_snapshots(&file, &header, &Budget::new(1 << 20))
+    }
+
+    #[test]
+    fn entries_of_all_ages() {
+        let sizes = [8u64, 9000, 10].map(u64::to_be_bytes).concat();
+        let unknown = [&sizes[..16], &[0xff; 8], &[1; 100]].concat();
+        let entries = [
+            entry(b"1", b"old", &[]),
+            entry(b"22", b"bare", &sizes[..8]),
+            entry(b"3", b"sized", &sizes[..16]),
+            entry(b"4", b"counted", &sizes),
+            entry(b"", b"", &unknown),
+        ];
+        let found = read(5, &entries).unwrap();
+        let seen = |entry: &SnapshotEntry| {
+            let info = &entry.info;
+            (info.name.to_string(), info.vm_state_size, info.virtual_size, info.icount)
+        };
+        let expected = [("old", 7, 16384, None), ("bare", 8, 16384, None), ("sized", 8, 9000, None)]
+            .into_iter()
+            .chain([("counted", 8, 9000, Some(10)), ("", 8, 9000, None)])
+            .map(|(name, state, size, icount)| (name.to_owned(), state, size, icount));
+        assert!(found.iter().map(seen).eq(expected), "{found:?}");
+        let second = &found[1];
+        assert_eq!(second.place, 2048 + 48..2048 + 48 + 54);
+        assert_eq!(
+            (second.info.id.as_bytes(), second.info.date, second.info.vm_clock_nsec),
+            (&b"22"[..], (1_700_000_000, 5), 6)
+        );
+        assert_eq!((second.l1_table_offset, second.l1_size), (1024, 1));
+    }
+
+    #[test]
+    fn an_entry_that_is_cut_off_is_refused_wherever_it_is() {
+        let whole = entry(b"1", b"the name", &[0; 16]);
+        assert!(read(1, std::slice::from_ref(&whole)).is_ok());
+        for len in 0..40 + 16 + 9 {
+            let error = read(1, &[whole[..len].to_vec()]).unwrap_err();
+            assert_eq!(error.kind(), "out-of-bounds", "{len}");
+        }
+        assert_eq!(read(2, &[whole]).unwrap_err().kind(), "out-of-bounds");
+    }
+
+    #[test]
+    fn huge_lengths_are_refused_before_anything_is_allocated() {
+        let mut entry = entry(b"1", b"name", &[]);
+        entry[36..40].fill(0xff);
+        assert_eq!(read(1, &[entry]).unwrap_err().kind(), "out-of-bounds");
+    }
+
+    #[test]
+    fn names_count_against_the_budget() {
+        let (file, header) = image(1, &[entry(b"1", &[b'n'; 1000], &[])]);
+        assert_eq!(read_snapshots(&file, &header, &Budget::new(1000)).unwrap_err().kind(), "limit");
+    }
+
+    #[test]
+    fn an_l1_table_is_checked_when_it_is_wanted() {
+        let (_, header) = image(0, &[]);
+        let sound = read(1, &[entry(b"1", b"name", &[])]).unwrap().remove(0);
+        let check = |change: fn(&mut SnapshotEntry)| {
+            let mut entry = sound.clone();
+            change(&mut entry);
+            entry.check(&header, 2048).map_err(|error| error.kind())
+        };
+        assert_eq!(check(|_| ()), Ok(()));
+        assert_eq!(check(|entry| entry.l1_table_offset = 1025), Err("invalid-field"));
+        assert_eq!(check(|entry| entry.l1_table_offset = 2048), Err("out-of-bounds"));
+        assert_eq!(check(|entry| entry.l1_table_offset = 1 << 63), Err("out-of-bounds"));
+        assert_eq!(check(|entry| entry.l1_table_offset = 0), Err("overlap"));
+        assert_eq!(check(|entry| entry.l1_size = 0), Err("invalid-field"));
+        assert_eq!(check(|entry| entry.l1_size = u32::MAX), Err("invalid-field"));
+        assert_eq!(check(|entry| entry.info.virtual_size = u64::MAX), Err("invalid-field"));
+        // The table may be longer than the disk needs, and end with the file.
+        assert_eq!(check(|entry| entry.l1_size = 1000), Ok(()));
     }
 }

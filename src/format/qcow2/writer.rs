@@ -64,6 +64,7 @@ impl Writer {
                 granule: granule(&settings, out.starts_zeroed()),
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
+                over_backing: settings.backing.is_some(),
             },
             preallocation: settings.preallocation,
             alloc: Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order),

@@ -1,0 +1,197 @@
+//! `imgconv check`
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use diskimage::{CheckReport, Error, Format};
+use serde_json::{Map, Value};
+
+use crate::args::{self, Follow, Outcome, Output};
+use crate::failure::{self, Failure};
+use crate::output::{self, Style};
+
+/// Examine the metadata of an image; nothing is repaired
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Format of FILE; without it, found by the content
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
+    format: Option<Format>,
+
+    /// Say nothing but what is wrong
+    #[arg(short = 'q', long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    follow: Follow,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The image to examine
+    #[arg(value_parser = args::file())]
+    file: PathBuf,
+}
+
+const AFTER_HELP: &str = "\
+Exit codes, those of qemu-img:
+  0   nothing is wrong
+  1   the check could not be completed
+  2   the image is corrupt
+  3   the image is sound, but blocks of the file are used by nothing
+  63  the format has nothing that can be checked";
+
+const INCOMPLETE: u8 = 1;
+const CORRUPT: u8 = 2;
+const LEAKS: u8 = 3;
+const NO_CHECKS: u8 = 63;
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        let report = self.follow.options(self.format).check(&self.file).map_err(|error| self.failure(error))?;
+        match self.output.style {
+            Style::Json => output::print_json(&self.json(&report))?,
+            Style::Human => {
+                for message in &report.messages {
+                    failure::note(message);
+                }
+                if !self.quiet {
+                    output::print(&human(&report))?;
+                }
+            }
+        }
+        Ok(ExitCode::from(exit_code(&report)))
+    }
+
+    /// The format is asked for what it can do only after a check has failed: an image that nothing else can read may still
+    /// be one that can be checked.
+    fn failure(&self, error: Error) -> Failure {
+        match (error.root(), self.format()) {
+            (Error::Unsupported { .. }, Some(format)) if !format.can_check() => {
+                let file = self.file.to_string_lossy();
+                Failure::new("unsupported", format!("{file}: the format {format} does not support checks"))
+                    .with("path", file)
+                    .with("format", format.name())
+                    .exit(NO_CHECKS)
+            }
+            _ => error.into(),
+        }
+    }
+
+    fn format(&self) -> Option<Format> {
+        self.format.or_else(|| args::open_options(None).inspect(&self.file).ok().map(|inspection| inspection.format))
+    }
+
+    /// With qemu-img's keys, and as there without those that are 0; `messages` is ours.
+    fn json(&self, report: &CheckReport) -> Value {
+        let mut object = Map::new();
+        object.insert("filename".into(), self.file.to_string_lossy().into());
+        object.insert("format".into(), self.format().map(|format| format.name()).into());
+        object.insert("check-errors".into(), report.check_errors.into());
+        for (key, count) in [
+            ("image-end-offset", report.image_end_offset),
+            ("corruptions", report.corruptions),
+            ("leaks", report.leaks),
+            ("total-clusters", report.total_clusters),
+            ("allocated-clusters", report.allocated_clusters),
+            ("fragmented-clusters", report.fragmented_clusters),
+            ("compressed-clusters", report.compressed_clusters),
+        ] {
+            if count > 0 {
+                object.insert(key.into(), count.into());
+            }
+        }
+        if !report.messages.is_empty() {
+            object.insert("messages".into(), report.messages.as_slice().into());
+        }
+        Value::Object(object)
+    }
+}
+
+fn exit_code(report: &CheckReport) -> u8 {
+    match report {
+        CheckReport { check_errors: 1.., .. } => INCOMPLETE,
+        CheckReport { corruptions: 1.., .. } => CORRUPT,
+        CheckReport { leaks: 1.., .. } => LEAKS,
+        _ => 0,
+    }
+}
+
+fn human(report: &CheckReport) -> String {
+    let mut text = String::new();
+    let mut say = |line: String| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{line}");
+    };
+    let CheckReport { corruptions, leaks, check_errors, total_clusters, allocated_clusters, .. } = report;
+    if *corruptions > 0 {
+        say(format!("\n{corruptions} errors were found on the image."));
+        say("Data may be corrupted, or further writes to the image may corrupt it.".into());
+    }
+    if *leaks > 0 {
+        say(format!("\n{leaks} leaked clusters were found on the image."));
+        say("This means waste of disk space, but no harm to data.".into());
+    }
+    if *check_errors > 0 {
+        say(format!("\n{check_errors} parts of the image could not be checked."));
+    }
+    if exit_code(report) == 0 {
+        say("No errors were found on the image.".into());
+    }
+    if *total_clusters > 0 && *allocated_clusters > 0 {
+        say(format!(
+            "{allocated_clusters}/{total_clusters} = {} allocated, {} fragmented, {} compressed clusters",
+            percent(*allocated_clusters, *total_clusters),
+            percent(report.fragmented_clusters, *allocated_clusters),
+            percent(report.compressed_clusters, *allocated_clusters),
+        ));
+    }
+    if report.image_end_offset > 0 {
+        say(format!("Image end offset: {}", report.image_end_offset));
+    }
+    text
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.2}%", part as f64 * 100.0 / whole as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(corruptions: u64, leaks: u64, check_errors: u64) -> CheckReport {
+        let mut report = CheckReport::default();
+        (report.corruptions, report.leaks, report.check_errors) = (corruptions, leaks, check_errors);
+        report
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_qemu_img() {
+        assert_eq!(exit_code(&report(0, 0, 0)), 0);
+        assert_eq!(exit_code(&report(1, 1, 0)), 2);
+        assert_eq!(exit_code(&report(0, 1, 0)), 3);
+        assert_eq!(exit_code(&report(1, 1, 1)), 1);
+    }
+
+    /// The expected text is that of qemu-img 10 for the same numbers.
+    #[test]
+    fn a_sound_image_is_told_as_in_qemu_img() {
+        let mut report = report(0, 0, 0);
+        (report.total_clusters, report.allocated_clusters, report.image_end_offset) = (160, 3, 524288);
+        assert_eq!(
+            human(&report),
+            "No errors were found on the image.\n\
+             3/160 = 1.88% allocated, 0.00% fragmented, 0.00% compressed clusters\n\
+             Image end offset: 524288\n"
+        );
+    }
+
+    #[test]
+    fn a_bad_image_is_not_called_sound() {
+        for report in [report(1, 0, 0), report(0, 1, 0), report(0, 0, 1)] {
+            assert!(!human(&report).contains("No errors"));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `imgconv create`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use diskimage::{Converter, Format, parse_size};
+use serde_json::json;
+
+use crate::args::{self, Base, Follow, Outcome, Output};
+use crate::failure::Failure;
+use crate::output::{self, Style, human_size, printable};
+use crate::signals::Interrupt;
+
+/// Make an empty image, or an overlay of another one
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Format of FILE; without it, told by the extension
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
+    format: Option<Format>,
+
+    /// Options of the format; imgconv formats lists them
+    #[arg(short = 'o', long, value_name = "K=V,...")]
+    options: Vec<String>,
+
+    #[command(flatten)]
+    base: Base,
+
+    /// Say nothing but errors
+    #[arg(short = 'q', long)]
+    quiet: bool,
+
+    #[command(flatten)]
+    follow: Follow,
+
+    /// Return before FILE is on stable storage
+    #[arg(long)]
+    no_sync: bool,
+
+    /// Fail if FILE exists
+    #[arg(long)]
+    no_clobber: bool,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The file to make; one that exists is replaced
+    #[arg(value_parser = args::file())]
+    file: PathBuf,
+
+    /// Size of the disk: bytes, or a number with k, M, G, T, P or E;
+    /// without it, that of the backing file
+    #[arg(value_parser = parse_size, verbatim_doc_comment)]
+    size: Option<u64>,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  imgconv create disk.qcow2 10G
+  imgconv create -o cluster_size=2M,preallocation=metadata disk.qcow2 1.5T
+  imgconv create -B base.qcow2 overlay.qcow2";
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        let interrupt = Interrupt::register()?;
+        let format = args::target_format(self.format, "-f", &self.file)?;
+        let options = args::format_options(&self.options);
+        let base = self.follow.open_base(&self.base, &options, &self.file)?;
+        let base_size = base.as_ref().map(|(image, _)| image.virtual_size());
+        let Some(size) = self.size.or(base_size) else {
+            return Err(Failure::usage("a SIZE is needed, or a backing file to take it from (see --help)"));
+        };
+        let mut converter = Converter::new(format)
+            .options(options)
+            .sync(!self.no_sync)
+            .clobber(!self.no_clobber)
+            .cancel(interrupt.flag());
+        if let Some((image, name)) = base {
+            converter = converter.backing(image, name);
+        }
+        match converter.create(size, &self.file) {
+            Ok(report) => self.tell(format, report.virtual_size),
+            Err(error) => Err(interrupt.failure(error)),
+        }
+    }
+
+    fn tell(&self, format: Format, size: u64) -> Outcome {
+        let format = format.name();
+        match self.output.style {
+            Style::Json => output::print_json(&json!({
+                "filename": self.file.to_string_lossy(),
+                "format": format,
+                "virtual-size": size,
+            }))?,
+            Style::Human if !self.quiet => {
+                let file = printable(&self.file.to_string_lossy());
+                output::print(&format!("Created {file}: {format}, {} ({size} bytes)\n", human_size(size)))?;
+            }
+            Style::Human => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,223 @@
+//! Failures, and how they are told: a line on standard error, and an object on standard output for those who read JSON.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use diskimage::{Error, Fault, Problem};
+use serde_json::{Map, Value, json};
+
+use crate::output::{self, Style};
+
+/// Why a subcommand did not do its work.
+#[derive(Debug)]
+pub struct Failure {
+    exit: u8,
+    message: String,
+    /// The members of the JSON object, "kind" and "message" first.
+    details: Map<String, Value>,
+}
+
+impl Failure {
+    /// A failure of the named kind, with exit code 1.
+    pub fn new(kind: &str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        let mut failure = Failure { exit: 1, details: Map::new(), message: message.clone() };
+        failure.detail("kind", kind);
+        failure.detail("message", message);
+        failure
+    }
+
+    /// The user asked for something that makes no sense.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Failure::new("usage", message)
+    }
+
+    /// The same failure with another exit code.
+    pub fn exit(self, exit: u8) -> Self {
+        Failure { exit, ..self }
+    }
+
+    /// The same failure with one more detail for programs.
+    pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.detail(key, value);
+        self
+    }
+
+    #[cfg(test)]
+    pub fn exit_code(&self) -> u8 {
+        self.exit
+    }
+
+    /// Tells the user, and returns the exit code.
+    pub fn report(&self, style: Style) -> ExitCode {
+        if style == Style::Json {
+            // The line on standard error says what went wrong even if standard output is gone.
+            let _ = output::print_json(&json!({ "error": self.details }));
+        }
+        note(&self.message);
+        ExitCode::from(self.exit)
+    }
+
+    fn detail(&mut self, key: &str, value: impl Into<Value>) {
+        self.details.insert(key.to_owned(), value.into());
+    }
+
+    /// Adds what `error` knows beyond its message, from the outside inwards.
+    fn describe(&mut self, error: &Error) {
+        match error {
+            Error::File { path, source } => {
+                self.detail("path", path.to_string_lossy());
+                self.describe(source);
+            }
+            Error::Guest { range, source } => {
+                self.detail("guest-start", range.start);
+                self.detail("guest-end", range.end);
+                self.describe(source);
+            }
+            Error::Io { action, offset, source } => {
+                self.detail("action", action.as_ref());
+                if let Some(offset) = offset {
+                    self.detail("offset", *offset);
+                }
+                self.detail("cause", source.to_string());
+            }
+            Error::Corrupt(Fault { format, field, at, problem }) => {
+                let (value, rule) = value_and_rule(problem);
+                self.place(format, field, Some(*at));
+                if let Some(value) = value {
+                    self.detail("value", value);
+                }
+                self.detail("rule", rule);
+            }
+            Error::Limit { format, field, at, value, limit } => {
+                self.place(format, field, *at);
+                self.detail("value", *value);
+                self.detail("rule", format!("must be at most {limit}"));
+                self.detail("limit", *limit);
+            }
+            Error::Unsupported { format, feature: _, at } => {
+                self.detail("format", *format);
+                if let Some(at) = at {
+                    self.detail("offset", *at);
+                }
+            }
+            Error::Reference { format, role, name, problem } => {
+                self.place(format, role, None);
+                self.detail("value", name.to_text());
+                self.detail("rule", problem.to_string());
+            }
+            Error::Option { format, name, problem } => {
+                self.place(format, name, None);
+                self.detail("rule", problem.as_str());
+            }
+            Error::UnknownFormat(name) => self.detail("value", name.as_str()),
+            Error::Unreadable(format) => self.detail("format", *format),
+            Error::Ambiguous(formats) => self.detail("formats", formats.as_slice()),
+            Error::Changed { before, after } => {
+                self.detail("before", *before);
+                self.detail("after", *after);
+            }
+            _ => {}
+        }
+    }
+
+    fn place(&mut self, format: &str, field: &str, offset: Option<u64>) {
+        self.detail("format", format);
+        self.detail("field", field);
+        if let Some(offset) = offset {
+            self.detail("offset", offset);
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let mut failure = Failure::new(error.kind(), error.to_string());
+        failure.describe(&error);
+        failure
+    }
+}
+
+/// The offending value, and the rule that it breaks.
+fn value_and_rule(problem: &Problem) -> (Option<u64>, String) {
+    match problem {
+        Problem::Range { value, min, max } => (Some(*value), format!("must lie in {min}..={max}")),
+        Problem::OutOfBounds { offset, len, file_len } => {
+            (Some(*offset), format!("{len} bytes must lie within the file, which has {file_len}"))
+        }
+        Problem::Misaligned { value, alignment } => (Some(*value), format!("must be a multiple of {alignment}")),
+        Problem::Reserved { value, bits } => (Some(*value), format!("the bits {bits:#x} are reserved")),
+        Problem::Overlap { offset, with } => (Some(*offset), format!("must not overlap {with}")),
+        Problem::Rule { value, rule } => (Some(*value), (*rule).to_owned()),
+        Problem::Decode { offset, source } => (Some(*offset), format!("the payload there must decode: {source}")),
+        other => (None, other.to_string()),
+    }
+}
+
+/// Says something on standard error, on one line.
+pub fn note(message: &str) {
+    let line = format!("imgconv: {}\n", output::printable(message));
+    // There is nowhere left to say that standard error is gone.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn details(error: Error) -> Value {
+        Value::Object(Failure::from(error).details)
+    }
+
+    #[test]
+    fn a_fault_is_told_with_all_its_parts() {
+        let error = Fault::new("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 })
+            .in_file(Path::new("a.qcow2"))
+            .in_guest(512..1024);
+        let message = error.to_string();
+        assert_eq!(
+            details(error),
+            json!({
+                "kind": "invalid-field", "message": message, "guest-start": 512, "guest-end": 1024, "path": "a.qcow2",
+                "format": "qcow2", "field": "cluster_bits", "offset": 20, "value": 40, "rule": "must lie in 9..=21",
+            })
+        );
+    }
+
+    #[test]
+    fn an_io_error_is_told_with_its_action_and_offset() {
+        let error = Error::io("reading 512 bytes", 4096)(io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(
+            details(error),
+            json!({
+                "kind": "io", "message": "reading 512 bytes at file offset 0x1000: unexpected end of file",
+                "action": "reading 512 bytes", "offset": 4096, "cause": "unexpected end of file",
+            })
+        );
+    }
+
+    #[test]
+    fn a_limit_is_told_with_its_value() {
+        let error = Error::Limit { format: "qcow2", field: "l1_size".into(), at: Some(36), value: 9, limit: 8 };
+        let details = details(error);
+        assert_eq!((&details["value"], &details["limit"], &details["offset"]), (&json!(9), &json!(8), &json!(36)));
+    }
+
+    #[test]
+    fn every_problem_has_a_value_and_a_rule() {
+        for problem in [
+            Problem::Range { value: 1, min: 2, max: 3 },
+            Problem::OutOfBounds { offset: 1, len: 2, file_len: 2 },
+            Problem::Misaligned { value: 1, alignment: 2 },
+            Problem::Reserved { value: 1, bits: 1 },
+            Problem::Overlap { offset: 1, with: "the header" },
+            Problem::Rule { value: 1, rule: "must be 0" },
+        ] {
+            let (value, rule) = value_and_rule(&problem);
+            assert_eq!(value, Some(1), "{problem}");
+            assert_ne!(rule, problem.to_string());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `imgconv info`
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use diskimage::{Format, Inspection, Name};
+use serde_json::{Map, Value, json};
+
+use crate::args::{self, Follow, Outcome, Output};
+use crate::output::{self, Style, human_properties, human_size, to_json_object};
+use crate::snapshot;
+
+/// Show what an image says of itself; only FILE is opened
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Format of FILE; without it, found by the content
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
+    format: Option<Format>,
+
+    /// Show the backing files too, as --references allows; FILE first
+    #[arg(long)]
+    backing_chain: bool,
+
+    #[command(flatten)]
+    follow: Follow,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The image
+    #[arg(value_parser = args::file())]
+    file: PathBuf,
+}
+
+const AFTER_HELP: &str = "\
+The keys of --output json are those of qemu-img info.
+
+Examples:
+  imgconv info --output json disk.qcow2
+  imgconv info --backing-chain --references beside overlay.qcow2";
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        let options = self.follow.options(self.format);
+        let chain = match self.backing_chain {
+            true => options.inspect_chain(&self.file)?,
+            false => vec![options.inspect(&self.file)?],
+        };
+        match self.output.style {
+            Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
+            Style::Json if self.backing_chain => output::print_json(&chain.iter().map(json).collect())?,
+            Style::Json => chain.iter().map(json).try_for_each(|image| output::print_json(&image))?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The image in qemu-img's keys.
+fn json(image: &Inspection) -> Value {
+    let info = &image.info;
+    let mut object = Map::new();
+    let mut set = |key: &str, value: Value| {
+        object.insert(key.to_owned(), value);
+    };
+    set("virtual-size", info.virtual_size.into());
+    set("filename", image.path.to_string_lossy().into());
+    if let Some(size) = info.block_size {
+        set("cluster-size", size.into());
+    }
+    set("format", image.format.name().into());
+    set("actual-size", image.allocated.into());
+    if info.encryption.is_some() {
+        set("encrypted", true.into());
+    }
+    if let Some(backing) = &info.backing {
+        set("backing-filename", backing.name.to_text().into());
+        set("full-backing-filename", full_name(&image.path, &backing.name).to_text().into());
+        if let Some(format) = &backing.format {
+            set("backing-filename-format", format.to_text().into());
+        }
+    }
+    if !info.snapshots.is_empty() {
+        set("snapshots", info.snapshots.iter().map(snapshot::json).collect());
+    }
+    if !info.specific.is_empty() {
+        set("format-specific", json!({ "type": image.format.name(), "data": to_json_object(&info.specific) }));
+    }
+    set("dirty-flag", info.dirty.into());
+    set("children", json!([{ "name": "file", "info": json_file(image) }]));
+    Value::Object(object)
+}
+
+/// The file that the image is in, which qemu-img takes for an image of its own.
+fn json_file(image: &Inspection) -> Value {
+    json!({
+        "virtual-size": image.file_len,
+        "filename": image.path.to_string_lossy(),
+        "format": "file",
+        "actual-size": image.allocated,
+        "format-specific": { "type": "file", "data": {} },
+        "dirty-flag": false,
+        "children": [],
+    })
+}
+
+/// The image in qemu-img's words.
+fn human(image: &Inspection) -> String {
+    let info = &image.info;
+    let path = Name::from(&*image.path);
+    let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
+    let mut text = String::new();
+    let mut say = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
+    say("image", &path);
+    say("file format", &image.format);
+    say("virtual size", &size(info.virtual_size));
+    say("disk size", &human_size(image.allocated));
+    if let Some(method) = info.encryption {
+        say("encrypted", &format!("yes ({method})"));
+    }
+    if let Some(size) = info.block_size {
+        say("cluster_size", &size);
+    }
+    if info.dirty {
+        say("cleanly shut down", &"no");
+    }
+    if let Some(backing) = &info.backing {
+        let full = full_name(&image.path, &backing.name);
+        match full == backing.name {
+            true => say("backing file", &full),
+            false => say("backing file", &format!("{} (actual path: {full})", backing.name)),
+        }
+        if let Some(format) = &backing.format {
+            say("backing file format", format);
+        }
+    }
+    if !info.snapshots.is_empty() {
+        text.push_str(&snapshot::human(&info.snapshots));
+    }
+    if !info.specific.is_empty() {
+        text.push_str(&format!("Format specific information:\n{}", human_properties(&info.specific, 1)));
+    }
+    text.push_str(&format!("File:\n    length: {}\n", size(image.file_len)));
+    text
+}
+
+/// Where a name in the image at `path` leads: relative ones start at the image's directory. By the text alone, nothing is
+/// looked up. Addresses and descriptions (`nbd:`, `json:`) stay as they are.
+fn full_name(path: &Path, name: &Name) -> Name {
+    let bytes = name.as_bytes();
+    let address = bytes
+        .iter()
+        .position(|&byte| byte == b':')
+        .is_some_and(|colon| !bytes.iter().take(colon).any(|&byte| byte == b'/'));
+    match path.parent() {
+        Some(directory) if !address => Name::from(&*directory.join(name.as_path())),
+        _ => name.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The expected names are those that qemu-img 10 shows as `full-backing-filename`.
+    #[test]
+    fn full_names() {
+        for (path, name, full) in [
+            ("o.qcow2", "base.qcow2", "base.qcow2"),
+            ("sub/o.qcow2", "base.qcow2", "sub/base.qcow2"),
+            ("/a/o.qcow2", "../base.qcow2", "/a/../base.qcow2"),
+            ("sub/o.qcow2", "/abs", "/abs"),
+            ("sub/o.qcow2", "nbd:localhost:1", "nbd:localhost:1"),
+            ("sub/o.qcow2", "./a:b", "sub/./a:b"),
+        ] {
+            assert_eq!(full_name(Path::new(path), &Name::from(name)), Name::from(full), "{name}");
+        }
+    }
+}

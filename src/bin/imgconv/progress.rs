@@ -1,0 +1,101 @@
+//! The progress bar: on a terminal, for work that takes a while.
+
+use std::io::{self, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use diskimage::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Work that ends sooner shows no bar of its own accord.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When to show a bar. It never appears where standard error is not a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    Never,
+    Later,
+    AtOnce,
+}
+
+/// A bar that stays hidden until it is due.
+#[derive(Clone)]
+pub struct Bar(Option<Arc<Shown>>);
+
+struct Shown {
+    bar: ProgressBar,
+    due: Instant,
+    /// Reports come from several threads and may overtake each other; a bar only ever grows.
+    furthest: Mutex<u64>,
+}
+
+impl Bar {
+    pub fn new(when: When) -> Self {
+        let patience = match when {
+            When::Never => return Bar(None),
+            When::Later => PATIENCE,
+            When::AtOnce => Duration::ZERO,
+        };
+        if !io::stderr().is_terminal() {
+            return Bar(None);
+        }
+        Bar(Some(Arc::new(Shown::due(Instant::now() + patience))))
+    }
+
+    /// Shows how far the work has come.
+    pub fn show(&self, progress: Progress) {
+        if let Some(shown) = &self.0 {
+            shown.update(progress);
+        }
+    }
+
+    /// Takes the bar off the screen, so that what is said next has the line for itself.
+    pub fn clear(&self) {
+        if let Some(shown) = &self.0 {
+            shown.bar.finish_and_clear();
+        }
+    }
+}
+
+impl Shown {
+    fn due(due: Instant) -> Self {
+        const TEMPLATE: &str = "{percent:>3}% [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} left";
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Shown { bar, due, furthest: Mutex::new(0) }
+    }
+
+    fn update(&self, Progress { done, total }: Progress) {
+        let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
+        if done < *furthest {
+            return;
+        }
+        *furthest = done;
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        if self.bar.is_hidden() && Instant::now() >= self.due {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_never_shrinks() {
+        let shown = Shown::due(Instant::now() + Duration::from_secs(3600));
+        for (done, position) in [(2, 2), (8, 8), (6, 8), (10, 10)] {
+            shown.update(Progress { done, total: 10 });
+            assert_eq!(shown.bar.position(), position);
+        }
+    }
+
+    #[test]
+    fn no_bar_where_none_is_wanted() {
+        assert!(Bar::new(When::Never).0.is_none());
+    }
+}

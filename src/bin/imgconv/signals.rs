@@ -1,0 +1,95 @@
+//! Signals that end the program: the work is cancelled, cleans up, and the exit code tells the signal.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use diskimage::Error;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
+
+use crate::failure::Failure;
+
+/// Whether a signal asked the program to end, and which.
+#[derive(Debug)]
+pub struct Interrupt {
+    cancelled: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+impl Interrupt {
+    /// From now on the first SIGINT, SIGTERM or SIGHUP only sets a flag; a second one ends the program at once. A signal that
+    /// the program was started to ignore, as under nohup, stays ignored.
+    pub fn register() -> Result<Self, Failure> {
+        let interrupt = Interrupt { cancelled: Arc::default(), signal: Arc::default() };
+        let ignored = ignored_signals();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            if ignored & signal_bit(signal) == 0 {
+                interrupt.catch(signal).map_err(Error::io("catching signals", None))?;
+            }
+        }
+        // Without a handler, writing beyond the limit of `ulimit -f` kills; with one, the write fails and is reported.
+        flag::register(SIGXFSZ, Arc::default()).map_err(Error::io("catching signals", None))?;
+        Ok(interrupt)
+    }
+
+    fn catch(&self, signal: i32) -> std::io::Result<()> {
+        // In the order of registration: the flag is still down when the first signal looks at it.
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.cancelled))?;
+        flag::register_usize(signal, Arc::clone(&self.signal), signal.unsigned_abs() as usize)?;
+        flag::register(signal, Arc::clone(&self.cancelled))?;
+        Ok(())
+    }
+
+    /// The flag that the work has to look at.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.cancelled)
+    }
+
+    /// What work that ended with `error` comes to: one that a signal cancelled has an exit code of its own.
+    pub fn failure(&self, error: Error) -> Failure {
+        let signal = self.signal.load(Ordering::Relaxed);
+        match (error.root(), u8::try_from(128 + signal)) {
+            (Error::Cancelled, Ok(code)) if signal > 0 => {
+                Failure::new(error.kind(), format!("cancelled by signal {signal}")).exit(code)
+            }
+            _ => error.into(),
+        }
+    }
+}
+
+/// The signals that the program was started to ignore, as a mask; none where the system does not tell.
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn signal_bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use signal_hook::consts::SIGPIPE;
+
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_known() {
+        // The Rust runtime ignores SIGPIPE.
+        assert_ne!(ignored_signals() & signal_bit(SIGPIPE), 0);
+        assert_eq!(ignored_signals() & signal_bit(SIGTERM), 0);
+    }
+
+    #[test]
+    fn only_work_that_a_signal_cancelled_has_its_exit_code() {
+        let code = |signal, error| {
+            let interrupt = Interrupt { cancelled: Arc::default(), signal: Arc::new(AtomicUsize::new(signal)) };
+            interrupt.failure(error).exit_code()
+        };
+        assert_eq!(code(15, Error::Cancelled), 143);
+        assert_eq!(code(15, Error::Usage("wrong".into())), 1);
+        assert_eq!(code(0, Error::Cancelled), 1);
+    }
+}

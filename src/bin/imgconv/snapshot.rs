@@ -1,0 +1,165 @@
+//! `imgconv snapshot`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use diskimage::{Format, Snapshot};
+use serde_json::{Map, Value};
+
+use crate::args::{self, Outcome, Output};
+use crate::output::{self, Style, human_size};
+
+/// List the internal snapshots of an image; convert -l reads one
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// List the snapshots; this is all that the command does
+    #[arg(short = 'l', long, required = true)]
+    list: bool,
+
+    /// Format of FILE; without it, found by the content
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The image
+    #[arg(value_parser = args::file())]
+    file: PathBuf,
+}
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        let snapshots = args::open_options(self.format).inspect(&self.file)?.info.snapshots;
+        match self.output.style {
+            Style::Json => output::print_json(&snapshots.iter().map(json).collect())?,
+            Style::Human if !snapshots.is_empty() => output::print(&human(&snapshots))?,
+            Style::Human => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A snapshot in the keys of qemu-img info.
+pub fn json(snapshot: &Snapshot) -> Value {
+    let (seconds, nanoseconds) = snapshot.date;
+    let mut object = Map::new();
+    let mut set = |key: &str, value: Value| {
+        object.insert(key.to_owned(), value);
+    };
+    set("id", snapshot.id.to_text().into());
+    set("name", snapshot.name.to_text().into());
+    set("vm-state-size", snapshot.vm_state_size.into());
+    set("date-sec", seconds.into());
+    set("date-nsec", nanoseconds.into());
+    set("vm-clock-sec", (snapshot.vm_clock_nsec / NANOS).into());
+    set("vm-clock-nsec", (snapshot.vm_clock_nsec % NANOS).into());
+    if let Some(icount) = snapshot.icount {
+        set("icount", icount.into());
+    }
+    Value::Object(object)
+}
+
+/// The table of qemu-img, but with the dates in UTC.
+pub fn human(snapshots: &[Snapshot]) -> String {
+    let head = row("ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT");
+    let rows = snapshots.iter().map(|snapshot| {
+        row(
+            &snapshot.id.to_string(),
+            &snapshot.name.to_string(),
+            &human_size(snapshot.vm_state_size),
+            &date(snapshot.date.0),
+            &clock(snapshot.vm_clock_nsec),
+            &snapshot.icount.map_or("--".to_owned(), |icount| icount.to_string()),
+        )
+    });
+    format!("Snapshot list:\n{head}{}", rows.collect::<String>())
+}
+
+fn row(id: &str, tag: &str, size: &str, date: &str, clock: &str, icount: &str) -> String {
+    format!("{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}\n")
+}
+
+const NANOS: u64 = 1_000_000_000;
+
+/// How long the guest had run: hours, minutes, seconds, thousandths.
+fn clock(nanoseconds: u64) -> String {
+    let (seconds, millis) = (nanoseconds / NANOS, nanoseconds % NANOS / 1_000_000);
+    format!("{:04}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// A time in seconds since 1970 as date and time of day, in UTC.
+fn date(seconds: u32) -> String {
+    let (mut day, second) = (seconds / 86400, seconds % 86400);
+    let mut year = 1970;
+    while day >= days_in(year) {
+        day -= days_in(year);
+        year += 1;
+    }
+    let february = days_in(year) - 337;
+    let mut month = 1;
+    for days in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if day < days {
+            break;
+        }
+        day -= days;
+        month += 1;
+    }
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{month:02}-{:02} {hour:02}:{minute:02}:{second:02}", day + 1)
+}
+
+fn days_in(year: u32) -> u32 {
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    if leap { 366 } else { 365 }
+}
+
+#[cfg(test)]
+mod tests {
+    use diskimage::Name;
+
+    use super::*;
+
+    /// As `date -u` shows them.
+    #[test]
+    fn dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_700_000_000, "2023-11-14 22:13:20"),
+            (1_735_689_599, "2024-12-31 23:59:59"),
+            (u32::MAX, "2106-02-07 06:28:15"),
+        ] {
+            assert_eq!(date(seconds), text);
+        }
+    }
+
+    /// The rows are those of qemu-img 10 for the same snapshots.
+    #[test]
+    fn the_table_is_that_of_qemu_img() {
+        let mut one = Snapshot::new(Name::from("1"), Name::from("snap one"), 0);
+        (one.vm_state_size, one.date) = (123_456_789, (1_700_000_000, 0));
+        one.vm_clock_nsec = (99999 * 3600 + 62 * 60 + 7) * NANOS + 123_456_789;
+        let mut two = Snapshot::new(Name::from("2"), Name::from("s2"), 0);
+        (two.date, two.icount) = ((1_795_163_765, 0), Some(0));
+        let table = human(&[one, two]);
+        let rows: Vec<_> = table.lines().skip(2).collect();
+        assert_eq!(
+            rows,
+            [
+                "1       snap one          118 MiB 2023-11-14 22:13:20 100000:02:07.123         --",
+                "2       s2                    0 B 2026-11-20 08:36:05  0000:00:00.000          0",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_clock_is_told_in_two_keys() {
+        let mut snapshot = Snapshot::new(Name::from("1"), Name::from("x"), 0);
+        snapshot.vm_clock_nsec = 5 * NANOS + 7;
+        let json = json(&snapshot);
+        assert_eq!((json["vm-clock-sec"].as_u64(), json["vm-clock-nsec"].as_u64()), (Some(5), Some(7)));
+        assert!(json.get("icount").is_none());
+    }
+}

@@ -1,0 +1,234 @@
+//! Where everything is that uses clusters of the file.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::Findings;
+use crate::error::{Error, Problem, Result};
+use crate::format::OpenContext;
+use crate::format::qcow2::header::Header;
+use crate::format::qcow2::{bitmap, snapshot};
+use crate::info::Reference;
+use crate::io::{ReadAt, table};
+use crate::name::Name;
+
+/// What uses clusters of the file, apart from the refcounts.
+pub(super) struct Layout<'a> {
+    pub file: Arc<dyn ReadAt>,
+    pub file_len: u64,
+    pub header: &'a Header,
+    /// Guest clusters live in an external data file.
+    pub data_file: bool,
+    /// Its length, if it is open.
+    pub data_file_len: Option<u64>,
+    pub regions: Vec<Region>,
+    pub l1_tables: Vec<L1Table>,
+    pub bitmap_tables: Vec<BitmapTable>,
+}
+
+/// A part of the file that metadata has for itself.
+pub(super) struct Region {
+    pub offset: u64,
+    pub len: u64,
+    /// How often it is named. More than once is wrong, but has to be counted.
+    pub times: u32,
+}
+
+/// An L1 table, of the current state or of snapshots.
+pub(super) struct L1Table {
+    pub offset: u64,
+    pub entries: u64,
+    /// Size of the disk that it maps, in bytes.
+    pub disk_size: u64,
+    pub active: bool,
+    /// How many states name it.
+    pub times: u32,
+}
+
+/// A table that names the clusters of a bitmap.
+pub(super) struct BitmapTable {
+    pub offset: u64,
+    pub entries: u64,
+}
+
+impl<'a> Layout<'a> {
+    /// Collects where everything is that uses clusters. What is wrong with it goes to `findings`.
+    pub fn collect(
+        file: Arc<dyn ReadAt>,
+        header: &'a Header,
+        cx: &OpenContext<'_>,
+        findings: &mut Findings,
+    ) -> Result<Layout<'a>> {
+        let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+        let snapshots = findings.usable(snapshot::read_snapshots(&file, header, cx.budget))?;
+        let bitmaps = findings.usable(bitmap::read_bitmaps(&file, header, cx.budget))?;
+        let mut layout = Layout {
+            file,
+            file_len,
+            data_file: header.extensions.data_file.is_some(),
+            data_file_len: None,
+            regions: Vec::new(),
+            l1_tables: Vec::new(),
+            bitmap_tables: Vec::new(),
+            header,
+        };
+        if let Some(name) = &header.extensions.data_file {
+            let reference = Reference::new("data file", name.clone(), Some(Name::from("raw")));
+            if let Some(data_file) = (cx.file)(&reference)? {
+                layout.data_file_len = Some(data_file.size().map_err(Error::io("asking for the length", None))?);
+            }
+        }
+
+        layout.region("header", 0, 0, 1, 1, findings);
+        let refcount_table = u64::from(header.refcount_table_clusters) << header.cluster_bits;
+        layout.region("refcount_table_offset", 48, header.refcount_table_offset, refcount_table, 1, findings);
+        if header.refcount_table_clusters == 0 {
+            let rule = "an image has a refcount table";
+            findings.fault("refcount_table_clusters", 56, Problem::Rule { value: 0, rule });
+        }
+        if let Some(crypto) = header.extensions.crypto {
+            layout.region("encryption header", header.header_length.into(), crypto.offset, crypto.len, 1, findings);
+        }
+        layout.l1_table(40, header.l1_table_offset, header.l1_size, header.size, None, findings);
+
+        if let Some(last) = snapshots.last() {
+            let len = last.place.end - header.snapshots_offset;
+            layout.region("snapshots_offset", 64, header.snapshots_offset, len, 1, findings);
+        }
+        let mut by_table = BTreeMap::new();
+        for snapshot in &snapshots {
+            if let Err(error) = snapshot.check(header, file_len) {
+                findings.usable::<()>(Err(error))?;
+                continue;
+            }
+            let key = (snapshot.l1_table_offset, snapshot.l1_size);
+            let (_, size, times) = by_table.entry(key).or_insert((snapshot.place.start, 0, 0));
+            *size = snapshot.info.virtual_size.max(*size);
+            *times += 1;
+        }
+        for ((offset, entries), (at, size, times)) in by_table {
+            layout.l1_table(at, offset, entries, size, Some(times), findings);
+        }
+
+        if let Some(directory) = bitmap::valid_directory(header) {
+            layout.region("bitmap_directory_offset", directory.at + 16, directory.offset, directory.len, 1, findings);
+        }
+        for bitmap in &bitmaps {
+            let (offset, entries) = (bitmap.table_offset, u64::from(bitmap.table_size));
+            if layout.region("bitmap_table_offset", bitmap.at, offset, entries * 8, 1, findings) {
+                layout.bitmap_tables.push(BitmapTable { offset, entries });
+            }
+        }
+        // A table that several bitmaps name is wrong once, and read once.
+        layout.bitmap_tables.sort_unstable_by_key(|table| (table.offset, Reverse(table.entries)));
+        layout.bitmap_tables.dedup_by_key(|table| table.offset);
+        Ok(layout)
+    }
+
+    /// Adds an L1 table: of the current state, or of so many snapshots.
+    fn l1_table(
+        &mut self,
+        at: u64,
+        offset: u64,
+        entries: u32,
+        disk_size: u64,
+        snapshots: Option<u32>,
+        findings: &mut Findings,
+    ) {
+        let (entries, times) = (u64::from(entries), snapshots.unwrap_or(1));
+        if self.region("l1_table_offset", at, offset, entries * 8, times, findings) {
+            self.l1_tables.push(L1Table { offset, entries, disk_size, active: snapshots.is_none(), times });
+        }
+    }
+
+    /// Adds a region that `times` fields name, and says whether it is where a region can be: on clusters, and in the file but
+    /// for a last part of less than a cluster, which does not have to be there.
+    fn region(
+        &mut self,
+        name: &'static str,
+        at: u64,
+        offset: u64,
+        len: u64,
+        times: u32,
+        findings: &mut Findings,
+    ) -> bool {
+        if len == 0 {
+            return false;
+        }
+        let cluster_size = self.header.cluster_size();
+        if !offset.is_multiple_of(cluster_size) {
+            findings.fault(name, at, Problem::Misaligned { value: offset, alignment: cluster_size });
+            return false;
+        }
+        if offset.saturating_add(len) >= self.file_len.saturating_add(cluster_size) || offset >= self.file_len {
+            findings.fault(name, at, Problem::OutOfBounds { offset, len, file_len: self.file_len });
+            return false;
+        }
+        self.regions.push(Region { offset, len, times });
+        true
+    }
+}
+
+impl Layout<'_> {
+    /// The clusters of the file that `len` bytes at `offset` touch; at most one of them is behind the end.
+    pub fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
+        let size = self.header.cluster_size();
+        let end = offset.saturating_add(len).min(self.file_len.saturating_add(size)).div_ceil(size);
+        let start = offset / size;
+        start..end.max(start)
+    }
+
+    /// The entries of a table of 64-bit integers that are within the file, each with its file offset.
+    pub fn entries(&self, offset: u64, entries: u64) -> Entries {
+        let there = entries.saturating_mul(8).min(self.file_len.saturating_sub(offset)) & !7;
+        Entries { file: self.file.clone(), at: offset, end: offset.saturating_add(there), buffer: Vec::new(), next: 0 }
+    }
+}
+
+/// The entries of a table, read in pieces.
+pub(super) struct Entries {
+    file: Arc<dyn ReadAt>,
+    /// File offset of what is to be read next.
+    at: u64,
+    end: u64,
+    buffer: Vec<u8>,
+    /// Position in the buffer of the next entry.
+    next: usize,
+}
+
+impl Entries {
+    const CHUNK: u64 = 64 << 10;
+
+    pub fn len(&self) -> u64 {
+        (self.end - self.at) / 8
+    }
+}
+
+impl Iterator for Entries {
+    type Item = Result<(u64, u64)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == self.buffer.len() {
+            let len = (self.end - self.at).min(Self::CHUNK);
+            if len == 0 {
+                return None;
+            }
+            self.buffer.resize(len as usize, 0);
+            if let Err(error) = table::read(&*self.file, &mut self.buffer, self.at) {
+                self.at = self.end;
+                self.next = self.buffer.len();
+                return Some(Err(error));
+            }
+            self.at += len;
+            self.next = 0;
+        }
+        let entry = BigEndian::read_u64(self.buffer.get(self.next..self.next + 8)?);
+        let at = self.at - (self.buffer.len() - self.next) as u64;
+        self.next += 8;
+        Some(Ok((at, entry)))
+    }
+}

@@ -1,0 +1,496 @@
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::*;
+use crate::codec::Codec;
+use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
+use crate::format::qcow2::extension::Extensions;
+use crate::format::qcow2::header::{Autoclear, Compatible, Encryption, V3_WRITTEN_LENGTH};
+use crate::format::qcow2::{bitmap, refcount, snapshot};
+use crate::info::Value;
+use crate::io::{FileSource, MemFile};
+use crate::limits::{Budget, Limits};
+
+/// Bytes in a cluster of the images made here.
+const CLUSTER: u64 = 512;
+const REFCOUNT_BLOCK: u64 = 2 * CLUSTER;
+const L1: u64 = 3 * CLUSTER;
+const L2: u64 = 4 * CLUSTER;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Clean,
+    Corrupt,
+    Leaks,
+}
+use Verdict::*;
+
+fn verdict(report: &CheckReport) -> Verdict {
+    assert_eq!(report.check_errors, 0, "{report:?}");
+    match (report.corruptions, report.leaks) {
+        (0, 0) => Clean,
+        (0, _) => Leaks,
+        _ => Corrupt,
+    }
+}
+
+fn check_source(source: Arc<dyn ReadAt>) -> Result<CheckReport> {
+    let limits = Limits::default();
+    let budget = Budget::new(limits.metadata);
+    check(source, &OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) })
+}
+
+fn check_bytes(bytes: &[u8]) -> CheckReport {
+    check_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
+}
+
+fn header() -> Header {
+    Header {
+        version: 3,
+        backing_file: None,
+        cluster_bits: 9,
+        size: 64 * CLUSTER,
+        encryption: Encryption::None,
+        l1_size: 1,
+        l1_table_offset: L1,
+        refcount_table_offset: CLUSTER,
+        refcount_table_clusters: 1,
+        nb_snapshots: 0,
+        snapshots_offset: 0,
+        incompatible: Incompatible::empty(),
+        compatible: Compatible::empty(),
+        autoclear: Autoclear::empty(),
+        refcount_order: 4,
+        header_length: V3_WRITTEN_LENGTH,
+        compression: Codec::Deflate,
+        extensions: Extensions::default(),
+    }
+}
+
+/// Header, refcount table, refcount block, L1 table, L2 table; guest clusters 0 and 1 in clusters 5 and 6, guest clusters 2 and
+/// 3 compressed in cluster 7, and cluster 8 set aside for guest cluster 4, which is zero.
+fn sound() -> Vec<u8> {
+    let mut image = vec![0; 9 * CLUSTER as usize];
+    set_header(&mut image, &header());
+    put(&mut image, CLUSTER, REFCOUNT_BLOCK);
+    for cluster in 0..9 {
+        set_refcount(&mut image, cluster, 1);
+    }
+    set_refcount(&mut image, 7, 2);
+    put(&mut image, L1, L2 | COPIED);
+    put(&mut image, L2, (5 * CLUSTER) | COPIED);
+    put(&mut image, L2 + 8, (6 * CLUSTER) | COPIED);
+    put(&mut image, L2 + 16, encode_compressed(7 * CLUSTER, 100, 9));
+    put(&mut image, L2 + 24, encode_compressed(7 * CLUSTER + 100, 400, 9));
+    put(&mut image, L2 + 32, (8 * CLUSTER) | COPIED | ZERO);
+    image
+}
+
+fn set_header(image: &mut [u8], header: &Header) {
+    let bytes = header.encode();
+    image[..bytes.len()].copy_from_slice(&bytes);
+}
+
+fn put(image: &mut [u8], at: u64, value: u64) {
+    image[at as usize..at as usize + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+fn set_refcount(image: &mut [u8], cluster: usize, count: u64) {
+    refcount::set_count(&mut image[REFCOUNT_BLOCK as usize..][..CLUSTER as usize], 4, cluster, count);
+}
+
+/// What qemu-img thinks of a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Qemu {
+    Agrees,
+    /// It does not look at this.
+    SaysClean,
+}
+
+type Case = (&'static str, fn(&mut Vec<u8>), Verdict, Qemu);
+
+/// The sound image, with one thing changed.
+const CASES: &[Case] = &[
+    ("nothing", |_| (), Clean, Qemu::Agrees),
+    ("a count too high", |image| set_refcount(image, 7, 3), Leaks, Qemu::Agrees),
+    ("a cluster that nothing uses", |image| put(image, L2 + 32, ZERO), Leaks, Qemu::Agrees),
+    ("a count too low", |image| set_refcount(image, 7, 1), Corrupt, Qemu::Agrees),
+    ("no count", |image| set_refcount(image, 6, 0), Corrupt, Qemu::Agrees),
+    ("no count of the header", |image| set_refcount(image, 0, 0), Corrupt, Qemu::Agrees),
+    ("a count of 2 and COPIED", |image| set_refcount(image, 5, 2), Corrupt, Qemu::Agrees),
+    ("no COPIED in the L1 table", |image| put(image, L1, L2), Corrupt, Qemu::Agrees),
+    ("no COPIED in the L2 table", |image| put(image, L2, 5 * CLUSTER), Corrupt, Qemu::Agrees),
+    ("no COPIED in a zero entry", |image| put(image, L2 + 32, (8 * CLUSTER) | ZERO), Corrupt, Qemu::Agrees),
+    ("COPIED in an empty L1 entry", |image| put(image, L1, COPIED), Corrupt, Qemu::Agrees),
+    ("COPIED in a compressed entry", |image| image[L2 as usize + 16] |= 0x80, Corrupt, Qemu::Agrees),
+    ("reserved bits in an L1 entry", |image| put(image, L1, L2 | COPIED | 4), Corrupt, Qemu::Agrees),
+    ("reserved bits in an L2 entry", |image| put(image, L2, (5 * CLUSTER) | COPIED | 4), Corrupt, Qemu::Agrees),
+    ("reserved high bits in an L2 entry", |image| image[L2 as usize] |= 1, Corrupt, Qemu::Agrees),
+    ("an L2 table far behind the end", |image| put(image, L1, 1 << 40 | COPIED), Corrupt, Qemu::Agrees),
+    ("data behind the end", |image| put(image, L2, (9 * CLUSTER) | COPIED), Corrupt, Qemu::Agrees),
+    ("data far behind the end", |image| put(image, L2, 1 << 55 | COPIED), Corrupt, Qemu::Agrees),
+    ("zeros behind the end", |image| put(image, L2 + 32, (9 * CLUSTER) | COPIED | ZERO), Corrupt, Qemu::Agrees),
+    ("a payload behind the end", |image| put(image, L2 + 16, COMPRESSED | (9 * CLUSTER)), Corrupt, Qemu::Agrees),
+    ("a payload far behind the end", |image| put(image, L2 + 16, COMPRESSED | 1 << 50), Corrupt, Qemu::Agrees),
+    ("data in the L2 table", |image| put(image, L2, L2 | COPIED), Corrupt, Qemu::Agrees),
+    ("data in the header's cluster, by a payload", |image| put(image, L2 + 16, COMPRESSED), Corrupt, Qemu::Agrees),
+    ("two entries with one cluster", |image| put(image, L2, (6 * CLUSTER) | COPIED), Corrupt, Qemu::Agrees),
+    ("data cut off", |image| image.truncate(6 * CLUSTER as usize + 100), Corrupt, Qemu::Agrees),
+    ("zeros cut off", |image| image.truncate(8 * CLUSTER as usize + 100), Clean, Qemu::Agrees),
+    ("the refcount block elsewhere", |image| put(image, CLUSTER, L1), Corrupt, Qemu::Agrees),
+    ("no refcount block", |image| put(image, CLUSTER, 0), Corrupt, Qemu::Agrees),
+    ("a refcount block far behind the end", |image| put(image, CLUSTER, 1 << 40), Corrupt, Qemu::Agrees),
+    ("reserved bits in the refcount table", |image| put(image, CLUSTER, REFCOUNT_BLOCK | 1), Corrupt, Qemu::Agrees),
+    ("one refcount block twice", |image| put(image, CLUSTER + 8, REFCOUNT_BLOCK), Corrupt, Qemu::Agrees),
+    ("data shared, and counted so", |image| share_data(image), Clean, Qemu::Agrees),
+    ("data in the L2 table, and counted so", |image| hide_data_in_l2(image), Corrupt, Qemu::SaysClean),
+    ("a payload in a data cluster, and counted so", |image| hide_payload_in_data(image), Corrupt, Qemu::SaysClean),
+    ("an L2 table in two places, and counted so", |image| share_l2(image), Corrupt, Qemu::SaysClean),
+    ("a visible byte missing", |image| last_bytes(image, 101), Corrupt, Qemu::SaysClean),
+    ("all visible bytes there", |image| last_bytes(image, 100), Clean, Qemu::Agrees),
+];
+
+fn share_data(image: &mut [u8]) {
+    put(image, L2, 6 * CLUSTER);
+    put(image, L2 + 8, 6 * CLUSTER);
+    set_refcount(image, 5, 0);
+    set_refcount(image, 6, 2);
+}
+
+fn hide_data_in_l2(image: &mut [u8]) {
+    put(image, L1, L2);
+    put(image, L2 + 8, L2);
+    set_refcount(image, 6, 0);
+    set_refcount(image, 4, 2);
+}
+
+fn hide_payload_in_data(image: &mut [u8]) {
+    put(image, L2, 5 * CLUSTER);
+    put(image, L2 + 16, encode_compressed(5 * CLUSTER, 100, 9));
+    set_refcount(image, 5, 2);
+    set_refcount(image, 7, 1);
+}
+
+fn share_l2(image: &mut [u8]) {
+    set_header(image, &Header { l1_size: 2, size: 128 * CLUSTER, ..header() });
+    put(image, L1, L2);
+    put(image, L1 + 8, L2);
+    for (cluster, count) in [(4, 2), (5, 2), (6, 2), (7, 4), (8, 2)] {
+        set_refcount(image, cluster, count);
+    }
+    for (index, entry) in [(0, 5 * CLUSTER), (1, 6 * CLUSTER), (4, (8 * CLUSTER) | ZERO)] {
+        put(image, L2 + 8 * index, entry);
+    }
+}
+
+/// The disk ends `visible` bytes after guest cluster 1, which is now the last of the file, of which there are 100 bytes.
+fn last_bytes(image: &mut Vec<u8>, visible: u64) {
+    set_header(image, &Header { size: CLUSTER + visible, ..header() });
+    (16..40).step_by(8).for_each(|at| put(image, L2 + at, 0));
+    image.truncate(6 * CLUSTER as usize + 100);
+}
+
+#[test]
+fn each_change_is_seen() {
+    for (name, change, expected, _) in CASES {
+        let mut image = sound();
+        change(&mut image);
+        let report = check_bytes(&image);
+        assert_eq!(verdict(&report), *expected, "{name}: {report:?}");
+    }
+}
+
+#[test]
+fn qemu_img_thinks_the_same_of_each_change() {
+    let Some(dir) = Scratch::with_qemu_img() else { return };
+    for (name, change, expected, qemu) in CASES {
+        let mut image = sound();
+        change(&mut image);
+        let path = dir.file("case.qcow2");
+        std::fs::write(&path, &image).unwrap();
+        let code = dir.run(&["check", "-f", "qcow2", "case.qcow2"]).status.code();
+        let expected = match (qemu, expected) {
+            (Qemu::SaysClean, _) | (_, Clean) => 0,
+            (_, Corrupt) => 2,
+            (_, Leaks) => 3,
+        };
+        assert_eq!(code, Some(expected), "{name}");
+    }
+}
+
+#[test]
+fn the_numbers_of_a_sound_image() {
+    let expected = CheckReport {
+        total_clusters: 64,
+        allocated_clusters: 5,
+        compressed_clusters: 2,
+        // The compressed ones, and cluster 8, which does not follow 6.
+        fragmented_clusters: 3,
+        image_end_offset: 9 * CLUSTER,
+        ..CheckReport::default()
+    };
+    assert_eq!(check_bytes(&sound()), expected);
+}
+
+#[test]
+fn states_are_mentioned() {
+    let mut image = sound();
+    set_header(&mut image, &Header { incompatible: Incompatible::DIRTY | Incompatible::CORRUPT, ..header() });
+    let report = check_bytes(&image);
+    assert_eq!((verdict(&report), report.messages.len()), (Clean, 2));
+}
+
+#[test]
+fn every_truncation_is_answered() {
+    let image = sound();
+    for len in 0..image.len() {
+        let source: Arc<dyn ReadAt> = Arc::new(MemFile::from(image[..len].to_vec()));
+        match check_source(source) {
+            Ok(report) => {
+                let expected = if len > 8 * CLUSTER as usize { Clean } else { Corrupt };
+                assert_eq!(verdict(&report), expected, "{len}: {report:?}");
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), "out-of-bounds", "{len}");
+                assert!(len < L1 as usize + 8, "{len}: {error}");
+            }
+        }
+    }
+}
+
+/// A file that begins with these bytes, holds more at some places, and is otherwise zeros.
+struct Sparse {
+    len: u64,
+    parts: Vec<(u64, Vec<u8>)>,
+}
+
+impl ReadAt for Sparse {
+    fn size(&self) -> std::io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        let len = buf.len().min(self.len.saturating_sub(offset) as usize);
+        buf[..len].fill(0);
+        for (start, bytes) in &self.parts {
+            let (from, to) = (offset.max(*start), (offset + len as u64).min(start + bytes.len() as u64));
+            if from < to {
+                let source = &bytes[(from - start) as usize..(to - start) as usize];
+                buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+            }
+        }
+        Ok(len)
+    }
+}
+
+/// Guest cluster 0 lies at 3 GiB, in the second window, as does the refcount block that counts it.
+fn long(count: u64) -> Sparse {
+    const FAR: u64 = 3 << 30;
+    let mut start = sound();
+    let header = Header { refcount_table_offset: 16 * CLUSTER, refcount_table_clusters: 400, ..header() };
+    set_header(&mut start, &header);
+    start.resize(16 * CLUSTER as usize, 0);
+    put(&mut start, L2, FAR | COPIED);
+    set_refcount(&mut start, 1, 0);
+    set_refcount(&mut start, 5, 0);
+    let per_block = header.refcount_block_entries();
+    let far_block = FAR / CLUSTER / per_block;
+    let mut table = vec![0; 400 * CLUSTER as usize];
+    put(&mut table, 0, REFCOUNT_BLOCK);
+    put(&mut table, 8, FAR + CLUSTER);
+    put(&mut table, 8 * far_block, FAR + 2 * CLUSTER);
+    // The table takes clusters 16 to 415: the rest of the first block and a part of the second one.
+    (16..per_block as usize).for_each(|cluster| set_refcount(&mut start, cluster, 1));
+    let mut blocks = vec![0; 2 * CLUSTER as usize];
+    (0..416 - per_block as usize).for_each(|index| refcount::set_count(&mut blocks, 4, index, 1));
+    let far = &mut blocks[CLUSTER as usize..];
+    let first = (FAR / CLUSTER % per_block) as usize;
+    refcount::set_count(far, 4, first, count);
+    refcount::set_count(far, 4, first + 1, 1);
+    refcount::set_count(far, 4, first + 2, 1);
+    Sparse { len: FAR + 3 * CLUSTER, parts: vec![(0, start), (16 * CLUSTER, table), (FAR + CLUSTER, blocks)] }
+}
+
+#[test]
+fn a_file_of_several_windows() {
+    let report = |count| check_source(Arc::new(long(count))).unwrap();
+    let sound = report(1);
+    assert_eq!(verdict(&sound), Clean, "{sound:?}");
+    assert_eq!((sound.allocated_clusters, sound.image_end_offset), (5, (3 << 30) + 3 * CLUSTER));
+    assert_eq!(verdict(&report(0)), Corrupt);
+    let copied = report(2);
+    assert_eq!((copied.corruptions, copied.leaks), (1, 1), "{copied:?}");
+}
+
+#[test]
+fn what_is_named_again_and_again_is_read_once() {
+    const SNAPSHOTS: u64 = 65536;
+    const ENTRIES: u64 = 1 << 18;
+    let (l1, snapshots) = (16 * CLUSTER, 16 * CLUSTER + 8 * ENTRIES);
+    let mut image = sound();
+    let nb_snapshots = SNAPSHOTS as u32;
+    let size = ENTRIES * 64 * CLUSTER;
+    let l1_size = ENTRIES as u32;
+    let header = Header { size, l1_size, l1_table_offset: l1, nb_snapshots, snapshots_offset: snapshots, ..header() };
+    set_header(&mut image, &header);
+    image.resize((snapshots + 56 * SNAPSHOTS) as usize, 0);
+    (0..ENTRIES).for_each(|index| put(&mut image, l1 + 8 * index, L2 | COPIED));
+    for index in 0..SNAPSHOTS {
+        let at = snapshots + 56 * index;
+        put(&mut image, at, l1);
+        put(&mut image, at + 8, ENTRIES << 32);
+        put(&mut image, at + 32, 16);
+        put(&mut image, at + 48, size);
+    }
+    let start = std::time::Instant::now();
+    let report = check_bytes(&image);
+    assert_eq!(verdict(&report), Corrupt);
+    assert_eq!(report.messages.len(), CheckReport::MESSAGES);
+    assert!(report.messages.iter().any(|text| text.contains("two parts of the disk")), "{:?}", &report.messages[..9]);
+    // A table for each snapshot would take hours.
+    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+}
+
+#[test]
+fn there_is_an_end_to_the_work() {
+    let mut work = Work::default();
+    assert!(work.spend(Work::LIMIT).is_ok());
+    assert_eq!(work.spend(1).unwrap_err().kind(), "limit");
+}
+
+#[test]
+fn qemu_img_counts_the_same_in_its_own_images() {
+    let Some(dir) = Scratch::with_qemu_img() else { return };
+    // Dense, incompressible, compressible, zeros, and 4 KiB islands.
+    let mut disk = vec![0; 3_000_320];
+    let mut state = 1u32;
+    for (index, byte) in disk.iter_mut().enumerate() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = match index >> 18 {
+            0 | 1 => (state >> 24) as u8,
+            2 | 3 => (index >> 9) as u8,
+            7 | 8 if index % 100_000 < 4096 => 7,
+            11 => (state >> 24) as u8 | 1,
+            _ => 0,
+        };
+    }
+    std::fs::write(dir.file("disk.raw"), &disk).unwrap();
+    for options in [
+        "compat=1.1",
+        "compat=0.10",
+        "compat=0.10,cluster_size=512",
+        "cluster_size=512",
+        "cluster_size=4k,refcount_bits=1",
+        "cluster_size=2M",
+        "refcount_bits=4",
+        "refcount_bits=64,cluster_size=4k",
+        "extended_l2=on",
+        "extended_l2=on,cluster_size=16k",
+        "preallocation=metadata",
+        "preallocation=metadata,extended_l2=on",
+        "preallocation=full",
+        "lazy_refcounts=on",
+        "compression_type=zstd",
+        "cluster_size=4k,data_file=data.raw",
+    ] {
+        for compress in [false, true] {
+            if compress && (options.contains("preallocation") || options.contains("data_file")) {
+                continue;
+            }
+            let name = format!("{options} compressed: {compress}");
+            let mut args = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", options, "disk.raw", "image.qcow2"];
+            if compress {
+                args.insert(1, "-c");
+            }
+            dir.made(&args);
+            dir.same(&name);
+        }
+    }
+    dir.made(&["convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", "disk.raw", "image.qcow2"]);
+    dir.made(&["snapshot", "-c", "first", "image.qcow2"]);
+    dir.made(&["snapshot", "-c", "second one", "image.qcow2"]);
+    dir.same("snapshots");
+    dir.made(&["resize", "-f", "qcow2", "image.qcow2", "20M"]);
+    dir.made(&["bitmap", "--add", "-g", "4k", "image.qcow2", "some"]);
+    dir.made(&["bitmap", "--add", "--disable", "-g", "64k", "image.qcow2", "other"]);
+    dir.same("snapshots and bitmaps");
+
+    let file: Arc<dyn ReadAt> = Arc::new(FileSource::open(&dir.file("image.qcow2")).unwrap());
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    let header = Header::read(&file, &limits).unwrap();
+    let snapshots = snapshot::read_snapshots(&file, &header, &budget).unwrap();
+    let names: Vec<_> =
+        snapshots.iter().map(|entry| (entry.info.id.to_string(), entry.info.name.to_string())).collect();
+    assert_eq!(names, [("1".into(), "first".into()), ("2".into(), "second one".to_owned())]);
+    for entry in &snapshots {
+        assert_eq!(entry.info.virtual_size, 3_000_320);
+        assert_eq!((entry.info.vm_state_size, entry.info.icount), (0, Some(0)));
+        assert!(entry.info.date.0 > 1_700_000_000);
+        entry.check(&header, file.size().unwrap()).unwrap();
+    }
+    let bitmaps = bitmap::read_bitmaps(&file, &header, &budget).unwrap();
+    let values: Vec<_> = bitmaps.iter().map(bitmap::Bitmap::to_value).collect();
+    let value = |flags: &[&str], name: &str, granularity: u64| {
+        let flags = Value::List(flags.iter().map(|flag| Value::from(*flag)).collect());
+        Value::Map(vec![("flags", flags), ("name", name.into()), ("granularity", granularity.into())])
+    };
+    assert_eq!(values, [value(&["auto"], "some", 4096), value(&[], "other", 65536)]);
+}
+
+/// A directory for a test, which is removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    /// `None`, and a word about it, when there is no qemu-img.
+    fn with_qemu_img() -> Option<Self> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        if Command::new("qemu-img").arg("--version").output().is_err() {
+            eprintln!("SKIPPED: qemu-img is not installed");
+            return None;
+        }
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("diskimage-check-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Some(Scratch(dir))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn run(&self, args: &[&str]) -> std::process::Output {
+        Command::new("qemu-img").args(args).current_dir(&self.0).output().unwrap()
+    }
+
+    fn made(&self, args: &[&str]) {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Compares the verdict and the numbers.
+    fn same(&self, name: &str) {
+        let output = self.run(&["check", "-f", "qcow2", "--output", "json", "image.qcow2"]);
+        let json = String::from_utf8_lossy(&output.stdout).into_owned();
+        let number = |key: &str| -> u64 {
+            let Some((_, rest)) = json.split_once(&format!("\"{key}\": ")) else { return 0 };
+            rest.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        let expected = CheckReport {
+            total_clusters: number("total-clusters"),
+            allocated_clusters: number("allocated-clusters"),
+            compressed_clusters: number("compressed-clusters"),
+            fragmented_clusters: number("fragmented-clusters"),
+            image_end_offset: number("image-end-offset"),
+            ..CheckReport::default()
+        };
+        assert!(output.status.success() && expected.image_end_offset > 0, "{name}: {json}");
+        let source = FileSource::open(&self.file("image.qcow2")).unwrap();
+        assert_eq!(check_source(Arc::new(source)).unwrap(), expected, "{name}");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,348 @@
+//! Writes images by scripts, reads them back and counts their references, as simply as it can be done, and asks qemu-img.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::codec::{Decoder, Encoder};
+use crate::error::Result;
+use crate::format::CreateContext;
+use crate::format::qcow2::FORMAT_NAME;
+use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK};
+use crate::format::qcow2::header::Header;
+use crate::format::qcow2::options::OPTIONS;
+use crate::format::qcow2::refcount::count_at;
+use crate::format::qcow2::writer::Writer;
+use crate::io::{MemFile, WriteAt};
+use crate::limits::Limits;
+use crate::name::Name;
+use crate::options::Options;
+use crate::sparse::{SparseWrite, WriteSpec};
+
+pub(super) const BACKING_NAME: &str = "base.raw";
+
+/// A new image and what it is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub size: u64,
+    pub options: String,
+    pub compress: bool,
+    pub backing: bool,
+    pub device: bool,
+    pub steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Skip(u64),
+    Place(u64),
+    Compress(u64),
+    Zero(u64),
+}
+
+/// What came of it.
+pub(super) struct Written {
+    pub file: Vec<u8>,
+    pub backing: Vec<u8>,
+    pub guest: Vec<u8>,
+}
+
+impl Case {
+    pub fn new(size: u64, options: &str, steps: &[Step]) -> Case {
+        let (options, steps) = (options.to_owned(), steps.to_vec());
+        Case { size, options, compress: false, backing: false, device: false, steps }
+    }
+
+    pub fn create(&self, out: Arc<dyn WriteAt>) -> Result<Writer> {
+        let mut options = Options::new();
+        options.add_list(&self.options);
+        options.check(FORMAT_NAME, OPTIONS)?;
+        let backing = self.backing.then(|| (Name::from(BACKING_NAME), Name::from("raw")));
+        Writer::create(&CreateContext { size: self.size, options: &options, compress: self.compress, backing, out })
+    }
+
+    /// Takes the steps; lengths are rounded to what the writer takes, and cut at the end of the disk.
+    pub fn write(&self) -> Written {
+        let mem = Arc::new(Target::new(self.device));
+        let mut writer = self.create(mem.clone()).unwrap();
+        let WriteSpec { virtual_size: size, block_size, granule, encoding, .. } = writer.spec().clone();
+        let backing = if self.backing { noise(size, 99) } else { vec![0; size as usize] };
+        let mut guest = backing.clone();
+        let mut at = 0u64;
+        for (seed, step) in self.steps.iter().enumerate() {
+            let (Step::Skip(len) | Step::Place(len) | Step::Compress(len) | Step::Zero(len)) = *step;
+            let unit = if matches!(step, Step::Compress(_)) { block_size } else { granule };
+            at = at.next_multiple_of(unit).min(size);
+            let end = (at + len.next_multiple_of(unit)).min(size);
+            match step {
+                _ if at == end => {}
+                Step::Skip(_) => {}
+                Step::Place(_) => {
+                    let bytes = &mut guest[at as usize..end as usize];
+                    bytes.copy_from_slice(&noise(end - at, seed as u64));
+                    place(&mut writer, at, bytes);
+                }
+                Step::Zero(_) => {
+                    guest[at as usize..end as usize].fill(0);
+                    writer.zero(at..end).unwrap();
+                }
+                Step::Compress(_) => {
+                    let mut encoder = Encoder::new(encoding.as_ref().unwrap());
+                    for block in (at..end).step_by(block_size as usize) {
+                        let block = block..(block + block_size).min(end);
+                        let bytes = &mut guest[block.start as usize..block.end as usize];
+                        // Payloads of all lengths, up to those that are no gain.
+                        let random = noise(block.end - block.start, block.start + seed as u64);
+                        let len = block.start * 7 % (bytes.len() as u64 * 5 / 4);
+                        bytes.fill(seed as u8);
+                        bytes.iter_mut().zip(&random).take(len as usize).for_each(|(byte, random)| *byte = *random);
+                        let mut whole = bytes.to_vec();
+                        whole.resize(block_size as usize, 0);
+                        match encoder.encode(&whole, whole.len()) {
+                            None => place(&mut writer, block.start, bytes),
+                            Some(payload) => {
+                                let placement = writer.place_compressed(block, payload.len() as u32).unwrap();
+                                assert_eq!(placement.len, payload.len() as u64);
+                                placement.out.write_all_at(payload, placement.offset).unwrap();
+                            }
+                        }
+                    }
+                }
+            }
+            at = end;
+        }
+        writer.finish().unwrap();
+        Written { file: mem.mem.to_vec(), backing, guest }
+    }
+
+    pub fn verify(&self) -> Written {
+        let written = self.write();
+        written.verify(self);
+        written
+    }
+}
+
+impl Written {
+    /// Finds what is wrong with an image that came of `what`.
+    pub fn verify(&self, what: impl Debug) {
+        audit(&self.file);
+        assert!(read(self) == self.guest, "other guest bytes: {what:?}");
+        if have_qemu() {
+            ask_qemu(&what, self);
+        }
+    }
+}
+
+/// Places all of `bytes`.
+pub(super) fn place(writer: &mut Writer, mut at: u64, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let placement = writer.place(at..at + bytes.len() as u64).unwrap();
+        let (now, later) = bytes.split_at(placement.len as usize);
+        placement.out.write_all_at(now, placement.offset).unwrap();
+        (at, bytes) = (at + placement.len, later);
+    }
+}
+
+pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
+    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let step = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..len).map(step).collect()
+}
+
+/// A file in memory that can behave as a device, and that keeps a record of its calls.
+pub(super) struct Target {
+    pub mem: MemFile,
+    pub device: bool,
+    pub calls: Mutex<Vec<Call>>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Call {
+    Write(Range<u64>),
+    Allocate(Range<u64>),
+    SetLen(u64),
+    Sync,
+}
+
+impl Target {
+    pub fn new(device: bool) -> Target {
+        let mem = MemFile::from(if device { vec![0xdd; 12 << 20] } else { Vec::new() });
+        Target { mem, device, calls: Mutex::default() }
+    }
+
+    fn record(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+}
+
+impl WriteAt for Target {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.record(Call::Write(offset..offset + buf.len() as u64));
+        self.mem.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.record(Call::SetLen(len));
+        if self.device { Ok(()) } else { self.mem.set_len(len) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.record(Call::Sync);
+        Ok(())
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        !self.device
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.record(Call::Allocate(range));
+        Ok(())
+    }
+}
+
+pub(super) fn header_of(file: &[u8]) -> Header {
+    Header::parse(&file[..file.len().min(2 << 20)], file.len() as u64, &Limits::default()).unwrap()
+}
+
+pub(super) fn u64_at(file: &[u8], at: u64) -> u64 {
+    u64::from_be_bytes(file[at as usize..at as usize + 8].try_into().unwrap())
+}
+
+/// Each guest cluster's index, and the two halves of its entry.
+pub(super) fn entries(file: &[u8], header: &Header) -> Vec<(u64, u64, u64)> {
+    let mut entries = Vec::new();
+    for l1 in 0..u64::from(header.l1_size) {
+        let table = u64_at(file, header.l1_table_offset + l1 * 8) & OFFSET_MASK;
+        for l2 in (0..header.l2_entries()).filter(|_| table != 0) {
+            let at = table + l2 * header.l2_entry_size();
+            let bitmap = if header.extended_l2() { u64_at(file, at + 8) } else { 0 };
+            entries.push((l1 * header.l2_entries() + l2, u64_at(file, at), bitmap));
+        }
+    }
+    entries
+}
+
+/// Counts the references to every cluster and compares with the counts of the image, which have to be exact.
+pub(super) fn audit(file: &[u8]) {
+    let header = header_of(file);
+    let bits = header.cluster_bits;
+    let mut counts = BTreeMap::<u64, u64>::new();
+    let mut refer = |offset: u64, len: u64| {
+        (offset >> bits..=(offset + len - 1) >> bits).for_each(|cluster| *counts.entry(cluster).or_default() += 1);
+    };
+    refer(0, 1);
+    if header.l1_size > 0 {
+        refer(header.l1_table_offset, u64::from(header.l1_size) * 8);
+    }
+    for l1 in 0..u64::from(header.l1_size) {
+        let entry = u64_at(file, header.l1_table_offset + l1 * 8);
+        if entry != 0 {
+            assert_ne!(entry & COPIED, 0, "L1 entry {l1}");
+            refer(entry & OFFSET_MASK, 1);
+        }
+    }
+    for (cluster, entry, bitmap) in entries(file, &header) {
+        match L2Entry::parse(entry, bitmap, &header).unwrap() {
+            L2Entry::Compressed { host, len } => refer(host, len.into()),
+            _ if entry & OFFSET_MASK != 0 => {
+                assert_ne!(entry & COPIED, 0, "guest cluster {cluster}");
+                refer(entry & OFFSET_MASK, 1);
+            }
+            _ => assert_eq!(entry & COPIED, 0, "guest cluster {cluster}"),
+        }
+    }
+    let table_len = u64::from(header.refcount_table_clusters) << bits;
+    refer(header.refcount_table_offset, table_len);
+    let blocks: Vec<u64> = (0..table_len / 8).map(|i| u64_at(file, header.refcount_table_offset + i * 8)).collect();
+    blocks.iter().filter(|&&block| block != 0).for_each(|&block| refer(block, 1));
+    let last = *counts.keys().last().unwrap();
+    let per_block = header.refcount_block_entries();
+    for (block, &at) in (0..).zip(&blocks).filter(|(_, at)| **at != 0) {
+        let bytes = &file[at as usize..at as usize + (1 << bits)];
+        // Behind the last cluster in use, counts of zero bytes are zeros.
+        let end = ((block + 1) * per_block).min(last + 1);
+        for cluster in block * per_block..end {
+            let found = count_at(bytes, header.refcount_order, (cluster % per_block) as usize).unwrap();
+            assert_eq!(found, counts.remove(&cluster).unwrap_or_default(), "count of cluster {cluster}");
+        }
+        let rest = (end - block * per_block) << header.refcount_order;
+        assert!(bytes[rest.div_ceil(8) as usize..].iter().all(|&byte| byte == 0), "counts behind the file's end");
+    }
+    assert!(counts.is_empty(), "clusters without a refcount block: {counts:?}");
+    assert!(file.len() as u64 >= (last + 1) << bits, "the last cluster is cut off");
+}
+
+/// The guest's bytes.
+pub(super) fn read(written: &Written) -> Vec<u8> {
+    let (file, header) = (&written.file, header_of(&written.file));
+    let cluster_size = header.cluster_size() as usize;
+    let mut guest = written.backing.clone();
+    guest.resize(guest.len().next_multiple_of(cluster_size), 0);
+    for (cluster, entry, bitmap) in entries(file, &header) {
+        let Some(bytes) = guest.get_mut(cluster as usize * cluster_size..).and_then(|g| g.get_mut(..cluster_size))
+        else {
+            assert_eq!((entry, bitmap), (0, 0), "an entry behind the end of the disk");
+            continue;
+        };
+        match L2Entry::parse(entry, bitmap, &header).unwrap() {
+            L2Entry::Unallocated => {}
+            L2Entry::Zero { .. } => bytes.fill(0),
+            L2Entry::Data { host } => bytes.copy_from_slice(&file[host as usize..][..cluster_size]),
+            L2Entry::Compressed { host, len } => {
+                let payload = &file[host as usize..][..len as usize];
+                Decoder::new().decode(header.compression, payload, bytes).unwrap();
+            }
+            L2Entry::Subclusters { host, allocated, zero } => {
+                let subcluster = cluster_size / 32;
+                for (index, bytes) in bytes.chunks_mut(subcluster).enumerate() {
+                    if zero >> index & 1 != 0 {
+                        bytes.fill(0);
+                    } else if allocated >> index & 1 != 0 {
+                        bytes.copy_from_slice(&file[host.unwrap() as usize + index * subcluster..][..subcluster]);
+                    }
+                }
+            }
+        }
+    }
+    guest.truncate(header.size as usize);
+    guest
+}
+
+pub(super) fn have_qemu() -> bool {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    let have = Command::new("qemu-img").arg("--version").output().is_ok();
+    if !have && !TOLD.swap(true, Ordering::Relaxed) {
+        eprintln!("SKIPPED: there is no qemu-img to check images with");
+    }
+    have
+}
+
+pub(super) fn ask_qemu(what: &dyn Debug, written: &Written) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let dir = std::env::temp_dir().join(format!("diskimage-writer-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("image"), &written.file).unwrap();
+    std::fs::write(dir.join(BACKING_NAME), &written.backing).unwrap();
+    std::fs::write(dir.join("guest"), &written.guest).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = Command::new("qemu-img").args(arguments).current_dir(&dir).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "qemu-img {arguments:?}: {text}\n{what:?}");
+        text.into_owned()
+    };
+    let text = run(&["check", "-f", "qcow2", "image"]);
+    assert!(text.contains("No errors were found"), "{text}\n{what:?}");
+    run(&["compare", "-f", "qcow2", "-F", "raw", "image", "guest"]);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
