@@ -223,7 +223,7 @@ impl Encoding {
     /// The level that `codec` is written with when none is asked for.
     pub const fn default_level(codec: Codec) -> u8 {
         match codec {
-            Codec::Deflate => 3,
+            Codec::Deflate => 5,
             Codec::Zstd => 1,
         }
     }

@@ -165,6 +165,10 @@ impl Image {
                 let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
                 self.with_file(span, at.file, read)
             }
+            // A whole unit is decoded where it is wanted.
+            ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {
+                self.decode(span, &unit, buf, scratch).map(drop)
+            }
             ExtentKind::Compressed(unit) => {
                 let key = (span.depth, unit.at.offset, unit.unit);
                 if scratch.unit_key != Some(key) {

@@ -30,7 +30,7 @@ use crate::sparse::WriteSpec;
 use output::Output;
 
 /// Bytes of guest that are loaded, placed and written at once, by one thread.
-const CELL: u64 = 2 << 20;
+const CELL: u64 = 1 << 20;
 /// A disk has whole sectors in every format but raw.
 const SECTOR: u64 = 512;
 

@@ -17,7 +17,7 @@ use crate::name::Name;
 
 pub(crate) const MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Length of a version 2 header, and where the extensions of such an image begin.
-const V2_LENGTH: u32 = 72;
+pub(crate) const V2_LENGTH: u32 = 72;
 /// Length of a version 3 header without optional fields.
 const V3_LENGTH: u32 = 104;
 /// Length that is written for version 3: with `compression_type` and its padding.

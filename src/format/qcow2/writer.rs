@@ -18,7 +18,7 @@ use self::mapping::Mapping;
 use super::FORMAT_NAME;
 use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
 use super::extension::{Extensions, Feature};
-use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V3_WRITTEN_LENGTH};
+use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_LENGTH, V3_WRITTEN_LENGTH};
 use super::options::{Preallocation, Settings};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
@@ -26,8 +26,6 @@ use crate::io::WriteAt;
 use crate::options::wrong;
 use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
-/// Length of a version 2 header.
-const V2_LENGTH: u32 = 72;
 /// Clusters above this size have room for the feature name table.
 const FEATURE_NAMES_ABOVE: u64 = 4096;
 const SECTOR: u64 = 512;

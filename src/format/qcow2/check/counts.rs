@@ -4,9 +4,6 @@ use std::ops::Range;
 
 use bitflags::bitflags;
 
-/// Clusters in a window: 256 GiB of file at the usual cluster size.
-const WINDOW: u64 = 4 << 20;
-
 bitflags! {
     /// What a cluster is used for. The bits below are the number of uses.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,20 +60,22 @@ impl Uses {
 
 /// The uses of the clusters in a window.
 pub(super) struct Counts {
+    /// The first cluster of the window: a multiple of its length.
     first: u64,
+    window: u64,
     uses: Vec<Uses>,
     beyond: Option<u64>,
 }
 
 impl Counts {
-    /// The window at the beginning of a file of `clusters` clusters.
-    pub fn new(clusters: u64) -> Self {
-        Counts { first: 0, uses: vec![Uses::empty(); clusters.min(WINDOW) as usize], beyond: None }
+    /// A window of at most `window` clusters, a power of two, at the beginning of a file of `clusters` clusters.
+    pub fn new(clusters: u64, window: u64) -> Self {
+        Counts { first: 0, window, uses: vec![Uses::empty(); clusters.min(window) as usize], beyond: None }
     }
 
     /// Moves on to the window that contains `cluster`.
     pub fn restart(&mut self, cluster: u64) {
-        self.first = cluster & !(WINDOW - 1);
+        self.first = cluster & !(self.window - 1);
         self.uses.fill(Uses::empty());
         self.beyond = None;
     }
@@ -124,9 +123,11 @@ impl Counts {
 mod tests {
     use super::*;
 
+    const WINDOW: u64 = 32;
+
     #[test]
     fn windows_follow_one_another_without_the_empty_ones() {
-        let mut counts = Counts::new(u64::MAX);
+        let mut counts = Counts::new(u64::MAX, WINDOW);
         let clusters = [3..5, WINDOW - 1..WINDOW + 1, 7 * WINDOW + 9..7 * WINDOW + 10];
         let mut found = Vec::new();
         loop {
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn counts_stop_at_the_largest() {
-        let mut counts = Counts::new(1);
+        let mut counts = Counts::new(1, 8);
         counts.add(0..1, Uses::DATA, Uses::MAX_COUNT);
         counts.add(0..1, Uses::DATA, u32::MAX);
         assert_eq!(counts.get(0), Some(Uses::DATA | Uses::from_bits_retain(Uses::MAX_COUNT)));
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn conflicts() {
         let conflict = |uses: &[Uses]| {
-            let mut counts = Counts::new(1);
+            let mut counts = Counts::new(1, 8);
             uses.iter().for_each(|uses| counts.add(0..1, *uses, 1));
             counts.get(0).and_then(Uses::conflict).is_some()
         };

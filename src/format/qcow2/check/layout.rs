@@ -1,6 +1,5 @@
 //! Where everything is that uses clusters of the file.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -110,7 +109,16 @@ impl<'a> Layout<'a> {
             *size = snapshot.info.virtual_size.max(*size);
             *times += 1;
         }
+        // In the order of their offsets. One that overlaps another is not followed: thousands could lie in one place.
+        let active = layout.l1_tables.first().map_or(0..0, |table| table.offset..table.offset + table.entries * 8);
+        let mut end = 0;
         for ((offset, entries), (at, size, times)) in by_table {
+            let table = offset..offset.saturating_add(u64::from(entries) * 8);
+            if table.start < end || table.start < active.end && active.start < table.end {
+                findings.fault("l1_table_offset", at, Problem::Overlap { offset, with: "another L1 table" });
+                continue;
+            }
+            end = table.end;
             layout.l1_table(at, offset, entries, size, Some(times), findings);
         }
 
@@ -123,9 +131,14 @@ impl<'a> Layout<'a> {
                 layout.bitmap_tables.push(BitmapTable { offset, entries });
             }
         }
-        // A table that several bitmaps name is wrong once, and read once.
-        layout.bitmap_tables.sort_unstable_by_key(|table| (table.offset, Reverse(table.entries)));
-        layout.bitmap_tables.dedup_by_key(|table| table.offset);
+        // Nor are the entries of overlapping bitmap tables; that their clusters are used more than once is seen without.
+        layout.bitmap_tables.sort_unstable_by_key(|table| table.offset);
+        let mut end = 0;
+        layout.bitmap_tables.retain(|table| {
+            let free = table.offset >= end;
+            end = end.max(table.offset + table.entries * 8);
+            free
+        });
         Ok(layout)
     }
 

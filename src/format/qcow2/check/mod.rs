@@ -23,6 +23,11 @@ use crate::error::{Error, Fault, Problem, Result};
 use crate::format::{CheckReport, OpenContext};
 use crate::io::ReadAt;
 
+/// Clusters whose uses are counted at once: 32 MiB of counts.
+const WINDOW: u64 = 8 << 20;
+/// Clusters among which L2 tables are sought at once. They are few, and to look for them costs little.
+const L2_WINDOW: u64 = 1 << 20;
+
 /// Examines the metadata of an image.
 ///
 /// # Errors
@@ -45,8 +50,8 @@ fn examine(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_>, finding
     let clusters = layout.file_len.div_ceil(layout.header.cluster_size());
     let mut work = Work::default();
     // A payload may end in a cluster behind the end of the file.
-    let mut counts = Counts::new(clusters.saturating_add(1));
-    let mut l2_tables = Counts::new(clusters);
+    let mut counts = Counts::new(clusters.saturating_add(1), WINDOW);
+    let mut l2_tables = Counts::new(clusters, L2_WINDOW);
     let mut first = true;
     loop {
         Walk::new(&layout, first, findings, &mut work).run(&stored, &mut counts, &mut l2_tables)?;
@@ -163,8 +168,8 @@ impl Findings {
 struct Work(u64);
 
 impl Work {
-    /// Some ten seconds. A sound image of 10 TiB stays below.
-    const LIMIT: u64 = 1 << 33;
+    /// Some ten seconds, or several times that where files are slow. A sound image of 10 TiB stays below.
+    const LIMIT: u64 = 1 << 32;
     /// What a read costs, in entries.
     const READ: u64 = 256;
 

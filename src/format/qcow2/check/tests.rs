@@ -283,41 +283,52 @@ impl ReadAt for Sparse {
     }
 }
 
-/// Guest cluster 0 lies at 3 GiB, in the second window, as does the refcount block that counts it.
+/// Guest cluster 0 lies in the second window, as does the refcount block that counts it `count` times.
+const FAR: u64 = 5 << 30;
+
 fn long(count: u64) -> Sparse {
-    const FAR: u64 = 3 << 30;
-    let mut start = sound();
-    let header = Header { refcount_table_offset: 16 * CLUSTER, refcount_table_clusters: 400, ..header() };
-    set_header(&mut start, &header);
-    start.resize(16 * CLUSTER as usize, 0);
-    put(&mut start, L2, FAR | COPIED);
-    set_refcount(&mut start, 1, 0);
-    set_refcount(&mut start, 5, 0);
+    const TABLE: u64 = 16;
+    const TABLE_CLUSTERS: u64 = 700;
+    let header =
+        Header { refcount_table_offset: TABLE * CLUSTER, refcount_table_clusters: TABLE_CLUSTERS as u32, ..header() };
     let per_block = header.refcount_block_entries();
-    let far_block = FAR / CLUSTER / per_block;
-    let mut table = vec![0; 400 * CLUSTER as usize];
-    put(&mut table, 0, REFCOUNT_BLOCK);
-    put(&mut table, 8, FAR + CLUSTER);
-    put(&mut table, 8 * far_block, FAR + 2 * CLUSTER);
-    // The table takes clusters 16 to 415: the rest of the first block and a part of the second one.
-    (16..per_block as usize).for_each(|cluster| set_refcount(&mut start, cluster, 1));
-    let mut blocks = vec![0; 2 * CLUSTER as usize];
-    (0..416 - per_block as usize).for_each(|index| refcount::set_count(&mut blocks, 4, index, 1));
-    let far = &mut blocks[CLUSTER as usize..];
-    let first = (FAR / CLUSTER % per_block) as usize;
-    refcount::set_count(far, 4, first, count);
-    refcount::set_count(far, 4, first + 1, 1);
-    refcount::set_count(far, 4, first + 2, 1);
-    Sparse { len: FAR + 3 * CLUSTER, parts: vec![(0, start), (16 * CLUSTER, table), (FAR + CLUSTER, blocks)] }
+    let mut start = sound();
+    set_header(&mut start, &header);
+    put(&mut start, L2, FAR | COPIED);
+
+    // Three more refcount blocks lie behind guest cluster 0: two for the rest of the refcount table, one for themselves.
+    let blocks = [REFCOUNT_BLOCK, FAR + CLUSTER, FAR + 2 * CLUSTER, FAR + 3 * CLUSTER];
+    let mut table = vec![0; (TABLE_CLUSTERS * CLUSTER) as usize];
+    for (index, block) in [0, 1, 2, FAR / CLUSTER / per_block].into_iter().zip(blocks) {
+        put(&mut table, 8 * index, block);
+    }
+    let mut far = vec![0; 3 * CLUSTER as usize];
+    let mut set = |cluster: u64, count| {
+        let index = (cluster % per_block) as usize;
+        match cluster / per_block {
+            0 => set_refcount(&mut start, index, count),
+            1 => refcount::set_count(&mut far[..CLUSTER as usize], 4, index, count),
+            2 => refcount::set_count(&mut far[CLUSTER as usize..][..CLUSTER as usize], 4, index, count),
+            _ => refcount::set_count(&mut far[2 * CLUSTER as usize..], 4, index, count),
+        }
+    };
+    (TABLE..TABLE + TABLE_CLUSTERS).for_each(|cluster| set(cluster, 1));
+    [1, 5].into_iter().for_each(|unused| set(unused, 0));
+    (1..4).for_each(|block| set(FAR / CLUSTER + block, 1));
+    set(FAR / CLUSTER, count);
+    Sparse { len: FAR + 4 * CLUSTER, parts: vec![(0, start), (TABLE * CLUSTER, table), (FAR + CLUSTER, far)] }
 }
 
 #[test]
 fn a_file_of_several_windows() {
+    const { assert!(FAR / CLUSTER > WINDOW) };
     let report = |count| check_source(Arc::new(long(count))).unwrap();
     let sound = report(1);
     assert_eq!(verdict(&sound), Clean, "{sound:?}");
-    assert_eq!((sound.allocated_clusters, sound.image_end_offset), (5, (3 << 30) + 3 * CLUSTER));
-    assert_eq!(verdict(&report(0)), Corrupt);
+    assert_eq!((sound.allocated_clusters, sound.image_end_offset), (5, FAR + 4 * CLUSTER));
+    let missing = report(0);
+    // The entry says that the count is 1, and there is a use.
+    assert_eq!((missing.corruptions, missing.leaks), (2, 0), "{missing:?}");
     let copied = report(2);
     assert_eq!((copied.corruptions, copied.leaks), (1, 1), "{copied:?}");
 }
@@ -337,16 +348,18 @@ fn what_is_named_again_and_again_is_read_once() {
     (0..ENTRIES).for_each(|index| put(&mut image, l1 + 8 * index, L2 | COPIED));
     for index in 0..SNAPSHOTS {
         let at = snapshots + 56 * index;
-        put(&mut image, at, l1);
-        put(&mut image, at + 8, ENTRIES << 32);
+        // Half of them in one place, the others beside one another, each with the next one's entries as well.
+        let overlap = CLUSTER * (index / 2 % 64);
+        put(&mut image, at, if index % 2 == 0 { l1 } else { l1 + overlap });
+        put(&mut image, at + 8, (ENTRIES - index / 2 % 64 * 64) << 32);
         put(&mut image, at + 32, 16);
-        put(&mut image, at + 48, size);
+        put(&mut image, at + 48, CLUSTER);
     }
     let start = std::time::Instant::now();
     let report = check_bytes(&image);
     assert_eq!(verdict(&report), Corrupt);
     assert_eq!(report.messages.len(), CheckReport::MESSAGES);
-    assert!(report.messages.iter().any(|text| text.contains("two parts of the disk")), "{:?}", &report.messages[..9]);
+    assert!(report.messages.iter().any(|text| text.contains("another L1 table")), "{:?}", &report.messages[..9]);
     // A table for each snapshot would take hours.
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
