@@ -16,7 +16,6 @@ use crate::open::OpenOptions;
 use crate::sparse::SparseRead;
 
 /// A disk, as its guest sees it.
-#[derive(Default)]
 pub struct Image {
     /// The top first. There is at least one.
     layers: Vec<Layer>,
@@ -206,8 +205,9 @@ impl Image {
         layer.reader.file(id).and_then(read).map_err(|e| layer.locate(e, id).in_guest(span.offset..span.end()))
     }
 
-    pub(crate) fn push(&mut self, layer: Layer) {
-        self.layers.push(layer);
+    /// The image whose layers these are, at least one, the top first.
+    pub(crate) fn new(layers: Vec<Layer>) -> Image {
+        Image { layers, scratch: Mutex::default() }
     }
 
     /// All files that guest bytes are read from.
@@ -283,7 +283,9 @@ impl Spans<'_> {
 
     fn resolve(&mut self) -> Result<Span> {
         let mut limit = self.end;
-        for depth in 0..self.image.layers.len() {
+        let last = self.image.layers.len() - 1;
+        let mut depth = 0;
+        loop {
             let info = self.image.layers[depth].reader.info();
             if self.at >= info.virtual_size {
                 // The layer ends before the one above it: zeros from here on.
@@ -292,11 +294,11 @@ impl Spans<'_> {
             }
             let extent = self.extent(depth)?.clip(self.at, limit);
             limit = extent.end();
-            if extent.kind != ExtentKind::Hole || depth + 1 == self.image.layers.len() {
+            if extent.kind != ExtentKind::Hole || depth == last {
                 return Ok(Span { offset: extent.offset, len: extent.len, kind: extent.kind, depth });
             }
+            depth += 1;
         }
-        Err(Error::Usage("an image has at least one layer".into()))
     }
 
     fn extent(&mut self, depth: usize) -> Result<Extent> {

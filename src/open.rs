@@ -98,16 +98,15 @@ impl OpenOptions {
     /// Those of the system and of the image, and [`Error::Reference`] for a file that may not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let budget = Budget::new(self.limits.metadata);
-        let mut image = Image::default();
+        let mut layers = Vec::new();
         let mut next = Some(Opened::named_by_caller(path.as_ref(), self.format)?);
         while let Some(opened) = next {
-            let depth = image.depth();
             next = self
-                .add_layer(&mut image, &opened, &budget)
-                .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, depth + 1)).transpose())
+                .add_layer(&mut layers, &opened, &budget)
+                .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
                 .map_err(|e| e.in_file(&opened.path))?;
         }
-        Ok(image)
+        Ok(Image::new(layers))
     }
 
     /// Opens an image that is not in a file of its own. It has no place from which to find other files.
@@ -115,17 +114,15 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        let mut image = Image::default();
         let format = self.format.map_or_else(|| probe(&*source), Ok)?;
         let no_place = |reference: &Reference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let reader = format.open(source.clone(), &self.context(&budget, 0, &no_place))?;
         check_readable(reader.info())?;
         if let Some(reference) = &reader.info().backing {
-            return no_place(reference).map(|_: Option<Arc<dyn ReadAt>>| image);
+            return Err(refusal(format, reference, ReferenceProblem::NoPlace));
         }
-        image.push(Layer { reader, format, files: vec![SourceFile::new(source, None)?] });
-        Ok(image)
+        Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
     }
 
     /// Opens only the file at `path`, not what it names, and tells what it says of itself.
@@ -191,16 +188,16 @@ impl OpenOptions {
     }
 
     /// Adds the opened file to the chain, and returns what it names as its backing file.
-    fn add_layer(&self, image: &mut Image, opened: &Opened, budget: &Budget) -> Result<Option<Reference>> {
+    fn add_layer(&self, layers: &mut Vec<Layer>, opened: &Opened, budget: &Budget) -> Result<Option<Reference>> {
         let file = SourceFile::opened(opened.source.clone(), &opened.path)?;
-        if image.files().any(|other| other.identity == file.identity) {
+        if layers.iter().flat_map(|layer| &layer.files).any(|other| other.identity == file.identity) {
             return Err(loops(opened));
         }
         let mut files = vec![file];
         let data_files = std::sync::Mutex::new(Vec::new());
         let reader = opened.format.open(
             opened.source.clone(),
-            &self.context(budget, image.depth(), &|reference| {
+            &self.context(budget, layers.len(), &|reference| {
                 let file = self.open_data_file(opened, reference)?;
                 let source = file.source.clone();
                 data_files.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(file);
@@ -210,7 +207,7 @@ impl OpenOptions {
         files.append(&mut data_files.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner));
         check_readable(reader.info())?;
         let backing = reader.info().backing.clone();
-        image.push(Layer { reader, format: opened.format, files });
+        layers.push(Layer { reader, format: opened.format, files });
         Ok(backing)
     }
 

@@ -238,6 +238,7 @@ impl Converter {
             };
             pipeline::run(&job, self, &mut *writer, &mut report)?;
             source.check_unchanged()?;
+            job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
         if self.is_cancelled() {
             return Err(Error::Cancelled);

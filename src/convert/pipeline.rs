@@ -22,7 +22,7 @@ pub(super) fn run(
         job,
         settings,
         planner: Mutex::new(Planner::new(job)),
-        turn: Mutex::new(Turn { seq: 0, writer, report, failure: None }),
+        turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         told: Mutex::default(),
     };
@@ -56,6 +56,8 @@ struct Turn<'a> {
     report: &'a mut Report,
     /// The failure of the earliest work range, so that the same image fails in the same way each time.
     failure: Option<(u64, Error)>,
+    /// A thread panicked, and its turn will not come.
+    abandoned: bool,
 }
 
 /// A contiguous write that the placements of a work range amount to.
@@ -76,6 +78,7 @@ enum Source {
 impl Pipeline<'_> {
     /// What each thread does until there is nothing left or something failed.
     fn work(&self) {
+        let _abandon = Abandon(self);
         let mut loader = Loader::new(self.job);
         let mut writes = Vec::new();
         while let Some(work) = self.take() {
@@ -91,9 +94,11 @@ impl Pipeline<'_> {
 
     fn take(&self) -> Option<Work> {
         let mut planner = lock(&self.planner);
-        if lock(&self.turn).failure.is_some() {
+        let turn = lock(&self.turn);
+        if turn.failure.is_some() || turn.abandoned {
             return None;
         }
+        drop(turn);
         match planner.next() {
             Ok(work) => work,
             Err(error) => {
@@ -107,15 +112,15 @@ impl Pipeline<'_> {
     /// Waits for the range's turn and asks the writer for its places.
     fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], writes: &mut Vec<Write>) -> bool {
         let mut turn = lock(&self.turn);
-        while turn.seq != work.seq {
+        while turn.seq != work.seq && !turn.abandoned {
             turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
-        let result = match (&turn.failure, loaded) {
-            (None, Ok(())) => turn.place(items, writes),
-            (_, loaded) => loaded,
+        let result = match loaded {
+            Ok(()) if turn.failure.is_none() && !turn.abandoned => turn.place(items, writes),
+            other => other,
         };
         turn.seq += 1;
-        let failed = turn.failure.is_some() || result.is_err();
+        let failed = turn.failure.is_some() || turn.abandoned || result.is_err();
         turn.note(work.seq, result);
         drop(turn);
         self.next_turn.notify_all();
@@ -154,6 +159,18 @@ impl Pipeline<'_> {
 
     fn fail(&self, seq: u64, error: Error) {
         lock(&self.turn).note(seq, Err(error));
+    }
+}
+
+/// Lets the other threads go when this one panics, so that the panic comes out.
+struct Abandon<'a, 'b>(&'a Pipeline<'b>);
+
+impl Drop for Abandon<'_, '_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            lock(&self.0.turn).abandoned = true;
+            self.0.next_turn.notify_all();
+        }
     }
 }
 
