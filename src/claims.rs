@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::error::{Error, Fault, Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::extent::{Extent, ExtentKind, FileId};
 use crate::sparse::SparseRead;
 
@@ -109,7 +109,7 @@ impl Claims {
 
 fn overlap(reader: &dyn SparseRead, extent: &Extent, offset: u64, with: &'static str) -> Error {
     let field = format!("the mapping of guest offset {:#x}", extent.offset);
-    Fault::new(reader.info().format, field, offset, Problem::Overlap { offset, with })
+    Error::corrupt(reader.info().format, field, offset, Problem::Overlap { offset, with })
 }
 
 /// A set of small numbers.

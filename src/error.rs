@@ -230,6 +230,11 @@ impl Error {
         move |source| Error::Io { action, offset, source }
     }
 
+    /// The error for a field of an image, which stands at byte `at` of the file.
+    pub fn corrupt(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
+        Error::Corrupt(Fault { format, field: field.into(), at, problem })
+    }
+
     /// Says in which file the error happened, unless it says so already.
     pub fn in_file(self, path: &Path) -> Self {
         match self {
@@ -280,13 +285,6 @@ impl Error {
             Error::Cancelled => "cancelled",
             Error::File { .. } | Error::Guest { .. } => "context",
         }
-    }
-}
-
-impl Fault {
-    /// The fault as an error.
-    pub fn new(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Error {
-        Error::Corrupt(Fault { format, field: field.into(), at, problem })
     }
 }
 
@@ -363,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_fault_reads_as_a_sentence() {
-        let error = Fault::new("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 });
+        let error = Error::corrupt("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 });
         assert_eq!(error.to_string(), "qcow2: corrupt image at file offset 0x14: cluster_bits is 40, outside 9..=21");
         assert_eq!(error.kind(), "invalid-field");
     }

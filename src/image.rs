@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::claims::Claims;
 use crate::codec::{DecodeError, Decoder};
-use crate::error::{Error, Fault, Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId};
 use crate::format::Format;
 use crate::info::ImageInfo;
@@ -195,7 +195,7 @@ impl Image {
             table::read(&**file, &mut scratch.stored, at.at.offset)?;
             scratch.decoder.decode(at.codec, &scratch.stored, unit).map_err(|source: DecodeError| {
                 let offset = at.at.offset;
-                Fault::new(format, "compressed cluster", offset, Problem::Decode { offset, source })
+                Error::corrupt(format, "compressed cluster", offset, Problem::Decode { offset, source })
             })
         })
     }

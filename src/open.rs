@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use crate::error::{Error, ReferenceProblem, Result};
-use crate::format::{CheckReport, Format, OpenContext, Probe};
+use crate::format::{CheckReport, Format, OpenContext, OpenFile, Probe};
 use crate::image::{Image, Layer, SourceFile};
 use crate::info::{ImageInfo, Reference};
 use crate::io::{FileSource, ReadAt};
@@ -211,12 +211,7 @@ impl OpenOptions {
         Ok(backing)
     }
 
-    fn context<'a>(
-        &'a self,
-        budget: &'a Budget,
-        depth: usize,
-        file: &'a dyn Fn(&Reference) -> Result<Option<Arc<dyn ReadAt>>>,
-    ) -> OpenContext<'a> {
+    fn context<'a>(&'a self, budget: &'a Budget, depth: usize, file: &'a OpenFile<'a>) -> OpenContext<'a> {
         let snapshot = if depth == 0 { self.snapshot.as_deref() } else { None };
         OpenContext { limits: &self.limits, budget, snapshot, file }
     }

@@ -126,8 +126,8 @@ impl Converter {
         self
     }
 
-    /// Sets the smallest run of zeros in bytes that is left out, where the format can: a multiple of 512 that is rounded
-    /// down to a power of two. Default 4096. 0 turns the search off, and everything is stored.
+    /// Sets the smallest run of zeros in bytes that is left out, where the format can. It is rounded down to a power of two
+    /// from 512 to 1 MiB. Default 4096. 0 turns the search off, and everything is stored.
     #[must_use]
     pub fn sparse(mut self, bytes: u64) -> Self {
         self.sparse = match bytes {

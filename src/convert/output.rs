@@ -6,7 +6,7 @@ use std::fs::{self, File, Metadata};
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use crate::error::{Error, Result};
 use crate::io::{FileIdentity, FileTarget, WriteAt};
 
-/// A new file that is not in its place yet, or a device. Dropping it removes the file.
+/// A new file that is not in its place yet, or a device. Dropped before [`commit`](Output::commit), it leaves no trace.
 pub(super) struct Output {
     target: PathBuf,
-    file: Option<Arc<FileTarget>>,
-    /// The hidden name; nothing for a device.
-    temporary: Option<PathBuf>,
+    file: Arc<FileTarget>,
+    /// Nothing for a device.
+    temporary: Option<Temporary>,
     /// The file that is replaced.
     old: Option<Metadata>,
     sync: bool,
@@ -40,96 +40,105 @@ impl Output {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io("looking at the target", None)(e)),
         };
-        let mut output = Output { target: target.to_owned(), file: None, temporary: None, old: None, sync, clobber };
-        if let Some(old) = old {
-            if in_use.contains(&FileIdentity::of(&old)) {
-                return Err(Error::Usage("the target is a file that is read from".into()));
+        let Some(metadata) = &old else {
+            if fs::symlink_metadata(target).is_ok() {
+                return Err(Error::Usage("the target is a link that leads nowhere".into()));
             }
-            if old.file_type().is_block_device() {
-                let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
-                output.file = Some(Arc::new(device.with_sync(sync)));
-                return Ok(output);
-            }
-            if !old.is_file() {
-                return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
-            }
-            if !clobber {
-                return Err(Error::Usage("the target exists".into()));
-            }
-            // The file that a link leads to is replaced, not the link.
-            output.target = fs::canonicalize(target).map_err(Error::io("following the link", None))?;
-            output.old = Some(old);
-        } else if fs::symlink_metadata(target).is_ok() {
-            return Err(Error::Usage("the target is a link that leads nowhere".into()));
+            return Self::beside(target.to_owned(), old, sync, clobber);
+        };
+        if in_use.contains(&FileIdentity::of(metadata)) {
+            return Err(Error::Usage("the target is a file that is read from".into()));
         }
-        output.open_temporary()?;
-        Ok(output)
+        if metadata.file_type().is_block_device() {
+            let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
+            let file = Arc::new(device.with_sync(sync));
+            return Ok(Output { target: target.to_owned(), file, temporary: None, old: None, sync, clobber });
+        }
+        if !metadata.is_file() {
+            return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
+        }
+        if !clobber {
+            return Err(Error::Usage("the target exists".into()));
+        }
+        // The file that a link leads to is replaced, not the link.
+        let target = fs::canonicalize(target).map_err(Error::io("following the link", None))?;
+        Self::beside(target, old, sync, clobber)
     }
 
-    /// Makes a file with a name that nobody else uses.
-    fn open_temporary(&mut self) -> Result<()> {
-        let Some(name) = self.target.file_name() else {
+    fn beside(target: PathBuf, old: Option<Metadata>, sync: bool, clobber: bool) -> Result<Output> {
+        let (file, temporary) = Temporary::create(&target)?;
+        let file = Arc::new(file.with_sync(sync));
+        Ok(Output { target, file, temporary: Some(temporary), old, sync, clobber })
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> Arc<dyn WriteAt> {
+        self.file.clone()
+    }
+
+    /// Puts the file in its place. Its content has been synced, and nobody else has it any more.
+    pub fn commit(self) -> Result<()> {
+        let target = self.target.clone();
+        self.close_and_rename().map_err(|e| e.in_file(&target))
+    }
+
+    fn close_and_rename(self) -> Result<()> {
+        let Some(file) = Arc::into_inner(self.file) else {
+            return Err(Error::Usage("the output is still in use".into()));
+        };
+        if let Some(old) = &self.old {
+            // Who may read the old file may read the new one. Only root can give a file away, so that may fail.
+            let _ = fchown(file.file(), Some(old.uid()), Some(old.gid()));
+            file.file().set_permissions(old.permissions()).map_err(Error::io("setting the permissions", None))?;
+        }
+        file.close().map_err(Error::io("closing", None))?;
+        let Some(temporary) = self.temporary else { return Ok(()) };
+        temporary.rename(&self.target, self.clobber)?;
+        if self.sync {
+            let directory = self.target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let sync = File::open(directory).and_then(|directory| directory.sync_all());
+            sync.map_err(Error::io("syncing the directory", None))?;
+        }
+        Ok(())
+    }
+}
+
+/// A file under a hidden name. Dropping it removes the file.
+struct Temporary {
+    path: PathBuf,
+    /// The file has its final name.
+    renamed: bool,
+}
+
+impl Temporary {
+    /// Makes a file beside `target`, with a name that nobody else uses.
+    fn create(target: &Path) -> Result<(FileTarget, Temporary)> {
+        let Some(name) = target.file_name() else {
             return Err(Error::Usage("the target has no file name".into()));
         };
         loop {
-            let temporary = self.target.with_file_name(hidden_name(name.as_bytes()));
-            match FileTarget::create_new(&temporary) {
-                Ok(file) => {
-                    self.file = Some(Arc::new(file.with_sync(self.sync)));
-                    self.temporary = Some(temporary);
-                    return Ok(());
-                }
+            let path = target.with_file_name(hidden_name(name.as_bytes()));
+            match FileTarget::create_new(&path) {
+                Ok(file) => return Ok((file, Temporary { path, renamed: false })),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(Error::io("making a file beside the target", None)(e)),
             }
         }
     }
 
-    /// The file to write to.
-    pub fn file(&self) -> Arc<dyn WriteAt> {
-        match &self.file {
-            Some(file) => file.clone(),
-            None => Arc::new(crate::io::MemFile::new()),
-        }
-    }
-
-    /// Puts the file in its place. Its content has been synced.
-    pub fn commit(mut self) -> Result<()> {
-        let target = self.target.clone();
-        self.close_and_rename().map_err(|e| e.in_file(&target))
-    }
-
-    fn close_and_rename(&mut self) -> Result<()> {
-        let file = self.file.take().and_then(Arc::into_inner);
-        let file = file.ok_or_else(|| Error::Usage("the output is still in use".into()))?;
-        if let Some(old) = &self.old {
-            // Who may read the old file may read the new one. Only root can give a file away, so that may fail.
-            let _ = chown(self.temporary.as_deref().unwrap_or(&self.target), Some(old.uid()), Some(old.gid()));
-            file.file().set_permissions(old.permissions()).map_err(Error::io("setting the permissions", None))?;
-        }
-        file.close().map_err(Error::io("closing", None))?;
-        let Some(temporary) = &self.temporary else { return Ok(()) };
-        if self.clobber {
-            fs::rename(temporary, &self.target).map_err(Error::io("renaming the new file to its name", None))?;
-        } else {
-            rename_new(temporary, &self.target).map_err(Error::io("giving the new file its name", None))?;
-        }
-        self.temporary = None;
-        if self.sync {
-            let directory = self.target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(directory)
-                .and_then(|directory| directory.sync_all())
-                .map_err(Error::io("syncing the directory", None))?;
-        }
+    fn rename(mut self, target: &Path, clobber: bool) -> Result<()> {
+        let result = if clobber { fs::rename(&self.path, target) } else { rename_new(&self.path, target) };
+        result.map_err(Error::io("giving the new file its name", None))?;
+        self.renamed = true;
         Ok(())
     }
 }
 
-impl Drop for Output {
+impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(temporary) = self.temporary.take() {
+        if !self.renamed {
             // There is nobody left to tell.
-            let _ = fs::remove_file(temporary);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }

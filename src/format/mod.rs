@@ -39,11 +39,18 @@ pub(crate) struct Entry {
     pub options: &'static [OptionSpec],
     /// Whether the bytes are those of an image of this format. No I/O.
     pub probe: fn(&Probe<'_>) -> bool,
-    pub open: fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<Box<dyn SparseRead>>,
+    pub open: WithFile<Box<dyn SparseRead>>,
     pub create: fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>,
     /// Examines the metadata, where the format has what can be examined.
-    pub check: Option<fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>>,
+    pub check: Option<WithFile<CheckReport>>,
 }
+
+/// What a format does with an image file.
+type WithFile<T> = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<T>;
+
+/// Opens a file that holds guest bytes and that an image names, if the caller allows it; `Ok(None)` when the caller only
+/// looks at the image and wants no other file opened.
+pub(crate) type OpenFile<'a> = dyn Fn(&Reference) -> Result<Option<Arc<dyn ReadAt>>> + 'a;
 
 /// What a probe sees of a file.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +70,8 @@ pub(crate) struct OpenContext<'a> {
     pub budget: &'a Budget,
     /// Read this snapshot, by id or name, in place of the current state.
     pub snapshot: Option<&'a str>,
-    /// Opens a file that holds guest bytes and that the image names, if the caller allows it; `Ok(None)` when the caller
-    /// only looks at the image and wants no other file opened.
-    pub file: &'a dyn Fn(&Reference) -> Result<Option<Arc<dyn ReadAt>>>,
+    /// For the other files that the image names.
+    pub file: &'a OpenFile<'a>,
 }
 
 /// What a format is handed to make an image with.

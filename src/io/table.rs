@@ -1,6 +1,6 @@
 //! The one place where an allocation's size comes from an image.
 
-use crate::error::{Error, Fault, Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
 use crate::limits::Budget;
 
@@ -42,7 +42,7 @@ impl Field {
 
     /// The error for this field.
     pub fn fault(&self, problem: Problem) -> Error {
-        Fault::new(self.format, self.name, self.at, problem)
+        Error::corrupt(self.format, self.name, self.at, problem)
     }
 }
 

@@ -98,6 +98,9 @@ impl Args {
         let interrupt = Interrupt::register()?;
         let format = args::target_format(self.target_format, "-O", &self.target)?;
         let source = self.open_source()?;
+        if source.info().corrupt && !self.quiet {
+            failure::note(&format!("{}: the image is marked as corrupt", self.source.display()));
+        }
         let bar = Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
             (false, true) => When::AtOnce,

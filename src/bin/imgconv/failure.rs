@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_fault_is_told_with_all_its_parts() {
-        let error = Fault::new("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 })
+        let error = Error::corrupt("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 })
             .in_file(Path::new("a.qcow2"))
             .in_guest(512..1024);
         let message = error.to_string();

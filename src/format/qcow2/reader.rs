@@ -9,7 +9,7 @@ use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FORMAT_NAME, field};
-use crate::error::{Error, Fault, Problem, ReferenceProblem, Result};
+use crate::error::{Error, Problem, ReferenceProblem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Reference, Value};
@@ -81,7 +81,7 @@ impl Reader {
     fn extent_in_cluster(&self, slice: &Slice, index: u64, offset: u64) -> Result<Extent> {
         let (entry, bitmap) = slice.entry(index, &self.header);
         let at = slice.offset + index * self.header.l2_entry_size();
-        let fault = |problem| Fault::new(FORMAT_NAME, "L2 entry", at, problem);
+        let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", at, problem);
         let cluster_size = self.header.cluster_size();
         let within = offset % cluster_size;
         let (mut from, mut to) = (within, cluster_size);
@@ -229,7 +229,7 @@ impl Reader {
         let mut bytes = [0; 8];
         let width = (1usize << order).div_ceil(8);
         self.file.read_exact_at(bytes.get_mut(..width)?, block.checked_add(bit / 8)?).ok()?;
-        count_at(&bytes, order, (bit % 8 >> order) as usize)
+        count_at(&bytes, order, ((bit % 8) >> order) as usize)
     }
 
     /// The offsets in the refcount table, as far as they can be read: a reader does not depend on them.
