@@ -4,7 +4,7 @@
 //! share a place that the image does not count as shared, is corrupt: a reader would give one range the other's bytes. It
 //! is also how a small file expands to any size. A conversion passes each guest byte once and in order, so that it can tell.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::error::{Error, Problem, Result};
@@ -13,9 +13,10 @@ use crate::sparse::SparseRead;
 
 /// The places that have been claimed so far.
 ///
-/// Memory is bounded: two bits for each mapping unit of the first [`Claims::UNITS`] units of the file, and the last payload
-/// seen for each of [`Claims::PAYLOADS`] hash values. Behind those units, sharing is found by the sum: no more bytes can be
-/// stored there than the file has.
+/// Memory is bounded: two bits for each mapping unit of the first [`Claims::UNITS`] units of the file, where the file is
+/// used, and what [`Payloads`] needs. Beyond those units, sharing is found by the sum: no more bytes can be stored there than
+/// the file has.
+#[derive(Debug)]
 pub(crate) struct Claims {
     unit: Option<u64>,
     file_len: u64,
@@ -23,40 +24,45 @@ pub(crate) struct Claims {
     data: Bits,
     /// Units that are used more than once, with how often.
     shared: HashMap<u64, u64>,
+    shared_uses: usize,
     /// Bytes that were claimed in units that have no bits.
     untracked: u64,
-    /// Offsets of compressed payloads, plus 1, by a hash of the offset.
-    payloads: Vec<u64>,
+    payloads: Payloads,
 }
 
 impl Claims {
     /// 8 MiB of bits twice: 4 TiB of file with units of 64 KiB.
     const UNITS: u64 = 1 << 26;
-    const PAYLOADS: usize = 1 << 15;
     /// No sound image comes near it: sharing within one state of a disk is something that only tests do.
     const SHARED: usize = 1 << 16;
 
     /// Claims for the image file of `reader`, with its metadata claimed already.
-    pub fn new(reader: &dyn SparseRead, file_len: u64) -> Claims {
+    ///
+    /// # Errors
+    /// When metadata overlaps in a way that makes reading senseless.
+    pub fn new(reader: &dyn SparseRead, file_len: u64) -> Result<Claims> {
         let unit = reader.map_unit();
         let units = unit.map_or(0, |unit| file_len.div_ceil(unit).min(Self::UNITS));
-        let mut claims = Claims {
-            unit,
-            file_len,
-            metadata: Bits::new(units),
-            data: Bits::new(units),
-            shared: HashMap::new(),
-            untracked: 0,
-            payloads: Vec::new(),
-        };
+        let mut metadata = Bits::new(units);
         if let Some(unit) = unit {
             reader.metadata(&mut |range: Range<u64>| {
+                let mut free = true;
                 for index in range.start / unit..range.end.div_ceil(unit).min(units) {
-                    claims.metadata.set(index);
+                    free &= metadata.set(index) != Some(true);
                 }
-            });
+                free
+            })?;
         }
-        claims
+        Ok(Claims {
+            unit,
+            file_len,
+            metadata,
+            data: Bits::new(units),
+            shared: HashMap::new(),
+            shared_uses: 0,
+            untracked: 0,
+            payloads: Payloads::default(),
+        })
     }
 
     /// Claims what the bytes of `extent`, which is of `reader`, lie in.
@@ -84,7 +90,8 @@ impl Claims {
                 Some(true) => {
                     let uses = self.shared.entry(index).or_insert(1);
                     *uses += 1;
-                    if *uses > reader.references(index * unit) || self.shared.len() > Self::SHARED {
+                    self.shared_uses += 1;
+                    if *uses > reader.references(index * unit) || self.shared_uses > Self::SHARED {
                         return Some("data of another guest range");
                     }
                 }
@@ -98,12 +105,47 @@ impl Claims {
         if self.metadata.get(offset / unit) {
             return Some("metadata");
         }
-        if self.payloads.is_empty() {
-            self.payloads = vec![0; Self::PAYLOADS];
+        self.payloads.repeats(offset).then_some("data of another guest range")
+    }
+}
+
+/// The offsets of compressed payloads.
+///
+/// The first [`Payloads::EXACT`] of them are remembered as they are. Of the others a bit is set, by a hash of the offset: a
+/// bit that is set already may be chance. How many there are by chance is known, and an image that has twice as many and a
+/// thousand more uses payloads again.
+#[derive(Debug, Default)]
+struct Payloads {
+    exact: HashSet<u64>,
+    hashed: Option<Bits>,
+    /// Bits that are set.
+    set: u64,
+    /// Bits that were found set.
+    hits: u64,
+    /// How many would be found by chance, in units of 1 / [`Payloads::BITS`].
+    expected: u64,
+}
+
+impl Payloads {
+    const EXACT: usize = 1 << 16;
+    /// 8 MiB.
+    const BITS: u64 = 1 << 26;
+
+    /// Notes a payload, and tells whether it, or too many, were noted before.
+    fn repeats(&mut self, offset: u64) -> bool {
+        if self.exact.len() < Self::EXACT {
+            return !self.exact.insert(offset);
         }
-        let hash = offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 49;
-        let last = std::mem::replace(self.payloads.get_mut(hash as usize)?, offset + 1);
-        (last == offset + 1).then_some("data of another guest range")
+        if self.exact.contains(&offset) {
+            return true;
+        }
+        let hash = offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
+        self.expected = self.expected.saturating_add(self.set);
+        match self.hashed.get_or_insert_with(|| Bits::new(Self::BITS)).set(hash) {
+            Some(true) => self.hits += 1,
+            _ => self.set += 1,
+        }
+        self.hits > 2 * (self.expected / Self::BITS) + 1000
     }
 }
 
@@ -113,6 +155,7 @@ fn overlap(reader: &dyn SparseRead, extent: &Extent, offset: u64, with: &'static
 }
 
 /// A set of small numbers.
+#[derive(Debug)]
 struct Bits(Vec<u64>);
 
 impl Bits {
@@ -131,5 +174,104 @@ impl Bits {
         let was = *word & bit != 0;
         *word |= bit;
         Some(was)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Codec;
+    use crate::error::Fault;
+    use crate::extent::{Compressed, Location};
+    use crate::info::ImageInfo;
+
+    const UNIT: u64 = 64 << 10;
+    const FILE_LEN: u64 = 100 * UNIT;
+
+    /// A layer with metadata in its first unit, and unit 7 counted as used twice.
+    struct Fake(ImageInfo);
+
+    impl SparseRead for Fake {
+        fn info(&self) -> &ImageInfo {
+            &self.0
+        }
+
+        fn extent_at(&self, offset: u64) -> Result<Extent> {
+            Ok(Extent { offset, len: 1, kind: ExtentKind::Hole })
+        }
+
+        fn map_unit(&self) -> Option<u64> {
+            Some(UNIT)
+        }
+
+        fn references(&self, offset: u64) -> u64 {
+            if offset == 7 * UNIT { 2 } else { 1 }
+        }
+
+        fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
+            assert!(claim(0..10));
+            assert!(!claim(5..UNIT));
+            Ok(())
+        }
+    }
+
+    /// Claims each of these, and returns what the first that fails overlaps.
+    fn claim(kinds: impl IntoIterator<Item = (ExtentKind, u64)>) -> Option<&'static str> {
+        let layer = Fake(ImageInfo::default());
+        let mut claims = Claims::new(&layer, FILE_LEN).unwrap();
+        kinds.into_iter().find_map(|(kind, len)| match claims.claim(&layer, &Extent { offset: 0, len, kind }) {
+            Err(Error::Corrupt(Fault { problem: Problem::Overlap { with, .. }, .. })) => Some(with),
+            other => {
+                other.unwrap();
+                None
+            }
+        })
+    }
+
+    fn data(unit: u64, units: u64) -> (ExtentKind, u64) {
+        (ExtentKind::Data(Location { file: FileId(0), offset: unit * UNIT }), units * UNIT)
+    }
+
+    fn payload(offset: u64) -> (ExtentKind, u64) {
+        let at = Location { file: FileId(0), offset };
+        let unit = Compressed { at, stored_len: 512, codec: Codec::Deflate, unit: 0, unit_len: UNIT as u32 };
+        (ExtentKind::Compressed(unit), UNIT)
+    }
+
+    #[test]
+    fn data_has_its_place_for_itself() {
+        assert_eq!(claim([data(1, 3), data(4, 3), data(8, 1)]), None);
+        assert_eq!(claim([data(1, 3), data(3, 1)]), Some("data of another guest range"));
+        assert_eq!(claim([data(1, 3), data(0, 1)]), Some("metadata"));
+        let elsewhere = (ExtentKind::Data(Location { file: FileId(1), offset: 0 }), UNIT);
+        assert_eq!(claim([elsewhere, elsewhere]), None);
+    }
+
+    #[test]
+    fn what_the_image_counts_may_be_shared_so_often() {
+        assert_eq!(claim([data(7, 1), data(7, 1)]), None);
+        assert_eq!(claim([data(7, 1), data(7, 1), data(7, 1)]), Some("data of another guest range"));
+    }
+
+    #[test]
+    fn payloads_share_a_unit_but_are_not_repeated() {
+        assert_eq!(claim([payload(UNIT), payload(UNIT + 1), payload(UNIT + 600)]), None);
+        assert_eq!(claim([payload(289_792), payload(197_056), payload(289_792)]), Some("data of another guest range"));
+        assert_eq!(claim([payload(12)]), Some("metadata"));
+    }
+
+    #[test]
+    fn many_payloads_are_no_repetition_and_repeated_ones_are() {
+        let many = || (0..400_000).map(|n| payload(UNIT + n * 61));
+        assert_eq!(claim(many()), None);
+        let again = (100_000..104_000).map(|n| payload(UNIT + n * 61));
+        assert_eq!(claim(many().chain(again)), Some("data of another guest range"));
+    }
+
+    #[test]
+    fn beyond_the_bits_the_sum_counts() {
+        let unit = Claims::UNITS + 5;
+        assert_eq!(claim((0..100).map(|_| data(unit, 1))), None);
+        assert_eq!(claim((0..101).map(|_| data(unit, 1))), Some("data of another guest range"));
     }
 }

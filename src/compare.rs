@@ -6,7 +6,6 @@ use crate::zero;
 
 /// What [`compare`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Comparison {
     /// The same bytes. Where one disk is longer, the rest of it is zeros.
     Identical,

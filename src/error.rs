@@ -14,26 +14,28 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong.
 ///
-/// [`Error::root`] is the cause without the file and the guest range around it; [`Error::kind`] is its short name.
+/// A message says everything there is to say, so that no error has a [`source`](std::error::Error::source) to be printed as
+/// well. [`Error::root`] is the cause without the file and the guest range around it; [`Error::kind`] is its short name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{action}{}: {source}", At(*offset))]
+    #[error("{action}{}: {cause}", At(*offset))]
     Io {
         /// What was being done, as "reading 512 bytes".
         action: Cow<'static, str>,
         /// Byte offset in the file, where there is one.
         offset: Option<u64>,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// The image breaks a rule of its format.
     #[error("{0}")]
     Corrupt(Fault),
 
-    /// A number in the image, or of the disk, is larger than the caller's [`Limits`](crate::Limits) allow.
+    /// A number in the image, or of the disk, is larger than the caller's [`Limits`](crate::Limits) or the format's
+    /// programs allow.
     #[error("{format}: {field}{} is {value}, above the limit of {limit}", At(*at))]
     Limit {
         /// The format's name.
@@ -49,11 +51,11 @@ pub enum Error {
     },
 
     /// The image is sound, but uses something that this crate does not do.
-    #[error("{format}: {feature} not supported{}", At(*at))]
+    #[error("{format}: not supported{}: {feature}", At(*at))]
     Unsupported {
         /// The format's name.
         format: &'static str,
-        /// What is not supported, as a noun phrase with its verb: "encryption (LUKS) is".
+        /// What is not supported: "encryption (LUKS)".
         feature: Cow<'static, str>,
         /// Byte offset of the field that says so, where there is one.
         at: Option<u64>,
@@ -92,11 +94,11 @@ pub enum Error {
     UnknownFormat(String),
 
     /// The file is an image of a format that this crate does not read.
-    #[error("this is a {0} image, which is not supported; state the format raw to read its bytes as they are")]
+    #[error("this is a {0} image, which is not supported; as raw its bytes can be read as they are")]
     Unreadable(&'static str),
 
     /// The file is an image of several formats at once.
-    #[error("this file is valid as {}: state the format", .0.join(" and as "))]
+    #[error("this file is valid as {}: its format has to be stated", .0.join(" and as "))]
     Ambiguous(Vec<&'static str>),
 
     /// A file changed its length while it was read.
@@ -113,21 +115,21 @@ pub enum Error {
     Cancelled,
 
     /// Something happened in this file.
-    #[error("{}: {source}", crate::name::escaped_path(path))]
+    #[error("{}: {cause}", crate::name::escaped_path(path))]
     File {
         /// The file.
         path: PathBuf,
         /// What happened.
-        source: Box<Error>,
+        cause: Box<Error>,
     },
 
     /// Something happened to these guest bytes.
-    #[error("guest bytes {:#x}..{:#x}: {source}", range.start, range.end)]
+    #[error("{}: {cause}", Guest(range))]
     Guest {
         /// Guest offsets in bytes.
         range: Range<u64>,
         /// What happened.
-        source: Box<Error>,
+        cause: Box<Error>,
     },
 }
 
@@ -227,7 +229,7 @@ impl Error {
     /// For `map_err`: an I/O error of `action` at byte `offset`.
     pub fn io(action: impl Into<Cow<'static, str>>, offset: impl Into<Option<u64>>) -> impl FnOnce(io::Error) -> Self {
         let (action, offset) = (action.into(), offset.into());
-        move |source| Error::Io { action, offset, source }
+        move |cause| Error::Io { action, offset, cause }
     }
 
     /// The error for a field of an image, which stands at byte `at` of the file.
@@ -239,8 +241,8 @@ impl Error {
     pub fn in_file(self, path: &Path) -> Self {
         match self {
             Error::File { .. } | Error::Cancelled => self,
-            Error::Guest { range, source } => Error::Guest { range, source: Box::new(source.in_file(path)) },
-            other => Error::File { path: path.to_owned(), source: Box::new(other) },
+            Error::Guest { range, cause } => Error::Guest { range, cause: Box::new(cause.in_file(path)) },
+            other => Error::File { path: path.to_owned(), cause: Box::new(other) },
         }
     }
 
@@ -248,14 +250,14 @@ impl Error {
     pub fn in_guest(self, range: Range<u64>) -> Self {
         match self {
             Error::Guest { .. } | Error::Cancelled => self,
-            other => Error::Guest { range, source: Box::new(other) },
+            other => Error::Guest { range, cause: Box::new(other) },
         }
     }
 
     /// The cause, without the file and the guest range around it.
     pub fn root(&self) -> &Error {
         match self {
-            Error::File { source, .. } | Error::Guest { source, .. } => source.root(),
+            Error::File { cause, .. } | Error::Guest { cause, .. } => cause.root(),
             other => other,
         }
     }
@@ -264,14 +266,18 @@ impl Error {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::File { path, .. } => Some(path),
-            Error::Guest { source, .. } => source.path(),
+            Error::Guest { cause, .. } => cause.path(),
             _ => None,
         }
     }
 
     /// The cause's name: a word that stays the same between versions, for programs.
+    ///
+    /// `io`; for a corrupt image `invalid-field`, `out-of-bounds`, `overlap` or `decode`; `limit`, `unsupported`, `reference`,
+    /// `option`, `usage`, `unknown-format`, `ambiguous-format`, `changed`, `cancelled`.
     pub fn kind(&self) -> &'static str {
-        match self.root() {
+        match self {
+            Error::File { cause, .. } | Error::Guest { cause, .. } => cause.kind(),
             Error::Io { .. } => "io",
             Error::Corrupt(fault) => fault.problem.kind(),
             Error::Limit { .. } => "limit",
@@ -283,7 +289,6 @@ impl Error {
             Error::Ambiguous(_) => "ambiguous-format",
             Error::Changed { .. } => "changed",
             Error::Cancelled => "cancelled",
-            Error::File { .. } | Error::Guest { .. } => "context",
         }
     }
 }
@@ -318,7 +323,7 @@ impl fmt::Display for Problem {
             Problem::Reserved { value, bits } => write!(f, "is {value:#x}, with the reserved bits {bits:#x} set"),
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, where {with} is already"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
-            Problem::Decode { offset, source } => write!(f, "points to a bad payload at {offset:#x}: {source}"),
+            Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }
 }
@@ -326,20 +331,30 @@ impl fmt::Display for Problem {
 impl fmt::Display for ReferenceProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ReferenceProblem::NotAllowed => {
-                "files that an image names are opened only when asked for (--references beside or any)"
-            }
-            ReferenceProblem::NotBeside => {
-                "only files in the image's own directory are allowed (--references any allows every place)"
-            }
+            ReferenceProblem::NotAllowed => "files that an image names are opened only if that is asked for",
+            ReferenceProblem::NotBeside => "only files in the image's own directory are allowed",
             ReferenceProblem::NotAFile => "it is not the name of a file",
             ReferenceProblem::FormatNotStated(format) => {
-                return write!(f, "its format is not stated and it looks like {format}; state it (--backing-format)");
+                return write!(f, "its format is not stated, and it looks like {format}");
             }
             ReferenceProblem::Loop => "it is a part of this chain already",
             ReferenceProblem::NotRegular => "it is neither a regular file nor a block device",
             ReferenceProblem::NoPlace => "the image was not opened from a path",
         })
+    }
+}
+
+/// "guest bytes 0x0..0x200", or "guest offset 0x0" where it is not known how many.
+struct Guest<'a>(&'a Range<u64>);
+
+impl fmt::Display for Guest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Range { start, end } = self.0;
+        if end - start == 1 {
+            write!(f, "guest offset {start:#x}")
+        } else {
+            write!(f, "guest bytes {start:#x}..{end:#x}")
+        }
     }
 }
 

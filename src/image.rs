@@ -1,5 +1,6 @@
 //! An opened image: a chain of layers read as one disk.
 
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -97,6 +98,11 @@ impl Image {
         self.layers[0].format
     }
 
+    /// What each layer says of itself, the top first.
+    pub fn infos(&self) -> impl Iterator<Item = &ImageInfo> {
+        self.layers.iter().map(|layer| layer.reader.info())
+    }
+
     /// Number of layers.
     pub fn depth(&self) -> usize {
         self.layers.len()
@@ -119,9 +125,11 @@ impl Image {
     }
 
     /// As [`spans`](Self::spans) over the whole disk, where it is an error that two guest ranges share one place.
-    pub(crate) fn spans_exclusive(&self) -> Spans<'_> {
-        let claims = self.layers.iter().map(|layer| Claims::new(&*layer.reader, layer.files[0].len)).collect();
-        Spans { claims: Some(claims), ..self.spans(0..u64::MAX) }
+    pub(crate) fn spans_exclusive(&self) -> Result<Spans<'_>> {
+        let claims = self.layers.iter().map(|layer| {
+            Claims::new(&*layer.reader, layer.files[0].len).map_err(|e| layer.locate(e, FileId::default()))
+        });
+        Ok(Spans { claims: Some(claims.collect::<Result<_>>()?), ..self.spans(0..u64::MAX) })
     }
 
     /// Fills `buf` with the guest bytes from `offset` on.
@@ -195,14 +203,15 @@ impl Image {
             table::read(&**file, &mut scratch.stored, at.at.offset)?;
             scratch.decoder.decode(at.codec, &scratch.stored, unit).map_err(|source: DecodeError| {
                 let offset = at.at.offset;
-                Error::corrupt(format, "compressed cluster", offset, Problem::Decode { offset, source })
+                Error::corrupt(format, "compressed block", offset, Problem::Decode { offset, source })
             })
         })
     }
 
     fn with_file<T>(&self, span: &Span, id: FileId, read: impl FnOnce(&Arc<dyn ReadAt>) -> Result<T>) -> Result<T> {
         let layer = &self.layers[span.depth];
-        layer.reader.file(id).and_then(read).map_err(|e| layer.locate(e, id).in_guest(span.offset..span.end()))
+        let file = layer.files.get(id.0 as usize).ok_or_else(|| Error::Usage("the file has not been opened".into()));
+        file.and_then(|file| read(&file.source)).map_err(|e| layer.locate(e, id).in_guest(span.offset..span.end()))
     }
 
     /// The image whose layers these are, at least one, the top first.
@@ -218,6 +227,12 @@ impl Image {
     /// Checks that no file has grown or shrunk since it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         self.files().try_for_each(SourceFile::check_unchanged)
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.layers.iter().map(|layer| (layer.format, &layer.files[0].path))).finish()
     }
 }
 
@@ -254,7 +269,7 @@ impl SourceFile {
     }
 }
 
-/// Buffers and states that reading needs; one for each thread.
+/// Buffers and states that reading needs; one for each thread and image.
 #[derive(Default)]
 pub(crate) struct Scratch {
     decoder: Decoder,
@@ -266,6 +281,7 @@ pub(crate) struct Scratch {
 }
 
 /// The iterator of [`Image::spans`]. After an error it ends.
+#[derive(Debug)]
 pub struct Spans<'a> {
     image: &'a Image,
     at: u64,
@@ -335,6 +351,7 @@ impl Iterator for Spans<'_> {
 }
 
 /// A disk as a stream: [`io::Read`] and [`io::Seek`].
+#[derive(Debug)]
 pub struct Reader<'a> {
     image: &'a Image,
     at: u64,
@@ -344,6 +361,9 @@ impl io::Read for Reader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let left = self.image.virtual_size().saturating_sub(self.at);
         let len = left.min(buf.len() as u64) as usize;
+        if len == 0 {
+            return Ok(0);
+        }
         self.image.read_at(&mut buf[..len], self.at).map_err(io::Error::other)?;
         self.at += len as u64;
         Ok(len)

@@ -1,5 +1,7 @@
 //! What an image says of itself.
 
+use std::path::{Path, PathBuf};
+
 use crate::name::Name;
 
 /// What an image says of itself. Nothing that it names has been opened to find this out.
@@ -44,6 +46,22 @@ impl Reference {
     /// A file called `name` that is `role` to the image.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
         Reference { role, name, format }
+    }
+
+    /// Whether the name is that of a file, and not empty, an address (`nbd://host`) or a description (`json:{}`) in the manner
+    /// of qemu: something before a colon, and no slash before that.
+    pub fn is_file_name(&self) -> bool {
+        let name = self.name.as_bytes();
+        match name.iter().position(|&byte| byte == b':') {
+            Some(colon) => colon == 0 || name.iter().take(colon).any(|&byte| byte == b'/'),
+            None => !name.is_empty(),
+        }
+    }
+
+    /// Where the name leads from the image at `image`: a relative one starts at the image's directory. By the text alone,
+    /// nothing is looked up.
+    pub fn path_from(&self, image: &Path) -> PathBuf {
+        image.with_file_name("").join(self.name.as_path())
     }
 }
 
@@ -105,5 +123,36 @@ impl From<u64> for Value {
 impl From<&str> for Value {
     fn from(value: &str) -> Self {
         Value::Text(Name::from(value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(name: &str) -> Reference {
+        Reference::new("backing file", Name::from(name), None)
+    }
+
+    #[test]
+    fn addresses_are_no_files() {
+        for name in ["json:{}", "nbd://host/x", "nbd:unix:/s", "fat:rw:/", ""] {
+            assert!(!reference(name).is_file_name(), "{name}");
+        }
+        for name in ["a.img", "./a:b", "/x/a:b", ":a"] {
+            assert!(reference(name).is_file_name(), "{name}");
+        }
+    }
+
+    #[test]
+    fn relative_names_start_at_the_image() {
+        for (image, name, path) in [
+            ("o.qcow2", "base.qcow2", "base.qcow2"),
+            ("sub/o.qcow2", "base.qcow2", "sub/base.qcow2"),
+            ("/a/o.qcow2", "../base.qcow2", "/a/../base.qcow2"),
+            ("sub/o.qcow2", "/abs", "/abs"),
+        ] {
+            assert_eq!(reference(name).path_from(Path::new(image)), Path::new(path));
+        }
     }
 }

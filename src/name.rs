@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A name that an image holds. Its `Display` escapes what a terminal or a log could take for more than text.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Name(Vec<u8>);
 
 impl Name {
@@ -36,6 +36,12 @@ impl From<&[u8]> for Name {
 impl From<&str> for Name {
     fn from(text: &str) -> Self {
         Name(text.as_bytes().to_vec())
+    }
+}
+
+impl From<String> for Name {
+    fn from(text: String) -> Self {
+        Name(text.into_bytes())
     }
 }
 

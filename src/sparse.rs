@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::codec::Encoding;
 use crate::error::Result;
-use crate::extent::{Extent, FileId};
+use crate::extent::Extent;
 use crate::info::ImageInfo;
-use crate::io::{ReadAt, WriteAt};
+use crate::io::WriteAt;
 
 /// One opened layer of an image, for reading. It knows metadata only: the payload is read by whoever asks.
 pub trait SparseRead: Send + Sync {
@@ -22,12 +22,6 @@ pub trait SparseRead: Send + Sync {
     /// When the metadata cannot be read or is corrupt; a place outside its file is corrupt.
     fn extent_at(&self, offset: u64) -> Result<Extent>;
 
-    /// The file that a [`Location`](crate::extent::Location) of this layer is in.
-    ///
-    /// # Errors
-    /// [`Error::Reference`](crate::Error::Reference) when the image names a file that the caller did not want opened.
-    fn file(&self, id: FileId) -> Result<&Arc<dyn ReadAt>>;
-
     /// The smallest range in bytes that is mapped by itself, a power of two; `None` when the image cannot but keep every
     /// guest byte in a place of its own.
     fn map_unit(&self) -> Option<u64>;
@@ -35,8 +29,12 @@ pub trait SparseRead: Send + Sync {
     /// How often the image says that the unit at `offset` of its file is used; 1 where it does not count that.
     fn references(&self, offset: u64) -> u64;
 
-    /// Tells `claim` the ranges of the image file that hold metadata, so that data which overlaps them is found.
-    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>));
+    /// Tells `claim` the ranges of the image file that hold metadata, so that data which overlaps them is found. `claim`
+    /// returns whether nothing claimed the range before.
+    ///
+    /// # Errors
+    /// When two tables that are needed for reading share a place.
+    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()>;
 }
 
 /// A new image that is being written. It knows metadata only: the payload is written by whoever asks.

@@ -21,6 +21,8 @@ pub(super) struct Loader<'a> {
     packed: Vec<u8>,
     items: Vec<Item>,
     scratch: Scratch,
+    /// Each image has its own: what was decoded is known by its place in the image.
+    base_scratch: Scratch,
     encoder: Option<Encoder>,
 }
 
@@ -54,6 +56,7 @@ impl<'a> Loader<'a> {
             packed: Vec::new(),
             items: Vec::new(),
             scratch: Scratch::default(),
+            base_scratch: Scratch::default(),
             encoder: job.spec.encoding.as_ref().map(Encoder::new),
         }
     }
@@ -89,7 +92,7 @@ impl<'a> Loader<'a> {
                 (Some(base), encode) => {
                     self.base.resize(cell, 0);
                     read(self.job.source, &mut self.data, work.range.start, &work.source, &segment, &mut self.scratch)?;
-                    read(base, &mut self.base, work.range.start, &work.base, &segment, &mut self.scratch)?;
+                    read(base, &mut self.base, work.range.start, &work.base, &segment, &mut self.base_scratch)?;
                     let first = self.items.len();
                     self.find_changes(work, segment);
                     if encode {

@@ -31,6 +31,10 @@ use output::Output;
 
 /// Bytes of guest that are loaded, placed and written at once, by one thread.
 const CELL: u64 = 1 << 20;
+/// The largest run of zeros that can be asked to be kept, as with qemu-img.
+const MAX_SPARSE: u64 = 16 << 20;
+/// Threads by default, on a machine with as many cores. Each takes some MiB; more have to be asked for.
+const MAX_DEFAULT_THREADS: usize = 16;
 /// A disk has whole sectors in every format but raw.
 const SECTOR: u64 = 512;
 
@@ -60,7 +64,7 @@ struct Backing {
 /// How far a conversion has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Guest bytes that are dealt with.
+    /// Guest bytes that are dealt with. The last report says `total`.
     pub done: u64,
     /// Guest bytes of the disk.
     pub total: u64,
@@ -89,7 +93,8 @@ pub struct Report {
 }
 
 impl Converter {
-    /// Makes images of `format` with its default options, uncompressed, with all cores, durable, and replacing what is there.
+    /// Makes images of `format` with its default options, uncompressed, with all cores (16 at most), durable, and replacing
+    /// what is there.
     pub fn new(format: Format) -> Self {
         Converter {
             format,
@@ -97,7 +102,7 @@ impl Converter {
             compress: false,
             backing: None,
             sparse: 4096,
-            threads: available_parallelism().map_or(1, usize::from),
+            threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
             clobber: true,
             progress: None,
@@ -121,18 +126,19 @@ impl Converter {
 
     /// Makes the new image lie over `image`, and leaves out what is the same there. `name` is what the new image calls it.
     #[must_use]
-    pub fn backing(mut self, image: Image, name: Name) -> Self {
-        self.backing = Some(Arc::new(Backing { image, name }));
+    pub fn backing(mut self, image: Image, name: impl Into<Name>) -> Self {
+        self.backing = Some(Arc::new(Backing { image, name: name.into() }));
         self
     }
 
     /// Sets the smallest run of zeros in bytes that is left out, where the format can. It is rounded down to a power of two
-    /// from 512 to 1 MiB. Default 4096. 0 turns the search off, and everything is stored.
+    /// from 512 to 16 MiB. Default 4096. 0 turns the search off, and everything is stored. Compressed, whole blocks of zeros
+    /// are left out and nothing else.
     #[must_use]
     pub fn sparse(mut self, bytes: u64) -> Self {
         self.sparse = match bytes {
             0 => 0,
-            bytes => 1 << bytes.clamp(SECTOR, CELL).ilog2(),
+            bytes => 1 << bytes.clamp(SECTOR, MAX_SPARSE).ilog2(),
         };
         self
     }
@@ -197,7 +203,7 @@ impl Converter {
     /// # Errors
     /// Whatever reading and writing meets. What `out` then holds is not an image.
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
-        self.write(Some(source), source.virtual_size(), out)
+        self.write(Some(source), source.virtual_size(), out, None)
     }
 
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
@@ -205,21 +211,27 @@ impl Converter {
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(|file| file.identity).collect();
         let output = Output::create(target, &in_use, self.sync, self.clobber)?;
-        let report = self.write(source, size, output.file()).map_err(|e| e.in_file(target))?;
+        let report = self.write(source, size, output.file(), Some(target))?;
         output.commit()?;
         Ok(report)
     }
 
-    fn write(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+    fn write(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>, target: Option<&Path>) -> Result<Report> {
         let format = self.format;
         let backing = self.backing.as_ref();
-        let mut writer = format.create(&CreateContext {
-            size,
-            options: &self.options,
-            compress: self.compress,
-            backing: backing.map(|backing| (backing.name.clone(), Name::from(backing.image.format().name()))),
-            out: out.clone(),
-        })?;
+        if out.starts_zeroed() {
+            // It does so only if nothing is left in it.
+            out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| in_target(e, target))?;
+        }
+        let mut writer = format
+            .create(&CreateContext {
+                size,
+                options: &self.options,
+                compress: self.compress,
+                backing: backing.map(|backing| (backing.name.clone(), Name::from(backing.image.format().name()))),
+                out: out.clone(),
+            })
+            .map_err(|e| in_target(e, target))?;
         let virtual_size = writer.spec().virtual_size;
         let mut report =
             Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
@@ -235,15 +247,16 @@ impl Converter {
                 spec: writer.spec().clone(),
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
+                target,
             };
             pipeline::run(&job, self, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
+        writer.finish().map_err(|e| in_target(e, target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        writer.finish()?;
         Ok(report)
     }
 
@@ -259,12 +272,22 @@ struct Job<'a> {
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
+    /// Where the new image will be, for messages.
+    target: Option<&'a Path>,
+}
+
+/// Says of an error in writing where it happened.
+fn in_target(error: Error, target: Option<&Path>) -> Error {
+    match target {
+        Some(path) => error.in_file(path),
+        None => error,
+    }
 }
 
 impl Job<'_> {
     /// Bytes of guest in a work range: whole blocks.
     fn cell(&self) -> u64 {
-        CELL.max(self.spec.block_size)
+        CELL.max(self.spec.block_size).max(self.sparse)
     }
 
     /// Whether everything is stored, zeros too.
@@ -283,6 +306,9 @@ impl Job<'_> {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { source_format, format, virtual_size, data_bytes, written_bytes, .. } = self;
+        if source_format.is_empty() {
+            return write!(f, "{format}: an empty disk of {virtual_size} bytes");
+        }
         write!(
             f,
             "{source_format} to {format}: {virtual_size} bytes of disk, {data_bytes} of them stored in {written_bytes}"

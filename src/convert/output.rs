@@ -2,16 +2,13 @@
 
 use std::collections::hash_map::RandomState;
 use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, Permissions};
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, fchown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::error::{Error, Result};
 use crate::io::{FileIdentity, FileTarget, WriteAt};
@@ -22,8 +19,6 @@ pub(super) struct Output {
     file: Arc<FileTarget>,
     /// Nothing for a device.
     temporary: Option<Temporary>,
-    /// The file that is replaced.
-    old: Option<Metadata>,
     sync: bool,
     clobber: bool,
 }
@@ -35,6 +30,9 @@ impl Output {
     }
 
     fn prepare(target: &Path, in_use: &[FileIdentity], sync: bool, clobber: bool) -> Result<Output> {
+        if target.as_os_str().as_bytes().ends_with(b"/") {
+            return Err(Error::Usage("the target is a directory by its name".into()));
+        }
         let old = match fs::metadata(target) {
             Ok(metadata) => Some(metadata),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -52,7 +50,7 @@ impl Output {
         if metadata.file_type().is_block_device() {
             let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
             let file = Arc::new(device.with_sync(sync));
-            return Ok(Output { target: target.to_owned(), file, temporary: None, old: None, sync, clobber });
+            return Ok(Output { target: target.to_owned(), file, temporary: None, sync, clobber });
         }
         if !metadata.is_file() {
             return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
@@ -66,9 +64,17 @@ impl Output {
     }
 
     fn beside(target: PathBuf, old: Option<Metadata>, sync: bool, clobber: bool) -> Result<Output> {
-        let (file, temporary) = Temporary::create(&target)?;
+        // Who may not read the old file may not read the new one either, at no time.
+        let (file, temporary) = Temporary::create(&target, if old.is_some() { 0o600 } else { 0o666 })?;
+        if let Some(old) = &old {
+            // Only root can give a file away. Where the group is another one, it may do nothing.
+            let same_group = fchown(file.file(), Some(old.uid()), Some(old.gid())).is_ok();
+            let mode = if same_group { old.mode() } else { old.mode() & !0o070 };
+            let permissions = Permissions::from_mode(mode & 0o7777);
+            file.file().set_permissions(permissions).map_err(Error::io("setting the permissions", None))?;
+        }
         let file = Arc::new(file.with_sync(sync));
-        Ok(Output { target, file, temporary: Some(temporary), old, sync, clobber })
+        Ok(Output { target, file, temporary: Some(temporary), sync, clobber })
     }
 
     /// The file to write to.
@@ -76,7 +82,10 @@ impl Output {
         self.file.clone()
     }
 
-    /// Puts the file in its place. Its content has been synced, and nobody else has it any more.
+    /// Puts the file in its place. Its writer has synced it, and nobody else has it any more.
+    ///
+    /// # Errors
+    /// Those of the system. Only the last step, syncing the directory, can fail when the new file has its name already.
     pub fn commit(self) -> Result<()> {
         let target = self.target.clone();
         self.close_and_rename().map_err(|e| e.in_file(&target))
@@ -86,11 +95,6 @@ impl Output {
         let Some(file) = Arc::into_inner(self.file) else {
             return Err(Error::Usage("the output is still in use".into()));
         };
-        if let Some(old) = &self.old {
-            // Who may read the old file may read the new one. Only root can give a file away, so that may fail.
-            let _ = fchown(file.file(), Some(old.uid()), Some(old.gid()));
-            file.file().set_permissions(old.permissions()).map_err(Error::io("setting the permissions", None))?;
-        }
         file.close().map_err(Error::io("closing", None))?;
         let Some(temporary) = self.temporary else { return Ok(()) };
         temporary.rename(&self.target, self.clobber)?;
@@ -112,13 +116,13 @@ struct Temporary {
 
 impl Temporary {
     /// Makes a file beside `target`, with a name that nobody else uses.
-    fn create(target: &Path) -> Result<(FileTarget, Temporary)> {
+    fn create(target: &Path, mode: u32) -> Result<(FileTarget, Temporary)> {
         let Some(name) = target.file_name() else {
             return Err(Error::Usage("the target has no file name".into()));
         };
         loop {
             let path = target.with_file_name(hidden_name(name.as_bytes()));
-            match FileTarget::create_new(&path) {
+            match FileTarget::create_new(&path, mode) {
                 Ok(file) => return Ok((file, Temporary { path, renamed: false })),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(Error::io("making a file beside the target", None)(e)),
@@ -153,11 +157,8 @@ fn hidden_name(name: &[u8]) -> OsString {
     OsString::from_vec(hidden)
 }
 
-/// Renames `from` to `to` unless there is something at `to`.
+/// Gives the file at `from` the name `to` unless something has it: a second name is made only if it is free.
 fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-        // The file system does not know the flag: a second name, made only if it is free, does the same.
-        Err(Errno::EINVAL) => fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
-        other => Ok(other?),
-    }
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use super::load::{Item, ItemKind, Loader};
 use super::plan::{Planner, Work};
-use super::{Converter, Job, Progress, Report};
+use super::{Converter, Job, Progress, Report, in_target};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 use crate::sparse::SparseWrite;
@@ -21,21 +21,25 @@ pub(super) fn run(
     let pipeline = Pipeline {
         job,
         settings,
-        planner: Mutex::new(Planner::new(job)),
+        planner: Mutex::new(Planner::new(job, settings)?),
         turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         told: Mutex::default(),
     };
     thread::scope(|scope| {
         for _ in 1..settings.threads {
-            scope.spawn(|| pipeline.work());
+            // Fewer threads do the same work.
+            if thread::Builder::new().spawn_scoped(scope, || pipeline.work()).is_err() {
+                break;
+            }
         }
         pipeline.work();
     });
-    match lock(&pipeline.turn).failure.take() {
-        Some((_, error)) => Err(error),
-        None => Ok(()),
+    if let Some((_, error)) = lock(&pipeline.turn).failure.take() {
+        return Err(error);
     }
+    pipeline.tell(job.spec.virtual_size);
+    Ok(())
 }
 
 struct Pipeline<'a> {
@@ -102,7 +106,6 @@ impl Pipeline<'_> {
         match planner.next() {
             Ok(work) => work,
             Err(error) => {
-                drop(planner);
                 self.fail(u64::MAX, error);
                 None
             }
@@ -116,7 +119,9 @@ impl Pipeline<'_> {
             turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
         let result = match loaded {
-            Ok(()) if turn.failure.is_none() && !turn.abandoned => turn.place(items, writes),
+            Ok(()) if turn.failure.is_none() && !turn.abandoned => {
+                turn.place(items, writes).map_err(|e| in_target(e, self.job.target))
+            }
             other => other,
         };
         turn.seq += 1;
@@ -148,9 +153,8 @@ impl Pipeline<'_> {
                 Source::Packed(place) => loader.packed(place),
             };
             if let Err(e) = out.write_all_at(bytes, *offset) {
-                let error =
-                    Error::io(format!("writing {} bytes", bytes.len()), *offset)(e).in_guest(work.range.clone());
-                self.fail(work.seq, error);
+                let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
+                self.fail(work.seq, in_target(error, self.job.target).in_guest(work.range.clone()));
                 return false;
             }
         }

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::Job;
-use crate::error::Result;
+use super::{Converter, Job};
+use crate::error::{Error, Result};
 use crate::image::{Span, Spans};
 
 /// A work range: at most a cell, or a run of zeros of any length.
@@ -21,6 +21,7 @@ pub(super) struct Work {
 /// What has not been handed out yet.
 pub(super) struct Planner<'a> {
     job: &'a Job<'a>,
+    settings: &'a Converter,
     source: Track<'a>,
     base: Option<Track<'a>>,
     at: u64,
@@ -28,14 +29,15 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub fn new(job: &'a Job<'a>) -> Self {
-        Planner {
+    pub fn new(job: &'a Job<'a>, settings: &'a Converter) -> Result<Self> {
+        Ok(Planner {
             job,
-            source: Track::new(job.source.spans_exclusive()),
+            settings,
+            source: Track::new(job.source.spans_exclusive()?),
             base: job.base.map(|base| Track::new(base.spans(0..u64::MAX))),
             at: 0,
             seq: 0,
-        }
+        })
     }
 
     /// The next range that holds something to do.
@@ -59,9 +61,9 @@ impl<'a> Planner<'a> {
     /// Skips the cells in which all the images have zeros by their metadata.
     fn skip_zeros(&mut self) -> Result<()> {
         let (end, cell) = (self.job.spec.virtual_size, self.job.cell());
-        let mut upto = self.source.zeros_until(self.at)?;
+        let mut upto = self.source.zeros_until(self.at, self.settings)?;
         if let Some(base) = &mut self.base {
-            upto = upto.min(base.zeros_until(self.at)?);
+            upto = upto.min(base.zeros_until(self.at, self.settings)?);
         }
         self.at = if upto >= end { end } else { (upto / cell * cell).max(self.at) };
         Ok(())
@@ -104,9 +106,12 @@ impl<'a> Track<'a> {
         Ok(spans)
     }
 
-    /// Where the zeros that begin at `at` end, as far as the metadata tells.
-    fn zeros_until(&mut self, mut at: u64) -> Result<u64> {
+    /// Where the zeros that begin at `at` end, as far as the metadata tells. There can be much of it to look at.
+    fn zeros_until(&mut self, mut at: u64, settings: &Converter) -> Result<u64> {
         loop {
+            if settings.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             match self.span_at(at)? {
                 None => return Ok(u64::MAX),
                 Some(span) if span.is_zero() => at = span.end(),

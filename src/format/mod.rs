@@ -91,6 +91,8 @@ pub(crate) struct CreateContext<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckReport {
+    /// The format's name.
+    pub format: &'static str,
     /// Each thing that is wrong, in words; at most [`CheckReport::MESSAGES`] of them.
     pub messages: Vec<String>,
     /// Things that lose or mix up guest data, or will when the image is written to.
@@ -115,19 +117,20 @@ impl CheckReport {
     /// How many messages are kept; the counts go on.
     pub const MESSAGES: usize = 1000;
 
-    pub(crate) fn corruption(&mut self, message: String) {
+    pub(crate) fn corruption(&mut self, message: impl FnOnce() -> String) {
         self.corruptions += 1;
         self.say("ERROR", message);
     }
 
-    pub(crate) fn leak(&mut self, message: String) {
+    pub(crate) fn leak(&mut self, message: impl FnOnce() -> String) {
         self.leaks += 1;
         self.say("Leaked", message);
     }
 
-    fn say(&mut self, what: &str, message: String) {
+    /// Keeps a message. The text is made only if it is kept: a bad image can have millions of them.
+    pub(crate) fn say(&mut self, what: &str, message: impl FnOnce() -> String) {
         if self.messages.len() < Self::MESSAGES {
-            self.messages.push(format!("{what}: {message}"));
+            self.messages.push(format!("{what}: {}", message()));
         }
     }
 }
@@ -140,6 +143,11 @@ impl Probe<'_> {
 }
 
 impl Format {
+    /// The bytes of a disk and nothing else.
+    pub const RAW: Format = Format(&raw::FORMAT);
+    /// The format of QEMU.
+    pub const QCOW2: Format = Format(&qcow2::FORMAT);
+
     /// All formats.
     pub fn all() -> impl Iterator<Item = Format> {
         FORMATS.iter().copied().map(Format)
@@ -170,7 +178,7 @@ impl Format {
         let own: Vec<_> = Self::all().filter(|format| (format.0.probe)(probe)).collect();
         let foreign: Vec<_> = signature::foreign(probe).collect();
         match (own.as_slice(), foreign.as_slice()) {
-            ([], []) => Ok(Format(&raw::FORMAT)),
+            ([], []) => Ok(Format::RAW),
             ([one], []) => Ok(*one),
             ([], [one]) => Err(Error::Unreadable(one)),
             _ => Err(Error::Ambiguous(own.iter().map(Format::name).chain(foreign).collect())),
@@ -218,8 +226,8 @@ impl Format {
 
     pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
         match self.0.check {
-            Some(check) => check(source, cx),
-            None => Err(Error::Unsupported { format: self.name(), feature: "checking is".into(), at: None }),
+            Some(check) => check(source, cx).map(|report| CheckReport { format: self.name(), ..report }),
+            None => Err(Error::Unsupported { format: self.name(), feature: "checks".into(), at: None }),
         }
     }
 }

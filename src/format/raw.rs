@@ -20,11 +20,11 @@ use crate::extent::{Extent, ExtentKind, FileId, Location};
 use crate::format::{CreateContext, Entry, OpenContext};
 use crate::info::ImageInfo;
 use crate::io::table::Field;
-use crate::io::{ReadAt, WriteAt};
+use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
 use crate::sparse::{Placement, SparseRead, SparseWrite, WriteSpec};
 
-pub(crate) const FORMAT: Entry = Entry {
+pub(crate) static FORMAT: Entry = Entry {
     name: FORMAT_NAME,
     aliases: &["img"],
     extensions: &["raw", "img"],
@@ -52,7 +52,7 @@ struct Reader {
 impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Self> {
         if cx.snapshot.is_some() {
-            let feature = "a disk without metadata has no snapshots: reading one is".into();
+            let feature = "snapshots".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
         let virtual_size = file.size().map_err(Error::io("asking for the length", None))?;
@@ -83,10 +83,6 @@ impl SparseRead for Reader {
         })
     }
 
-    fn file(&self, _id: FileId) -> Result<&Arc<dyn ReadAt>> {
-        Ok(&self.file)
-    }
-
     fn map_unit(&self) -> Option<u64> {
         None
     }
@@ -95,7 +91,9 @@ impl SparseRead for Reader {
         1
     }
 
-    fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>)) {}
+    fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How space is set aside for bytes that are zero.
@@ -125,10 +123,10 @@ impl Writer {
             )?
             .unwrap_or(Preallocation::Off);
         if cx.compress {
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression is".into(), at: None });
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None });
         }
         if cx.backing.is_some() {
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "a backing file is".into(), at: None });
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "a backing file".into(), at: None });
         }
         let spec = WriteSpec {
             virtual_size: cx.size,
@@ -148,10 +146,15 @@ impl Writer {
 
     /// Sees to it that what no call mentioned reads as zeros.
     fn fill(&mut self, until: u64) -> Result<()> {
-        if until > self.done && (self.preallocation == Preallocation::Full || !self.out.starts_zeroed()) {
-            self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
-        }
-        Ok(())
+        let gap = self.done..until.max(self.done);
+        let filled = if self.preallocation == Preallocation::Full {
+            write_zeros(&*self.out, gap)
+        } else if !self.out.starts_zeroed() {
+            self.out.zero_range(gap)
+        } else {
+            Ok(())
+        };
+        filled.map_err(Error::io("writing zeros", self.done))
     }
 }
 
@@ -167,7 +170,7 @@ impl SparseWrite for Writer {
     }
 
     fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
-        Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression is".into(), at: None })
+        Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None })
     }
 
     fn zero(&mut self, _guest: Range<u64>) -> Result<()> {
@@ -175,7 +178,8 @@ impl SparseWrite for Writer {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.fill(self.spec.virtual_size)?;
+        let sectors = self.spec.virtual_size.next_multiple_of(512);
+        self.fill(if self.out.starts_zeroed() { self.spec.virtual_size } else { sectors })?;
         self.out.sync().map_err(Error::io("syncing", None))
     }
 }

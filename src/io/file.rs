@@ -88,12 +88,12 @@ pub struct FileTarget {
 }
 
 impl FileTarget {
-    /// Makes a new file.
+    /// Makes a new file with these permission bits, less those of the process's umask.
     ///
     /// # Errors
     /// Those of the system; [`io::ErrorKind::AlreadyExists`] when there is something at `path`.
-    pub fn create_new(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    pub fn create_new(path: &Path, mode: u32) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
         Ok(FileTarget { file, device: false, sync: true })
     }
 

@@ -77,8 +77,8 @@ pub trait WriteAt: Send + Sync {
     }
 }
 
-/// Writes zeros as bytes.
-fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
+/// Writes zeros as bytes, so that space is taken and not only zeros are read.
+pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 256 << 10];
     let mut at = range.start;
     while at < range.end {

@@ -1,4 +1,6 @@
-//! The one place where an allocation's size comes from an image.
+//! Reading tables whose length comes from an image.
+//!
+//! What else is allocated by a number from an image is at most a cluster, or a name with a limit of its own.
 
 use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
@@ -48,24 +50,13 @@ impl Field {
 
 /// Reads `len` bytes at `offset`, after the file's length, the budget and the allocator have agreed, in this order.
 pub(crate) fn read_table(file: &dyn ReadAt, offset: u64, len: u64, field: Field, budget: &Budget) -> Result<Vec<u8>> {
-    let file_len = file.size().map_err(Error::io("asking for the length", None))?;
-    field.within(offset, len, file_len)?;
-    budget.take(len, field.format, field.name, field.at)?;
-    let mut bytes = Vec::new();
-    let refused = |_| Error::Limit {
-        format: field.format,
-        field: field.name.into(),
-        at: Some(field.at),
-        value: len,
-        limit: isize::MAX as u64,
-    };
-    bytes.try_reserve_exact(len as usize).map_err(refused)?;
+    let mut bytes = room(file, offset, len, len, field, budget)?;
     bytes.resize(len as usize, 0);
     read(file, &mut bytes, offset)?;
     Ok(bytes)
 }
 
-/// Reads a table of big-endian 64-bit entries.
+/// Reads a table of big-endian 64-bit entries in the same way.
 pub(crate) fn read_table_u64_be(
     file: &dyn ReadAt,
     offset: u64,
@@ -73,29 +64,32 @@ pub(crate) fn read_table_u64_be(
     field: Field,
     budget: &Budget,
 ) -> Result<Vec<u64>> {
-    const CHUNK: usize = 64 << 10;
+    const CHUNK: u64 = 64 << 10;
     let len = entries.saturating_mul(8);
+    let mut table = room(file, offset, len, entries, field, budget)?;
+    let mut bytes = vec![0; CHUNK.min(len) as usize];
+    for at in (0..len).step_by(CHUNK as usize) {
+        bytes.truncate((len - at) as usize);
+        read(file, &mut bytes, offset + at)?;
+        table.extend(bytes.as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry)));
+    }
+    Ok(table)
+}
+
+/// An empty vector with room for `count` elements, which are stored in `len` bytes at `offset`.
+fn room<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, budget: &Budget) -> Result<Vec<T>> {
     let file_len = file.size().map_err(Error::io("asking for the length", None))?;
     field.within(offset, len, file_len)?;
     budget.take(len, field.format, field.name, field.at)?;
-    let mut table = Vec::new();
-    let refused = |_| Error::Limit {
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(count as usize).map_err(|_| Error::Limit {
         format: field.format,
         field: field.name.into(),
         at: Some(field.at),
         value: len,
         limit: isize::MAX as u64,
-    };
-    table.try_reserve_exact(entries as usize).map_err(refused)?;
-    let mut bytes = vec![0; CHUNK.min(len as usize)];
-    let mut at = 0;
-    while at < len {
-        let n = (len - at).min(CHUNK as u64) as usize;
-        read(file, &mut bytes[..n], offset + at)?;
-        table.extend(bytes[..n].as_chunks().0.iter().map(|entry| u64::from_be_bytes(*entry)));
-        at += n as u64;
-    }
-    Ok(table)
+    })?;
+    Ok(elements)
 }
 
 /// Fills `buf` from `offset` on.

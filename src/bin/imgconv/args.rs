@@ -141,8 +141,16 @@ impl Follow {
 
     /// Opens the image that the new image `target` is to lie over, if there is one, and says how `target` shall name it: as
     /// the user did. A relative name is therefore looked up in `target`'s directory, as every reader of `target` will do.
-    pub fn open_base(&self, base: &Base, options: &Options, target: &Path) -> Result<Option<(Image, Name)>, Failure> {
-        let in_options = options.value("backing_file").map(Path::new);
+    pub fn open_base(
+        &self,
+        base: &Base,
+        format: Format,
+        options: &Options,
+        target: &Path,
+    ) -> Result<Option<(Image, Name)>, Failure> {
+        // A format without this option will say so itself.
+        let takes_backing = format.options().iter().any(|option| option.name == "backing_file");
+        let in_options = options.value("backing_file").filter(|_| takes_backing).map(Path::new);
         let Some(name) = base.base.as_deref().or(in_options) else {
             return match base.base_format {
                 Some(_) => Err(Failure::usage("-F is the format of a backing file, and there is none")),

@@ -64,30 +64,24 @@ impl Args {
         Ok(ExitCode::from(exit_code(&report)))
     }
 
-    /// The format is asked for what it can do only after a check has failed: an image that nothing else can read may still
-    /// be one that can be checked.
     fn failure(&self, error: Error) -> Failure {
-        match (error.root(), self.format()) {
-            (Error::Unsupported { .. }, Some(format)) if !format.can_check() => {
+        match error.root() {
+            Error::Unsupported { format, .. } if Format::named(format).is_ok_and(|format| !format.can_check()) => {
                 let file = self.file.to_string_lossy();
                 Failure::new("unsupported", format!("{file}: the format {format} does not support checks"))
                     .with("path", file)
-                    .with("format", format.name())
+                    .with("format", *format)
                     .exit(NO_CHECKS)
             }
             _ => error.into(),
         }
     }
 
-    fn format(&self) -> Option<Format> {
-        self.format.or_else(|| args::open_options(None).inspect(&self.file).ok().map(|inspection| inspection.format))
-    }
-
     /// With qemu-img's keys, and as there without those that are 0; `messages` is ours.
     fn json(&self, report: &CheckReport) -> Value {
         let mut object = Map::new();
         object.insert("filename".into(), self.file.to_string_lossy().into());
-        object.insert("format".into(), self.format().map(|format| format.name()).into());
+        object.insert("format".into(), report.format.into());
         object.insert("check-errors".into(), report.check_errors.into());
         for (key, count) in [
             ("image-end-offset", report.image_end_offset),

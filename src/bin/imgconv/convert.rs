@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
+use diskimage::extent::FileId;
 use diskimage::{Converter, Format, Image, Name, Report, parse_size};
 use serde_json::json;
 
@@ -42,11 +43,12 @@ pub struct Args {
     base: Base,
 
     /// Leave out runs of at least this many zero bytes: a multiple of
-    /// 512, at most 16M; 0 stores all zeros [default: 4k]
+    /// 512, at most 16M, rounded down to a power of two; 0 stores all
+    /// zeros [default: 4k]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, verbatim_doc_comment)]
     sparse_size: Option<u64>,
 
-    /// Number of threads, 1 to 64; without it, one per core
+    /// Number of threads, 1 to 64; without it, one per core, 16 at most
     #[arg(short = 'm', long = "parallel", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     threads: Option<usize>,
 
@@ -98,9 +100,7 @@ impl Args {
         let interrupt = Interrupt::register()?;
         let format = args::target_format(self.target_format, "-O", &self.target)?;
         let source = self.open_source()?;
-        if source.info().corrupt && !self.quiet {
-            failure::note(&format!("{}: the image is marked as corrupt", self.source.display()));
-        }
+        self.warn(&source);
         let bar = Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
             (false, true) => When::AtOnce,
@@ -112,6 +112,19 @@ impl Args {
         match result {
             Ok(report) => self.tell(&report),
             Err(error) => Err(interrupt.failure(error)),
+        }
+    }
+
+    /// Says of each layer what its owner should know, and what does not keep it from being read.
+    fn warn(&self, source: &Image) {
+        for (depth, info) in source.infos().enumerate().filter(|_| !self.quiet) {
+            let path = source.file_path(depth, FileId::default()).unwrap_or(&self.source).display();
+            if info.corrupt {
+                failure::note(&format!("{path}: the image is marked as corrupt"));
+            }
+            if info.dirty {
+                failure::note(&format!("{path}: the image was not closed by the program that wrote it"));
+            }
         }
     }
 
@@ -152,7 +165,7 @@ impl Args {
         if let Some(threads) = self.threads {
             converter = converter.threads(threads);
         }
-        if let Some((image, name)) = self.follow.open_base(&self.base, &options, &self.target)? {
+        if let Some((image, name)) = self.follow.open_base(&self.base, format, &options, &self.target)? {
             converter = converter.backing(image, name);
         }
         Ok(converter)

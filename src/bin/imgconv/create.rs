@@ -65,7 +65,7 @@ impl Args {
         let interrupt = Interrupt::register()?;
         let format = args::target_format(self.format, "-f", &self.file)?;
         let options = args::format_options(&self.options);
-        let base = self.follow.open_base(&self.base, &options, &self.file)?;
+        let base = self.follow.open_base(&self.base, format, &options, &self.file)?;
         let base_size = base.as_ref().map(|(image, _)| image.virtual_size());
         let Some(size) = self.size.or(base_size) else {
             return Err(Failure::usage("a SIZE is needed, or a backing file to take it from (see --help)"));

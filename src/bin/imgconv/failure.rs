@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use diskimage::{Error, Fault, Problem};
+use diskimage::{Error, Fault, Problem, ReferenceProblem};
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Style};
@@ -65,21 +65,21 @@ impl Failure {
     /// Adds what `error` knows beyond its message, from the outside inwards.
     fn describe(&mut self, error: &Error) {
         match error {
-            Error::File { path, source } => {
+            Error::File { path, cause } => {
                 self.detail("path", path.to_string_lossy());
-                self.describe(source);
+                self.describe(cause);
             }
-            Error::Guest { range, source } => {
+            Error::Guest { range, cause } => {
                 self.detail("guest-start", range.start);
                 self.detail("guest-end", range.end);
-                self.describe(source);
+                self.describe(cause);
             }
-            Error::Io { action, offset, source } => {
+            Error::Io { action, offset, cause } => {
                 self.detail("action", action.as_ref());
                 if let Some(offset) = offset {
                     self.detail("offset", *offset);
                 }
-                self.detail("cause", source.to_string());
+                self.detail("cause", cause.to_string());
             }
             Error::Corrupt(Fault { format, field, at, problem }) => {
                 let (value, rule) = value_and_rule(problem);
@@ -95,8 +95,9 @@ impl Failure {
                 self.detail("rule", format!("must be at most {limit}"));
                 self.detail("limit", *limit);
             }
-            Error::Unsupported { format, feature: _, at } => {
+            Error::Unsupported { format, feature, at } => {
                 self.detail("format", *format);
+                self.detail("feature", feature.as_ref());
                 if let Some(at) = at {
                     self.detail("offset", *at);
                 }
@@ -132,9 +133,25 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let mut failure = Failure::new(error.kind(), error.to_string());
+        let hint = hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();
+        let mut failure = Failure::new(error.kind(), format!("{error}{hint}"));
         failure.describe(&error);
         failure
+    }
+}
+
+/// The option that helps.
+fn hint(error: &Error) -> Option<&'static str> {
+    match error.root() {
+        Error::Reference { problem: ReferenceProblem::NotAllowed, .. } => {
+            Some("--references beside allows those beside the image, --references any all")
+        }
+        Error::Reference { problem: ReferenceProblem::NotBeside, .. } => Some("--references any allows all"),
+        Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => {
+            Some("state it with --backing-format")
+        }
+        Error::Ambiguous(_) | Error::Unreadable(_) => Some("state the format with -f"),
+        _ => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The progress bar: on a terminal, for work that takes a while.
 
 use std::io::{self, IsTerminal};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diskimage::Progress;
@@ -25,8 +25,6 @@ pub struct Bar(Option<Arc<Shown>>);
 struct Shown {
     bar: ProgressBar,
     due: Instant,
-    /// Reports come from several threads and may overtake each other; a bar only ever grows.
-    furthest: Mutex<u64>,
 }
 
 impl Bar {
@@ -64,15 +62,10 @@ impl Shown {
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style.progress_chars("=> "));
         }
-        Shown { bar, due, furthest: Mutex::new(0) }
+        Shown { bar, due }
     }
 
     fn update(&self, Progress { done, total }: Progress) {
-        let mut furthest = self.furthest.lock().unwrap_or_else(PoisonError::into_inner);
-        if done < *furthest {
-            return;
-        }
-        *furthest = done;
         self.bar.set_length(total);
         self.bar.set_position(done);
         if self.bar.is_hidden() && Instant::now() >= self.due {
@@ -84,15 +77,6 @@ impl Shown {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bar_never_shrinks() {
-        let shown = Shown::due(Instant::now() + Duration::from_secs(3600));
-        for (done, position) in [(2, 2), (8, 8), (6, 8), (10, 10)] {
-            shown.update(Progress { done, total: 10 });
-            assert_eq!(shown.bar.position(), position);
-        }
-    }
 
     #[test]
     fn no_bar_where_none_is_wanted() {

@@ -16,25 +16,12 @@ pub(crate) const SUBCLUSTERS: u32 = 32;
 /// Unit in which the length of a compressed payload is given.
 const SECTOR: u64 = 512;
 
-/// An L1 entry: where the L2 table lies, if there is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct L1Entry {
-    pub l2_offset: Option<u64>,
-    pub copied: bool,
-}
-
-impl L1Entry {
-    /// Splits an entry. Alignment is part of it, bounds are not: the file's length is not known here.
-    pub fn parse(entry: u64, header: &Header) -> Result<L1Entry, Problem> {
-        reserved(entry, !(OFFSET_MASK | COPIED))?;
-        let offset = entry & OFFSET_MASK;
-        aligned(offset, header.cluster_size())?;
-        Ok(L1Entry { l2_offset: (offset != 0).then_some(offset), copied: entry & COPIED != 0 })
-    }
-
-    pub fn encode(l2_offset: u64) -> u64 {
-        l2_offset | COPIED
-    }
+/// Where the L2 table lies that an L1 entry names, if it names one. Whether that is within the file is not known here.
+pub(crate) fn parse_l1_entry(entry: u64, header: &Header) -> Result<Option<u64>, Problem> {
+    reserved(entry, !(OFFSET_MASK | COPIED))?;
+    let offset = entry & OFFSET_MASK;
+    aligned(offset, header.cluster_size())?;
+    Ok((offset != 0).then_some(offset))
 }
 
 /// What an L2 entry says of its cluster.
@@ -59,7 +46,7 @@ impl L2Entry {
         if entry & COMPRESSED != 0 {
             reserved(entry, COPIED)?;
             reserved(bitmap, !0)?;
-            if header.extensions.data_file.is_some() {
+            if header.has_data_file() {
                 return Err(Problem::Rule {
                     value: entry,
                     rule: "an image with a data file has no compressed clusters",
@@ -73,7 +60,7 @@ impl L2Entry {
         let offset = entry & OFFSET_MASK;
         aligned(offset, header.cluster_size())?;
         // In a data file, offset 0 is a place like any other, and bit 63 tells that it is meant.
-        let at_zero = header.extensions.data_file.is_some() && entry & COPIED != 0;
+        let at_zero = header.has_data_file() && entry & COPIED != 0;
         let host = (offset != 0 || at_zero).then_some(offset);
         if header.extended_l2() {
             let (allocated, zero) = (bitmap as u32, (bitmap >> 32) as u32);

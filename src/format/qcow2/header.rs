@@ -206,6 +206,11 @@ impl Header {
         self.incompatible.contains(Incompatible::EXTENDED_L2)
     }
 
+    /// Whether the guest's bytes are in another file, which the image need not name.
+    pub fn has_data_file(&self) -> bool {
+        self.incompatible.contains(Incompatible::DATA_FILE)
+    }
+
     /// Bytes in an L2 entry.
     pub fn l2_entry_size(&self) -> u64 {
         if self.extended_l2() { 16 } else { 8 }
@@ -245,7 +250,7 @@ impl Header {
         self.compression = match compression_type {
             0 => Codec::Deflate,
             1 => Codec::Zstd,
-            other => return Err(unsupported(format!("compression type {other} is"), 104)),
+            other => return Err(unsupported(format!("compression type {other}"), 104)),
         };
         if self.incompatible.contains(Incompatible::COMPRESSION_TYPE) != (compression_type != 0) {
             let rule = "it must be 0 exactly when incompatible feature bit 3 is clear";
@@ -288,19 +293,13 @@ impl Header {
         if unknown != 0 {
             let names: Vec<_> =
                 (0..64).filter(|bit| unknown >> bit & 1 != 0).map(|bit| self.extensions.feature_name(0, bit)).collect();
-            return Err(unsupported(format!("incompatible feature {} is", names.join(", ")), 72));
+            return Err(unsupported(format!("incompatible feature {}", names.join(", ")), 72));
         }
         if self.extended_l2() && self.cluster_bits < 14 {
             return Err(range("cluster_bits with extended L2 entries", 20, self.cluster_bits.into(), 14, 21));
         }
-        if self.extensions.data_file.is_some() && !self.incompatible.contains(Incompatible::DATA_FILE) {
+        if self.extensions.data_file.is_some() && !self.has_data_file() {
             let rule = "an image that names a data file must have incompatible feature bit 2 set";
-            return Err(
-                field("incompatible_features", 72).fault(Problem::Rule { value: self.incompatible.bits(), rule })
-            );
-        }
-        if self.incompatible.contains(Incompatible::DATA_FILE) && self.extensions.data_file.is_none() {
-            let rule = "an image with incompatible feature bit 2 must name its data file";
             return Err(
                 field("incompatible_features", 72).fault(Problem::Rule { value: self.incompatible.bits(), rule })
             );
@@ -345,7 +344,7 @@ fn parse_version(start: &[u8]) -> Result<u32> {
     }
     match BigEndian::read_u32(&start[4..]) {
         version @ (2 | 3) => Ok(version),
-        other => Err(unsupported(format!("version {other} is"), 4)),
+        other => Err(unsupported(format!("version {other}"), 4)),
     }
 }
 

@@ -49,10 +49,10 @@ mod writer;
 use crate::format::{Entry, Probe};
 use crate::io::table::Field;
 
-pub(crate) const FORMAT: Entry = Entry {
+pub(crate) static FORMAT: Entry = Entry {
     name: FORMAT_NAME,
     aliases: &[],
-    extensions: &["qcow2", "qcow"],
+    extensions: &["qcow2"],
     description: "QEMU copy-on-write image, version 2 and 3",
     options: options::OPTIONS,
     probe,

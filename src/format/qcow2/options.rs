@@ -5,6 +5,7 @@ use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
 use crate::codec::{Codec, Encoding};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
+use crate::info::Reference;
 use crate::name::Name;
 use crate::options::{OptionSpec, Options, wrong};
 
@@ -222,6 +223,10 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     let name_len = backing.file.as_bytes().len();
     if name_len == 0 || name_len as u64 > MAX_BACKING_NAME {
         return Err(refuse("backing_file", format!("the name has {name_len} bytes, outside 1..={MAX_BACKING_NAME}")));
+    }
+    if !Reference::new("backing file", backing.file.clone(), None).is_file_name() {
+        let problem = format!("readers take '{0}' for an address; './{0}' is a file", backing.file);
+        return Err(refuse("backing_file", problem));
     }
     let format_len = backing.format.as_bytes().len();
     if format_len == 0 || format_len > MAX_BACKING_FORMAT {

@@ -4,15 +4,16 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bitmap::{Bitmap, read_bitmaps};
-use super::entry::{L1Entry, L2Entry, OFFSET_MASK, SUBCLUSTERS};
+use super::entry::{L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FORMAT_NAME, field};
-use crate::error::{Error, Problem, ReferenceProblem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Reference, Value};
+use crate::io::table::Field;
 use crate::io::{ReadAt, table};
 use crate::name::Name;
 use crate::sparse::SparseRead;
@@ -28,16 +29,11 @@ pub(crate) struct Reader {
     header: Header,
     file: Arc<dyn ReadAt>,
     file_len: u64,
-    data_file: Option<DataFile>,
+    /// Length of the external data file in bytes, if it has been opened.
+    data_file_len: Option<u64>,
     l1: Vec<u64>,
     l1_table_offset: u64,
     slices: Mutex<SliceCache>,
-}
-
-/// An external data file that has been opened.
-struct DataFile {
-    file: Arc<dyn ReadAt>,
-    len: u64,
 }
 
 impl Reader {
@@ -53,6 +49,8 @@ impl Reader {
             Some(wanted) => {
                 let snapshot = find_snapshot(&snapshots, wanted)?;
                 snapshot.check(&header, file_len)?;
+                let at = snapshot.place.start;
+                field("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
                 info.virtual_size = snapshot.info.virtual_size;
                 (snapshot.l1_table_offset, header.snapshots_offset)
             }
@@ -60,19 +58,18 @@ impl Reader {
         let entries = header.l1_entries_for(info.virtual_size);
         let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, field("L1 table", at), cx.budget)?;
 
-        let data_file = match info.files.first() {
-            None => None,
-            Some(reference) => match (cx.file)(reference)? {
-                Some(file) => Some(DataFile { len: length(&*file)?, file }),
-                None => None,
-            },
-        };
-        Ok(Reader { info, header, file, file_len, data_file, l1, l1_table_offset, slices: Mutex::default() })
+        let data_file = info.files.first().map_or(Ok(None), cx.file)?;
+        let data_file_len = data_file.map(|file| length(&*file)).transpose()?;
+        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: Mutex::default() })
     }
 
-    /// The run of unmapped guest bytes from `offset` on, over as many L1 entries as are empty.
+    /// How far a hole is followed, so that small reads in a large one do not look at all of it each time.
+    const HOLE_ENTRIES: usize = 4096;
+
+    /// The run of unmapped guest bytes from `offset` on, over L1 entries that are empty.
     fn hole(&self, offset: u64, l1_index: usize) -> Extent {
-        let empty = self.l1.iter().skip(l1_index).take_while(|entry| **entry & OFFSET_MASK == 0).count();
+        let entries = self.l1.iter().skip(l1_index).take(Self::HOLE_ENTRIES);
+        let empty = entries.take_while(|entry| **entry & OFFSET_MASK == 0).count();
         let end = (l1_index + empty) as u64 * self.header.l2_coverage();
         Extent { offset, len: end.min(self.info.virtual_size) - offset, kind: ExtentKind::Hole }
     }
@@ -117,10 +114,16 @@ impl Reader {
                 }
             }
         };
+        if let ExtentKind::Data(Location { file: DATA, offset: host }) = kind
+            && host != offset
+        {
+            // "The offset field in the Standard Cluster Descriptor must match the guest offset."
+            let rule = "in a data file each cluster lies at its guest offset";
+            return Err(fault(Problem::Rule { value: host, rule }));
+        }
         let len = (to - from).min(self.info.virtual_size - offset);
         if let ExtentKind::Data(Location { file, offset: host }) = kind {
-            let file_len =
-                if file == IMAGE { Some(self.file_len) } else { self.data_file.as_ref().map(|data| data.len) };
+            let file_len = if file == IMAGE { Some(self.file_len) } else { self.data_file_len };
             match file_len {
                 Some(file_len) if host.checked_add(len).is_none_or(|end| end > file_len) => {
                     return Err(fault(Problem::OutOfBounds { offset: host, len, file_len }));
@@ -132,18 +135,22 @@ impl Reader {
     }
 
     fn location(&self, host: u64) -> Location {
-        Location { file: if self.info.files.is_empty() { IMAGE } else { DATA }, offset: host }
+        Location { file: if self.header.has_data_file() { DATA } else { IMAGE }, offset: host }
+    }
+
+    fn l1_field(&self, index: usize) -> Field {
+        field("L1 entry", self.l1_table_offset + index as u64 * 8)
     }
 
     /// The place of the L2 table that L1 entry `index` names, if it names one.
     fn l2_table(&self, index: usize) -> Result<Option<u64>> {
         let Some(&entry) = self.l1.get(index) else { return Ok(None) };
-        let field = field("L1 entry", self.l1_table_offset + index as u64 * 8);
-        let entry = L1Entry::parse(entry, &self.header).map_err(|problem| field.fault(problem))?;
-        if let Some(offset) = entry.l2_offset {
+        let field = self.l1_field(index);
+        let table = parse_l1_entry(entry, &self.header).map_err(|problem| field.fault(problem))?;
+        if let Some(offset) = table {
             field.within(offset, self.header.cluster_size(), self.file_len)?;
         }
-        Ok(entry.l2_offset)
+        Ok(table)
     }
 }
 
@@ -168,25 +175,17 @@ impl SparseRead for Reader {
             if index >= entries {
                 break;
             }
+            // By far the most entries of most disks.
+            if extent.kind == ExtentKind::Hole && slice.entry(index, &self.header) == (0, 0) {
+                extent.len = (extent.len + self.header.cluster_size()).min(self.info.virtual_size - offset);
+                continue;
+            }
             match self.extent_in_cluster(&slice, index, extent.end()) {
                 Ok(next) if extent.kind.continues(extent.len, next.kind) => extent.len += next.len,
                 _ => break,
             }
         }
         Ok(extent)
-    }
-
-    fn file(&self, id: FileId) -> Result<&Arc<dyn ReadAt>> {
-        match (id, &self.data_file, self.info.files.first()) {
-            (DATA, Some(data), _) => Ok(&data.file),
-            (DATA, None, Some(reference)) => Err(Error::Reference {
-                format: FORMAT_NAME,
-                role: reference.role,
-                name: reference.name.clone(),
-                problem: ReferenceProblem::NotAllowed,
-            }),
-            _ => Ok(&self.file),
-        }
     }
 
     fn map_unit(&self) -> Option<u64> {
@@ -198,20 +197,25 @@ impl SparseRead for Reader {
         self.stored_count(offset >> self.header.cluster_bits).unwrap_or(1)
     }
 
-    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>)) {
+    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
         let cluster_size = self.header.cluster_size();
-        let mut clusters = |offset: u64, len: u64| claim(offset..offset.saturating_add(len));
-        clusters(0, cluster_size);
-        clusters(self.l1_table_offset, self.l1.len() as u64 * 8);
-        let refcount_table = u64::from(self.header.refcount_table_clusters) * cluster_size;
-        clusters(self.header.refcount_table_offset, refcount_table);
+        let mut claim = |offset: u64, len: u64| claim(offset..offset.saturating_add(len));
+        claim(0, cluster_size);
+        claim(self.l1_table_offset, self.l1.len() as u64 * 8);
         for index in 0..self.l1.len() {
-            // What is wrong with an entry is told when its guest range is read.
-            if let Ok(Some(offset)) = self.l2_table(index) {
-                clusters(offset, cluster_size);
+            // What else is wrong with an entry is told when its guest range is read.
+            let Ok(Some(offset)) = self.l2_table(index) else { continue };
+            if !claim(offset, cluster_size) {
+                return Err(self.l1_field(index).fault(Problem::Overlap { offset, with: "other metadata" }));
             }
         }
-        self.refcount_blocks(&mut |offset| clusters(offset, cluster_size));
+        // Where the reference counts are concerns readers only as a place where no guest bytes are.
+        let refcount_table = u64::from(self.header.refcount_table_clusters) * cluster_size;
+        claim(self.header.refcount_table_offset, refcount_table);
+        self.refcount_blocks(&mut |offset| {
+            claim(offset, cluster_size);
+        });
+        Ok(())
     }
 }
 
@@ -334,8 +338,10 @@ fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) ->
     let extensions = &header.extensions;
     let backing =
         header.backing_file.clone().map(|name| Reference::new("backing file", name, extensions.backing_format.clone()));
-    let files: Vec<_> =
-        extensions.data_file.clone().map(|name| Reference::new("data file", name, None)).into_iter().collect();
+    let mut files = Vec::new();
+    if header.has_data_file() {
+        files.push(Reference::new("data file", extensions.data_file.clone().unwrap_or_default(), None));
+    }
     let encryption = match header.encryption {
         Encryption::None => None,
         Encryption::Aes => Some("AES"),

@@ -22,7 +22,7 @@ use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_
 use super::options::{Preallocation, Settings};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
-use crate::io::WriteAt;
+use crate::io::{WriteAt, write_zeros};
 use crate::options::wrong;
 use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
@@ -125,7 +125,7 @@ impl Writer {
             let run = self.take_data(until.min(self.mapping.mapped().end) - cluster)?;
             // The guest reads what is in the cluster; extended entries without a bit set hide it.
             if self.preallocation == Preallocation::Full {
-                write_zeros(&*self.out, run.clone())?;
+                write_zeros(&*self.out, run.clone()).map_err(Error::io("writing zeros", run.start))?;
             } else if !self.header.extended_l2() {
                 self.clear(run.clone())?;
             }
@@ -216,7 +216,7 @@ impl SparseWrite for Writer {
         self.mapping.open(guest.start >> bits, &mut self.alloc)?;
         let offset = self.pack(len)?;
         if offset >= compressed_offset_limit(bits) {
-            let feature = "a compressed cluster this far into a file with clusters of this size is".into();
+            let feature = "a compressed cluster this far into a file with clusters of this size".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(offset) });
         }
         self.mapping.set(guest.start >> bits, encode_compressed(offset, len, bits));
@@ -344,17 +344,5 @@ fn write_table(out: &dyn WriteAt, entries: &[u64], offset: u64, len: u64) -> Res
         write(out, &bytes, at)?;
         at += bytes.len() as u64;
     }
-    write_zeros(out, at..offset + len)
-}
-
-/// Writes zeros, where space shall be taken and not only zeros be read.
-fn write_zeros(out: &dyn WriteAt, range: Range<u64>) -> Result<()> {
-    const ZEROS: &[u8] = &[0; 256 << 10];
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(ZEROS.len() as u64);
-        write(out, &ZEROS[..len as usize], at)?;
-        at += len;
-    }
-    Ok(())
+    write_zeros(out, at..offset + len).map_err(Error::io("writing zeros", at))
 }

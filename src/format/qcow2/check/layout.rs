@@ -68,7 +68,7 @@ impl<'a> Layout<'a> {
         let mut layout = Layout {
             file,
             file_len,
-            data_file: header.extensions.data_file.is_some(),
+            data_file: header.has_data_file(),
             data_file_len: None,
             regions: Vec::new(),
             l1_tables: Vec::new(),

@@ -84,14 +84,14 @@ fn compare(
         }
         findings.report.image_end_offset = offset.saturating_add(cluster_size);
         if let Some(conflict) = uses.conflict() {
-            findings.corruption(|| format!("cluster at file offset {offset:#x}: {conflict}"));
+            findings.report.corruption(|| format!("cluster at file offset {offset:#x}: {conflict}"));
         }
         if count > stored {
-            findings.corruption(|| {
+            findings.report.corruption(|| {
                 format!("cluster at file offset {offset:#x}: {count} uses, but a reference count of {stored}")
             });
         } else if stored > count && uses.count() < Uses::MAX_COUNT {
-            findings.leak(|| {
+            findings.report.leak(|| {
                 format!("cluster at file offset {offset:#x}: {count} uses, but a reference count of {stored}")
             });
         }
@@ -107,43 +107,26 @@ struct Findings {
 impl Findings {
     fn note_state(&mut self, header: &Header) {
         if header.incompatible.contains(Incompatible::DIRTY) {
-            self.report.say("Note", "the image was not closed; its reference counts may be out of date".into());
+            self.report.say("Note", || "the image was not closed; its reference counts may be out of date".into());
         }
         if header.incompatible.contains(Incompatible::CORRUPT) {
-            self.report.say("Note", "the image is marked as corrupt".into());
-        }
-    }
-
-    /// Counts a corruption. The text is made only if it is kept: a bad image can have millions of them.
-    fn corruption(&mut self, text: impl FnOnce() -> String) {
-        if self.report.messages.len() < CheckReport::MESSAGES {
-            self.report.corruption(text());
-        } else {
-            self.report.corruptions += 1;
-        }
-    }
-
-    fn leak(&mut self, text: impl FnOnce() -> String) {
-        if self.report.messages.len() < CheckReport::MESSAGES {
-            self.report.leak(text());
-        } else {
-            self.report.leaks += 1;
+            self.report.say("Note", || "the image is marked as corrupt".into());
         }
     }
 
     fn fault(&mut self, name: &'static str, at: u64, problem: Problem) {
-        self.corruption(|| Fault { format: FORMAT_NAME, field: name.into(), at, problem }.to_string());
+        self.report.corruption(|| Fault { format: FORMAT_NAME, field: name.into(), at, problem }.to_string());
     }
 
     fn not_examined(&mut self, why: &Error) {
         self.report.check_errors += 1;
-        self.report.say("Not examined", why.to_string());
+        self.report.say("Not examined", || why.to_string());
     }
 
     /// What was read, or nothing if the image is at fault.
     fn usable<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
-            Err(error @ Error::Corrupt(_)) => self.corruption(|| error.to_string()),
+            Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
             Err(error @ Error::Limit { .. }) => self.not_examined(&error),
             other => return other,
         }

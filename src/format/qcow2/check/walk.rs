@@ -7,7 +7,7 @@ use super::layout::Layout;
 use super::stored::Stored;
 use super::{Findings, Work};
 use crate::error::{Problem, Result};
-use crate::format::qcow2::entry::{COPIED, L1Entry, L2Entry, OFFSET_MASK, SUBCLUSTERS};
+use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
 use crate::format::qcow2::header::Header;
 use crate::io::table;
 
@@ -188,7 +188,7 @@ impl<'a> Walk<'a> {
 
 /// The offset of the L2 table that an L1 entry names. It is within the file.
 fn l2_table(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
-    let Some(offset) = L1Entry::parse(entry, layout.header)?.l2_offset else { return Ok(None) };
+    let Some(offset) = parse_l1_entry(entry, layout.header)? else { return Ok(None) };
     within(offset, layout.header.cluster_size(), layout.file_len)?;
     Ok(Some(offset))
 }

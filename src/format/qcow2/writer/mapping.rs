@@ -8,7 +8,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::alloc::Allocator;
 use super::{write, write_table};
 use crate::error::{Error, Result};
-use crate::format::qcow2::entry::{COMPRESSED, COPIED, L1Entry, OFFSET_MASK, SUBCLUSTERS};
+use crate::format::qcow2::entry::{COMPRESSED, COPIED, OFFSET_MASK, SUBCLUSTERS};
 use crate::format::qcow2::header::Header;
 use crate::io::WriteAt;
 
@@ -50,7 +50,7 @@ impl Mapping {
         let Some(entry) = self.l1.get_mut(index as usize) else {
             return Err(Error::Usage(format!("guest cluster {cluster} is behind the end of the disk")));
         };
-        *entry = L1Entry::encode(alloc.take(1)?.start);
+        *entry = alloc.take(1)?.start | COPIED;
         self.l2.fill(0);
         self.mapped = index * entries..(index + 1) * entries;
         Ok(())
