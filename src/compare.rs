@@ -63,7 +63,7 @@ impl<'a> Side<'a> {
         Side { image, spans: image.spans(0..u64::MAX), current: None, scratch: Scratch::default(), buf: Vec::new() }
     }
 
-    /// The span that contains guest byte `at`, or nothing behind the end of the disk. `at` ascends.
+    /// The span that contains guest byte `at`, or nothing past the end of the disk. `at` ascends.
     fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
         while self.current.is_none_or(|span| span.end() <= at) {
             match self.spans.next() {

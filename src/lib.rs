@@ -5,7 +5,7 @@
 //! use diskimage::{Converter, Format, Image};
 //!
 //! let disk = Image::open("disk.qcow2")?;
-//! let report = Converter::new(Format::named("raw")?).convert(&disk, "disk.raw")?;
+//! let report = Converter::new(Format::RAW).convert(&disk, "disk.raw")?;
 //! println!("{report}");
 //! # Ok(())
 //! # }
@@ -34,8 +34,9 @@
 //! What follows from it:
 //!
 //! 1. The output is the same to the byte for any number of threads.
-//! 2. Memory is bounded by the number of threads and the budget for metadata, whatever the size of the disk.
-//! 3. The header is written last, behind a sync: what a broken conversion leaves is never taken for an image. With a path as
+//! 2. Memory is bounded by the number of threads, the budget for metadata and two bits for each block of the file (8 MiB
+//!    twice at most), whatever the size of the disk.
+//! 3. The header is written last, after a sync: what a broken conversion leaves is never taken for an image. With a path as
 //!    the target there is not even that, since the file gets its name at the very end.
 //! 4. Converting a result again gives the same bytes again.
 //! 5. Cost follows the data that is there, not the size of the disk: an empty disk of 64 TiB converts at once.
@@ -64,8 +65,8 @@
 //! * Every number from an image is checked against the file's length and the [`Limits`] before it is used in arithmetic or
 //!   as the size of an allocation. The crate has no `unsafe` code.
 //! * Bytes that are missing are an [`Error`], never zeros. Errors say which field at which offset breaks which rule.
-//! * Guest ranges that share one place of a file are an error during a conversion. It is corruption, and also how a file of
-//!   a few KiB becomes a disk of many TiB.
+//! * Guest ranges that share one place of a file, though the image does not count it as shared, are an error during a
+//!   conversion. It is corruption, and also how a file of a few KiB becomes a disk of many TiB.
 //! * Compressed blocks that are passed through are decoded all the same, so that a conversion that succeeds has read
 //!   every guest byte.
 //! * Text from an image is escaped when it is displayed ([`Name`]).
@@ -74,8 +75,8 @@
 //!
 //! # Decisions
 //!
-//! * **Positioned reads, not a memory map.** Copying the data of a disk on a tmpfs with two threads, plain reads and writes of
-//!   2 MiB were as fast as any other way (map, `copy_file_range`), and a mapped file kills the process when somebody
+//! * **Positioned reads, not a memory map.** Copying the data of a disk on a tmpfs with two threads, plain reads and writes
+//!   were as fast as any other way (map, `copy_file_range`), and a mapped file kills the process when somebody
 //!   truncates it. [`io`] has an adapter for callers who bring a map (feature `mmap`).
 //! * **One error for what is wrong with an image**, [`Fault`], with a [`Problem`] that all formats share, where one type for
 //!   each format had been planned: callers tell a value out of range from an overlap without knowing the format.
@@ -83,8 +84,11 @@
 //!   exist that have to look into those files first.
 //! * **`nix` rather than `rustix`** for the few system calls that `std` lacks: it has a `close` that tells its error, and a
 //!   file whose `close` failed may not be what was written.
-//! * **The default levels of compression** are those at which a core is busy about as long as for three times qemu-img's
-//!   work: deflate with the full window of 32 KiB, which qemu reads and does not write.
+//! * **Default levels of compression**: deflate 5 with the full window of 32 KiB, which qemu reads and does not write; zstd
+//!   1 with a larger hash table. They are the best that still compress several times as fast as qemu-img on two cores.
+//! * **Cells of 1 MiB** are what a thread loads, places and writes at once: larger ones are not faster and take more memory.
+//! * **A resolver of the caller's** for the files that an image names was planned and is left out until somebody needs it;
+//!   [`OpenOptions::open_source`] opens images that name none.
 //!
 //! # Features
 //!

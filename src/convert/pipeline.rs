@@ -87,7 +87,7 @@ impl Pipeline<'_> {
         let mut writes = Vec::new();
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
-            // The turn is taken after a failure too: the ranges behind this one wait for it.
+            // The turn is taken after a failure too: the ranges after this one wait for it.
             let placed = self.place(&work, loaded, loader.items(), &mut writes);
             let written = placed && self.write(&work, &loader, &writes);
             if !written {

@@ -81,7 +81,7 @@ impl<'a> Track<'a> {
         Track { spans, current: None }
     }
 
-    /// The span that contains `at` or, if zeros up to there have been passed already, the one behind it; nothing behind the
+    /// The span that contains `at` or, if zeros up to there have been passed already, the one after it; nothing past the
     /// end of the disk.
     fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
         if self.current.is_none_or(|span| span.end() <= at) {

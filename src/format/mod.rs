@@ -109,7 +109,7 @@ pub struct CheckReport {
     pub compressed_clusters: u64,
     /// Of those, the ones that do not follow the one before them in the file.
     pub fragmented_clusters: u64,
-    /// Byte offset behind the last block in use.
+    /// Byte offset after the last block in use.
     pub image_end_offset: u64,
 }
 

@@ -175,3 +175,107 @@ fn exact_length(name: &'static str, data: &[u8], len: usize, at: u64) -> Result<
     let (value, len) = (data.len() as u64, len as u64);
     Err(field(name, at - 4).fault(Problem::Range { value, min: len, max: len }))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::{Error, Fault};
+
+    fn extension(kind: u32, len: u32, data: &[u8]) -> Vec<u8> {
+        [&kind.to_be_bytes()[..], &len.to_be_bytes(), data].concat()
+    }
+
+    #[test]
+    fn a_length_past_the_end_is_refused() {
+        let bytes = [vec![0; 104], extension(BACKING_FORMAT, 3, b"raw\0\0\0\0\0"), extension(7, 9, &[1; 8])].concat();
+        let problem = Problem::OutOfBounds { offset: 128, len: 9, file_len: 136 };
+        let expected = Fault { format: "qcow2", field: "header extension length".into(), at: 124, problem };
+        let Err(Error::Corrupt(fault)) = Extensions::parse(&bytes, 104) else { panic!() };
+        assert_eq!(fault, expected);
+        // One byte less, and nothing is missing: the end mark may be left out, and so may the last padding.
+        assert!(Extensions::parse(&[vec![0; 104], extension(7, u32::MAX, &[])].concat(), 104).is_err());
+        for len in [0, 1, 7, 8] {
+            let bytes = [vec![0; 104], extension(BACKING_FORMAT, len, &b"rawraw01"[..len as usize])].concat();
+            let format = Extensions::parse(&bytes, 104).unwrap().backing_format.unwrap();
+            assert_eq!(format.as_bytes(), &b"rawraw01"[..len as usize]);
+        }
+    }
+
+    #[test]
+    fn unknown_ones_are_skipped_and_nothing_is_read_behind_the_end_mark() {
+        let bytes = [
+            extension(0x1234_5678, 5, b"abcde\xff\xff\xff"),
+            extension(DATA_FILE, 5, b"d.raw\0\0\0"),
+            extension(END, 0, &[]),
+            extension(BACKING_FORMAT, u32::MAX, b"raw\0\0\0\0\0"),
+        ]
+        .concat();
+        let expected = Extensions { data_file: Some("d.raw".into()), ..Extensions::default() };
+        assert_eq!(Extensions::parse(&bytes, 0).unwrap(), expected);
+        assert_eq!(Extensions::parse(&bytes, 1 << 31).unwrap(), Extensions::default());
+    }
+
+    #[test]
+    fn a_length_that_is_not_that_of_the_type_is_refused() {
+        for (kind, right) in [(CRYPTO, 16), (BITMAPS, 24)] {
+            for len in [0, right - 8, right + 8] {
+                let bytes = extension(kind, len, &vec![0; len as usize]);
+                let Err(Error::Corrupt(fault)) = Extensions::parse(&bytes, 0) else { panic!() };
+                let (value, right) = (len.into(), right.into());
+                assert_eq!((fault.at, fault.problem), (4, Problem::Range { value, min: right, max: right }));
+            }
+            assert!(Extensions::parse(&extension(kind, right, &vec![0; right as usize]), 0).is_ok());
+        }
+    }
+
+    #[test]
+    fn feature_names_of_any_length() {
+        let full = [b'n'; 46];
+        // The rest of a record that is cut off is no record.
+        let table = [&[0, 63][..], &full, &[2, 1], b"short\0no", &[0; 38], &[1; 47]].concat();
+        let extensions = Extensions::parse(&extension(FEATURE_NAMES, table.len() as u32, &table), 0).unwrap();
+        let feature = |kind, bit, name: &[u8]| Feature { kind, bit, name: Name::from(name) };
+        assert_eq!(extensions.features, [feature(0, 63, &full), feature(2, 1, b"short")]);
+        assert_eq!(extensions.feature_name(0, 63), format!("63 ({})", "n".repeat(46)));
+        assert_eq!(extensions.feature_name(1, 63), "63");
+        // A name that is too long is cut.
+        let long = Extensions { features: vec![feature(0, 1, &[b'x'; 47])], ..Extensions::default() };
+        assert_eq!(Extensions::parse(&long.encode(), 0).unwrap().features, [feature(0, 1, &[b'x'; 46])]);
+    }
+
+    fn names() -> impl Strategy<Value = Option<Name>> {
+        prop::option::of(prop::collection::vec(1u8.., 0..=46).prop_map(|name| Name::from(&name[..])))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn extensions_survive(
+            (backing_format, data_file) in (names(), names()),
+            crypto in prop::option::of(any::<(u64, u64)>()),
+            features in prop::collection::vec((any::<u8>(), any::<u8>(), names()), 0..5),
+            bitmaps in prop::option::of(any::<(u32, u64, u64)>()),
+            start in 0usize..64,
+        ) {
+            let mut extensions = Extensions {
+                backing_format,
+                data_file,
+                crypto: crypto.map(|(offset, len)| ClusterRange { offset, len }),
+                features: features
+                    .into_iter()
+                    .map(|(kind, bit, name)| Feature { kind, bit, name: name.unwrap_or_default() })
+                    .collect(),
+                bitmaps: bitmaps.map(|(count, len, offset)| BitmapDirectory { count, len, offset, at: 0 }),
+            };
+            let bytes = [vec![0xff; start], extensions.encode()].concat();
+            if let Some(bitmaps) = &mut extensions.bitmaps {
+                // It stands before the end mark.
+                bitmaps.at = bytes.len() as u64 - 8 - 24;
+            }
+            prop_assert_eq!(Extensions::parse(&bytes, start as u32).unwrap(), extensions);
+        }
+    }
+}

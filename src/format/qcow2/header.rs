@@ -269,7 +269,7 @@ impl Header {
         }
         field("backing_file_offset", 8).within(offset, len.into(), cluster.len() as u64)?;
         if offset < self.header_length.into() {
-            let rule = "the name must lie behind the header";
+            let rule = "the name must lie after the header";
             return Err(field("backing_file_offset", 8).fault(Problem::Rule { value: offset, rule }));
         }
         Ok(cluster.get(offset as usize..offset as usize + len as usize).map(Name::from))
@@ -368,3 +368,6 @@ fn range(name: &'static str, at: u64, value: u64, min: u64, max: u64) -> Error {
 fn unsupported(feature: String, at: u64) -> Error {
     Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: Some(at) }
 }
+
+#[cfg(test)]
+mod tests;

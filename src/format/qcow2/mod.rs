@@ -30,6 +30,9 @@
 //! | encryption (AES, LUKS) | named, its guest bytes refused | no |
 //! | version 1, unknown incompatible features | refused | no |
 //!
+//! A file that ends before its L1 table is refused, where qemu-img reads a disk of zeros: there is no telling it from an
+//! image that was cut off.
+//!
 //! # References
 //!
 //! The format is specified in QEMU's `docs/interop/qcow2`, quoted here as "qcow2 specification" with its section. Where

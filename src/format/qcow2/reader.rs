@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bitmap::{Bitmap, read_bitmaps};
-use super::entry::{L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
+use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
@@ -69,7 +69,7 @@ impl Reader {
     /// The run of unmapped guest bytes from `offset` on, over L1 entries that are empty.
     fn hole(&self, offset: u64, l1_index: usize) -> Extent {
         let entries = self.l1.iter().skip(l1_index).take(Self::HOLE_ENTRIES);
-        let empty = entries.take_while(|entry| **entry & OFFSET_MASK == 0).count();
+        let empty = entries.take_while(|entry| parse_l1_entry(**entry, &self.header) == Ok(None)).count();
         let end = (l1_index + empty) as u64 * self.header.l2_coverage();
         Extent { offset, len: end.min(self.info.virtual_size) - offset, kind: ExtentKind::Hole }
     }
@@ -214,8 +214,7 @@ impl SparseRead for Reader {
         claim(self.header.refcount_table_offset, refcount_table);
         self.refcount_blocks(&mut |offset| {
             claim(offset, cluster_size);
-        });
-        Ok(())
+        })
     }
 }
 
@@ -236,26 +235,25 @@ impl Reader {
         count_at(&bytes, order, ((bit % 8) >> order) as usize)
     }
 
-    /// The offsets in the refcount table, as far as they can be read: a reader does not depend on them.
-    fn refcount_blocks(&self, found: &mut dyn FnMut(u64)) {
+    /// The offsets in the refcount table, as far as that is in the file: a reader does not depend on it.
+    fn refcount_blocks(&self, found: &mut dyn FnMut(u64)) -> Result<()> {
         let start = self.header.refcount_table_offset;
         let len = u64::from(self.header.refcount_table_clusters) * self.header.cluster_size();
         let end = start.saturating_add(len).min(self.file_len);
         let mut bytes = vec![0; (64 << 10).min(end.saturating_sub(start)) as usize];
         let mut at = start;
         while at < end {
-            let n = (end - at).min(bytes.len() as u64) as usize;
-            if self.file.read_exact_at(&mut bytes[..n], at).is_err() {
-                return;
-            }
-            for entry in bytes[..n].as_chunks().0 {
+            bytes.truncate((end - at) as usize);
+            table::read(&*self.file, &mut bytes, at)?;
+            for entry in bytes.as_chunks().0 {
                 match u64::from_be_bytes(*entry) & !511 {
                     0 => {}
                     block => found(block),
                 }
             }
-            at += n as u64;
+            at += bytes.len() as u64;
         }
+        Ok(())
     }
 
     fn slice(&self, table: u64, l2_index: u64) -> Result<Arc<Slice>> {

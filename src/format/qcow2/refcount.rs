@@ -9,7 +9,7 @@ pub(crate) fn max_count(order: u32) -> u64 {
     u64::MAX >> (64 - (1u32 << order))
 }
 
-/// The count number `index` of a block, or `None` behind the block's end.
+/// The count number `index` of a block, or `None` past the block's end.
 pub(crate) fn count_at(block: &[u8], order: u32, index: usize) -> Option<u64> {
     if order < 3 {
         let per_byte = 8 >> order;
@@ -21,7 +21,7 @@ pub(crate) fn count_at(block: &[u8], order: u32, index: usize) -> Option<u64> {
     Some(BigEndian::read_uint(block.get(at..at + width)?, width))
 }
 
-/// Sets count number `index` of a block to `count`, which is at most [`max_count`]. Nothing happens behind the block's end.
+/// Sets count number `index` of a block to `count`, which is at most [`max_count`]. Nothing happens past the block's end.
 pub(crate) fn set_count(block: &mut [u8], order: u32, index: usize, count: u64) {
     if order < 3 {
         let per_byte = 8 >> order;

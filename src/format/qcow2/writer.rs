@@ -41,7 +41,7 @@ pub(crate) struct Writer {
     mapping: Mapping,
     /// With preallocation, the guest clusters below this one have their host clusters.
     preallocated: u64,
-    /// Where the next compressed payload may go: behind the last one, if that ended within a cluster.
+    /// Where the next compressed payload may go: after the last one, if that ended within a cluster.
     open_end: Option<u64>,
 }
 
@@ -167,7 +167,7 @@ impl Writer {
         Ok(start)
     }
 
-    /// The first cluster that begins at guest byte `end` or behind it.
+    /// The first cluster that begins at guest byte `end` or after it.
     fn clusters_end(&self, end: u64) -> u64 {
         end.div_ceil(self.spec.block_size)
     }
@@ -335,7 +335,7 @@ fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64) -> Result<()> {
     out.write_all_at(bytes, offset).map_err(|e| Error::io(format!("writing {} bytes", bytes.len()), offset)(e))
 }
 
-/// Writes `entries`, big-endian, and zeros behind them into the `len` bytes at `offset`.
+/// Writes `entries`, big-endian, and zeros after them into the `len` bytes at `offset`.
 fn write_table(out: &dyn WriteAt, entries: &[u64], offset: u64, len: u64) -> Result<()> {
     const ENTRIES: usize = 8 << 10;
     let mut at = offset;

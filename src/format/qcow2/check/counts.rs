@@ -85,7 +85,7 @@ impl Counts {
         self.first..self.first.saturating_add(self.uses.len() as u64)
     }
 
-    /// The first of the clusters behind the window that were to be counted.
+    /// The first of the clusters after the window that were to be counted.
     pub fn beyond(&self) -> Option<u64> {
         self.beyond
     }

@@ -187,7 +187,7 @@ impl<'a> Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// The clusters of the file that `len` bytes at `offset` touch; at most one of them is behind the end.
+    /// The clusters of the file that `len` bytes at `offset` touch; at most one of them is past the end.
     pub fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let size = self.header.cluster_size();
         let end = offset.saturating_add(len).min(self.file_len.saturating_add(size)).div_ceil(size);

@@ -49,7 +49,7 @@ fn examine(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_>, finding
     let stored = Stored::read(&layout.file, layout.file_len, header, cx.budget, findings)?;
     let clusters = layout.file_len.div_ceil(layout.header.cluster_size());
     let mut work = Work::default();
-    // A payload may end in a cluster behind the end of the file.
+    // A payload may end in a cluster past the end of the file.
     let mut counts = Counts::new(clusters.saturating_add(1), WINDOW);
     let mut l2_tables = Counts::new(clusters, L2_WINDOW);
     let mut first = true;
@@ -78,7 +78,7 @@ fn compare(
         let uses = counts.get(cluster).unwrap_or_default();
         let count = u64::from(uses.count());
         let offset = cluster.saturating_mul(cluster_size);
-        // What is counted behind the end of the file and not used will be overwritten; nothing is lost.
+        // What is counted past the end of the file and not used will be overwritten; nothing is lost.
         if count == 0 && (stored == 0 || offset >= layout.file_len) {
             return;
         }

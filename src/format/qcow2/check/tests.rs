@@ -126,12 +126,12 @@ const CASES: &[Case] = &[
     ("reserved bits in an L1 entry", |image| put(image, L1, L2 | COPIED | 4), Corrupt, Qemu::Agrees),
     ("reserved bits in an L2 entry", |image| put(image, L2, (5 * CLUSTER) | COPIED | 4), Corrupt, Qemu::Agrees),
     ("reserved high bits in an L2 entry", |image| image[L2 as usize] |= 1, Corrupt, Qemu::Agrees),
-    ("an L2 table far behind the end", |image| put(image, L1, 1 << 40 | COPIED), Corrupt, Qemu::Agrees),
-    ("data behind the end", |image| put(image, L2, (9 * CLUSTER) | COPIED), Corrupt, Qemu::Agrees),
-    ("data far behind the end", |image| put(image, L2, 1 << 55 | COPIED), Corrupt, Qemu::Agrees),
-    ("zeros behind the end", |image| put(image, L2 + 32, (9 * CLUSTER) | COPIED | ZERO), Corrupt, Qemu::Agrees),
-    ("a payload behind the end", |image| put(image, L2 + 16, COMPRESSED | (9 * CLUSTER)), Corrupt, Qemu::Agrees),
-    ("a payload far behind the end", |image| put(image, L2 + 16, COMPRESSED | 1 << 50), Corrupt, Qemu::Agrees),
+    ("an L2 table far past the end", |image| put(image, L1, 1 << 40 | COPIED), Corrupt, Qemu::Agrees),
+    ("data past the end", |image| put(image, L2, (9 * CLUSTER) | COPIED), Corrupt, Qemu::Agrees),
+    ("data far past the end", |image| put(image, L2, 1 << 55 | COPIED), Corrupt, Qemu::Agrees),
+    ("zeros past the end", |image| put(image, L2 + 32, (9 * CLUSTER) | COPIED | ZERO), Corrupt, Qemu::Agrees),
+    ("a payload past the end", |image| put(image, L2 + 16, COMPRESSED | (9 * CLUSTER)), Corrupt, Qemu::Agrees),
+    ("a payload far past the end", |image| put(image, L2 + 16, COMPRESSED | 1 << 50), Corrupt, Qemu::Agrees),
     ("data in the L2 table", |image| put(image, L2, L2 | COPIED), Corrupt, Qemu::Agrees),
     ("data in the header's cluster, by a payload", |image| put(image, L2 + 16, COMPRESSED), Corrupt, Qemu::Agrees),
     ("two entries with one cluster", |image| put(image, L2, (6 * CLUSTER) | COPIED), Corrupt, Qemu::Agrees),
@@ -139,7 +139,7 @@ const CASES: &[Case] = &[
     ("zeros cut off", |image| image.truncate(8 * CLUSTER as usize + 100), Clean, Qemu::Agrees),
     ("the refcount block elsewhere", |image| put(image, CLUSTER, L1), Corrupt, Qemu::Agrees),
     ("no refcount block", |image| put(image, CLUSTER, 0), Corrupt, Qemu::Agrees),
-    ("a refcount block far behind the end", |image| put(image, CLUSTER, 1 << 40), Corrupt, Qemu::Agrees),
+    ("a refcount block far past the end", |image| put(image, CLUSTER, 1 << 40), Corrupt, Qemu::Agrees),
     ("reserved bits in the refcount table", |image| put(image, CLUSTER, REFCOUNT_BLOCK | 1), Corrupt, Qemu::Agrees),
     ("one refcount block twice", |image| put(image, CLUSTER + 8, REFCOUNT_BLOCK), Corrupt, Qemu::Agrees),
     ("data shared, and counted so", |image| share_data(image), Clean, Qemu::Agrees),
@@ -296,7 +296,7 @@ fn long(count: u64) -> Sparse {
     set_header(&mut start, &header);
     put(&mut start, L2, FAR | COPIED);
 
-    // Three more refcount blocks lie behind guest cluster 0: two for the rest of the refcount table, one for themselves.
+    // Three more refcount blocks lie after guest cluster 0: two for the rest of the refcount table, one for themselves.
     let blocks = [REFCOUNT_BLOCK, FAR + CLUSTER, FAR + 2 * CLUSTER, FAR + 3 * CLUSTER];
     let mut table = vec![0; (TABLE_CLUSTERS * CLUSTER) as usize];
     for (index, block) in [0, 1, 2, FAR / CLUSTER / per_block].into_iter().zip(blocks) {

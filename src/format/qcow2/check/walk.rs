@@ -11,7 +11,7 @@ use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, par
 use crate::format::qcow2::header::Header;
 use crate::io::table;
 
-/// Entries that reach behind the end of their file and whose place on the disk is looked up: they all share one cluster.
+/// Entries that reach past the end of their file and whose place on the disk is looked up: they all share one cluster.
 const MAX_TAILS: usize = 64;
 
 /// A walk through the layout.
@@ -285,7 +285,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Looks up the places on the disk of the entries that end behind the end of their file: are the guest's bytes there?
+    /// Looks up the places on the disk of the entries that end past the end of their file: are the guest's bytes there?
     fn check_tails(&mut self) -> Result<()> {
         let layout = self.layout;
         for tail in std::mem::take(&mut self.tails) {

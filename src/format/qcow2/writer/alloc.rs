@@ -22,7 +22,7 @@ pub(super) struct Allocator {
     out: Arc<dyn WriteAt>,
     cluster_bits: u32,
     order: u32,
-    /// Index of the first cluster that is free, as are all behind it.
+    /// Index of the first cluster that is free, as are all after it.
     next: u64,
     /// The counts of the last stretch.
     block: Vec<u8>,
@@ -30,7 +30,7 @@ pub(super) struct Allocator {
     table: Vec<u64>,
 }
 
-/// What lies behind everything else in a file.
+/// What lies after everything else in a file.
 pub(super) struct Tail {
     pub l1_offset: u64,
     pub table_offset: u64,
@@ -148,7 +148,7 @@ impl Allocator {
         }
     }
 
-    /// The first cluster behind the last stretch.
+    /// The first cluster after the last stretch.
     fn stretch_end(&self) -> u64 {
         self.table.len() as u64 * self.counts_per_block()
     }

@@ -36,7 +36,7 @@ impl Mapping {
         }
     }
 
-    /// Opens the L2 table that maps guest cluster `cluster`, which is in the open one or behind it.
+    /// Opens the L2 table that maps guest cluster `cluster`, which is in the open one or after it.
     pub fn open(&mut self, cluster: u64, alloc: &mut Allocator) -> Result<()> {
         if self.mapped.contains(&cluster) {
             return Ok(());
@@ -48,7 +48,7 @@ impl Mapping {
         let entries = self.l2.len() as u64 / self.entry_size;
         let index = cluster / entries;
         let Some(entry) = self.l1.get_mut(index as usize) else {
-            return Err(Error::Usage(format!("guest cluster {cluster} is behind the end of the disk")));
+            return Err(Error::Usage(format!("guest cluster {cluster} is past the end of the disk")));
         };
         *entry = alloc.take(1)?.start | COPIED;
         self.l2.fill(0);

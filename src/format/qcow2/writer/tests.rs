@@ -85,7 +85,7 @@ fn a_refcount_table_of_several_clusters() {
 
 #[test]
 fn every_end_of_the_file_is_counted() {
-    // The file ends before, at and behind the end of a block's stretch, also where one more block makes the table longer.
+    // The file ends before, at and past the end of a block's stretch, also where one more block makes the table longer.
     for clusters in (0..150).chain(3945..3985) {
         let case = Case::new(3 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Place(clusters * 512)]);
         audit(&case.write().file);
@@ -156,7 +156,7 @@ fn a_range_is_one_placement_within_an_l2_table() {
     let boundary = 512 * MIB;
     let first = writer.place(0..1024).unwrap();
     assert_eq!((first.offset, first.len), (3 << 16, 1024));
-    // The rest of a cluster and those behind it go on.
+    // The rest of a cluster and those after it go on.
     let second = writer.place(4096..2 * MIB).unwrap();
     assert_eq!((second.offset, second.len), ((3 << 16) + 4096, 2 * MIB - 4096));
     assert_eq!(writer.place(boundary - MIB..boundary + MIB).unwrap().len, MIB);

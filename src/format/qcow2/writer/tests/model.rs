@@ -276,7 +276,7 @@ pub(super) fn audit(file: &[u8]) {
             assert_eq!(found, counts.remove(&cluster).unwrap_or_default(), "count of cluster {cluster}");
         }
         let rest = (end - block * per_block) << header.refcount_order;
-        assert!(bytes[rest.div_ceil(8) as usize..].iter().all(|&byte| byte == 0), "counts behind the file's end");
+        assert!(bytes[rest.div_ceil(8) as usize..].iter().all(|&byte| byte == 0), "counts past the file's end");
     }
     assert!(counts.is_empty(), "clusters without a refcount block: {counts:?}");
     assert!(file.len() as u64 >= (last + 1) << bits, "the last cluster is cut off");
@@ -291,7 +291,7 @@ pub(super) fn read(written: &Written) -> Vec<u8> {
     for (cluster, entry, bitmap) in entries(file, &header) {
         let Some(bytes) = guest.get_mut(cluster as usize * cluster_size..).and_then(|g| g.get_mut(..cluster_size))
         else {
-            assert_eq!((entry, bitmap), (0, 0), "an entry behind the end of the disk");
+            assert_eq!((entry, bitmap), (0, 0), "an entry past the end of the disk");
             continue;
         };
         match L2Entry::parse(entry, bitmap, &header).unwrap() {
