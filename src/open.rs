@@ -176,6 +176,16 @@ impl OpenOptions {
             .map_err(|e| e.in_file(&opened.path))
     }
 
+    /// As [`check`](Self::check), for an image that is not in a file of its own.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
+        let format = self.format.map_or_else(|| probe(&*source), Ok)?;
+        let no_place = |reference: &Reference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
+        format.check(source, &self.context(&Budget::new(self.limits.metadata), 0, &no_place))
+    }
+
     fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
         let budget = Budget::new(self.limits.metadata);
         let reader = opened.format.open(opened.source.clone(), &self.context(&budget, 1, &|_| Ok(None)))?;

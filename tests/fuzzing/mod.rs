@@ -1,0 +1,199 @@
+//! The bodies of the fuzz targets, which the tests run as well: each takes any bytes, and panics when the crate breaks a promise.
+
+use std::sync::Arc;
+
+use diskimage::io::MemFile;
+use diskimage::{
+    CheckReport, Comparison, Converter, Error, Format, Image, Limits, OpenOptions, Options, Result, compare,
+};
+
+/// Guest bytes that are read of an image.
+const READ: u64 = 1 << 20;
+/// Spans that are looked up in an image.
+const SPANS: usize = 10_000;
+
+/// The bytes as an image of any format.
+pub fn open_any(data: &[u8]) {
+    explore(limited(), data);
+}
+
+/// The bytes as a qcow2 image.
+pub fn open_qcow2(data: &[u8]) {
+    explore(limited().format(named("qcow2")), data);
+}
+
+/// The bytes as a raw disk: there is nothing that could be wrong with one.
+pub fn open_raw(data: &[u8]) {
+    let image = open(&limited().format(named("raw")), data).unwrap();
+    let mut bytes = vec![0xee; data.len()];
+    image.read_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, data);
+    explore(limited().format(named("raw")), data);
+}
+
+/// The bytes as a choice of options and the content of a disk, which has to survive.
+pub fn roundtrip(data: &[u8]) {
+    let Some((choice, rest)) = data.split_at_checked(8) else { return };
+    let (guest, converter) = (guest(rest), converter(choice));
+    let source = open(&limited().format(named("raw")), &guest).unwrap();
+    let first = match convert(&converter, &source) {
+        Ok(first) => first,
+        // Options that do not go together.
+        Err(Error::Option { .. }) => return,
+        Err(error) => panic!("{error}"),
+    };
+    let image = open(&limited().format(named("qcow2")), &first).unwrap();
+    assert_eq!(image.virtual_size(), (guest.len() as u64).next_multiple_of(512));
+    assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
+    let again = convert(&converter.clone().threads(1 + usize::from(choice[7] % 3)), &image).unwrap();
+    assert!(first == again, "a second conversion is a fixed point");
+    let flat = convert(&Converter::new(named("raw")).threads(1), &image).unwrap();
+    assert!(flat[..guest.len()] == guest[..], "back to raw");
+}
+
+fn named(name: &str) -> Format {
+    Format::named(name).unwrap()
+}
+
+fn limited() -> OpenOptions {
+    let mut limits = Limits::default();
+    limits.metadata = 4 << 20;
+    OpenOptions::new().limits(limits)
+}
+
+fn open(options: &OpenOptions, data: &[u8]) -> Result<Image> {
+    options.open_source(Arc::new(MemFile::from(data.to_vec())))
+}
+
+fn convert(converter: &Converter, source: &Image) -> Result<Vec<u8>> {
+    let out = Arc::new(MemFile::new());
+    converter.convert_to(source, out.clone())?;
+    Ok(out.to_vec())
+}
+
+/// Everything that can be asked of an image.
+fn explore(options: OpenOptions, data: &[u8]) {
+    check(&options, data);
+    let image = match open(&options, data) {
+        Ok(image) => image,
+        Err(error) => return describe(&error),
+    };
+    let info = format!("{:?}", image.info());
+    assert!(!info.is_empty());
+    for snapshot in image.info().snapshots.iter().take(4) {
+        match open(&options.clone().snapshot(snapshot.id.to_text()), data) {
+            Ok(past) => walk(&past),
+            Err(error) => describe(&error),
+        }
+    }
+    walk(&image);
+    read(&image);
+    if image.virtual_size() <= READ {
+        reconvert(&image);
+    }
+}
+
+/// The examination ends, with a report or an error.
+fn check(options: &OpenOptions, data: &[u8]) {
+    match options.check_source(Arc::new(MemFile::from(data.to_vec()))) {
+        Ok(report) => {
+            assert!(report.messages.len() <= CheckReport::MESSAGES);
+            assert!(report.compressed_clusters <= report.allocated_clusters, "{report:?}");
+            assert!(report.messages.iter().all(|message| !message.contains(char::is_control)), "{report:?}");
+        }
+        Err(error) => describe(&error),
+    }
+}
+
+/// The spans follow each other without gaps from the beginning of the disk to its end, or to an error.
+fn walk(image: &Image) {
+    let mut at = 0;
+    for span in image.spans(0..u64::MAX).take(SPANS) {
+        match span {
+            Ok(span) => {
+                assert_eq!(span.offset, at);
+                assert!(span.len > 0);
+                at = span.end();
+                assert!(at <= image.virtual_size());
+            }
+            Err(error) => return describe(&error),
+        }
+    }
+}
+
+/// Reading at once is the same as reading in small parts.
+fn read(image: &Image) {
+    let mut whole = vec![0; image.virtual_size().min(READ) as usize];
+    if let Err(error) = image.read_at(&mut whole, 0) {
+        return describe(&error);
+    }
+    let mut part = [0xee; 777];
+    for (index, chunk) in whole.chunks(part.len()).enumerate().step_by(13) {
+        let part = &mut part[..chunk.len()];
+        image.read_at(part, index as u64 * 777).unwrap();
+        assert_eq!(part, chunk);
+    }
+}
+
+/// What can be converted has been read right, and gives a sound image.
+fn reconvert(image: &Image) {
+    let mut converter = Converter::new(named("qcow2")).threads(1);
+    for compress in [false, true] {
+        converter = converter.compress(compress);
+        match convert(&converter, image) {
+            Ok(bytes) => {
+                let copy = open(&limited().format(named("qcow2")), &bytes).unwrap();
+                assert_eq!(compare(image, &copy).unwrap(), Comparison::Identical);
+            }
+            Err(error) => describe(&error),
+        }
+    }
+}
+
+/// An error says something, in one line, whatever text the image put into it.
+fn describe(error: &Error) {
+    let text = error.to_string();
+    assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?}");
+    assert_ne!(error.kind(), "context");
+}
+
+fn converter(choice: &[u8]) -> Converter {
+    let mut options = Options::new();
+    let mut set = |name: &str, value: String| options.set(name, value);
+    let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
+    set("cluster_size", (512u32 << pick(0, 8)).to_string());
+    let version_2 = pick(1, 4) == 0;
+    set("compat", if version_2 { "0.10" } else { "1.1" }.to_owned());
+    if !version_2 {
+        set("refcount_bits", (1u32 << pick(2, 7)).to_string());
+        set("lazy_refcounts", ["off", "on"][pick(1, 2)].to_owned());
+        // Also with clusters that are too small for it, which is refused.
+        set("extended_l2", ["off", "on"][pick(3, 2)].to_owned());
+        set("compression_type", ["zlib", "zstd"][pick(4, 2)].to_owned());
+    }
+    if choice[5] & 0x80 != 0 {
+        set("preallocation", ["off", "metadata", "falloc", "full"][pick(5, 4)].to_owned());
+    }
+    Converter::new(named("qcow2"))
+        .options(options)
+        .compress(choice[6] & 1 != 0)
+        .sparse([0, 512, 4096, 65536][pick(6, 4)])
+        .threads(1 + pick(6, 3))
+}
+
+/// A disk of at most 256 KiB: runs of zeros, of one byte, of a ramp, and of the input itself.
+fn guest(mut input: &[u8]) -> Vec<u8> {
+    let mut guest = Vec::new();
+    while let Some(([kind, low, high], rest)) = input.split_first_chunk::<3>() {
+        let len = usize::from(u16::from_le_bytes([*low, *high]));
+        let end = (guest.len() + len).min(256 << 10);
+        match kind % 4 {
+            0 => guest.resize(end, 0),
+            1 => guest.resize(end, kind | 1),
+            2 => (guest.len()..end).for_each(|at| guest.push(((at * usize::from(*kind)) >> 3) as u8)),
+            _ => guest.extend_from_slice(&rest[..rest.len().min(end - guest.len())]),
+        }
+        input = rest;
+    }
+    guest
+}

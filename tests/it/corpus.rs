@@ -1,0 +1,163 @@
+//! The images of `testdata`: the good ones give the content they are listed with, the bad ones the error.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, qcow2_image, raw};
+use diskimage::{Comparison, Image, OpenOptions, Result, compare};
+
+/// A row of the manifest.
+struct Row {
+    /// "good" or "bad", and the name.
+    file: PathBuf,
+    format: String,
+    expect: String,
+    virtual_size: String,
+    blocks_sha256: String,
+}
+
+impl Row {
+    fn name(&self) -> &str {
+        self.file.file_name().unwrap().to_str().unwrap()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let plain = testdata().join(&self.file);
+        fs::read(&plain).unwrap_or_else(|_| gzip::unpack(&fs::read(plain.with_added_extension("gz")).unwrap()))
+    }
+
+    fn options(&self) -> OpenOptions {
+        match &*self.format {
+            "probe" => OpenOptions::new(),
+            stated => OpenOptions::new().format(format(stated)),
+        }
+    }
+}
+
+fn testdata() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata"))
+}
+
+fn rows(kind: &str) -> Vec<Row> {
+    let manifest = fs::read_to_string(testdata().join("manifest.tsv")).unwrap();
+    let rows: Vec<_> = manifest
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let columns: Vec<_> = line.split('\t').map(str::to_owned).collect();
+            let [file, format, expect, virtual_size, blocks_sha256, _] = columns.try_into().expect("six columns");
+            Row { file: file.into(), format, expect, virtual_size, blocks_sha256 }
+        })
+        .filter(|row| row.file.starts_with(kind))
+        .collect();
+    let image = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension != "sh");
+    let files = fs::read_dir(testdata().join(kind)).unwrap().map(Result::unwrap).filter(image).count();
+    assert_eq!(rows.len(), files, "each file of {kind} has its row");
+    rows
+}
+
+/// A good image by its name.
+pub fn unpacked(name: &str) -> Vec<u8> {
+    rows("good").iter().find(|row| row.name() == name).unwrap().bytes()
+}
+
+/// Over the blocks of 64 KiB that are not all zeros, each with its number.
+fn digest(image: &Image) -> Result<String> {
+    const BLOCK: u64 = 64 << 10;
+    let mut sha256 = Sha256::new();
+    let mut block = vec![0; BLOCK as usize];
+    let mut done = 0;
+    for span in image.spans(0..u64::MAX) {
+        let span = span?;
+        if span.is_zero() {
+            continue;
+        }
+        for number in (span.offset / BLOCK).max(done)..span.end().div_ceil(BLOCK) {
+            let len = BLOCK.min(image.virtual_size() - number * BLOCK) as usize;
+            block.fill(0);
+            image.read_at(&mut block[..len], number * BLOCK)?;
+            if block.iter().any(|&byte| byte != 0) {
+                sha256.update(number.to_le_bytes());
+                sha256.update(&block);
+            }
+            done = number + 1;
+        }
+    }
+    Ok(sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[test]
+fn good_images() {
+    let dir = TempDir::new();
+    for row in rows("good") {
+        let name = row.name();
+        assert_eq!(row.expect, "convert", "{name}");
+        let path = dir.file(name, &row.bytes());
+        let image = row.options().open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(image.virtual_size().to_string(), row.virtual_size, "{name}");
+        assert_eq!(digest(&image).unwrap(), row.blocks_sha256, "{name}");
+        for (converter, target) in [
+            (raw(), "copy.raw"),
+            (qcow2(""), "copy.qcow2"),
+            (qcow2("cluster_size=16k,compression_type=zstd").compress(true), "copy.qcow2"),
+            (qcow2("extended_l2=on"), "copy.qcow2"),
+        ] {
+            let target = dir.join(target);
+            converter.convert(&image, &target).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let stated = if target.extension().unwrap() == "raw" { "raw" } else { "qcow2" };
+            let copy = OpenOptions::new().format(format(stated)).open(&target).unwrap();
+            assert_eq!(digest(&copy).unwrap(), row.blocks_sha256, "{name} to {stated}");
+            assert_eq!(compare(&image, &copy).unwrap(), Comparison::Identical, "{name} to {stated}");
+        }
+        if row.format == "qcow2" {
+            let report = OpenOptions::new().check(&path).unwrap();
+            assert_eq!(report.corruptions, 0, "{name}: {:?}", report.messages);
+        }
+    }
+}
+
+#[test]
+fn bad_images() {
+    let dir = TempDir::new();
+    for row in rows("bad") {
+        let name = row.name();
+        let path = dir.file(name, &row.bytes());
+        for converter in [raw(), qcow2(""), qcow2("").compress(true)] {
+            let result = row.options().open(&path).and_then(|image| converter.convert(&image, dir.join("new")));
+            let error = result.err().unwrap_or_else(|| panic!("{name} was converted"));
+            assert_eq!(error.kind(), row.expect, "{name}: {error}");
+            assert!(error.to_string().contains(name), "{name}: {error}");
+            assert_eq!(dir.names(), [name]);
+        }
+        fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn good_images_that_are_cut_off() {
+    for row in rows("good").iter().filter(|row| row.format == "qcow2") {
+        let whole = row.bytes();
+        if row.virtual_size.parse::<u64>().unwrap() > 64 << 20 {
+            continue;
+        }
+        let expected = digest(&qcow2_image(&whole).unwrap()).unwrap();
+        // Every sector of a small file, and some of a large one.
+        let step = (whole.len() / 512 / 400).max(1) * 512;
+        for len in (0..256).chain((512..whole.len()).step_by(step)) {
+            let read = qcow2_image(&whole[..len]).and_then(|image| digest(&image));
+            if let Ok(read) = read {
+                assert_eq!(read, expected, "{}, cut to {len}", row.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_unpacker_unpacks() {
+    let image = unpacked("etcher-mbr.raw");
+    assert_eq!(image.len(), 51200);
+    assert_eq!(image[510..512], [0x55, 0xaa]);
+    assert_same(&content(&crate::support::raw_image(&image)).unwrap(), &image, "raw");
+}

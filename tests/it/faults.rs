@@ -1,0 +1,346 @@
+//! Storage that fails: at each call in turn, and by a power cut after each of them.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::support::pattern::{Pattern, Random};
+use crate::support::{assert_same, content, format, qcow2, qcow2_bytes, qcow2_image, raw, raw_image};
+use diskimage::io::{MemFile, ReadAt, WriteAt};
+use diskimage::{Converter, Image, OpenOptions, Result};
+
+/// A file whose call number `fails_at` fails.
+struct Failing {
+    file: MemFile,
+    calls: AtomicU64,
+    fails_at: u64,
+}
+
+impl Failing {
+    fn new(content: Vec<u8>, fails_at: u64) -> Arc<Failing> {
+        Arc::new(Failing { file: MemFile::from(content), calls: AtomicU64::new(0), fails_at })
+    }
+
+    fn call(&self) -> io::Result<()> {
+        match self.calls.fetch_add(1, Ordering::Relaxed) {
+            call if call == self.fails_at => Err(io::Error::other("injected")),
+            _ => Ok(()),
+        }
+    }
+
+    fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+impl ReadAt for Failing {
+    fn size(&self) -> io::Result<u64> {
+        self.call()?;
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.call()?;
+        self.file.read_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.call()?;
+        self.file.next_data(offset)
+    }
+}
+
+impl WriteAt for Failing {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.call()?;
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.call()?;
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.call()?;
+        self.file.sync()
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        self.call()?;
+        self.file.zero_range(range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.call()?;
+        self.file.allocate(range)
+    }
+}
+
+/// Every way of writing that there is.
+fn converters() -> Vec<(&'static str, Converter)> {
+    vec![
+        ("raw", raw()),
+        ("raw, full", raw().options(crate::support::options("preallocation=full"))),
+        ("qcow2", qcow2("cluster_size=4k")),
+        ("qcow2, zlib", qcow2("cluster_size=16k").compress(true)),
+        ("qcow2, zstd", qcow2("compression_type=zstd").compress(true)),
+        ("qcow2, extended", qcow2("extended_l2=on,cluster_size=16k")),
+        ("qcow2, metadata", qcow2("preallocation=metadata,compat=0.10")),
+        ("qcow2, falloc", qcow2("preallocation=falloc,cluster_size=512")),
+        ("qcow2, full", qcow2("preallocation=full")),
+    ]
+}
+
+fn guest() -> Vec<u8> {
+    [Pattern::Dense, Pattern::Islands, Pattern::Sparse, Pattern::Incompressible].map(|p| p.make(100 << 10)).concat()
+}
+
+#[test]
+fn every_write_can_fail() {
+    let source = raw_image(&guest());
+    for (what, converter) in converters() {
+        let converter = converter.threads(1);
+        let whole = Failing::new(Vec::new(), u64::MAX);
+        converter.convert_to(&source, whole.clone()).unwrap();
+        let calls = whole.calls();
+        assert!(calls >= 2, "{what}: {calls} calls");
+        for call in 0..calls {
+            let out = Failing::new(Vec::new(), call);
+            let error = converter.convert_to(&source, out.clone()).expect_err(&format!("{what}, call {call}"));
+            assert_eq!(error.kind(), "io", "{what}, call {call}: {error}");
+            assert!(error.to_string().contains("injected"), "{error}");
+            // The call that makes the image one, the last write, can fail after it only as a sync.
+            if !what.starts_with("raw") && call + 1 < calls {
+                assert!(qcow2_image(&out.file.to_vec()).is_err(), "{what}, call {call}: an image although it failed");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_read_can_fail() {
+    let guest = guest();
+    let sources = [
+        ("raw", guest.clone()),
+        ("qcow2", qcow2_bytes(&qcow2("cluster_size=4k"), &guest)),
+        ("qcow2", qcow2_bytes(&qcow2("cluster_size=4k").compress(true), &guest)),
+        ("qcow2", qcow2_bytes(&qcow2("compression_type=zstd").compress(true), &guest)),
+    ];
+    for (source_format, bytes) in sources {
+        let read = |file: &Arc<Failing>| -> Result<Vec<u8>> {
+            let image = OpenOptions::new().format(format(source_format)).open_source(file.clone())?;
+            let out = Arc::new(MemFile::new());
+            qcow2("").threads(1).convert_to(&image, out.clone())?;
+            Ok(out.to_vec())
+        };
+        let whole = Failing::new(bytes.clone(), u64::MAX);
+        let expected = read(&whole).unwrap();
+        for call in 0..whole.calls() {
+            match read(&Failing::new(bytes.clone(), call)) {
+                Err(error) => assert_eq!(error.kind(), "io", "{source_format}, call {call}: {error}"),
+                Ok(result) => {
+                    assert_same(&result, &expected, "bytes that could not be read");
+                    panic!("{source_format}: call {call} failed and nobody said so");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn several_threads_fail_as_one_does() {
+    let source = raw_image(&guest().repeat(12));
+    let converter = qcow2("cluster_size=4k").threads(3);
+    let whole = Failing::new(Vec::new(), u64::MAX);
+    converter.convert_to(&source, whole.clone()).unwrap();
+    for call in 0..whole.calls() {
+        let out = Failing::new(Vec::new(), call);
+        converter.convert_to(&source, out.clone()).expect_err("a call failed");
+        assert!(call + 1 == whole.calls() || qcow2_image(&out.file.to_vec()).is_err());
+    }
+}
+
+/// What a disk was told.
+#[derive(Clone)]
+enum Event {
+    Write(u64, Vec<u8>),
+    SetLen(u64),
+    Sync,
+}
+
+/// A file that records what happens to it.
+#[derive(Default)]
+struct Recorded(Mutex<Vec<Event>>);
+
+impl Recorded {
+    fn push(&self, event: Event) -> io::Result<()> {
+        self.0.lock().unwrap().push(event);
+        Ok(())
+    }
+}
+
+impl WriteAt for Recorded {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.push(Event::Write(offset, buf.to_vec()))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.push(Event::SetLen(len))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.push(Event::Sync)
+    }
+}
+
+fn replay(file: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Write(offset, bytes) => {
+            let end = *offset as usize + bytes.len();
+            file.resize(file.len().max(end), 0);
+            file[*offset as usize..end].copy_from_slice(bytes);
+        }
+        Event::SetLen(len) => file.resize(*len as usize, 0),
+        Event::Sync => {}
+    }
+}
+
+/// After a power cut the disk holds everything up to the last sync and, of what came after it, any part.
+#[test]
+fn a_power_cut_leaves_the_whole_image_or_none() {
+    let guest = guest();
+    let source = raw_image(&guest);
+    for (what, converter) in converters().into_iter().filter(|(what, _)| what.starts_with("qcow2")) {
+        let out = Arc::new(Recorded::default());
+        converter.threads(1).convert_to(&source, out.clone()).unwrap();
+        let events = out.0.lock().unwrap().clone();
+        assert!(matches!(events.last(), Some(Event::Sync)), "{what}: the last thing is a sync");
+        let mut random = Random::new(events.len() as u64);
+        let mut durable = Vec::new();
+        let mut volatile: Vec<&Event> = Vec::new();
+        let mut whole = 0;
+        for event in &events {
+            match event {
+                Event::Sync => volatile.drain(..).for_each(|event| replay(&mut durable, event)),
+                event => volatile.push(event),
+            }
+            let mut views = vec![durable.clone(); 4];
+            for (index, event) in volatile.iter().enumerate() {
+                let kept = [false, true, index + 1 == volatile.len(), random.below(2) == 0];
+                views.iter_mut().zip(kept).filter(|(_, kept)| *kept).for_each(|(view, _)| replay(view, event));
+            }
+            views.dedup();
+            for view in &views {
+                if let Ok(image) = qcow2_image(view) {
+                    assert_same(&content(&image).unwrap(), &guest, what);
+                    whole += 1;
+                }
+            }
+        }
+        assert!(whole > 0, "{what}");
+        assert_same(&content(&qcow2_image(&durable).unwrap()).unwrap(), &guest, what);
+    }
+}
+
+/// A file that returns what it likes: few bytes at a time, and interruptions.
+struct Reluctant {
+    file: MemFile,
+    most: usize,
+    calls: AtomicU64,
+}
+
+impl ReadAt for Reluctant {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let len = buf.len().min(self.most);
+        self.file.read_at(&mut buf[..len], offset)
+    }
+}
+
+#[test]
+fn short_and_interrupted_reads_change_nothing() {
+    let guest = Pattern::Sparse.make(200 << 10);
+    let sources = [
+        ("raw", guest.clone()),
+        ("qcow2", qcow2_bytes(&qcow2("cluster_size=4k"), &guest)),
+        ("qcow2", qcow2_bytes(&qcow2("").compress(true), &guest)),
+    ];
+    for (source_format, bytes) in sources {
+        for most in [1, 511, 65537] {
+            let file = Arc::new(Reluctant { file: MemFile::from(bytes.clone()), most, calls: AtomicU64::new(0) });
+            let image: Image = OpenOptions::new().format(format(source_format)).open_source(file).unwrap();
+            for converter in [raw(), qcow2(""), qcow2("").compress(true)] {
+                let expected = crate::support::convert(&converter, &raw_image(&guest)).0;
+                let (result, _) = crate::support::convert(&converter, &image);
+                assert_same(&result, &expected, &format!("{source_format}, {most} bytes at a time"));
+            }
+        }
+    }
+}
+
+/// A device has old content, which must not show through, and a size.
+struct Device(MemFile);
+
+impl Device {
+    fn has(&self, end: u64) -> io::Result<()> {
+        if end <= self.0.size()? { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+    }
+}
+
+impl WriteAt for Device {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.has(offset + buf.len() as u64)?;
+        self.0.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.has(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_device_is_written_over() {
+    for pattern in crate::support::pattern::ALL {
+        let guest = pattern.make(300 << 10);
+        let mut old = qcow2_bytes(&qcow2(""), &Pattern::Incompressible.make(300 << 10));
+        old.resize(3 << 20, 0xcc);
+        for (what, converter) in converters() {
+            // An old image of another content is on it.
+            let device = Arc::new(Device(MemFile::from(old.clone())));
+            converter.convert_to(&raw_image(&guest), device.clone()).unwrap();
+            let bytes = device.0.to_vec();
+            let read = match what.starts_with("raw") {
+                true => bytes[..guest.len()].to_vec(),
+                false => content(&qcow2_image(&bytes).unwrap()).unwrap(),
+            };
+            assert_same(&read, &guest, &format!("{what}, {pattern:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_too_small() {
+    let guest = Pattern::Incompressible.make(1 << 20);
+    for (what, converter) in converters() {
+        let old = qcow2_bytes(&qcow2(""), &Pattern::Islands.make(500 << 10));
+        let device = Arc::new(Device(MemFile::from(old)));
+        let error = converter.convert_to(&raw_image(&guest), device.clone()).err();
+        assert_eq!(error.map(|error| error.kind()), Some("io"), "{what}");
+    }
+}

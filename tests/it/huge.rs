@@ -1,0 +1,72 @@
+//! Disks far larger than what they hold: the cost follows the data.
+
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::support::{TempDir, qcow2, raw};
+use diskimage::{Comparison, Image, compare};
+
+const SIZE: u64 = 64 << 40;
+
+/// A place for files of 64 TiB, which many file systems do not take.
+fn place(test: &str) -> Option<TempDir> {
+    let tmpfs = Path::new("/dev/shm");
+    let dir = if tmpfs.is_dir() { TempDir::under(tmpfs) } else { TempDir::new() };
+    let takes = std::fs::File::create(dir.join("probe")).and_then(|file| file.set_len(SIZE));
+    if let Err(error) = takes {
+        eprintln!("SKIPPED: {test}: no place for a sparse file of 64 TiB: {error}");
+        return None;
+    }
+    std::fs::remove_file(dir.join("probe")).unwrap();
+    Some(dir)
+}
+
+fn stored(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// qcow2 to qcow2 to raw to qcow2; all of them small and the same.
+fn round(dir: &TempDir, first: &Path, options: &str) -> Vec<PathBuf> {
+    let [second, flat, third] = ["second.qcow2", "flat.raw", "third.qcow2"].map(|name| dir.join(name));
+    let open = |path: &Path| Image::open(path).unwrap();
+    qcow2(options).convert(&open(first), &second).unwrap();
+    raw().convert(&open(&second), &flat).unwrap();
+    qcow2(options).convert(&crate::support::open_raw(&flat), &third).unwrap();
+    assert_eq!(std::fs::metadata(&flat).unwrap().len(), SIZE);
+    let paths = vec![second, flat, third];
+    for path in &paths {
+        assert_eq!(compare(&open(first), &open(path)).unwrap(), Comparison::Identical, "{path:?}");
+        assert!(stored(path) <= 8 << 20, "{path:?} takes {} bytes", stored(path));
+    }
+    paths
+}
+
+#[test]
+fn an_empty_disk_of_64_tib() {
+    let Some(dir) = place("an empty disk of 64 TiB") else { return };
+    let first = dir.join("first.qcow2");
+    // Clusters of 64 KiB need an L1 table of a MiB for this.
+    for options in ["", "cluster_size=2M"] {
+        qcow2(options).create(SIZE, &first).unwrap();
+        assert_eq!(Image::open(&first).unwrap().virtual_size(), SIZE);
+        let paths = round(&dir, &first, options);
+        assert_eq!(stored(&paths[1]), 0);
+    }
+}
+
+#[test]
+fn one_cluster_at_the_end_of_64_tib() {
+    let Some(dir) = place("one cluster at the end of 64 TiB") else { return };
+    let source = dir.join("source.raw");
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(&[0xab; 65536], SIZE - 65536).unwrap();
+    let first = dir.join("first.qcow2");
+    let report = qcow2("").convert(&crate::support::open_raw(&source), &first).unwrap();
+    assert_eq!(report.data_bytes, 65536);
+    let paths = round(&dir, &first, "");
+    let mut end = [0; 65537];
+    Image::open(&paths[2]).unwrap().read_at(&mut end, SIZE - 65537).unwrap();
+    assert!(end[0] == 0 && end[1..].iter().all(|&byte| byte == 0xab));
+    assert_eq!(stored(&paths[1]), 65536);
+}

@@ -1,0 +1,5 @@
+//! Content compared with other people's programs, in both directions.
+
+mod features;
+mod matrix;
+mod overlays;

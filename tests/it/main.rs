@@ -1,0 +1,17 @@
+//! The tests of the whole: one program, so that it links once.
+//!
+//! `interop` compares with other people's programs. Where one is missing, its tests say `SKIPPED` on standard error and pass;
+//! with `DISKIMAGE_INTEROP=required` in the environment they fail.
+
+#[cfg(feature = "cli")]
+mod cli;
+mod corpus;
+mod determinism;
+mod faults;
+mod fuzzing;
+mod hostile;
+mod huge;
+mod interop;
+mod output;
+mod references;
+mod support;

@@ -1,0 +1,196 @@
+//! What is left at the target and beside it, whatever happens.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::support::patch::Qcow2;
+use crate::support::pattern::Pattern;
+use crate::support::{TempDir, assert_same, content, open_raw, qcow2, qcow2_bytes, raw};
+use diskimage::{Converter, Error, Image};
+
+/// An image that can be opened and whose last cluster cannot be read.
+fn spoiled(dir: &TempDir) -> Image {
+    let mut bytes = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &Pattern::Dense.make(1 << 20)));
+    let last = bytes.l2_entry(255);
+    bytes.put_u64(last, 1 << 40);
+    Image::open(dir.file("spoiled.qcow2", &bytes.0)).unwrap()
+}
+
+fn converters() -> [Converter; 4] {
+    [raw(), qcow2(""), qcow2("").compress(true), qcow2("compression_type=zstd").compress(true)]
+}
+
+#[test]
+fn nothing_is_left_after_a_failure() {
+    let dir = TempDir::new();
+    let source = spoiled(&dir);
+    for converter in converters() {
+        for threads in [1, 3] {
+            let error = converter.clone().threads(threads).convert(&source, dir.join("new")).unwrap_err();
+            assert_eq!(error.kind(), "out-of-bounds", "{error}");
+            assert_eq!(dir.names(), ["spoiled.qcow2"]);
+        }
+    }
+}
+
+#[test]
+fn an_old_target_survives_a_failure() {
+    let dir = TempDir::new();
+    let source = spoiled(&dir);
+    let old = dir.file("old", b"precious");
+    for converter in converters() {
+        converter.convert(&source, &old).unwrap_err();
+        assert_eq!(fs::read(&old).unwrap(), b"precious");
+        assert_eq!(dir.names(), ["old", "spoiled.qcow2"]);
+    }
+}
+
+#[test]
+fn an_old_target_is_replaced_and_not_written() {
+    let dir = TempDir::new();
+    let guest = Pattern::Islands.make(300 << 10);
+    let source = dir.file("source.raw", &guest);
+    let old = dir.file("old", b"precious");
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
+    fs::hard_link(&old, dir.join("second-name")).unwrap();
+    symlink("old", dir.join("link")).unwrap();
+    // Through the link: the link stays, and what it leads to is replaced. Durably, for once.
+    qcow2("").sync(true).convert(&open_raw(&source), dir.join("link")).unwrap();
+    assert_same(&content(&Image::open(&old).unwrap()).unwrap(), &guest, "replaced");
+    assert_eq!(fs::metadata(&old).unwrap().permissions().mode() & 0o777, 0o640);
+    assert!(fs::symlink_metadata(dir.join("link")).unwrap().is_symlink());
+    assert_eq!(fs::read(dir.join("second-name")).unwrap(), b"precious");
+    assert_eq!(dir.names(), ["link", "old", "second-name", "source.raw"]);
+}
+
+#[track_caller]
+fn refused(dir: &TempDir, converter: &Converter, source: &Image, target: &Path) {
+    let names = dir.names();
+    let error = converter.convert(source, target).unwrap_err();
+    assert!(matches!(error.root(), Error::Usage(_)), "{error}");
+    assert_eq!(error.path(), Some(target), "{error}");
+    assert_eq!(dir.names(), names);
+}
+
+#[test]
+fn the_target_is_no_file_of_the_source() {
+    let dir = TempDir::new();
+    let guest = Pattern::Dense.make(100 << 10);
+    let base = dir.file("base.raw", &guest);
+    let path = dir.file("source.raw", &guest);
+    fs::hard_link(&path, dir.join("hard")).unwrap();
+    symlink("source.raw", dir.join("soft")).unwrap();
+    let source = open_raw(&path);
+    let over_base = qcow2("").backing(open_raw(&base), "base.raw");
+    for target in [path.clone(), dir.join("hard"), dir.join("soft"), dir.path().join("./source.raw")] {
+        refused(&dir, &raw(), &source, &target);
+        refused(&dir, &over_base, &source, &target);
+    }
+    refused(&dir, &over_base, &source, &base);
+    // The whole chain of the source is in use.
+    let overlay = dir.join("overlay.qcow2");
+    over_base.convert(&source, &overlay).unwrap();
+    let opened = diskimage::OpenOptions::new().references(diskimage::References::Beside).open(&overlay).unwrap();
+    refused(&dir, &raw(), &opened, &base);
+    assert_same(&fs::read(&base).unwrap(), &guest, "base");
+    assert_same(&fs::read(&path).unwrap(), &guest, "source");
+}
+
+#[test]
+fn what_a_file_cannot_replace_is_refused() {
+    let dir = TempDir::new();
+    let source = open_raw(&dir.file("source.raw", &[1; 4096]));
+    fs::create_dir(dir.join("directory")).unwrap();
+    nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+    symlink("nowhere", dir.join("dangling")).unwrap();
+    for name in ["directory", "fifo", "socket", "dangling"] {
+        refused(&dir, &raw(), &source, &dir.join(name));
+        refused(&dir, &qcow2(""), &source, &dir.join(name));
+    }
+    refused(&dir, &raw(), &source, Path::new("/dev/null"));
+    let error = raw().convert(&source, dir.join("absent/target")).unwrap_err();
+    assert_eq!(error.kind(), "io", "{error}");
+}
+
+#[test]
+fn an_old_target_can_be_kept() {
+    let dir = TempDir::new();
+    let source = open_raw(&dir.file("source.raw", &[1; 4096]));
+    let old = dir.file("old", b"precious");
+    refused(&dir, &raw().clobber(false), &source, &old);
+    assert_eq!(fs::read(&old).unwrap(), b"precious");
+    raw().clobber(false).convert(&source, dir.join("new")).unwrap();
+    assert_eq!(fs::read(dir.join("new")).unwrap(), [1; 4096]);
+    assert_eq!(dir.names(), ["new", "old", "source.raw"]);
+}
+
+#[test]
+fn a_target_that_appears_meanwhile_can_be_kept() {
+    let dir = TempDir::new();
+    let source = open_raw(&dir.file("source.raw", &[1; 4096]));
+    let target = dir.join("new");
+    let intruder = target.clone();
+    let converter = raw().clobber(false).progress(move |_| fs::write(&intruder, b"precious").unwrap());
+    let error = converter.convert(&source, &target).unwrap_err();
+    assert!(
+        matches!(error.root(), Error::Io { cause, .. } if cause.kind() == std::io::ErrorKind::AlreadyExists),
+        "{error}"
+    );
+    assert_eq!(fs::read(&target).unwrap(), b"precious");
+    assert_eq!(dir.names(), ["new", "source.raw"]);
+}
+
+#[test]
+fn cancelling() {
+    let dir = TempDir::new();
+    let source = open_raw(&dir.file("source.raw", &Pattern::Dense.make(9 << 20)));
+    for (converter, threads) in [(raw(), 1), (qcow2("").compress(true), 1), (raw(), 3)] {
+        let cancel = Arc::new(AtomicBool::new(false));
+        let most = Arc::new(AtomicU64::new(0));
+        let (flag, seen) = (cancel.clone(), most.clone());
+        let converter = converter.threads(threads).cancel(cancel).progress(move |progress| {
+            assert_eq!(progress.total, 9 << 20);
+            seen.fetch_max(progress.done, Ordering::Relaxed);
+            flag.store(true, Ordering::Relaxed);
+        });
+        let error = converter.convert(&source, dir.join("new")).unwrap_err();
+        assert!(matches!(error, Error::Cancelled), "{error}");
+        assert!((1..9 << 20).contains(&most.load(Ordering::Relaxed)));
+        assert_eq!(dir.names(), ["source.raw"]);
+    }
+}
+
+#[test]
+fn progress_ends_at_the_end() {
+    let source = crate::support::raw_image(&Pattern::Dense.make((5 << 20) + 512));
+    let most = Arc::new(AtomicU64::new(0));
+    let seen = most.clone();
+    let converter = qcow2("").progress(move |progress| {
+        seen.fetch_max(progress.done, Ordering::Relaxed);
+    });
+    let report = crate::support::convert(&converter, &source).1;
+    assert_eq!(most.load(Ordering::Relaxed), report.virtual_size);
+}
+
+#[test]
+fn a_source_that_changes_its_length_is_an_error() {
+    let dir = TempDir::new();
+    let guest = Pattern::Dense.make(5 << 20);
+    for len in [5 << 20 | 512, 1 << 20] {
+        let path = dir.file("source.raw", &guest);
+        let source = open_raw(&path);
+        let changing = path.clone();
+        let converter = raw().threads(1).progress(move |progress| {
+            if progress.done < 3 << 20 {
+                fs::OpenOptions::new().write(true).open(&changing).unwrap().set_len(len).unwrap();
+            }
+        });
+        let error = converter.convert(&source, dir.join("new")).unwrap_err();
+        assert!(["changed", "io"].contains(&error.kind()), "{error}");
+        assert_eq!(dir.names(), ["source.raw"]);
+    }
+}

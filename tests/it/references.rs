@@ -1,0 +1,181 @@
+//! Files that an image names: opened only as the caller allows.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::support::patch::Qcow2;
+use crate::support::{TempDir, content, format, options, qcow2};
+use diskimage::{Error, Image, Limits, OpenOptions, ReferenceProblem, References, Result};
+
+/// An overlay of 64 KiB that names `backing`.
+fn overlay(dir: &TempDir, name: &str, backing: &str, backing_format: &str) -> PathBuf {
+    let path = dir.join(name);
+    let mut list = options("cluster_size=512");
+    // Names that the writer refuses are put in by hand.
+    let placeholder = "#".repeat(backing.len());
+    list.set("backing_file", placeholder.as_str());
+    list.set("backing_fmt", backing_format);
+    qcow2("").options(list).create(64 << 10, &path).unwrap();
+    let mut image = Qcow2(fs::read(&path).unwrap());
+    let at = image.u64(8);
+    assert_eq!(image.0[at as usize..][..backing.len()], *placeholder.as_bytes());
+    image.put(at, backing.as_bytes());
+    fs::write(&path, &image.0).unwrap();
+    path
+}
+
+fn open(path: &Path, references: References) -> Result<Image> {
+    OpenOptions::new().references(references).open(path)
+}
+
+#[track_caller]
+fn problem(result: Result<Image>) -> ReferenceProblem {
+    match result.err().unwrap().root() {
+        Error::Reference { problem, .. } => problem.clone(),
+        other => panic!("{other}"),
+    }
+}
+
+#[track_caller]
+fn refusal(path: &Path, references: References) -> ReferenceProblem {
+    problem(open(path, references))
+}
+
+#[test]
+fn the_policy() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("sub")).unwrap();
+    dir.file("base.raw", &[1; 65536]);
+    dir.file("sub/base.raw", &[2; 65536]);
+    symlink("base.raw", dir.join("link.raw")).unwrap();
+    let absolute = dir.join("base.raw");
+    let elsewhere = dir.join("sub/base.raw");
+    let names = |path: &Path| path.to_str().unwrap().to_owned();
+    for (name, beside, any) in [
+        ("base.raw".to_owned(), Ok(1), Ok(1)),
+        ("./base.raw".to_owned(), Ok(1), Ok(1)),
+        (names(&absolute), Ok(1), Ok(1)),
+        ("sub/base.raw".to_owned(), Err(ReferenceProblem::NotBeside), Ok(2)),
+        ("sub/../base.raw".to_owned(), Err(ReferenceProblem::NotBeside), Ok(1)),
+        (names(&elsewhere), Err(ReferenceProblem::NotBeside), Ok(2)),
+        ("nbd:localhost:1".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
+        ("json:{\"driver\":\"null-co\"}".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
+    ] {
+        let path = overlay(&dir, "overlay.qcow2", &name, "raw");
+        assert_eq!(refusal(&path, References::Deny), ReferenceProblem::NotAllowed, "{name}");
+        for (references, expected) in [(References::Beside, &beside), (References::Any, &any)] {
+            match expected {
+                Ok(byte) => {
+                    assert_eq!(content(&open(&path, references).unwrap()).unwrap(), vec![*byte; 65536], "{name}");
+                }
+                Err(expected) => assert_eq!(refusal(&path, references), *expected, "{name}"),
+            }
+        }
+        // Nothing else is opened to tell what the image says.
+        let inspection = OpenOptions::new().inspect(&path).unwrap();
+        assert_eq!(inspection.info.backing.unwrap().name.to_text(), name);
+    }
+    let path = overlay(&dir, "overlay.qcow2", "link.raw", "raw");
+    assert!(open(&path, References::Beside).is_err(), "a symbolic link can lead anywhere");
+    assert_eq!(content(&open(&path, References::Any).unwrap()).unwrap(), vec![1; 65536]);
+}
+
+#[test]
+fn a_refusal_tells_nothing_of_what_is_there() {
+    let dir = TempDir::new();
+    dir.file("there", &[0; 512]);
+    fs::create_dir(dir.join("sub")).unwrap();
+    dir.file("sub/there", &[0; 512]);
+    for (references, prefix) in [(References::Deny, ""), (References::Deny, "/etc/"), (References::Beside, "sub/")] {
+        let [there, absent] = ["there", "absen"].map(|name| {
+            let path = overlay(&dir, "overlay.qcow2", &format!("{prefix}{name}"), "raw");
+            open(&path, references).err().unwrap().to_string().replace(name, "NAME")
+        });
+        assert_eq!(there, absent);
+        assert!(there.contains("NAME"), "{there}");
+    }
+}
+
+#[test]
+fn what_is_no_file() {
+    let dir = TempDir::new();
+    nix::unistd::mkfifo(&dir.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::create_dir(dir.join("directory")).unwrap();
+    for name in ["fifo", "directory"] {
+        let path = overlay(&dir, "overlay.qcow2", name, "raw");
+        for references in [References::Beside, References::Any] {
+            assert_eq!(refusal(&path, references), ReferenceProblem::NotRegular, "{name}");
+        }
+    }
+    let path = overlay(&dir, "overlay.qcow2", "/dev/zero", "raw");
+    assert_eq!(refusal(&path, References::Any), ReferenceProblem::NotRegular);
+    // As the image itself it is refused too, and nobody waits for a writer.
+    assert!(Image::open(dir.join("fifo")).is_err());
+}
+
+#[test]
+fn loops_and_long_chains() {
+    let dir = TempDir::new();
+    let itself = overlay(&dir, "itself.qcow2", "itself.qcow2", "qcow2");
+    assert_eq!(refusal(&itself, References::Beside), ReferenceProblem::Loop);
+    overlay(&dir, "b.qcow2", "a.qcow2", "qcow2");
+    let a = overlay(&dir, "a.qcow2", "b.qcow2", "qcow2");
+    assert_eq!(refusal(&a, References::Beside), ReferenceProblem::Loop);
+    assert_eq!(OpenOptions::new().references(References::Beside).inspect_chain(&a).unwrap_err().kind(), "reference");
+
+    let depth = Limits::default().chain_depth;
+    dir.file("0", &[7; 65536]);
+    for number in 1..=depth {
+        let backing_format = if number == 1 { "raw" } else { "qcow2" };
+        overlay(&dir, &number.to_string(), &(number - 1).to_string(), backing_format);
+    }
+    let most = dir.join(&(depth - 1).to_string());
+    let image = open(&most, References::Beside).unwrap();
+    assert_eq!(image.depth(), depth);
+    assert_eq!(content(&image).unwrap(), vec![7; 65536]);
+    let one_more = dir.join(&depth.to_string());
+    assert_eq!(open(&one_more, References::Beside).err().unwrap().kind(), "limit");
+    let mut limits = Limits::default();
+    limits.chain_depth = 3;
+    let few = OpenOptions::new().references(References::Beside).limits(limits);
+    assert!(few.open(dir.join("2")).is_ok());
+    assert_eq!(few.open(dir.join("3")).err().unwrap().kind(), "limit");
+}
+
+#[test]
+fn a_format_that_is_not_stated() {
+    let dir = TempDir::new();
+    let path = overlay(&dir, "overlay.qcow2", "base", "raw");
+    // Turns the extension with the format into one that nobody knows.
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(4).position(|bytes| bytes == 0xe279_2aca_u32.to_be_bytes()).unwrap();
+    bytes[at..at + 4].copy_from_slice(b"none");
+    fs::write(&path, bytes).unwrap();
+
+    dir.file("base", &[3; 65536]);
+    assert_eq!(
+        content(&open(&path, References::Beside).unwrap()).unwrap(),
+        vec![3; 65536],
+        "it can be nothing but raw"
+    );
+    qcow2("").create(64 << 10, dir.join("base")).unwrap();
+    assert_eq!(refusal(&path, References::Beside), ReferenceProblem::FormatNotStated("qcow2"));
+    for (stated, first) in [("qcow2", 0), ("raw", b'Q')] {
+        let opened =
+            OpenOptions::new().references(References::Beside).backing_format(format(stated)).open(&path).unwrap();
+        assert_eq!(content(&opened).unwrap()[0], first, "{stated}");
+    }
+    // A format that is stated and that there is not.
+    let path = overlay(&dir, "overlay.qcow2", "base", "hologram");
+    assert_eq!(open(&path, References::Beside).err().unwrap().kind(), "unknown-format");
+}
+
+#[test]
+fn without_a_place_there_are_no_others() {
+    let dir = TempDir::new();
+    let path = overlay(&dir, "overlay.qcow2", "base.raw", "raw");
+    let file = std::sync::Arc::new(diskimage::io::MemFile::from(fs::read(path).unwrap()));
+    let result = OpenOptions::new().references(References::Any).open_source(file);
+    assert_eq!(problem(result), ReferenceProblem::NoPlace);
+}

@@ -1,0 +1,122 @@
+//! What the tests share.
+
+pub mod gzip;
+pub mod patch;
+pub mod pattern;
+pub mod tools;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use diskimage::io::MemFile;
+use diskimage::{Converter, Format, Image, OpenOptions, Options, Report, Result};
+
+/// A directory that is removed with all that is in it.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> TempDir {
+        TempDir::under(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    pub fn under(parent: &Path) -> TempDir {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("diskimage-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        TempDir(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Writes a file.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The names of what is in it, hidden files too, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn format(name: &str) -> Format {
+    Format::named(name).unwrap()
+}
+
+pub fn options(list: &str) -> Options {
+    let mut options = Options::new();
+    options.add_list(list);
+    options
+}
+
+/// Makes qcow2 images with these options, not durable.
+pub fn qcow2(list: &str) -> Converter {
+    Converter::new(format("qcow2")).options(options(list)).sync(false)
+}
+
+/// Makes raw images, not durable.
+pub fn raw() -> Converter {
+    Converter::new(format("raw")).sync(false)
+}
+
+/// Opens a file of raw bytes, whatever is in it.
+pub fn open_raw(path: &Path) -> Image {
+    OpenOptions::new().format(format("raw")).open(path).unwrap()
+}
+
+/// The bytes as a raw disk.
+pub fn raw_image(bytes: &[u8]) -> Image {
+    OpenOptions::new().format(format("raw")).open_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
+}
+
+/// Opens the bytes of a qcow2 image.
+pub fn qcow2_image(bytes: &[u8]) -> Result<Image> {
+    OpenOptions::new().format(format("qcow2")).open_source(Arc::new(MemFile::from(bytes.to_vec())))
+}
+
+/// All guest bytes.
+pub fn content(image: &Image) -> Result<Vec<u8>> {
+    let mut bytes = vec![0xee; image.virtual_size() as usize];
+    image.read_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Converts in memory.
+pub fn convert(converter: &Converter, source: &Image) -> (Vec<u8>, Report) {
+    let out = Arc::new(MemFile::new());
+    let report = converter.convert_to(source, out.clone()).unwrap();
+    (out.to_vec(), report)
+}
+
+/// A qcow2 image of these guest bytes.
+pub fn qcow2_bytes(converter: &Converter, guest: &[u8]) -> Vec<u8> {
+    convert(converter, &raw_image(guest)).0
+}
+
+/// The first difference is enough: `assert_eq` would print all of both.
+#[track_caller]
+pub fn assert_same(left: &[u8], right: &[u8], what: &str) {
+    let different = left.iter().zip(right).position(|(a, b)| a != b);
+    assert_eq!(different.map(|at| format!("{at:#x}")), None, "{what}: first different byte");
+    assert_eq!(left.len(), right.len(), "{what}: length");
+}
