@@ -6,9 +6,10 @@
 //! ```
 //!
 //! The disk has 8 GiB (`--size`) and holds about 1 GiB (`--data`) of the files of `/usr` (`--from`), taken evenly from all of
-//! it, in an ext4 file system. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each program is measured as its user runs it: by its
-//! defaults, and `qemu-img` also by the flags that suit it best. A plain copier, which is a part of this bench, shows
-//! what the machine can do at all. Neither this machine nor its load is like another: only ratios mean something.
+//! it, in an ext4 file system. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each
+//! program is measured as its user runs it: by its defaults, and `qemu-img` also by the flags that suit it best. A plain
+//! copier, which is a part of this bench, shows what the machine can do at all. Neither this machine nor its load is like
+//! another: only ratios mean something.
 
 use std::error::Error;
 use std::ffi::OsString;

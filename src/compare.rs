@@ -90,3 +90,71 @@ fn first_nonzero(bytes: &[u8]) -> Option<usize> {
 fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     if a == b { None } else { a.iter().zip(b).position(|(x, y)| x != y) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::convert::Converter;
+    use crate::format::Format;
+    use crate::io::{MemFile, ReadAt};
+    use crate::open::OpenOptions;
+
+    fn open(file: Arc<dyn ReadAt>, format: Format) -> Image {
+        OpenOptions::new().format(format).open_source(file).unwrap()
+    }
+
+    fn raw(bytes: &[u8]) -> Image {
+        open(Arc::new(MemFile::from(bytes.to_vec())), Format::RAW)
+    }
+
+    /// The same disk as qcow2, where zeros are holes.
+    fn qcow2(bytes: &[u8]) -> Image {
+        let file = Arc::new(MemFile::new());
+        Converter::new(Format::QCOW2).convert_to(&raw(bytes), file.clone()).unwrap();
+        open(file, Format::QCOW2)
+    }
+
+    /// Compares in both directions and through both formats.
+    fn compared(a: &[u8], b: &[u8]) -> Comparison {
+        let results = [(raw(a), raw(b)), (qcow2(a), raw(b)), (raw(a), qcow2(b)), (qcow2(a), qcow2(b))].map(|(a, b)| {
+            let result = compare(&a, &b).unwrap();
+            assert_eq!(compare(&b, &a).unwrap(), result);
+            result
+        });
+        assert!(results.iter().all(|result| *result == results[0]), "{results:?}");
+        results[0]
+    }
+
+    const LEN: usize = 2 * STEP as usize + 777;
+
+    #[test]
+    fn the_first_byte_that_differs_is_found() {
+        let mut ours = vec![0; LEN];
+        ours[300_000..LEN].fill(5);
+        assert_eq!(compared(&ours, &ours), Comparison::Identical);
+        // In zeros of both, at the ends of steps, at the end of the disk.
+        for at in [0, 1, 299_999, 300_000, STEP as usize - 1, STEP as usize, 2 * STEP as usize, LEN - 1] {
+            let mut theirs = ours.clone();
+            theirs[LEN - 1] ^= 1;
+            theirs[at] = 9;
+            assert_eq!(compared(&ours, &theirs), Comparison::Different { offset: at as u64 });
+        }
+    }
+
+    #[test]
+    fn a_longer_tail_has_to_be_zeros() {
+        for len in [0, 1, 512, 70_000, STEP as usize + 1] {
+            let ours = vec![5; len];
+            let mut longer = ours.clone();
+            longer.resize(LEN, 0);
+            assert_eq!(compared(&ours, &longer), Comparison::Identical, "{len}");
+            for at in [len, LEN - 1] {
+                let mut longer = longer.clone();
+                longer[at] = 1;
+                assert_eq!(compared(&ours, &longer), Comparison::Different { offset: at as u64 }, "{len}");
+            }
+        }
+    }
+}

@@ -381,3 +381,6 @@ impl io::Seek for Reader<'_> {
         Ok(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,6 +112,8 @@ mod name;
 mod open;
 mod options;
 pub mod sparse;
+#[cfg(test)]
+mod tempdir;
 pub mod zero;
 
 pub use compare::{Comparison, compare};

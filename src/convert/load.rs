@@ -268,3 +268,6 @@ fn blocks(range: &Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> + u
     let end = range.end;
     (range.start..end).step_by(size as usize).map(move |start| start..(start + size).min(end))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,8 @@ mod load;
 mod output;
 mod pipeline;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::path::Path;

@@ -162,3 +162,162 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to)?;
     fs::remove_file(from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use super::*;
+    use crate::io::FileSource;
+    use crate::tempdir::TempDir;
+
+    fn create(target: impl AsRef<Path>) -> Result<Output> {
+        Output::create(target.as_ref(), &[], true, true)
+    }
+
+    fn write(output: &Output) {
+        output.file().write_all_at(b"new", 0).unwrap();
+    }
+
+    fn mode(path: impl AsRef<Path>) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    /// Checks that `target` is refused with these words, and that nothing changes in the directory.
+    fn refused(dir: &TempDir, target: impl AsRef<Path>, words: &str) {
+        let before = dir.names();
+        let error = create(&target).err().unwrap();
+        assert_eq!(error.kind(), "usage", "{error}");
+        assert!(error.to_string().ends_with(words), "{error}");
+        assert_eq!(error.path(), Some(target.as_ref()));
+        assert_eq!(dir.names(), before);
+    }
+
+    #[test]
+    fn the_new_file_is_never_more_readable_than_the_old_one() {
+        for bits in [0o600, 0o640, 0o444] {
+            let dir = TempDir::new();
+            let old = dir.file("old", b"old");
+            fs::set_permissions(&old, Permissions::from_mode(bits)).unwrap();
+            let output = create(&old).unwrap();
+            let names = dir.names();
+            let [hidden, name] = &names[..] else { panic!("{names:?}") };
+            assert!(hidden.starts_with(".old.") && hidden.ends_with(".tmp") && name == "old", "{names:?}");
+            assert_eq!(mode(dir.join(hidden)), bits);
+            write(&output);
+            assert_eq!(fs::read(&old).unwrap(), b"old");
+            output.commit().unwrap();
+            assert_eq!((fs::read(&old).unwrap(), mode(&old)), (b"new".to_vec(), bits));
+            assert_eq!(dir.names(), ["old"]);
+        }
+    }
+
+    #[test]
+    fn a_new_file_has_the_usual_permissions() {
+        let dir = TempDir::new();
+        let usual = mode(dir.file("other", b""));
+        create(dir.join("new")).unwrap().commit().unwrap();
+        assert_eq!(mode(dir.join("new")), usual);
+    }
+
+    #[test]
+    fn what_is_dropped_leaves_nothing() {
+        let dir = TempDir::new();
+        let old = dir.file("old", b"old");
+        for target in [dir.join("new"), old.clone()] {
+            let output = create(&target).unwrap();
+            write(&output);
+            assert_eq!(dir.names().len(), 2);
+            drop(output);
+            assert_eq!(dir.names(), ["old"]);
+        }
+        // Neither does what cannot be committed.
+        let output = create(&old).unwrap();
+        let file = output.file();
+        assert_eq!(output.commit().unwrap_err().kind(), "usage");
+        drop(file);
+        assert_eq!((dir.names(), fs::read(&old).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
+    }
+
+    #[test]
+    fn a_link_stays_and_what_it_leads_to_is_replaced() {
+        let dir = TempDir::new();
+        fs::create_dir(dir.join("sub")).unwrap();
+        dir.file("sub/old", b"old");
+        symlink("sub/old", dir.join("link")).unwrap();
+        let output = create(dir.join("link")).unwrap();
+        let counts = || (dir.names().len(), fs::read_dir(dir.join("sub")).unwrap().count());
+        assert_eq!(counts(), (2, 2));
+        write(&output);
+        output.commit().unwrap();
+        assert_eq!(fs::read_link(dir.join("link")).unwrap(), Path::new("sub/old"));
+        assert_eq!(fs::read(dir.join("sub/old")).unwrap(), b"new");
+        assert_eq!(counts(), (2, 1));
+    }
+
+    #[test]
+    fn what_a_file_cannot_replace_is_refused() {
+        let dir = TempDir::new();
+        symlink("nothing", dir.join("dangling")).unwrap();
+        fs::create_dir(dir.join("sub")).unwrap();
+        assert!(Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
+        refused(&dir, dir.join("dangling"), "a link that leads nowhere");
+        refused(&dir, dir.join("new/"), "a directory by its name");
+        refused(&dir, dir.join("sub/"), "a directory by its name");
+        refused(&dir, dir.path(), "neither a regular file nor a block device");
+        refused(&dir, dir.join("sub/.."), "neither a regular file nor a block device");
+        refused(&dir, dir.join("fifo"), "neither a regular file nor a block device");
+        refused(&dir, "", "has no file name");
+        assert_eq!(create(dir.join("none/new")).err().unwrap().kind(), "io");
+    }
+
+    #[test]
+    fn a_file_in_use_is_no_target_by_any_name() {
+        let dir = TempDir::new();
+        let source = dir.file("source", b"source");
+        fs::hard_link(&source, dir.join("second")).unwrap();
+        symlink("source", dir.join("link")).unwrap();
+        let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
+        for name in ["source", "second", "link"] {
+            let error = Output::create(&dir.join(name), &in_use, true, true).err().unwrap();
+            assert!(error.to_string().ends_with("a file that is read from"), "{error}");
+        }
+        assert_eq!(dir.names(), ["link", "second", "source"]);
+    }
+
+    #[test]
+    fn without_clobber_nothing_is_replaced() {
+        let dir = TempDir::new();
+        let there = dir.file("there", b"old");
+        let error = Output::create(&there, &[], true, false).err().unwrap();
+        assert!(error.to_string().ends_with("the target exists"), "{error}");
+        let create = |name| Output::create(&dir.join(name), &[], true, false).unwrap();
+        let (late, free) = (create("late"), create("free"));
+        write(&late);
+        write(&free);
+        dir.file("late", b"meanwhile");
+        let error = late.commit().unwrap_err();
+        let exists = |cause: &io::Error| cause.kind() == io::ErrorKind::AlreadyExists;
+        assert!(matches!(error.root(), Error::Io { cause, .. } if exists(cause)), "{error}");
+        free.commit().unwrap();
+        assert_eq!(fs::read(dir.join("late")).unwrap(), b"meanwhile");
+        assert_eq!(fs::read(dir.join("free")).unwrap(), b"new");
+        assert_eq!(dir.names(), ["free", "late", "there"]);
+    }
+
+    #[test]
+    fn the_longest_name_there_is() {
+        let dir = TempDir::new();
+        for name in ["n".repeat(255), "ü".repeat(127)] {
+            for sync in [true, false] {
+                let output = Output::create(&dir.join(&name), &[], sync, true).unwrap();
+                write(&output);
+                output.commit().unwrap();
+                assert_eq!(fs::read(dir.join(&name)).unwrap(), b"new");
+            }
+        }
+        assert_eq!(dir.names().len(), 2);
+        assert_eq!(create(dir.join(&"n".repeat(256))).err().unwrap().kind(), "io");
+    }
+}

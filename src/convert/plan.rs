@@ -115,8 +115,11 @@ impl<'a> Track<'a> {
             match self.span_at(at)? {
                 None => return Ok(u64::MAX),
                 Some(span) if span.is_zero() => at = span.end(),
-                Some(_) => return Ok(at),
+                Some(span) => return Ok(span.offset.max(at)),
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -251,3 +251,78 @@ impl fmt::Display for Format {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+
+    fn probe(head: &[u8], tail: &[u8]) -> Result<Format> {
+        Format::probe(&Probe { head, tail, len: 1 << 20 })
+    }
+
+    #[test]
+    fn formats_are_found_by_name_and_by_extension() {
+        for format in Format::all() {
+            assert_eq!(Format::named(format.name()).unwrap(), format);
+            for extension in format.extensions() {
+                assert_eq!(Format::of_extension(extension), Some(format));
+            }
+        }
+        assert_eq!(Format::named("img").unwrap(), Format::RAW);
+        assert_eq!(Format::named("qcow2").unwrap(), Format::QCOW2);
+        for name in ["", "QCOW2", "qcow", "raw "] {
+            assert!(matches!(Format::named(name), Err(Error::UnknownFormat(wrong)) if wrong == name));
+        }
+        assert_eq!(Format::of_extension("QCOW2"), Some(Format::QCOW2));
+        assert_eq!(Format::of_extension("Img"), Some(Format::RAW));
+        assert_eq!((Format::of_extension(""), Format::of_extension(".raw")), (None, None));
+    }
+
+    #[test]
+    fn content_says_what_a_file_is_unless_it_says_two_things() {
+        assert_eq!(probe(b"", b"").unwrap(), Format::RAW);
+        assert_eq!(probe(b"QFI\xfb\0\0\0", b"").unwrap(), Format::RAW);
+        for version in [0, 2, 3, 4] {
+            assert_eq!(probe(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version], b"").unwrap(), Format::QCOW2);
+        }
+        for (head, tail, name) in [
+            (b"vhdxfile", &b""[..], "vhdx"),
+            (b"\0\0\0\0\0\0\0\0", b"conectix", "vpc"),
+            (b"QFI\xfb\0\0\0\x01", b"", "qcow"),
+        ] {
+            assert!(matches!(probe(head, tail), Err(Error::Unreadable(found)) if found == name), "{name}");
+        }
+        for (head, names) in [(b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"])] {
+            let Err(Error::Ambiguous(mut found)) = probe(head, b"conectix") else { panic!("{names:?}") };
+            found.sort_by_key(|name| !names[0].starts_with(*name));
+            assert_eq!(found, names);
+        }
+    }
+
+    #[test]
+    fn an_unknown_option_is_told_with_those_that_there_are() {
+        let mut options = Options::new();
+        options.set("cluster-size", "64k");
+        let out = Arc::new(MemFile::new());
+        for format in Format::all() {
+            let cx = CreateContext { size: 0, options: &options, compress: false, backing: None, out: out.clone() };
+            let Err(Error::Option { format: told, name, problem }) = format.create(&cx) else { panic!("{format}") };
+            assert_eq!((told, &*name), (format.name(), "cluster-size"));
+            for option in format.options() {
+                assert!(problem.contains(option.name), "{problem}");
+            }
+        }
+        assert_eq!(out.to_vec(), b"");
+    }
+
+    #[test]
+    fn only_so_many_messages_are_kept() {
+        let mut report = CheckReport::default();
+        (0..CheckReport::MESSAGES + 5).for_each(|number| report.leak(|| number.to_string()));
+        report.corruption(|| panic!("nobody wants this text"));
+        assert_eq!((report.leaks, report.corruptions), (CheckReport::MESSAGES as u64 + 5, 1));
+        assert_eq!(report.messages.len(), CheckReport::MESSAGES);
+        assert_eq!((&*report.messages[0], &*report.messages[999]), ("Leaked: 0", "Leaked: 999"));
+    }
+}

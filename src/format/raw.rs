@@ -183,3 +183,144 @@ impl SparseWrite for Writer {
         self.out.sync().map_err(Error::io("syncing", None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::format::Format;
+    use crate::io::{FileSource, FileTarget, MemFile};
+    use crate::limits::{Budget, Limits};
+    use crate::name::Name;
+    use crate::options::Options;
+    use crate::tempdir::TempDir;
+
+    fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
+        let mut options = Options::new();
+        options.add_list(list);
+        Format::RAW.create(&CreateContext { size, options: &options, compress: false, backing: None, out })
+    }
+
+    #[test]
+    fn space_is_set_aside_as_asked() {
+        const SIZE: u64 = (1 << 20) + 100;
+        let dir = TempDir::new();
+        for (preallocation, dense) in [("off", false), ("falloc", false), ("full", true)] {
+            let path = dir.join(preallocation);
+            let target = Arc::new(FileTarget::create_new(&path, 0o600).unwrap());
+            let mut writer = create(SIZE, &format!("preallocation={preallocation}"), target.clone()).unwrap();
+            assert_eq!(writer.spec().dense, dense);
+            let placement = writer.place(4096..8192).unwrap();
+            assert_eq!((placement.offset, placement.len), (4096, 4096));
+            target.write_all_at(&[7; 4096], 4096).unwrap();
+            writer.finish().unwrap();
+            let source = FileSource::open(&path).unwrap();
+            let mut bytes = vec![1; SIZE as usize];
+            source.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(source.size().unwrap(), SIZE);
+            assert!(bytes.iter().enumerate().all(|(at, &byte)| byte == if at / 4096 == 1 { 7 } else { 0 }));
+            let allocated = source.allocated().unwrap();
+            assert_eq!(allocated >= SIZE, preallocation != "off", "{preallocation}: {allocated}");
+        }
+    }
+
+    /// A device full of old content.
+    struct Device(MemFile);
+
+    impl WriteAt for Device {
+        fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_all_at(buf, offset)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            if len <= self.0.size()? { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn starts_zeroed(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn old_content_is_cleared_where_nothing_is_placed() {
+        let device = Arc::new(Device(MemFile::from(vec![9; 4096])));
+        let mut writer = create(3000, "", device.clone()).unwrap();
+        writer.zero(0..512).unwrap();
+        for guest in [512..1024, 1024..1536, 2560..3000] {
+            writer.place(guest).unwrap();
+        }
+        writer.finish().unwrap();
+        let kept: Vec<_> = device.0.to_vec().iter().map(|&byte| byte == 9).collect();
+        // The rest of the last sector is cleared; what follows it is not the disk's.
+        let expected: Vec<_> =
+            (0..4096).map(|at| (512..1536).contains(&at) || (2560..3000).contains(&at) || at >= 3072).collect();
+        assert_eq!(kept, expected);
+        assert_eq!(create(4097, "", device).err().unwrap().kind(), "io");
+    }
+
+    #[test]
+    fn what_raw_cannot_do_is_refused() {
+        let out = Arc::new(MemFile::new());
+        let options = Options::new();
+        let plain = CreateContext { size: 512, options: &options, compress: false, backing: None, out };
+        let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind();
+        assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
+        let backing = Some((Name::from("base"), Name::from("raw")));
+        assert_eq!(kind(CreateContext { backing, ..plain.clone() }), "unsupported");
+        assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind(), "option");
+
+        let (limits, budget) = (Limits { virtual_size: 100, ..Limits::default() }, Budget::new(0));
+        let open = |len: usize, snapshot| {
+            let cx = OpenContext { limits: &limits, budget: &budget, snapshot, file: &|_| Ok(None) };
+            Format::RAW.open(Arc::new(MemFile::from(vec![0; len])), &cx).map(drop).map_err(|error| error.kind())
+        };
+        assert_eq!(open(100, None), Ok(()));
+        assert_eq!(open(101, None), Err("limit"));
+        assert_eq!(open(100, Some("1")), Err("unsupported"));
+    }
+
+    /// A file of 100 bytes with data at 10 to 20 and 50 to 100.
+    struct Sparse;
+
+    impl ReadAt for Sparse {
+        fn size(&self) -> io::Result<u64> {
+            Ok(100)
+        }
+
+        fn read_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<usize> {
+            unreachable!("extents are found without reading")
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+            Ok([10..20, 50..100].into_iter().find(|run| offset < run.end).map(|run| run.start.max(offset)..run.end))
+        }
+    }
+
+    #[test]
+    fn extents_are_the_runs_of_the_file() {
+        let (limits, budget) = (Limits::default(), Budget::new(0));
+        let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+        let reader = Format::RAW.open(Arc::new(Sparse), &cx).unwrap();
+        // In any order: the run that is kept must not be taken for another.
+        for (offset, end, is_data) in [
+            (60, 100, true),
+            (0, 10, false),
+            (10, 20, true),
+            (19, 20, true),
+            (20, 50, false),
+            (12, 20, true),
+            (99, 100, true),
+            (49, 50, false),
+            (9, 10, false),
+        ] {
+            let place = Location { file: FileId(0), offset };
+            let kind = if is_data { ExtentKind::Data(place) } else { ExtentKind::Zero { allocated: Some(place) } };
+            assert_eq!(reader.extent_at(offset).unwrap(), Extent { offset, len: end - offset, kind });
+        }
+    }
+}

@@ -207,3 +207,110 @@ fn length(file: &File, device: bool) -> io::Result<u64> {
         Ok(file.metadata()?.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::process::Command;
+
+    use super::*;
+    use crate::tempdir::TempDir;
+
+    const KIB: u64 = 1 << 10;
+
+    #[test]
+    fn holes_are_found_exactly() {
+        let dir = TempDir::new();
+        let path = dir.join("sparse");
+        let file = FileTarget::create_new(&path, 0o600).unwrap();
+        file.set_len(1024 * KIB).unwrap();
+        file.write_all_at(&[1; 128 << 10], 256 * KIB).unwrap();
+        file.write_all_at(&[1; 64 << 10], 960 * KIB).unwrap();
+        file.close().unwrap();
+        let source = FileSource::open(&path).unwrap();
+        assert_eq!(source.size().unwrap(), 1024 * KIB);
+        assert_eq!((source.next_data(1024 * KIB).unwrap(), source.next_data(u64::MAX).unwrap()), (None, None));
+        if source.next_data(0).unwrap() == Some(0..1024 * KIB) {
+            eprintln!("SKIPPED: the file system of {} does not tell holes", dir.path().display());
+            return;
+        }
+        for (from, run) in [(0, 256..384), (256 * KIB, 256..384), (384 * KIB, 960..1024), (1024 * KIB - 1, 960..1024)] {
+            let run = (run.start * KIB).max(from)..run.end * KIB;
+            assert_eq!(source.next_data(from).unwrap(), Some(run), "{from}");
+        }
+        let allocated = source.allocated().unwrap();
+        assert!((192 * KIB..512 * KIB).contains(&allocated), "{allocated}");
+        // The file ends in a hole.
+        let target = FileTarget::create_new(&dir.join("tail"), 0o600).unwrap();
+        target.write_all_at(&[1; 100], 0).unwrap();
+        target.set_len(1024 * KIB).unwrap();
+        let source = FileSource::open(&dir.join("tail")).unwrap();
+        assert_eq!(source.next_data(512 * KIB).unwrap(), None);
+    }
+
+    #[test]
+    fn only_files_and_devices_are_opened_and_nobody_waits() {
+        let dir = TempDir::new();
+        let fifo = dir.join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        for path in [&*fifo, dir.path(), Path::new("/dev/null")] {
+            for opened in [FileSource::open(path), FileSource::open_nofollow(path)] {
+                assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::InvalidInput, "{}", path.display());
+            }
+        }
+        assert_eq!(FileSource::open(&dir.join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn links_are_followed_unless_that_is_refused() {
+        let dir = TempDir::new();
+        let file = dir.file("file", b"content");
+        let link = dir.join("link");
+        symlink("file", &link).unwrap();
+        assert_eq!(FileSource::open(&link).unwrap().size().unwrap(), 7);
+        assert_eq!(FileSource::open_nofollow(&file).unwrap().size().unwrap(), 7);
+        let error = FileSource::open_nofollow(&link).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::ELOOP as i32), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_known_by_all_its_names() {
+        let dir = TempDir::new();
+        let (one, other) = (dir.file("one", b"same"), dir.file("other", b"same"));
+        fs::hard_link(&one, dir.join("again")).unwrap();
+        symlink("one", dir.join("link")).unwrap();
+        let identity = |path: &Path| FileSource::open(path).unwrap().identity().unwrap();
+        assert_eq!(identity(&one), identity(&dir.join("again")));
+        assert_eq!(identity(&one), identity(&dir.join("link")));
+        assert_ne!(identity(&one), identity(&other));
+    }
+
+    #[test]
+    fn a_target_is_new_or_a_device() {
+        let dir = TempDir::new();
+        let file = dir.file("file", b"content");
+        assert_eq!(FileTarget::create_new(&file, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(FileTarget::open_device(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(fs::read(&file).unwrap(), b"content");
+    }
+
+    #[test]
+    fn zeros_and_space() {
+        let dir = TempDir::new();
+        let path = dir.join("new");
+        let file = FileTarget::create_new(&path, 0o600).unwrap();
+        file.write_all_at(&[7; 3000], 0).unwrap();
+        file.zero_range(100..2900).unwrap();
+        file.zero_range(5..5).unwrap();
+        file.sync().unwrap();
+        let expected = [[7; 100].as_slice(), &[0; 2800], &[7; 100]].concat();
+        assert_eq!(fs::read(&path).unwrap(), expected);
+        file.set_len(1024 * KIB).unwrap();
+        file.allocate(0..1024 * KIB).unwrap();
+        file.allocate(0..0).unwrap();
+        let allocated = FileSource::open(&path).unwrap().allocated().unwrap();
+        assert!(allocated >= 1024 * KIB, "{allocated}");
+        assert_eq!(fs::read(&path).unwrap()[..3000], expected);
+    }
+}

@@ -123,7 +123,118 @@ fn aligned(value: u64, alignment: u64) -> Result<(), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Limits;
     use proptest::prelude::*;
+
+    /// The header of an empty image with clusters of 64 KiB.
+    fn header(version: u32, incompatible: u64) -> Header {
+        let mut bytes = [0; 104];
+        bytes[..4].copy_from_slice(b"QFI\xfb");
+        bytes[4..8].copy_from_slice(&version.to_be_bytes());
+        bytes[20..24].copy_from_slice(&16u32.to_be_bytes());
+        bytes[72..80].copy_from_slice(&incompatible.to_be_bytes());
+        bytes[100..].copy_from_slice(&104u32.to_be_bytes());
+        Header::parse(&bytes, 104, &Limits::default()).unwrap()
+    }
+
+    fn reserved_bits(value: u64, bits: u64) -> Result<L2Entry, Problem> {
+        Err(Problem::Reserved { value, bits })
+    }
+
+    fn misaligned(value: u64) -> Result<L2Entry, Problem> {
+        Err(Problem::Misaligned { value, alignment: 0x10000 })
+    }
+
+    fn rule(found: Result<L2Entry, Problem>) -> Option<u64> {
+        match found {
+            Err(Problem::Rule { value, .. }) => Some(value),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn standard_entries() {
+        let (v2, v3) = (header(2, 0), header(3, 0));
+        for (entry, expected) in [
+            (0, Ok(L2Entry::Unallocated)),
+            // "Exactly one reference" to nothing is nothing.
+            (COPIED, Ok(L2Entry::Unallocated)),
+            (0x10000, Ok(L2Entry::Data { host: 0x10000 })),
+            (COPIED | 0x10000, Ok(L2Entry::Data { host: 0x10000 })),
+            (0xff_ffff_ffff_0000, Ok(L2Entry::Data { host: 0xff_ffff_ffff_0000 })),
+            (0x200, misaligned(0x200)),
+            (0x18000, misaligned(0x18000)),
+            (0x10002, reserved_bits(0x10002, 2)),
+            (0x10100, reserved_bits(0x10100, 0x100)),
+            (1 << 56, reserved_bits(1 << 56, 1 << 56)),
+            (1 << 61 | 0x10000, reserved_bits(1 << 61 | 0x10000, 1 << 61)),
+        ] {
+            assert_eq!(L2Entry::parse(entry, 0, &v3), expected, "{entry:#x}");
+            assert_eq!(L2Entry::parse(entry, 0, &v2), expected, "{entry:#x}");
+        }
+        for (entry, host) in [(ZERO, None), (ZERO | 0x10000, Some(0x10000)), (COPIED | ZERO | 0x20000, Some(0x20000))] {
+            assert_eq!(L2Entry::parse(entry, 0, &v3), Ok(L2Entry::Zero { host }), "{entry:#x}");
+            assert_eq!(L2Entry::parse(entry, 0, &v2), reserved_bits(entry, ZERO), "{entry:#x}");
+        }
+    }
+
+    #[test]
+    fn compressed_entries() {
+        // With clusters of 64 KiB: 54 bits of offset, 8 of additional sectors.
+        for version in [2, 3] {
+            let header = header(version, 0);
+            let parse = |entry| L2Entry::parse(COMPRESSED | entry, 0, &header);
+            assert_eq!(parse(0x5_0000), Ok(L2Entry::Compressed { host: 0x5_0000, len: 512 }));
+            assert_eq!(parse(3 << 54 | 0x5_01ff), Ok(L2Entry::Compressed { host: 0x5_01ff, len: 3 * 512 + 1 }));
+            let (host, len) = ((1 << 54) - 1, 255 * 512 + 1);
+            assert_eq!(parse((1 << 62) - 1), Ok(L2Entry::Compressed { host, len }));
+            assert_eq!(parse(COPIED | 512), reserved_bits(COPIED | COMPRESSED | 512, COPIED));
+        }
+        assert_eq!(rule(L2Entry::parse(COMPRESSED | 512, 0, &header(3, 4))), Some(COMPRESSED | 512));
+    }
+
+    #[test]
+    fn extended_entries() {
+        let header = header(3, 16);
+        let parse = |entry, bitmap| L2Entry::parse(entry, bitmap, &header);
+        let host = Some(0x10000);
+        assert_eq!(parse(0, 0), Ok(L2Entry::Unallocated));
+        assert_eq!(parse(COPIED | 0x10000, 0), Ok(L2Entry::Unallocated));
+        assert_eq!(parse(0x10000, 0b101), Ok(L2Entry::Subclusters { host, allocated: 0b101, zero: 0 }));
+        let (allocated, zero) = (0x8000_0000, 0x7fff_ffff);
+        assert_eq!(parse(0x10000, 0x7fff_ffff_8000_0000), Ok(L2Entry::Subclusters { host, allocated, zero }));
+        assert_eq!(parse(0, 1 << 63), Ok(L2Entry::Subclusters { host: None, allocated: 0, zero: 1 << 31 }));
+        assert_eq!(rule(parse(0x10000, 1 << 32 | 1)), Some(1 << 32 | 1));
+        assert_eq!(rule(parse(0, 1)), Some(1));
+        // Bit 0 is the zero flag of standard entries only.
+        assert_eq!(parse(0x10000 | ZERO, 0), reserved_bits(0x10000 | ZERO, ZERO));
+        assert_eq!(parse(COMPRESSED | 0x5_0000, 0), Ok(L2Entry::Compressed { host: 0x5_0000, len: 512 }));
+        assert_eq!(parse(COMPRESSED | 0x5_0000, 1 << 40), reserved_bits(1 << 40, 1 << 40));
+    }
+
+    #[test]
+    fn a_data_file_has_a_cluster_at_0() {
+        let parse = |entry| L2Entry::parse(entry, 0, &header(3, 4));
+        assert_eq!(parse(COPIED), Ok(L2Entry::Data { host: 0 }));
+        assert_eq!(parse(COPIED | ZERO), Ok(L2Entry::Zero { host: Some(0) }));
+        assert_eq!(parse(ZERO), Ok(L2Entry::Zero { host: None }));
+        assert_eq!(parse(0), Ok(L2Entry::Unallocated));
+        let extended = L2Entry::parse(COPIED, 1, &header(3, 4 | 16));
+        assert_eq!(extended, Ok(L2Entry::Subclusters { host: Some(0), allocated: 1, zero: 0 }));
+    }
+
+    #[test]
+    fn l1_entries() {
+        let parse = |entry| parse_l1_entry(entry, &header(3, 0));
+        assert_eq!(parse(0), Ok(None));
+        assert_eq!(parse(COPIED), Ok(None));
+        assert_eq!(parse(COPIED | 0x30000), Ok(Some(0x30000)));
+        assert_eq!(parse(0x30200), Err(Problem::Misaligned { value: 0x30200, alignment: 0x10000 }));
+        for bit in [0, 8, 56, 62] {
+            let (value, bits) = (0x30000 | 1 << bit, 1 << bit);
+            assert_eq!(parse(value), Err(Problem::Reserved { value, bits }));
+        }
+    }
 
     proptest! {
         #[test]

@@ -81,7 +81,7 @@ impl Reader {
         let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", at, problem);
         let cluster_size = self.header.cluster_size();
         let within = offset % cluster_size;
-        let (mut from, mut to) = (within, cluster_size);
+        let mut to = cluster_size;
         let kind = match L2Entry::parse(entry, bitmap, &self.header).map_err(fault)? {
             L2Entry::Unallocated => ExtentKind::Hole,
             L2Entry::Zero { host } => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
@@ -106,7 +106,6 @@ impl Reader {
                 let first = within / size;
                 let next = (first..SUBCLUSTERS.into()).find(|&index| state(index) != state(first));
                 to = next.unwrap_or(SUBCLUSTERS.into()) * size;
-                from = from.max(first * size);
                 match state(first) {
                     (0, 0) => ExtentKind::Hole,
                     (0, _) => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
@@ -121,7 +120,7 @@ impl Reader {
             let rule = "in a data file each cluster lies at its guest offset";
             return Err(fault(Problem::Rule { value: host, rule }));
         }
-        let len = (to - from).min(self.info.virtual_size - offset);
+        let len = (to - within).min(self.info.virtual_size - offset);
         if let ExtentKind::Data(Location { file, offset: host }) = kind {
             let file_len = if file == IMAGE { Some(self.file_len) } else { self.data_file_len };
             match file_len {
@@ -383,3 +382,6 @@ fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) ->
         specific,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -258,7 +258,7 @@ prop_compose! {
     fn headers()(
         (version, cluster_bits, refcount_order) in (2u32..=3, 10u32..=21, 0u32..=6),
         (size, more_l1, backing_file) in (0u64..1 << 34, 0u32..1000, names(300)),
-        (encryption, longer, zstd) in (0..3, 0u32..4, any::<bool>()),
+        (encryption, longer, zstd) in (0usize..3, 0u32..4, any::<bool>()),
         tables in prop::array::uniform3(1u64..1 << 19),
         (refcount_table_clusters, nb_snapshots) in (0u32..4, 0u32..=65536),
         (incompatible, compatible, autoclear) in any::<(u64, u64, u64)>(),

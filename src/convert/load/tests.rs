@@ -1,0 +1,165 @@
+//! What is found to store, exactly.
+
+use super::*;
+use crate::codec::{Codec, Decoder, Encoding};
+use crate::convert::plan::Planner;
+use crate::convert::tests::{KIB, converted, islands, job, noise, open, qcow2, raw, text};
+
+const BLOCK: u64 = 4 * KIB;
+
+/// Loads everything, and hands what was found in each work range to `look`.
+fn load_all(job: &Job<'_>, mut look: impl FnMut(&Work, &Loader<'_>)) {
+    let settings = qcow2("");
+    let mut planner = Planner::new(job, &settings).unwrap();
+    let mut loader = Loader::new(job);
+    while let Some(work) = planner.next().unwrap() {
+        loader.load(&work).unwrap();
+        look(&work, &loader);
+    }
+}
+
+fn items(job: &Job<'_>) -> Vec<Item> {
+    let mut found = Vec::new();
+    load_all(job, |_, loader| found.extend_from_slice(loader.items()));
+    found
+}
+
+fn encoded<'a>(mut job: Job<'a>, encoding: Encoding) -> Job<'a> {
+    job.spec.encoding = Some(encoding);
+    job
+}
+
+fn item(blocks: Range<u64>, kind: ItemKind) -> Item {
+    Item { guest: blocks.start * BLOCK..blocks.end * BLOCK, kind }
+}
+
+/// Blocks of bytes, each filled with one.
+fn filled(blocks: &[u8]) -> Vec<u8> {
+    blocks.iter().flat_map(|byte| vec![*byte; BLOCK as usize]).collect()
+}
+
+#[test]
+fn what_is_not_zero_is_data() {
+    let mut bytes = filled(&[1, 1, 0, 0, 1, 0]);
+    // One byte is enough, at either end of its unit.
+    bytes[3 * BLOCK as usize - 1] = 1;
+    bytes[5 * BLOCK as usize] = 1;
+    let source = raw(&bytes);
+    let expected = [item(0..3, ItemKind::Data), item(4..6, ItemKind::Data)];
+    assert_eq!(items(&job(&source, None, 16 * BLOCK)), expected);
+    assert_eq!(items(&Job { sparse: 0, ..job(&source, None, 16 * BLOCK) }), [item(0..6, ItemKind::Data)]);
+    // Where old content is in the target, blocks are stored whole.
+    let device = Job { starts_zeroed: false, ..job(&source, None, 2 * BLOCK) };
+    assert_eq!(items(&device), [item(0..6, ItemKind::Data)]);
+}
+
+#[test]
+fn the_rest_of_a_unit_around_an_island_is_zeros() {
+    // In a buffer that held something else.
+    let source = islands(2 << 20, &[0..1 << 20, (1 << 20) + 10..(1 << 20) + 20]);
+    let mut found = Vec::new();
+    load_all(&job(&source, None, 64 * KIB), |work, loader| {
+        for Item { guest, .. } in loader.items() {
+            found.push((guest.clone(), loader.data(work.range.start, guest).to_vec()));
+        }
+    });
+    let island = [vec![0; 10], vec![1; 10], vec![0; 4096 - 20]].concat();
+    assert_eq!(found[1], (1 << 20..(1 << 20) + 4096, island));
+    assert_eq!(found.len(), 2);
+}
+
+#[test]
+fn what_differs_from_the_base_is_stored() {
+    let source = raw(&filled(&[1, 2, 3, 0, 4, 0, 5, 0, 0]));
+    // It ends one block before the source.
+    let base = raw(&filled(&[1, 1, 1, 9, 4, 0, 0, 9]));
+    let over = |block_size| job(&source, Some(&base), block_size);
+    let expected = [
+        item(1..3, ItemKind::Data),
+        item(3..4, ItemKind::Zero),
+        item(6..7, ItemKind::Data),
+        item(7..8, ItemKind::Zero),
+    ];
+    assert_eq!(items(&over(BLOCK)), expected);
+    // A larger unit is stored whole.
+    assert_eq!(items(&over(2 * BLOCK)), [item(0..4, ItemKind::Data), item(6..8, ItemKind::Data)]);
+    assert_eq!(items(&Job { sparse: 0, ..over(BLOCK) }), [item(0..9, ItemKind::Data)]);
+    let kinds: Vec<_> = items(&encoded(over(BLOCK), Encoding::new(Codec::Deflate)))
+        .into_iter()
+        .map(|Item { guest, kind }| (guest.start / BLOCK..guest.end / BLOCK, matches!(kind, ItemKind::Packed { .. })))
+        .collect();
+    assert_eq!(kinds, [(1..2, true), (2..3, true), (3..4, false), (6..7, true), (7..8, false)]);
+}
+
+#[test]
+fn a_block_that_does_not_shrink_stays_as_it_is() {
+    for codec in [Codec::Deflate, Codec::Zstd] {
+        let source = raw(&[noise(BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat());
+        let job = encoded(job(&source, None, BLOCK), Encoding::new(codec));
+        let found = items(&job);
+        let ItemKind::Packed { place, copied: false } = &found[1].kind else { panic!("{found:?}") };
+        assert!(place.start == 0 && place.len() < BLOCK as usize, "{place:?}");
+        let packed = ItemKind::Packed { place: place.clone(), copied: false };
+        let expected = [item(0..1, ItemKind::Data), item(1..2, packed), item(3..4, ItemKind::Data)];
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn the_last_block_is_encoded_as_a_whole_one() {
+    // The first cell leaves the buffer full of other bytes.
+    let bytes = text((1 << 20) + 700);
+    let source = raw(&bytes);
+    let base = raw(&vec![9; bytes.len()]);
+    for (codec, base) in [(Codec::Deflate, None), (Codec::Zstd, None), (Codec::Deflate, Some(&base))] {
+        let job = encoded(job(&source, base, 64 * KIB), Encoding::new(codec));
+        let mut last = None;
+        load_all(&job, |_, loader| {
+            let Item { guest, kind: ItemKind::Packed { place, .. } } = loader.items().last().unwrap() else { panic!() };
+            last = Some((guest.clone(), loader.packed(place).to_vec()));
+        });
+        let (guest, payload) = last.unwrap();
+        assert_eq!(guest, 1 << 20..(1 << 20) + 1024);
+        let mut block = vec![1; 64 << 10];
+        assert_eq!(Decoder::new().decode(codec, &payload, &mut block).unwrap(), payload.len());
+        assert_eq!(block[..700], bytes[1 << 20..]);
+        assert!(block[700..].iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn payloads_are_taken_over_only_if_any_would_do() {
+    let bytes = [text(3 * BLOCK), vec![0; BLOCK as usize], text(BLOCK + 512)].concat();
+    // Zeros are stored too.
+    let dense = qcow2("cluster_size=4k").compress(true).sparse(0);
+    let file = converted(&dense, &raw(&bytes));
+    let source = open(file.clone(), "qcow2");
+    let default = Encoding::new(Codec::Deflate);
+    let copies = |job: Job<'_>| -> Vec<bool> {
+        let copied = |item: &Item| matches!(item.kind, ItemKind::Packed { copied: true, .. });
+        items(&job).iter().map(copied).collect()
+    };
+    let to = |block_size, encoding| encoded(job(&source, None, block_size), encoding);
+    assert_eq!(copies(to(BLOCK, default.clone())), [true; 5], "all but the zeros");
+    assert_eq!(copies(Job { sparse: 0, ..to(BLOCK, default.clone()) }), [true; 6]);
+    let level = default.level.or(Some(Encoding::default_level(Codec::Deflate)));
+    assert_eq!(copies(to(BLOCK, Encoding { level, ..default.clone() })), [false; 5]);
+    assert_eq!(copies(to(BLOCK, Encoding { window_bits: 12, ..default.clone() })), [false; 5]);
+    assert_eq!(copies(to(BLOCK, Encoding::new(Codec::Zstd))), [false; 5]);
+    assert_eq!(copies(to(2 * BLOCK, default.clone())), [false; 3]);
+    assert_eq!(copies(to(BLOCK / 2, default.clone())), [false; 9]);
+
+    // Taken over as they are, to the byte, without what follows them in their sectors.
+    let mut packed = Vec::new();
+    load_all(&to(BLOCK, default.clone()), |_, loader| {
+        for item in loader.items() {
+            let ItemKind::Packed { place, .. } = &item.kind else { panic!() };
+            packed.push(loader.packed(place).to_vec());
+        }
+    });
+    let mut encoder = Encoder::new(&default);
+    let blocks = [&bytes[..3 * BLOCK as usize], &bytes[4 * BLOCK as usize..], &[0; BLOCK as usize - 512]].concat();
+    let expected: Vec<_> =
+        blocks.chunks(BLOCK as usize).map(|block| encoder.encode(block, block.len()).unwrap().to_vec()).collect();
+    assert_eq!(packed, expected);
+}

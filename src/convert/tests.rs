@@ -1,0 +1,175 @@
+//! Whole conversions, and what the tests of their parts have in common.
+
+use std::io;
+use std::ops::Range;
+
+use super::*;
+use crate::io::{MemFile, ReadAt};
+use crate::open::{OpenOptions, References};
+use crate::tempdir::TempDir;
+
+pub(super) const KIB: u64 = 1 << 10;
+pub(super) const MIB: u64 = 1 << 20;
+
+/// A file that holds a byte that is not zero in each of these ranges, and knows that holes are between them.
+pub(super) struct Islands {
+    pub len: u64,
+    pub data: Vec<Range<u64>>,
+}
+
+impl ReadAt for Islands {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let n = self.len.saturating_sub(offset).min(buf.len() as u64) as usize;
+        for (at, byte) in (offset..).zip(&mut buf[..n]) {
+            *byte = self.data.iter().any(|range| range.contains(&at)).into();
+        }
+        Ok(n)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok(self.data.iter().find(|range| offset < range.end).map(|range| range.start.max(offset)..range.end))
+    }
+}
+
+/// A raw image of `len` bytes with these islands.
+pub(super) fn islands(len: u64, data: &[Range<u64>]) -> Image {
+    open(Arc::new(Islands { len, data: data.to_vec() }), "raw")
+}
+
+pub(super) fn open(source: Arc<dyn ReadAt>, format: &str) -> Image {
+    OpenOptions::new().format(Format::named(format).unwrap()).open_source(source).unwrap()
+}
+
+pub(super) fn raw(bytes: &[u8]) -> Image {
+    open(Arc::new(MemFile::from(bytes.to_vec())), "raw")
+}
+
+/// A conversion to a target that takes blocks of `block_size`, uncompressed.
+pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u64) -> Job<'a> {
+    let spec = WriteSpec {
+        virtual_size: source.virtual_size().next_multiple_of(512),
+        block_size,
+        granule: if base.is_some() { block_size } else { 512 },
+        encoding: None,
+        dense: false,
+        over_backing: base.is_some(),
+    };
+    Job { source, base, spec, sparse: 4096, starts_zeroed: true, target: None }
+}
+
+/// Bytes that do not compress.
+pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2) | 1;
+    let mut next = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 56) as u8
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Bytes that compress, and differ from place to place.
+pub(super) fn text(len: u64) -> Vec<u8> {
+    (0..len.div_ceil(32)).flat_map(|line| format!("{line:>31}\n").into_bytes()).take(len as usize).collect()
+}
+
+pub(super) fn qcow2(options: &str) -> Converter {
+    let mut list = Options::new();
+    list.add_list(options);
+    Converter::new(Format::QCOW2).options(list).sync(false)
+}
+
+/// The bytes of an image that `converter` makes of `source`.
+pub(super) fn converted(converter: &Converter, source: &Image) -> Arc<MemFile> {
+    let file = Arc::new(MemFile::new());
+    converter.convert_to(source, file.clone()).unwrap();
+    file
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.virtual_size() as usize];
+    image.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// Both have their payloads in the same places, and a unit of each reaches over several cells and blocks of the target.
+#[test]
+fn units_of_source_and_base_in_one_place_are_not_mixed_up() {
+    const UNIT: u64 = 2 * MIB;
+    let ours = text(2 * UNIT);
+    let mut theirs = ours.clone();
+    // In each half of the first unit, and at the end of the second.
+    let changes = [5, MIB + 70 * KIB, 2 * UNIT - 1];
+    changes.iter().for_each(|&at| theirs[at as usize] ^= 0xff);
+
+    let dir = TempDir::new();
+    let [base, source] = [("base.qcow2", theirs), ("source.qcow2", ours.clone())].map(|(name, bytes)| {
+        let path = dir.join(name);
+        qcow2("cluster_size=2M").compress(true).convert(&raw(&bytes), &path).unwrap();
+        move || Image::open(&path).unwrap()
+    });
+    let first = |image: &Image| image.spans(0..UNIT).next().unwrap().unwrap().kind;
+    assert_eq!(first(&source()), first(&base()), "the payloads do not lie in the same place");
+
+    for compress in [false, true] {
+        for options in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on"] {
+            let overlay = dir.join("overlay.qcow2");
+            let converter = qcow2(options).compress(compress).backing(base(), "base.qcow2");
+            let report = converter.convert(&source(), &overlay).unwrap();
+            let image = OpenOptions::new().references(References::Beside).open(&overlay).unwrap();
+            assert_eq!(image.depth(), 2);
+            assert!(content(&image) == ours, "{options}, {compress}");
+            let granule = if options == "cluster_size=64k" || compress && options == "extended_l2=on" { 64 } else { 4 };
+            assert_eq!(report.data_bytes, 3 * granule * KIB, "{options}, {compress}");
+        }
+    }
+}
+
+#[test]
+fn a_report_counts_what_was_done() {
+    // Two blocks that compress, one that does not, one of zeros, and 100 bytes.
+    let bytes = [text(128 * KIB), noise(64 * KIB, 1), vec![0; 64 << 10], vec![7; 100]].concat();
+    let source = raw(&bytes);
+    let converter = qcow2("").compress(true);
+    let file = Arc::new(MemFile::new());
+    let report = converter.convert_to(&source, file.clone()).unwrap();
+    let expected = Report {
+        source_format: "raw",
+        format: "qcow2",
+        virtual_size: 256 * KIB + 512,
+        padding: 412,
+        data_bytes: 192 * KIB + 512,
+        compressed_blocks: 3,
+        copied_blocks: 0,
+        written_bytes: report.written_bytes,
+    };
+    assert_eq!(report, expected);
+    assert!((64 * KIB..80 * KIB).contains(&report.written_bytes), "{report:?}");
+
+    let again = converter.convert_to(&open(file.clone(), "qcow2"), Arc::new(MemFile::new())).unwrap();
+    let expected = Report { source_format: "qcow2", padding: 0, copied_blocks: 3, ..report };
+    assert_eq!(again, expected);
+}
+
+#[test]
+fn the_smallest_run_of_zeros_is_a_power_of_two_within_bounds() {
+    for (asked, kept) in [(0, 0), (1, 512), (4095, 2048), (4096, 4096), (u64::MAX, MAX_SPARSE)] {
+        assert_eq!(Converter::new(Format::RAW).sparse(asked).sparse, kept);
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let mut bytes = text(9 * MIB + 300);
+    bytes[MIB as usize..5 * MIB as usize].fill(0);
+    let source = raw(&bytes);
+    for converter in [qcow2(""), qcow2("cluster_size=4k").compress(true), Converter::new(Format::RAW)] {
+        let one = converted(&converter.clone().threads(1), &source).to_vec();
+        for threads in [2, 7] {
+            assert!(converted(&converter.clone().threads(threads), &source).to_vec() == one, "{threads}");
+        }
+    }
+}

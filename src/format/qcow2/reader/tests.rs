@@ -1,0 +1,383 @@
+//! Extents of images that are put together by hand.
+
+use super::*;
+use crate::codec::Codec;
+use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
+use crate::format::qcow2::refcount::{max_count, set_count};
+use crate::io::{MemFile, WriteAt};
+use crate::limits::{Budget, Limits};
+
+/// Bytes in a cluster, unless a test says something else.
+const CLUSTER: u64 = 512;
+/// Guest bytes that an L2 table maps.
+const COVERAGE: u64 = 64 * CLUSTER;
+const REFCOUNT_TABLE: u64 = CLUSTER;
+const REFCOUNT_BLOCK: u64 = 2 * CLUSTER;
+const L1: u64 = 3 * CLUSTER;
+const L2: u64 = 4 * CLUSTER;
+
+/// A file whose reads are counted.
+#[derive(Default)]
+struct Counted {
+    file: MemFile,
+    reads: Mutex<Vec<u64>>,
+}
+
+impl ReadAt for Counted {
+    fn size(&self) -> std::io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.reads.lock().unwrap().push(offset);
+        self.file.read_at(buf, offset)
+    }
+}
+
+fn put(file: &MemFile, at: u64, value: u64) {
+    file.write_all_at(&value.to_be_bytes(), at).unwrap();
+}
+
+fn put_u32(file: &MemFile, at: u64, value: u32) {
+    file.write_all_at(&value.to_be_bytes(), at).unwrap();
+}
+
+/// An image of `len` bytes for a disk of `size`, with an L1 table at [`L1`] and these 8 bytes at these places.
+fn image(cluster_bits: u32, size: u64, len: u64, words: &[(u64, u64)]) -> MemFile {
+    let file = MemFile::new();
+    file.set_len(len).unwrap();
+    file.write_all_at(b"QFI\xfb\0\0\0\x03", 0).unwrap();
+    let entry_size = if words.contains(&(72, 16)) { 16 } else { 8 };
+    let coverage = (1 << (2 * cluster_bits)) / entry_size;
+    put_u32(&file, 20, cluster_bits);
+    put(&file, 24, size);
+    put_u32(&file, 36, size.div_ceil(coverage) as u32);
+    put(&file, 40, (L1 / CLUSTER) << cluster_bits);
+    put(&file, 48, (REFCOUNT_TABLE / CLUSTER) << cluster_bits);
+    put_u32(&file, 56, 1);
+    put_u32(&file, 96, 4);
+    put_u32(&file, 100, 112);
+    words.iter().for_each(|&(at, value)| put(&file, at, value));
+    file
+}
+
+/// An image with one L2 table, which has these entries, and clusters up to number 31.
+fn mapped(entries: &[u64]) -> MemFile {
+    let words = entries.iter().enumerate().map(|(index, entry)| (L2 + index as u64 * 8, *entry));
+    let words: Vec<_> = [(L1, L2 | COPIED)].into_iter().chain(words).collect();
+    image(9, COVERAGE, 32 * CLUSTER, &words)
+}
+
+fn open_with(file: Arc<dyn ReadAt>, snapshot: Option<&str>, other: Option<Arc<dyn ReadAt>>) -> Result<Reader> {
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    Reader::open(file, &OpenContext { limits: &limits, budget: &budget, snapshot, file: &|_| Ok(other.clone()) })
+}
+
+fn open(file: MemFile) -> Reader {
+    open_with(Arc::new(file), None, None).unwrap()
+}
+
+/// The first `count` extents.
+fn extents(reader: &Reader, count: usize) -> Vec<(Range<u64>, ExtentKind)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while found.len() < count && at < reader.info.virtual_size {
+        let extent = reader.extent_at(at).unwrap();
+        assert_eq!(extent.offset, at);
+        at = extent.end();
+        found.push((extent.offset..at, extent.kind));
+    }
+    found
+}
+
+fn data(offset: u64) -> ExtentKind {
+    ExtentKind::Data(Location { file: IMAGE, offset })
+}
+
+fn zero(offset: u64) -> ExtentKind {
+    ExtentKind::Zero { allocated: Some(Location { file: IMAGE, offset }) }
+}
+
+const NO_PLACE: ExtentKind = ExtentKind::Zero { allocated: None };
+
+/// Where the field is that an error blames, and what is wrong with it.
+fn blame(error: Error) -> (String, u64, Problem) {
+    match error {
+        Error::Corrupt(fault) => (fault.field.into_owned(), fault.at, fault.problem),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn clusters_that_follow_each_other_are_one_extent() {
+    let entries = [8, 9, 10, 12, 0, 0, 0, 13, 14, 16].map(|cluster| cluster * CLUSTER);
+    let mut entries = entries.to_vec();
+    entries[4] = ZERO;
+    entries[5] = ZERO | (20 * CLUSTER);
+    entries[6] = ZERO | (21 * CLUSTER);
+    let reader = open(mapped(&entries));
+    let at = |cluster: u64| cluster * CLUSTER;
+    let expected = [
+        (0..at(3), data(at(8))),
+        (at(3)..at(4), data(at(12))),
+        (at(4)..at(5), NO_PLACE),
+        (at(5)..at(7), zero(at(20))),
+        (at(7)..at(9), data(at(13))),
+        (at(9)..at(10), data(at(16))),
+        (at(10)..at(64), ExtentKind::Hole),
+    ];
+    assert_eq!(extents(&reader, 99), expected);
+    let middle = reader.extent_at(700).unwrap();
+    assert_eq!(middle, Extent { offset: 700, len: at(3) - 700, kind: data(at(8) + 700) });
+}
+
+#[test]
+fn an_extent_ends_with_its_table_and_with_the_disk() {
+    let words = [(L1, L2), (L1 + 8, L2 + CLUSTER), (L2 + 63 * 8, 8 * CLUSTER), (L2 + CLUSTER, 9 * CLUSTER)];
+    let reader = open(image(9, COVERAGE + 100, 10 * CLUSTER, &words));
+    let last = COVERAGE - CLUSTER;
+    let expected = [
+        (0..last, ExtentKind::Hole),
+        (last..COVERAGE, data(8 * CLUSTER)),
+        (COVERAGE..COVERAGE + 100, data(9 * CLUSTER)),
+    ];
+    assert_eq!(extents(&reader, 99), expected);
+}
+
+#[test]
+fn a_fault_is_told_where_it_is_and_not_before() {
+    let file_len = 32 * CLUSTER;
+    for (entry, problem) in [
+        (2 | (10 * CLUSTER), Problem::Reserved { value: 2 | (10 * CLUSTER), bits: 2 }),
+        (32 * CLUSTER, Problem::OutOfBounds { offset: file_len, len: CLUSTER, file_len }),
+        (1 << 55, Problem::OutOfBounds { offset: 1 << 55, len: CLUSTER, file_len }),
+        (COMPRESSED | file_len, Problem::OutOfBounds { offset: file_len, len: 512, file_len }),
+        (COMPRESSED | COPIED, Problem::Reserved { value: COMPRESSED | COPIED, bits: COPIED }),
+    ] {
+        let reader = open(mapped(&[8 * CLUSTER, 9 * CLUSTER, entry, 11 * CLUSTER]));
+        assert_eq!(extents(&reader, 1), [(0..2 * CLUSTER, data(8 * CLUSTER))], "{entry:#x}");
+        let error = reader.extent_at(2 * CLUSTER).unwrap_err();
+        assert_eq!(blame(error), ("L2 entry".to_owned(), L2 + 16, problem), "{entry:#x}");
+        assert_eq!(reader.extent_at(3 * CLUSTER).unwrap().kind, data(11 * CLUSTER));
+    }
+}
+
+#[test]
+fn holes_span_empty_l1_entries_and_end_at_bad_ones() {
+    let (size, file_len) = (5 * COVERAGE - 100, 6 * CLUSTER);
+    let words = [(L1 + 8, COPIED), (L1 + 16, L2), (L2 + 8, ZERO)];
+    let reader = open(image(9, size, file_len, &words));
+    let (table, end) = (2 * COVERAGE, 3 * COVERAGE);
+    let expected = [
+        (0..table, ExtentKind::Hole),
+        (table..table + CLUSTER, ExtentKind::Hole),
+        (table + CLUSTER..table + 2 * CLUSTER, NO_PLACE),
+        (table + 2 * CLUSTER..end, ExtentKind::Hole),
+        (end..size, ExtentKind::Hole),
+    ];
+    assert_eq!(extents(&reader, 99), expected);
+    assert_eq!(reader.extent_at(5).unwrap().len, 2 * COVERAGE - 5);
+    for (entry, problem) in [
+        (1, Problem::Reserved { value: 1, bits: 1 }),
+        (file_len, Problem::OutOfBounds { offset: file_len, len: CLUSTER, file_len }),
+    ] {
+        let reader = open(image(9, size, file_len, &[(L1 + 8, entry)]));
+        assert_eq!(extents(&reader, 1), [(0..COVERAGE, ExtentKind::Hole)]);
+        let error = reader.extent_at(COVERAGE).unwrap_err();
+        assert_eq!(blame(error), ("L1 entry".to_owned(), L1 + 8, problem));
+    }
+}
+
+#[test]
+fn a_long_hole_is_followed_piece_by_piece() {
+    let entries = Reader::HOLE_ENTRIES as u64 + 10;
+    let reader = open(image(9, entries * COVERAGE, L1 + entries * 8, &[]));
+    let end = (entries - 10) * COVERAGE;
+    let expected = [(0..end, ExtentKind::Hole), (end..entries * COVERAGE, ExtentKind::Hole)];
+    assert_eq!(extents(&reader, 99), expected);
+}
+
+#[test]
+fn compressed_clusters_stand_alone_and_may_end_with_the_file() {
+    let host = 31 * CLUSTER + 5;
+    let file = mapped(&[encode_compressed(8 * CLUSTER, 300, 9), encode_compressed(host, 400, 9)]);
+    file.set_len(host + 10).unwrap();
+    let reader = open(file);
+    let kind = |offset, stored_len, unit| {
+        let (at, unit_len) = (Location { file: IMAGE, offset }, CLUSTER as u32);
+        ExtentKind::Compressed(Compressed { at, stored_len, codec: Codec::Deflate, unit, unit_len })
+    };
+    let expected = [(0..CLUSTER, kind(8 * CLUSTER, 512, 0)), (CLUSTER..2 * CLUSTER, kind(host, 10, CLUSTER))];
+    assert_eq!(extents(&reader, 2), expected);
+    let middle = Extent { offset: 600, len: 2 * CLUSTER - 600, kind: kind(host, 10, CLUSTER) };
+    assert_eq!(reader.extent_at(600).unwrap(), middle);
+}
+
+#[test]
+fn subclusters_of_all_states() {
+    const CLUSTER: u64 = 16 << 10;
+    const SUB: u64 = 512;
+    let l2 = 4 * CLUSTER;
+    let entries = [
+        // Hole, data, data, zero, holes, zero.
+        (5 * CLUSTER, 1 << 63 | 1 << 35 | 0b110),
+        (0, 0xffff_ffff << 32),
+        // The rest of this cluster and the next one are one run.
+        (6 * CLUSTER, 0xffff_fff0),
+        (7 * CLUSTER, 0xffff_ffff),
+        // All subclusters are holes, whatever the cluster.
+        (8 * CLUSTER, 0),
+    ];
+    let mut words = vec![(72, 16), (3 * CLUSTER, l2)];
+    for (index, (entry, bitmap)) in entries.into_iter().enumerate() {
+        words.extend([(l2 + index as u64 * 16, entry), (l2 + index as u64 * 16 + 8, bitmap)]);
+    }
+    let reader = open(image(14, 4 * CLUSTER + 700, 9 * CLUSTER, &words));
+    assert_eq!(reader.map_unit(), Some(SUB));
+    let expected = [
+        (0..SUB, ExtentKind::Hole),
+        (SUB..3 * SUB, data(5 * CLUSTER + SUB)),
+        (3 * SUB..4 * SUB, zero(5 * CLUSTER + 3 * SUB)),
+        (4 * SUB..31 * SUB, ExtentKind::Hole),
+        (31 * SUB..CLUSTER, zero(5 * CLUSTER + 31 * SUB)),
+        (CLUSTER..2 * CLUSTER, NO_PLACE),
+        (2 * CLUSTER..2 * CLUSTER + 4 * SUB, ExtentKind::Hole),
+        (2 * CLUSTER + 4 * SUB..4 * CLUSTER, data(6 * CLUSTER + 4 * SUB)),
+        (4 * CLUSTER..4 * CLUSTER + 700, ExtentKind::Hole),
+    ];
+    assert_eq!(extents(&reader, 99), expected);
+    let middle = Extent { offset: SUB + 9, len: 2 * SUB - 9, kind: data(5 * CLUSTER + SUB + 9) };
+    assert_eq!(reader.extent_at(SUB + 9).unwrap(), middle);
+}
+
+/// An image with the snapshots "1" called "2" and "2" called "first", on disks of one and two tables' size.
+fn with_snapshots() -> MemFile {
+    let table = 8 * CLUSTER;
+    let l2_of = |l1: u64| l1 + CLUSTER;
+    let (l1_a, l1_b) = (10 * CLUSTER, 12 * CLUSTER);
+    let words = [
+        (56, 1 << 32 | 2),
+        (64, table),
+        (l1_a, l2_of(l1_a)),
+        (l1_b, l2_of(l1_b)),
+        (l2_of(l1_a), 20 * CLUSTER),
+        (l2_of(l1_b), 21 * CLUSTER),
+    ];
+    let file = image(9, COVERAGE, 32 * CLUSTER, &words);
+    for (at, l1, size, names) in [(table, l1_a, COVERAGE, b"12"), (table + 64, l1_b, 2 * COVERAGE - 5, b"2f")] {
+        put(&file, at, l1);
+        put_u32(&file, at + 8, 2);
+        put_u32(&file, at + 12, 1 << 16 | 1);
+        put_u32(&file, at + 36, 16);
+        put(&file, at + 48, size);
+        file.write_all_at(names, at + 56).unwrap();
+    }
+    file
+}
+
+#[test]
+fn a_snapshot_is_named_by_its_id_or_else_by_its_name() {
+    let file = Arc::new(with_snapshots());
+    let first = |wanted| {
+        let reader = open_with(file.clone(), wanted, None)?;
+        Ok::<_, Error>((reader.extent_at(0)?.kind, reader.info.virtual_size))
+    };
+    assert_eq!(first(None).unwrap(), (ExtentKind::Hole, COVERAGE));
+    assert_eq!(first(Some("1")).unwrap(), (data(20 * CLUSTER), COVERAGE));
+    assert_eq!(first(Some("2")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
+    assert_eq!(first(Some("f")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
+    let error = first(Some("3")).unwrap_err();
+    assert_eq!(error.kind(), "usage");
+    assert_eq!(error.to_string(), r#"there is no snapshot "3" in the image; there are 2, f"#);
+    // A fault is told in the snapshot's table, and spoils this snapshot only.
+    put(&file, 10 * CLUSTER, 3);
+    let error = first(Some("1")).unwrap_err();
+    assert_eq!(blame(error), ("L1 entry".to_owned(), 10 * CLUSTER, Problem::Reserved { value: 3, bits: 3 }));
+    put(&file, 8 * CLUSTER, 0);
+    assert_eq!(first(Some("1")).unwrap_err().kind(), "overlap");
+    assert!(first(Some("2")).is_ok());
+}
+
+#[test]
+fn the_tables_used_last_are_not_read_again() {
+    let words: Vec<_> = (0..6).map(|index| (L1 + index * 8, L2 + index * CLUSTER)).collect();
+    let file = Arc::new(Counted { file: image(9, 6 * COVERAGE, 16 * CLUSTER, &words), ..Counted::default() });
+    let reader = open_with(file.clone(), None, None).unwrap();
+    file.reads.lock().unwrap().clear();
+    for table in [0, 0, 1, 2, 3, 0, 4, 0, 2, 1, 3] {
+        reader.extent_at(table * COVERAGE + 77).unwrap();
+    }
+    // Table 4 pushed out 1, and 1 then 3.
+    let expected = [0, 1, 2, 3, 4, 1, 3].map(|table| L2 + table * CLUSTER);
+    assert_eq!(*file.reads.lock().unwrap(), expected);
+}
+
+#[test]
+fn references_are_what_the_image_counts() {
+    for order in 0..=6 {
+        let file = mapped(&[]);
+        put_u32(&file, 96, order);
+        put(&file, REFCOUNT_TABLE, REFCOUNT_BLOCK);
+        let mut block = vec![0; CLUSTER as usize];
+        set_count(&mut block, order, 9, 1);
+        set_count(&mut block, order, 11, max_count(order));
+        file.write_all_at(&block, REFCOUNT_BLOCK).unwrap();
+        let reader = open(file);
+        let counts = [8, 9, 10, 11].map(|cluster| reader.references(cluster * CLUSTER + 511));
+        assert_eq!(counts, [0, 1, 0, max_count(order)], "order {order}");
+        // There is no other block, and no entry for what is farther away than the table reaches.
+        assert_eq!((reader.references(1 << 30), reader.references(u64::MAX)), (1, 1));
+    }
+}
+
+#[test]
+fn metadata_is_told_piece_by_piece_and_a_table_named_twice_refused() {
+    let words = [(L1, L2), (L1 + 16, L2 + CLUSTER), (L1 + 24, 1), (REFCOUNT_TABLE, REFCOUNT_BLOCK)];
+    let file = Arc::new(image(9, 4 * COVERAGE, 16 * CLUSTER, &words));
+    let claim = || {
+        let mut claimed = Vec::<Range<u64>>::new();
+        let free = |claimed: &[Range<u64>], range: &Range<u64>| {
+            claimed.iter().all(|other| other.end <= range.start || range.end <= other.start)
+        };
+        let reader = open_with(file.clone(), None, None).unwrap();
+        let result = reader.metadata(&mut |range| {
+            let is_free = free(&claimed, &range);
+            claimed.push(range);
+            is_free
+        });
+        result.map(|()| claimed)
+    };
+    let cluster = |at| at..at + CLUSTER;
+    let expected =
+        [cluster(0), L1..L1 + 32, cluster(L2), cluster(L2 + CLUSTER), cluster(REFCOUNT_TABLE), cluster(REFCOUNT_BLOCK)];
+    assert_eq!(claim().unwrap(), expected);
+    for offset in [L2, L1] {
+        put(&file, L1 + 16, offset);
+        let problem = Problem::Overlap { offset, with: "other metadata" };
+        assert_eq!(blame(claim().unwrap_err()), ("L1 entry".to_owned(), L1 + 16, problem));
+    }
+}
+
+#[test]
+fn in_a_data_file_a_cluster_lies_at_its_guest_offset() {
+    let file = mapped(&[COPIED, COPIED | CLUSTER, COPIED | (5 * CLUSTER), 3 * CLUSTER, COPIED | ZERO | (9 * CLUSTER)]);
+    put(&file, 72, 4);
+    let file = Arc::new(file);
+    let other = |len: u64| Some(Arc::new(MemFile::from(vec![1; len as usize])) as Arc<dyn ReadAt>);
+    let reader = open_with(file.clone(), None, other(4 * CLUSTER)).unwrap();
+    assert_eq!(reader.info.files.len(), 1);
+    let at = |offset| Location { file: DATA, offset };
+    assert_eq!(extents(&reader, 1), [(0..2 * CLUSTER, ExtentKind::Data(at(0)))]);
+    let (field, place, problem) = blame(reader.extent_at(2 * CLUSTER + 7).unwrap_err());
+    assert_eq!((&*field, place), ("L2 entry", L2 + 16));
+    assert!(matches!(problem, Problem::Rule { value, .. } if value == 5 * CLUSTER + 7), "{problem}");
+    let kind = |offset| reader.extent_at(offset).unwrap().kind;
+    assert_eq!(kind(3 * CLUSTER), ExtentKind::Data(at(3 * CLUSTER)));
+    assert_eq!(kind(4 * CLUSTER), ExtentKind::Zero { allocated: Some(at(9 * CLUSTER)) });
+    // The length that counts is that of the data file, if it is known.
+    let reader = open_with(file.clone(), None, other(4 * CLUSTER - 1)).unwrap();
+    let problem = Problem::OutOfBounds { offset: 3 * CLUSTER, len: CLUSTER, file_len: 4 * CLUSTER - 1 };
+    assert_eq!(blame(reader.extent_at(3 * CLUSTER).unwrap_err()), ("L2 entry".to_owned(), L2 + 24, problem));
+    let reader = open_with(file, None, None).unwrap();
+    assert_eq!(reader.extent_at(3 * CLUSTER).unwrap().kind, ExtentKind::Data(at(3 * CLUSTER)));
+}

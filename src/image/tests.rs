@@ -1,0 +1,147 @@
+//! Chains of layers that are made up.
+
+use std::io::{Read, Seek, SeekFrom};
+
+use super::*;
+use crate::extent::Location;
+use crate::io::MemFile;
+
+/// A layer with these extents, and holes between them.
+struct Fake(ImageInfo, Vec<Extent>);
+
+impl SparseRead for Fake {
+    fn info(&self) -> &ImageInfo {
+        &self.0
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        assert!(offset < self.0.virtual_size);
+        let next = self.1.iter().find(|extent| offset < extent.end());
+        let end = next.map_or(self.0.virtual_size, |extent| extent.offset);
+        let hole = Extent { offset, len: end.saturating_sub(offset), kind: ExtentKind::Hole };
+        Ok(next.filter(|_| end <= offset).map_or(hole, |extent| extent.clip(offset, extent.end())))
+    }
+
+    fn map_unit(&self) -> Option<u64> {
+        None
+    }
+
+    fn references(&self, _offset: u64) -> u64 {
+        1
+    }
+
+    fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+const TOP: Location = Location { file: FileId(0), offset: 0 };
+
+fn layer(virtual_size: u64, extents: Vec<Extent>, file: Vec<u8>) -> Layer {
+    let info = ImageInfo { virtual_size, ..ImageInfo::default() };
+    let files = vec![SourceFile::new(Arc::new(MemFile::from(file)), None).unwrap()];
+    Layer { reader: Box::new(Fake(info, extents)), format: Format::RAW, files }
+}
+
+/// A layer whose bytes are 1, 2, 3 and so on.
+fn counting(len: u64) -> Layer {
+    let data = Extent { offset: 0, len, kind: ExtentKind::Data(TOP) };
+    layer(len, vec![data], (1..=len as u8).collect())
+}
+
+/// A disk of 100 bytes, of which the top has the bytes 10 to 12, and zeros to 14.
+fn over(parent: Layer) -> Image {
+    let data = Extent { offset: 10, len: 2, kind: ExtentKind::Data(TOP.advance(1)) };
+    let zeros = Extent { offset: 12, len: 2, kind: ExtentKind::Zero { allocated: None } };
+    Image::new(vec![layer(100, vec![data, zeros], vec![0, 201, 202]), parent])
+}
+
+#[test]
+fn a_parent_shows_as_far_as_it_reaches() {
+    for parent_len in [99, 100, 101, 13, 10, 1] {
+        let image = over(counting(parent_len));
+        let mut expected = [0; 100];
+        for at in 0..parent_len.min(100) {
+            expected[at as usize] = at as u8 + 1;
+        }
+        expected[10..14].copy_from_slice(&[201, 202, 0, 0]);
+        let mut bytes = [7; 100];
+        image.read_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, expected, "{parent_len}");
+        for at in 0..100 {
+            let mut byte = [7];
+            image.read_at(&mut byte, at).unwrap();
+            assert_eq!(byte[0], expected[at as usize], "{at} over {parent_len}");
+        }
+    }
+}
+
+#[test]
+fn spans_are_looked_up_through_the_layers() {
+    let image = over(counting(99));
+    let spans: Vec<_> = image.spans(5..u64::MAX).map(|span| span.unwrap()).collect();
+    let span = |range: Range<u64>, kind, depth| Span { offset: range.start, len: range.end - range.start, kind, depth };
+    let data = |offset| ExtentKind::Data(TOP.advance(offset));
+    let expected = [
+        span(5..10, data(5), 1),
+        span(10..12, data(1), 0),
+        span(12..14, ExtentKind::Zero { allocated: None }, 0),
+        span(14..99, data(14), 1),
+        span(99..100, ExtentKind::Hole, 0),
+    ];
+    assert_eq!(spans, expected);
+    assert_eq!(image.spans(11..13).map(|span| span.unwrap().len).collect::<Vec<_>>(), [1, 1]);
+    assert_eq!(image.spans(100..200).count(), 0);
+    assert_eq!(image.spans(0..0).count(), 0);
+}
+
+#[test]
+fn a_longer_parent_is_cut_even_below_a_shorter_one() {
+    // The layer in the middle ends the disk of those below it.
+    let image = Image::new(vec![layer(100, vec![], vec![]), layer(50, vec![], vec![]), counting(80)]);
+    let mut bytes = [7; 100];
+    image.read_at(&mut bytes, 0).unwrap();
+    assert!(bytes[..50].iter().copied().eq(1..=50) && bytes[50..].iter().all(|&byte| byte == 0), "{bytes:?}");
+}
+
+#[test]
+fn nothing_is_read_past_the_end() {
+    let image = over(counting(100));
+    for (len, offset) in [(1, 100), (101, 0), (2, 99), (1, u64::MAX), (0, 101)] {
+        let error = image.read_at(&mut vec![0; len], offset).unwrap_err();
+        assert_eq!(error.kind(), "usage", "{len} at {offset}");
+    }
+    image.read_at(&mut [], 100).unwrap();
+    image.read_at(&mut [0], 99).unwrap();
+}
+
+#[test]
+fn a_stream_ends_with_the_disk() {
+    let image = over(counting(100));
+    let mut reader = image.reader();
+    let mut bytes = [0; 8];
+    assert_eq!(reader.seek(SeekFrom::End(-3)).unwrap(), 97);
+    assert_eq!((reader.read(&mut bytes).unwrap(), &bytes[..4]), (3, &[98, 99, 100, 0][..]));
+    assert_eq!(reader.read(&mut bytes).unwrap(), 0);
+    for past in [SeekFrom::Start(100), SeekFrom::Start(u64::MAX), SeekFrom::End(7)] {
+        reader.seek(past).unwrap();
+        assert_eq!(reader.read(&mut bytes).unwrap(), 0, "{past:?}");
+    }
+    reader.seek(SeekFrom::Start(10)).unwrap();
+    assert_eq!(reader.seek(SeekFrom::Current(-1)).unwrap(), 9);
+    for wrong in [SeekFrom::Current(-10), SeekFrom::End(-101)] {
+        assert_eq!(reader.seek(wrong).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+    // A seek that fails moves nothing.
+    assert_eq!((reader.read(&mut bytes[..2]).unwrap(), &bytes[..2]), (2, &[10, 201][..]));
+}
+
+#[test]
+fn missing_bytes_are_an_error_that_says_which() {
+    let data = Extent { offset: 0, len: 100, kind: ExtentKind::Data(TOP) };
+    let image = Image::new(vec![layer(100, vec![data], vec![1; 60])]);
+    image.read_at(&mut [0; 60], 0).unwrap();
+    let error = image.read_at(&mut [0; 20], 50).unwrap_err();
+    assert!(matches!(&error, Error::Guest { range, .. } if *range == (50..70)), "{error}");
+    assert_eq!(error.kind(), "io");
+}
