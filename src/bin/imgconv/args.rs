@@ -71,11 +71,11 @@ impl Command {
     pub fn style(&self) -> Style {
         match self {
             Command::Convert(args) => args.output.style,
-            Command::Info(args) => args.output.style,
+            Command::Info(args) => args.input.output.style,
             Command::Create(args) => args.output.style,
-            Command::Check(args) => args.output.style,
+            Command::Check(args) => args.input.output.style,
             Command::Compare(args) => args.output.style,
-            Command::Map(args) => args.output.style,
+            Command::Map(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
         }
@@ -101,6 +101,31 @@ pub struct Follow {
     /// Format of a backing file whose format the image does not state
     #[arg(long, value_name = "FMT", value_parser = format)]
     backing_format: Option<Format>,
+}
+
+/// The image that a command looks at.
+#[derive(Debug, clap::Args)]
+pub struct Input {
+    /// Format of FILE; without it, found by the content
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = self::format)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    follow: Follow,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The image
+    #[arg(value_parser = self::file())]
+    pub file: PathBuf,
+}
+
+impl Input {
+    /// How to open it.
+    pub fn options(&self) -> OpenOptions {
+        self.follow.options(self.format)
+    }
 }
 
 /// The image that a new one lies over.

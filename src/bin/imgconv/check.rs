@@ -1,13 +1,12 @@
 //! `imgconv check`
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use diskimage::{CheckReport, Error, Format};
 use serde_json::{Map, Value};
 
-use crate::args::{self, Follow, Outcome, Output};
+use crate::args::{Input, Outcome};
 use crate::failure::{self, Failure};
 use crate::output::{self, Style};
 
@@ -15,23 +14,12 @@ use crate::output::{self, Style};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE; without it, found by the content
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     /// Say nothing but what is wrong
     #[arg(short = 'q', long)]
     quiet: bool,
 
     #[command(flatten)]
-    follow: Follow,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// The image to examine
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub input: Input,
 }
 
 const AFTER_HELP: &str = "\
@@ -49,8 +37,8 @@ const NO_CHECKS: u8 = 63;
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let report = self.follow.options(self.format).check(&self.file).map_err(|error| self.failure(error))?;
-        match self.output.style {
+        let report = self.input.options().check(&self.input.file).map_err(|error| self.failure(error))?;
+        match self.input.output.style {
             Style::Json => output::print_json(&self.json(&report))?,
             Style::Human => {
                 for message in &report.messages {
@@ -67,7 +55,7 @@ impl Args {
     fn failure(&self, error: Error) -> Failure {
         match error.root() {
             Error::Unsupported { format, .. } if Format::named(format).is_ok_and(|format| !format.can_check()) => {
-                let file = self.file.to_string_lossy();
+                let file = self.input.file.to_string_lossy();
                 Failure::new("unsupported", format!("{file}: the format {format} does not support checks"))
                     .with("path", file)
                     .with("format", *format)
@@ -80,7 +68,7 @@ impl Args {
     /// With qemu-img's keys, and as there without those that are 0; `messages` is ours.
     fn json(&self, report: &CheckReport) -> Value {
         let mut object = Map::new();
-        object.insert("filename".into(), self.file.to_string_lossy().into());
+        object.insert("filename".into(), self.input.file.to_string_lossy().into());
         object.insert("format".into(), report.format.into());
         object.insert("check-errors".into(), report.check_errors.into());
         for (key, count) in [

@@ -1,13 +1,13 @@
 //! `imgconv info`
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{Format, Inspection, Name, Reference};
+use diskimage::{Inspection, Name, Reference};
 use serde_json::{Map, Value, json};
 
-use crate::args::{self, Follow, Outcome, Output};
+use crate::args::{Input, Outcome};
 use crate::output::{self, Style, human_properties, human_size, to_json_object};
 use crate::snapshot;
 
@@ -15,23 +15,12 @@ use crate::snapshot;
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE; without it, found by the content
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     /// Show the backing files too, as --references allows; FILE first
     #[arg(long)]
     backing_chain: bool,
 
     #[command(flatten)]
-    follow: Follow,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// The image
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub input: Input,
 }
 
 const AFTER_HELP: &str = "\
@@ -43,12 +32,12 @@ Examples:
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let options = self.follow.options(self.format);
+        let options = self.input.options();
         let chain = match self.backing_chain {
-            true => options.inspect_chain(&self.file)?,
-            false => vec![options.inspect(&self.file)?],
+            true => options.inspect_chain(&self.input.file)?,
+            false => vec![options.inspect(&self.input.file)?],
         };
-        match self.output.style {
+        match self.input.output.style {
             Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
             Style::Json if self.backing_chain => output::print_json(&chain.iter().map(json).collect())?,
             Style::Json => chain.iter().map(json).try_for_each(|image| output::print_json(&image))?,

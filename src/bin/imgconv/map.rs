@@ -1,13 +1,13 @@
 //! `imgconv map`
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use diskimage::extent::ExtentKind;
-use diskimage::{Format, Image, Name, Result, Span};
+use diskimage::{Image, Name, Result, Span};
 
-use crate::args::{self, Follow, Outcome, Output};
+use crate::args::{Input, Outcome};
 use crate::failure::Failure;
 use crate::output::{Stdout, Style};
 
@@ -15,19 +15,8 @@ use crate::output::{Stdout, Style};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE; without it, found by the content
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     #[command(flatten)]
-    follow: Follow,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// The image
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub input: Input,
 }
 
 const AFTER_HELP: &str = "\
@@ -38,11 +27,11 @@ they are.";
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let image = self.follow.options(self.format).open(&self.file)?;
+        let image = self.input.options().open(&self.input.file)?;
         // The metadata is read twice: so a bad image leaves nothing on standard output, and a large map is never in memory.
         entries(&image).try_for_each(|entry| entry.map(drop))?;
         let mut stdout = Stdout::new();
-        match self.output.style {
+        match self.input.output.style {
             Style::Human => print_table(&image, &mut stdout)?,
             Style::Json => print_json(&image, &mut stdout)?,
         }
