@@ -200,7 +200,7 @@ impl Converter {
         self.make(target.as_ref(), None, size)
     }
 
-    /// Writes what the guest of `source` sees to an image in `out`, which is empty or a device.
+    /// Writes what the guest of `source` sees to an image in `out`, which is emptied unless it is a device.
     ///
     /// # Errors
     /// Whatever reading and writing meets. What `out` then holds is not an image.

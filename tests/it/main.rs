@@ -12,6 +12,8 @@ mod fuzzing;
 mod hostile;
 mod huge;
 mod interop;
+#[cfg(feature = "mmap")]
+mod mmap;
 mod output;
 mod references;
 mod support;

@@ -23,5 +23,6 @@ pub fn unpack(gz: &[u8]) -> Vec<u8> {
     let mut out = vec![0; u32::from_le_bytes(trailer[4..].try_into().unwrap()) as usize];
     let used = Decoder::new().decode(Codec::Deflate, &body[at..], &mut out).unwrap();
     assert_eq!(at + used, body.len(), "bytes past the end of the gzip stream");
+    assert_eq!(crc32fast::hash(&out).to_le_bytes(), trailer[..4], "the check sum");
     out
 }
