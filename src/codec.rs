@@ -317,9 +317,9 @@ fn zstd_compressor(level: i32) -> FrameCompressor {
     let level = CompressionLevel::from_level(level);
     let mut compressor = FrameCompressor::new(level);
     if level == CompressionLevel::from_level(1) {
-        // This level would use a table of 32 KiB. One of 128 KiB costs hardly any time, and units
+        // This level would use a table of 32 KiB. One of 64 KiB costs hardly any time, and units
         // of 64 KiB come out up to 1 % smaller.
-        if let Ok(wider) = CompressionParameters::builder(level).hash_log(15).build() {
+        if let Ok(wider) = CompressionParameters::builder(level).hash_log(14).build() {
             compressor.set_parameters(&wider);
         }
     }
