@@ -30,6 +30,10 @@
 //! | encryption (AES, LUKS) | named, its guest bytes refused | no |
 //! | version 1, unknown incompatible features | refused | no |
 //!
+//! Deflate is written with the full window of 32 KiB (RFC 1951, section 2), where qemu-img uses 4 KiB. qemu and 7-Zip read
+//! it; dissect.hypervisor 3.21 inflates with a window of 4 KiB and fails with an error. The option `window=12` is for such
+//! readers.
+//!
 //! A file that ends before its L1 table is refused, where qemu-img reads a disk of zeros: there is no telling it from an
 //! image that was cut off.
 //!

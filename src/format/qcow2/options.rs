@@ -53,7 +53,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "window",
         values: "9..15",
-        help: "how far back zlib looks, as a power of two; 12 is what qemu-img writes (default 15)",
+        help: "how far back zlib looks, as a power of two; 12, as qemu-img writes it, for readers that fail at 15 (default 15)",
     },
     OptionSpec {
         name: "backing_file",
