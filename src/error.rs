@@ -246,6 +246,14 @@ impl Error {
         }
     }
 
+    /// Says in which file the error happened, if that has a path.
+    pub(crate) fn in_file_at(self, path: Option<&Path>) -> Self {
+        match path {
+            Some(path) => self.in_file(path),
+            None => self,
+        }
+    }
+
     /// Says which guest bytes the error concerns, unless it says so already.
     pub fn in_guest(self, range: Range<u64>) -> Self {
         match self {

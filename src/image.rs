@@ -238,16 +238,13 @@ impl fmt::Debug for Image {
 
 impl Layer {
     fn locate(&self, error: Error, id: FileId) -> Error {
-        match self.files.get(id.0 as usize).and_then(|file| file.path.as_deref()) {
-            Some(path) => error.in_file(path),
-            None => error,
-        }
+        error.in_file_at(self.files.get(id.0 as usize).and_then(|file| file.path.as_deref()))
     }
 }
 
 impl SourceFile {
     pub fn new(source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<SourceFile> {
-        let len = source.size().map_err(Error::io("asking for the length", None))?;
+        let len = table::length(&*source)?;
         Ok(SourceFile { source, path, identity: None, len })
     }
 
@@ -257,15 +254,11 @@ impl SourceFile {
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let after = self.source.size().map_err(Error::io("asking for the length", None))?;
+        let after = table::length(&*self.source)?;
         if after == self.len {
             return Ok(());
         }
-        let error = Error::Changed { before: self.len, after };
-        Err(match &self.path {
-            Some(path) => error.in_file(path),
-            None => error,
-        })
+        Err(Error::Changed { before: self.len, after }.in_file_at(self.path.as_deref()))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::{CheckReport, Format, OpenContext, OpenFile, Probe};
 use crate::image::{Image, Layer, SourceFile};
 use crate::info::{ImageInfo, Reference};
-use crate::io::{FileSource, ReadAt};
+use crate::io::{FileSource, ReadAt, table};
 use crate::limits::{Budget, Limits};
 
 /// Which files that an image names (backing files, data files) may be opened.
@@ -193,7 +193,7 @@ impl OpenOptions {
             path: opened.path.clone(),
             format: opened.format,
             info: reader.info().clone(),
-            file_len: opened.source.size().map_err(Error::io("asking for the length", None))?,
+            file_len: table::length(&*opened.source)?,
             allocated: opened.source.allocated().map_err(Error::io("asking for the space in use", None))?,
         })
     }
@@ -244,7 +244,7 @@ impl OpenOptions {
             (None, Some(format)) => Ok(format),
             (None, None) => match probe(&source) {
                 // What carries no signature can be nothing but raw. What carries one may be a raw disk whose guest wrote it.
-                Ok(format) if format.name() == "raw" => Ok(format),
+                Ok(format) if format == Format::RAW => Ok(format),
                 Ok(format) => Err(refusal(image.format, reference, ReferenceProblem::FormatNotStated(format.name()))),
                 Err(error) => Err(error),
             },
@@ -300,10 +300,10 @@ impl Opened {
 
 /// Finds the format by the first and the last bytes.
 fn probe(source: &dyn ReadAt) -> Result<Format> {
-    let len = source.size().map_err(Error::io("asking for the length", None))?;
+    let len = table::length(source)?;
     let read = |offset: u64, most: usize| {
         let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
-        crate::io::table::read(source, &mut bytes, offset).map(|()| bytes)
+        table::read(source, &mut bytes, offset).map(|()| bytes)
     };
     let head = read(0, Probe::HEAD)?;
     let tail = read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?;

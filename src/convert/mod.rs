@@ -223,7 +223,7 @@ impl Converter {
         let backing = self.backing.as_ref();
         if out.starts_zeroed() {
             // It does so only if nothing is left in it.
-            out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| in_target(e, target))?;
+            out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(target))?;
         }
         let mut writer = format
             .create(&CreateContext {
@@ -233,7 +233,7 @@ impl Converter {
                 backing: backing.map(|backing| (backing.name.clone(), Name::from(backing.image.format().name()))),
                 out: out.clone(),
             })
-            .map_err(|e| in_target(e, target))?;
+            .map_err(|e| e.in_file_at(target))?;
         let virtual_size = writer.spec().virtual_size;
         let mut report =
             Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
@@ -255,7 +255,7 @@ impl Converter {
             source.check_unchanged()?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
-        writer.finish().map_err(|e| in_target(e, target))?;
+        writer.finish().map_err(|e| e.in_file_at(target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -276,14 +276,6 @@ struct Job<'a> {
     starts_zeroed: bool,
     /// Where the new image will be, for messages.
     target: Option<&'a Path>,
-}
-
-/// Says of an error in writing where it happened.
-fn in_target(error: Error, target: Option<&Path>) -> Error {
-    match target {
-        Some(path) => error.in_file(path),
-        None => error,
-    }
 }
 
 impl Job<'_> {

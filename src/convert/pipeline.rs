@@ -6,7 +6,7 @@ use std::thread;
 
 use super::load::{Item, ItemKind, Loader};
 use super::plan::{Planner, Work};
-use super::{Converter, Job, Progress, Report, in_target};
+use super::{Converter, Job, Progress, Report};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 use crate::sparse::SparseWrite;
@@ -120,7 +120,7 @@ impl Pipeline<'_> {
         }
         let result = match loaded {
             Ok(()) if turn.failure.is_none() && !turn.abandoned => {
-                turn.place(items, writes).map_err(|e| in_target(e, self.job.target))
+                turn.place(items, writes).map_err(|e| e.in_file_at(self.job.target))
             }
             other => other,
         };
@@ -154,7 +154,7 @@ impl Pipeline<'_> {
             };
             if let Err(e) = out.write_all_at(bytes, *offset) {
                 let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
-                self.fail(work.seq, in_target(error, self.job.target).in_guest(work.range.clone()));
+                self.fail(work.seq, error.in_file_at(self.job.target).in_guest(work.range.clone()));
                 return false;
             }
         }

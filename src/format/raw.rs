@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind, FileId, Location};
 use crate::format::{CreateContext, Entry, OpenContext};
 use crate::info::ImageInfo;
-use crate::io::table::Field;
+use crate::io::table::{self, Field};
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
 use crate::sparse::{Placement, SparseRead, SparseWrite, WriteSpec};
@@ -55,7 +55,7 @@ impl Reader {
             let feature = "snapshots".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
-        let virtual_size = file.size().map_err(Error::io("asking for the length", None))?;
+        let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
         Ok(Reader { info, file, run: Mutex::default() })

@@ -78,7 +78,7 @@ pub(crate) fn read_table_u64_be(
 
 /// An empty vector with room for `count` elements, which are stored in `len` bytes at `offset`.
 fn room<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, budget: &Budget) -> Result<Vec<T>> {
-    let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+    let file_len = length(file)?;
     field.within(offset, len, file_len)?;
     budget.take(len, field.format, field.name, field.at)?;
     let mut elements = Vec::new();
@@ -90,6 +90,11 @@ fn room<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, b
         limit: isize::MAX as u64,
     })?;
     Ok(elements)
+}
+
+/// Length of a file in bytes.
+pub(crate) fn length(file: &dyn ReadAt) -> Result<u64> {
+    file.size().map_err(Error::io("asking for the length", None))
 }
 
 /// Fills `buf` from `offset` on.

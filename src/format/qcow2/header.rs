@@ -98,7 +98,7 @@ pub(crate) struct Header {
 impl Header {
     /// Reads and parses the header of `file`.
     pub fn read(file: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Header> {
-        let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+        let file_len = table::length(&**file)?;
         let mut start = [0; 24];
         field("header", 0).within(0, start.len() as u64, file_len)?;
         table::read(&**file, &mut start, 0)?;

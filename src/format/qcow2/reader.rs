@@ -39,7 +39,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let header = Header::read(&file, cx.limits)?;
-        let file_len = length(&*file)?;
+        let file_len = table::length(&*file)?;
         let snapshots = read_snapshots(&file, &header, cx.budget)?;
         let bitmaps = read_bitmaps(&file, &header, cx.budget)?;
         let mut info = describe(&header, &snapshots, &bitmaps);
@@ -59,7 +59,7 @@ impl Reader {
         let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, field("L1 table", at), cx.budget)?;
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
-        let data_file_len = data_file.map(|file| length(&*file)).transpose()?;
+        let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
         Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: Mutex::default() })
     }
 
@@ -113,15 +113,13 @@ impl Reader {
                 }
             }
         };
-        if let ExtentKind::Data(Location { file: DATA, offset: host }) = kind
-            && host != offset
-        {
-            // "The offset field in the Standard Cluster Descriptor must match the guest offset."
-            let rule = "in a data file each cluster lies at its guest offset";
-            return Err(fault(Problem::Rule { value: host, rule }));
-        }
         let len = (to - within).min(self.info.virtual_size - offset);
         if let ExtentKind::Data(Location { file, offset: host }) = kind {
+            if file == DATA && host != offset {
+                // "The offset field in the Standard Cluster Descriptor must match the guest offset."
+                let rule = "in a data file each cluster lies at its guest offset";
+                return Err(fault(Problem::Rule { value: host, rule }));
+            }
             let file_len = if file == IMAGE { Some(self.file_len) } else { self.data_file_len };
             match file_len {
                 Some(file_len) if host.checked_add(len).is_none_or(|end| end > file_len) => {
@@ -312,10 +310,6 @@ impl SliceCache {
         self.0.insert(0, slice.clone());
         slice
     }
-}
-
-fn length(file: &dyn ReadAt) -> Result<u64> {
-    file.size().map_err(Error::io("asking for the length", None))
 }
 
 /// Finds a snapshot by its id or, if none has that id, by its name.

@@ -7,7 +7,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::header::{Header, MAX_L1_ENTRIES};
 use super::{FORMAT_NAME, field};
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::info::Snapshot;
 use crate::io::{ReadAt, table};
 use crate::limits::Budget;
@@ -32,7 +32,7 @@ pub(super) struct SnapshotEntry {
 
 /// Reads the snapshot table. The L1 tables that it names are for [`SnapshotEntry::check`]: a bad one spoils its snapshot only.
 pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<SnapshotEntry>> {
-    let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+    let file_len = table::length(&**file)?;
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
     for _ in 0..header.nb_snapshots {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Findings;
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::format::OpenContext;
 use crate::format::qcow2::header::Header;
 use crate::format::qcow2::{bitmap, snapshot};
@@ -62,7 +62,7 @@ impl<'a> Layout<'a> {
         cx: &OpenContext<'_>,
         findings: &mut Findings,
     ) -> Result<Layout<'a>> {
-        let file_len = file.size().map_err(Error::io("asking for the length", None))?;
+        let file_len = table::length(&*file)?;
         let snapshots = findings.usable(snapshot::read_snapshots(&file, header, cx.budget))?;
         let bitmaps = findings.usable(bitmap::read_bitmaps(&file, header, cx.budget))?;
         let mut layout = Layout {
@@ -78,7 +78,7 @@ impl<'a> Layout<'a> {
         if let Some(name) = &header.extensions.data_file {
             let reference = Reference::new("data file", name.clone(), Some(Name::from("raw")));
             if let Some(data_file) = (cx.file)(&reference)? {
-                layout.data_file_len = Some(data_file.size().map_err(Error::io("asking for the length", None))?);
+                layout.data_file_len = Some(table::length(&*data_file)?);
             }
         }
 
