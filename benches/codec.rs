@@ -11,7 +11,7 @@ const LEN: usize = 4 << 20;
 
 fn codec(c: &mut Criterion) {
     let disk = content(LEN);
-    for (codec, levels) in [(Codec::Deflate, [1, 3, 6, 9]), (Codec::Zstd, [1, 3, 6, 9])] {
+    for (codec, levels) in [Codec::Deflate, Codec::Zlib, Codec::Zstd].map(|codec| (codec, [1, 3, 6, 9])) {
         let mut group = c.benchmark_group(codec.name());
         group.throughput(Throughput::Bytes(LEN as u64)).sample_size(10);
         for level in levels {

@@ -15,6 +15,7 @@ use structured_zstd::decoding::{
 };
 use structured_zstd::encoding::{CompressionLevel, CompressionParameters, FrameCompressor};
 use thiserror::Error;
+use zlib_rs::adler32::adler32;
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Inflate, InflateFlush, Status};
 
 /// How the bytes of a payload are compressed.
@@ -23,15 +24,18 @@ use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Inflate, InflateFlush, Statu
 pub enum Codec {
     /// One DEFLATE stream (RFC 1951) without the header and checksum of zlib (RFC 1950).
     Deflate,
+    /// One zlib stream (RFC 1950): a header of two bytes, DEFLATE, and the Adler-32 of the data.
+    Zlib,
     /// Zstandard frames (RFC 8878, section 3.1), one or more, skippable ones included.
     Zstd,
 }
 
 impl Codec {
-    /// The lower-case name: `"deflate"` or `"zstd"`.
+    /// The lower-case name: `"deflate"`, `"zlib"` or `"zstd"`.
     pub const fn name(self) -> &'static str {
         match self {
             Codec::Deflate => "deflate",
+            Codec::Zlib => "zlib",
             Codec::Zstd => "zstd",
         }
     }
@@ -55,17 +59,25 @@ pub enum DecodeError {
         /// Which rule, in the words of the decoder.
         reason: String,
     },
-    /// The payload ends too early.
-    #[error("the {codec} data ends after {got} of {want} bytes")]
+    /// The payload ends too early: it is a whole stream of fewer bytes, or the beginning of one.
+    ///
+    /// The buffer begins with the `got` bytes of the payload. If it `ended`, that is all its data,
+    /// and a format whose last unit may be short can take it.
+    #[error("the {codec} data {} after {got} of {want} bytes", if *.ended { "ends" } else { "is cut off" })]
     Short {
         /// The codec of the payload.
         codec: Codec,
-        /// Bytes decoded; for zstd, those of the frames before the one that is cut off.
+        /// Bytes decoded; for zstd, those of the frames before the one that is cut off. They can
+        /// be as many as `want` if only the end of a zlib stream or its checksum is missing.
         got: usize,
         /// Bytes asked for.
         want: usize,
+        /// Whether the stream came to its end, with the right checksum in a zlib one. Never so
+        /// for zstd, where a further frame could follow any other.
+        ended: bool,
     },
-    /// A zstd frame holds more than is asked for, as no writer of whole units makes it.
+    /// A zlib stream or zstd frame holds more than is asked for, as no writer of whole units
+    /// makes it.
     #[error("the {codec} data holds more than {want} bytes")]
     Long {
         /// The codec of the payload.
@@ -83,10 +95,20 @@ impl DecodeError {
 
 /// Decodes payloads; holds the tables that are worth keeping from one to the next.
 ///
-/// Use one per thread. What it returns never depends on what it decoded before.
+/// Use one per thread. What decoding returns never depends on what was decoded before.
 pub struct Decoder {
     inflate: Option<Inflate>,
     zstd: Option<FrameDecoder>,
+    last: Option<Payload>,
+}
+
+/// What was decoded.
+#[derive(Clone, Copy)]
+struct Payload {
+    codec: Codec,
+    length: usize,
+    /// Whether it is known to be whole: the decoded data is all it holds, and nothing is missing.
+    whole: bool,
 }
 
 impl Default for Decoder {
@@ -104,7 +126,7 @@ impl fmt::Debug for Decoder {
 impl Decoder {
     /// A decoder of every codec; nothing is allocated before its first use.
     pub const fn new() -> Self {
-        Decoder { inflate: None, zstd: None }
+        Decoder { inflate: None, zstd: None, last: None }
     }
 
     /// Decodes `stored` until `out` is full and returns how many bytes of `stored` that took.
@@ -115,38 +137,76 @@ impl Decoder {
     ///
     /// * [`Codec::Deflate`]: any window, up to 32 KiB (RFC 1951, section 2). A stream that goes
     ///   on after `out` is full is accepted, as other readers do.
+    /// * [`Codec::Zlib`]: a stream that has to end where `out` is full; its header and checksum are
+    ///   verified, and it cannot ask for a preset dictionary (RFC 1950, section 2.3).
     /// * [`Codec::Zstd`]: frames are decoded until `out` is full, which has to be at the end of a
     ///   frame; its checksum is verified if it has one (RFC 8878, section 3.1.1). Since frames
     ///   are decoded into `out` itself, windows of up to 2 GiB are accepted and none is allocated.
     ///
     /// # Errors
     ///
-    /// [`DecodeError`]; what `out` then holds is unspecified.
+    /// [`DecodeError`]; but for [`DecodeError::Short`], what `out` then holds is unspecified.
     pub fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
-        match codec {
-            Codec::Deflate => self.inflate(stored, out),
-            Codec::Zstd => self.unzstd(stored, out),
-        }
+        self.last = None;
+        let payload = match codec {
+            Codec::Deflate | Codec::Zlib => self.inflate(codec, stored, out)?,
+            Codec::Zstd => self.unzstd(stored, out)?,
+        };
+        self.last = Some(payload);
+        Ok(payload.length)
     }
 
-    fn inflate(&mut self, stored: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
-        let inflate = self.inflate.get_or_insert_with(|| Inflate::new(false, MAX_WINDOW_BITS));
-        inflate.reset(false);
-        match inflate.decompress(stored, out, InflateFlush::Finish) {
-            // Complete, cut off, or more than fits: the length tells.
-            Ok(Status::StreamEnd | Status::Ok | Status::BufError) => {}
-            Err(error) => {
-                let reason = inflate.error_message().unwrap_or(error.as_str());
-                return Err(DecodeError::invalid(Codec::Deflate, reason));
+    /// Appends to `out` the payload that was decoded last, as one of codec `to`, without encoding
+    /// it again; `false`, and nothing appended, if that cannot be.
+    ///
+    /// `stored` and `decoded` are what [`decode`](Self::decode) was given and what it gave. The
+    /// same codec always can be; [`Codec::Deflate`] and [`Codec::Zlib`] only differ in what is
+    /// around the stream, so each can become the other. But not a DEFLATE stream that goes on
+    /// after `decoded`, or whose end is missing: it would be no valid zlib stream.
+    pub(crate) fn rewrap(&self, stored: &[u8], to: Codec, decoded: &[u8], out: &mut Vec<u8>) -> bool {
+        let Some(Payload { codec, length, whole }) = self.last else { return false };
+        let Some(payload) = stored.get(..length) else { return false };
+        match (codec, to) {
+            (from, to) if from == to => out.extend_from_slice(payload),
+            (Codec::Deflate, Codec::Zlib) if whole => {
+                out.extend_from_slice(&ZLIB_HEADER);
+                out.extend_from_slice(payload);
+                out.extend_from_slice(&adler32(ADLER32_OF_NOTHING, decoded).to_be_bytes());
             }
+            (Codec::Zlib, Codec::Deflate) => {
+                let deflate = payload.get(ZLIB_HEADER.len()..).and_then(|rest| rest.split_last_chunk::<4>());
+                let Some((deflate, _adler32)) = deflate else { return false };
+                out.extend_from_slice(deflate);
+            }
+            _ => return false,
         }
-        match usize::try_from(inflate.total_out()) {
-            Ok(got) if got < out.len() => Err(DecodeError::Short { codec: Codec::Deflate, got, want: out.len() }),
-            _ => Ok(usize::try_from(inflate.total_in()).unwrap_or(stored.len())),
-        }
+        true
     }
 
-    fn unzstd(&mut self, stored: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
+    fn inflate(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<Payload, DecodeError> {
+        let zlib = codec == Codec::Zlib;
+        let inflate = self.inflate.get_or_insert_with(|| Inflate::new(zlib, MAX_WINDOW_BITS));
+        inflate.reset(zlib);
+        let mut ended = inflate_some(inflate, codec, stored, out)?;
+        let want = out.len();
+        let got = usize::try_from(inflate.total_out()).unwrap_or(want);
+        if zlib && !ended && got == want {
+            // A stream that goes on has one byte more; one that is cut off has not.
+            let taken = usize::try_from(inflate.total_in()).unwrap_or(stored.len());
+            let result = inflate_some(inflate, codec, stored.get(taken..).unwrap_or_default(), &mut [0]);
+            if inflate.total_out() > want as u64 {
+                return Err(DecodeError::Long { codec, want });
+            }
+            ended = result?;
+        }
+        if got < want || (zlib && !ended) {
+            return Err(DecodeError::Short { codec, got, want, ended });
+        }
+        let length = usize::try_from(inflate.total_in()).unwrap_or(stored.len());
+        Ok(Payload { codec, length, whole: ended })
+    }
+
+    fn unzstd(&mut self, stored: &[u8], out: &mut [u8]) -> Result<Payload, DecodeError> {
         let decoder = self.zstd.get_or_insert_with(|| {
             let mut decoder = FrameDecoder::new();
             decoder.set_content_checksum(ContentChecksum::Verify);
@@ -155,7 +215,7 @@ impl Decoder {
         let want = out.len();
         let (mut taken, mut got) = (0, 0);
         while got < want {
-            let short = DecodeError::Short { codec: Codec::Zstd, got, want };
+            let short = DecodeError::Short { codec: Codec::Zstd, got, want, ended: false };
             // The decoder would take what follows the last frame for one more, so it is given
             // one at a time.
             let rest = stored.get(taken..).unwrap_or_default();
@@ -167,12 +227,37 @@ impl Decoder {
             })?;
             taken += frame.len();
         }
-        Ok(taken)
+        Ok(Payload { codec: Codec::Zstd, length: taken, whole: true })
+    }
+}
+
+/// Decodes as much of `stored` as there is room for, and returns whether the stream ended there.
+fn inflate_some(inflate: &mut Inflate, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<bool, DecodeError> {
+    match inflate.decompress(stored, out, InflateFlush::Finish) {
+        Ok(status) => Ok(status == Status::StreamEnd),
+        Err(error) => Err(DecodeError::invalid(codec, inflate.error_message().unwrap_or(error.as_str()))),
     }
 }
 
 /// The largest window of DEFLATE, as a power of two (RFC 1951, section 2).
 const MAX_WINDOW_BITS: u8 = 15;
+
+/// The header of a zlib stream with the largest window and of unknown level (RFC 1950, section
+/// 2.2), as most have it.
+const ZLIB_HEADER: [u8; 2] = [0x78, 0x9c];
+
+/// The Adler-32 of no bytes (RFC 1950, section 2.2).
+const ADLER32_OF_NOTHING: u32 = 1;
+
+/// Whether a payload that starts so can be zlib (RFC 1950, section 2.2): CM and CINFO say DEFLATE
+/// with a valid window, FDICT is clear, and FCHECK is right.
+///
+/// What [`Codec::Deflate`] encoders write practically never passes for it: by its first three bits
+/// such a stream would start with a stored block that is not the last, with bits set in the padding.
+pub(crate) fn has_zlib_header(start: [u8; 2]) -> bool {
+    let [cmf, flg] = start;
+    cmf & 0x0f == 8 && cmf >> 4 <= 7 && flg & 0x20 == 0 && u16::from_be_bytes(start).is_multiple_of(31)
+}
 
 /// The frame that `bytes` start with (RFC 8878, section 3.1), skippable or not; `None` when they
 /// end within it.
@@ -215,7 +300,7 @@ impl Encoding {
     /// The levels `codec` offers, from the fastest to the smallest.
     pub const fn levels(codec: Codec) -> RangeInclusive<u8> {
         match codec {
-            Codec::Deflate => 1..=9,
+            Codec::Deflate | Codec::Zlib => 1..=9,
             Codec::Zstd => 1..=22,
         }
     }
@@ -223,7 +308,7 @@ impl Encoding {
     /// The level that `codec` is written with when none is asked for.
     pub const fn default_level(codec: Codec) -> u8 {
         match codec {
-            Codec::Deflate => 5,
+            Codec::Deflate | Codec::Zlib => 5,
             Codec::Zstd => 1,
         }
     }
@@ -266,11 +351,12 @@ impl Encoder {
     pub fn new(encoding: &Encoding) -> Self {
         let level = encoding.effective_level();
         let state = match encoding.codec {
-            Codec::Deflate => {
+            Codec::Deflate | Codec::Zlib => {
+                let window_bits = i32::from(encoding.window_bits.clamp(9, MAX_WINDOW_BITS));
                 let config = DeflateConfig {
                     level,
-                    // Negative: without the zlib header.
-                    window_bits: -i32::from(encoding.window_bits.clamp(9, MAX_WINDOW_BITS)),
+                    // Negative: without the header and checksum of zlib.
+                    window_bits: if encoding.codec == Codec::Zlib { window_bits } else { -window_bits },
                     // The most symbols per block: fewer tables to make.
                     mem_level: 9,
                     ..DeflateConfig::default()
@@ -282,15 +368,17 @@ impl Encoder {
         Encoder { state, payload: Vec::new() }
     }
 
-    /// Encodes `data` as one DEFLATE stream or one zstd frame, and returns it if it is shorter
-    /// than `limit` bytes; `None` says that `data` is better stored as it is.
+    /// Encodes `data` as one DEFLATE stream, zlib stream or zstd frame, and returns it if it is
+    /// shorter than `limit` bytes; `None` says that `data` is better stored as it is. Without a
+    /// limit, `usize::MAX`, there always is a payload, if need be longer than `data`.
     ///
     /// A frame states its content size and carries no checksum (RFC 8878, section 3.1.1.1).
     pub fn encode(&mut self, data: &[u8], limit: usize) -> Option<&[u8]> {
         let length = match &mut self.state {
             State::Deflate { deflate, config } => {
-                // The bound of zlib's `deflateBound` for any settings. A stream that is written
-                // in one step never meets the code that resumes a full output.
+                // The bound of zlib's `deflateBound` for any settings, header and checksum
+                // included. A stream that is written in one step never meets the code that
+                // resumes a full output.
                 let bound = data.len() + data.len() / 8 + data.len() / 64 + 64;
                 if self.payload.len() < bound {
                     self.payload.resize(bound, 0);

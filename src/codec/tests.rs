@@ -4,7 +4,7 @@ use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-const CODECS: [Codec; 2] = [Codec::Deflate, Codec::Zstd];
+const CODECS: [Codec; 3] = [Codec::Deflate, Codec::Zlib, Codec::Zstd];
 
 /// Bytes that no codec can shorten.
 fn noise(len: usize) -> Vec<u8> {
@@ -38,6 +38,16 @@ fn encode(encoding: &Encoding, data: &[u8]) -> Vec<u8> {
 fn decode(codec: Codec, stored: &[u8], len: usize) -> Result<(Vec<u8>, usize), DecodeError> {
     let mut out = vec![0xAA; len];
     Decoder::new().decode(codec, stored, &mut out).map(|taken| (out, taken))
+}
+
+/// Decodes the whole of `stored` to `len` bytes and gives it as one of codec `to`, if that can be.
+fn rewrap(from: Codec, stored: &[u8], to: Codec, len: usize) -> Option<Vec<u8>> {
+    let (mut decoder, mut decoded, mut out) = (Decoder::new(), vec![0xAA; len], vec![0xBB; 3]);
+    decoder.decode(from, stored, &mut decoded).unwrap();
+    let done = decoder.rewrap(stored, to, &decoded, &mut out);
+    assert_eq!(out[..3], [0xBB; 3]);
+    assert_eq!(done, out.len() > 3);
+    done.then(|| out.split_off(3))
 }
 
 fn with_level(codec: Codec, level: u8) -> Encoding {
@@ -93,11 +103,14 @@ fn every_level_and_size_comes_back_whole() {
 fn a_deflate_window_bounds_every_match() {
     // The second half can only be found from a window as large as the first.
     let data = noise(4096).repeat(2);
-    for window_bits in 9..=15 {
-        let encoding = Encoding { window_bits, ..Encoding::new(Codec::Deflate) };
+    for (codec, window_bits) in [Codec::Deflate, Codec::Zlib].into_iter().flat_map(|c| (9..=15).map(move |w| (c, w))) {
+        let encoding = Encoding { window_bits, ..Encoding::new(codec) };
         let payload = encode(&encoding, &data);
-        assert_eq!(payload.len() < 5000, window_bits > 12, "{window_bits} bits");
-        assert_eq!(decode(Codec::Deflate, &payload, data.len()).unwrap().0, data);
+        assert_eq!(payload.len() < 5000, window_bits > 12, "{codec}, {window_bits} bits");
+        assert_eq!(decode(codec, &payload, data.len()).unwrap().0, data);
+        if codec == Codec::Zlib {
+            assert_eq!(payload[0] >> 4, window_bits - 8, "CINFO");
+        }
     }
 }
 
@@ -137,7 +150,8 @@ fn a_payload_cut_anywhere_never_passes_for_whole() {
                     assert_eq!((codec, taken), (Codec::Deflate, end));
                     assert_eq!(out, data);
                 }
-                Err(DecodeError::Short { got, want, .. }) => assert!(got < want),
+                // And its checksum.
+                Err(DecodeError::Short { got, want, ended: false, .. }) => assert!(got < want || codec == Codec::Zlib),
                 Err(error) => panic!("{codec} cut at {end}: {error}"),
             }
         }
@@ -147,11 +161,129 @@ fn a_payload_cut_anywhere_never_passes_for_whole() {
 #[test]
 fn deflate_streams_of_other_lengths() {
     let payload = encode(&Encoding::new(Codec::Deflate), &records(5000));
-    let short = DecodeError::Short { codec: Codec::Deflate, got: 5000, want: 5001 };
+    let short = DecodeError::Short { codec: Codec::Deflate, got: 5000, want: 5001, ended: true };
     assert_eq!(decode(Codec::Deflate, &payload, 5001), Err(short));
     let (out, taken) = decode(Codec::Deflate, &payload, 4000).unwrap();
     assert_eq!(out, &records(5000)[..4000]);
     assert_eq!(decode(Codec::Deflate, &payload[..taken], 4000).unwrap().0, out);
+}
+
+#[test]
+fn a_zlib_stream_has_to_end_where_the_unit_does() {
+    let codec = Codec::Zlib;
+    for data in [records(5000), vec![0; 5000], noise(5000)] {
+        let payload = [encode(&Encoding::new(codec), &data), noise(99)].concat();
+        assert_eq!(decode(codec, &payload, 5000), Ok((data, payload.len() - 99)));
+        for len in [0, 1, 4000, 4742, 4999] {
+            assert_eq!(decode(codec, &payload, len), Err(DecodeError::Long { codec, want: len }));
+        }
+    }
+    let bomb = encode(&Encoding::new(codec), &vec![0; 16 << 20]);
+    assert_eq!(decode(codec, &bomb, 65_536), Err(DecodeError::Long { codec, want: 65_536 }));
+}
+
+#[test]
+fn what_a_short_payload_holds_is_given() {
+    let data = records(5000);
+    for codec in [Codec::Deflate, Codec::Zlib] {
+        let payload = encode(&Encoding::new(codec), &data);
+        for (end, ended) in [(payload.len(), true), (payload.len() - 7, false), (payload.len() / 2, false)] {
+            let mut out = vec![0xAA; 5001];
+            match Decoder::new().decode(codec, &payload[..end], &mut out) {
+                Err(DecodeError::Short { got, ended: claimed, .. }) => {
+                    assert_eq!((claimed, &out[..got]), (ended, &data[..got]));
+                    assert!(got > 1000 && (got == 5000) >= ended, "{got} bytes");
+                }
+                result => panic!("{codec} cut at {end}: {result:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn zlib_headers_and_checksums_are_verified() {
+    let data = records(3000);
+    let payload = encode(&Encoding::new(Codec::Zlib), &data);
+    let damaged = |at: usize, bit: u32| {
+        let mut payload = payload.clone();
+        payload[at] ^= 1 << bit;
+        decode(Codec::Zlib, &payload, data.len()).unwrap_err().to_string()
+    };
+    for bit in 0..8 {
+        assert_eq!(damaged(1, bit), "invalid zlib data: incorrect header check");
+        for at in payload.len() - 4..payload.len() {
+            assert_eq!(damaged(at, bit), "invalid zlib data: incorrect data check");
+        }
+    }
+    // A stream that ends too early is not known to be whole unless its sum is right.
+    let mut wrong = payload.clone();
+    *wrong.last_mut().unwrap() ^= 1;
+    assert!(matches!(decode(Codec::Zlib, &wrong, 3001), Err(DecodeError::Invalid { .. })));
+
+    // RFC 1950, section 2.2: another method, too large a window, a preset dictionary.
+    for (header, reason) in [
+        ([0x79, 0x18], "unknown compression method"),
+        ([0x88, 0x1c], "invalid window size"),
+        ([0x78, 0xbb], "need dictionary"),
+    ] {
+        let stored = [&header[..], &payload[2..]].concat();
+        let error = decode(Codec::Zlib, &stored, data.len()).unwrap_err();
+        assert_eq!(error.to_string(), format!("invalid zlib data: {reason}"));
+        assert!(!has_zlib_header(header));
+    }
+}
+
+#[test]
+fn a_zlib_header_tells_zlib_from_deflate() {
+    for level in Encoding::levels(Codec::Zlib) {
+        for window_bits in 9..=15 {
+            for data in [vec![0; 512], noise(4096), records(65_536)] {
+                let start = |codec| {
+                    let payload = encode(&Encoding { codec, level: Some(level), window_bits }, &data);
+                    [payload[0], payload[1]]
+                };
+                assert!(has_zlib_header(start(Codec::Zlib)));
+                assert!(!has_zlib_header(start(Codec::Deflate)));
+            }
+        }
+    }
+    // Every header there is: eight windows and four levels.
+    assert_eq!((0..=u16::MAX).filter(|start| has_zlib_header(start.to_be_bytes())).count(), 32);
+    assert!([[0x78, 0x01], [0x78, 0x5e], [0x78, 0x9c], [0x78, 0xda]].into_iter().all(has_zlib_header));
+}
+
+#[test]
+fn a_zlib_stream_as_the_specification_has_it() {
+    // A stored block, and the sum of "Wikipedia" as it is published.
+    let deflate = [&[1, 9, 0, 0xf6, 0xff][..], b"Wikipedia"].concat();
+    let zlib = [&[0x78, 0x9c][..], &deflate, &[0x11, 0xe6, 0x03, 0x98]].concat();
+    assert_eq!(decode(Codec::Zlib, &zlib, 9), Ok((b"Wikipedia".to_vec(), zlib.len())));
+    assert_eq!(rewrap(Codec::Deflate, &deflate, Codec::Zlib, 9).as_ref(), Some(&zlib));
+    assert_eq!(rewrap(Codec::Zlib, &zlib, Codec::Deflate, 9), Some(deflate));
+}
+
+#[test]
+fn only_whole_streams_get_another_wrapper() {
+    let payload = encode(&Encoding::new(Codec::Deflate), &records(5000));
+    assert!(rewrap(Codec::Deflate, &payload, Codec::Zlib, 5000).is_some());
+    // One that goes on, and one whose end-of-block symbol is cut off.
+    assert_eq!(rewrap(Codec::Deflate, &payload, Codec::Zlib, 4000), None);
+    let cut = (0..payload.len()).find(|end| decode(Codec::Deflate, &payload[..*end], 5000).is_ok()).unwrap();
+    assert_eq!(rewrap(Codec::Deflate, &payload[..cut], Codec::Zlib, 5000), None);
+    assert!(rewrap(Codec::Deflate, &payload[..cut], Codec::Deflate, 5000).is_some());
+
+    for codec in [Codec::Deflate, Codec::Zlib] {
+        assert_eq!(rewrap(codec, &encode(&Encoding::new(codec), &[7; 512]), Codec::Zstd, 512), None);
+        assert_eq!(rewrap(Codec::Zstd, &encode(&Encoding::new(Codec::Zstd), &[7; 512]), codec, 512), None);
+    }
+
+    // What could not be decoded is nothing to store again, whatever was decoded before.
+    let (mut decoder, mut decoded, mut out) = (Decoder::new(), vec![0; 5001], Vec::new());
+    assert!(!decoder.rewrap(&payload, Codec::Deflate, &decoded, &mut out));
+    decoder.decode(Codec::Deflate, &payload, &mut decoded[..5000]).unwrap();
+    assert!(decoder.decode(Codec::Deflate, &payload, &mut decoded).is_err());
+    assert!(!decoder.rewrap(&payload, Codec::Deflate, &decoded, &mut out));
+    assert!(out.is_empty());
 }
 
 #[test]
@@ -222,8 +354,9 @@ fn what_threads_are_given_can_be_sent() {
 
 #[test]
 fn errors_read_well() {
-    let short = DecodeError::Short { codec: Codec::Zstd, got: 1, want: 2 };
-    assert_eq!(short.to_string(), "the zstd data ends after 1 of 2 bytes");
+    let short = |ended| DecodeError::Short { codec: Codec::Zlib, got: 1, want: 2, ended }.to_string();
+    assert_eq!(short(true), "the zlib data ends after 1 of 2 bytes");
+    assert_eq!(short(false), "the zlib data is cut off after 1 of 2 bytes");
     let error = decode(Codec::Deflate, &[0xff; 9], 1).unwrap_err().to_string();
     assert_eq!(error, "invalid deflate data: invalid block type");
 }
@@ -236,6 +369,7 @@ proptest! {
     #[test]
     fn what_was_done_before_leaves_no_trace(
         codec in any_codec(),
+        other in any_codec(),
         level in 1_u8..10,
         before in vec((vec(0_u8..4, 0..5000), 0_usize..3000), 0..4),
         data in vec(0_u8..4, 1..5000),
@@ -253,8 +387,34 @@ proptest! {
         let mut out = vec![0xAA; data.len()];
         let _ = decoder.decode(codec, &garbage, &mut out);
         let _ = decoder.decode(codec, &payload[..payload.len() / 2], &mut out);
+        let _ = decoder.decode(codec, payload, &mut out[..data.len() / 2]);
+        let _ = decoder.decode(other, payload, &mut out);
         prop_assert_eq!(decoder.decode(codec, payload, &mut out), Ok(payload.len()));
         prop_assert_eq!(out, data);
+    }
+
+    #[test]
+    fn a_wrapper_can_be_changed_and_changed_back(
+        from in any_codec(),
+        to in any_codec(),
+        level in 1_u8..10,
+        data in prop_oneof![vec(any::<u8>(), 1..3000), vec(0_u8..4, 1..20_000)],
+        slack in vec(any::<u8>(), 0..600),
+    ) {
+        let payload = encode(&with_level(from, level), &data);
+        let stored = [&payload[..], &slack].concat();
+        let rewrapped = rewrap(from, &stored, to, data.len());
+        prop_assert_eq!(rewrapped.is_some(), from == to || (from != Codec::Zstd && to != Codec::Zstd));
+        if let Some(rewrapped) = rewrapped {
+            prop_assert_eq!(decode(to, &rewrapped, data.len()), Ok((data.clone(), rewrapped.len())));
+            let mut back = rewrap(to, &rewrapped, from, data.len()).unwrap();
+            if from == Codec::Zlib && to != from {
+                // The level it was encoded with has been forgotten.
+                prop_assert!(has_zlib_header([back[0], back[1]]));
+                back[..2].copy_from_slice(&payload[..2]);
+            }
+            prop_assert_eq!(back, payload);
+        }
     }
 
     #[test]
