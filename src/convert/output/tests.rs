@@ -1,0 +1,341 @@
+//! What is there before, meanwhile and after.
+
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use super::*;
+use crate::io::FileSource;
+use crate::tempdir::TempDir;
+
+fn create(target: impl AsRef<Path>) -> Result<Output> {
+    Output::create(target.as_ref(), &[], true, true)
+}
+
+fn write(output: &Output) {
+    output.file().write_all_at(b"new", 0).unwrap();
+}
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+/// Checks that `target` is refused with these words, and that nothing changes in the directory.
+fn refused(dir: &TempDir, target: impl AsRef<Path>, words: &str) {
+    let before = dir.names();
+    let error = create(&target).err().unwrap();
+    assert_eq!(error.kind(), "usage", "{error}");
+    assert!(error.to_string().ends_with(words), "{error}");
+    assert_eq!(error.path(), Some(target.as_ref()));
+    assert_eq!(dir.names(), before);
+}
+
+#[test]
+fn the_new_file_is_never_more_readable_than_the_old_one() {
+    for bits in [0o600, 0o640, 0o444] {
+        let dir = TempDir::new();
+        let old = dir.file("old", b"old");
+        fs::set_permissions(&old, Permissions::from_mode(bits)).unwrap();
+        let output = create(&old).unwrap();
+        let names = dir.names();
+        let [hidden, name] = &names[..] else { panic!("{names:?}") };
+        assert!(hidden.starts_with(".old.") && hidden.ends_with(".tmp") && name == "old", "{names:?}");
+        assert_eq!(mode(dir.join(hidden)), bits);
+        write(&output);
+        assert_eq!(fs::read(&old).unwrap(), b"old");
+        output.commit().unwrap();
+        assert_eq!((fs::read(&old).unwrap(), mode(&old)), (b"new".to_vec(), bits));
+        assert_eq!(dir.names(), ["old"]);
+    }
+}
+
+#[test]
+fn a_new_file_has_the_usual_permissions() {
+    let dir = TempDir::new();
+    let usual = mode(dir.file("other", b""));
+    create(dir.join("new")).unwrap().commit().unwrap();
+    assert_eq!(mode(dir.join("new")), usual);
+}
+
+#[test]
+fn what_is_dropped_leaves_nothing() {
+    let dir = TempDir::new();
+    let old = dir.file("old", b"old");
+    for target in [dir.join("new"), old.clone()] {
+        let output = create(&target).unwrap();
+        write(&output);
+        assert_eq!(dir.names().len(), 2);
+        drop(output);
+        assert_eq!(dir.names(), ["old"]);
+    }
+    // Neither does what cannot be committed.
+    let output = create(&old).unwrap();
+    let file = output.file();
+    assert_eq!(output.commit().unwrap_err().kind(), "usage");
+    drop(file);
+    assert_eq!((dir.names(), fs::read(&old).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
+}
+
+#[test]
+fn a_link_stays_and_what_it_leads_to_is_replaced() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("sub")).unwrap();
+    dir.file("sub/old", b"old");
+    symlink("sub/old", dir.join("link")).unwrap();
+    let output = create(dir.join("link")).unwrap();
+    let counts = || (dir.names().len(), fs::read_dir(dir.join("sub")).unwrap().count());
+    assert_eq!(counts(), (2, 2));
+    write(&output);
+    output.commit().unwrap();
+    assert_eq!(fs::read_link(dir.join("link")).unwrap(), Path::new("sub/old"));
+    assert_eq!(fs::read(dir.join("sub/old")).unwrap(), b"new");
+    assert_eq!(counts(), (2, 1));
+}
+
+#[test]
+fn what_a_file_cannot_replace_is_refused() {
+    let dir = TempDir::new();
+    symlink("nothing", dir.join("dangling")).unwrap();
+    fs::create_dir(dir.join("sub")).unwrap();
+    assert!(Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
+    refused(&dir, dir.join("dangling"), "a link that leads nowhere");
+    refused(&dir, dir.join("new/"), "a directory by its name");
+    refused(&dir, dir.join("sub/"), "a directory by its name");
+    refused(&dir, dir.path(), "neither a regular file nor a block device");
+    refused(&dir, dir.join("sub/.."), "neither a regular file nor a block device");
+    refused(&dir, dir.join("fifo"), "neither a regular file nor a block device");
+    refused(&dir, "", "has no file name");
+    assert_eq!(create(dir.join("none/new")).err().unwrap().kind(), "io");
+}
+
+#[test]
+fn a_file_in_use_is_no_target_by_any_name() {
+    let dir = TempDir::new();
+    let source = dir.file("source", b"source");
+    fs::hard_link(&source, dir.join("second")).unwrap();
+    symlink("source", dir.join("link")).unwrap();
+    let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
+    for name in ["source", "second", "link"] {
+        let error = Output::create(&dir.join(name), &in_use, true, true).err().unwrap();
+        assert!(error.to_string().ends_with("a file that is read from"), "{error}");
+    }
+    assert_eq!(dir.names(), ["link", "second", "source"]);
+}
+
+#[test]
+fn without_clobber_nothing_is_replaced() {
+    let dir = TempDir::new();
+    let there = dir.file("there", b"old");
+    let error = Output::create(&there, &[], true, false).err().unwrap();
+    assert!(error.to_string().ends_with("the target exists"), "{error}");
+    let create = |name| Output::create(&dir.join(name), &[], true, false).unwrap();
+    let (late, free) = (create("late"), create("free"));
+    write(&late);
+    write(&free);
+    dir.file("late", b"meanwhile");
+    let error = late.commit().unwrap_err();
+    let exists = |cause: &io::Error| cause.kind() == io::ErrorKind::AlreadyExists;
+    assert!(matches!(error.root(), Error::Io { cause, .. } if exists(cause)), "{error}");
+    free.commit().unwrap();
+    assert_eq!(fs::read(dir.join("late")).unwrap(), b"meanwhile");
+    assert_eq!(fs::read(dir.join("free")).unwrap(), b"new");
+    assert_eq!(dir.names(), ["free", "late", "there"]);
+}
+
+#[test]
+fn the_longest_name_there_is() {
+    let dir = TempDir::new();
+    for name in ["n".repeat(255), "ü".repeat(127)] {
+        for sync in [true, false] {
+            let output = Output::create(&dir.join(&name), &[], sync, true).unwrap();
+            write(&output);
+            output.commit().unwrap();
+            assert_eq!(fs::read(dir.join(&name)).unwrap(), b"new");
+        }
+    }
+    assert_eq!(dir.names().len(), 2);
+    assert_eq!(create(dir.join(&"n".repeat(256))).err().unwrap().kind(), "io");
+}
+
+/// The names of the files of a set: the target, which comes last, is the first here.
+const SET: [&str; 4] = ["disk", "disk-s001", "disk-s002", "disk-s003"];
+
+/// Everything in a directory: its names, what they are, and what the files hold.
+fn everything(dir: &TempDir) -> Vec<(String, u32, Vec<u8>)> {
+    let entry = |name: String| {
+        let content = fs::read_link(dir.join(&name)).map(|to| to.into_os_string().into_vec());
+        let content = content.or_else(|_| fs::read(dir.join(&name))).unwrap_or_default();
+        (name.clone(), fs::symlink_metadata(dir.join(&name)).unwrap().mode(), content)
+    };
+    dir.names().into_iter().map(entry).collect()
+}
+
+/// Prepares the set: each file holds its own name.
+fn create_set(dir: &TempDir, clobber: bool) -> Result<Output> {
+    let output = Output::create(&dir.join(SET[0]), &[], true, clobber)?;
+    output.file().write_all_at(SET[0].as_bytes(), 0).unwrap();
+    for name in &SET[1..] {
+        output.add(OsStr::new(name))?.write_all_at(name.as_bytes(), 0).unwrap();
+    }
+    Ok(output)
+}
+
+#[test]
+fn a_set_replaces_what_has_its_names() {
+    // How many of the old files there are.
+    for old in 0..=SET.len() {
+        for clobber in [true, false] {
+            let dir = TempDir::new();
+            dir.file("disk-s004", b"of nobody");
+            SET[..old].iter().for_each(|name| drop(dir.file(name, b"old")));
+            let before = everything(&dir);
+            let output = create_set(&dir, clobber);
+            if old > 0 && !clobber {
+                assert!(output.err().unwrap().to_string().ends_with("the target exists"));
+                assert_eq!(everything(&dir), before);
+                continue;
+            }
+            assert_eq!(dir.names().len(), 1 + SET.len() + old);
+            output.unwrap().commit().unwrap();
+            assert_eq!(dir.names(), [&SET[..], &["disk-s004"]].concat());
+            SET.iter().for_each(|name| assert_eq!(fs::read(dir.join(name)).unwrap(), name.as_bytes()));
+            assert_eq!(fs::read(dir.join("disk-s004")).unwrap(), b"of nobody");
+        }
+    }
+}
+
+#[test]
+fn when_one_file_cannot_have_its_name_all_is_as_before() {
+    type Obstacle = fn(&Path);
+    let obstacles: [(Obstacle, bool); 3] = [
+        (|path| fs::create_dir(path).unwrap(), true),
+        (|path| symlink("disk-other", path).unwrap(), false),
+        (|path| fs::write(path, b"meanwhile").unwrap(), false),
+    ];
+    for (kind, (obstacle, for_target)) in obstacles.into_iter().enumerate() {
+        for blocked in SET {
+            // With clobber, a file that appears is replaced, and so is anything but a directory at the target.
+            for clobber in if kind == 2 { vec![false] } else { vec![true, false] } {
+                if blocked == SET[0] && clobber && !for_target {
+                    continue;
+                }
+                let dir = TempDir::new();
+                // With clobber, some are there already.
+                let old = if clobber { &SET[..3] } else { &[] };
+                old.iter().for_each(|name| drop(dir.file(name, name.to_uppercase().as_bytes())));
+                let output = create_set(&dir, clobber).unwrap();
+                let _ = fs::remove_file(dir.join(blocked));
+                obstacle(&dir.join(blocked));
+                let hidden = |(name, ..): &(String, u32, Vec<u8>)| name.starts_with('.');
+                let mut before = everything(&dir);
+                before.retain(|entry| !hidden(entry));
+                let error = output.commit().unwrap_err();
+                assert_eq!(error.path(), Some(&*dir.join(blocked)), "{error}");
+                assert_eq!(everything(&dir), before, "{blocked}, {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn where_there_are_no_links_the_old_file_is_moved() {
+    type Link = fn(&Path, &Path) -> io::Result<()>;
+    let links: [Link; 2] = [|from, to| fs::hard_link(from, to), |_, _| Err(io::ErrorKind::Unsupported.into())];
+    for (link, has_name) in links.into_iter().zip([true, false]) {
+        let dir = TempDir::new();
+        let path = dir.file("old", b"old");
+        let old = Temporary::keep(&path, link).unwrap();
+        assert_eq!(path.exists(), has_name);
+        old.put_back(&path).unwrap();
+        assert_eq!((dir.names(), fs::read(&path).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
+        // The same when the new file has the name.
+        let old = Temporary::keep(&path, link).unwrap();
+        fs::rename(dir.file("new", b"new"), &path).unwrap();
+        Placed { path: path.clone(), old: Some(old) }.take_back().unwrap();
+        assert_eq!((dir.names(), fs::read(&path).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
+        // The same when the new file is gone before it has the name.
+        let new = Temporary { path: dir.join("gone"), renamed: false };
+        assert!(Placed::new(&path, new, Some(Temporary::keep(&path, link).unwrap()), true).is_err());
+        assert_eq!((dir.names(), fs::read(&path).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
+        drop(Temporary::keep(&path, link).unwrap());
+        assert_eq!(dir.names().len(), usize::from(has_name));
+    }
+    // What cannot be put back is kept, and its name is told.
+    let dir = TempDir::new();
+    let path = dir.file("old", b"old");
+    let old = Temporary::keep(&path, links[1]).unwrap();
+    fs::create_dir(&path).unwrap();
+    let error = old.put_back(&path).unwrap_err().to_string();
+    let names = dir.names();
+    assert!(error.contains(&names[0]) && fs::read(dir.join(&names[0])).unwrap() == b"old", "{error}, {names:?}");
+}
+
+#[test]
+fn a_part_is_refused_for_its_name() {
+    let dir = TempDir::new();
+    let source = dir.file("source", b"source");
+    fs::hard_link(&source, dir.join("second")).unwrap();
+    symlink("nothing", dir.join("link")).unwrap();
+    fs::create_dir(dir.join("sub")).unwrap();
+    dir.file("there", b"there");
+    let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
+    let output = |clobber| Output::create(&dir.join("disk"), &in_use, true, clobber).unwrap();
+    let (clobber, careful) = (output(true), output(false));
+    let part = clobber.add(OsStr::new("part")).unwrap();
+    let before = everything(&dir);
+    let refused = |output: &Output, name: &str, words: &str| {
+        let error = output.add(OsStr::new(name)).unwrap_err();
+        assert_eq!(error.kind(), "usage", "{error}");
+        assert!(error.to_string().ends_with(words), "{name}: {error}");
+        error.path().unwrap().file_name().unwrap().to_owned()
+    };
+    for output in [&clobber, &careful] {
+        for name in ["source", "second"] {
+            assert_eq!(refused(output, name, "what is there is read from"), name);
+        }
+        for name in ["link", "sub"] {
+            assert_eq!(refused(output, name, "what is there is no regular file"), name);
+        }
+        for name in ["", ".", "..", "/", "sub/part", "part/", "part/.", "/part"] {
+            assert_eq!(refused(output, name, "is not the name of a file"), "disk");
+        }
+        assert_eq!(refused(output, "disk", "two files of the new image have this name"), "disk");
+    }
+    assert_eq!(refused(&clobber, "part", "two files of the new image have this name"), "part");
+    assert_eq!(refused(&careful, "there", "which exists"), "there");
+    assert_eq!(everything(&dir), before);
+    // A part that somebody holds is not committed, and what is dropped leaves nothing.
+    assert_eq!(clobber.commit().unwrap_err().kind(), "usage");
+    drop((part, careful));
+    assert_eq!(dir.names(), ["link", "second", "source", "sub", "there"]);
+}
+
+#[test]
+fn a_set_that_is_dropped_leaves_nothing() {
+    let dir = TempDir::new();
+    SET[..2].iter().for_each(|name| drop(dir.file(name, b"old")));
+    let before = everything(&dir);
+    drop(create_set(&dir, true).unwrap());
+    assert_eq!(everything(&dir), before);
+}
+
+#[test]
+fn a_part_is_beside_what_the_link_leads_to_and_no_more_readable() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("sub")).unwrap();
+    symlink("sub/old", dir.join("link")).unwrap();
+    // The bits of the old target, of the old part, where there is one, and of the new part.
+    for (target, part, expected) in [(0o600, None, 0o600), (0o644, Some(0o600), 0o600), (0o640, Some(0o604), 0o600)] {
+        for (name, bits) in [("sub/old", Some(target)), ("sub/part", part)] {
+            let _ = fs::remove_file(dir.join(name));
+            if let Some(bits) = bits {
+                fs::set_permissions(dir.file(name, b"old"), Permissions::from_mode(bits)).unwrap();
+            }
+        }
+        let output = create(dir.join("link")).unwrap();
+        assert_eq!(output.image_name(), "old");
+        drop(output.add(OsStr::new("part")).unwrap());
+        output.commit().unwrap();
+        assert_eq!(mode(dir.join("sub/part")), expected);
+        assert_eq!((dir.names().len(), fs::read_dir(dir.join("sub")).unwrap().count()), (2, 2));
+    }
+}
