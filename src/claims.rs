@@ -8,18 +8,26 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Extent, ExtentKind, FileId};
+use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::sparse::SparseRead;
 
-/// The places that have been claimed so far.
+/// The places in the files of one image that have been claimed so far.
 ///
-/// Memory is bounded: two bits for each mapping unit of the first [`Claims::UNITS`] units of the file, where the file is
+/// Memory is bounded: two bits for each mapping unit of the first [`Claims::UNITS`] units of the files, where they are
 /// used, and what [`Payloads`] needs. Beyond those units, sharing is found by the sum: no more bytes can be stored there than
 /// the file has.
 #[derive(Debug)]
 pub(crate) struct Claims {
     unit: Option<u64>,
-    file_len: u64,
+    /// By [`FileId`].
+    files: Vec<FileClaims>,
+    payloads: Payloads,
+}
+
+/// What is claimed of one file.
+#[derive(Debug)]
+struct FileClaims {
+    len: u64,
     metadata: Bits,
     data: Bits,
     /// Units that are used more than once, with how often.
@@ -27,7 +35,6 @@ pub(crate) struct Claims {
     shared_uses: usize,
     /// Bytes that were claimed in units that have no bits.
     untracked: u64,
-    payloads: Payloads,
 }
 
 impl Claims {
@@ -36,49 +43,62 @@ impl Claims {
     /// No sound image comes near it: sharing within one state of a disk is something that only tests do.
     const SHARED: usize = 1 << 16;
 
-    /// Claims for the image file of `reader`, with its metadata claimed already.
+    /// Claims for the files of `reader`, which are so long, with its metadata claimed already.
     ///
     /// # Errors
     /// When metadata overlaps in a way that makes reading senseless.
-    pub fn new(reader: &dyn SparseRead, file_len: u64) -> Result<Claims> {
+    pub fn new(reader: &dyn SparseRead, file_lens: impl Iterator<Item = u64>) -> Result<Claims> {
         let unit = reader.map_unit();
-        let units = unit.map_or(0, |unit| file_len.div_ceil(unit).min(Self::UNITS));
-        let mut metadata = Bits::new(units);
+        let mut left = Self::UNITS;
+        let mut files: Vec<_> = file_lens
+            .map(|len| {
+                let units = unit.map_or(0, |unit| len.div_ceil(unit).min(left));
+                left -= units;
+                FileClaims::new(len, units)
+            })
+            .collect();
         if let Some(unit) = unit {
-            reader.metadata(&mut |range: Range<u64>| {
-                let mut free = true;
-                for index in range.start / unit..range.end.div_ceil(unit).min(units) {
-                    free &= metadata.set(index) != Some(true);
-                }
-                free
+            reader.metadata(&mut |file, range: Range<u64>| {
+                files.get_mut(file.0 as usize).is_none_or(|file| file.claim_metadata(unit, range))
             })?;
         }
-        Ok(Claims {
-            unit,
-            file_len,
-            metadata,
-            data: Bits::new(units),
-            shared: HashMap::new(),
-            shared_uses: 0,
-            untracked: 0,
-            payloads: Payloads::default(),
-        })
+        Ok(Claims { unit, files, payloads: Payloads::default() })
     }
 
     /// Claims what the bytes of `extent`, which is of `reader`, lie in.
     pub fn claim(&mut self, reader: &dyn SparseRead, extent: &Extent) -> Result<()> {
         let Some(unit) = self.unit else { return Ok(()) };
-        let (offset, problem) = match extent.kind {
-            ExtentKind::Data(at) if at.file == FileId::default() => {
-                (at.offset, self.claim_data(reader, unit, at.offset..at.offset.saturating_add(extent.len)))
-            }
-            ExtentKind::Compressed(payload) => (payload.at.offset, self.claim_payload(unit, payload.at.offset)),
-            _ => return Ok(()),
+        let (ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. })) = extent.kind else { return Ok(()) };
+        let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Ok(()) };
+        let problem = if let ExtentKind::Data(_) = extent.kind {
+            let references = |offset| if at.file == FileId::default() { reader.references(offset) } else { 1 };
+            file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &references)
+        } else if file.metadata.get(at.offset / unit) {
+            Some("metadata")
+        } else {
+            // Payloads share units with each other, but none is used twice.
+            self.payloads.repeats(at).then_some("data of another guest range")
         };
-        problem.map_or(Ok(()), |with| Err(overlap(reader, extent, offset, with)))
+        problem.map_or(Ok(()), |with| Err(overlap(reader, extent, at.offset, with)))
+    }
+}
+
+impl FileClaims {
+    fn new(len: u64, units: u64) -> FileClaims {
+        let (metadata, data) = (Bits::new(units), Bits::new(units));
+        FileClaims { len, metadata, data, shared: HashMap::new(), shared_uses: 0, untracked: 0 }
     }
 
-    fn claim_data(&mut self, reader: &dyn SparseRead, unit: u64, range: Range<u64>) -> Option<&'static str> {
+    /// Whether nothing claimed any of it before.
+    fn claim_metadata(&mut self, unit: u64, range: Range<u64>) -> bool {
+        let mut free = true;
+        for index in range.start / unit..range.end.div_ceil(unit).min(self.metadata.len()) {
+            free &= self.metadata.set(index) != Some(true);
+        }
+        free
+    }
+
+    fn claim_data(&mut self, unit: u64, range: Range<u64>, references: &dyn Fn(u64) -> u64) -> Option<&'static str> {
         // The part of a unit that the guest sees stands for the whole.
         for index in range.start / unit..range.end.div_ceil(unit) {
             if self.metadata.get(index) {
@@ -91,32 +111,24 @@ impl Claims {
                     let uses = self.shared.entry(index).or_insert(1);
                     *uses += 1;
                     self.shared_uses += 1;
-                    if *uses > reader.references(index * unit) || self.shared_uses > Self::SHARED {
+                    if *uses > references(index * unit) || self.shared_uses > Claims::SHARED {
                         return Some("data of another guest range");
                     }
                 }
             }
         }
-        (self.untracked > self.file_len).then_some("data of another guest range")
-    }
-
-    /// Payloads share units with each other, but none is used twice.
-    fn claim_payload(&mut self, unit: u64, offset: u64) -> Option<&'static str> {
-        if self.metadata.get(offset / unit) {
-            return Some("metadata");
-        }
-        self.payloads.repeats(offset).then_some("data of another guest range")
+        (self.untracked > self.len).then_some("data of another guest range")
     }
 }
 
-/// The offsets of compressed payloads.
+/// The places of compressed payloads.
 ///
-/// The first [`Payloads::EXACT`] of them are remembered as they are. Of the others a bit is set, by a hash of the offset: a
+/// The first [`Payloads::EXACT`] of them are remembered as they are. Of the others a bit is set, by a hash of the place: a
 /// bit that is set already may be chance. How many there are by chance is known, and an image that has twice as many and a
 /// thousand more uses payloads again.
 #[derive(Debug, Default)]
 struct Payloads {
-    exact: HashSet<u64>,
+    exact: HashSet<Location>,
     hashed: Option<Bits>,
     /// Bits that are set.
     set: u64,
@@ -132,14 +144,15 @@ impl Payloads {
     const BITS: u64 = 1 << 26;
 
     /// Notes a payload, and tells whether it, or too many, were noted before.
-    fn repeats(&mut self, offset: u64) -> bool {
+    fn repeats(&mut self, at: Location) -> bool {
         if self.exact.len() < Self::EXACT {
-            return !self.exact.insert(offset);
+            return !self.exact.insert(at);
         }
-        if self.exact.contains(&offset) {
+        if self.exact.contains(&at) {
             return true;
         }
-        let hash = offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
+        let place = at.offset ^ u64::from(at.file.0) << 40;
+        let hash = place.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
         self.expected = self.expected.saturating_add(self.set);
         match self.hashed.get_or_insert_with(|| Bits::new(Self::BITS)).set(hash) {
             Some(true) => self.hits += 1,
@@ -163,6 +176,11 @@ impl Bits {
         Bits(vec![0; len.div_ceil(64) as usize])
     }
 
+    /// Numbers below it are not too large.
+    fn len(&self) -> u64 {
+        self.0.len() as u64 * 64
+    }
+
     fn get(&self, index: u64) -> bool {
         self.0.get((index / 64) as usize).is_some_and(|word| word >> (index % 64) & 1 != 0)
     }
@@ -182,7 +200,6 @@ mod tests {
     use super::*;
     use crate::codec::Codec;
     use crate::error::Fault;
-    use crate::extent::{Compressed, Location};
     use crate::info::ImageInfo;
 
     const UNIT: u64 = 64 << 10;
@@ -208,9 +225,10 @@ mod tests {
             if offset == 7 * UNIT { 2 } else { 1 }
         }
 
-        fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
-            assert!(claim(0..10));
-            assert!(!claim(5..UNIT));
+        fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
+            assert!(claim(FileId(0), 0..10));
+            assert!(!claim(FileId(0), 5..UNIT));
+            assert!(claim(FileId(1), UNIT..UNIT + 1));
             Ok(())
         }
     }
@@ -218,7 +236,7 @@ mod tests {
     /// Claims each of these, and returns what the first that fails overlaps.
     fn claim(kinds: impl IntoIterator<Item = (ExtentKind, u64)>) -> Option<&'static str> {
         let layer = Fake(ImageInfo::default());
-        let mut claims = Claims::new(&layer, FILE_LEN).unwrap();
+        let mut claims = Claims::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();
         kinds.into_iter().find_map(|(kind, len)| match claims.claim(&layer, &Extent { offset: 0, len, kind }) {
             Err(Error::Corrupt(Fault { problem: Problem::Overlap { with, .. }, .. })) => Some(with),
             other => {
@@ -234,7 +252,8 @@ mod tests {
 
     fn payload(offset: u64) -> (ExtentKind, u64) {
         let at = Location { file: FileId(0), offset };
-        let unit = Compressed { at, stored_len: 512, codec: Codec::Deflate, unit: 0, unit_len: UNIT as u32 };
+        let len = UNIT as u32;
+        let unit = Compressed { at, stored_len: 512, codec: Codec::Deflate, unit: 0, unit_len: len, min_len: len };
         (ExtentKind::Compressed(unit), UNIT)
     }
 
@@ -243,8 +262,12 @@ mod tests {
         assert_eq!(claim([data(1, 3), data(4, 3), data(8, 1)]), None);
         assert_eq!(claim([data(1, 3), data(3, 1)]), Some("data of another guest range"));
         assert_eq!(claim([data(1, 3), data(0, 1)]), Some("metadata"));
-        let elsewhere = (ExtentKind::Data(Location { file: FileId(1), offset: 0 }), UNIT);
-        assert_eq!(claim([elsewhere, elsewhere]), None);
+        let elsewhere = |unit| (ExtentKind::Data(Location { file: FileId(1), offset: unit * UNIT }), UNIT);
+        assert_eq!(claim([data(2, 1), elsewhere(2)]), None);
+        assert_eq!(claim([elsewhere(0), elsewhere(1)]), Some("metadata"));
+        assert_eq!(claim([elsewhere(2), elsewhere(2)]), Some("data of another guest range"));
+        let not_opened = (ExtentKind::Data(Location { file: FileId(2), offset: 0 }), UNIT);
+        assert_eq!(claim([not_opened, not_opened]), None);
     }
 
     #[test]

@@ -219,6 +219,13 @@ pub enum ReferenceProblem {
     FormatNotStated(&'static str),
     /// The chain of files comes back to a file that is in it already.
     Loop,
+    /// The file is not, or is no longer, the one that the image was made over.
+    Changed {
+        /// The identity that the image states.
+        expected: Name,
+        /// The identity that the file has.
+        found: Name,
+    },
     /// It is neither a regular file nor a block device.
     NotRegular,
     /// The caller has only the image, no place to look for other files.
@@ -346,6 +353,9 @@ impl fmt::Display for ReferenceProblem {
                 return write!(f, "its format is not stated, and it looks like {format}");
             }
             ReferenceProblem::Loop => "it is a part of this chain already",
+            ReferenceProblem::Changed { expected, found } => {
+                return write!(f, "it has been changed since: the image was made over {expected}, and this is {found}");
+            }
             ReferenceProblem::NotRegular => "it is neither a regular file nor a block device",
             ReferenceProblem::NoPlace => "the image was not opened from a path",
         })

@@ -43,10 +43,12 @@ pub struct Compressed {
     pub unit: u64,
     /// Guest bytes in the unit. The last unit of a disk may reach beyond the disk's end.
     pub unit_len: u32,
+    /// The payload has to give at least so many of them: all, but for a last unit whose end no guest sees.
+    pub min_len: u32,
 }
 
 /// A place in one of the files of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
     /// The file.
     pub file: FileId,

@@ -127,7 +127,8 @@ impl Image {
     /// As [`spans`](Self::spans) over the whole disk, where it is an error that two guest ranges share one place.
     pub(crate) fn spans_exclusive(&self) -> Result<Spans<'_>> {
         let claims = self.layers.iter().map(|layer| {
-            Claims::new(&*layer.reader, layer.files[0].len).map_err(|e| layer.locate(e, FileId::default()))
+            let file_lens = layer.files.iter().map(|file| file.len);
+            Claims::new(&*layer.reader, file_lens).map_err(|e| layer.locate(e, FileId::default()))
         });
         Ok(Spans { claims: Some(claims.collect::<Result<_>>()?), ..self.spans(0..u64::MAX) })
     }
@@ -195,16 +196,24 @@ impl Image {
         }
     }
 
-    /// Decodes a compressed unit into `unit`, and returns how long its payload is, which `scratch.stored` begins with.
-    pub(crate) fn decode(&self, span: &Span, at: &Compressed, unit: &mut [u8], scratch: &mut Scratch) -> Result<usize> {
+    /// Decodes a compressed unit into `unit`, and returns whether its payload, which `scratch.stored` begins with, gives all
+    /// of it; if it is the last one of a disk, and ends beyond the disk's end, the rest was made zeros.
+    pub(crate) fn decode(&self, span: &Span, at: &Compressed, unit: &mut [u8], scratch: &mut Scratch) -> Result<bool> {
         scratch.stored.resize(at.stored_len as usize, 0);
         let format = self.layers[span.depth].format.name();
         self.with_file(span, at.at.file, |file| {
             table::read(&**file, &mut scratch.stored, at.at.offset)?;
-            scratch.decoder.decode(at.codec, &scratch.stored, unit).map_err(|source: DecodeError| {
-                let offset = at.at.offset;
-                Error::corrupt(format, "compressed block", offset, Problem::Decode { offset, source })
-            })
+            match scratch.decoder.decode(at.codec, &scratch.stored, unit) {
+                Ok(_) => Ok(true),
+                Err(DecodeError::Short { got, ended: true, .. }) if got >= at.min_len as usize => {
+                    unit.get_mut(got..).unwrap_or_default().fill(0);
+                    Ok(false)
+                }
+                Err(source) => {
+                    let offset = at.at.offset;
+                    Err(Error::corrupt(format, "compressed block", offset, Problem::Decode { offset, source }))
+                }
+            }
         })
     }
 
@@ -265,7 +274,7 @@ impl SourceFile {
 /// Buffers and states that reading needs; one for each thread and image.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    decoder: Decoder,
+    pub decoder: Decoder,
     /// The payload that was decoded last, with what followed it in its sectors.
     pub stored: Vec<u8>,
     unit: Vec<u8>,

@@ -1,5 +1,6 @@
 //! What an image says of itself.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use crate::name::Name;
@@ -16,6 +17,8 @@ pub struct ImageInfo {
     pub block_size: Option<u32>,
     /// The image whose bytes show through the holes of this one.
     pub backing: Option<Reference>,
+    /// What images that lie over this one know it by, and what changes when its guest bytes do.
+    pub identity: Option<Name>,
     /// Other files that hold guest bytes of this image; `FileId` 1 is the first.
     pub files: Vec<Reference>,
     /// The method of encryption, by its name. An encrypted image is not readable.
@@ -24,6 +27,8 @@ pub struct ImageInfo {
     pub dirty: bool,
     /// A program found the image corrupt and marked it so.
     pub corrupt: bool,
+    /// What else its owner should know, though it does not keep the image from being read.
+    pub warnings: Vec<Cow<'static, str>>,
     /// Earlier states that are kept inside the image.
     pub snapshots: Vec<Snapshot>,
     /// What only this format has, in order, by the names that qemu-img uses where it has one.
@@ -40,28 +45,28 @@ pub struct Reference {
     pub name: Name,
     /// Its format, if the image states it.
     pub format: Option<Name>,
+    /// Other names, for when there is no file of that name: an image that was moved still has the old path.
+    pub alternatives: Vec<Name>,
+    /// The identity that the file must have.
+    pub identity: Option<Name>,
 }
 
 impl Reference {
     /// A file called `name` that is `role` to the image.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
-        Reference { role, name, format }
+        Reference { role, name, format, alternatives: Vec::new(), identity: None }
     }
 
     /// Whether the name is that of a file, and not empty, an address (`nbd://host`) or a description (`json:{}`) in the manner
     /// of qemu: something before a colon, and no slash before that.
     pub fn is_file_name(&self) -> bool {
-        let name = self.name.as_bytes();
-        match name.iter().position(|&byte| byte == b':') {
-            Some(colon) => colon == 0 || name.iter().take(colon).any(|&byte| byte == b'/'),
-            None => !name.is_empty(),
-        }
+        self.name.is_file_name()
     }
 
     /// Where the name leads from the image at `image`: a relative one starts at the image's directory. By the text alone,
     /// nothing is looked up.
     pub fn path_from(&self, image: &Path) -> PathBuf {
-        image.with_file_name("").join(self.name.as_path())
+        self.name.path_from(image)
     }
 }
 

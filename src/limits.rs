@@ -15,11 +15,14 @@ pub struct Limits {
     pub metadata: u64,
     /// Number of images in a chain. Default: 200, the limit of libvirt.
     pub chain_depth: usize,
+    /// Number of extents that one image may consist of, each in a file of its own at worst. Default: 8192, which is 16 TiB in
+    /// the usual pieces of 2 GiB.
+    pub extents: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { virtual_size: i64::MAX as u64 & !511, metadata: 64 << 20, chain_depth: 200 }
+        Limits { virtual_size: i64::MAX as u64 & !511, metadata: 64 << 20, chain_depth: 200, extents: 8192 }
     }
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A name that an image holds. Its `Display` escapes what a terminal or a log could take for more than text.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -19,6 +19,19 @@ impl Name {
     /// The bytes as a path of this system.
     pub fn as_path(&self) -> &Path {
         Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// Whether it can be that of a file; see [`Reference::is_file_name`](crate::Reference::is_file_name).
+    pub(crate) fn is_file_name(&self) -> bool {
+        match self.0.iter().position(|&byte| byte == b':') {
+            Some(colon) => colon == 0 || self.0.iter().take(colon).any(|&byte| byte == b'/'),
+            None => !self.0.is_empty(),
+        }
+    }
+
+    /// Where it leads from the image at `image`.
+    pub(crate) fn path_from(&self, image: &Path) -> PathBuf {
+        image.with_file_name("").join(self.as_path())
     }
 
     /// The text, with replacement characters where it is not UTF-8.

@@ -1,6 +1,7 @@
 //! Opening: probing, chains, and the caller's policy for files that an image names.
 
 use std::cell::RefCell;
+use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
@@ -10,6 +11,8 @@ use crate::image::{Image, Layer, SourceFile};
 use crate::info::{ImageInfo, Reference};
 use crate::io::{FileSource, ReadAt, table};
 use crate::limits::{Budget, Limits};
+use crate::name::Name;
+use crate::sparse::SparseRead;
 
 /// Which files that an image names (backing files, data files) may be opened.
 ///
@@ -32,6 +35,7 @@ pub struct OpenOptions {
     backing_format: Option<Format>,
     snapshot: Option<String>,
     references: References,
+    changed_backing: bool,
     limits: Limits,
 }
 
@@ -86,6 +90,14 @@ impl OpenOptions {
         self
     }
 
+    /// Whether an image may lie over one that says that it has been changed since. What the guest sees is then a mix of old and
+    /// new. Default false.
+    #[must_use]
+    pub fn allow_changed_backing(mut self, allow: bool) -> Self {
+        self.changed_backing = allow;
+        self
+    }
+
     /// Sets what the image may ask for.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -119,11 +131,22 @@ impl OpenOptions {
         let no_place = |reference: &Reference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let reader = format.open(source.clone(), &self.context(&budget, 0, &no_place))?;
-        check_readable(reader.info())?;
-        if let Some(reference) = &reader.info().backing {
-            return Err(refusal(format, reference, ReferenceProblem::NoPlace));
-        }
-        Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
+        alone(format, reader, source)
+    }
+
+    /// Opens an image that comes through a pipe. Its guest bytes can be read once and in order, by one conversion.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the format is not stated, [`Error::Unsupported`] when images of the format cannot be read in
+    /// this way, and as [`open`](Self::open).
+    pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
+        let Some(format) = self.format else {
+            return Err(Error::Usage("the format of an image that comes through a pipe has to be stated".into()));
+        };
+        let no_place = |reference: &Reference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
+        let budget = Budget::new(self.limits.metadata);
+        let (reader, source) = format.open_stream(Box::new(stream), &self.context(&budget, 0, &no_place))?;
+        alone(format, reader, source)
     }
 
     /// Opens only the file at `path`, not what it names, and tells what it says of itself.
@@ -146,6 +169,7 @@ impl OpenOptions {
         while let Some(opened) = next {
             let step = || {
                 let inspection = self.inspect_opened(&opened)?;
+                self.check_identity(&opened, &inspection.info)?;
                 let identity = opened.source.identity().map_err(Error::io("asking what file it is", None))?;
                 let backing = inspection.info.backing.as_ref();
                 let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
@@ -217,6 +241,7 @@ impl OpenOptions {
         )?;
         files.append(&mut data_files.into_inner());
         check_readable(reader.info())?;
+        self.check_identity(opened, reader.info())?;
         let backing = reader.info().backing.clone();
         layers.push(Layer { reader, format: opened.format, files });
         Ok(backing)
@@ -229,7 +254,28 @@ impl OpenOptions {
 
     fn open_data_file(&self, image: &Opened, reference: &Reference) -> Result<SourceFile> {
         let (path, source) = self.open_reference(image, reference)?;
-        SourceFile::opened(Arc::new(source), &path)
+        let file = SourceFile::opened(Arc::new(source), &path)?;
+        match image.source.identity() {
+            Ok(identity) if file.identity == Some(identity) => {
+                Err(refusal(image.format, reference, ReferenceProblem::Loop))
+            }
+            _ => Ok(file),
+        }
+    }
+
+    /// Checks that an image that another one lies over is still the one it was.
+    fn check_identity(&self, opened: &Opened, info: &ImageInfo) -> Result<()> {
+        match &opened.named_by {
+            Some(reference) if !self.changed_backing && reference.identity.is_some() => {
+                let (expected, found) = (reference.identity.clone(), info.identity.clone());
+                if expected == found {
+                    return Ok(());
+                }
+                let [expected, found] = [expected, found].map(Option::unwrap_or_default);
+                Err(refusal(opened.format, reference, ReferenceProblem::Changed { expected, found }))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open_backing(&self, image: &Opened, reference: &Reference, depth: usize) -> Result<Opened> {
@@ -249,31 +295,42 @@ impl OpenOptions {
                 Err(error) => Err(error),
             },
         };
-        Ok(Opened { format: format.map_err(|e| e.in_file(&path))?, source: Arc::new(source), path })
+        let format = format.map_err(|e| e.in_file(&path))?;
+        Ok(Opened { format, source: Arc::new(source), path, named_by: Some(reference.clone()) })
     }
 
     /// Opens what `image` names, if the policy allows it. A refusal does not depend on what is there.
     fn open_reference(&self, image: &Opened, reference: &Reference) -> Result<(PathBuf, FileSource)> {
-        let refuse = |problem| Err(refusal(image.format, reference, problem));
-        let name = reference.name.as_path();
-        let directory = image.path.parent().unwrap_or(Path::new(""));
         if self.references == References::Deny {
-            return refuse(ReferenceProblem::NotAllowed);
+            return Err(refusal(image.format, reference, ReferenceProblem::NotAllowed));
         }
-        if !reference.is_file_name() {
+        let mut result = self.open_named(image, reference, &reference.name);
+        for name in &reference.alternatives {
+            match &result {
+                Err(error) if leads_nowhere(error) => result = self.open_named(image, reference, name),
+                _ => break,
+            }
+        }
+        result
+    }
+
+    fn open_named(&self, image: &Opened, reference: &Reference, name: &Name) -> Result<(PathBuf, FileSource)> {
+        let refuse = |problem| Err(refusal(image.format, reference, problem));
+        let directory = image.path.parent().unwrap_or(Path::new(""));
+        if !name.is_file_name() {
             return refuse(ReferenceProblem::NotAFile);
         }
-        if self.references == References::Beside && !is_beside(name, directory) {
+        if self.references == References::Beside && !is_beside(name.as_path(), directory) {
             return refuse(ReferenceProblem::NotBeside);
         }
-        let path = reference.path_from(&image.path);
+        let path = name.path_from(&image.path);
         let source = match self.references {
             References::Any => FileSource::open(&path),
             _ => FileSource::open_nofollow(&path),
         };
         match source {
             Ok(source) => Ok((path, source)),
-            Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
             Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
         }
     }
@@ -284,6 +341,8 @@ struct Opened {
     path: PathBuf,
     source: Arc<FileSource>,
     format: Format,
+    /// How the image above it names it.
+    named_by: Option<Reference>,
 }
 
 impl Opened {
@@ -292,7 +351,7 @@ impl Opened {
         let open = || {
             let source = FileSource::open(path).map_err(Error::io("opening", None))?;
             let format = format.map_or_else(|| probe(&source), Ok)?;
-            Ok(Opened { path: path.to_owned(), source: Arc::new(source), format })
+            Ok(Opened { path: path.to_owned(), source: Arc::new(source), format, named_by: None })
         };
         open().map_err(|e: Error| e.in_file(path))
     }
@@ -308,6 +367,26 @@ fn probe(source: &dyn ReadAt) -> Result<Format> {
     let head = read(0, Probe::HEAD)?;
     let tail = read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?;
     Format::probe(&Probe { head: &head, tail: &tail, len })
+}
+
+/// An image in one file, which names no other.
+fn alone(format: Format, reader: Box<dyn SparseRead>, source: Arc<dyn ReadAt>) -> Result<Image> {
+    check_readable(reader.info())?;
+    if let Some(reference) = &reader.info().backing {
+        return Err(refusal(format, reference, ReferenceProblem::NoPlace));
+    }
+    Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
+}
+
+/// Whether a file may still be found under another name.
+fn leads_nowhere(error: &Error) -> bool {
+    match error.root() {
+        Error::Io { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
+        Error::Reference { problem, .. } => {
+            matches!(problem, ReferenceProblem::NotAFile | ReferenceProblem::NotBeside)
+        }
+        _ => false,
+    }
 }
 
 fn check_readable(info: &ImageInfo) -> Result<()> {

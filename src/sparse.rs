@@ -1,11 +1,12 @@
 //! The shared traits of all formats: where do guest bytes live, and where shall they go?
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::codec::Encoding;
 use crate::error::Result;
-use crate::extent::Extent;
+use crate::extent::{Extent, FileId};
 use crate::info::ImageInfo;
 use crate::io::WriteAt;
 
@@ -14,27 +15,30 @@ pub trait SparseRead: Send + Sync {
     /// What the image says of itself.
     fn info(&self) -> &ImageInfo;
 
-    /// The extent that begins at guest byte `offset`, which is below the virtual size. It ends on a multiple of
-    /// [`map_unit`](Self::map_unit) or at the virtual size. Reads at most one metadata table and never panics, whatever
-    /// the image holds.
+    /// The extent that begins at guest byte `offset`, which is below the virtual size. Reads at most one metadata table and
+    /// never panics, whatever the image holds.
     ///
     /// # Errors
     /// When the metadata cannot be read or is corrupt; a place outside its file is corrupt.
     fn extent_at(&self, offset: u64) -> Result<Extent>;
 
-    /// The smallest range in bytes that is mapped by itself, a power of two; `None` when the image cannot but keep every
-    /// guest byte in a place of its own.
+    /// What the places of guest bytes in the files are multiples of, a power of two; `None` when the image cannot but keep
+    /// every guest byte in a place of its own.
     fn map_unit(&self) -> Option<u64>;
 
     /// How often the image says that the unit at `offset` of its file is used; 1 where it does not count that.
-    fn references(&self, offset: u64) -> u64;
+    fn references(&self, _offset: u64) -> u64 {
+        1
+    }
 
-    /// Tells `claim` the ranges of the image file that hold metadata, so that data which overlaps them is found. `claim`
-    /// returns whether nothing claimed the range before.
+    /// Tells `claim` the ranges of the files that hold metadata, so that data which overlaps them is found. `claim` returns
+    /// whether nothing claimed the range before.
     ///
     /// # Errors
     /// When two tables that are needed for reading share a place.
-    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()>;
+    fn metadata(&self, _claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A new image that is being written. It knows metadata only: the payload is written by whoever asks.
@@ -51,7 +55,7 @@ pub trait SparseWrite: Send {
     /// if the target started zeroed. A block may be placed in several calls.
     fn place(&mut self, guest: Range<u64>) -> Result<Placement>;
 
-    /// Says where the `stored_len` bytes go that hold the block `guest` compressed.
+    /// Says where the `stored_len` bytes go that hold the block `guest` compressed, with the frame around them.
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement>;
 
     /// Makes `guest`, whose ends lie on granules or at the virtual size, read as zeros, whatever a backing file holds.
@@ -62,7 +66,7 @@ pub trait SparseWrite: Send {
 }
 
 /// What an image that is being written takes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct WriteSpec {
     /// Virtual size in bytes, after any rounding that the format asks for.
     pub virtual_size: u64,
@@ -72,10 +76,34 @@ pub struct WriteSpec {
     pub granule: u64,
     /// How blocks are compressed; `None` to store them as they are.
     pub encoding: Option<Encoding>,
+    /// Whether blocks are compressed even if that makes them longer.
+    pub always_encoded: bool,
+    /// What stands around each compressed block.
+    pub frame: Option<Frame>,
+    /// Whether each write follows the one before it, as long as all of the disk or whole compressed blocks are stored: such
+    /// an image can be written to a pipe.
+    pub sequential: bool,
     /// Whether zeros too are placed and written (a fully preallocated image).
     pub dense: bool,
     /// Whether the bytes of a backing file show where nothing is placed.
     pub over_backing: bool,
+}
+
+/// What stands in the file around the payload of a compressed block.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// Length of what stands before it, in bytes.
+    pub header_len: usize,
+    /// Writes that, for a block at a guest offset whose payload has so many bytes.
+    pub header: fn(&mut [u8], u64, u32),
+    /// Zeros fill it up to a multiple of this, in bytes.
+    pub alignment: usize,
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("header_len", &self.header_len).field("alignment", &self.alignment).finish()
+    }
 }
 
 /// Where bytes go.
@@ -85,6 +113,8 @@ pub struct Placement {
     pub out: Arc<dyn WriteAt>,
     /// Byte offset in it.
     pub offset: u64,
+    /// Metadata that goes there first; the guest's bytes follow it.
+    pub before: Vec<u8>,
     /// How many of the guest's bytes go there.
     pub len: u64,
 }

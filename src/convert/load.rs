@@ -8,6 +8,7 @@ use crate::codec::Encoder;
 use crate::error::Result;
 use crate::extent::ExtentKind;
 use crate::image::{Image, Scratch, Span};
+use crate::sparse::Frame;
 use crate::zero;
 
 /// A thread's buffers, which hold one work range at a time.
@@ -186,35 +187,38 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// The span of a block that the source holds as one payload of the kind that is wanted.
+    /// The span of a block that the source holds as one payload, which may be of the kind that is wanted.
     fn copyable(&self, work: &Work, block: &Range<u64>) -> Option<Span> {
-        let encoding = self.job.spec.encoding.as_ref().filter(|encoding| encoding.is_default())?;
+        self.job.spec.encoding.as_ref().filter(|encoding| encoding.is_default())?;
         let index = work.source.partition_point(|span| span.end() <= block.start);
         let span = work.source.get(index)?;
         let ExtentKind::Compressed(unit) = span.kind else { return None };
         let whole = span.offset == block.start && span.end() >= block.end.min(self.job.source.virtual_size());
-        let alike = unit.codec == encoding.codec
-            && unit.unit == block.start
-            && u64::from(unit.unit_len) == self.job.spec.block_size;
+        let alike = unit.unit == block.start && u64::from(unit.unit_len) == self.job.spec.block_size;
         (whole && alike).then_some(*span)
     }
 
     /// Copies a payload, once it is known to decode. What follows it in its sectors is left behind.
     fn copy_block(&mut self, work: &Work, block: Range<u64>, span: Span) -> Result<()> {
-        let ExtentKind::Compressed(unit) = span.kind else { return Ok(()) };
+        let (ExtentKind::Compressed(unit), Some(encoding)) = (span.kind, &self.job.spec.encoding) else {
+            return Ok(());
+        };
         let start = (block.start - work.range.start) as usize;
         let decoded = &mut self.data[start..start + self.job.spec.block_size as usize];
-        let stored_len = self.job.source.decode(&span, &unit, decoded, &mut self.scratch)?;
+        let is_whole = self.job.source.decode(&span, &unit, decoded, &mut self.scratch)?;
         if !self.job.dense() && zero::is_zero(decoded) {
             return Ok(());
         }
-        let place = self.packed.len()..self.packed.len() + stored_len;
-        match self.scratch.stored.get(..stored_len) {
-            Some(payload) if (stored_len as u64) < self.job.spec.block_size => {
-                self.packed.extend_from_slice(payload);
-                self.items.push(Item { guest: block, kind: ItemKind::Packed { place, copied: true } });
-            }
-            _ => self.items.push(Item { guest: block, kind: ItemKind::Data }),
+        let from = open_frame(&mut self.packed, self.job.spec.frame);
+        let payload = self.packed.len();
+        let copied = is_whole
+            && self.scratch.decoder.rewrap(&self.scratch.stored, encoding.codec, decoded, &mut self.packed)
+            && self.job.encoded_limit().is_none_or(|limit| self.packed.len() - payload < limit);
+        if copied {
+            self.push_packed(from, block, true);
+        } else {
+            self.packed.truncate(from);
+            self.encode_block(work, block);
         }
         Ok(())
     }
@@ -224,17 +228,35 @@ impl<'a> Loader<'a> {
         let end = start + self.job.spec.block_size as usize;
         // The last block of the disk is encoded as a whole one.
         self.data[start + (block.end - block.start) as usize..end].fill(0);
-        let from = self.packed.len();
-        let encoded = self.encoder.as_mut().and_then(|encoder| encoder.encode(&self.data[start..end], end - start));
-        let kind = match encoded {
+        let limit = self.job.encoded_limit().unwrap_or(usize::MAX);
+        match self.encoder.as_mut().and_then(|encoder| encoder.encode(&self.data[start..end], limit)) {
             Some(payload) => {
+                let from = open_frame(&mut self.packed, self.job.spec.frame);
                 self.packed.extend_from_slice(payload);
-                ItemKind::Packed { place: from..from + payload.len(), copied: false }
+                self.push_packed(from, block, false);
             }
-            None => ItemKind::Data,
-        };
-        self.items.push(Item { guest: block, kind });
+            None => self.items.push(Item { guest: block, kind: ItemKind::Data }),
+        }
     }
+
+    /// Stores the payload that the packed buffer ends with, whose frame begins at `from`.
+    fn push_packed(&mut self, from: usize, guest: Range<u64>, copied: bool) {
+        if let Some(frame) = self.job.spec.frame {
+            let (header, payload) = self.packed[from..].split_at_mut(frame.header_len);
+            (frame.header)(header, guest.start, payload.len() as u32);
+            let framed = (self.packed.len() - from).next_multiple_of(frame.alignment);
+            self.packed.resize(from + framed, 0);
+        }
+        let place = from..self.packed.len();
+        self.items.push(Item { guest, kind: ItemKind::Packed { place, copied } });
+    }
+}
+
+/// Leaves room for what stands before a payload, and returns where that begins.
+fn open_frame(packed: &mut Vec<u8>, frame: Option<Frame>) -> usize {
+    let from = packed.len();
+    packed.resize(from + frame.map_or(0, |frame| frame.header_len), 0);
+    from
 }
 
 /// Fills the part `segment` of a buffer whose first byte is guest byte `start`: with zeros where there is no span.

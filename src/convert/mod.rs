@@ -23,7 +23,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
 
 use crate::error::{Error, Result};
-use crate::format::{CreateContext, Format};
+use crate::format::{CreateContext, Format, NewBacking, NewFiles};
+use crate::identifiers::Identifiers;
 use crate::image::Image;
 use crate::io::WriteAt;
 use crate::name::Name;
@@ -52,6 +53,7 @@ pub struct Converter {
     threads: usize,
     sync: bool,
     clobber: bool,
+    identifiers: Identifiers,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -107,6 +109,7 @@ impl Converter {
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
             clobber: true,
+            identifiers: Identifiers::from_env(),
             progress: None,
             cancel: None,
         }
@@ -166,6 +169,13 @@ impl Converter {
         self
     }
 
+    /// Sets where the identifiers in the new image come from. Default [`Identifiers::from_env`].
+    #[must_use]
+    pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
+        self.identifiers = identifiers;
+        self
+    }
+
     /// Calls `progress` now and then, from any of the threads but one at a time, with growing numbers.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
@@ -203,7 +213,8 @@ impl Converter {
     /// Writes what the guest of `source` sees to an image in `out`, which is emptied unless it is a device.
     ///
     /// # Errors
-    /// Whatever reading and writing meets. What `out` then holds is not an image.
+    /// Whatever reading and writing meets. What `out` then holds is not an image. [`Error::Unsupported`] for an image that
+    /// consists of several files, and for one that cannot be written in order when `out` is a pipe.
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
         self.write(Some(source), source.virtual_size(), out, None)
     }
@@ -213,13 +224,20 @@ impl Converter {
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(|file| file.identity).collect();
         let output = Output::create(target, &in_use, self.sync, self.clobber)?;
-        let report = self.write(source, size, output.file(), Some(target))?;
+        let report = self.write(source, size, output.file(), Some((target, &output)))?;
         output.commit()?;
         Ok(report)
     }
 
-    fn write(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>, target: Option<&Path>) -> Result<Report> {
+    fn write(
+        &self,
+        source: Option<&Image>,
+        size: u64,
+        out: Arc<dyn WriteAt>,
+        named: Option<(&Path, &Output)>,
+    ) -> Result<Report> {
         let format = self.format;
+        let target = named.map(|(target, _)| target);
         let backing = self.backing.as_ref();
         if out.starts_zeroed() {
             // It does so only if nothing is left in it.
@@ -230,10 +248,16 @@ impl Converter {
                 size,
                 options: &self.options,
                 compress: self.compress,
-                backing: backing.map(|backing| (backing.name.clone(), Name::from(backing.image.format().name()))),
+                backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
+                identifiers: self.identifiers.of_image(format.name(), size, &self.options),
                 out: out.clone(),
+                files: named.map(|(_, output)| output as &dyn NewFiles),
             })
             .map_err(|e| e.in_file_at(target))?;
+        if !out.seeks() && !writer.spec().sequential {
+            let feature = "writing this kind of image to a pipe".into();
+            return Err(Error::Unsupported { format: format.name(), feature, at: None });
+        }
         let virtual_size = writer.spec().virtual_size;
         let mut report =
             Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
@@ -251,7 +275,7 @@ impl Converter {
                 starts_zeroed: out.starts_zeroed(),
                 target,
             };
-            pipeline::run(&job, self, &mut *writer, &mut report)?;
+            pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
@@ -282,6 +306,11 @@ impl Job<'_> {
     /// Bytes of guest in a work range: whole blocks.
     fn cell(&self) -> u64 {
         CELL.max(self.spec.block_size).max(self.sparse)
+    }
+
+    /// Length in bytes that an encoded block must stay below, so that it is not stored as it is.
+    fn encoded_limit(&self) -> Option<usize> {
+        (!self.spec.always_encoded).then_some(self.spec.block_size as usize)
     }
 
     /// Whether everything is stored, zeros too.

@@ -9,17 +9,19 @@ use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
-use crate::sparse::SparseWrite;
+use crate::sparse::{Placement, SparseWrite};
 
 /// Moves all guest bytes of the job. The caller finishes the writer.
 pub(super) fn run(
     job: &Job<'_>,
     settings: &Converter,
+    out: &dyn WriteAt,
     writer: &mut dyn SparseWrite,
     report: &mut Report,
 ) -> Result<()> {
     let pipeline = Pipeline {
         job,
+        out,
         settings,
         planner: Mutex::new(Planner::new(job, settings)?),
         turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
@@ -44,6 +46,7 @@ pub(super) fn run(
 
 struct Pipeline<'a> {
     job: &'a Job<'a>,
+    out: &'a dyn WriteAt,
     settings: &'a Converter,
     planner: Mutex<Planner<'a>>,
     turn: Mutex<Turn<'a>>,
@@ -73,6 +76,8 @@ struct Write {
 
 /// Where the bytes of a write are.
 enum Source {
+    /// Here.
+    Metadata(Vec<u8>),
     /// These guest bytes.
     Data(Range<u64>),
     /// This part of the packed buffer.
@@ -149,12 +154,14 @@ impl Pipeline<'_> {
     fn write(&self, work: &Work, loader: &Loader<'_>, writes: &[Write]) -> bool {
         for Write { out, offset, source } in writes {
             let bytes = match source {
+                Source::Metadata(bytes) => bytes,
                 Source::Data(guest) => loader.data(work.range.start, guest),
                 Source::Packed(place) => loader.packed(place),
             };
             if let Err(e) = out.write_all_at(bytes, *offset) {
                 let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
-                self.fail(work.seq, error.in_file_at(self.job.target).in_guest(work.range.clone()));
+                let path = out.path().or(self.job.target);
+                self.fail(work.seq, error.in_file_at(path).in_guest(work.range.clone()));
                 return false;
             }
         }
@@ -173,6 +180,7 @@ impl Drop for Abandon<'_, '_> {
     fn drop(&mut self) {
         if thread::panicking() {
             lock(&self.0.turn).abandoned = true;
+            self.0.out.abandon();
             self.0.next_turn.notify_all();
         }
     }
@@ -198,7 +206,7 @@ impl Turn<'_> {
                     while at < guest.end {
                         let placement = self.writer.place(at..guest.end)?;
                         let next = at + placement.len;
-                        push(writes, placement.out, placement.offset, Source::Data(at..next));
+                        push_placed(writes, placement, Source::Data(at..next));
                         at = next;
                     }
                     self.report.data_bytes += guest.end - guest.start;
@@ -206,7 +214,7 @@ impl Turn<'_> {
                 }
                 ItemKind::Packed { place, copied } => {
                     let placement = self.writer.place_compressed(guest.clone(), place.len() as u32)?;
-                    push(writes, placement.out, placement.offset, Source::Packed(place.clone()));
+                    push_placed(writes, placement, Source::Packed(place.clone()));
                     self.report.data_bytes += guest.end - guest.start;
                     self.report.written_bytes += place.len() as u64;
                     self.report.compressed_blocks += 1;
@@ -216,6 +224,15 @@ impl Turn<'_> {
         }
         Ok(())
     }
+}
+
+/// Adds the writes of what stands before `source`, and of itself.
+fn push_placed(writes: &mut Vec<Write>, Placement { out, offset, before, .. }: Placement, source: Source) {
+    let after = offset + before.len() as u64;
+    if !before.is_empty() {
+        push(writes, out.clone(), offset, Source::Metadata(before));
+    }
+    push(writes, out, after, source);
 }
 
 /// Adds a write, to the last one if it continues it in the file and in the buffer.
@@ -242,6 +259,7 @@ fn push(writes: &mut Vec<Write>, out: Arc<dyn WriteAt>, offset: u64, source: Sou
 impl Source {
     fn len(&self) -> u64 {
         match self {
+            Source::Metadata(bytes) => bytes.len() as u64,
             Source::Data(guest) => guest.end - guest.start,
             Source::Packed(place) => place.len() as u64,
         }

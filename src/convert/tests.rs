@@ -54,9 +54,8 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
         virtual_size: source.virtual_size().next_multiple_of(512),
         block_size,
         granule: if base.is_some() { block_size } else { 512 },
-        encoding: None,
-        dense: false,
         over_backing: base.is_some(),
+        ..WriteSpec::default()
     };
     Job { source, base, spec, sparse: 4096, starts_zeroed: true, target: None }
 }

@@ -6,12 +6,16 @@
 pub mod qcow2;
 pub mod raw;
 mod signature;
+pub mod vmdk;
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::info::Reference;
+use crate::identifiers::ImageIdentifiers;
+use crate::info::{ImageInfo, Reference};
 use crate::io::{ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
@@ -19,7 +23,7 @@ use crate::options::{OptionSpec, Options};
 use crate::sparse::{SparseRead, SparseWrite};
 
 /// Every format, in the order in which they are listed. `raw` recognises nothing and takes what no other wants.
-static FORMATS: &[&Entry] = &[&qcow2::FORMAT, &raw::FORMAT];
+static FORMATS: &[&Entry] = &[&qcow2::FORMAT, &vmdk::FORMAT, &raw::FORMAT];
 
 /// A format that this crate reads and writes.
 #[derive(Clone, Copy)]
@@ -41,9 +45,15 @@ pub(crate) struct Entry {
     pub probe: fn(&Probe<'_>) -> bool,
     pub open: WithFile<Box<dyn SparseRead>>,
     pub create: fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>,
+    /// Opens an image that comes through a pipe, where the format can be read in the order in which it is stored.
+    pub open_stream: Option<OpenStream>,
     /// Examines the metadata, where the format has what can be examined.
     pub check: Option<WithFile<CheckReport>>,
 }
+
+/// Opens an image that can be read once and in order, and returns the payloads with it, as the file that extents refer to.
+pub(crate) type OpenStream =
+    fn(Box<dyn Read + Send>, &OpenContext<'_>) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)>;
 
 /// What a format does with an image file.
 type WithFile<T> = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<T>;
@@ -82,9 +92,39 @@ pub(crate) struct CreateContext<'a> {
     pub options: &'a Options,
     /// Whether blocks are to be compressed.
     pub compress: bool,
-    /// The image that the new one lies over: its name as it is to be written, and its format.
-    pub backing: Option<(Name, Name)>,
+    /// The image that the new one lies over.
+    pub backing: Option<NewBacking<'a>>,
+    pub identifiers: ImageIdentifiers,
     pub out: Arc<dyn WriteAt>,
+    /// The other files, for an image that is to have a name.
+    pub files: Option<&'a dyn NewFiles>,
+}
+
+/// The image that a new one lies over.
+#[derive(Clone)]
+pub(crate) struct NewBacking<'a> {
+    /// Its name, as it is to be written.
+    pub name: Name,
+    /// What it says of itself.
+    pub info: &'a ImageInfo,
+}
+
+/// Makes the files of an image that consists of several.
+pub(crate) trait NewFiles {
+    /// The name of the image itself, without its directory.
+    fn image_name(&self) -> &OsStr;
+
+    /// Makes a file called `name` beside the image.
+    fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
+}
+
+impl<'a> CreateContext<'a> {
+    /// An uncompressed image in `out` alone.
+    #[cfg(test)]
+    pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {
+        let identifiers = crate::identifiers::Identifiers::Reproducible.of_image("", size, options);
+        CreateContext { size, options, compress: false, backing: None, identifiers, out, files: None }
+    }
 }
 
 /// What an examination of an image's metadata found.
@@ -214,6 +254,17 @@ impl Format {
         (self.0.open)(source, cx)
     }
 
+    pub(crate) fn open_stream(
+        &self,
+        stream: Box<dyn Read + Send>,
+        cx: &OpenContext<'_>,
+    ) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)> {
+        match self.0.open_stream {
+            Some(open) => open(stream, cx),
+            None => Err(Error::Unsupported { format: self.name(), feature: "reading from a pipe".into(), at: None }),
+        }
+    }
+
     pub(crate) fn create(&self, cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
         cx.options.check(self.name(), self.options())?;
         (self.0.create)(cx)
@@ -306,7 +357,7 @@ mod tests {
         options.set("cluster-size", "64k");
         let out = Arc::new(MemFile::new());
         for format in Format::all() {
-            let cx = CreateContext { size: 0, options: &options, compress: false, backing: None, out: out.clone() };
+            let cx = CreateContext::new(0, &options, out.clone());
             let Err(Error::Option { format: told, name, problem }) = format.create(&cx) else { panic!("{format}") };
             assert_eq!((told, &*name), (format.name(), "cluster-size"));
             for option in format.options() {

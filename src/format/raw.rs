@@ -13,12 +13,13 @@
 //! | block devices | yes | yes: zeros are discarded or written, since old content is there |
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::extent::{Extent, ExtentKind, FileId, Location};
+use crate::extent::{Extent, FileId};
 use crate::format::{CreateContext, Entry, OpenContext};
 use crate::info::ImageInfo;
+use crate::io::runs::Runs;
 use crate::io::table::{self, Field};
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
@@ -37,6 +38,7 @@ pub(crate) static FORMAT: Entry = Entry {
     probe: |_| false,
     open: |source, cx| Ok(Box::new(Reader::open(source, cx)?)),
     create: |cx| Ok(Box::new(Writer::create(cx)?)),
+    open_stream: None,
     check: None,
 };
 
@@ -44,9 +46,7 @@ const FORMAT_NAME: &str = "raw";
 
 struct Reader {
     info: ImageInfo,
-    file: Arc<dyn ReadAt>,
-    /// The run of data found last: looking for its end again can cost as much as reading it.
-    run: Mutex<Range<u64>>,
+    runs: Runs,
 }
 
 impl Reader {
@@ -58,7 +58,7 @@ impl Reader {
         let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
-        Ok(Reader { info, file, run: Mutex::default() })
+        Ok(Reader { info, runs: Runs::new(file, FileId::default()) })
     }
 }
 
@@ -68,31 +68,12 @@ impl SparseRead for Reader {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
-        let end = self.info.virtual_size;
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if !run.contains(&offset) {
-            let next = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
-            *run = next.unwrap_or(end..end);
-        }
-        let place = Location { file: FileId::default(), offset };
-        Ok(if run.start > offset {
-            Extent { offset, len: run.start.min(end) - offset, kind: ExtentKind::Zero { allocated: Some(place) } }
-        } else {
-            let kind = ExtentKind::Data(place);
-            Extent { offset, len: run.end.min(end).max(offset + 1) - offset, kind }
-        })
+        let (kind, len) = self.runs.extent(offset, self.info.virtual_size)?;
+        Ok(Extent { offset, len, kind })
     }
 
     fn map_unit(&self) -> Option<u64> {
         None
-    }
-
-    fn references(&self, _offset: u64) -> u64 {
-        1
-    }
-
-    fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
-        Ok(())
     }
 }
 
@@ -132,9 +113,10 @@ impl Writer {
             virtual_size: cx.size,
             block_size: 512,
             granule: 512,
-            encoding: None,
-            dense: preallocation == Preallocation::Full,
-            over_backing: false,
+            // A pipe has no holes.
+            dense: preallocation == Preallocation::Full || !cx.out.seeks(),
+            sequential: true,
+            ..WriteSpec::default()
         };
         // A device that is too small is found before the first byte is written to it.
         cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
@@ -166,7 +148,8 @@ impl SparseWrite for Writer {
     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
         self.fill(guest.start)?;
         self.done = guest.end;
-        Ok(Placement { out: self.out.clone(), offset: guest.start, len: guest.end - guest.start })
+        let before = Vec::new();
+        Ok(Placement { out: self.out.clone(), offset: guest.start, before, len: guest.end - guest.start })
     }
 
     fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
@@ -189,7 +172,8 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::format::Format;
+    use crate::extent::{ExtentKind, Location};
+    use crate::format::{Format, NewBacking};
     use crate::io::{FileSource, FileTarget, MemFile};
     use crate::limits::{Budget, Limits};
     use crate::name::Name;
@@ -199,7 +183,7 @@ mod tests {
     fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
         let mut options = Options::new();
         options.add_list(list);
-        Format::RAW.create(&CreateContext { size, options: &options, compress: false, backing: None, out })
+        Format::RAW.create(&CreateContext::new(size, &options, out))
     }
 
     #[test]
@@ -267,10 +251,11 @@ mod tests {
     fn what_raw_cannot_do_is_refused() {
         let out = Arc::new(MemFile::new());
         let options = Options::new();
-        let plain = CreateContext { size: 512, options: &options, compress: false, backing: None, out };
+        let plain = CreateContext::new(512, &options, out);
         let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind();
         assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
-        let backing = Some((Name::from("base"), Name::from("raw")));
+        let info = ImageInfo::default();
+        let backing = Some(NewBacking { name: Name::from("base"), info: &info });
         assert_eq!(kind(CreateContext { backing, ..plain.clone() }), "unsupported");
         assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind(), "option");
 

@@ -25,14 +25,6 @@ impl SparseRead for Fake {
     fn map_unit(&self) -> Option<u64> {
         None
     }
-
-    fn references(&self, _offset: u64) -> u64 {
-        1
-    }
-
-    fn metadata(&self, _claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
-        Ok(())
-    }
 }
 
 const TOP: Location = Location { file: FileId(0), offset: 0 };

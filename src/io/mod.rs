@@ -4,16 +4,21 @@ mod file;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
+mod pipe;
+pub(crate) mod runs;
+pub(crate) mod slices;
 pub(crate) mod table;
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 pub use file::{FileIdentity, FileSource, FileTarget};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;
+pub use pipe::PipeTarget;
 
 /// A file that is read at offsets.
 pub trait ReadAt: Send + Sync {
@@ -65,6 +70,19 @@ pub trait WriteAt: Send + Sync {
     fn starts_zeroed(&self) -> bool {
         true
     }
+
+    /// The name that it has, or will have when all is written.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Whether it can be written in any order, and more than once. False for a pipe.
+    fn seeks(&self) -> bool {
+        true
+    }
+
+    /// Says that something will not be written, for whoever waits for it.
+    fn abandon(&self) {}
 
     /// Makes `range` read as zeros, in the cheapest way there is.
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {

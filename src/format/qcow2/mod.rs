@@ -65,6 +65,7 @@ pub(crate) static FORMAT: Entry = Entry {
     probe,
     open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
     create: |cx| Ok(Box::new(writer::Writer::create(cx)?)),
+    open_stream: None,
     check: Some(check::check),
 };
 

@@ -206,13 +206,14 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     let option = |name| cx.options.value(name).map(Name::from);
     let (file, format) = (option("backing_file"), option("backing_fmt"));
     let backing = match (&cx.backing, file, format) {
-        (Some((own, _)), Some(other), _) if *own != other => {
-            return Err(refuse("backing_file", format!("'{other}' is not the image given, '{own}'")));
+        (Some(given), Some(other), _) if given.name != other => {
+            return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", given.name)));
         }
-        (Some((_, own)), _, Some(other)) if *own != other => {
+        (Some(given), _, Some(other)) if given.info.format.as_bytes() != other.as_bytes() => {
+            let own = given.info.format;
             return Err(refuse("backing_fmt", format!("'{other}' is not the format of the image given, '{own}'")));
         }
-        (Some((file, format)), _, _) => Backing { file: file.clone(), format: format.clone() },
+        (Some(given), _, _) => Backing { file: given.name.clone(), format: Name::from(given.info.format) },
         (None, Some(file), Some(format)) => Backing { file, format },
         (None, Some(_), None) => {
             return Err(refuse("backing_file", "state its format as well, as in backing_fmt=raw: guessing is unsafe"));

@@ -1,7 +1,7 @@
 //! Where the bytes of a guest range live, by the L1 and L2 tables.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::bitmap::{Bitmap, read_bitmaps};
 use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
@@ -13,6 +13,7 @@ use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Reference, Value};
+use crate::io::slices::{Slice, Slices};
 use crate::io::table::Field;
 use crate::io::{ReadAt, table};
 use crate::name::Name;
@@ -33,7 +34,7 @@ pub(crate) struct Reader {
     data_file_len: Option<u64>,
     l1: Vec<u64>,
     l1_table_offset: u64,
-    slices: Mutex<SliceCache>,
+    slices: Slices,
 }
 
 impl Reader {
@@ -60,7 +61,7 @@ impl Reader {
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
-        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: Mutex::default() })
+        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: Slices::default() })
     }
 
     /// How far a hole is followed, so that small reads in a large one do not look at all of it each time.
@@ -75,9 +76,9 @@ impl Reader {
     }
 
     /// The extent from `offset` to the end of its cluster at the most, by one L2 entry.
-    fn extent_in_cluster(&self, slice: &Slice, index: u64, offset: u64) -> Result<Extent> {
+    fn extent_in_cluster(&self, slice: &L2Slice, index: u64, offset: u64) -> Result<Extent> {
         let (entry, bitmap) = slice.entry(index, &self.header);
-        let at = slice.offset + index * self.header.l2_entry_size();
+        let at = slice.0.offset() + index * self.header.l2_entry_size();
         let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", at, problem);
         let cluster_size = self.header.cluster_size();
         let within = offset % cluster_size;
@@ -98,6 +99,7 @@ impl Reader {
                     codec: self.header.compression,
                     unit: offset - within,
                     unit_len: cluster_size as u32,
+                    min_len: cluster_size as u32,
                 })
             }
             L2Entry::Subclusters { host, allocated, zero } => {
@@ -194,9 +196,9 @@ impl SparseRead for Reader {
         self.stored_count(offset >> self.header.cluster_bits).unwrap_or(1)
     }
 
-    fn metadata(&self, claim: &mut dyn FnMut(Range<u64>) -> bool) -> Result<()> {
+    fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         let cluster_size = self.header.cluster_size();
-        let mut claim = |offset: u64, len: u64| claim(offset..offset.saturating_add(len));
+        let mut claim = |offset: u64, len: u64| claim(IMAGE, offset..offset.saturating_add(len));
         claim(0, cluster_size);
         claim(self.l1_table_offset, self.l1.len() as u64 * 8);
         for index in 0..self.l1.len() {
@@ -253,62 +255,31 @@ impl Reader {
         Ok(())
     }
 
-    fn slice(&self, table: u64, l2_index: u64) -> Result<Arc<Slice>> {
-        let len = Slice::LEN.min(self.header.cluster_size());
+    fn slice(&self, table: u64, l2_index: u64) -> Result<L2Slice> {
+        let len = L2Slice::LEN.min(self.header.cluster_size());
         let offset = table + l2_index * self.header.l2_entry_size() / len * len;
-        let mut cache = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slice) = cache.find(offset) {
-            return Ok(slice);
-        }
-        let mut bytes = vec![0; len as usize];
-        table::read(&*self.file, &mut bytes, offset)?;
-        Ok(cache.insert(Slice { offset, bytes }))
+        self.slices.get(&*self.file, Location { file: IMAGE, offset }, len as usize).map(L2Slice)
     }
 }
 
 /// A part of an L2 table.
-struct Slice {
-    /// Where it lies in the file.
-    offset: u64,
-    bytes: Vec<u8>,
-}
+struct L2Slice(Arc<Slice>);
 
-impl Slice {
+impl L2Slice {
     /// Length of a slice, unless the table is smaller. 2048 entries, or 128 MiB of guest with clusters of 64 KiB.
     const LEN: u64 = 16 << 10;
 
     fn entries(&self, header: &Header) -> u64 {
-        self.bytes.len() as u64 / header.l2_entry_size()
+        self.0.bytes.len() as u64 / header.l2_entry_size()
     }
 
     /// Entry number `index`, and the bitmap that follows it in an extended one.
     fn entry(&self, index: u64, header: &Header) -> (u64, u64) {
         let at = (index * header.l2_entry_size()) as usize;
         let word = |at: usize| {
-            self.bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
+            self.0.bytes.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
         };
         (word(at), if header.extended_l2() { word(at + 8) } else { 0 })
-    }
-}
-
-/// The slices used last, the latest first. Few: a chain may have hundreds of layers.
-#[derive(Default)]
-struct SliceCache(Vec<Arc<Slice>>);
-
-impl SliceCache {
-    const LEN: usize = 4;
-
-    fn find(&mut self, offset: u64) -> Option<Arc<Slice>> {
-        let index = self.0.iter().position(|slice| slice.offset == offset)?;
-        self.0.get_mut(..=index)?.rotate_right(1);
-        self.0.first().cloned()
-    }
-
-    fn insert(&mut self, slice: Slice) -> Arc<Slice> {
-        let slice = Arc::new(slice);
-        self.0.truncate(Self::LEN - 1);
-        self.0.insert(0, slice.clone());
-        slice
     }
 }
 
@@ -374,6 +345,7 @@ fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) ->
         corrupt,
         snapshots: snapshots.iter().map(|snapshot| snapshot.info.clone()).collect(),
         specific,
+        ..ImageInfo::default()
     }
 }
 

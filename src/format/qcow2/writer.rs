@@ -63,6 +63,7 @@ impl Writer {
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
+                ..WriteSpec::default()
             },
             preallocation: settings.preallocation,
             alloc: Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order),
@@ -199,7 +200,7 @@ impl SparseWrite for Writer {
             // The caller has no bytes for the rest of the last cluster.
             self.clear(host.end..host.end.next_multiple_of(self.spec.block_size))?;
         }
-        Ok(Placement { out: self.out.clone(), offset: host.start, len })
+        Ok(Placement { out: self.out.clone(), offset: host.start, before: Vec::new(), len })
     }
 
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
@@ -220,7 +221,7 @@ impl SparseWrite for Writer {
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(offset) });
         }
         self.mapping.set(guest.start >> bits, encode_compressed(offset, len, bits));
-        Ok(Placement { out: self.out.clone(), offset, len })
+        Ok(Placement { out: self.out.clone(), offset, before: Vec::new(), len })
     }
 
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Extents of images that are put together by hand.
 
+use std::sync::Mutex;
+
 use super::*;
 use crate::codec::Codec;
 use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
@@ -205,7 +207,7 @@ fn compressed_clusters_stand_alone_and_may_end_with_the_file() {
     let reader = open(file);
     let kind = |offset, stored_len, unit| {
         let (at, unit_len) = (Location { file: IMAGE, offset }, CLUSTER as u32);
-        ExtentKind::Compressed(Compressed { at, stored_len, codec: Codec::Deflate, unit, unit_len })
+        ExtentKind::Compressed(Compressed { at, stored_len, codec: Codec::Deflate, unit, unit_len, min_len: unit_len })
     };
     let expected = [(0..CLUSTER, kind(8 * CLUSTER, 512, 0)), (CLUSTER..2 * CLUSTER, kind(host, 10, CLUSTER))];
     assert_eq!(extents(&reader, 2), expected);
@@ -340,7 +342,7 @@ fn metadata_is_told_piece_by_piece_and_a_table_named_twice_refused() {
             claimed.iter().all(|other| other.end <= range.start || range.end <= other.start)
         };
         let reader = open_with(file.clone(), None, None).unwrap();
-        let result = reader.metadata(&mut |range| {
+        let result = reader.metadata(&mut |_, range| {
             let is_free = free(&claimed, &range);
             claimed.push(range);
             is_free

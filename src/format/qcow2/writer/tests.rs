@@ -343,7 +343,7 @@ fn settings_hold_what_the_options_say() {
     let mut options = Options::new();
     options.add_list("compression_type=zlib,compression_level=9,window=12,backing_file=a,,b,backing_fmt=qcow2");
     let out = Arc::new(MemFile::new());
-    let cx = CreateContext { size: 1000, options: &options, compress: true, backing: None, out };
+    let cx = CreateContext { compress: true, ..CreateContext::new(1000, &options, out) };
     let settings = Settings::parse(&cx).unwrap();
     assert_eq!(settings.virtual_size, 1024);
     let encoding = settings.encoding.unwrap();

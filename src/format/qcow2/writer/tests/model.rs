@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex};
 
 use crate::codec::{Decoder, Encoder};
 use crate::error::Result;
-use crate::format::CreateContext;
 use crate::format::qcow2::FORMAT_NAME;
 use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK};
 use crate::format::qcow2::header::Header;
 use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
+use crate::format::{CreateContext, NewBacking};
+use crate::info::ImageInfo;
 use crate::io::{MemFile, WriteAt};
 use crate::limits::Limits;
 use crate::name::Name;
@@ -61,8 +62,10 @@ impl Case {
         let mut options = Options::new();
         options.add_list(&self.options);
         options.check(FORMAT_NAME, OPTIONS)?;
-        let backing = self.backing.then(|| (Name::from(BACKING_NAME), Name::from("raw")));
-        Writer::create(&CreateContext { size: self.size, options: &options, compress: self.compress, backing, out })
+        let info = ImageInfo { format: "raw", ..ImageInfo::default() };
+        let backing = self.backing.then(|| NewBacking { name: Name::from(BACKING_NAME), info: &info });
+        let plain = CreateContext::new(self.size, &options, out);
+        Writer::create(&CreateContext { compress: self.compress, backing, ..plain })
     }
 
     /// Takes the steps; lengths are rounded to what the writer takes, and cut at the end of the disk.
