@@ -14,7 +14,6 @@ struct Signature {
 static SIGNATURES: &[Signature] = &[
     Signature { name: "qcow", matches: |p| p.head.starts_with(b"QFI\xfb\0\0\0\x01") },
     Signature { name: "qed", matches: |p| p.head.starts_with(b"QED\0") },
-    Signature { name: "vmdk", matches: vmdk },
     Signature { name: "vhdx", matches: |p| p.head.starts_with(b"vhdxfile") },
     // A fixed VHD has only the footer; before Virtual PC 2004 that was 511 bytes long.
     Signature {
@@ -38,21 +37,6 @@ fn has(bytes: &[u8], at: usize, what: &[u8]) -> bool {
     bytes.get(at..).is_some_and(|rest| rest.starts_with(what))
 }
 
-/// A sparse extent of one kind or another, or a text descriptor: comments and blank lines, then `version=`.
-fn vmdk(probe: &Probe<'_>) -> bool {
-    let magics: [&[u8]; 3] = [b"KDMV", b"COWD", &0xcafe_babe_u64.to_le_bytes()];
-    if magics.iter().any(|magic| probe.head.starts_with(magic)) {
-        return true;
-    }
-    probe
-        .head
-        .split(|&byte| byte == b'\n')
-        .map(<[u8]>::trim_ascii)
-        .find(|line| !line.is_empty() && !line.starts_with(b"#"))
-        .and_then(|line| line.split_at_checked(b"version".len()))
-        .is_some_and(|(key, rest)| key.eq_ignore_ascii_case(b"version") && rest.trim_ascii().starts_with(b"="))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,8 +47,8 @@ mod tests {
 
     #[test]
     fn known_signatures() {
-        assert_eq!(names(b"# Disk DescriptorFile\r\n\r\nVersion = 1\n", b""), ["vmdk"]);
-        assert_eq!(names(b"# just a comment\nversionless", b""), [""; 0]);
+        assert_eq!(names(b"vhdxfile", b""), ["vhdx"]);
+        assert_eq!(names(b"KDMV", b""), [""; 0]);
         assert_eq!(names(b"\0", b"conectix"), ["vpc"]);
         assert_eq!(names(b"\0", b"\0conectix"), ["vpc"]);
         assert_eq!(names(b"QFI\xfb\0\0\0\x02", b""), [""; 0]);

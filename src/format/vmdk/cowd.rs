@@ -1,0 +1,248 @@
+//! The header of an ESX sparse extent, as ESX writes for snapshots under the type `vmfsSparse` (Virtual Disk Format 5.0,
+//! "ESXi Host Sparse Extents").
+
+use bitflags::bitflags;
+use byteorder::{ByteOrder, LittleEndian};
+
+use super::header::{parse_capacity, unsupported};
+use super::{SECTOR, field};
+use crate::error::{Problem, Result};
+use crate::limits::Limits;
+use crate::name::Name;
+
+pub(crate) const MAGIC: &[u8; 4] = b"COWD";
+/// Entries in a grain table.
+pub(crate) const TABLE_ENTRIES: u64 = 4096;
+/// Largest grain in sectors: the document's 1 MiB.
+const MAX_GRAIN_SIZE: u64 = 2048;
+/// Bytes that are set aside for the name of the parent.
+const PARENT_NAME: usize = 1024;
+
+bitflags! {
+    /// What is special about the extent. The document knows 3 only.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(crate) struct Flags: u32 {
+        const ROOT = 1 << 0;
+        const CHECK_CAPABLE = 1 << 1;
+        const INCONSISTENT = 1 << 2;
+        const _ = !0;
+    }
+}
+
+/// A valid header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CowdHeader {
+    pub flags: Flags,
+    /// Size of the disk in sectors.
+    pub capacity: u64,
+    /// Sectors in a grain, 1 to 2048; need not be a power of two.
+    pub grain_size: u64,
+    /// Sector of the grain directory; behind the header unless the disk is empty.
+    pub directory: u64,
+    /// The parent that is named here, if any: the descriptor can name one as well.
+    pub parent: Option<Name>,
+    /// Whether the extent was not closed, or is marked as inconsistent.
+    pub unclean: bool,
+}
+
+impl CowdHeader {
+    /// Bytes in the file.
+    pub const LEN: u64 = 2048;
+
+    /// Parses the header that `bytes`, the beginning of the file, begin with.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<CowdHeader> {
+        field("header", 0).within(0, CowdHeader::LEN, bytes.len() as u64)?;
+        let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
+
+        if !bytes.starts_with(MAGIC) {
+            let rule = "an ESX sparse extent begins with \"COWD\"";
+            return Err(field("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
+        }
+        if u32_at(4) != 1 {
+            return Err(unsupported(format!("version {} of an ESX sparse extent", u32_at(4)), 4));
+        }
+        let flags = Flags::from_bits_retain(u32_at(8));
+        let header = CowdHeader {
+            flags,
+            capacity: parse_capacity(u32_at(12).into(), field("numSectors", 12), limits)?,
+            grain_size: u32_at(16).into(),
+            directory: u32_at(20).into(),
+            parent: if flags.contains(Flags::ROOT) { None } else { parse_parent(&bytes[32..32 + PARENT_NAME]) },
+            unclean: u32_at(1648) != 0 || flags.contains(Flags::INCONSISTENT),
+        };
+        if !(1..=MAX_GRAIN_SIZE).contains(&header.grain_size) {
+            let problem = Problem::Range { value: header.grain_size, min: 1, max: MAX_GRAIN_SIZE };
+            return Err(field("grainSize", 16).fault(problem));
+        }
+        if header.capacity > 0 && header.directory * SECTOR < CowdHeader::LEN {
+            let problem = Problem::Overlap { offset: header.directory * SECTOR, with: "the header" };
+            return Err(field("gdOffset", 20).fault(problem));
+        }
+        let (entries, needed) = (u32_at(24).into(), header.directory_entries());
+        if entries < needed {
+            let problem = Problem::Range { value: entries, min: needed, max: u32::MAX.into() };
+            return Err(field("numGDEntries", 24).fault(problem));
+        }
+        Ok(header)
+    }
+
+    /// Size of the disk in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity * SECTOR
+    }
+
+    /// Bytes in a grain.
+    pub fn grain_bytes(&self) -> u64 {
+        self.grain_size * SECTOR
+    }
+
+    /// Guest bytes that one grain table maps.
+    pub fn table_coverage(&self) -> u64 {
+        self.grain_bytes() * TABLE_ENTRIES
+    }
+
+    /// Entries of the grain directory that the disk needs, one for each grain table. The file has at least as many.
+    pub fn directory_entries(&self) -> u64 {
+        self.capacity_bytes().div_ceil(self.table_coverage())
+    }
+}
+
+/// A name up to the first NUL.
+fn parse_parent(bytes: &[u8]) -> Option<Name> {
+    let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    (!name.is_empty()).then(|| Name::from(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    impl CowdHeader {
+        /// The header as it stands in the file, for fixtures.
+        pub(crate) fn encode(&self) -> [u8; CowdHeader::LEN as usize] {
+            let mut bytes = [0; CowdHeader::LEN as usize];
+            bytes[..4].copy_from_slice(MAGIC);
+            let mut put = |at: usize, value: u64| LittleEndian::write_u32(&mut bytes[at..], value.try_into().unwrap());
+            put(4, 1);
+            put(8, self.flags.bits().into());
+            put(12, self.capacity);
+            put(16, self.grain_size);
+            put(20, self.directory);
+            put(24, self.directory_entries());
+            put(1648, self.unclean.into());
+            if let Some(parent) = &self.parent {
+                bytes[32..][..parent.as_bytes().len()].copy_from_slice(parent.as_bytes());
+            }
+            bytes
+        }
+    }
+
+    /// A disk of 8 MiB and one sector, as the document describes such an extent.
+    fn header() -> CowdHeader {
+        CowdHeader {
+            flags: Flags::ROOT | Flags::CHECK_CAPABLE,
+            capacity: 16385,
+            grain_size: 1,
+            directory: 4,
+            parent: None,
+            unclean: false,
+        }
+    }
+
+    fn changed(at: usize, value: u32) -> Result<CowdHeader> {
+        let mut bytes = header().encode();
+        LittleEndian::write_u32(&mut bytes[at..], value);
+        CowdHeader::parse(&bytes, &Limits::default())
+    }
+
+    #[test]
+    fn the_header_of_the_document() {
+        let mut bytes = header().encode();
+        let fields = "434f5744 01000000 03000000 01400000 01000000 04000000 05000000".replace(' ', "");
+        let found: String = bytes[..28].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(found, fields);
+        // The geometry of a root stands where others name their parent.
+        bytes[32..44].fill(b'x');
+        assert_eq!(CowdHeader::parse(&bytes, &Limits::default()).unwrap(), header());
+    }
+
+    #[test]
+    fn one_wrong_field() {
+        for (at, value, kind) in [
+            (0, 0x564d_444b, "invalid-field"),
+            (4, 0, "unsupported"),
+            (4, 2, "unsupported"),
+            (16, 0, "invalid-field"),
+            (16, 2049, "invalid-field"),
+            (20, 0, "overlap"),
+            (20, 3, "overlap"),
+            (24, 4, "invalid-field"),
+        ] {
+            let error = changed(at, value).unwrap_err();
+            assert_eq!(error.kind(), kind, "{value} at {at}: {error}");
+            assert!(error.to_string().contains(&format!("offset {at:#x}")), "{value} at {at}: {error}");
+        }
+        let limits = Limits { virtual_size: 16384 * 512, ..Limits::default() };
+        assert_eq!(CowdHeader::parse(&header().encode(), &limits).unwrap_err().kind(), "limit");
+    }
+
+    #[test]
+    fn the_last_value_that_is_right() {
+        for (at, value) in [(8, u32::MAX), (16, 3), (16, 2048), (20, u32::MAX), (24, u32::MAX), (12, 5 * 4096)] {
+            changed(at, value).unwrap();
+        }
+        let empty = CowdHeader { capacity: 0, directory: 0, ..header() };
+        assert_eq!(CowdHeader::parse(&empty.encode(), &Limits::default()).unwrap(), empty);
+        let largest = CowdHeader { capacity: u32::MAX.into(), ..header() };
+        assert_eq!(largest.directory_entries(), 1 << 20);
+        assert_eq!(CowdHeader::parse(&largest.encode(), &Limits::default()).unwrap(), largest);
+    }
+
+    #[test]
+    fn every_cut_is_refused() {
+        let bytes = header().encode();
+        for len in 0..bytes.len() {
+            assert_eq!(CowdHeader::parse(&bytes[..len], &Limits::default()).unwrap_err().kind(), "out-of-bounds");
+        }
+    }
+
+    #[test]
+    fn it_says_when_it_was_not_closed() {
+        assert!(changed(1648, 1).unwrap().unclean);
+        assert!(changed(8, 7).unwrap().unclean);
+        assert!(!changed(8, 3).unwrap().unclean);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn headers_survive(
+            capacity in any::<u32>(), grain_size in 1u64..=2048, directory in 4u64..=u32::MAX.into(), unclean in any::<bool>(),
+            parent in prop::option::of(prop::collection::vec(1u8.., 1..=PARENT_NAME)),
+        ) {
+            let header = CowdHeader {
+                flags: if parent.is_some() { Flags::CHECK_CAPABLE } else { Flags::ROOT },
+                capacity: capacity.into(),
+                grain_size,
+                directory,
+                parent: parent.map(|name| Name::from(&name[..])),
+                unclean,
+            };
+            prop_assert_eq!(CowdHeader::parse(&header.encode(), &Limits::default()).unwrap(), header);
+        }
+
+        #[test]
+        fn whatever_the_bytes_are_it_does_not_panic(
+            fields in any::<[u8; 32]>(), magic in any::<bool>(), cut in 0usize..=2048,
+        ) {
+            let mut bytes = header().encode();
+            let from = if magic { 8 } else { 0 };
+            bytes[from..32].copy_from_slice(&fields[from..]);
+            if let Ok(header) = CowdHeader::parse(&bytes[..cut], &Limits::default()) {
+                prop_assert!(header.directory_entries() * header.table_coverage() >= header.capacity_bytes());
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Where the grains of a sparse extent lie, by its grain directory and grain tables.
+//!
+//! The three kinds of sparse extents have these two levels in common, and differ in what an entry says.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::marker::Marker;
+use super::sesparse::TableEntry;
+use super::{FORMAT_NAME, SECTOR, field};
+use crate::codec::{Codec, has_zlib_header};
+use crate::error::{Error, Problem, Result};
+use crate::extent::{Compressed, ExtentKind, FileId, Location};
+use crate::io::slices::{Slice, Slices};
+use crate::io::{ReadAt, table};
+
+/// An opened sparse extent.
+pub(super) struct Grains {
+    pub file: Arc<dyn ReadAt>,
+    pub id: FileId,
+    pub file_len: u64,
+    /// Bytes of the extent that belong to the disk. There are at least so many in the tables.
+    pub len: u64,
+    /// Bytes in a grain.
+    pub grain: u64,
+    pub entries_per_table: u64,
+    pub entries: Entries,
+    /// Byte offset of each grain table in the file, which has room for it there; 0 for one that does not exist.
+    pub directory: Vec<u64>,
+    /// Where other metadata is in the file.
+    pub metadata: Vec<Range<u64>>,
+}
+
+/// What the entries of the grain tables say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entries {
+    /// The sector of a grain. 0 is none.
+    Sectors {
+        /// 1 is a grain of zeros.
+        zeroed_grains: bool,
+        /// How grains are compressed, if they are.
+        packing: Option<Packing>,
+    },
+    /// The entries of a space-efficient sparse extent, whose grains are in this range of the file.
+    SeSparse { grains: Range<u64> },
+}
+
+/// What is at the sector of a compressed grain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// A marker with the length of the payload, and the payload.
+    Marked,
+    /// The payload.
+    Bare,
+}
+
+/// What an entry means.
+enum Entry {
+    None,
+    Zero,
+    At(u64),
+}
+
+impl Grains {
+    /// How far absent tables are followed, so that small reads in a large hole do not look at all of it each time.
+    const HOLE_TABLES: usize = 4096;
+    /// Bytes of a table that are read at once, unless it is smaller.
+    const SLICE: u64 = 16 << 10;
+
+    /// How the bytes of the extent from `offset` on live, and how many live in the same way, as far as a piece of a table
+    /// tells. Units are counted from the beginning of the extent.
+    pub fn extent(&self, slices: &Slices, offset: u64) -> Result<(ExtentKind, u64)> {
+        let index = offset / self.grain;
+        let table = (index / self.entries_per_table) as usize;
+        let table_offset = match self.directory.get(table) {
+            Some(&0) | None => return Ok(self.hole(table, offset)),
+            Some(&table_offset) => table_offset,
+        };
+        let slice_entries = (Self::SLICE / self.entry_size()).min(self.entries_per_table);
+        let in_table = index % self.entries_per_table;
+        let first = in_table / slice_entries * slice_entries;
+        let count = slice_entries.min(self.table_entries(table) - first);
+        let place = Location { file: self.id, offset: table_offset + first * self.entry_size() };
+        let slice = slices.get(&*self.file, place, (count * self.entry_size()) as usize)?;
+
+        let slice_end = index - in_table + first + count;
+        let (kind, mut len) = self.grain(&slice, in_table - first, offset)?;
+        for index in index + 1..slice_end {
+            // A fault in a later entry is told when the caller gets there.
+            match self.grain(&slice, index % self.entries_per_table - first, index * self.grain) {
+                Ok((next, next_len)) if kind.continues(len, next) => len += next_len,
+                _ => break,
+            }
+        }
+        Ok((kind, len))
+    }
+
+    /// Tells `claim` where the metadata is.
+    pub fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
+        for range in &self.metadata {
+            claim(self.id, range.clone());
+        }
+        for (table, &offset) in self.directory.iter().enumerate().filter(|(_, offset)| **offset != 0) {
+            if !claim(self.id, offset..offset + self.table_entries(table) * self.entry_size()) {
+                let field = format!("grain directory entry {table}");
+                return Err(Error::corrupt(
+                    FORMAT_NAME,
+                    field,
+                    offset,
+                    Problem::Overlap { offset, with: "other metadata" },
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries of a table that are for grains of the extent.
+    pub fn table_entries(&self, table: usize) -> u64 {
+        let grains = self.len.div_ceil(self.grain);
+        grains.saturating_sub(table as u64 * self.entries_per_table).min(self.entries_per_table)
+    }
+
+    pub fn entry_size(&self) -> u64 {
+        match self.entries {
+            Entries::Sectors { .. } => 4,
+            Entries::SeSparse { .. } => 8,
+        }
+    }
+
+    /// The run of grains without tables.
+    fn hole(&self, table: usize, offset: u64) -> (ExtentKind, u64) {
+        let absent = self.directory.iter().skip(table).take(Self::HOLE_TABLES).take_while(|table| **table == 0).count();
+        let end = (table + absent.max(1)) as u64 * self.entries_per_table * self.grain;
+        (ExtentKind::Hole, end.min(self.len) - offset)
+    }
+
+    /// How the bytes from `offset` to the end of its grain live, by entry number `index` of a slice.
+    fn grain(&self, slice: &Slice, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+        let within = offset % self.grain;
+        let len = (self.grain - within).min(self.len - offset);
+        let at = slice.offset() + index * self.entry_size();
+        let kind = match self.entry(slice, index, at)? {
+            Entry::None => ExtentKind::Hole,
+            Entry::Zero => ExtentKind::Zero { allocated: None },
+            Entry::At(place) => match &self.entries {
+                Entries::Sectors { packing: Some(packing), .. } => {
+                    ExtentKind::Compressed(self.payload(*packing, place, offset - within, at)?)
+                }
+                _ => {
+                    // The last grain of a file may end with the disk.
+                    field("grain table entry", at).within(place, within + len, self.file_len)?;
+                    ExtentKind::Data(Location { file: self.id, offset: place + within })
+                }
+            },
+        };
+        Ok((kind, len))
+    }
+
+    fn entry(&self, slice: &Slice, index: u64, at: u64) -> Result<Entry> {
+        let start = (index * self.entry_size()) as usize;
+        let bytes = slice.bytes.get(start..).unwrap_or_default();
+        Ok(match &self.entries {
+            Entries::Sectors { zeroed_grains, .. } => {
+                match bytes.first_chunk().map_or(0, |entry| u32::from_le_bytes(*entry)) {
+                    0 => Entry::None,
+                    1 if *zeroed_grains => Entry::Zero,
+                    sector => Entry::At(u64::from(sector) * SECTOR),
+                }
+            }
+            Entries::SeSparse { grains } => {
+                let entry = bytes.first_chunk().map_or(0, |entry| u64::from_le_bytes(*entry));
+                let field = field("grain table entry", at);
+                match TableEntry::parse(entry).map_err(|problem| field.fault(problem))? {
+                    TableEntry::Unallocated => Entry::None,
+                    TableEntry::Unmapped | TableEntry::Zero => Entry::Zero,
+                    TableEntry::Data(number) => {
+                        let place = number.checked_mul(self.grain).and_then(|offset| offset.checked_add(grains.start));
+                        let place = place.unwrap_or(u64::MAX);
+                        // ESXi gives the grains the room of the disk, of which the last one is a part.
+                        field.within(place, 1, grains.end)?;
+                        Entry::At(place)
+                    }
+                }
+            }
+        })
+    }
+
+    /// The payload of the grain at `unit`, which is stored at `place` by the entry at `at`.
+    fn payload(&self, packing: Packing, place: u64, unit: u64, at: u64) -> Result<Compressed> {
+        let mut start = [0; Marker::LEN];
+        field("grain table entry", at).within(place, start.len() as u64, self.file_len)?;
+        table::read(&*self.file, &mut start, place)?;
+        let (offset, stored_len) = match packing {
+            Packing::Marked => {
+                let len = grain_len(Marker::parse(&start, place)?, unit / SECTOR, self.grain, place)?;
+                let offset = place + Marker::GRAIN_HEADER as u64;
+                field("size", place + 8).within(offset, len, self.file_len)?;
+                (offset, len)
+            }
+            // Nothing says how long it is.
+            Packing::Bare => (place, max_payload(self.grain).min(self.file_len - place)),
+        };
+        let data = start.get((offset - place) as usize..).unwrap_or_default();
+        Ok(Compressed {
+            at: Location { file: self.id, offset },
+            stored_len: stored_len as u32,
+            codec: payload_codec(data),
+            unit,
+            unit_len: self.grain as u32,
+            min_len: self.grain.min(self.len - unit) as u32,
+        })
+    }
+}
+
+/// The length of a payload by its marker, which stands at byte `at` and must be that of the grain at sector `lba`.
+fn grain_len(marker: Marker, lba: u64, grain: u64, at: u64) -> Result<u64> {
+    match marker {
+        Marker::Grain { lba: found, .. } if found != lba => {
+            let rule = "it is not the sector of the grain whose table entry leads here";
+            Err(field("lba", at).fault(Problem::Rule { value: found, rule }))
+        }
+        Marker::Grain { size, .. } => checked_grain_len(size, grain, at),
+        _ => {
+            let rule = "a grain table entry leads to a marker of something else";
+            Err(field("size", at + 8).fault(Problem::Rule { value: 0, rule }))
+        }
+    }
+}
+
+/// The size that a grain marker at byte `at` states, if a payload of a grain can be so long.
+pub(super) fn checked_grain_len(size: u32, grain: u64, at: u64) -> Result<u64> {
+    let (value, max) = (u64::from(size), max_payload(grain));
+    if value > max {
+        return Err(field("size", at + 8).fault(Problem::Range { value, min: 1, max }));
+    }
+    Ok(value)
+}
+
+/// Deflate hardly makes anything longer; payloads of 65562 bytes for grains of 64 KiB have been seen.
+fn max_payload(grain: u64) -> u64 {
+    grain + grain / 8 + 1024
+}
+
+/// The specification says RFC 1951, and everybody writes RFC 1950: the first bytes tell.
+pub(super) fn payload_codec(data: &[u8]) -> Codec {
+    if data.first_chunk().is_some_and(|start| has_zlib_header(*start)) { Codec::Zlib } else { Codec::Deflate }
+}

@@ -1,0 +1,302 @@
+//! The header of a hosted sparse extent, and its copy at the end of a stream, the footer (Virtual Disk Format 5.0, "Hosted
+//! Sparse Extents" and "Stream-Optimized Compressed").
+//!
+//! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it. Offsets and sizes are in sectors, as in the
+//! file, and small enough to be turned into bytes.
+
+use std::ops::Range;
+
+use bitflags::bitflags;
+use byteorder::{ByteOrder, LittleEndian};
+
+use super::{FORMAT_NAME, SECTOR, field};
+use crate::error::{Error, Problem, Result};
+use crate::io::table::Field;
+use crate::limits::Limits;
+
+pub(crate) const MAGIC: &[u8; 4] = b"KDMV";
+/// The last sector number, and the largest number of sectors, that file offsets can express in bytes.
+pub(crate) const MAX_SECTORS: u64 = i64::MAX as u64 / SECTOR;
+/// Byte offset of `capacity` in the header, for messages.
+pub(crate) const CAPACITY_AT: u64 = 12;
+/// Value of `gdOffset` and `rgdOffset` where the footer has the real one.
+const AT_END: u64 = !0;
+/// What stands in the file for an end of line, none, and another end of line, to see if a program has "corrected" them.
+const NEWLINES: &[u8; 4] = b"\n \r\n";
+/// The bits of the flags that a reader has to know: VMware's `SPARSEFLAG_INCOMPAT_FLAGS`.
+const INCOMPATIBLE: u32 = 0xffff_0000;
+/// Largest grain that is stored as it is: 1 GiB, qemu's limit.
+const MAX_GRAIN_SIZE: u64 = 1 << 21;
+/// Largest compressed grain: 2 MiB, since one is decoded in memory. All that is known of write 64 KiB.
+const MAX_COMPRESSED_GRAIN_SIZE: u64 = 1 << 12;
+/// Most entries in a grain table, which is read as a whole: 4 MiB of them. The document says 512.
+const MAX_TABLE_ENTRIES: u32 = 1 << 20;
+/// Value of `compressAlgorithm`, the only one beside 0.
+const DEFLATE: u16 = 1;
+
+bitflags! {
+    /// What is special about the extent.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub(crate) struct Flags: u32 {
+        const NEWLINE_TEST = 1 << 0;
+        const REDUNDANT = 1 << 1;
+        const ZEROED_GRAIN = 1 << 2;
+        const COMPRESSED = 1 << 16;
+        const MARKERS = 1 << 17;
+        const _ = !0;
+    }
+}
+
+/// Where a grain directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Directory {
+    /// At this sector.
+    At(u64),
+    /// Where the footer says.
+    AtEnd,
+}
+
+/// A valid header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// 1 to 3.
+    pub version: u32,
+    /// `MARKERS` only together with `COMPRESSED`.
+    pub flags: Flags,
+    /// Size of the disk in sectors; need not be a multiple of the grain size, and 0 is a disk as well.
+    pub capacity: u64,
+    /// Sectors in a grain, a power of two.
+    pub grain_size: u64,
+    /// Where the embedded descriptor is, in bytes of the file; not empty.
+    pub descriptor: Option<Range<u64>>,
+    /// `numGTEsPerGT`, at least 1.
+    pub entries_per_table: u32,
+    /// `rgdOffset`, if the flags say that there is a redundant directory.
+    pub redundant_directory: Option<Directory>,
+    /// `gdOffset`; sector 0 only if the disk is empty.
+    pub directory: Directory,
+    /// Sectors that the metadata takes at the beginning. A hint: nothing is checked, and some writers have it wrong.
+    pub overhead: u64,
+    pub unclean: bool,
+}
+
+impl Header {
+    /// Bytes in the file.
+    pub const LEN: u64 = SECTOR;
+
+    /// Parses the header that `bytes`, which stand at offset `at` of the file, begin with.
+    pub fn parse(bytes: &[u8], at: u64, limits: &Limits) -> Result<Header> {
+        let bytes = sector(bytes, at)?;
+        let field = |name, offset| field(name, at + offset);
+        let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
+        let u64_at = |offset: usize| LittleEndian::read_u64(&bytes[offset..]);
+
+        if !bytes.starts_with(MAGIC) {
+            let rule = "a hosted sparse extent begins with \"KDMV\"";
+            return Err(field("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
+        }
+        let version = u32_at(4);
+        if !(1..=3).contains(&version) {
+            return Err(unsupported(format!("version {version} of a sparse extent"), at + 4));
+        }
+        let flags = parse_flags(bytes, at)?;
+        let compressed = flags.contains(Flags::COMPRESSED);
+        let capacity = parse_capacity(u64_at(CAPACITY_AT as usize), field("capacity", CAPACITY_AT), limits)?;
+        let grain_size = parse_grain_size(u64_at(20), compressed, field("grainSize", 20))?;
+        let descriptor = parse_descriptor(u64_at(28), u64_at(36), at)?;
+        let entries_per_table = u32_at(44);
+        if !(1..=MAX_TABLE_ENTRIES).contains(&entries_per_table) {
+            let (value, max) = (entries_per_table.into(), MAX_TABLE_ENTRIES.into());
+            return Err(field("numGTEsPerGT", 44).fault(Problem::Range { value, min: 1, max }));
+        }
+        // VirtualBox fills both directories' offsets with ones in a stream.
+        let redundant_directory = match u64_at(48) {
+            0 => None,
+            _ if !flags.contains(Flags::REDUNDANT) => None,
+            offset => Some(Directory::parse(offset, field("rgdOffset", 48))?),
+        };
+        let directory = Directory::parse(u64_at(56), field("gdOffset", 56))?;
+        if directory == Directory::At(0) && capacity > 0 {
+            return Err(field("gdOffset", 56).fault(Problem::Overlap { offset: 0, with: "the header" }));
+        }
+        Ok(Header {
+            version,
+            flags,
+            capacity,
+            grain_size,
+            descriptor,
+            entries_per_table,
+            redundant_directory,
+            directory,
+            overhead: u64_at(64),
+            unclean: bytes[72] != 0,
+        })
+    }
+
+    /// The header as it stands in the file.
+    pub fn encode(&self) -> [u8; Header::LEN as usize] {
+        let mut bytes = [0; Header::LEN as usize];
+        let descriptor = self.descriptor.clone().unwrap_or_default();
+        bytes[..4].copy_from_slice(MAGIC);
+        LittleEndian::write_u32(&mut bytes[4..], self.version);
+        LittleEndian::write_u32(&mut bytes[8..], self.flags.bits());
+        LittleEndian::write_u64(&mut bytes[12..], self.capacity);
+        LittleEndian::write_u64(&mut bytes[20..], self.grain_size);
+        LittleEndian::write_u64(&mut bytes[28..], descriptor.start / SECTOR);
+        LittleEndian::write_u64(&mut bytes[36..], (descriptor.end - descriptor.start) / SECTOR);
+        LittleEndian::write_u32(&mut bytes[44..], self.entries_per_table);
+        LittleEndian::write_u64(&mut bytes[48..], self.redundant_directory.map_or(0, Directory::encode));
+        LittleEndian::write_u64(&mut bytes[56..], self.directory.encode());
+        LittleEndian::write_u64(&mut bytes[64..], self.overhead);
+        bytes[72] = self.unclean.into();
+        bytes[73..77].copy_from_slice(NEWLINES);
+        LittleEndian::write_u16(&mut bytes[77..], if self.is_compressed() { DEFLATE } else { 0 });
+        bytes
+    }
+
+    /// Whether grains are deflated.
+    pub fn is_compressed(&self) -> bool {
+        self.flags.contains(Flags::COMPRESSED)
+    }
+
+    /// Size of the disk in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity * SECTOR
+    }
+
+    /// Bytes in a grain.
+    pub fn grain_bytes(&self) -> u64 {
+        self.grain_size * SECTOR
+    }
+
+    /// Guest bytes that one grain table maps; at most 1 PiB.
+    pub fn table_coverage(&self) -> u64 {
+        self.grain_bytes() * u64::from(self.entries_per_table)
+    }
+
+    /// Bytes of grain table number `index` that are for grains of the disk: all of them, but in the last table.
+    pub fn table_bytes(&self, index: u64) -> u64 {
+        let entries = u64::from(self.entries_per_table);
+        let grains = self.capacity.div_ceil(self.grain_size);
+        grains.saturating_sub(index.saturating_mul(entries)).min(entries) * 4
+    }
+
+    /// Entries in the grain directory: one for each grain table.
+    pub fn directory_entries(&self) -> u64 {
+        self.capacity_bytes().div_ceil(self.table_coverage())
+    }
+
+    /// Sector of the redundant directory, if there is one and its place is known.
+    pub fn redundant_directory_sector(&self) -> Option<u64> {
+        match self.redundant_directory {
+            Some(Directory::At(sector)) => Some(sector),
+            Some(Directory::AtEnd) | None => None,
+        }
+    }
+}
+
+impl Directory {
+    fn parse(offset: u64, field: Field) -> Result<Directory> {
+        match offset {
+            AT_END => Ok(Directory::AtEnd),
+            0..=MAX_SECTORS => Ok(Directory::At(offset)),
+            _ => Err(beyond_files(offset, MAX_SECTORS, field)),
+        }
+    }
+
+    fn encode(self) -> u64 {
+        match self {
+            Directory::At(sector) => sector,
+            Directory::AtEnd => AT_END,
+        }
+    }
+}
+
+/// The flags, and what they say of other fields. First of all whether those are still what was written.
+fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
+    let flags = Flags::from_bits_retain(LittleEndian::read_u32(&bytes[8..]));
+    let newlines = &bytes[73..77];
+    if flags.contains(Flags::NEWLINE_TEST) && newlines != NEWLINES {
+        let rule = "0x0a200d0a must stand there: the file was damaged by a transfer in text mode";
+        let value = LittleEndian::read_u32(newlines).swap_bytes().into();
+        return Err(field("singleEndLineChar", at + 73).fault(Problem::Rule { value, rule }));
+    }
+    let unknown = flags.bits() & INCOMPATIBLE & !(Flags::COMPRESSED | Flags::MARKERS).bits();
+    if unknown != 0 {
+        return Err(unsupported(format!("flags {unknown:#x} of a sparse extent"), at + 8));
+    }
+    // VMware's open-vmdk refuses it as well, and nobody is known to write it.
+    let compressed = flags.contains(Flags::COMPRESSED);
+    if flags.contains(Flags::MARKERS) && !compressed {
+        return Err(unsupported("markers without compressed grains".into(), at + 8));
+    }
+    // VMware goes by the flag and qemu by the algorithm, so that they have to agree.
+    match LittleEndian::read_u16(&bytes[77..]) {
+        algorithm @ (0 | DEFLATE) if (algorithm == DEFLATE) == compressed => Ok(flags),
+        algorithm @ (0 | DEFLATE) => {
+            let rule = "it must be 1 exactly when flag bit 16 is set";
+            Err(field("compressAlgorithm", at + 77).fault(Problem::Rule { value: algorithm.into(), rule }))
+        }
+        other => Err(unsupported(format!("compression algorithm {other}"), at + 77)),
+    }
+}
+
+/// The document wants more than 8 sectors in a grain. Its authors may have meant "not less than 8", and VMware's own COWD has
+/// grains of 1. Any power of two has only one meaning, so that smaller ones are read.
+fn parse_grain_size(sectors: u64, compressed: bool, field: Field) -> Result<u64> {
+    let max = if compressed { MAX_COMPRESSED_GRAIN_SIZE } else { MAX_GRAIN_SIZE };
+    if sectors == 0 {
+        return Err(field.fault(Problem::Range { value: sectors, min: 1, max }));
+    }
+    if !sectors.is_power_of_two() {
+        return Err(field.fault(Problem::Rule { value: sectors, rule: "it must be a power of two" }));
+    }
+    field.at_most(sectors, max)?;
+    Ok(sectors)
+}
+
+/// The descriptor's place in bytes, if there is one. Whether that is within the file is not known here.
+fn parse_descriptor(offset: u64, size: u64, at: u64) -> Result<Option<Range<u64>>> {
+    if offset == 0 || size == 0 {
+        return Ok(None);
+    }
+    region(offset, size, field("descriptorOffset", at + 28), field("descriptorSize", at + 36)).map(Some)
+}
+
+/// The sector that `bytes`, which stand at offset `at` of the file, begin with.
+pub(super) fn sector(bytes: &[u8], at: u64) -> Result<&[u8; SECTOR as usize]> {
+    let problem = Problem::OutOfBounds { offset: at, len: SECTOR, file_len: at.saturating_add(bytes.len() as u64) };
+    bytes.first_chunk().ok_or_else(|| field("header", at).fault(problem))
+}
+
+/// Checks the size of a disk in sectors.
+pub(super) fn parse_capacity(sectors: u64, field: Field, limits: &Limits) -> Result<u64> {
+    if sectors > MAX_SECTORS {
+        return Err(beyond_files(sectors, MAX_SECTORS, field));
+    }
+    field.at_most(sectors, limits.virtual_size / SECTOR)?;
+    Ok(sectors)
+}
+
+/// The bytes of a part of the file of `size` sectors from sector `offset` on.
+pub(super) fn region(offset: u64, size: u64, offset_field: Field, size_field: Field) -> Result<Range<u64>> {
+    let Some(room) = MAX_SECTORS.checked_sub(offset) else {
+        return Err(beyond_files(offset, MAX_SECTORS, offset_field));
+    };
+    if size > room {
+        return Err(beyond_files(size, room, size_field));
+    }
+    Ok(offset * SECTOR..(offset + size) * SECTOR)
+}
+
+pub(super) fn unsupported(feature: String, at: u64) -> Error {
+    Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: Some(at) }
+}
+
+/// The error for a number of sectors above `max`, which no file has.
+fn beyond_files(value: u64, max: u64, field: Field) -> Error {
+    field.fault(Problem::Range { value, min: 0, max })
+}
+
+#[cfg(test)]
+mod tests;

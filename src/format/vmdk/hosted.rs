@@ -1,0 +1,148 @@
+//! Opening hosted sparse extents, and those of `streamOptimized`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::descriptor::looks_like_descriptor;
+use super::grains::{Entries, Grains, Packing};
+use super::header::{Directory, Flags, Header};
+use super::marker::Marker;
+use super::{SECTOR, field};
+use crate::error::{Problem, Result};
+use crate::extent::FileId;
+use crate::format::OpenContext;
+use crate::io::table::Field;
+use crate::io::{ReadAt, table};
+
+/// Said of an extent that is read by its second directory.
+const REDUNDANT_USED: &str = "the grain directory is damaged, and the redundant one is used";
+/// Zeros that may follow the end of a stream: tapes and object stores round up.
+const MAX_PADDING: u64 = 1 << 20;
+
+/// A hosted sparse extent whose header has been read.
+pub(super) struct Hosted {
+    file: Arc<dyn ReadAt>,
+    id: FileId,
+    file_len: u64,
+    pub header: Header,
+}
+
+impl Hosted {
+    /// Reads the header of `file`.
+    pub fn read(file: Arc<dyn ReadAt>, id: FileId, cx: &OpenContext<'_>) -> Result<Hosted> {
+        let file_len = table::length(&*file)?;
+        field("header", 0).within(0, Header::LEN, file_len)?;
+        let mut bytes = [0; Header::LEN as usize];
+        table::read(&*file, &mut bytes, 0)?;
+        let header = Header::parse(&bytes, 0, cx.limits)?;
+        Ok(Hosted { file, id, file_len, header })
+    }
+
+    /// The embedded descriptor, if there is one, with its place in the file.
+    pub fn descriptor(&self, cx: &OpenContext<'_>) -> Result<Option<(Vec<u8>, u64)>> {
+        let Some(Range { start, end }) = self.header.descriptor.clone() else { return Ok(None) };
+        let text = table::read_table(&*self.file, start, end - start, field("descriptorOffset", 28), cx.budget)?;
+        // A split disk has room there, and its descriptor elsewhere.
+        Ok(looks_like_descriptor(&text).then_some((text, start)))
+    }
+
+    /// Reads the directory, for an extent of which `len` bytes belong to the disk. Says what is worth a warning.
+    pub fn grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(Grains, Option<&'static str>)> {
+        let (directory, redundant) = match self.header.directory {
+            Directory::At(sector) => (Ok((sector, 56)), self.header.redundant_directory_sector()),
+            Directory::AtEnd => (self.footer_directory(cx), None),
+        };
+        let directory = directory.and_then(|(sector, at)| self.read_directory(sector, field("gdOffset", at), cx));
+        let redundant = redundant.map(|sector| self.read_directory(sector, field("rgdOffset", 48), cx));
+        let (directory, warning) = match (directory, redundant) {
+            (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
+            // Each table exists in both or in none.
+            (Ok(primary), Some(Ok(redundant))) if lacks(&primary.0, &redundant.0) => (redundant, Some(REDUNDANT_USED)),
+            (primary, _) => (primary?, None),
+        };
+        let (directory, place) = directory;
+        let mut metadata = vec![0..Header::LEN, place];
+        metadata.extend(self.header.descriptor.clone());
+        let packing = self
+            .header
+            .flags
+            .contains(Flags::COMPRESSED)
+            .then(|| if self.header.flags.contains(Flags::MARKERS) { Packing::Marked } else { Packing::Bare });
+        let grains = Grains {
+            file: self.file,
+            id: self.id,
+            file_len: self.file_len,
+            len,
+            grain: self.header.grain_bytes(),
+            entries_per_table: self.header.entries_per_table.into(),
+            entries: Entries::Sectors { zeroed_grains: self.header.flags.contains(Flags::ZEROED_GRAIN), packing },
+            directory,
+            metadata,
+        };
+        Ok((grains, warning))
+    }
+
+    /// The place of each grain table by the directory at `sector`, and the directory's own place.
+    fn read_directory(&self, sector: u64, field: Field, cx: &OpenContext<'_>) -> Result<(Vec<u64>, Range<u64>)> {
+        let len = self.header.directory_entries().saturating_mul(4);
+        let start = sector.saturating_mul(SECTOR);
+        let bytes = table::read_table(&*self.file, start, len, field, cx.budget)?;
+        cx.budget.take(len.saturating_mul(2), field.format, field.name, field.at)?;
+        let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
+            let offset = u64::from(u32::from_le_bytes(*entry)) * SECTOR;
+            if offset != 0 {
+                let at = Field { name: "grain directory entry", at: start + index as u64 * 4, ..field };
+                at.within(offset, self.header.table_bytes(index as u64), self.file_len)?;
+            }
+            Ok(offset)
+        });
+        Ok((entries.collect::<Result<_>>()?, start..start + len))
+    }
+
+    /// The sector of the directory, by the footer, and the byte offset of the field that says so.
+    fn footer_directory(&self, cx: &OpenContext<'_>) -> Result<(u64, u64)> {
+        let at = self.footer_offset()?;
+        let mut bytes = [0; Header::LEN as usize];
+        table::read(&*self.file, &mut bytes, at)?;
+        let footer = Header::parse(&bytes, at, cx.limits)?;
+        let same = |header: &Header| (header.capacity, header.grain_size, header.entries_per_table);
+        if same(&footer) != same(&self.header) {
+            let rule = "the footer is not a copy of the header";
+            return Err(field("capacity", at + 12).fault(Problem::Rule { value: footer.capacity, rule }));
+        }
+        match footer.directory {
+            Directory::At(sector) => Ok((sector, at + 56)),
+            Directory::AtEnd => {
+                let rule = "the footer has to say where the grain directory is";
+                Err(field("gdOffset", at + 56).fault(Problem::Rule { value: u64::MAX, rule }))
+            }
+        }
+    }
+
+    /// The footer is the last sector that is not zeros: the marker of the stream's end is zeros, and so is padding.
+    fn footer_offset(&self) -> Result<u64> {
+        let end = self.file_len / SECTOR * SECTOR;
+        let mut sector = [0; SECTOR as usize];
+        let mut at = end;
+        while at > Header::LEN && end - at <= MAX_PADDING {
+            at -= SECTOR;
+            table::read(&*self.file, &mut sector, at)?;
+            if sector.iter().any(|&byte| byte != 0) {
+                let marker_at = at - SECTOR;
+                let mut marker = [0; Marker::LEN];
+                table::read(&*self.file, &mut marker, marker_at)?;
+                if let Ok(Marker::Footer { .. }) = Marker::parse(&marker, marker_at) {
+                    return Ok(at);
+                }
+                break;
+            }
+        }
+        let rule = "the grain directory is at the end, and the file ends without a footer";
+        Err(field("gdOffset", 56).fault(Problem::Rule { value: u64::MAX, rule }))
+    }
+}
+
+/// Whether a table is missing in `primary` that is there in `redundant`.
+fn lacks(primary: &[u64], redundant: &[u64]) -> bool {
+    primary.iter().zip(redundant).any(|(&primary, &redundant)| primary == 0 && redundant != 0)
+}

@@ -1,0 +1,364 @@
+//! A `streamOptimized` image that comes through a pipe: read by its markers alone, from the beginning to the end.
+//!
+//! The tables are not needed: each grain has its place on the disk in its marker. Grains may come somewhat out of order, as
+//! from a writer with several threads; a grain that comes after what follows it on the disk has been handed out is an error,
+//! and such a stream can be read from a file.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::descriptor::{Descriptor, looks_like_descriptor};
+use super::grains::{checked_grain_len, payload_codec};
+use super::header::{Directory, Flags, Header};
+use super::marker::Marker;
+use super::reader::describe_hosted;
+use super::{FORMAT_NAME, SECTOR, field};
+use crate::error::{Error, Problem, Result};
+use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
+use crate::format::OpenContext;
+use crate::info::ImageInfo;
+use crate::io::ReadAt;
+use crate::sparse::SparseRead;
+
+/// Bytes of payloads that are read ahead, to put grains in order.
+const READ_AHEAD: usize = 8 << 20;
+/// Bytes of payloads that are kept after they have been read: two threads may each need a part of a grain.
+const KEPT: usize = 8 << 20;
+
+/// Opens the image that begins with the next byte of `stream`.
+pub(super) fn open(
+    stream: Box<dyn Read + Send>,
+    cx: &OpenContext<'_>,
+) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)> {
+    let mut input = Input { stream, at: 0 };
+    let mut bytes = [0; Header::LEN as usize];
+    input.read(&mut bytes)?;
+    let header = Header::parse(&bytes, 0, cx.limits)?;
+    if !header.flags.contains(Flags::COMPRESSED | Flags::MARKERS) {
+        let feature = "reading anything but streamOptimized from a pipe".into();
+        return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(8) });
+    }
+    let front = read_front(&mut input, &header, cx)?;
+    let in_front = |range: std::ops::Range<u64>| {
+        let from = range.start.checked_sub(Header::LEN)?;
+        front.get(usize::try_from(from).ok()?..usize::try_from(range.end - Header::LEN).ok()?)
+    };
+    let text = header.descriptor.clone().and_then(in_front).filter(|text| looks_like_descriptor(text));
+    let at = header.descriptor.as_ref().map_or(0, |range| range.start);
+    let descriptor = text.map(|text| Descriptor::parse(text, at, cx.limits)).transpose()?;
+    let info = describe_hosted(&header, descriptor.as_ref())?;
+    let payloads = Arc::new(Payloads::default());
+    let walk = Walk {
+        grains_in_tables: match header.directory {
+            Directory::At(sector) => count_grains(&header, sector, in_front),
+            Directory::AtEnd => None,
+        },
+        has_footer: header.directory == Directory::AtEnd,
+        grain: header.grain_bytes(),
+        size: info.virtual_size,
+        capacity: header.capacity_bytes(),
+        payloads: payloads.clone(),
+        input,
+        ahead: BTreeMap::new(),
+        answered: 0,
+        grains: 0,
+        footer_seen: false,
+        ended: false,
+    };
+    Ok((Box::new(StreamReader { info, walk: Mutex::new(walk) }), payloads))
+}
+
+/// What is between the header and the first marker.
+fn read_front(input: &mut Input, header: &Header, cx: &OpenContext<'_>) -> Result<Vec<u8>> {
+    let len = header.overhead.saturating_mul(SECTOR).saturating_sub(Header::LEN);
+    cx.budget.take(len, FORMAT_NAME, "overHead", 64)?;
+    // Nothing is believed about a length before the bytes have come.
+    let mut front = Vec::new();
+    let got = (&mut input.stream).take(len).read_to_end(&mut front).map_err(Error::io("reading", input.at))?;
+    input.at += got as u64;
+    field("overHead", 64).within(Header::LEN, len, Header::LEN + got as u64)?;
+    Ok(front)
+}
+
+/// How many grains the tables know that stand before the grains, if they are all there.
+fn count_grains<'a>(
+    header: &Header,
+    sector: u64,
+    in_front: impl Fn(std::ops::Range<u64>) -> Option<&'a [u8]>,
+) -> Option<u64> {
+    let place =
+        |sector: u64, len: u64| Some(sector.checked_mul(SECTOR)?..sector.checked_mul(SECTOR)?.checked_add(len)?);
+    let directory = in_front(place(sector, header.directory_entries().checked_mul(4)?)?)?;
+    let mut grains = 0;
+    for (index, entry) in directory.as_chunks().0.iter().enumerate() {
+        let sector = u32::from_le_bytes(*entry);
+        if sector != 0 {
+            let table = in_front(place(sector.into(), header.table_bytes(index as u64))?)?;
+            grains += table.as_chunks::<4>().0.iter().filter(|entry| u32::from_le_bytes(**entry) > 1).count() as u64;
+        }
+    }
+    Some(grains)
+}
+
+/// An image that is read once and in order.
+struct StreamReader {
+    info: ImageInfo,
+    walk: Mutex<Walk>,
+}
+
+/// How far the stream has been read.
+struct Walk {
+    input: Input,
+    payloads: Arc<Payloads>,
+    /// Bytes in a grain.
+    grain: u64,
+    /// Size of the disk in bytes, and as the header has it.
+    size: u64,
+    capacity: u64,
+    has_footer: bool,
+    /// How many grains there are, by tables that stood before them.
+    grains_in_tables: Option<u64>,
+    /// Grains that have been read and not handed out, by guest offset.
+    ahead: BTreeMap<u64, Compressed>,
+    /// Guest bytes below it have been handed out.
+    answered: u64,
+    grains: u64,
+    footer_seen: bool,
+    ended: bool,
+}
+
+impl SparseRead for StreamReader {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let mut walk = lock(&self.walk);
+        walk.read_ahead()?;
+        walk.extent_at(offset)
+    }
+
+    fn map_unit(&self) -> Option<u64> {
+        Some(SECTOR)
+    }
+}
+
+impl Walk {
+    /// Reads markers until there is enough to be sure of the order, or the stream ends.
+    fn read_ahead(&mut self) -> Result<()> {
+        while !self.ended && self.ahead.values().map(|grain| grain.stored_len as usize).sum::<usize>() < READ_AHEAD {
+            self.next_marker()?;
+        }
+        Ok(())
+    }
+
+    fn extent_at(&mut self, offset: u64) -> Result<Extent> {
+        let grain_start = offset / self.grain * self.grain;
+        let next = self.ahead.range(grain_start..).next().map(|(start, payload)| (*start, *payload));
+        let (kind, end) = match next {
+            Some((start, payload)) if start <= offset => (ExtentKind::Compressed(payload), start + self.grain),
+            Some((start, _)) => (ExtentKind::Hole, start),
+            None => (ExtentKind::Hole, self.size),
+        };
+        let end = end.min(self.size);
+        if offset < self.answered && self.answered != end {
+            return Err(Error::Usage("an image that comes through a pipe can be read only once, in order".into()));
+        }
+        self.answered = end;
+        self.ahead = self.ahead.split_off(&grain_start);
+        Ok(Extent { offset, len: end - offset, kind })
+    }
+
+    fn next_marker(&mut self) -> Result<()> {
+        let at = self.input.at;
+        let mut sector = [0; SECTOR as usize];
+        if !self.input.read_or_end(&mut sector)? {
+            return self.end_without_marker(at);
+        }
+        let marker = Marker::parse(&sector, at)?;
+        match marker {
+            Marker::Grain { lba, size } => return self.take_grain(lba, size, at, &sector),
+            Marker::EndOfStream => return self.end(at),
+            Marker::Footer { .. } => self.footer_seen = true,
+            Marker::GrainTable { .. } | Marker::GrainDirectory { .. } | Marker::Other { .. } => {}
+        }
+        self.input.skip(marker.stored_len() - SECTOR)
+    }
+
+    /// Takes the grain whose marker is at `at`, and whose first bytes are in the same sector.
+    fn take_grain(&mut self, lba: u64, size: u32, at: u64, sector: &[u8; SECTOR as usize]) -> Result<()> {
+        let unit = lba.saturating_mul(SECTOR);
+        if unit >= self.capacity || !unit.is_multiple_of(self.grain) {
+            let rule = "it is not the first sector of a grain of the disk";
+            return Err(field("lba", at).fault(Problem::Rule { value: lba, rule }));
+        }
+        if unit < self.answered {
+            let feature = "a stream from a pipe with grains far out of order; it can be read from a file".into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
+        }
+        let len = checked_grain_len(size, self.grain, at)? as usize;
+        let mut payload = vec![0; len];
+        let first = len.min(sector.len() - Marker::GRAIN_HEADER);
+        let here = sector.get(Marker::GRAIN_HEADER..Marker::GRAIN_HEADER + first).unwrap_or_default();
+        let (start, rest) = payload.split_at_mut(first);
+        start.copy_from_slice(here);
+        self.input.read(rest)?;
+        self.input.skip(
+            (Marker::GRAIN_HEADER + len).next_multiple_of(SECTOR as usize) as u64
+                - (Marker::GRAIN_HEADER + len).max(SECTOR as usize) as u64,
+        )?;
+        let offset = at + Marker::GRAIN_HEADER as u64;
+        let grain = Compressed {
+            at: Location { file: FileId::default(), offset },
+            stored_len: size,
+            codec: payload_codec(&payload),
+            unit,
+            unit_len: self.grain as u32,
+            min_len: self.grain.min(self.size.saturating_sub(unit)) as u32,
+        };
+        self.grains += 1;
+        if unit >= self.size {
+            // A header whose capacity is rounded up has grains that no guest sees.
+            return Ok(());
+        }
+        self.payloads.insert(offset, payload);
+        match self.ahead.insert(unit, grain) {
+            None => Ok(()),
+            Some(other) => {
+                let problem = Problem::Overlap { offset: other.at.offset, with: "the same grain" };
+                Err(field("lba", at).fault(problem))
+            }
+        }
+    }
+
+    /// The marker of the end is at `at`; what follows it is padding.
+    fn end(&mut self, at: u64) -> Result<()> {
+        if self.has_footer && !self.footer_seen {
+            let rule = "the stream ends without a footer";
+            return Err(field("marker", at).fault(Problem::Rule { value: 0, rule }));
+        }
+        // Whoever writes to the pipe is not to fail.
+        self.input.skip_all()?;
+        self.check_count()
+    }
+
+    /// The stream ends at `at`, as one of qemu does. Only tables that stood before the grains tell whether it is all there.
+    fn end_without_marker(&mut self, at: u64) -> Result<()> {
+        if self.grains_in_tables.is_none() {
+            return Err(cut_off(at, SECTOR));
+        }
+        self.check_count()
+    }
+
+    fn check_count(&mut self) -> Result<()> {
+        match self.grains_in_tables {
+            Some(count) if self.grains < count => {
+                let rule = "the stream ends after fewer grains than its tables have";
+                Err(field("grain tables", 56).fault(Problem::Rule { value: count, rule }))
+            }
+            _ => {
+                self.ended = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The stream, and how much of it has been read.
+struct Input {
+    stream: Box<dyn Read + Send>,
+    at: u64,
+}
+
+impl Input {
+    fn read(&mut self, buf: &mut [u8]) -> Result<()> {
+        let at = self.at;
+        if buf.is_empty() || self.read_or_end(buf)? { Ok(()) } else { Err(cut_off(at, buf.len() as u64)) }
+    }
+
+    /// Fills `buf`, or returns false when there is nothing left at all.
+    fn read_or_end(&mut self, buf: &mut [u8]) -> Result<bool> {
+        let mut got = 0;
+        while let Some(rest) = buf.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            match self.stream.read(rest) {
+                Ok(0) if got == 0 => return Ok(false),
+                Ok(0) => return Err(cut_off(self.at, buf.len() as u64)),
+                Ok(n) => got += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io("reading", self.at + got as u64)(e)),
+            }
+        }
+        self.at += got as u64;
+        Ok(true)
+    }
+
+    fn skip(&mut self, len: u64) -> Result<()> {
+        let skipped =
+            io::copy(&mut (&mut self.stream).take(len), &mut io::sink()).map_err(Error::io("reading", self.at))?;
+        if skipped < len {
+            return Err(cut_off(self.at, len));
+        }
+        self.at += len;
+        Ok(())
+    }
+
+    fn skip_all(&mut self) -> Result<()> {
+        io::copy(&mut self.stream, &mut io::sink()).map(drop).map_err(Error::io("reading", self.at))
+    }
+}
+
+fn cut_off(offset: u64, len: u64) -> Error {
+    field("stream", offset).fault(Problem::OutOfBounds { offset, len, file_len: offset })
+}
+
+/// Payloads that have come, until they have been read.
+#[derive(Default)]
+struct Payloads(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    /// By their offset in the stream.
+    payloads: BTreeMap<u64, Vec<u8>>,
+    /// Those that have been read, the latest last, and their size.
+    read: VecDeque<u64>,
+    read_len: usize,
+}
+
+impl Payloads {
+    fn insert(&self, offset: u64, payload: Vec<u8>) {
+        lock(&self.0).payloads.insert(offset, payload);
+    }
+}
+
+impl ReadAt for Payloads {
+    fn size(&self) -> io::Result<u64> {
+        // Nobody knows; and it is never too little.
+        Ok(i64::MAX as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut kept = lock(&self.0);
+        let Some(payload) = kept.payloads.get(&offset).filter(|payload| payload.len() >= buf.len()) else {
+            return Err(io::Error::new(io::ErrorKind::NotSeekable, "the stream has been read past this"));
+        };
+        let len = payload.len();
+        for (to, from) in buf.iter_mut().zip(payload) {
+            *to = *from;
+        }
+        if !kept.read.contains(&offset) {
+            kept.read.push_back(offset);
+            kept.read_len += len;
+        }
+        while kept.read_len > KEPT
+            && let Some(oldest) = kept.read.pop_front()
+        {
+            kept.read_len -= kept.payloads.remove(&oldest).map_or(0, |payload| payload.len());
+        }
+        Ok(buf.len())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,202 @@
+//! The kinds of images that are changed in place: of flat or hosted sparse extents, one or many.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::sparse::SparseExtent;
+use super::{GRAIN_SECTORS, descriptor, extent_line};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::format::vmdk::descriptor::ExtentType;
+use crate::format::vmdk::options::{Settings, Subformat};
+use crate::format::vmdk::{FORMAT_NAME, SECTOR};
+use crate::io::WriteAt;
+use crate::name::Name;
+use crate::sparse::{Placement, SparseWrite, WriteSpec};
+
+/// Sectors of each extent of an image that is split, but the last: 2047 MiB, as VMware splits.
+const SPLIT_SECTORS: u64 = 4_192_256;
+/// What an image is called in its own descriptor if it is written to no file.
+const NO_NAME: &str = "disk.vmdk";
+
+/// A new image.
+pub(super) struct ExtentsWriter {
+    spec: WriteSpec,
+    extents: Vec<Extent>,
+    /// A descriptor of its own, and where it goes.
+    descriptor: Option<(Vec<u8>, Arc<dyn WriteAt>)>,
+}
+
+struct Extent {
+    /// Guest bytes.
+    range: Range<u64>,
+    content: Content,
+}
+
+enum Content {
+    /// The guest's bytes as they are.
+    Flat(Arc<dyn WriteAt>),
+    Sparse(Box<SparseExtent>),
+}
+
+impl ExtentsWriter {
+    pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<ExtentsWriter> {
+        let (mut extents, mut lines) = (Vec::new(), Vec::new());
+        let mut own_descriptor = None;
+        if settings.subformat == Subformat::MonolithicSparse {
+            let name = cx.files.map_or(OsStr::new(NO_NAME), |files| files.image_name());
+            let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)));
+            let text = descriptor(cx, settings, vec![line]).encode()?;
+            let out = cx.out.clone();
+            let extent = SparseExtent::create(out, settings.sectors, Some(&text), settings.zeroed_grain)?;
+            let range = 0..settings.sectors * SECTOR;
+            extents.push(Extent { range, content: Content::Sparse(Box::new(extent)) });
+        } else {
+            let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
+                let feature = format!("{}, which has several files, in a single one", settings.subformat.name());
+                return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
+            };
+            let mut start = 0;
+            for number in 1.. {
+                let sectors = (settings.sectors - start).min(extent_sectors(settings.subformat));
+                let name = extent_name(files.image_name(), settings.subformat, number);
+                let line = extent_line(sectors, extent_type(settings.subformat), Name::from(Path::new(&name)));
+                // What cannot stand in a descriptor is found before a file is made.
+                descriptor(cx, settings, vec![line.clone()]).encode()?;
+                lines.push(line);
+                let content = Content::create(files.add(&name)?, sectors, settings)?;
+                extents.push(Extent { range: start * SECTOR..(start + sectors) * SECTOR, content });
+                start += sectors;
+                if start == settings.sectors {
+                    break;
+                }
+            }
+            own_descriptor = Some((descriptor(cx, settings, lines).encode()?, cx.out.clone()));
+        }
+        let grain = GRAIN_SECTORS * SECTOR;
+        let over_backing = settings.parent.is_some();
+        let spec = WriteSpec {
+            virtual_size: settings.sectors * SECTOR,
+            block_size: if settings.subformat.is_flat() { SECTOR } else { grain },
+            // Parts of a grain that are not placed are holes of a new file.
+            granule: if over_backing || !cx.out.starts_zeroed() { grain } else { SECTOR },
+            over_backing,
+            ..WriteSpec::default()
+        };
+        Ok(ExtentsWriter { spec, extents, descriptor: own_descriptor })
+    }
+
+    /// The extent that holds guest byte `offset`.
+    fn extent(&mut self, offset: u64) -> Result<&mut Extent> {
+        let index = self.extents.partition_point(|extent| extent.range.end <= offset);
+        let size = self.spec.virtual_size;
+        self.extents
+            .get_mut(index)
+            .ok_or_else(|| Error::Usage(format!("guest offset {offset:#x} is beyond the disk of {size:#x} bytes")))
+    }
+}
+
+impl SparseWrite for ExtentsWriter {
+    fn spec(&self) -> &WriteSpec {
+        &self.spec
+    }
+
+    fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
+        let Extent { range, content } = self.extent(guest.start)?;
+        let local = guest.start - range.start..guest.end.min(range.end) - range.start;
+        let (out, host) = match content {
+            Content::Flat(out) => (out.clone(), local),
+            Content::Sparse(extent) => extent.place(local)?,
+        };
+        Ok(Placement { out, offset: host.start, before: Vec::new(), len: host.end - host.start })
+    }
+
+    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+        let feature = "compression in anything but streamOptimized".into();
+        Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None })
+    }
+
+    fn zero(&mut self, guest: Range<u64>) -> Result<()> {
+        if !self.spec.over_backing {
+            return Ok(());
+        }
+        let mut at = guest.start;
+        while at < guest.end {
+            let Extent { range, content } = self.extent(at)?;
+            let end = guest.end.min(range.end);
+            if let Content::Sparse(extent) = content {
+                extent.zero(at - range.start..end - range.start)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        for Extent { content, .. } in &mut self.extents {
+            let (path, finished) = match content {
+                Content::Flat(out) => (out.path(), out.sync().map_err(Error::io("syncing", None))),
+                Content::Sparse(extent) => {
+                    let finished = extent.finish();
+                    (extent.path(), finished)
+                }
+            };
+            finished.map_err(|error| match path {
+                Some(path) => error.in_file(path),
+                None => error,
+            })?;
+        }
+        if let Some((text, out)) = &self.descriptor {
+            out.write_all_at(text, 0).map_err(Error::io("writing the descriptor", 0))?;
+            out.sync().map_err(Error::io("syncing", None))?;
+        }
+        Ok(())
+    }
+}
+
+impl Content {
+    fn create(out: Arc<dyn WriteAt>, sectors: u64, settings: &Settings) -> Result<Content> {
+        if settings.subformat.is_flat() {
+            let len = sectors * SECTOR;
+            out.set_len(len).map_err(Error::io("setting the length", len))?;
+            Ok(Content::Flat(out))
+        } else {
+            Ok(Content::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings.zeroed_grain)?)))
+        }
+    }
+}
+
+/// The largest extent of an image.
+fn extent_sectors(subformat: Subformat) -> u64 {
+    match subformat {
+        Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat => SPLIT_SECTORS,
+        _ => u64::MAX,
+    }
+}
+
+fn extent_type(subformat: Subformat) -> ExtentType {
+    match subformat {
+        Subformat::MonolithicFlat | Subformat::TwoGbMaxExtentFlat => ExtentType::Flat,
+        Subformat::Vmfs => ExtentType::Vmfs,
+        _ => ExtentType::Sparse,
+    }
+}
+
+/// `disk-flat.vmdk`, `disk-f001.vmdk` or `disk-s001.vmdk` for `disk.vmdk`.
+fn extent_name(image: &OsStr, subformat: Subformat, number: u64) -> OsString {
+    let mut name = Path::new(image).file_stem().unwrap_or(image).to_owned();
+    name.push(match subformat {
+        Subformat::TwoGbMaxExtentFlat => format!("-f{number:03}"),
+        Subformat::TwoGbMaxExtentSparse => format!("-s{number:03}"),
+        _ => "-flat".to_owned(),
+    });
+    if let Some(extension) = Path::new(image).extension() {
+        name.push(".");
+        name.push(extension);
+    } else {
+        name.push(".vmdk");
+    }
+    name
+}

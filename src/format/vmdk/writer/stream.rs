@@ -1,0 +1,162 @@
+//! `streamOptimized`: deflated grains in ascending order, each table behind its grains, and never a step back.
+//!
+//! In order ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents"): the header, which says that the grain
+//! directory is at the end; the descriptor; grains, each behind a marker; after the last grain of a grain table, that table
+//! behind a marker; the grain directory behind a marker; the footer behind a marker, which is the header with the place of the
+//! directory; the marker of the end. That the header comes first is in the nature of it: what is broken off has no footer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, descriptor, extent_line};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::format::vmdk::descriptor::ExtentType;
+use crate::format::vmdk::header::{Directory, Flags, Header};
+use crate::format::vmdk::marker::{self, Marker};
+use crate::format::vmdk::options::Settings;
+use crate::format::vmdk::{FORMAT_NAME, SECTOR, embedded};
+use crate::io::WriteAt;
+use crate::name::Name;
+use crate::sparse::{Frame, Placement, SparseWrite, WriteSpec};
+
+/// What the extent is called in its own descriptor. The tools of VMware use this name for what they generate, and readers
+/// ignore it: the file is renamed as it travels, or is no file at all.
+const EXTENT_NAME: &str = "generated-stream.vmdk";
+/// Where the first grain is.
+const OVERHEAD: u64 = 128;
+
+/// A new image.
+pub(super) struct StreamWriter {
+    out: Arc<dyn WriteAt>,
+    spec: WriteSpec,
+    header: Header,
+    /// Metadata that goes before what is placed next.
+    pending: Vec<u8>,
+    /// Bytes of the file that are written or placed; `pending` goes there.
+    end: u64,
+    /// The grain table that grains are entered in: its number, and its entries.
+    table: (u64, Vec<u32>),
+    /// The sector of each grain table, 0 for one without grains.
+    directory: Vec<u32>,
+}
+
+impl StreamWriter {
+    pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<StreamWriter> {
+        let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(EXTENT_NAME));
+        let text = descriptor(cx, settings, vec![line]).encode()?;
+        let header = Header {
+            version: 3,
+            flags: Flags::NEWLINE_TEST | Flags::COMPRESSED | Flags::MARKERS,
+            capacity: settings.sectors,
+            grain_size: GRAIN_SECTORS,
+            descriptor: Some(DESCRIPTOR_SECTORS.start * SECTOR..DESCRIPTOR_SECTORS.end * SECTOR),
+            entries_per_table: ENTRIES_PER_TABLE,
+            redundant_directory: None,
+            directory: Directory::AtEnd,
+            overhead: OVERHEAD,
+            unclean: false,
+        };
+        let mut pending = header.encode().to_vec();
+        pending.extend(embedded(&text, DESCRIPTOR_SECTORS)?);
+        pending.resize((OVERHEAD * SECTOR) as usize, 0);
+        let spec = WriteSpec {
+            virtual_size: settings.sectors * SECTOR,
+            block_size: GRAIN_SECTORS * SECTOR,
+            granule: GRAIN_SECTORS * SECTOR,
+            encoding: Some(settings.encoding.clone()),
+            always_encoded: true,
+            frame: Some(Frame { header_len: Marker::GRAIN_HEADER, header: frame_header, alignment: SECTOR as usize }),
+            sequential: true,
+            ..WriteSpec::default()
+        };
+        let table = (0, vec![0; ENTRIES_PER_TABLE as usize]);
+        let directory = vec![0; header.directory_entries() as usize];
+        Ok(StreamWriter { out: cx.out.clone(), spec, header, pending, end: 0, table, directory })
+    }
+
+    /// Where the next thing after what is pending goes.
+    fn next_sector(&self) -> Result<u32> {
+        let sector = (self.end + self.pending.len() as u64) / SECTOR;
+        u32::try_from(sector).map_err(|_| Error::Limit {
+            format: FORMAT_NAME,
+            field: "size of the file in sectors".into(),
+            at: None,
+            value: sector,
+            limit: u32::MAX.into(),
+        })
+    }
+
+    /// Puts the table behind its grains, if it has any, and begins table `number`.
+    fn open_table(&mut self, number: u64) -> Result<()> {
+        let (current, entries) = &mut self.table;
+        if *current == number {
+            return Ok(());
+        }
+        let (current, entries) =
+            (std::mem::replace(current, number), std::mem::replace(entries, vec![0; entries.len()]));
+        if entries.iter().any(|&entry| entry != 0) {
+            let sector = self.put_table(marker::GRAIN_TABLE, &entries)?;
+            if let Some(entry) = self.directory.get_mut(current as usize) {
+                *entry = sector;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a table behind its marker, and returns its sector.
+    fn put_table(&mut self, kind: u32, entries: &[u32]) -> Result<u32> {
+        let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
+        let sectors = (bytes.len() as u64).div_ceil(SECTOR);
+        self.pending.extend(marker::metadata_marker(kind, sectors));
+        let sector = self.next_sector()?;
+        self.pending.extend(&bytes);
+        self.pending.resize(self.pending.len().next_multiple_of(SECTOR as usize), 0);
+        Ok(sector)
+    }
+}
+
+/// The marker of a grain.
+fn frame_header(bytes: &mut [u8], guest: u64, len: u32) {
+    bytes.copy_from_slice(&marker::grain_header(guest / SECTOR, len));
+}
+
+impl SparseWrite for StreamWriter {
+    fn spec(&self) -> &WriteSpec {
+        &self.spec
+    }
+
+    fn place(&mut self, _guest: Range<u64>) -> Result<Placement> {
+        let feature = "grains that are not compressed in streamOptimized".into();
+        Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None })
+    }
+
+    fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
+        let grain = guest.start / self.spec.block_size;
+        let entries = u64::from(ENTRIES_PER_TABLE);
+        self.open_table(grain / entries)?;
+        let sector = self.next_sector()?;
+        if let Some(entry) = self.table.1.get_mut((grain % entries) as usize) {
+            *entry = sector;
+        }
+        let (offset, before) = (self.end, std::mem::take(&mut self.pending));
+        self.end += before.len() as u64 + u64::from(stored_len);
+        Ok(Placement { out: self.out.clone(), offset, before, len: guest.end - guest.start })
+    }
+
+    fn zero(&mut self, _guest: Range<u64>) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.open_table(u64::MAX)?;
+        let directory = std::mem::take(&mut self.directory);
+        let sector = self.put_table(marker::GRAIN_DIRECTORY, &directory)?;
+        let footer = Header { directory: Directory::At(sector.into()), ..self.header.clone() };
+        self.pending.extend(marker::metadata_marker(marker::FOOTER, 1));
+        self.pending.extend(footer.encode());
+        self.pending.extend(marker::metadata_marker(marker::END_OF_STREAM, 0));
+        self.out.write_all_at(&self.pending, self.end).map_err(Error::io("writing the directory", self.end))?;
+        self.out.sync().map_err(Error::io("syncing", None))
+    }
+}
