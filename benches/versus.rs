@@ -31,20 +31,36 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const IMGCONV: &str = env!("CARGO_BIN_EXE_imgconv");
 
 /// From what, to what.
-const CASES: [(Kind, Kind); 7] =
-    [(RAW, QCOW2), (QCOW2, RAW), (RAW, ZLIB), (RAW, ZSTD), (ZLIB, RAW), (ZSTD, RAW), (ZLIB, ZLIB)];
+const CASES: [(Kind, Kind); 13] = [
+    (RAW, QCOW2),
+    (QCOW2, RAW),
+    (RAW, ZLIB),
+    (RAW, ZSTD),
+    (ZLIB, RAW),
+    (ZSTD, RAW),
+    (ZLIB, ZLIB),
+    (RAW, VMDK),
+    (VMDK, RAW),
+    (RAW, STREAM),
+    (STREAM, RAW),
+    (STREAM, ZLIB),
+    (ZLIB, STREAM),
+];
 
 /// A kind of image, and the arguments that make both programs write it.
 #[derive(Clone, Copy, PartialEq)]
 struct Kind {
     name: &'static str,
+    format: &'static str,
     args: &'static [&'static str],
 }
 
-const RAW: Kind = Kind { name: "raw", args: &["-O", "raw"] };
-const QCOW2: Kind = Kind { name: "qcow2", args: &["-O", "qcow2"] };
-const ZLIB: Kind = Kind { name: "qcow2-zlib", args: &["-O", "qcow2", "-c"] };
-const ZSTD: Kind = Kind { name: "qcow2-zstd", args: &["-O", "qcow2", "-c", "-o", "compression_type=zstd"] };
+const RAW: Kind = Kind { name: "raw", format: "raw", args: &[] };
+const QCOW2: Kind = Kind { name: "qcow2", format: "qcow2", args: &[] };
+const ZLIB: Kind = Kind { name: "qcow2-zlib", format: "qcow2", args: &["-c"] };
+const ZSTD: Kind = Kind { name: "qcow2-zstd", format: "qcow2", args: &["-c", "-o", "compression_type=zstd"] };
+const VMDK: Kind = Kind { name: "vmdk", format: "vmdk", args: &[] };
+const STREAM: Kind = Kind { name: "vmdk-stream", format: "vmdk", args: &["-o", "subformat=streamOptimized"] };
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -261,8 +277,7 @@ fn median(numbers: impl Iterator<Item = f64>) -> f64 {
 
 fn convert(program: &str, from: Kind, to: Kind, flags: &[&str], source: &Path, target: &Path) -> Command {
     let mut command = Command::new(program);
-    let format = if from == RAW { "raw" } else { "qcow2" };
-    command.args(["convert", "-f", format]).args(to.args).args(flags).args([source, target]);
+    command.args(["convert", "-f", from.format, "-O", to.format]).args(to.args).args(flags).args([source, target]);
     command
 }
 

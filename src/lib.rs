@@ -1,4 +1,4 @@
-//! Reads, writes and converts virtual disk images: [raw](format::raw) and [qcow2](format::qcow2).
+//! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2) and [vmdk](format::vmdk).
 //!
 //! ```no_run
 //! # fn main() -> diskimage::Result<()> {
@@ -37,7 +37,8 @@
 //! 2. Memory is bounded by the number of threads, the budget for metadata and two bits for each block of the file (8 MiB
 //!    twice at most), whatever the size of the disk.
 //! 3. The header is written last, after a sync: what a broken conversion leaves is never taken for an image. With a path as
-//!    the target there is not even that, since the file gets its name at the very end.
+//!    the target there is not even that, since the files get their names at the very end, the one that names the others
+//!    last. (A stream for a pipe has its header first; its end is what it is known by.)
 //! 4. Converting a result again gives the same bytes again.
 //! 5. Cost follows the data that is there, not the size of the disk: an empty disk of 64 TiB converts at once.
 //!
@@ -51,16 +52,16 @@
 //! lib.rs      the paved path
 //! convert/    Converter -> plan -> load -> pipeline (the only threads)      compare.rs
 //! image.rs    open.rs (chains, policy)      claims.rs
-//! format/     registry, raw, qcow2/  (know nothing of each other, of convert, of Image)
-//! sparse.rs   extent.rs   info.rs   options.rs   limits.rs   codec.rs   zero.rs
-//! io/         ReadAt WriteAt  file mem table          name.rs   error.rs
+//! format/     registry, raw, qcow2/, vmdk/  (know nothing of each other, of convert, of Image)
+//! sparse.rs   extent.rs   info.rs   options.rs   identifiers.rs   limits.rs   codec.rs   zero.rs
+//! io/         ReadAt WriteAt  file mem pipe  table slices runs          name.rs   error.rs
 //! ```
 //!
 //! A format is one folder and two lines in `format/mod.rs`.
 //!
 //! # Images from strangers
 //!
-//! * An image names other files: its backing file, its data file. None is opened unless [`References`] says so, and a
+//! * An image names other files: its backing file, its data file, its extents. None is opened unless [`References`] says so, and a
 //!   refusal reads the same whether the file exists or not. A format module cannot open files at all; it asks its caller.
 //! * Every number from an image is checked against the file's length and the [`Limits`] before it is used in arithmetic or
 //!   as the size of an allocation. The crate has no `unsafe` code.
@@ -89,6 +90,14 @@
 //! * **Cells of 1 MiB** are what a thread loads, places and writes at once: larger ones are not faster and take more memory.
 //! * **A resolver of the caller's** for the files that an image names was planned and is left out until somebody needs it;
 //!   [`OpenOptions::open_source`] opens images that name none.
+//!
+//! * **Passing compressed blocks through goes across formats**: a cluster of qcow2 and a grain of VMDK hold the same deflate
+//!   stream, with the header and checksum of zlib around it or without; a frame and padding are the writer's to state
+//!   ([`sparse::Frame`]), so that the pipeline still writes large runs.
+//! * **Metadata between blocks travels with a placement** ([`sparse::Placement::before`]) where each write has to follow the
+//!   one before it. A writer that wrote it itself, in its turn, would wait in a pipe for bytes that its own thread still has.
+//! * **An image of several files takes its names one after the other**, the descriptor last, and gives them back when one
+//!   fails. Only a crash between two renames leaves a mix: no file system renames several files at once.
 //!
 //! # Features
 //!
