@@ -237,7 +237,7 @@ impl Converter {
         named: Option<(&Path, &Output)>,
     ) -> Result<Report> {
         let format = self.format;
-        let target = named.map(|(target, _)| target);
+        let target = named.map(|(target, _)| target).or(out.path());
         let backing = self.backing.as_ref();
         if out.starts_zeroed() {
             // It does so only if nothing is left in it.
@@ -249,14 +249,16 @@ impl Converter {
                 options: &self.options,
                 compress: self.compress,
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                identifiers: self.identifiers.of_image(format.name(), size, &self.options),
+                // A disk that gets its last sector filled is the same image when it is converted again.
+                identifiers: self.identifiers.of_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
                 out: out.clone(),
                 files: named.map(|(_, output)| output as &dyn NewFiles),
             })
             .map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
             let feature = "writing this kind of image to a pipe".into();
-            return Err(Error::Unsupported { format: format.name(), feature, at: None });
+            let error = Error::Unsupported { format: format.name(), feature, at: None };
+            return Err(error.in_file_at(target));
         }
         let virtual_size = writer.spec().virtual_size;
         let mut report =
@@ -308,9 +310,14 @@ impl Job<'_> {
         CELL.max(self.spec.block_size).max(self.sparse)
     }
 
-    /// Length in bytes that an encoded block must stay below, so that it is not stored as it is.
-    fn encoded_limit(&self) -> Option<usize> {
-        (!self.spec.always_encoded).then_some(self.spec.block_size as usize)
+    /// Length in bytes that an encoded block must stay below.
+    fn encoded_limit(&self) -> usize {
+        let block = self.spec.block_size as usize;
+        match &self.spec.encoding {
+            // A copied one too shall not be longer than the encoder would make it: some readers have no room for more.
+            Some(encoding) if self.spec.always_encoded => encoding.max_len(block).saturating_add(1),
+            _ => block,
+        }
     }
 
     /// Whether everything is stored, zeros too.

@@ -1,6 +1,7 @@
 //! A stream that takes bytes one after the other: a pipe, a socket, standard output.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::WriteAt;
@@ -14,6 +15,8 @@ use super::WriteAt;
 pub struct PipeTarget<W> {
     state: Mutex<State<W>>,
     moved: Condvar,
+    /// What messages call it.
+    path: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -31,7 +34,14 @@ impl<W: Write + Send> PipeTarget<W> {
     /// Writes to `stream`, whose present position counts as 0. Whatever it buffers it writes in [`sync`](WriteAt::sync).
     pub fn new(stream: W) -> Self {
         let state = State { stream, position: 0, len: 0, failure: None };
-        PipeTarget { state: Mutex::new(state), moved: Condvar::new() }
+        PipeTarget { state: Mutex::new(state), moved: Condvar::new(), path: None }
+    }
+
+    /// Sets what messages call it.
+    #[must_use]
+    pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path = Some(path.into());
+        self
     }
 
     fn lock(&self) -> io::Result<MutexGuard<'_, State<W>>> {
@@ -74,6 +84,10 @@ impl<W: Write + Send> WriteAt for PipeTarget<W> {
         }
         let flushed = state.stream.flush();
         state.note(flushed)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     fn seeks(&self) -> bool {

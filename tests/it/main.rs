@@ -15,5 +15,7 @@ mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
 mod output;
+#[cfg(feature = "cli")]
+mod pipes;
 mod references;
 mod support;

@@ -35,8 +35,8 @@ Examples:
   imgconv info disk.qcow2                         what the image says of itself
   imgconv compare disk.raw disk.qcow2             whether a guest would see the same bytes
 
-Files that an image names (backing files, data files) are opened only when
---references beside or --references any allows it.
+Files that an image names (backing files and parents, data files, extents) are
+opened only when --references beside or --references any allows it.
 
 Exit codes: 0 success, 1 failure, 128 + n ended by signal n; check and compare
 have more, which their help lists.";
@@ -70,7 +70,7 @@ impl Command {
     /// In which style the user wants the results, and so the errors.
     pub fn style(&self) -> Style {
         match self {
-            Command::Convert(args) => args.output.style,
+            Command::Convert(args) => args.style(),
             Command::Info(args) => args.input.output.style,
             Command::Create(args) => args.output.style,
             Command::Check(args) => args.input.output.style,
@@ -94,9 +94,14 @@ pub struct Output {
 #[derive(Debug, clap::Args)]
 pub struct Follow {
     /// Which files may be opened that an image names (backing files,
-    /// data files): none, those beside the image, or any
+    /// data files, extents): none, those beside the image, or any
     #[arg(long, value_name = "WHICH", default_value = "none", verbatim_doc_comment, hide_possible_values = true)]
     references: References,
+
+    /// Take a backing file that was changed since the image was laid
+    /// over it: what the guest sees is then a mix of old and new
+    #[arg(long, verbatim_doc_comment)]
+    allow_changed_backing: bool,
 
     /// Format of a backing file whose format the image does not state
     #[arg(long, value_name = "FMT", value_parser = format)]
@@ -143,6 +148,13 @@ pub struct Base {
     base_format: Option<Format>,
 }
 
+impl Base {
+    /// Whether there is one on the command line.
+    pub fn is_stated(&self) -> bool {
+        self.base.is_some() || self.base_format.is_some()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum References {
     None,
@@ -153,11 +165,12 @@ enum References {
 impl Follow {
     /// How to open an image of `format`, or of the format that its content has.
     pub fn options(&self, format: Option<Format>) -> OpenOptions {
-        let options = open_options(format).references(match self.references {
+        let references = match self.references {
             References::None => diskimage::References::Deny,
             References::Beside => diskimage::References::Beside,
             References::Any => diskimage::References::Any,
-        });
+        };
+        let options = open_options(format).references(references).allow_changed_backing(self.allow_changed_backing);
         match self.backing_format {
             Some(format) => options.backing_format(format),
             None => options,
@@ -225,10 +238,33 @@ pub fn format(name: &str) -> Result<Format, String> {
     })
 }
 
+/// Where an image comes from or goes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// `-`: standard input or output.
+    Stream,
+    File(PathBuf),
+}
+
+impl Place {
+    /// What to call it, where the stream is called `stream`.
+    pub fn name<'a>(&'a self, stream: &'a str) -> &'a Path {
+        match self {
+            Place::Stream => Path::new(stream),
+            Place::File(path) => path,
+        }
+    }
+}
+
+/// For clap: the name of a file, or `-`.
+pub fn place() -> impl TypedValueParser<Value = Place> {
+    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { Place::Stream } else { Place::File(path) })
+}
+
 /// For clap: the name of a file.
 pub fn file() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| match path.as_os_str() == OsStr::new("-") {
-        true => Err("streams are not supported, an image is read and written at offsets; a file of this name is ./-"),
+        true => Err("only the source and the target of convert can be streams; a file of this name is ./-"),
         false => Ok(path),
     })
 }
@@ -294,17 +330,19 @@ mod tests {
         );
         assert_eq!(
             problem(&["imgconv", "info", "-f", "nope", "x"]),
-            "invalid value 'nope' for '--format <FMT>': there are qcow2, raw (see --help)"
+            "invalid value 'nope' for '--format <FMT>': there are qcow2, vmdk, raw (see --help)"
         );
         let typo = problem(&["imgconv", "info", "--backing-chian", "x"]);
         assert!(typo.contains("'--backing-chain'") && !typo.contains('\n'), "{typo}");
     }
 
     #[test]
-    fn streams_are_refused() {
-        assert!(problem(&["imgconv", "convert", "-", "x.raw"]).contains("streams are not supported"));
-        assert!(problem(&["imgconv", "convert", "x.raw", "-"]).contains("streams are not supported"));
-        assert!(Cli::try_parse_from(["imgconv", "convert", "./-", "x.raw"]).is_ok());
+    fn a_stream_is_a_dash_and_nothing_else() {
+        assert!(problem(&["imgconv", "info", "-"]).contains("a file of this name is ./-"));
+        assert!(problem(&["imgconv", "convert", "-B", "-", "x.raw", "y.qcow2"]).contains("a file of this name is ./-"));
+        let parse = |word| place().parse_ref(&Cli::command(), None, OsStr::new(word)).unwrap();
+        assert_eq!(parse("-"), Place::Stream);
+        assert_eq!(parse("./-"), Place::File("./-".into()));
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! `imgconv convert`
 
-use std::path::PathBuf;
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
 use diskimage::extent::FileId;
-use diskimage::{Converter, Format, Image, Name, Report, parse_size};
+use diskimage::{Converter, Error, Format, Image, Name, Report, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Base, Follow, Outcome, Output};
+use crate::args::{self, Base, Follow, Outcome, Output, Place};
 use crate::failure::{self, Failure};
 use crate::output::{self, Style};
 use crate::progress::{Bar, When};
 use crate::signals::Interrupt;
+use crate::streams;
 
 /// Convert an image to another format, or to the same one anew
 #[derive(Debug, clap::Args)]
@@ -73,33 +76,46 @@ pub struct Args {
     no_clobber: bool,
 
     #[command(flatten)]
-    pub output: Output,
+    output: Output,
 
-    /// The image to convert
-    #[arg(value_parser = args::file())]
-    source: PathBuf,
+    /// The image to convert; - is standard input
+    #[arg(value_parser = args::place())]
+    source: Place,
 
-    /// The file to make; one that exists is replaced when all is done
-    #[arg(value_parser = args::file())]
-    target: PathBuf,
+    /// The file to make, one that exists is replaced when all is done;
+    /// - is standard output
+    #[arg(value_parser = args::place(), verbatim_doc_comment)]
+    target: Place,
 }
 
 const AFTER_HELP: &str = "\
 TARGET is written under a temporary name beside it and takes its place when it is
 complete and on stable storage. A conversion that fails leaves no trace.
 
+What comes through a pipe or goes to one is read or written from its beginning to
+its end: a vmdk from standard input (streamOptimized, with -f), and to standard
+output a raw disk, all of its zeros included, or a streamOptimized vmdk. Only the
+exit code tells whether what was written is whole.
+
 Examples:
   imgconv convert disk.raw disk.qcow2
   imgconv convert -c -o cluster_size=128k,compression_type=zstd disk.raw disk.qcow2
   imgconv convert -l before-upgrade disk.qcow2 old.raw
   imgconv convert --references beside overlay.qcow2 whole.qcow2
-  imgconv convert -B base.qcow2 changed.raw overlay.qcow2";
+  imgconv convert -B base.qcow2 changed.raw overlay.qcow2
+  tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
+  imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let interrupt = Interrupt::register()?;
-        let format = args::target_format(self.target_format, "-O", &self.target)?;
-        let source = self.open_source()?;
+        self.check_streams()?;
+        let interrupt = match self.target {
+            // There is nothing to clean up, and whoever reads may never take what is left.
+            Place::Stream => Interrupt::at_once()?,
+            Place::File(_) => Interrupt::register()?,
+        };
+        let format = args::target_format(self.target_format, "-O", self.target_name())?;
+        let source = self.open_source(&interrupt)?;
         self.warn(&source);
         let bar = Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
@@ -107,47 +123,110 @@ impl Args {
             (false, false) => When::Later,
         });
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
-        let result = converter.convert(&source, &self.target);
+        let result = match &self.target {
+            Place::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
+            Place::File(path) => converter.convert(&source, path),
+        };
         bar.clear();
         match result {
             Ok(report) => self.tell(&report),
-            Err(error) => Err(interrupt.failure(error)),
+            Err(error) => Err(interrupt.failure(self.in_stream(error))),
+        }
+    }
+
+    /// In which style the user wants the result, and so the errors. Standard output has no place for them beside an image.
+    pub fn style(&self) -> Style {
+        if self.target == Place::Stream { Style::Human } else { self.output.style }
+    }
+
+    /// Refuses what makes no sense for a stream.
+    fn check_streams(&self) -> Result<(), Failure> {
+        let refuse = |problem: &str| Err(Failure::usage(problem));
+        if self.source == Place::Stream {
+            if self.source_format.is_none() {
+                return refuse("an image from standard input cannot be looked at beforehand: state its format with -f");
+            }
+            if self.snapshot.is_some() {
+                return refuse(
+                    "-l needs a file: an image from standard input is read once, from its beginning to its end",
+                );
+            }
+            if io::stdin().is_terminal() {
+                return refuse("standard input is a terminal, and no image comes from there");
+            }
+        }
+        if self.target == Place::Stream {
+            if self.output.style == Style::Json {
+                return refuse("--output json needs a file as TARGET: the image itself goes to standard output");
+            }
+            if self.no_clobber {
+                return refuse("--no-clobber needs a file as TARGET");
+            }
+            if self.base.is_stated() {
+                return refuse("-B needs a file as TARGET: an overlay cannot be written to standard output");
+            }
+            if io::stdout().is_terminal() {
+                return refuse("standard output is a terminal: no image is written there");
+            }
+        }
+        Ok(())
+    }
+
+    fn source_name(&self) -> &Path {
+        self.source.name("standard input")
+    }
+
+    fn target_name(&self) -> &Path {
+        self.target.name("standard output")
+    }
+
+    /// Says that an error that happened in no file happened in the stream that the image comes from.
+    fn in_stream(&self, error: Error) -> Error {
+        match self.source {
+            Place::Stream => error.in_file(self.source_name()),
+            Place::File(_) => error,
         }
     }
 
     /// Says of each layer what its owner should know, and what does not keep it from being read.
     fn warn(&self, source: &Image) {
         for (depth, info) in source.infos().enumerate().filter(|_| !self.quiet) {
-            let path = source.file_path(depth, FileId::default()).unwrap_or(&self.source).display();
+            let path = source.file_path(depth, FileId::default()).unwrap_or(self.source_name()).display();
             if info.corrupt {
                 failure::note(&format!("{path}: the image is marked as corrupt"));
             }
             if info.dirty {
                 failure::note(&format!("{path}: the image was not closed by the program that wrote it"));
             }
+            for warning in &info.warnings {
+                failure::note(&format!("{path}: {warning}"));
+            }
         }
     }
 
-    fn open_source(&self) -> Result<Image, Failure> {
+    fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
         let options = self.follow.options(self.source_format);
-        let options = match &self.snapshot {
-            None => options,
-            Some(words) => options.snapshot(self.snapshot_id(words)?),
-        };
-        Ok(options.open(&self.source)?)
+        match (&self.source, &self.snapshot) {
+            (Place::Stream, _) => {
+                let image = options.open_stream(streams::input(interrupt.flag())?);
+                image.map_err(|error| interrupt.failure(self.in_stream(error)))
+            }
+            (Place::File(path), None) => Ok(options.open(path)?),
+            (Place::File(path), Some(words)) => Ok(options.snapshot(self.snapshot_id(path, words)?).open(path)?),
+        }
     }
 
     /// What `-l` stands for: an id or a name, either of them stated as such, or both.
-    fn snapshot_id(&self, words: &str) -> Result<String, Failure> {
+    fn snapshot_id(&self, source: &Path, words: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotId::parse(words)? else { return Ok(words.to_owned()) };
-        let inspection = args::open_options(self.source_format).inspect(&self.source)?;
+        let inspection = args::open_options(self.source_format).inspect(source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
             is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)
         });
         found
             .map(|snapshot| snapshot.id.to_text().into_owned())
-            .ok_or_else(|| Failure::usage(format!("{}: there is no snapshot with {words}", self.source.display())))
+            .ok_or_else(|| Failure::usage(format!("{}: there is no snapshot with {words}", source.display())))
     }
 
     fn converter(&self, format: Format, bar: &Bar) -> Result<Converter, Failure> {
@@ -165,7 +244,7 @@ impl Args {
         if let Some(threads) = self.threads {
             converter = converter.threads(threads);
         }
-        if let Some((image, name)) = self.follow.open_base(&self.base, format, &options, &self.target)? {
+        if let Some((image, name)) = self.follow.open_base(&self.base, format, &options, self.target_name())? {
             converter = converter.backing(image, name);
         }
         Ok(converter)
@@ -174,14 +253,14 @@ impl Args {
     /// Without JSON, success is silent, but for what the user may not expect.
     fn tell(&self, report: &Report) -> Outcome {
         if report.padding > 0 && !self.quiet {
-            let (target, format, padding) = (self.target.display(), report.format, report.padding);
+            let (target, format, padding) = (self.target_name().display(), report.format, report.padding);
             failure::note(&format!("{target}: {padding} zero bytes added at the end, {format} holds whole sectors"));
         }
-        if self.output.style == Style::Json {
+        if self.style() == Style::Json {
             output::print_json(&json!({
-                "source": self.source.to_string_lossy(),
+                "source": self.source.name("-").to_string_lossy(),
                 "source-format": report.source_format,
-                "target": self.target.to_string_lossy(),
+                "target": self.target_name().to_string_lossy(),
                 "target-format": report.format,
                 "virtual-size": report.virtual_size,
                 "padding": report.padding,

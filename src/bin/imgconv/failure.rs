@@ -150,6 +150,9 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => {
             Some("state it with --backing-format")
         }
+        Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
+            Some("--allow-changed-backing opens it all the same")
+        }
         Error::Ambiguous(_) | Error::Unreadable(_) => Some("state the format with -f"),
         _ => None,
     }

@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-The keys of --output json are those of qemu-img info.
+The keys of --output json are those of qemu-img info, but for warnings.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -77,6 +77,9 @@ fn json(image: &Inspection) -> Value {
         set("format-specific", json!({ "type": image.format.name(), "data": to_json_object(&info.specific) }));
     }
     set("dirty-flag", info.dirty.into());
+    if !info.warnings.is_empty() {
+        set("warnings", info.warnings.iter().map(|warning| Value::from(&**warning)).collect());
+    }
     set("children", json!([{ "name": "file", "info": json_file(image) }]));
     Value::Object(object)
 }
@@ -129,6 +132,9 @@ fn human(image: &Inspection) -> String {
     }
     if !info.specific.is_empty() {
         text.push_str(&format!("Format specific information:\n{}", human_properties(&info.specific, 1)));
+    }
+    for warning in &info.warnings {
+        text.push_str(&format!("warning: {}\n", output::printable(warning)));
     }
     text.push_str(&format!("File:\n    length: {}\n", size(image.file_len)));
     text

@@ -18,10 +18,14 @@ mod output;
 mod progress;
 mod signals;
 mod snapshot;
+mod streams;
 
 use std::process::ExitCode;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 fn main() -> ExitCode {
+    allow_many_files();
     let command = match args::parse() {
         Ok(command) => command,
         Err(exit) => return exit,
@@ -29,5 +33,13 @@ fn main() -> ExitCode {
     match command.run() {
         Ok(exit) => exit,
         Err(failure) => failure.report(command.style()),
+    }
+}
+
+/// A disk of 2 TiB in extents of 2 GiB has a thousand files, which is where the system usually sets the limit; but every
+/// process may raise it. Where that fails, opening the file that is too many will say so.
+fn allow_many_files() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

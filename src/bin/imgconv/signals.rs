@@ -1,6 +1,7 @@
 //! Signals that end the program: the work is cancelled, cleans up, and the exit code tells the signal.
 
 use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -21,11 +22,21 @@ impl Interrupt {
     /// From now on the first SIGINT, SIGTERM or SIGHUP only sets a flag; a second one ends the program at once. A signal that
     /// the program was started to ignore, as under nohup, stays ignored.
     pub fn register() -> Result<Self, Failure> {
+        Self::catch_all(&Arc::default())
+    }
+
+    /// From now on the first such signal ends the program at once.
+    pub fn at_once() -> Result<Self, Failure> {
+        Self::catch_all(&Arc::new(AtomicBool::new(true)))
+    }
+
+    /// Catches the signals; one that finds `at_once` set ends the program.
+    fn catch_all(at_once: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let interrupt = Interrupt { cancelled: Arc::default(), signal: Arc::default() };
         let ignored = ignored_signals();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             if ignored & signal_bit(signal) == 0 {
-                interrupt.catch(signal).map_err(Error::io("catching signals", None))?;
+                interrupt.catch(signal, at_once).map_err(Error::io("catching signals", None))?;
             }
         }
         // Without a handler, writing beyond the limit of `ulimit -f` kills; with one, the write fails and is reported.
@@ -33,11 +44,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    fn catch(&self, signal: i32) -> std::io::Result<()> {
+    fn catch(&self, signal: i32, at_once: &Arc<AtomicBool>) -> io::Result<()> {
         // In the order of registration: the flag is still down when the first signal looks at it.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&self.cancelled))?;
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(at_once))?;
         flag::register_usize(signal, Arc::clone(&self.signal), signal.unsigned_abs() as usize)?;
         flag::register(signal, Arc::clone(&self.cancelled))?;
+        flag::register(signal, Arc::clone(at_once))?;
         Ok(())
     }
 
@@ -50,11 +62,24 @@ impl Interrupt {
     pub fn failure(&self, error: Error) -> Failure {
         let signal = self.signal.load(Ordering::Relaxed);
         match (error.root(), u8::try_from(128 + signal)) {
-            (Error::Cancelled, Ok(code)) if signal > 0 => {
-                Failure::new(error.kind(), format!("cancelled by signal {signal}")).exit(code)
+            (cause, Ok(code)) if signal > 0 && is_cancelled(cause) => {
+                Failure::new(Error::Cancelled.kind(), format!("cancelled by signal {signal}")).exit(code)
             }
             _ => error.into(),
         }
+    }
+}
+
+/// A read that waits for bytes was given up because a signal asked for it.
+#[derive(Debug, thiserror::Error)]
+#[error("cancelled")]
+pub struct Cancelled;
+
+fn is_cancelled(error: &Error) -> bool {
+    match error {
+        Error::Cancelled => true,
+        Error::Io { cause, .. } => cause.get_ref().is_some_and(|cause| cause.is::<Cancelled>()),
+        _ => false,
     }
 }
 
@@ -91,5 +116,7 @@ mod tests {
         assert_eq!(code(15, Error::Cancelled), 143);
         assert_eq!(code(15, Error::Usage("wrong".into())), 1);
         assert_eq!(code(0, Error::Cancelled), 1);
+        assert_eq!(code(2, Error::io("reading", 0)(io::Error::other(Cancelled))), 130);
+        assert_eq!(code(2, Error::io("reading", 0)(io::Error::other("broken"))), 1);
     }
 }
