@@ -246,6 +246,12 @@ const MAX_WINDOW_BITS: u8 = 15;
 /// 2.2), as most have it.
 const ZLIB_HEADER: [u8; 2] = [0x78, 0x9c];
 
+/// Bytes of the header and the checksum of zlib.
+const ZLIB_OVERHEAD: usize = 6;
+
+/// The most bytes in a stored block (RFC 1951, section 3.2.4).
+const MAX_STORED_BLOCK: usize = 0xffff;
+
 /// The Adler-32 of no bytes (RFC 1950, section 2.2).
 const ADLER32_OF_NOTHING: u32 = 1;
 
@@ -313,6 +319,15 @@ impl Encoding {
         }
     }
 
+    /// The longest payload of so many bytes that [`Encoder::encode`] makes without a limit; for zstd there is no such promise.
+    pub fn max_len(&self, len: usize) -> usize {
+        match self.codec {
+            Codec::Deflate => stored_len(len),
+            Codec::Zlib => stored_len(len) + ZLIB_OVERHEAD,
+            Codec::Zstd => usize::MAX,
+        }
+    }
+
     /// Whether nothing but the codec was asked for, so that any payload of that codec will do.
     pub fn is_default(&self) -> bool {
         *self == Encoding::new(self.codec)
@@ -370,7 +385,7 @@ impl Encoder {
 
     /// Encodes `data` as one DEFLATE stream, zlib stream or zstd frame, and returns it if it is
     /// shorter than `limit` bytes; `None` says that `data` is better stored as it is. Without a
-    /// limit, `usize::MAX`, there always is a payload, if need be longer than `data`.
+    /// limit, `usize::MAX`, there always is a payload, at most [`Encoding::max_len`] bytes long.
     ///
     /// A frame states its content size and carries no checksum (RFC 8878, section 3.1.1.1).
     pub fn encode(&mut self, data: &[u8], limit: usize) -> Option<&[u8]> {
@@ -390,7 +405,15 @@ impl Encoder {
                     *deflate = Deflate::new_with_config(*config);
                     return None;
                 }
-                usize::try_from(deflate.total_out()).ok()?
+                let length = usize::try_from(deflate.total_out()).ok()?;
+                let stored = stored_len(data.len()) + if config.window_bits > 0 { ZLIB_OVERHEAD } else { 0 };
+                if length > stored {
+                    // Level 1 makes noise longer than that, and some readers have no room for it.
+                    store(data, config.window_bits > 0, &mut self.payload);
+                    stored
+                } else {
+                    length
+                }
             }
             State::Zstd(compressor) => {
                 compressor.compress_independent_frame_into(data, &mut self.payload);
@@ -398,6 +421,27 @@ impl Encoder {
             }
         };
         self.payload.get(..length).filter(|payload| payload.len() < limit)
+    }
+}
+
+/// Length of a DEFLATE stream of stored blocks (RFC 1951, section 3.2.4) for so many bytes.
+fn stored_len(len: usize) -> usize {
+    len + len.div_ceil(MAX_STORED_BLOCK).max(1) * 5
+}
+
+/// Replaces the DEFLATE stream in `payload` by one of stored blocks for the same `data`; the header of zlib before it stays.
+fn store(data: &[u8], zlib: bool, payload: &mut Vec<u8>) {
+    payload.truncate(if zlib { ZLIB_HEADER.len() } else { 0 });
+    let blocks = data.len().div_ceil(MAX_STORED_BLOCK);
+    for (index, block) in data.chunks(MAX_STORED_BLOCK).enumerate() {
+        let len = block.len() as u16;
+        payload.push((index + 1 == blocks).into());
+        payload.extend(len.to_le_bytes());
+        payload.extend((!len).to_le_bytes());
+        payload.extend(block);
+    }
+    if zlib {
+        payload.extend(adler32(ADLER32_OF_NOTHING, data).to_be_bytes());
     }
 }
 

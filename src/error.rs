@@ -219,6 +219,8 @@ pub enum ReferenceProblem {
     FormatNotStated(&'static str),
     /// The chain of files comes back to a file that is in it already.
     Loop,
+    /// No file beside the image has the identity.
+    NoneBeside,
     /// The file is not, or is no longer, the one that the image was made over.
     Changed {
         /// The identity that the image states.
@@ -353,6 +355,7 @@ impl fmt::Display for ReferenceProblem {
                 return write!(f, "its format is not stated, and it looks like {format}");
             }
             ReferenceProblem::Loop => "it is a part of this chain already",
+            ReferenceProblem::NoneBeside => "no image beside this one has that identity",
             ReferenceProblem::Changed { expected, found } => {
                 return write!(f, "it has been changed since: the image was made over {expected}, and this is {found}");
             }

@@ -17,8 +17,8 @@ pub struct ImageInfo {
     pub block_size: Option<u32>,
     /// The image whose bytes show through the holes of this one.
     pub backing: Option<Reference>,
-    /// What images that lie over this one know it by, and what changes when its guest bytes do.
-    pub identity: Option<Name>,
+    /// What images that lie over this one know it by.
+    pub identities: Vec<Name>,
     /// Other files that hold guest bytes of this image; `FileId` 1 is the first.
     pub files: Vec<Reference>,
     /// The method of encryption, by its name. An encrypted image is not readable.
@@ -41,20 +41,22 @@ pub struct ImageInfo {
 pub struct Reference {
     /// What it is to the image: "backing file", "data file".
     pub role: &'static str,
-    /// Its name, as the image has it.
+    /// Its name, as the image has it; its identity, where the image has no name for it.
     pub name: Name,
     /// Its format, if the image states it.
     pub format: Option<Name>,
     /// Other names, for when there is no file of that name: an image that was moved still has the old path.
     pub alternatives: Vec<Name>,
-    /// The identity that the file must have.
+    /// An identity that the file must have.
     pub identity: Option<Name>,
+    /// With an extension here, a file that has the identity is looked for among those beside the image that have the extension.
+    pub beside: Option<&'static str>,
 }
 
 impl Reference {
     /// A file called `name` that is `role` to the image.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
-        Reference { role, name, format, alternatives: Vec::new(), identity: None }
+        Reference { role, name, format, alternatives: Vec::new(), identity: None, beside: None }
     }
 
     /// Whether the name is that of a file, and not empty, an address (`nbd://host`) or a description (`json:{}`) in the manner

@@ -1,6 +1,7 @@
 //! Opening: probing, chains, and the caller's policy for files that an image names.
 
 use std::cell::RefCell;
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
@@ -266,13 +267,14 @@ impl OpenOptions {
     /// Checks that an image that another one lies over is still the one it was.
     fn check_identity(&self, opened: &Opened, info: &ImageInfo) -> Result<()> {
         match &opened.named_by {
-            Some(reference) if !self.changed_backing && reference.identity.is_some() => {
-                let (expected, found) = (reference.identity.clone(), info.identity.clone());
-                if expected == found {
+            Some((image, reference)) if !self.changed_backing && reference.identity.is_some() => {
+                if has_identity(info, reference) {
                     return Ok(());
                 }
-                let [expected, found] = [expected, found].map(Option::unwrap_or_default);
-                Err(refusal(opened.format, reference, ReferenceProblem::Changed { expected, found }))
+                let expected = reference.identity.clone().unwrap_or_default();
+                let found = info.identities.first().cloned().unwrap_or_default();
+                let problem = ReferenceProblem::Changed { expected, found };
+                Err(refusal(opened.format, reference, problem).in_file(image))
             }
             _ => Ok(()),
         }
@@ -296,7 +298,7 @@ impl OpenOptions {
             },
         };
         let format = format.map_err(|e| e.in_file(&path))?;
-        Ok(Opened { format, source: Arc::new(source), path, named_by: Some(reference.clone()) })
+        Ok(Opened { format, source: Arc::new(source), path, named_by: Some((image.path.clone(), reference.clone())) })
     }
 
     /// Opens what `image` names, if the policy allows it. A refusal does not depend on what is there.
@@ -311,8 +313,38 @@ impl OpenOptions {
                 _ => break,
             }
         }
-        result
+        match (&result, reference.beside) {
+            (Err(error), Some(extension)) if leads_nowhere(error) => self.find_beside(image, reference, extension),
+            _ => result,
+        }
     }
+
+    /// Finds the file that has the identity, among those with `extension` in the directory of `image`.
+    fn find_beside(&self, image: &Opened, reference: &Reference, extension: &str) -> Result<(PathBuf, FileSource)> {
+        let directory = image.path.with_file_name("");
+        let here = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
+        let listing = Error::io("listing the directory of the image", None);
+        let entries = fs::read_dir(here).map_err(listing)?;
+        let names = entries.take(Self::MAX_LISTED).filter_map(|entry| Some(entry.ok()?.file_name()));
+        let mut names: Vec<_> = names
+            .filter(|name| Path::new(name).extension().is_some_and(|other| other.eq_ignore_ascii_case(extension)))
+            .collect();
+        // The directory's own order is that of chance.
+        names.sort();
+        let found = names.into_iter().find_map(|name| {
+            let path = directory.join(name);
+            let source = Arc::new(FileSource::open_nofollow(&path).ok()?);
+            let budget = Budget::new(self.limits.metadata);
+            let reader = image.format.open(source.clone(), &self.context(&budget, 1, &|_| Ok(None))).ok()?;
+            let matches = has_identity(reader.info(), reference);
+            drop(reader);
+            matches.then_some((path, Arc::into_inner(source)?))
+        });
+        found.ok_or_else(|| refusal(image.format, reference, ReferenceProblem::NoneBeside))
+    }
+
+    /// Files that are looked at in a directory.
+    const MAX_LISTED: usize = 10_000;
 
     fn open_named(&self, image: &Opened, reference: &Reference, name: &Name) -> Result<(PathBuf, FileSource)> {
         let refuse = |problem| Err(refusal(image.format, reference, problem));
@@ -341,8 +373,8 @@ struct Opened {
     path: PathBuf,
     source: Arc<FileSource>,
     format: Format,
-    /// How the image above it names it.
-    named_by: Option<Reference>,
+    /// The image that lies over it, and how that names it.
+    named_by: Option<(PathBuf, Reference)>,
 }
 
 impl Opened {
@@ -376,6 +408,11 @@ fn alone(format: Format, reader: Box<dyn SparseRead>, source: Arc<dyn ReadAt>) -
         return Err(refusal(format, reference, ReferenceProblem::NoPlace));
     }
     Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
+}
+
+/// Whether an image is the one that a reference means.
+fn has_identity(info: &ImageInfo, reference: &Reference) -> bool {
+    reference.identity.as_ref().is_some_and(|identity| info.identities.contains(identity))
 }
 
 /// Whether a file may still be found under another name.

@@ -443,3 +443,20 @@ proptest! {
         let _ = decode(Codec::Zstd, &frame, 4096);
     }
 }
+
+/// What deflate would make longer is stored in blocks, so that no payload is longer than it has to be.
+#[test]
+fn noise_is_stored() {
+    let data = noise(65536);
+    for codec in [Codec::Deflate, Codec::Zlib] {
+        for level in Encoding::levels(codec) {
+            let encoding = Encoding { level: Some(level), ..Encoding::new(codec) };
+            let payload = Encoder::new(&encoding).encode(&data, usize::MAX).unwrap().to_vec();
+            assert!(payload.len() <= encoding.max_len(data.len()), "{codec} {level}: {}", payload.len());
+            let mut decoded = vec![0; data.len()];
+            assert_eq!(Decoder::new().decode(codec, &payload, &mut decoded), Ok(payload.len()));
+            assert!(decoded == data);
+        }
+    }
+    assert_eq!(Encoding::new(Codec::Zlib).max_len(65536), 65552);
+}

@@ -213,7 +213,7 @@ impl<'a> Loader<'a> {
         let payload = self.packed.len();
         let copied = is_whole
             && self.scratch.decoder.rewrap(&self.scratch.stored, encoding.codec, decoded, &mut self.packed)
-            && self.job.encoded_limit().is_none_or(|limit| self.packed.len() - payload < limit);
+            && self.packed.len() - payload < self.job.encoded_limit();
         if copied {
             self.push_packed(from, block, true);
         } else {
@@ -228,7 +228,7 @@ impl<'a> Loader<'a> {
         let end = start + self.job.spec.block_size as usize;
         // The last block of the disk is encoded as a whole one.
         self.data[start + (block.end - block.start) as usize..end].fill(0);
-        let limit = self.job.encoded_limit().unwrap_or(usize::MAX);
+        let limit = self.job.encoded_limit();
         match self.encoder.as_mut().and_then(|encoder| encoder.encode(&self.data[start..end], limit)) {
             Some(payload) => {
                 let from = open_frame(&mut self.packed, self.job.spec.frame);

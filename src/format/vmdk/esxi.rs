@@ -1,10 +1,9 @@
 //! Opening the sparse extents of ESXi: COWD and space-efficient sparse.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::cowd::{self, CowdHeader};
-use super::grains::{Entries, Grains};
+use super::grains::{DAMAGED, Entries, Grains};
 use super::sesparse::{self, DirectoryEntry, SeSparseHeader};
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Result};
@@ -20,13 +19,15 @@ pub(super) fn read_cowd(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<CowdH
     CowdHeader::parse(&bytes, cx.limits)
 }
 
-/// The grains of a COWD extent of which `len` bytes belong to the disk.
+/// The grains of a COWD extent of which `len` bytes belong to the disk. What is said of `damaged` entries of the directory comes
+/// back as the error, or they are [`DAMAGED`].
 pub(super) fn cowd_grains(
     file: Arc<dyn ReadAt>,
     id: FileId,
     header: &CowdHeader,
     len: u64,
     cx: &OpenContext<'_>,
+    damaged: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<Grains> {
     let file_len = table::length(&*file)?;
     let place = header.directory * SECTOR;
@@ -46,7 +47,11 @@ pub(super) fn cowd_grains(
         let offset = u64::from(u32::from_le_bytes(*entry)) * SECTOR;
         if offset != 0 {
             let len = grains.table_entries(index) * grains.entry_size();
-            field("grain directory entry", place + index as u64 * 4).within(offset, len, file_len)?;
+            let field = field("grain directory entry", place + index as u64 * 4);
+            if let Err(error) = field.within(offset, len, file_len) {
+                damaged(error)?;
+                return Ok(DAMAGED);
+            }
         }
         Ok(offset)
     });
@@ -54,13 +59,15 @@ pub(super) fn cowd_grains(
     Ok(grains)
 }
 
-/// Opens a space-efficient sparse extent of which `len` bytes belong to the disk; its capacity goes to `check` first.
+/// Opens a space-efficient sparse extent of which `len` bytes belong to the disk; its capacity goes to `check` first. What is
+/// said of `damaged` entries of the directory comes back as the error, or they are [`DAMAGED`].
 pub(super) fn open_sesparse(
     file: Arc<dyn ReadAt>,
     id: FileId,
     len: u64,
     check: impl FnOnce(u64) -> Result<()>,
     cx: &OpenContext<'_>,
+    damaged: &mut dyn FnMut(Error) -> Result<()>,
 ) -> Result<Grains> {
     let file_len = table::length(&*file)?;
     let read_sector = |name, offset| {
@@ -75,18 +82,17 @@ pub(super) fn open_sesparse(
     let bytes = read_directory(&*file, place, header.directory_entries(), 8, cx)?;
     let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
         let field = field("grain directory entry", place + index as u64 * 8);
-        let fault = |problem| field.fault(problem);
-        match DirectoryEntry::parse(u64::from_le_bytes(*entry)).map_err(fault)? {
-            None => Ok(0),
-            Some(index) => {
-                let offset = header.table(index).map_err(fault)?;
-                field.within(offset, sesparse::TABLE, file_len)?;
-                Ok(offset)
-            }
-        }
+        let table = DirectoryEntry::parse(u64::from_le_bytes(*entry))
+            .and_then(|number| number.map(|number| header.table(number)).transpose())
+            .map_err(|problem| field.fault(problem))
+            .and_then(|table| match table {
+                Some(offset) => field.within(offset, sesparse::TABLE, file_len).map(|()| offset),
+                None => Ok(0),
+            });
+        table.or_else(|error| damaged(error).map(|()| DAMAGED))
     });
     let directory = entries.collect::<Result<_>>()?;
-    let metadata = [&header.volatile_header, &header.grain_directory].map(Range::clone);
+    let constant_header = 0..SeSparseHeader::LEN;
     Ok(Grains {
         file,
         id,
@@ -96,7 +102,7 @@ pub(super) fn open_sesparse(
         entries_per_table: sesparse::TABLE_ENTRIES,
         entries: Entries::SeSparse { grains: header.grains.clone() },
         directory,
-        metadata: [vec![0..SeSparseHeader::LEN], metadata.into()].concat(),
+        metadata: vec![constant_header, header.volatile_header, header.grain_directory],
     })
 }
 

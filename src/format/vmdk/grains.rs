@@ -55,11 +55,15 @@ pub(super) enum Packing {
 }
 
 /// What an entry means.
-enum Entry {
+pub(super) enum Entry {
     None,
     Zero,
+    /// Byte offset of what is stored.
     At(u64),
 }
+
+/// Stands, where an image is examined, for a grain table that is not where the directory says.
+pub(super) const DAMAGED: u64 = u64::MAX;
 
 impl Grains {
     /// How far absent tables are followed, so that small reads in a large hole do not look at all of it each time.
@@ -85,6 +89,10 @@ impl Grains {
 
         let slice_end = index - in_table + first + count;
         let (kind, mut len) = self.grain(&slice, in_table - first, offset)?;
+        if let ExtentKind::Compressed(_) = kind {
+            // To look at the next one would be to read its marker.
+            return Ok((kind, len));
+        }
         for index in index + 1..slice_end {
             // A fault in a later entry is told when the caller gets there.
             match self.grain(&slice, index % self.entries_per_table - first, index * self.grain) {
@@ -136,10 +144,15 @@ impl Grains {
 
     /// How the bytes from `offset` to the end of its grain live, by entry number `index` of a slice.
     fn grain(&self, slice: &Slice, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+        let start = index * self.entry_size();
+        self.stored(slice.bytes.get(start as usize..).unwrap_or_default(), slice.offset() + start, offset)
+    }
+
+    /// The same by the entry that `bytes`, which stand at byte `at` of the file, begin with.
+    pub fn stored(&self, bytes: &[u8], at: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let within = offset % self.grain;
         let len = (self.grain - within).min(self.len - offset);
-        let at = slice.offset() + index * self.entry_size();
-        let kind = match self.entry(slice, index, at)? {
+        let kind = match self.entry(bytes, at)? {
             Entry::None => ExtentKind::Hole,
             Entry::Zero => ExtentKind::Zero { allocated: None },
             Entry::At(place) => match &self.entries {
@@ -156,9 +169,8 @@ impl Grains {
         Ok((kind, len))
     }
 
-    fn entry(&self, slice: &Slice, index: u64, at: u64) -> Result<Entry> {
-        let start = (index * self.entry_size()) as usize;
-        let bytes = slice.bytes.get(start..).unwrap_or_default();
+    /// The entry that `bytes`, which stand at byte `at` of the file, begin with.
+    pub fn entry(&self, bytes: &[u8], at: u64) -> Result<Entry> {
         Ok(match &self.entries {
             Entries::Sectors { zeroed_grains, .. } => {
                 match bytes.first_chunk().map_or(0, |entry| u32::from_le_bytes(*entry)) {
@@ -237,7 +249,7 @@ pub(super) fn checked_grain_len(size: u32, grain: u64, at: u64) -> Result<u64> {
 }
 
 /// Deflate hardly makes anything longer; payloads of 65562 bytes for grains of 64 KiB have been seen.
-fn max_payload(grain: u64) -> u64 {
+pub(super) fn max_payload(grain: u64) -> u64 {
     grain + grain / 8 + 1024
 }
 

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::descriptor::looks_like_descriptor;
-use super::grains::{Entries, Grains, Packing};
+use super::grains::{DAMAGED, Entries, Grains, Packing};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
 use super::{SECTOR, field};
-use crate::error::{Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::extent::FileId;
 use crate::format::OpenContext;
 use crate::io::table::Field;
@@ -18,6 +18,9 @@ use crate::io::{ReadAt, table};
 const REDUNDANT_USED: &str = "the grain directory is damaged, and the redundant one is used";
 /// Zeros that may follow the end of a stream: tapes and object stores round up.
 const MAX_PADDING: u64 = 1 << 20;
+
+/// A grain directory: the place of each grain table, 0 for none, and the directory's own place.
+pub(super) type GrainDirectory = (Vec<u64>, Range<u64>);
 
 /// A hosted sparse extent whose header has been read.
 pub(super) struct Hosted {
@@ -48,19 +51,35 @@ impl Hosted {
 
     /// Reads the directory, for an extent of which `len` bytes belong to the disk. Says what is worth a warning.
     pub fn grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(Grains, Option<&'static str>)> {
+        let (directory, warning) = match self.directories(cx, &mut Err) {
+            (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
+            // Each table exists in both or in none.
+            (Ok((tables, place)), Some(Ok((redundant, _)))) if lacks(&tables, &redundant) => {
+                ((filled_in(tables, &redundant), place), Some(REDUNDANT_USED))
+            }
+            (primary, _) => (primary?, None),
+        };
+        Ok((self.with_directory(len, directory), warning))
+    }
+
+    /// Reads the directory and the redundant one, which a stream has not. What is said of `damaged` entries comes back as
+    /// the error, or they are [`DAMAGED`].
+    pub fn directories(
+        &self,
+        cx: &OpenContext<'_>,
+        damaged: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> (Result<GrainDirectory>, Option<Result<GrainDirectory>>) {
         let (directory, redundant) = match self.header.directory {
             Directory::At(sector) => (Ok((sector, 56)), self.header.redundant_directory_sector()),
             Directory::AtEnd => (self.footer_directory(cx), None),
         };
-        let directory = directory.and_then(|(sector, at)| self.read_directory(sector, field("gdOffset", at), cx));
-        let redundant = redundant.map(|sector| self.read_directory(sector, field("rgdOffset", 48), cx));
-        let (directory, warning) = match (directory, redundant) {
-            (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
-            // Each table exists in both or in none.
-            (Ok(primary), Some(Ok(redundant))) if lacks(&primary.0, &redundant.0) => (redundant, Some(REDUNDANT_USED)),
-            (primary, _) => (primary?, None),
-        };
-        let (directory, place) = directory;
+        let directory =
+            directory.and_then(|(sector, at)| self.read_directory(sector, field("gdOffset", at), cx, damaged));
+        (directory, redundant.map(|sector| self.read_directory(sector, field("rgdOffset", 48), cx, damaged)))
+    }
+
+    /// The grains by this directory, of an extent of which `len` bytes belong to the disk.
+    pub fn with_directory(self, len: u64, (directory, place): GrainDirectory) -> Grains {
         let mut metadata = vec![0..Header::LEN, place];
         metadata.extend(self.header.descriptor.clone());
         let packing = self
@@ -68,7 +87,7 @@ impl Hosted {
             .flags
             .contains(Flags::COMPRESSED)
             .then(|| if self.header.flags.contains(Flags::MARKERS) { Packing::Marked } else { Packing::Bare });
-        let grains = Grains {
+        Grains {
             file: self.file,
             id: self.id,
             file_len: self.file_len,
@@ -78,12 +97,17 @@ impl Hosted {
             entries: Entries::Sectors { zeroed_grains: self.header.flags.contains(Flags::ZEROED_GRAIN), packing },
             directory,
             metadata,
-        };
-        Ok((grains, warning))
+        }
     }
 
     /// The place of each grain table by the directory at `sector`, and the directory's own place.
-    fn read_directory(&self, sector: u64, field: Field, cx: &OpenContext<'_>) -> Result<(Vec<u64>, Range<u64>)> {
+    fn read_directory(
+        &self,
+        sector: u64,
+        field: Field,
+        cx: &OpenContext<'_>,
+        damaged: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<GrainDirectory> {
         let len = self.header.directory_entries().saturating_mul(4);
         let start = sector.saturating_mul(SECTOR);
         let bytes = table::read_table(&*self.file, start, len, field, cx.budget)?;
@@ -92,7 +116,10 @@ impl Hosted {
             let offset = u64::from(u32::from_le_bytes(*entry)) * SECTOR;
             if offset != 0 {
                 let at = Field { name: "grain directory entry", at: start + index as u64 * 4, ..field };
-                at.within(offset, self.header.table_bytes(index as u64), self.file_len)?;
+                if let Err(error) = at.within(offset, self.header.table_bytes(index as u64), self.file_len) {
+                    damaged(error)?;
+                    return Ok(DAMAGED);
+                }
             }
             Ok(offset)
         });
@@ -120,7 +147,7 @@ impl Hosted {
     }
 
     /// The footer is the last sector that is not zeros: the marker of the stream's end is zeros, and so is padding.
-    fn footer_offset(&self) -> Result<u64> {
+    pub fn footer_offset(&self) -> Result<u64> {
         let end = self.file_len / SECTOR * SECTOR;
         let mut sector = [0; SECTOR as usize];
         let mut at = end;
@@ -145,4 +172,9 @@ impl Hosted {
 /// Whether a table is missing in `primary` that is there in `redundant`.
 fn lacks(primary: &[u64], redundant: &[u64]) -> bool {
     primary.iter().zip(redundant).any(|(&primary, &redundant)| primary == 0 && redundant != 0)
+}
+
+/// The tables of `primary` and, where it has none, those of `redundant`.
+fn filled_in(primary: Vec<u64>, redundant: &[u64]) -> Vec<u64> {
+    primary.iter().zip(redundant).map(|(&primary, &redundant)| if primary == 0 { redundant } else { primary }).collect()
 }

@@ -24,12 +24,12 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "zeroed_grain",
         values: "on|off",
-        help: "mark grains of zeros over a backing file, as version 2 of the format can and VirtualBox cannot read; default off",
+        help: "mark grains of zeros over a backing file, which makes it version 2, unreadable for VirtualBox; default off",
     },
     OptionSpec {
         name: "cid",
-        values: "8 hexadecimal digits",
-        help: "content ID; all other identifiers follow from it then; default random",
+        values: "HEX",
+        help: "content ID, up to 8 hexadecimal digits; all other identifiers follow from it then; default random",
     },
     OptionSpec {
         name: "compression_level",

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::descriptor::{Descriptor, ExtentLine, ExtentType};
 use super::grains::Grains;
+use super::header::{Flags, Header};
 use super::hosted::Hosted;
-use super::{FORMAT_NAME, SECTOR, cowd, esxi, field, header};
+use super::{FORMAT_NAME, SECTOR, cowd, esxi, field};
 use crate::error::{Error, Problem, Result};
 use crate::extent::{Extent, ExtentKind, FileId};
 use crate::format::OpenContext;
@@ -56,17 +57,14 @@ impl Reader {
             let feature = "snapshots inside an image".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
-        let mut start = [0; 8];
-        let len = (start.len() as u64).min(table::length(&*file)?) as usize;
-        table::read(&*file, start.get_mut(..len).unwrap_or_default(), 0)?;
-        match super::Kind::of(&start) {
+        match kind(&*file)? {
             Some(super::Kind::Hosted) => Self::open_hosted(file, cx),
             Some(super::Kind::Cowd) => {
                 let header = esxi::read_cowd(&*file, cx)?;
                 if !header.flags.contains(cowd::Flags::ROOT) {
                     return Err(esxi::needs_descriptor("a COWD extent"));
                 }
-                let grains = esxi::cowd_grains(file, IMAGE, &header, header.capacity_bytes(), cx)?;
+                let grains = esxi::cowd_grains(file, IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
                 let mut info = describe_lone(header.capacity_bytes());
                 (info.block_size, info.dirty) = (Some(header.grain_bytes() as u32), header.unclean);
                 Ok(Reader::of_one(grains, info))
@@ -94,11 +92,8 @@ impl Reader {
 
     /// A descriptor in a file of its own.
     fn open_descriptor(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        let len = table::length(&*file)?;
-        field("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
-        let text = table::read_table(&*file, 0, len, field("descriptor", 0), cx.budget)?;
-        let descriptor = Descriptor::parse(&text, 0, cx.limits)?;
-        let mut info = describe(&descriptor, descriptor.sectors() * SECTOR);
+        let descriptor = read_descriptor(&*file, cx)?;
+        let mut info = describe(&descriptor, descriptor.sectors() * SECTOR, None);
         let mut files = Files { opened: Vec::new(), info: &mut info, cx };
         let mut parts = Vec::new();
         let mut start = 0;
@@ -110,6 +105,22 @@ impl Reader {
         parts.retain(|part| !part.range.is_empty());
         Ok(Reader { info, parts, slices: Slices::default() })
     }
+}
+
+/// Which of the binary files it is, if it is one.
+pub(super) fn kind(file: &dyn ReadAt) -> Result<Option<super::Kind>> {
+    let mut start = [0; 8];
+    let len = (start.len() as u64).min(table::length(file)?) as usize;
+    table::read(file, start.get_mut(..len).unwrap_or_default(), 0)?;
+    Ok(super::Kind::of(&start))
+}
+
+/// Reads a descriptor that is a file of its own.
+pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Descriptor> {
+    let len = table::length(file)?;
+    field("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
+    let text = table::read_table(file, 0, len, field("descriptor", 0), cx.budget)?;
+    Descriptor::parse(&text, 0, cx.limits)
 }
 
 /// The files of a descriptor's extents, opened as they come up.
@@ -166,10 +177,11 @@ impl Files<'_, '_> {
                 check_capacity(header.capacity, line)?;
                 self.info.dirty |= header.unclean;
                 self.info.block_size = Some(header.grain_bytes() as u32);
-                esxi::cowd_grains(file, id, &header, len, self.cx)?
+                esxi::cowd_grains(file, id, &header, len, self.cx, &mut Err)?
             }
             ExtentType::SeSparse => {
-                let grains = esxi::open_sesparse(file, id, len, |capacity| check_capacity(capacity, line), self.cx)?;
+                let check = |capacity| check_capacity(capacity, line);
+                let grains = esxi::open_sesparse(file, id, len, check, self.cx, &mut Err)?;
                 self.info.block_size = Some(grains.grain as u32);
                 grains
             }
@@ -179,7 +191,7 @@ impl Files<'_, '_> {
 }
 
 /// Says in which of the files of an image a fault is, as far as there is a place for it.
-fn name_extent(error: Error, name: &Name) -> Error {
+pub(super) fn name_extent(error: Error, name: &Name) -> Error {
     match error {
         Error::Corrupt(mut fault) => {
             fault.field = format!("{} of the extent {name}", fault.field).into();
@@ -190,7 +202,7 @@ fn name_extent(error: Error, name: &Name) -> Error {
 }
 
 /// Checks that an extent has the sectors that the descriptor counts on.
-fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
+pub(super) fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
     if capacity >= line.sectors {
         return Ok(());
     }
@@ -198,7 +210,7 @@ fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
 }
 
 /// What an image in one hosted sparse extent says of itself.
-pub(super) fn describe_hosted(header: &header::Header, descriptor: Option<&Descriptor>) -> Result<ImageInfo> {
+pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) -> Result<ImageInfo> {
     let capacity = header.capacity_bytes();
     let mut info = match descriptor {
         Some(descriptor) => {
@@ -212,9 +224,7 @@ pub(super) fn describe_hosted(header: &header::Header, descriptor: Option<&Descr
                 return Err(field("extent", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
             }
             check_capacity(header.capacity, line)?;
-            // VirtualBox rounds the capacity up to a grain, and has the size of the disk in the descriptor.
-            let exact = line.sectors.next_multiple_of(header.grain_size) >= header.capacity;
-            describe(descriptor, if exact { line.sectors * SECTOR } else { capacity })
+            describe(descriptor, exact_len(header.capacity, header.grain_size, line), Some(header))
         }
         None => describe_lone(capacity),
     };
@@ -223,14 +233,21 @@ pub(super) fn describe_hosted(header: &header::Header, descriptor: Option<&Descr
     Ok(info)
 }
 
+/// The bytes that grain tables are for. VirtualBox rounds the capacity up to a grain, and has the size of the disk in the
+/// descriptor.
+pub(super) fn exact_len(capacity: u64, grain_size: u64, line: &ExtentLine) -> u64 {
+    let exact = line.sectors.next_multiple_of(grain_size) >= capacity;
+    (if exact { line.sectors } else { capacity }) * SECTOR
+}
+
 /// What there is to say of an extent without a descriptor.
 fn describe_lone(virtual_size: u64) -> ImageInfo {
     let warnings = vec![NO_DESCRIPTOR.into()];
     ImageInfo { format: FORMAT_NAME, virtual_size, warnings, ..ImageInfo::default() }
 }
 
-/// What a descriptor says, by the names that qemu-img uses.
-fn describe(descriptor: &Descriptor, virtual_size: u64) -> ImageInfo {
+/// What a descriptor says, and the header of the extent that it stands in, by the names that qemu-img uses.
+fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>) -> ImageInfo {
     let mut specific = vec![
         ("cid", u64::from(descriptor.cid).into()),
         ("parent-cid", u64::from(descriptor.parent_cid.unwrap_or(u32::MAX)).into()),
@@ -242,16 +259,21 @@ fn describe(descriptor: &Descriptor, virtual_size: u64) -> ImageInfo {
     let extents = descriptor.extents.iter().map(|line| {
         let mut extent = vec![("virtual-size", (line.sectors * SECTOR).into())];
         extent.extend(line.file.clone().map(|name| ("filename", Value::Text(name))));
+        if let Some(header) = header {
+            extent.push(("cluster-size", header.grain_bytes().into()));
+            extent.extend(header.flags.contains(Flags::COMPRESSED).then_some(("compressed", true.into())));
+        }
         extent.push(("format", line.kind.keyword().into()));
         extent.push(("access", line.access.keyword().into()));
         Value::Map(extent)
     });
     specific.push(("extents", Value::List(extents.collect())));
+    let uuid = descriptor.database_value("uuid.image").and_then(uuid_identity);
     ImageInfo {
         format: FORMAT_NAME,
         virtual_size,
         backing: parent(descriptor),
-        identity: Some(content_id(descriptor.cid)),
+        identities: [content_id(descriptor.cid)].into_iter().chain(uuid).collect(),
         specific,
         ..ImageInfo::default()
     }
@@ -260,7 +282,11 @@ fn describe(descriptor: &Descriptor, virtual_size: u64) -> ImageInfo {
 /// The image that this one lies over.
 fn parent(descriptor: &Descriptor) -> Option<Reference> {
     if descriptor.parent_cid.is_none() && descriptor.parent_hint.is_none() {
-        return None;
+        // VirtualBox states only a UUID, and has the name in its registry.
+        let uuid = descriptor.database_value("uuid.parent").and_then(uuid_identity)?;
+        let mut reference = Reference::new("parent", uuid.clone(), Some(Name::from(FORMAT_NAME)));
+        (reference.identity, reference.beside) = (Some(uuid), Some("vmdk"));
+        return Some(reference);
     }
     let hint = descriptor.parent_hint.clone().unwrap_or_default();
     let mut reference = Reference::new("parent", hint, Some(Name::from(FORMAT_NAME)));
@@ -271,6 +297,12 @@ fn parent(descriptor: &Descriptor) -> Option<Reference> {
     }
     reference.identity = descriptor.parent_cid.map(content_id);
     Some(reference)
+}
+
+/// The identity by a UUID in the data base of VirtualBox, if it is not the one of nothing.
+fn uuid_identity(text: &str) -> Option<Name> {
+    let is_something = text.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0');
+    is_something.then(|| Name::from(format!("UUID {}", text.trim().to_ascii_lowercase())))
 }
 
 fn content_id(cid: u32) -> Name {
@@ -293,7 +325,13 @@ impl SparseRead for Reader {
                 let from = start + (offset - range.start);
                 runs.extent(from, start + (range.end - range.start))?
             }
-            Content::Sparse(grains) => grains.extent(&self.slices, offset - range.start)?,
+            Content::Sparse(grains) => {
+                let extent = grains.extent(&self.slices, offset - range.start);
+                extent.map_err(|error| match self.info.files.get((grains.id.0 as usize).wrapping_sub(1)) {
+                    Some(file) => name_extent(error, &file.name),
+                    None => error,
+                })?
+            }
             Content::Unopened => return Err(Error::Usage("the extent's file was not opened".into())),
         };
         let kind = match kind {
@@ -317,3 +355,6 @@ impl SparseRead for Reader {
         })
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -17,7 +17,7 @@ use crate::name::Name;
 use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// Sectors of each extent of an image that is split, but the last: 2047 MiB, as VMware splits.
-const SPLIT_SECTORS: u64 = 4_192_256;
+pub(super) const SPLIT_SECTORS: u64 = 4_192_256;
 /// What an image is called in its own descriptor if it is written to no file.
 const NO_NAME: &str = "disk.vmdk";
 

@@ -6,11 +6,13 @@ mod stream;
 
 use self::extents::ExtentsWriter;
 use self::stream::StreamWriter;
+use super::FORMAT_NAME;
 use super::descriptor::{Access, Descriptor, ExtentLine, ExtentType, Geometry, long_content_id, uuid};
 use super::options::{Settings, Subformat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::CreateContext;
 use crate::identifiers::ImageIdentifiers;
+use crate::limits::Limits;
 use crate::name::Name;
 use crate::sparse::SparseWrite;
 
@@ -21,13 +23,33 @@ const ENTRIES_PER_TABLE: u32 = 512;
 /// Where an embedded descriptor is, and how many sectors are set aside for it.
 const DESCRIPTOR_SECTORS: std::ops::Range<u64> = 1..21;
 
+/// Largest disk in sparse extents: 64 TiB, whose directories are read within the default [`Limits`]. VMware's end at 62 TiB.
+const MAX_SPARSE_SECTORS: u64 = 1 << 37;
+
 /// Begins a new image.
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
+    check_size(&settings)?;
     Ok(match settings.subformat {
         Subformat::StreamOptimized => Box::new(StreamWriter::create(cx, &settings)?),
         _ => Box::new(ExtentsWriter::create(cx, &settings)?),
     })
+}
+
+/// Refuses what this crate would not read.
+fn check_size(settings: &Settings) -> Result<()> {
+    let limit = match settings.subformat {
+        Subformat::MonolithicSparse | Subformat::StreamOptimized => MAX_SPARSE_SECTORS,
+        Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat => {
+            Limits::default().extents as u64 * extents::SPLIT_SECTORS
+        }
+        Subformat::MonolithicFlat | Subformat::Vmfs => u64::MAX,
+    };
+    if settings.sectors <= limit {
+        return Ok(());
+    }
+    let field = format!("size in sectors of {}", settings.subformat.name()).into();
+    Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
 }
 
 /// The descriptor of a new image.
@@ -65,3 +87,6 @@ fn descriptor(cx: &CreateContext<'_>, settings: &Settings, extents: Vec<ExtentLi
 fn extent_line(sectors: u64, kind: ExtentType, file: Name) -> ExtentLine {
     ExtentLine { access: Access::Rw, sectors, kind, file: Some(file), offset: 0, at: 0 }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ pub(super) struct SparseExtent {
     directories: [u64; 2],
     /// The embedded descriptor.
     descriptor: Option<Vec<u8>>,
+    /// Whether grains of zeros may be marked as such.
+    zeroed_grains: bool,
     /// The grain table that grains are entered in, and its number.
     table: Vec<u32>,
     number: u64,
@@ -44,7 +46,7 @@ impl SparseExtent {
         zeroed_grains: bool,
     ) -> Result<SparseExtent> {
         let mut header = Header {
-            version: if zeroed_grains { 2 } else { 1 },
+            version: 1,
             flags: Flags::NEWLINE_TEST | Flags::REDUNDANT,
             capacity: sectors,
             grain_size: GRAIN_SECTORS,
@@ -55,7 +57,6 @@ impl SparseExtent {
             overhead: 0,
             unclean: false,
         };
-        header.flags.set(Flags::ZEROED_GRAIN, zeroed_grains);
         if descriptor.is_some() {
             header.descriptor = Some(DESCRIPTOR_SECTORS.start * SECTOR..DESCRIPTOR_SECTORS.end * SECTOR);
         }
@@ -76,6 +77,7 @@ impl SparseExtent {
             header,
             directories,
             descriptor,
+            zeroed_grains,
             table: vec![0; ENTRIES_PER_TABLE as usize],
             number: 0,
             next,
@@ -108,7 +110,10 @@ impl SparseExtent {
     pub fn zero(&mut self, range: Range<u64>) -> Result<()> {
         for index in range.start / GRAIN..range.end.div_ceil(GRAIN) {
             self.open_table(index / u64::from(ENTRIES_PER_TABLE))?;
-            if self.header.flags.contains(Flags::ZEROED_GRAIN) {
+            if self.zeroed_grains {
+                // Only now: VirtualBox does not read version 2.
+                self.header.version = 2;
+                self.header.flags.insert(Flags::ZEROED_GRAIN);
                 self.set(index, ZEROED);
             } else {
                 // It is a hole of the file, and still a grain.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, descriptor, extent_line};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
-use crate::format::vmdk::descriptor::ExtentType;
+use crate::format::vmdk::descriptor::{Access, ExtentLine, ExtentType};
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
 use crate::format::vmdk::options::Settings;
@@ -43,7 +43,13 @@ pub(super) struct StreamWriter {
 
 impl StreamWriter {
     pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<StreamWriter> {
+        if !cx.out.starts_zeroed() {
+            // The footer is found from the end. What a device holds behind it could be the footer of another stream.
+            let feature = "streamOptimized on a device".into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
+        }
         let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(EXTENT_NAME));
+        let line = ExtentLine { access: Access::RdOnly, ..line };
         let text = descriptor(cx, settings, vec![line]).encode()?;
         let header = Header {
             version: 3,
@@ -153,10 +159,18 @@ impl SparseWrite for StreamWriter {
         let directory = std::mem::take(&mut self.directory);
         let sector = self.put_table(marker::GRAIN_DIRECTORY, &directory)?;
         let footer = Header { directory: Directory::At(sector.into()), ..self.header.clone() };
-        self.pending.extend(marker::metadata_marker(marker::FOOTER, 1));
-        self.pending.extend(footer.encode());
-        self.pending.extend(marker::metadata_marker(marker::END_OF_STREAM, 0));
         self.out.write_all_at(&self.pending, self.end).map_err(Error::io("writing the directory", self.end))?;
+        self.end += self.pending.len() as u64;
+        if self.out.seeks() {
+            // A footer says that all is there.
+            self.out.sync().map_err(Error::io("syncing", None))?;
+        }
+        let end = [
+            marker::metadata_marker(marker::FOOTER, 1),
+            footer.encode(),
+            marker::metadata_marker(marker::END_OF_STREAM, 0),
+        ];
+        self.out.write_all_at(&end.concat(), self.end).map_err(Error::io("writing the footer", self.end))?;
         self.out.sync().map_err(Error::io("syncing", None))
     }
 }
