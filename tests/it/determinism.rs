@@ -1,10 +1,14 @@
 //! The same bytes from any number of threads, and from a second conversion.
 
+use std::fs;
+use std::os::unix::fs::FileExt;
+
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{
-    TempDir, assert_same, content, convert, open_raw, qcow2, qcow2_bytes, qcow2_image, raw, raw_image,
+    TempDir, assert_same, content, convert, open_beside, open_raw, qcow2, qcow2_bytes, qcow2_image, raw, raw_image,
+    vmdk,
 };
-use diskimage::{Converter, Image};
+use diskimage::{Comparison, Converter, Identifiers, Image, compare};
 
 /// Converts with 1, 2, 3 and 8 threads to the same bytes, which are returned.
 #[track_caller]
@@ -125,4 +129,131 @@ fn zero_detection_is_as_fine_as_asked_for() {
     assert_eq!(stored(4096), 16 * 4096);
     assert_eq!(stored(64 << 10), 1 << 20);
     assert_eq!(stored(0), 1 << 20);
+}
+
+const VMDK: [&str; 9] = [
+    "",
+    "zeroed_grain=on",
+    "subformat=streamOptimized",
+    "subformat=streamOptimized,compression_level=1",
+    "subformat=monolithicFlat",
+    "subformat=twoGbMaxExtentSparse",
+    "subformat=twoGbMaxExtentFlat",
+    "subformat=vmfs",
+    "cid=12345678,adapter_type=ide",
+];
+
+/// All the files of a VMDK image that is made of `source`, with their names.
+fn vmdk_files(converter: &Converter, source: &Image) -> Vec<(String, Vec<u8>)> {
+    let dir = TempDir::new();
+    converter.convert(source, dir.join("disk.vmdk")).unwrap();
+    dir.names().into_iter().map(|name| (name.clone(), fs::read(dir.join(&name)).unwrap())).collect()
+}
+
+#[track_caller]
+fn assert_same_files(left: &[(String, Vec<u8>)], right: &[(String, Vec<u8>)], what: &str) {
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(left), names(right), "{what}");
+    for ((name, left), (_, right)) in left.iter().zip(right) {
+        assert_same(left, right, &format!("{what}, {name}"));
+    }
+}
+
+#[test]
+fn vmdk_of_any_kind() {
+    let guest = guest();
+    for list in VMDK {
+        let converter = vmdk(list).identifiers(Identifiers::Reproducible);
+        let first = vmdk_files(&converter.clone().threads(1), &raw_image(&guest));
+        for threads in [2, 3, 8] {
+            let others = vmdk_files(&converter.clone().threads(threads), &raw_image(&guest));
+            assert_same_files(&others, &first, &format!("{list}, {threads} threads"));
+        }
+        // A second conversion is a fixed point, whatever its threads.
+        let dir = TempDir::new();
+        first.iter().for_each(|(name, bytes)| drop(dir.file(name, bytes)));
+        let image = open_beside(&dir.join("disk.vmdk")).unwrap();
+        assert_same(&content(&image).unwrap(), &guest, list);
+        assert_same_files(&vmdk_files(&converter.threads(3), &image), &first, list);
+    }
+}
+
+#[test]
+fn a_padded_disk_has_the_identifiers_of_a_whole_one() {
+    let converter = vmdk("").identifiers(Identifiers::Reproducible);
+    let (first, _) = convert(&converter, &raw_image(&[1; 700]));
+    let (second, _) = convert(&converter, &raw_image(&[[1; 700].as_slice(), &[0; 324]].concat()));
+    assert_same(&second, &first, "the last sector");
+}
+
+#[test]
+fn identifiers_are_random_unless_they_must_not_be() {
+    let source = raw_image(&[1; 4096]);
+    for list in ["", "subformat=streamOptimized", "subformat=monolithicFlat"] {
+        let text = |converter: Converter| {
+            let file = vmdk_files(&converter, &source).pop().unwrap().1;
+            let lines = String::from_utf8_lossy(&file).into_owned();
+            ["CID=", "ddb.longContentID", "ddb.uuid"]
+                .map(|key| lines.lines().find(|line| line.starts_with(key)).map(str::to_owned).unwrap())
+        };
+        let make = |from| text(vmdk(list).identifiers(from));
+        let [one, two] = [make(Identifiers::Random), make(Identifiers::Random)];
+        assert!(one.iter().zip(&two).all(|(one, two)| one != two), "{list}: {one:?}");
+        assert_eq!(make(Identifiers::Reproducible), make(Identifiers::Reproducible), "{list}");
+        let usual = [text(vmdk(list)), text(vmdk(list))];
+        let pinned = std::env::var_os("SOURCE_DATE_EPOCH").is_some();
+        assert_eq!(usual[0] == usual[1], pinned, "{list}");
+        let pinned = format!("{list},cid=00c0ffee");
+        let pinned = || text(vmdk(&pinned).identifiers(Identifiers::Random));
+        assert_eq!((pinned(), pinned()[0].as_str()), (pinned(), "CID=00c0ffee"));
+    }
+}
+
+#[test]
+fn a_split_disk_is_the_same_at_its_seams() {
+    const SPLIT: u64 = 2047 << 20;
+    let dir = TempDir::new();
+    let path = dir.join("source.raw");
+    let file = fs::File::create(&path).unwrap();
+    file.set_len(SPLIT + (3 << 20) + 512).unwrap();
+    // Over the seam, and at the very end.
+    file.write_all_at(&Pattern::Dense.make(3 << 20), SPLIT - (1 << 20) - 4096).unwrap();
+    file.write_all_at(&[7; 512], SPLIT + (3 << 20)).unwrap();
+    let source = || open_raw(&path);
+    let converter = vmdk("subformat=twoGbMaxExtentSparse").identifiers(Identifiers::Reproducible);
+    let first = vmdk_files(&converter.clone().threads(1), &source());
+    assert_eq!(
+        first.iter().map(|file| file.0.as_str()).collect::<Vec<_>>(),
+        ["disk-s001.vmdk", "disk-s002.vmdk", "disk.vmdk"]
+    );
+    assert_same_files(&vmdk_files(&converter.threads(8), &source()), &first, "8 threads");
+    let other = TempDir::new();
+    first.iter().for_each(|(name, bytes)| drop(other.file(name, bytes)));
+    let image = open_beside(&other.join("disk.vmdk")).unwrap();
+    assert_eq!(compare(&source(), &image).unwrap(), Comparison::Identical);
+}
+
+#[test]
+fn deflate_is_carried_over_between_formats() {
+    let guest = guest();
+    let qcow2_image = qcow2_image(&qcow2_bytes(&qcow2("").compress(true), &guest)).unwrap();
+    let stream = vmdk("subformat=streamOptimized").identifiers(Identifiers::Reproducible);
+    let (bytes, report) = convert(&stream, &qcow2_image);
+    // What qcow2 keeps as it is, since it does not shrink, is encoded here.
+    assert!(report.copied_blocks > 10 && report.copied_blocks < report.compressed_blocks, "{report:?}");
+    let open = || {
+        let options = diskimage::OpenOptions::new().format(crate::support::format("vmdk"));
+        options.open_stream(std::io::Cursor::new(bytes.clone())).unwrap()
+    };
+    assert_same(&convert(&raw(), &open()).0, &guest, "stream");
+    // What was carried over is what would have been encoded, but for the level that the header of zlib states.
+    assert_eq!(convert(&stream, &raw_image(&guest)).0.len(), bytes.len());
+    let (back, report) = convert(&qcow2("").compress(true), &open());
+    assert!(report.copied_blocks > 10, "{report:?}");
+    assert_same(&back, &qcow2_bytes(&qcow2("").compress(true), &guest), "back");
+    // Who asks for a level gets that.
+    let level = || vmdk("subformat=streamOptimized,compression_level=9").identifiers(Identifiers::Reproducible);
+    let (encoded, report) = convert(&level(), &open());
+    assert_eq!(report.copied_blocks, 0);
+    assert_same(&encoded, &convert(&level(), &raw_image(&guest)).0, "level 9");
 }

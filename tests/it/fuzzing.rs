@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 
 use crate::support::pattern::Pattern;
-use crate::support::{qcow2, qcow2_bytes};
+use crate::support::{convert, qcow2, qcow2_bytes, raw_image, vmdk};
 
 /// Small sound images to start from.
 fn seeds() -> &'static [Vec<u8>] {
@@ -31,16 +31,38 @@ fn seeds() -> &'static [Vec<u8>] {
     })
 }
 
+/// The same of VMDK, the last bytes too: they may hold the footer.
+fn vmdk_seeds() -> &'static [Vec<u8>] {
+    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    SEEDS.get_or_init(|| {
+        let guest = [Pattern::Islands.make(90 << 10), vec![0; 200 << 10], Pattern::Dense.make(40 << 10)].concat();
+        let lists = ["", "zeroed_grain=on", "subformat=streamOptimized"];
+        let mut seeds: Vec<_> = lists.iter().map(|list| convert(&vmdk(list), &raw_image(&guest)).0).collect();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/open_vmdk");
+        // They are not in the package.
+        if let Ok(files) = std::fs::read_dir(folder) {
+            let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+            paths.sort();
+            seeds.extend(paths.iter().map(|path| std::fs::read(path).unwrap()));
+        }
+        seeds
+    })
+}
+
 /// A sound image with some bytes changed, most of them in the tables, and perhaps cut off.
-fn spoiled() -> impl Strategy<Value = Vec<u8>> {
+fn spoiled(seeds: fn() -> &'static [Vec<u8>], near: usize) -> impl Strategy<Value = Vec<u8>> {
     let value = prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>(), (0u64..64).prop_map(|bit| 1 << bit)];
-    let place = prop_oneof![0usize..112, 0usize..8192, any::<usize>()];
+    // Counted from the end, some of them.
+    let place = prop_oneof![0usize..112, 0usize..near, any::<usize>(), (1usize..1600).prop_map(|end| usize::MAX - end)];
     let changes = prop::collection::vec((place, value, 0u32..4), 0..6);
-    (0..seeds().len(), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(|(seed, changes, cut)| {
+    (0..seeds().len(), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(move |(seed, changes, cut)| {
         let mut bytes = seeds()[seed].clone();
         for (place, value, width) in changes {
             let width = 1 << width;
-            let at = place % (bytes.len() - 8) / width * width;
+            let room = bytes.len() - 8;
+            let place = if place > usize::MAX - 1600 { room.saturating_sub(usize::MAX - place) } else { place % room };
+            let at = place / width * width;
+            // Each single bit is among the values, in whatever order the bytes are read.
             bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
         }
         if let Some(cut) = cut {
@@ -54,8 +76,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn open_qcow2(bytes in spoiled()) {
+    fn open_qcow2(bytes in spoiled(seeds, 8192)) {
         targets::open_qcow2(&bytes);
+        targets::open_any(&bytes);
+    }
+
+    #[test]
+    fn open_vmdk(bytes in spoiled(vmdk_seeds, 80 << 10)) {
+        targets::open_vmdk(&bytes);
         targets::open_any(&bytes);
     }
 
@@ -63,6 +91,7 @@ proptest! {
     fn open_any(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
         targets::open_any(&bytes);
         targets::open_raw(&bytes);
+        targets::open_vmdk(&bytes);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::support::{TempDir, qcow2, raw};
+use crate::support::{TempDir, qcow2, raw, vmdk};
 use diskimage::{Comparison, Image, compare};
 
 const SIZE: u64 = 64 << 40;
@@ -69,4 +69,47 @@ fn one_cluster_at_the_end_of_64_tib() {
     Image::open(&paths[2]).unwrap().read_at(&mut end, SIZE - 65537).unwrap();
     assert!(end[0] == 0 && end[1..].iter().all(|&byte| byte == 0xab));
     assert_eq!(stored(&paths[1]), 65536);
+}
+
+#[test]
+fn a_vmdk_of_64_tib() {
+    let Some(dir) = place("a VMDK of 64 TiB") else { return };
+    let (source, stream, flat) = (dir.join("source.raw"), dir.join("stream.vmdk"), dir.join("flat.raw"));
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    for stored_bytes in [0, 65536] {
+        file.write_all_at(&vec![0xab; stored_bytes], SIZE - stored_bytes as u64).unwrap();
+        let report = vmdk("subformat=streamOptimized").convert(&crate::support::open_raw(&source), &stream).unwrap();
+        assert_eq!(report.data_bytes, stored_bytes as u64);
+        // A directory of 8 MiB and one table.
+        assert!(stored(&stream) <= 9 << 20, "{}", stored(&stream));
+        raw().convert(&Image::open(&stream).unwrap(), &flat).unwrap();
+        assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, stored_bytes as u64));
+        let compared = compare(&crate::support::open_raw(&source), &Image::open(&stream).unwrap()).unwrap();
+        assert_eq!(compared, Comparison::Identical);
+    }
+    // This kind sets each table aside, twice.
+    let sparse = dir.join("sparse.vmdk");
+    vmdk("").create(SIZE, &sparse).unwrap();
+    assert!(stored(&sparse) <= 17 << 20, "{}", stored(&sparse));
+    let image = Image::open(&sparse).unwrap();
+    assert_eq!(image.virtual_size(), SIZE);
+    let mut end = [0xee; 512];
+    image.read_at(&mut end, SIZE - 512).unwrap();
+    assert_eq!(end, [0; 512]);
+    assert_eq!(vmdk("").create(SIZE + 512, &sparse).unwrap_err().kind(), "limit");
+}
+
+#[test]
+fn a_sparse_vmdk_of_two_tib_and_back() {
+    const SIZE: u64 = 2 << 40;
+    let Some(dir) = place("a sparse VMDK of 2 TiB") else { return };
+    let (source, sparse, flat) = (dir.join("source.raw"), dir.join("sparse.vmdk"), dir.join("flat.raw"));
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(&[0xab; 65536], SIZE - 65536).unwrap();
+    vmdk("").convert(&crate::support::open_raw(&source), &sparse).unwrap();
+    assert!(stored(&sparse) <= 1 << 20, "{}", stored(&sparse));
+    raw().convert(&Image::open(&sparse).unwrap(), &flat).unwrap();
+    assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, 65536));
 }

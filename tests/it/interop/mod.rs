@@ -2,4 +2,5 @@
 
 mod features;
 mod matrix;
-mod overlays;
+pub(crate) mod overlays;
+mod vmdk;

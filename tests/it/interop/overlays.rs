@@ -12,7 +12,7 @@ fn open_chain(path: &Path) -> Image {
 }
 
 /// Guest bytes that are those of `base` but for some changes: other bytes, zeros, whole clusters and small parts.
-fn changed(base: &[u8], size: usize, seed: u64) -> Vec<u8> {
+pub fn changed(base: &[u8], size: usize, seed: u64) -> Vec<u8> {
     let mut bytes = base.to_vec();
     bytes.resize(size, 0);
     let mut random = Random::new(seed);

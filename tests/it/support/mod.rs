@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use diskimage::io::MemFile;
-use diskimage::{Converter, Format, Image, OpenOptions, Options, Report, Result};
+use diskimage::{Converter, Format, Image, OpenOptions, Options, References, Report, Result};
 
 /// A directory that is removed with all that is in it.
 pub struct TempDir(PathBuf);
@@ -74,9 +74,19 @@ pub fn qcow2(list: &str) -> Converter {
     Converter::new(format("qcow2")).options(options(list)).sync(false)
 }
 
+/// Makes VMDK images with these options, not durable.
+pub fn vmdk(list: &str) -> Converter {
+    Converter::new(format("vmdk")).options(options(list)).sync(false)
+}
+
 /// Makes raw images, not durable.
 pub fn raw() -> Converter {
     Converter::new(format("raw")).sync(false)
+}
+
+/// Opens an image with the files beside it that it names.
+pub fn open_beside(path: &Path) -> Result<Image> {
+    OpenOptions::new().references(References::Beside).open(path)
 }
 
 /// Opens a file of raw bytes, whatever is in it.
@@ -116,6 +126,10 @@ pub fn qcow2_bytes(converter: &Converter, guest: &[u8]) -> Vec<u8> {
 /// The first difference is enough: `assert_eq` would print all of both.
 #[track_caller]
 pub fn assert_same(left: &[u8], right: &[u8], what: &str) {
+    // At the speed of memory, also where tests are not optimized.
+    if left == right {
+        return;
+    }
     let different = left.iter().zip(right).position(|(a, b)| a != b);
     assert_eq!(different.map(|at| format!("{at:#x}")), None, "{what}: first different byte");
     assert_eq!(left.len(), right.len(), "{what}: length");

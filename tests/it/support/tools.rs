@@ -54,7 +54,13 @@ pub fn qemu_img(args: &[&dyn AsRef<OsStr>]) -> Vec<u8> {
 /// Runs `qemu-io` commands on a qcow2 image.
 #[track_caller]
 pub fn qemu_io(image: &Path, commands: &[String]) {
-    let mut args: Vec<&OsStr> = vec!["-f".as_ref(), "qcow2".as_ref()];
+    qemu_io_as("qcow2", image, commands);
+}
+
+/// Runs `qemu-io` commands on an image of any format.
+#[track_caller]
+pub fn qemu_io_as(format: &str, image: &Path, commands: &[String]) {
+    let mut args: Vec<&OsStr> = vec!["-f".as_ref(), format.as_ref()];
     for command in commands {
         args.extend([OsStr::new("-c"), OsStr::new(command)]);
     }
@@ -79,5 +85,11 @@ pub fn read_with_qemu(image: &Path, arguments: &[&str]) -> Vec<u8> {
 /// `qemu-img check` finds no error and no leak. (It exits with 0 only then.)
 #[track_caller]
 pub fn check_with_qemu(image: &Path) {
-    qemu_img(&[&"check", &"-q", &"-f", &"qcow2", &image]);
+    check_with_qemu_as("qcow2", image);
+}
+
+/// The same for an image of any format.
+#[track_caller]
+pub fn check_with_qemu_as(format: &str, image: &Path) {
+    qemu_img(&[&"check", &"-q", &"-f", &format, &image]);
 }

@@ -1,0 +1,172 @@
+//! Snapshot chains: children that we write over a VMDK, and those of others.
+
+use std::path::Path;
+
+use super::read_text;
+use crate::interop::overlays::{changed, write_commands};
+use crate::support::pattern::Pattern;
+use crate::support::tools::{check_with_qemu_as, needs_qemu, qemu_img, qemu_io_as, read_with_qemu};
+use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vmdk};
+use diskimage::{Image, OpenOptions, References};
+
+#[test]
+fn overlays_that_we_write() {
+    needs_qemu!("VMDK overlays that we write");
+    let dir = TempDir::new();
+    let base_guest = Pattern::Islands.make(1 << 20);
+    let base_source = dir.file("base.raw", &base_guest);
+    let mut seed = 0;
+    for base_kind in [
+        "monolithicSparse",
+        "monolithicSparse,zeroed_grain=on",
+        "streamOptimized",
+        "twoGbMaxExtentSparse",
+        "monolithicFlat",
+    ] {
+        for base_by_us in [true, false] {
+            let base = dir.join("base.vmdk");
+            if base_by_us {
+                vmdk(&format!("subformat={base_kind}")).convert(&open_raw(&base_source), &base).unwrap();
+            } else {
+                let options = format!("subformat={base_kind}");
+                qemu_img(&[&"convert", &"-O", &"vmdk", &"-o", &options, &base_source, &base]);
+            }
+            for zeroed_grain in ["on", "off"] {
+                seed += 1;
+                let what = format!("zeroed_grain={zeroed_grain} over {base_kind}, by us: {base_by_us}, seed {seed}");
+                let mut guest = changed(&base_guest, base_guest.len(), seed);
+                // Whole grains of zeros over data, too.
+                guest[128 << 10..(256 << 10) + 512].fill(0);
+                let source = dir.file("source.raw", &guest);
+                let target = dir.join("overlay.vmdk");
+                let report = vmdk(&format!("zeroed_grain={zeroed_grain}"))
+                    .backing(open_beside(&base).unwrap(), "base.vmdk")
+                    .convert(&open_raw(&source), &target)
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(report.data_bytes < 1 << 20, "{what}: {report}");
+                check_with_qemu_as("vmdk", &target);
+                assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, &what);
+                let opened = open_beside(&target).unwrap();
+                assert_eq!(opened.depth(), 2, "{what}");
+                assert_same(&content(&opened).unwrap(), &guest, &what);
+            }
+        }
+    }
+}
+
+/// Without it, zeros over data are stored; with it they are marked, in a version of the format that says so.
+#[test]
+fn zeroed_grains_are_only_marked() {
+    let dir = TempDir::new();
+    let base_guest = Pattern::Incompressible.make(1 << 20);
+    let base = dir.join("base.vmdk");
+    vmdk("").convert(&raw_image(&base_guest), &base).unwrap();
+    for (zeroed_grain, stored, version) in [("on", 0, 2), ("off", 1 << 20, 1)] {
+        let target = dir.join("overlay.vmdk");
+        vmdk(&format!("zeroed_grain={zeroed_grain}"))
+            .backing(Image::open(&base).unwrap(), "base.vmdk")
+            .convert(&raw_image(&[0; 1 << 20]), &target)
+            .unwrap();
+        let bytes = std::fs::read(&target).unwrap();
+        assert_eq!(bytes[4], version);
+        assert_eq!(bytes.len() & !0xf_ffff, stored, "{} bytes", bytes.len());
+        assert_same(&content(&open_beside(&target).unwrap()).unwrap(), &[0; 1 << 20], zeroed_grain);
+    }
+}
+
+#[test]
+fn chains_that_qemu_writes() {
+    needs_qemu!("VMDK chains that qemu-img writes");
+    for (seed, options) in ["", "zeroed_grain=on", "compat6=on"].into_iter().enumerate() {
+        let dir = TempDir::new();
+        let size = (3 << 20) + 512;
+        let [base, middle, top] = ["base.vmdk", "middle.vmdk", "top.vmdk"].map(|name| dir.join(name));
+        let source = dir.file("source.raw", &Pattern::Islands.make(size as usize));
+        qemu_img(&[&"convert", &"-O", &"vmdk", &source, &base]);
+        for (child, parent) in [(&middle, "base.vmdk"), (&top, "middle.vmdk")] {
+            let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"create", &"-q", &"-f", &"vmdk"];
+            if !options.is_empty() {
+                args.extend([&"-o" as &dyn AsRef<std::ffi::OsStr>, &options]);
+            }
+            args.extend([&"-b" as &dyn AsRef<std::ffi::OsStr>, &parent, &"-F", &"vmdk", child]);
+            qemu_img(&args);
+            qemu_io_as("vmdk", child, &write_commands(size, seed as u64 + 70, 12));
+        }
+        let opened = open_beside(&top).unwrap();
+        assert_eq!(opened.depth(), 3, "{options}");
+        let theirs = read_with_qemu(&top, &["-f", "vmdk"]);
+        assert_same(&content(&opened).unwrap(), &theirs, options);
+
+        let denied = Image::open(&top).err().unwrap();
+        assert_eq!(denied.kind(), "reference", "{denied}");
+        // A parent that is written to changes its content ID.
+        qemu_io_as("vmdk", &base, &["write -P 77 0 512".into()]);
+        let changed = open_beside(&top).err().unwrap();
+        assert_eq!(changed.kind(), "reference", "{changed}");
+        let mix = OpenOptions::new().references(References::Beside).allow_changed_backing(true).open(&top).unwrap();
+        assert_eq!(mix.depth(), 3);
+        content(&mix).unwrap();
+    }
+}
+
+/// The same child, and its parent by the path of another machine: it is found beside the child.
+#[test]
+fn hints_of_other_machines() {
+    let base_guest = Pattern::Dense.make(1 << 20);
+    let mut guest = base_guest.clone();
+    guest[500_000] ^= 1;
+    for hint in ["base.vmdk", "C:\\vms\\disk one\\base.vmdk", "/c/base.vmdk", "..\\base.vmdk", "vms/base.vmdk"] {
+        for references in [References::Beside, References::Any] {
+            let dir = TempDir::new();
+            let (base, child) = (dir.join("base.vmdk"), dir.join("child.vmdk"));
+            vmdk("").convert(&raw_image(&base_guest), &base).unwrap();
+            vmdk("").backing(Image::open(&base).unwrap(), hint).convert(&raw_image(&guest), &child).unwrap();
+            assert!(read_text(&child).contains(&format!("parentFileNameHint=\"{hint}\"")), "{hint}");
+            let opened =
+                OpenOptions::new().references(references).open(&child).unwrap_or_else(|e| panic!("{hint}: {e}"));
+            assert_eq!(opened.file_path(1, Default::default()), Some(&*base), "{hint}");
+            assert_same(&content(&opened).unwrap(), &guest, hint);
+            std::fs::remove_file(&base).unwrap();
+            OpenOptions::new().references(references).open(&child).expect_err("no parent");
+        }
+    }
+}
+
+#[test]
+fn the_content_id_of_the_parent() {
+    let dir = TempDir::new();
+    let base_guest = Pattern::Dense.make(256 << 10);
+    let convert = |cid: &str, name: &str| {
+        let path = dir.join(name);
+        vmdk(&format!("cid={cid}")).convert(&raw_image(&base_guest), &path).unwrap();
+        path
+    };
+    let base = convert("0000abcd", "base.vmdk");
+    let child = dir.join("child.vmdk");
+    vmdk("").backing(Image::open(&base).unwrap(), "base.vmdk").convert(&raw_image(&base_guest), &child).unwrap();
+    assert_same(&content(&open_beside(&child).unwrap()).unwrap(), &base_guest, "unchanged");
+    for cid in ["0000abce", "abcd0000"] {
+        convert(cid, "base.vmdk");
+        let error = open_beside(&child).err().unwrap();
+        assert_eq!(error.kind(), "reference", "{error}");
+        let said = error.to_string();
+        assert!(said.contains("0000abcd") && said.contains(cid), "{said}");
+        let allowed = OpenOptions::new().references(References::Beside).allow_changed_backing(true);
+        assert_same(&content(&allowed.open(&child).unwrap()).unwrap(), &base_guest, cid);
+    }
+    // Not VMDK, or not a disk at all.
+    std::fs::write(&base, &base_guest).unwrap();
+    assert!(open_beside(&child).is_err());
+    refuse_a_link(&dir, &base, &child);
+}
+
+fn refuse_a_link(dir: &TempDir, base: &Path, child: &Path) {
+    std::fs::remove_file(base).unwrap();
+    let elsewhere = TempDir::under(dir.path());
+    let real = elsewhere.join("real.vmdk");
+    vmdk("cid=0000abcd").convert(&raw_image(&Pattern::Dense.make(256 << 10)), &real).unwrap();
+    std::os::unix::fs::symlink(&real, base).unwrap();
+    let error = open_beside(child).err().unwrap();
+    assert_eq!(error.kind(), "io", "{error}");
+    OpenOptions::new().references(References::Any).open(child).unwrap();
+}

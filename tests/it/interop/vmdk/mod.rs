@@ -1,0 +1,20 @@
+//! VMDK: every kind both ways, and what only by hand can be made.
+
+mod build;
+mod chains;
+mod descriptors;
+mod esxi;
+mod hostile;
+mod read;
+mod streams;
+mod write;
+
+/// The kinds that are written.
+const KINDS: [&str; 6] =
+    ["monolithicSparse", "streamOptimized", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfs"];
+
+/// What stands as text at the beginning of a file.
+fn read_text(path: &std::path::Path) -> String {
+    let bytes = std::fs::read(path).unwrap();
+    String::from_utf8_lossy(&bytes[..bytes.len().min(16 << 10)]).into_owned()
+}

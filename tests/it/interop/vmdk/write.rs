@@ -1,0 +1,190 @@
+//! What we write, `qemu-img` checks and reads, and 7-Zip reads.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::{KINDS, read_text};
+use crate::support::pattern::{self, Pattern, Random};
+use crate::support::tools::{check_with_qemu_as, find, needs_qemu, output, qemu_img, read_with_qemu};
+use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vmdk};
+use diskimage::{Comparison, Image, compare};
+
+/// What the guest has: each pattern, on a disk smaller than a grain, and on one that ends in the middle of a grain.
+fn guests() -> Vec<(String, Vec<u8>)> {
+    let mut guests = Vec::new();
+    for pattern in pattern::ALL {
+        for size in [512, (300 << 10) + 512] {
+            guests.push((format!("{pattern:?}, {size}"), pattern.make(size)));
+        }
+    }
+    guests
+}
+
+/// Converts to an image of this kind in a directory of its own, and has it checked and compared.
+fn write_and_compare(dir: &TempDir, source: &Path, kind: &str, what: &str) {
+    let target = dir.join("ours.vmdk");
+    let report = vmdk(&format!("subformat={kind}"))
+        .convert(&open_raw(source), &target)
+        .unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(report.compressed_blocks > 0, kind == "streamOptimized" && report.data_bytes > 0, "{what}: {report}");
+    check_with_qemu_as("vmdk", &target);
+    qemu_img(&[&"compare", &"-q", &"-f", &"raw", &"-F", &"vmdk", &source, &target]);
+    let image = open_beside(&target).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(image.virtual_size(), std::fs::metadata(source).unwrap().len(), "{what}");
+    assert!(image.info().warnings.is_empty(), "{what}: {:?}", image.info().warnings);
+    assert_eq!(compare(&open_raw(source), &image).unwrap(), Comparison::Identical, "{what}");
+}
+
+/// The kinds that differ in how they store bytes; the others differ in the descriptor only.
+fn written_by_us(kind: &str) {
+    needs_qemu!("the VMDKs that we write");
+    let dir = TempDir::new();
+    for (what, guest) in guests() {
+        let source = dir.file("source.raw", &guest);
+        write_and_compare(&dir, &source, kind, &format!("{kind}, {what}"));
+    }
+    // Several grain tables; some stay empty.
+    let source = dir.file("source.raw", &Pattern::Sparse.make((70 << 20) + 512));
+    write_and_compare(&dir, &source, kind, &format!("{kind}, several tables"));
+}
+
+#[test]
+fn monolithic_sparse() {
+    written_by_us("monolithicSparse");
+}
+
+#[test]
+fn stream_optimized() {
+    written_by_us("streamOptimized");
+}
+
+#[test]
+fn monolithic_flat() {
+    written_by_us("monolithicFlat");
+}
+
+#[test]
+fn two_gb_max_extent_sparse() {
+    written_by_us("twoGbMaxExtentSparse");
+}
+
+#[test]
+fn two_gb_max_extent_flat() {
+    written_by_us("twoGbMaxExtentFlat");
+}
+
+#[test]
+fn vmfs() {
+    written_by_us("vmfs");
+}
+
+#[test]
+fn seven_zip_reads_each_kind() {
+    let Some(seven_zip) = find("the VMDKs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+    let dir = TempDir::new();
+    let mut read = 0;
+    for (what, guest) in guests() {
+        for kind in KINDS {
+            let what = format!("{kind}, {what}");
+            let target = dir.join("ours.vmdk");
+            vmdk(&format!("subformat={kind}")).convert(&raw_image(&guest), &target).unwrap();
+            let done = output(&seven_zip, &["x", "-so", "-tvmdk", target.to_str().unwrap()]);
+            assert!(done.status.success(), "{what}: {}", String::from_utf8_lossy(&done.stderr));
+            assert_same(&done.stdout, &guest, &what);
+            read += 1;
+        }
+    }
+    assert_eq!(read, 72);
+}
+
+/// A disk that is split: each extent but the last has 2047 MiB, and nothing is lost where they meet.
+#[test]
+fn extents_of_2047_mib() {
+    needs_qemu!("extents of 2047 MiB");
+    const SIZE: u64 = 5 << 30;
+    const SPLIT: u64 = 2047 << 20;
+    let dir = TempDir::new();
+    let source = dir.join("source.raw");
+    let file = File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    for (seed, at) in
+        [0, SPLIT - 100_000, 2 * SPLIT - 512, (2 * SPLIT) + (64 << 10), SIZE - 65536].into_iter().enumerate()
+    {
+        let len = 200_000.min(SIZE - at) as usize;
+        file.write_all_at(&Random::new(seed as u64).bytes(len), at).unwrap();
+    }
+    for (kind, letter) in [("twoGbMaxExtentSparse", 's'), ("twoGbMaxExtentFlat", 'f')] {
+        write_and_compare(&dir, &source, kind, kind);
+        let files: Vec<_> = (1..=3).map(|number| format!("ours-{letter}00{number}.vmdk")).collect();
+        assert!(files.iter().all(|name| dir.names().contains(name)), "{:?}", dir.names());
+        let text = read_text(&dir.join("ours.vmdk"));
+        let sectors = text.lines().filter_map(|line| line.strip_prefix("RW ")?.split(' ').next()?.parse().ok());
+        assert_eq!(sectors.collect::<Vec<u64>>(), [4192256, 4192256, 2101248], "{text}");
+        if letter == 'f' {
+            for (name, len) in files.iter().zip([SPLIT, SPLIT, SIZE - 2 * SPLIT]) {
+                assert_eq!(std::fs::metadata(dir.join(name)).unwrap().len(), len, "{name}");
+            }
+        }
+    }
+    write_and_compare(&dir, &source, "monolithicSparse", "5 GiB");
+    write_and_compare(&dir, &source, "streamOptimized", "5 GiB");
+}
+
+/// No other program reads one.
+#[test]
+fn a_disk_without_sectors() {
+    for kind in KINDS {
+        let dir = TempDir::new();
+        let target = dir.join("ours.vmdk");
+        vmdk(&format!("subformat={kind}")).convert(&raw_image(&[]), &target).unwrap();
+        assert_eq!(open_beside(&target).unwrap().virtual_size(), 0, "{kind}");
+    }
+}
+
+#[test]
+fn options() {
+    needs_qemu!("the options of the VMDKs that we write");
+    let dir = TempDir::new();
+    let guest = Pattern::Islands.make(1 << 20);
+    let source = dir.file("source.raw", &guest);
+    let said = |target: &Path| String::from_utf8(qemu_img(&[&"info", &"--output=json", &target])).unwrap();
+    for kind in KINDS {
+        for adapter in ["lsilogic", "ide", "buslogic", "legacyESX"] {
+            let target = dir.join("ours.vmdk");
+            let list = format!("subformat={kind},adapter_type={adapter},hwversion=14,toolsversion=12345,cid=1234abcd");
+            vmdk(&list).convert(&open_raw(&source), &target).unwrap();
+            check_with_qemu_as("vmdk", &target);
+            assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, &list);
+            let said = said(&target);
+            let cid = format!("\"cid\": {}", 0x1234_abcd);
+            let create_type = format!("\"create-type\": \"{kind}\"");
+            assert!(said.contains(&cid) && said.contains(&create_type), "{list}: {said}");
+            let text = read_text(&target);
+            for line in [
+                format!("ddb.adapterType = \"{adapter}\""),
+                "ddb.virtualHWVersion = \"14\"".into(),
+                "ddb.toolsVersion = \"12345\"".into(),
+                "encoding=\"UTF-8\"".into(),
+            ] {
+                assert!(text.contains(&line), "{list}: no {line} in {text}");
+            }
+        }
+    }
+    let target = dir.join("ours.vmdk");
+    for kind in ["monolithicSparse", "twoGbMaxExtentSparse"] {
+        vmdk(&format!("subformat={kind},zeroed_grain=on")).convert(&open_raw(&source), &target).unwrap();
+        check_with_qemu_as("vmdk", &target);
+        assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, "zeroed_grain=on");
+    }
+    let lengths = [1, 9].map(|level| {
+        vmdk(&format!("subformat=streamOptimized,compression_level={level}"))
+            .convert(&open_raw(&source), &target)
+            .unwrap();
+        check_with_qemu_as("vmdk", &target);
+        assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, "compression_level");
+        std::fs::metadata(&target).unwrap().len()
+    });
+    assert!(lengths[1] < lengths[0], "{lengths:?}");
+    assert_same(&content(&Image::open(&target).unwrap()).unwrap(), &guest, "ours");
+}
