@@ -50,6 +50,7 @@
 //! of space-efficient sparse extents, and that grains are zlib streams (RFC 1950) where it names RFC 1951: there, what VMware,
 //! VirtualBox, open-vmdk and qemu read and write is followed, and said so in the place.
 
+mod check;
 mod cowd;
 mod descriptor;
 mod esxi;
@@ -79,7 +80,7 @@ pub(crate) static FORMAT: Entry = Entry {
     open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
     create: writer::create,
     open_stream: Some(stream::open),
-    check: None,
+    check: Some(check::check),
 };
 
 const FORMAT_NAME: &str = "vmdk";

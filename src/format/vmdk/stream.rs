@@ -21,10 +21,12 @@ use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use crate::sparse::SparseRead;
 
-/// Bytes of payloads that are read ahead, to put grains in order.
-const READ_AHEAD: usize = 8 << 20;
-/// Bytes of payloads that are kept after they have been read: two threads may each need a part of a grain.
-const KEPT: usize = 8 << 20;
+/// Bytes of the stream that are read ahead, to put grains in order.
+const READ_AHEAD: u64 = 8 << 20;
+/// Bytes of the stream that are kept after they have been read: two threads may each need a part of a grain.
+const KEPT: u64 = 8 << 20;
+/// And so many grains at least: other threads read on while one that is slow has yet to read the rest of a large grain.
+const KEPT_GRAINS: u64 = 32;
 
 /// Opens the image that begins with the next byte of `stream`.
 pub(super) fn open(
@@ -48,7 +50,7 @@ pub(super) fn open(
     let at = header.descriptor.as_ref().map_or(0, |range| range.start);
     let descriptor = text.map(|text| Descriptor::parse(text, at, cx.limits)).transpose()?;
     let info = describe_hosted(&header, descriptor.as_ref())?;
-    let payloads = Arc::new(Payloads::default());
+    let payloads = Arc::new(Payloads::keeping(KEPT.max(KEPT_GRAINS * header.grain_bytes())));
     let walk = Walk {
         grains_in_tables: match header.directory {
             Directory::At(sector) => count_grains(&header, sector, in_front),
@@ -61,7 +63,9 @@ pub(super) fn open(
         payloads: payloads.clone(),
         input,
         ahead: BTreeMap::new(),
+        ahead_len: 0,
         answered: 0,
+        wanted: 0,
         grains: 0,
         footer_seen: false,
         ended: false,
@@ -121,8 +125,11 @@ struct Walk {
     grains_in_tables: Option<u64>,
     /// Grains that have been read and not handed out, by guest offset.
     ahead: BTreeMap<u64, Compressed>,
-    /// Guest bytes below it have been handed out.
+    /// Bytes of the stream that they take.
+    ahead_len: u64,
+    /// Guest bytes below it have been handed out, and are not asked for.
     answered: u64,
+    wanted: u64,
     grains: u64,
     footer_seen: bool,
     ended: bool,
@@ -134,9 +141,7 @@ impl SparseRead for StreamReader {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
-        let mut walk = lock(&self.walk);
-        walk.read_ahead()?;
-        walk.extent_at(offset)
+        lock(&self.walk).extent_at(offset)
     }
 
     fn map_unit(&self) -> Option<u64> {
@@ -145,16 +150,13 @@ impl SparseRead for StreamReader {
 }
 
 impl Walk {
-    /// Reads markers until there is enough to be sure of the order, or the stream ends.
-    fn read_ahead(&mut self) -> Result<()> {
-        while !self.ended && self.ahead.values().map(|grain| grain.stored_len as usize).sum::<usize>() < READ_AHEAD {
-            self.next_marker()?;
-        }
-        Ok(())
-    }
-
     fn extent_at(&mut self, offset: u64) -> Result<Extent> {
         let grain_start = offset / self.grain * self.grain;
+        self.want(grain_start);
+        // Until there is enough to be sure of the order, or the stream ends.
+        while !self.ended && self.ahead_len < READ_AHEAD {
+            self.next_marker()?;
+        }
         let next = self.ahead.range(grain_start..).next().map(|(start, payload)| (*start, *payload));
         let (kind, end) = match next {
             Some((start, payload)) if start <= offset => (ExtentKind::Compressed(payload), start + self.grain),
@@ -166,8 +168,15 @@ impl Walk {
             return Err(Error::Usage("an image that comes through a pipe can be read only once, in order".into()));
         }
         self.answered = end;
-        self.ahead = self.ahead.split_off(&grain_start);
         Ok(Extent { offset, len: end - offset, kind })
+    }
+
+    /// Forgets the grains before `offset`.
+    fn want(&mut self, offset: u64) {
+        self.wanted = self.wanted.max(offset);
+        while let Some(first) = self.ahead.first_entry().filter(|first| *first.key() < self.wanted) {
+            self.ahead_len -= grain_sectors(first.remove().stored_len);
+        }
     }
 
     fn next_marker(&mut self) -> Result<()> {
@@ -218,11 +227,12 @@ impl Walk {
             min_len: self.grain.min(self.size.saturating_sub(unit)) as u32,
         };
         self.grains += 1;
-        if unit >= self.size {
-            // A header whose capacity is rounded up has grains that no guest sees.
+        if unit >= self.size || unit < self.wanted {
+            // A header whose capacity is rounded up has grains that no guest sees; others were skipped.
             return Ok(());
         }
         self.payloads.insert(offset, payload);
+        self.ahead_len += grain_sectors(size);
         match self.ahead.insert(unit, grain) {
             None => Ok(()),
             Some(other) => {
@@ -263,6 +273,12 @@ impl Walk {
             }
         }
     }
+}
+
+/// Bytes of the stream that a grain takes whose payload has so many. Payloads may be much shorter than what it takes to keep
+/// them.
+fn grain_sectors(size: u32) -> u64 {
+    Marker::Grain { lba: 0, size }.stored_len()
 }
 
 /// The stream, and how much of it has been read.
@@ -313,21 +329,37 @@ fn cut_off(offset: u64, len: u64) -> Error {
 }
 
 /// Payloads that have come, until they have been read.
-#[derive(Default)]
 struct Payloads(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
     /// By their offset in the stream.
-    payloads: BTreeMap<u64, Vec<u8>>,
-    /// Those that have been read, the latest last, and their size.
+    payloads: BTreeMap<u64, Payload>,
+    /// Those that have been read, the latest last, and what they take of the stream.
     read: VecDeque<u64>,
-    read_len: usize,
+    read_len: u64,
+    /// The largest size of those.
+    most: u64,
+}
+
+struct Payload {
+    bytes: Vec<u8>,
+    read: bool,
+}
+
+impl Payload {
+    fn sectors(&self) -> u64 {
+        grain_sectors(self.bytes.len() as u32)
+    }
 }
 
 impl Payloads {
-    fn insert(&self, offset: u64, payload: Vec<u8>) {
-        lock(&self.0).payloads.insert(offset, payload);
+    fn keeping(most: u64) -> Payloads {
+        Payloads(Mutex::new(Kept { most, ..Kept::default() }))
+    }
+
+    fn insert(&self, offset: u64, bytes: Vec<u8>) {
+        lock(&self.0).payloads.insert(offset, Payload { bytes, read: false });
     }
 }
 
@@ -339,21 +371,22 @@ impl ReadAt for Payloads {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut kept = lock(&self.0);
-        let Some(payload) = kept.payloads.get(&offset).filter(|payload| payload.len() >= buf.len()) else {
+        let Kept { payloads, read, read_len, most } = &mut *kept;
+        let Some(payload) = payloads.get_mut(&offset).filter(|payload| payload.bytes.len() >= buf.len()) else {
             return Err(io::Error::new(io::ErrorKind::NotSeekable, "the stream has been read past this"));
         };
-        let len = payload.len();
-        for (to, from) in buf.iter_mut().zip(payload) {
+        for (to, from) in buf.iter_mut().zip(&payload.bytes) {
             *to = *from;
         }
-        if !kept.read.contains(&offset) {
-            kept.read.push_back(offset);
-            kept.read_len += len;
+        if !payload.read {
+            payload.read = true;
+            read.push_back(offset);
+            *read_len += payload.sectors();
         }
-        while kept.read_len > KEPT
-            && let Some(oldest) = kept.read.pop_front()
+        while *read_len > *most
+            && let Some(oldest) = read.pop_front()
         {
-            kept.read_len -= kept.payloads.remove(&oldest).map_or(0, |payload| payload.len());
+            *read_len -= payloads.remove(&oldest).map_or(0, |payload| payload.sectors());
         }
         Ok(buf.len())
     }
@@ -362,3 +395,6 @@ impl ReadAt for Payloads {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,436 @@
+use std::io;
+use std::process::Command;
+
+use byteorder::{ByteOrder, LittleEndian};
+use proptest::prelude::*;
+
+use super::*;
+use crate::claims::Claims;
+use crate::format::vmdk::header::{Directory, Header};
+use crate::format::vmdk::reader::Reader;
+use crate::format::vmdk::reader::tests::build::{Built, Content, Order, Sparse, file, with_files};
+use crate::format::vmdk::sesparse;
+use crate::sparse::SparseRead;
+use crate::tempdir::TempDir;
+
+const DESCRIPTOR: &str = "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n\
+                          createType=\"monolithicSparse\"\nRW 80 SPARSE \"case.vmdk\"\n";
+/// Sectors in a grain of the images made here.
+const GRAIN: u32 = 8;
+/// Entries in a grain table, likewise.
+const ENTRIES: usize = 4;
+
+fn check_bytes(bytes: &[u8]) -> Result<CheckReport> {
+    with_files(&[], |cx| check(file(bytes), cx))
+}
+
+/// Ten grains, in three tables that are there twice.
+fn sound() -> Built {
+    Sparse { descriptor: Some(DESCRIPTOR.into()), ..Sparse::plain(10) }.build()
+}
+
+fn u32_at(built: &Built, at: usize) -> u32 {
+    LittleEndian::read_u32(&built.file[at..])
+}
+
+fn put(built: &mut Built, at: usize, value: u32) {
+    LittleEndian::write_u32(&mut built.file[at..], value);
+}
+
+/// Where the entry of a table is in one of the directories.
+fn table_entry(built: &Built, directory: usize, table: usize) -> usize {
+    built.directories[directory] + table * 4
+}
+
+fn grain_entry(built: &Built, directory: usize, grain: usize) -> usize {
+    u32_at(built, table_entry(built, directory, grain / ENTRIES)) as usize * 512 + grain % ENTRIES * 4
+}
+
+/// Changes a grain's entry in both copies of its table.
+fn put_grain(built: &mut Built, grain: usize, sector: u32) {
+    for directory in 0..2 {
+        let at = grain_entry(built, directory, grain);
+        put(built, at, sector);
+    }
+}
+
+fn put_table(built: &mut Built, directory: usize, table: usize, sector: u32) {
+    let at = table_entry(built, directory, table);
+    put(built, at, sector);
+}
+
+fn place(built: &Built, grain: usize) -> u32 {
+    built.places[grain].0
+}
+
+/// What qemu-img thinks of a case: it looks only for grains past the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Qemu {
+    Sound,
+    Objects,
+}
+
+/// What is changed in a sound image, how many corruptions and leaks there are then, and what one message has to say.
+type Case = (&'static str, fn(&mut Built), u64, u64, &'static str, Qemu);
+
+const CASES: &[Case] = &[
+    ("nothing", |_| (), 0, 0, "", Qemu::Sound),
+    ("unclean", |image| image.file[72] = 1, 0, 0, "Note: it was not closed", Qemu::Sound),
+    ("a grain past the end", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, but the file ends", Qemu::Objects),
+    ("the last grain cut off", |i| drop_end(i, 1), 1, 0, "puts 4096 bytes", Qemu::Sound),
+    ("a grain cut off", |i| drop_end(i, 4096), 1, 0, "puts 4096 bytes", Qemu::Objects),
+    ("a grain twice", |i| put_grain(i, 0, place(i, 1)), 1, 1, "another grain is already", Qemu::Sound),
+    ("a grain in two others", |i| put_grain(i, 0, place(i, 1) + 1), 2, 1, "another grain is already", Qemu::Sound),
+    ("a grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "metadata is already", Qemu::Sound),
+    ("a grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "metadata is", Qemu::Sound),
+    ("a grain that nothing uses", |i| put_grain(i, 5, 0), 0, 1, "Leaked: 1 grains at file offset", Qemu::Sound),
+    ("room at the end", |i| i.file.resize(i.file.len() + 8191, 0), 0, 1, "Leaked: 1 grains", Qemu::Sound),
+    ("another copy", |i| put(i, grain_entry(i, 1, 6), 9), 1, 0, "grain table 1 is 0x1, but so many", Qemu::Sound),
+    ("a copy of nothing", |i| put(i, grain_entry(i, 0, 6), 0), 1, 1, "grain table 1 is 0x1", Qemu::Sound),
+    ("no table", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant directory has", Qemu::Sound),
+    ("no copy of a table", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Sound),
+    ("a table past the end", |i| put_table(i, 0, 1, 1 << 20), 1, 0, "grain directory entry puts 16 bytes", Qemu::Sound),
+    ("a copy past the end", |i| put_table(i, 1, 1, 1 << 20), 1, 0, "grain directory entry puts 16 bytes", Qemu::Sound),
+    ("no table at all", |i| (0..2).for_each(|copy| put_table(i, copy, 1, 1 << 20)), 2, 4, "16 bytes", Qemu::Sound),
+    ("a table twice", |i| put_table(i, 0, 1, u32_at(i, table_entry(i, 0, 0))), 1, 0, "grain table 1", Qemu::Sound),
+    ("a copy that is the table", |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))), 0, 0, "", Qemu::Sound),
+    // Four grains past the end, one in it, and a copy that differs; the true table's grains are used by nothing.
+    ("a grain for a table", |i| put_table(i, 0, 1, place(i, 9)), 6, 4, "metadata is already", Qemu::Objects),
+    ("no directory", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset puts", Qemu::Sound),
+    ("no redundant directory", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset puts", Qemu::Sound),
+];
+
+fn drop_end(built: &mut Built, bytes: usize) {
+    built.file.truncate(built.file.len() - bytes);
+}
+
+#[test]
+fn each_change_is_found() {
+    for (name, change, corruptions, leaks, message, _) in CASES {
+        let mut image = sound();
+        change(&mut image);
+        let report = check_bytes(&image.file).unwrap();
+        assert_eq!(
+            (report.corruptions, report.leaks, report.check_errors),
+            (*corruptions, *leaks, 0),
+            "{name}: {report:?}"
+        );
+        assert_eq!(report.messages.is_empty(), message.is_empty(), "{name}: {report:?}");
+        assert!(message.is_empty() || report.messages.iter().any(|text| text.contains(message)), "{name}: {report:?}");
+    }
+}
+
+#[test]
+fn qemu_img_finds_no_more() {
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: qemu-img is not installed");
+        return;
+    }
+    let dir = TempDir::new();
+    for (name, change, corruptions, _, _, qemu) in CASES {
+        let mut image = sound();
+        change(&mut image);
+        let path = dir.file("case.vmdk", &image.file);
+        let output = Command::new("qemu-img").args(["check", "-f", "vmdk"]).arg(path).output().unwrap();
+        // It does not go on after the first grain.
+        assert_eq!(output.status.code(), Some(i32::from(*qemu == Qemu::Objects)), "{name}: {output:?}");
+        assert!(*corruptions > 0 || *qemu == Qemu::Sound, "{name}");
+    }
+}
+
+#[test]
+fn the_numbers_of_a_sound_image() {
+    let mut sparse = Sparse { order: Order::Descending, ..Sparse::plain(10) };
+    sparse.grains[2] = Content::None;
+    sparse.grains[7] = Content::Zero;
+    let built = sparse.build();
+    let expected = CheckReport {
+        total_clusters: 10,
+        allocated_clusters: 8,
+        // All but the first.
+        fragmented_clusters: 7,
+        image_end_offset: built.file.len() as u64,
+        ..CheckReport::default()
+    };
+    assert_eq!(check_bytes(&built.file).unwrap(), expected);
+    // A table that ends with the disk, and a grain likewise.
+    let short = Sparse { capacity: 77, short: true, ..Sparse::plain(10) }.build();
+    assert_eq!(short.file.len() % 4096, (77 * 512 + short.places[0].0 as usize * 512) % 4096);
+    assert_eq!(check_bytes(&short.file).unwrap().messages, [""; 0]);
+}
+
+#[test]
+fn streams() {
+    type Case = (&'static str, fn(&mut Built), u64, &'static str);
+    let cases: &[Case] = &[
+        ("nothing", |_| (), 0, ""),
+        ("a payload of nonsense", |i| fill_payload(i, 3), 0, ""),
+        ("no end marker", |i| drop_end(i, 512), 0, "Note: the stream ends without an end marker"),
+        ("no footer", |i| drop_end(i, 1536), 1, "the file ends without a footer"),
+        (
+            "another footer",
+            |i| {
+                let at = i.file.len() - 1024 + 12;
+                put(i, at, 79)
+            },
+            1,
+            "not a copy of the header",
+        ),
+        (
+            "another grain's marker",
+            |i| {
+                let at = place(i, 3) as usize * 512;
+                put(i, at, 8)
+            },
+            1,
+            "lba is 0x8",
+        ),
+        ("one marker for two", |i| put_stream(i, 1, place(i, 0)), 1, "another grain is already"),
+        ("a marker of something else", |i| put_stream(i, 1, i.directories[0] as u32 / 512 - 1), 1, "something else"),
+        ("a place in a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "metadata is already"),
+        (
+            "a payload too long",
+            |i| {
+                let at = place(i, 0) as usize * 512 + 8;
+                put(i, at, 1 << 20)
+            },
+            1,
+            "size is 1048576",
+        ),
+        (
+            "a payload over the next",
+            |i| {
+                let at = place(i, 0) as usize * 512 + 8;
+                put(i, at, 4600)
+            },
+            1,
+            "another grain is already",
+        ),
+        ("a grain past the end", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, but the file ends"),
+    ];
+    for (name, change, corruptions, message) in cases {
+        let mut image = Sparse::stream(10).build();
+        change(&mut image);
+        let report = check_bytes(&image.file).unwrap();
+        assert_eq!((report.corruptions, report.leaks, report.check_errors), (*corruptions, 0, 0), "{name}: {report:?}");
+        let found = report.messages.iter().any(|text| text.contains(message));
+        assert!(if message.is_empty() { report.messages.is_empty() } else { found }, "{name}: {report:?}");
+    }
+    let report = check_bytes(&Sparse { footer: Some(5000), ..Sparse::stream(10) }.build().file).unwrap();
+    assert_eq!((report.allocated_clusters, report.compressed_clusters, report.fragmented_clusters), (10, 10, 0));
+}
+
+fn put_stream(built: &mut Built, grain: usize, sector: u32) {
+    let at = grain_entry(built, 0, grain);
+    put(built, at, sector);
+}
+
+fn fill_payload(built: &mut Built, grain: usize) {
+    let (sector, len) = built.places[grain];
+    built.file[sector as usize * 512 + 12..][..len].fill(0xff);
+}
+
+#[test]
+fn extents_are_told_by_name() {
+    let line = |name: &str, kind: &str| format!("RW 80 {kind} \"{name}\"\n");
+    let descriptor =
+        |lines: &[String]| format!("version=1\nCID=1\ncreateType=\"custom\"\n{}", lines.concat()).into_bytes();
+    let mut damaged = Sparse::plain(10).build();
+    put_grain(&mut damaged, 0, 1 << 20);
+    let cowd = Sparse::plain(10);
+    let mut damaged_cowd = cowd.build_cowd();
+    let table = u32_at(&damaged_cowd, 2048) as usize * 512;
+    put(&mut damaged_cowd, table, cowd.build_cowd().places[1].0);
+    let files = [
+        ("sound", file(&Sparse::plain(10).build().file)),
+        ("damaged", file(&damaged.file)),
+        ("no-header", file(&[0; 4096])),
+        ("flat", file(&[0; 80 * 512])),
+        ("short", file(&[0; 80 * 512 - 1])),
+        ("cowd", file(&cowd.build_cowd().file)),
+        ("damaged-cowd", file(&damaged_cowd.file)),
+    ];
+    let report = |lines: &[String]| with_files(&files, |cx| check(file(&descriptor(lines)), cx)).unwrap();
+    let sound = [line("sound", "SPARSE"), line("flat", "FLAT"), line("cowd", "VMFSSPARSE"), "RW 80 ZERO\n".into()];
+    let expected = CheckReport { total_clusters: 20, allocated_clusters: 20, ..CheckReport::default() };
+    assert_eq!(report(&sound), expected);
+    for (lines, messages) in [
+        (vec![line("damaged", "SPARSE"), line("short", "FLAT")], vec!["extent damaged", "extent short"]),
+        (vec![line("no-header", "SPARSE"), line("damaged-cowd", "VMFSSPARSE")], vec!["no-header", "damaged-cowd"]),
+        (vec![line("flat", "FLAT"), line("flat", "FLAT")], vec!["where another extent is already"]),
+        (vec![line("cowd", "VMFSSPARSE"), line("cowd", "VMFSSPARSE")], vec!["extent cowd points to 0x0"]),
+    ] {
+        let report = report(&lines);
+        let errors: Vec<_> = report.messages.iter().filter(|text| text.starts_with("ERROR")).collect();
+        assert_eq!((report.corruptions as usize, errors.len()), (messages.len(), messages.len()), "{report:?}");
+        assert!(errors.iter().zip(messages).all(|(text, part)| text.contains(part)), "{report:?}");
+    }
+    let refuse = |_: &Reference| Err(Error::Cancelled);
+    let limits = crate::limits::Limits::default();
+    let budget = crate::limits::Budget::new(limits.metadata);
+    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &refuse };
+    assert!(matches!(check(file(&descriptor(&sound)), &cx), Err(Error::Cancelled)));
+}
+
+/// A file whose end is far away.
+struct Far {
+    start: Vec<u8>,
+    len: u64,
+}
+
+impl ReadAt for Far {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = buf.len().min(self.len.saturating_sub(offset).min(1 << 20) as usize);
+        for (at, byte) in (offset..).zip(&mut buf[..len]) {
+            *byte = usize::try_from(at).ok().and_then(|at| self.start.get(at)).copied().unwrap_or(0);
+        }
+        Ok(len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((offset < self.start.len() as u64).then_some(offset..self.start.len() as u64))
+    }
+}
+
+fn check_far(start: Vec<u8>, len: u64) -> CheckReport {
+    with_files(&[], |cx| check(Arc::new(Far { start, len }), cx)).unwrap()
+}
+
+#[test]
+fn what_is_far_away_is_looked_at_as_well() {
+    let window = sectors::Sectors::WINDOW as u32;
+    let mut image = sound();
+    // Each across a border or behind it, and one of them in the place of another.
+    let far = [window - 4, window + 100, window * 2 - 1, window * 3, window * 3 + 7];
+    far.iter().enumerate().for_each(|(grain, sector)| put_grain(&mut image, grain, *sector));
+    let report = check_far(image.file, 4 * u64::from(window) * SECTOR);
+    let errors: Vec<_> = report.messages.iter().filter(|text| text.starts_with("ERROR")).collect();
+    let wrong = format!("{:#x}", u64::from(window * 3 + 7) * SECTOR);
+    assert!(report.corruptions == 1 && errors[0].contains(&wrong), "{report:?}");
+    assert_eq!(report.image_end_offset, u64::from(window * 3 + 7 + GRAIN) * SECTOR);
+    assert_eq!(report.allocated_clusters, 10);
+    // The places that the first five grains had, and what is before, between and behind their new ones.
+    let near_end = place(&sound(), 9) + GRAIN;
+    let gaps = [5 * GRAIN, window - 4 - near_end, 96, window - 109, window - 7, window - 15];
+    assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum());
+}
+
+#[test]
+fn one_table_for_a_large_disk_costs_little() {
+    let mut image = Sparse { redundant: false, ..Sparse::plain(4) }.build();
+    let table = u32_at(&image, image.directories[0]);
+    let tables = 1_000_000;
+    let mut header = Header::parse(&image.file, 0, &crate::limits::Limits::default()).unwrap();
+    header.capacity = tables * ENTRIES as u64 * u64::from(GRAIN);
+    header.directory = Directory::At(image.file.len() as u64 / SECTOR);
+    image.file[..512].copy_from_slice(&header.encode());
+    image.file.extend(std::iter::repeat_n(table.to_le_bytes(), tables as usize).flatten());
+    let report = check_bytes(&image.file).unwrap();
+    assert_eq!((report.corruptions, report.messages.len()), (tables - 1, CheckReport::MESSAGES));
+    assert_eq!(report.allocated_clusters, 4);
+}
+
+#[test]
+fn holes_are_not_read() {
+    let mut image = Sparse { redundant: false, ..Sparse::plain(4) }.build();
+    // 2^13 tables of 4 MiB: 32 GiB of zeros.
+    let (tables, entries) = (1u32 << 13, 1u32 << 20);
+    let mut header = Header::parse(&image.file, 0, &crate::limits::Limits::default()).unwrap();
+    header.entries_per_table = entries;
+    header.capacity = u64::from(tables) * u64::from(entries) * u64::from(GRAIN);
+    header.directory = Directory::At(image.file.len() as u64 / SECTOR);
+    header.overhead = 0;
+    image.file[..512].copy_from_slice(&header.encode());
+    let step = entries * 4 / 512;
+    let first = 1 << 16;
+    image.file.extend((0..tables).flat_map(|table| (first + table * step).to_le_bytes()));
+    let len = (u64::from(first) + u64::from(tables) * u64::from(step)) * SECTOR;
+    let report = check_far(image.file, len);
+    assert_eq!((report.corruptions, report.check_errors, report.allocated_clusters), (0, 0, 0), "{report:?}");
+}
+
+/// Whether a reader gets at everything, and nothing overlaps.
+fn reads(bytes: &[u8]) -> Result<()> {
+    let reader = with_files(&[], |cx| Reader::open(file(bytes), cx))?;
+    let mut claims = Claims::new(&reader, [bytes.len() as u64].into_iter())?;
+    let mut at = 0;
+    while at < reader.info().virtual_size {
+        let extent = reader.extent_at(at)?;
+        claims.claim(&reader, &extent)?;
+        at = extent.end();
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is found sound can be read. Not all that can be read is sound: readers do not look at the redundant tables.
+    #[test]
+    fn what_is_sound_can_be_read(
+        kind in 0..3, order in prop::sample::select(vec![Order::Ascending, Order::Descending, Order::Interleaved]),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u32..8), 1..4), cut in 0usize..3000,
+    ) {
+        let sparse = match kind {
+            0 => Sparse::plain(10),
+            1 => Sparse::stream(10),
+            _ => Sparse { footer: None, redundant: true, ..Sparse::stream(10) },
+        };
+        let Built { mut file, .. } = Sparse { order, ..sparse }.build();
+        for (at, byte, shift) in &changes {
+            // Metadata is at both ends of the file.
+            let (len, near) = (file.len(), at.index(6000));
+            let at = if byte % 2 == 0 { near } else { len.saturating_sub(near + 1) };
+            if let Some(place) = file.get_mut(at) {
+                *place = if *shift == 0 { *byte } else { *place ^ 1 << shift };
+            }
+        }
+        if cut < 1500 {
+            file.truncate(file.len() - cut);
+        }
+        if let Ok(report) = check_bytes(&file) && report.corruptions + report.check_errors == 0 {
+            let read = reads(&file);
+            prop_assert!(read.is_ok(), "{read:?} {report:?}");
+        }
+    }
+}
+
+#[test]
+fn space_efficient_sparse() {
+    let capacity = 2 * sesparse::TABLE_COVERAGE / SECTOR + 5;
+    let (header, constant, volatile) = sesparse::tests::encode(capacity);
+    let mut sound = vec![0; header.grains.start as usize + 4 * 4096];
+    sound[..512].copy_from_slice(&constant);
+    sound[header.volatile_header.start as usize..][..512].copy_from_slice(&volatile);
+    let (directory, tables) = (header.grain_directory.start as usize, header.grain_tables.start as usize);
+    let put = |bytes: &mut Vec<u8>, at: usize, value: u64| LittleEndian::write_u64(&mut bytes[at..], value);
+    let data = |number: u64| 3 << 60 | (number & 0xfff) << 48 | number >> 12;
+    put(&mut sound, directory, 0x1000_0000 << 32 | 1);
+    put(&mut sound, directory + 16, 0x1000_0000 << 32);
+    let table = tables + sesparse::TABLE as usize;
+    for (index, entry) in [(0, data(1)), (1, data(0)), (2, 1 << 60), (4095, data(2))] {
+        put(&mut sound, table + index * 8, entry);
+    }
+    put(&mut sound, tables, data(3));
+    let text = format!("version=1\ncreateType=\"seSparse\"\nRW {capacity} SESPARSE \"s\"\n");
+    for (at, value, messages) in [
+        (table, data(1), vec![]),
+        (table + 8, data(1), vec!["another grain is already"]),
+        (table + 8, data(4), vec!["but the file ends"]),
+        (table + 8, 5, vec!["with the reserved bits"]),
+        (directory + 8, 0x1000_0000 << 32, vec!["other metadata is already"]),
+        (directory + 8, 0x1000_0000 << 32 | 9999, vec!["there are fewer grain tables"]),
+        (directory + 8, 1, vec!["it must be 0 or"]),
+    ] {
+        let mut bytes = sound.clone();
+        put(&mut bytes, at, value);
+        let report = with_files(&[("s", file(&bytes))], |cx| check(file(text.as_bytes()), cx)).unwrap();
+        assert_eq!((report.corruptions as usize, report.leaks), (messages.len(), 0), "{report:?}");
+        assert!(report.messages.iter().zip(messages).all(|(text, part)| text.contains(part)), "{report:?}");
+        assert_eq!(report.total_clusters, capacity.div_ceil(8));
+    }
+}
