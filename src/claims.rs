@@ -281,6 +281,16 @@ mod tests {
         assert_eq!(claim([payload(UNIT), payload(UNIT + 1), payload(UNIT + 600)]), None);
         assert_eq!(claim([payload(289_792), payload(197_056), payload(289_792)]), Some("data of another guest range"));
         assert_eq!(claim([payload(12)]), Some("metadata"));
+        // The same place in another file is another place, and has other metadata.
+        let in_file = |file, offset| match payload(offset) {
+            (ExtentKind::Compressed(unit), len) => {
+                (ExtentKind::Compressed(Compressed { at: Location { file: FileId(file), offset }, ..unit }), len)
+            }
+            other => other,
+        };
+        assert_eq!(claim([payload(2 * UNIT), in_file(1, 2 * UNIT), in_file(1, 12)]), None);
+        assert_eq!(claim([in_file(1, 2 * UNIT), in_file(1, 2 * UNIT)]), Some("data of another guest range"));
+        assert_eq!(claim([in_file(1, UNIT)]), Some("metadata"));
     }
 
     #[test]

@@ -4,8 +4,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf open_any open_qcow2 open_raw roundtrip
-mkdir open_any open_qcow2 open_raw roundtrip
+rm -rf open_any open_qcow2 open_raw open_vmdk roundtrip
+mkdir open_any open_qcow2 open_raw open_vmdk roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -34,9 +34,80 @@ qemu-img create -q -f qcow2 -u -b base.raw -F raw -o cluster_size=512 open_qcow2
 (cd "$tmp" && qemu-img create -q -f qcow2 -o cluster_size=512,data_file=data.raw image 2560)
 cp "$tmp/image" open_qcow2/data-file
 
+# VMDKs of five sectors, in grains of one and tables of four. What others write begins with 64 KiB of zeros at least.
+le() { # bytes, number
+    for shift in 0 8 16 24 32 40 48 56; do
+        [ $shift -lt $(($1 * 8)) ] || break
+        printf "\\$(printf %03o $(($2 >> shift & 255)))"
+    done
+}
+sector() { # name: fills the last one
+    truncate -s %512 "open_vmdk/$1"
+}
+header() { # version, flags, sectors of the descriptor, redundant directory, directory, algorithm
+    printf KDMV && le 4 "$1" && le 4 "$2" && le 8 5 && le 8 1 && le 8 $(($3 ? 1 : 0)) && le 8 "$3" && le 4 4
+    le 8 "$4" && le 8 "$5" && le 8 1 && printf '\0\n \r\n' && le 2 "$6" && head -c 433 /dev/zero
+}
+table() { # name, entries
+    name=$1
+    shift
+    for entry; do le 4 "$entry"; done >>"open_vmdk/$name"
+    sector "$name"
+}
+descriptor() { # createType, extents
+    printf 'version=1\nCID=00000001\nparentCID=ffffffff\ncreateType="%s"\n%s\n' "$1" "$2"
+    printf 'ddb.adapterType="lsilogic"\nddb.encoding="UTF-8"\n'
+}
+grains() { # name, numbers of sectors: deflated, behind markers
+    name=$1
+    shift
+    for grain; do
+        dd if="$tmp/disk" skip="$grain" count=1 conv=sync status=none | gzip -nc | tail -c +11 | head -c -8 >"$tmp/payload"
+        { le 8 "$grain" && le 4 "$(stat -c %s "$tmp/payload")" && cat "$tmp/payload"; } >>"open_vmdk/$name"
+        sector "$name"
+    done
+}
+header 1 3 1 0 2 0 >open_vmdk/empty
+descriptor monolithicSparse 'RW 5 SPARSE "empty"' >>open_vmdk/empty
+sector empty
+table empty 0 0
+header 2 7 0 1 4 0 >open_vmdk/sparse
+for copy in 0 3; do
+    table sparse $((copy + 2)) $((copy + 3))
+    table sparse 7 8 1 0
+    table sparse 9
+done
+dd if="$tmp/disk" count=3 conv=sync status=none >>open_vmdk/sparse
+header 3 $((0x30001)) 1 0 -1 1 >open_vmdk/stream
+descriptor streamOptimized 'RW 5 SPARSE "stream"' >>open_vmdk/stream
+sector stream
+grains stream 0 1
+table stream 1 0 0 1
+table stream 2 3 0 0
+grains stream 4
+table stream 1 0 0 1
+table stream 6
+table stream 1 0 0 2
+table stream 5 8
+table stream 1 0 0 3
+header 3 $((0x30001)) 1 0 10 1 >>open_vmdk/stream
+truncate -s +512 open_vmdk/stream
+header 3 $((0x30001)) 0 0 1 1 >open_vmdk/tables-in-front
+table tables-in-front 2 3
+table tables-in-front 4 0 0 0
+table tables-in-front 5
+grains tables-in-front 0 4
+descriptor custom 'RW 3 ZERO
+RDONLY 2 ZERO' >open_vmdk/zeros
+descriptor monolithicFlat 'RW 5 FLAT "disk-flat.vmdk" 0' >open_vmdk/flat
+{ printf COWD && le 4 1 && le 4 3 && le 4 5 && le 4 1 && le 4 4 && le 4 1 && head -c 2020 /dev/zero; } >open_vmdk/esx
+table esx 5
+table esx 6 7 0 0 8
+dd if="$tmp/disk" count=3 conv=sync status=none >>open_vmdk/esx
+
 cp "$tmp/disk" open_raw/text
 printf '\125\252' | dd of=open_raw/boot-sector bs=1 seek=510 status=none
-cp open_qcow2/version-3 open_qcow2/zstd open_qcow2/snapshot open_raw/boot-sector open_any
+cp open_qcow2/version-3 open_qcow2/zstd open_qcow2/snapshot open_raw/boot-sector open_vmdk/stream open_any
 
 # Eight bytes that choose options, then runs: a kind, a length of two bytes, and for kind 3 the bytes.
 printf '\0\1\4\0\0\0\0\2\0\0\020\1\0\020\2\0\020' >roundtrip/plain
@@ -44,3 +115,6 @@ printf '\3\1\4\0\0\0\1\1\1\0\020\0\0\020\2\0\020' >roundtrip/zlib
 printf '\3\1\4\0\1\0\1\1\1\0\020\0\0\020\2\0\020' >roundtrip/zstd
 printf '\5\1\4\1\0\0\2\1\3\6\0abcdef\0\0\100\1\0\1' >roundtrip/extended-l2
 printf '\1\0\0\0\0\203\3\1\1\0\020\0\0\020' >roundtrip/preallocated
+printf '\0\1\4\1\0\0\2\200\1\0\020\1\0\020\2\0\020' >roundtrip/vmdk
+printf '\1\1\4\0\0\0\1\201\1\0\020\0\0\020\2\0\020' >roundtrip/vmdk-stream
+printf '\1\0\7\2\11\0\2\202\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vmdk-level

@@ -172,3 +172,57 @@ fn the_number_of_threads_changes_nothing() {
         }
     }
 }
+
+/// A target that takes bytes only where the last ones ended, and keeps a record of syncs.
+#[derive(Default)]
+struct Forward(std::sync::Mutex<(Vec<u8>, usize)>);
+
+impl WriteAt for Forward {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut written = self.0.lock().unwrap();
+        assert_eq!(offset, written.0.len() as u64, "a step back or ahead");
+        written.0.extend_from_slice(buf);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        assert_eq!(len, 0);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.lock().unwrap().1 += 1;
+        Ok(())
+    }
+
+    fn seeks(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn what_goes_before_a_block_is_written_before_it() {
+    let stream = |list: &str| {
+        let mut options = Options::new();
+        options.add_list(list);
+        let vmdk = Converter::new(Format::named("vmdk").unwrap());
+        vmdk.options(options).identifiers(Identifiers::Reproducible).threads(1)
+    };
+    // Tables come between the blocks of several work ranges, and after a run of zeros.
+    let mut bytes = text(3 * MIB + 300);
+    bytes.resize(70 * MIB as usize, 0);
+    bytes.extend(noise(200 * KIB, 1));
+    let source = raw(&bytes);
+    let out = Arc::new(Forward::default());
+    let report = stream("subformat=streamOptimized").convert_to(&source, out.clone()).unwrap();
+    let written = std::mem::take(&mut *out.0.lock().unwrap());
+    assert!(written.0 == converted(&stream("subformat=streamOptimized"), &source).to_vec());
+    assert_eq!(written.1, 1, "a pipe is flushed at the end");
+    assert_eq!(report.compressed_blocks, 49 + 4);
+    assert!(report.written_bytes < written.0.len() as u64);
+    for converter in [stream(""), qcow2(""), qcow2("").compress(true)] {
+        let out = Arc::new(Forward::default());
+        assert_eq!(converter.convert_to(&source, out.clone()).unwrap_err().kind(), "unsupported");
+        assert!(out.0.lock().unwrap().0.is_empty(), "nothing went through");
+    }
+}

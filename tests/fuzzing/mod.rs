@@ -1,10 +1,12 @@
 //! The bodies of the fuzz targets, which the tests run as well: each takes any bytes, and panics when the crate breaks a promise.
 
+use std::io::Cursor;
 use std::sync::Arc;
 
 use diskimage::io::MemFile;
 use diskimage::{
-    CheckReport, Comparison, Converter, Error, Format, Image, Limits, OpenOptions, Options, Result, compare,
+    CheckReport, Comparison, Converter, Error, Format, Identifiers, Image, Limits, OpenOptions, Options, Result,
+    compare,
 };
 
 /// Guest bytes that are read of an image.
@@ -22,6 +24,24 @@ pub fn open_qcow2(data: &[u8]) {
     explore(limited().format(named("qcow2")), data);
 }
 
+/// The bytes as a VMDK image: in a file, and as they come through a pipe.
+pub fn open_vmdk(data: &[u8]) {
+    let options = limited().format(named("vmdk"));
+    explore(options.clone(), data);
+    let stream = || options.open_stream(Cursor::new(data.to_vec()));
+    match stream() {
+        Ok(image) => walk_once(&image),
+        Err(error) => return describe(&error),
+    }
+    let image = stream().unwrap();
+    if image.virtual_size() <= READ {
+        match convert(&Converter::new(named("raw")).threads(2), &image) {
+            Ok(bytes) => assert_eq!(bytes.len() as u64, image.virtual_size()),
+            Err(error) => describe(&error),
+        }
+    }
+}
+
 /// The bytes as a raw disk: there is nothing that could be wrong with one.
 pub fn open_raw(data: &[u8]) {
     let image = open(&limited().format(named("raw")), data).unwrap();
@@ -31,10 +51,12 @@ pub fn open_raw(data: &[u8]) {
     explore(limited().format(named("raw")), data);
 }
 
-/// The bytes as a choice of options and the content of a disk, which has to survive.
+/// The bytes as a choice of a format and its options and the content of a disk, which has to survive.
 pub fn roundtrip(data: &[u8]) {
     let Some((choice, rest)) = data.split_at_checked(8) else { return };
-    let (guest, converter) = (guest(rest), converter(choice));
+    let guest = guest(rest);
+    let (format, converter) =
+        if choice[7] & 0x80 == 0 { (named("qcow2"), to_qcow2(choice)) } else { (named("vmdk"), to_vmdk(choice)) };
     let source = open(&limited().format(named("raw")), &guest).unwrap();
     let first = match convert(&converter, &source) {
         Ok(first) => first,
@@ -42,13 +64,20 @@ pub fn roundtrip(data: &[u8]) {
         Err(Error::Option { .. }) => return,
         Err(error) => panic!("{error}"),
     };
-    let image = open(&limited().format(named("qcow2")), &first).unwrap();
+    let options = limited().format(format);
+    let image = open(&options, &first).unwrap();
     assert_eq!(image.virtual_size(), (guest.len() as u64).next_multiple_of(512));
     assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
-    let again = convert(&converter.clone().threads(1 + usize::from(choice[7] % 3)), &image).unwrap();
-    assert!(first == again, "a second conversion is a fixed point");
-    let flat = convert(&Converter::new(named("raw")).threads(1), &image).unwrap();
+    let other_threads = converter.clone().threads(1 + usize::from(choice[7] % 3));
+    assert!(first == convert(&other_threads, &image).unwrap(), "a second conversion is a fixed point");
+    let to_raw = Converter::new(named("raw")).threads(1);
+    let flat = convert(&to_raw, &image).unwrap();
     assert!(flat[..guest.len()] == guest[..], "back to raw");
+    if let Ok(stream) = options.open_stream(Cursor::new(first.clone())) {
+        assert!(convert(&to_raw, &stream).unwrap() == flat, "through a pipe");
+        let again = options.open_stream(Cursor::new(first.clone())).unwrap();
+        assert!(convert(&other_threads, &again).unwrap() == first, "through a pipe it is a fixed point, too");
+    }
 }
 
 fn named(name: &str) -> Format {
@@ -121,6 +150,23 @@ fn walk(image: &Image) {
     }
 }
 
+/// As [`walk`], for an image that can be read only once.
+fn walk_once(image: &Image) {
+    let mut at = 0;
+    let mut first = [0xee; 1];
+    for span in image.spans(0..u64::MAX).take(SPANS) {
+        let result = span.and_then(|span| {
+            assert_eq!(span.offset, at);
+            at = span.end();
+            assert!(span.len > 0 && at <= image.virtual_size());
+            image.read_at(&mut first, span.offset)
+        });
+        if let Err(error) = result {
+            return describe(&error);
+        }
+    }
+}
+
 /// Reading at once is the same as reading in small parts.
 fn read(image: &Image) {
     let mut whole = vec![0; image.virtual_size().min(READ) as usize];
@@ -137,12 +183,10 @@ fn read(image: &Image) {
 
 /// What can be converted has been read right, and gives a sound image.
 fn reconvert(image: &Image) {
-    let mut converter = Converter::new(named("qcow2")).threads(1);
-    for compress in [false, true] {
-        converter = converter.compress(compress);
-        match convert(&converter, image) {
+    for (format, compress) in [("qcow2", false), ("qcow2", true), ("vmdk", false), ("vmdk", true)] {
+        match convert(&Converter::new(named(format)).threads(1).compress(compress), image) {
             Ok(bytes) => {
-                let copy = open(&limited().format(named("qcow2")), &bytes).unwrap();
+                let copy = open(&limited().format(named(format)), &bytes).unwrap();
                 assert_eq!(compare(image, &copy).unwrap(), Comparison::Identical);
             }
             Err(error) => describe(&error),
@@ -157,7 +201,7 @@ fn describe(error: &Error) {
     assert_ne!(error.kind(), "context");
 }
 
-fn converter(choice: &[u8]) -> Converter {
+fn to_qcow2(choice: &[u8]) -> Converter {
     let mut options = Options::new();
     let mut set = |name: &str, value: String| options.set(name, value);
     let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
@@ -177,6 +221,32 @@ fn converter(choice: &[u8]) -> Converter {
     Converter::new(named("qcow2"))
         .options(options)
         .compress(choice[6] & 1 != 0)
+        .sparse([0, 512, 4096, 65536][pick(6, 4)])
+        .threads(1 + pick(6, 3))
+}
+
+/// The kinds that are one file.
+fn to_vmdk(choice: &[u8]) -> Converter {
+    let mut options = Options::new();
+    let mut set = |name: &str, value: String| options.set(name, value);
+    let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
+    let stream = pick(0, 2) == 1;
+    set("subformat", ["monolithicSparse", "streamOptimized"][pick(0, 2)].to_owned());
+    set("adapter_type", ["lsilogic", "ide", "buslogic", "legacyESX"][pick(1, 4)].to_owned());
+    set("hwversion", choice[2].to_string());
+    if pick(3, 4) != 0 {
+        set("cid", format!("{:08x}", u32::from_le_bytes([choice[3], choice[4], choice[5], choice[1]])));
+    }
+    if stream && pick(4, 10) != 0 {
+        set("compression_level", pick(4, 10).to_string());
+    }
+    if pick(5, 2) != 0 {
+        // Also in a stream, where it is refused.
+        set("zeroed_grain", "on".to_owned());
+    }
+    Converter::new(named("vmdk"))
+        .options(options)
+        .identifiers(Identifiers::Reproducible)
         .sparse([0, 512, 4096, 65536][pick(6, 4)])
         .threads(1 + pick(6, 3))
 }

@@ -163,3 +163,97 @@ fn payloads_are_taken_over_only_if_any_would_do() {
         blocks.chunks(BLOCK as usize).map(|block| encoder.encode(block, block.len()).unwrap().to_vec()).collect();
     assert_eq!(packed, expected);
 }
+
+/// A frame that shows all that it is told.
+const FRAME: Frame = Frame {
+    header_len: 12,
+    header: |bytes, guest, len| {
+        let (place, size) = bytes.split_at_mut(8);
+        place.copy_from_slice(&guest.to_le_bytes());
+        size.copy_from_slice(&len.to_le_bytes());
+    },
+    alignment: 512,
+};
+
+/// Everything to be stored of a job with that frame: guest range, payload, and whether it was taken over.
+fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
+    job.spec.frame = Some(FRAME);
+    job.spec.always_encoded = true;
+    let mut found = Vec::new();
+    load_all(&job, |_, loader| {
+        let mut end = 0;
+        for Item { guest, kind } in loader.items() {
+            let ItemKind::Packed { place, copied } = kind else { panic!("{guest:?} is not encoded") };
+            assert_eq!(place.start, end, "one after the other");
+            end = place.end;
+            let bytes = loader.packed(place);
+            assert!(bytes.len().is_multiple_of(512));
+            let (header, rest) = bytes.split_at(12);
+            assert_eq!(header[..8], guest.start.to_le_bytes());
+            let len = u32::from_le_bytes(header[8..].try_into().unwrap()) as usize;
+            assert!(
+                rest.len() - len < 512 && rest[len..].iter().all(|&byte| byte == 0),
+                "zeros, and no sector of them"
+            );
+            found.push((guest.clone(), rest[..len].to_vec(), *copied));
+        }
+    });
+    found
+}
+
+#[test]
+fn frames_are_around_payloads_and_these_are_never_too_long() {
+    // Noise in one cell and the next, with zeros between.
+    let mut bytes = [noise(2 * BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat();
+    bytes.resize(1 << 20, 0);
+    bytes.extend(noise(BLOCK + 700, 3));
+    let source = raw(&bytes);
+    for codec in [Codec::Zlib, Codec::Deflate, Codec::Zstd] {
+        let found = framed(encoded(job(&source, None, BLOCK), Encoding::new(codec)));
+        let starts: Vec<_> = found.iter().map(|(guest, _, _)| guest.start / BLOCK).collect();
+        assert_eq!(starts, [0, 1, 2, 4, 256, 257]);
+        assert_eq!(found[5].0, (1 << 20) + BLOCK..(1 << 20) + BLOCK + 1024);
+        for (guest, payload, copied) in found {
+            let mut block = vec![9; BLOCK as usize];
+            assert_eq!(Decoder::new().decode(codec, &payload, &mut block).unwrap(), payload.len());
+            let mut expected = bytes[guest.start as usize..bytes.len().min(guest.end as usize)].to_vec();
+            expected.resize(BLOCK as usize, 0);
+            assert!(block == expected && !copied);
+            // Noise grows, and is encoded all the same.
+            assert_eq!(payload.len() > BLOCK as usize, guest.start / BLOCK != 2 && guest.end.is_multiple_of(BLOCK));
+        }
+    }
+}
+
+#[test]
+fn payloads_are_taken_over_into_another_wrapper() {
+    let bytes = [text(3 * BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 1), text(BLOCK + 512)].concat();
+    let file = converted(&qcow2("cluster_size=4k").compress(true), &raw(&bytes));
+    let source = open(file, "qcow2");
+    let found = framed(encoded(job(&source, None, BLOCK), Encoding::new(Codec::Zlib)));
+    let copied: Vec<_> = found.iter().map(|(guest, _, copied)| (guest.start / BLOCK, *copied)).collect();
+    assert_eq!(copied, [(0, true), (1, true), (2, true), (4, false), (5, true), (6, true)]);
+    let deflated = framed(encoded(job(&source, None, BLOCK), Encoding::new(Codec::Deflate)));
+    for ((guest, zlib, copied), (_, deflate, _)) in found.iter().zip(&deflated) {
+        let mut block = vec![9; BLOCK as usize];
+        assert_eq!(Decoder::new().decode(Codec::Zlib, zlib, &mut block).unwrap(), zlib.len());
+        let there = &bytes[guest.start as usize..bytes.len().min(guest.end as usize)];
+        assert!(block.starts_with(there) && block[there.len()..].iter().all(|&byte| byte == 0));
+        assert!(!copied || zlib[2..zlib.len() - 4] == deflate[..], "the same stream in it");
+    }
+    // And out of it again.
+    let options = |list: &str| {
+        let mut options = crate::options::Options::new();
+        options.add_list(list);
+        options
+    };
+    let bytes = [text(3 * 64 * KIB), noise(64 * KIB, 1), text(64 * KIB)].concat();
+    let vmdk = crate::convert::Converter::new(crate::format::Format::named("vmdk").unwrap());
+    let file = converted(&vmdk.options(options("subformat=streamOptimized")), &raw(&bytes));
+    let source = open(file, "vmdk");
+    let job = encoded(job(&source, None, 64 * KIB), Encoding::new(Codec::Deflate));
+    let copied = |item: Item| if let ItemKind::Packed { copied, .. } = item.kind { Some(copied) } else { None };
+    let kinds: Vec<_> = items(&job).into_iter().map(copied).collect();
+    // What would be longer than the block is not taken over where blocks may stay as they are.
+    assert_eq!(kinds, [Some(true), Some(true), Some(true), None, Some(true)]);
+}
