@@ -221,6 +221,8 @@ pub enum ReferenceProblem {
     Loop,
     /// No file beside the image has the identity.
     NoneBeside,
+    /// Several files beside the image have the identity.
+    SeveralBeside,
     /// The file is not, or is no longer, the one that the image was made over.
     Changed {
         /// The identity that the image states.
@@ -356,6 +358,7 @@ impl fmt::Display for ReferenceProblem {
             }
             ReferenceProblem::Loop => "it is a part of this chain already",
             ReferenceProblem::NoneBeside => "no image beside this one has that identity",
+            ReferenceProblem::SeveralBeside => "several images beside this one have that identity",
             ReferenceProblem::Changed { expected, found } => {
                 return write!(f, "it has been changed since: the image was made over {expected}, and this is {found}");
             }

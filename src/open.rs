@@ -1,9 +1,10 @@
-//! Opening: probing, chains, and the caller's policy for files that an image names.
+//! Opening: probing, chains, and the files that an image names.
+
+mod references;
 
 use std::cell::RefCell;
-use std::fs;
-use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf, absolute};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, ReferenceProblem, Result};
@@ -12,7 +13,6 @@ use crate::image::{Image, Layer, SourceFile};
 use crate::info::{ImageInfo, Reference};
 use crate::io::{FileSource, ReadAt, table};
 use crate::limits::{Budget, Limits};
-use crate::name::Name;
 use crate::sparse::SparseRead;
 
 /// Which files that an image names (backing files, data files) may be opened.
@@ -264,22 +264,6 @@ impl OpenOptions {
         }
     }
 
-    /// Checks that an image that another one lies over is still the one it was.
-    fn check_identity(&self, opened: &Opened, info: &ImageInfo) -> Result<()> {
-        match &opened.named_by {
-            Some((image, reference)) if !self.changed_backing && reference.identity.is_some() => {
-                if has_identity(info, reference) {
-                    return Ok(());
-                }
-                let expected = reference.identity.clone().unwrap_or_default();
-                let found = info.identities.first().cloned().unwrap_or_default();
-                let problem = ReferenceProblem::Changed { expected, found };
-                Err(refusal(opened.format, reference, problem).in_file(image))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn open_backing(&self, image: &Opened, reference: &Reference, depth: usize) -> Result<Opened> {
         if depth >= self.limits.chain_depth {
             let limit = self.limits.chain_depth as u64;
@@ -299,72 +283,6 @@ impl OpenOptions {
         };
         let format = format.map_err(|e| e.in_file(&path))?;
         Ok(Opened { format, source: Arc::new(source), path, named_by: Some((image.path.clone(), reference.clone())) })
-    }
-
-    /// Opens what `image` names, if the policy allows it. A refusal does not depend on what is there.
-    fn open_reference(&self, image: &Opened, reference: &Reference) -> Result<(PathBuf, FileSource)> {
-        if self.references == References::Deny {
-            return Err(refusal(image.format, reference, ReferenceProblem::NotAllowed));
-        }
-        let mut result = self.open_named(image, reference, &reference.name);
-        for name in &reference.alternatives {
-            match &result {
-                Err(error) if leads_nowhere(error) => result = self.open_named(image, reference, name),
-                _ => break,
-            }
-        }
-        match (&result, reference.beside) {
-            (Err(error), Some(extension)) if leads_nowhere(error) => self.find_beside(image, reference, extension),
-            _ => result,
-        }
-    }
-
-    /// Finds the file that has the identity, among those with `extension` in the directory of `image`.
-    fn find_beside(&self, image: &Opened, reference: &Reference, extension: &str) -> Result<(PathBuf, FileSource)> {
-        let directory = image.path.with_file_name("");
-        let here = if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
-        let listing = Error::io("listing the directory of the image", None);
-        let entries = fs::read_dir(here).map_err(listing)?;
-        let names = entries.take(Self::MAX_LISTED).filter_map(|entry| Some(entry.ok()?.file_name()));
-        let mut names: Vec<_> = names
-            .filter(|name| Path::new(name).extension().is_some_and(|other| other.eq_ignore_ascii_case(extension)))
-            .collect();
-        // The directory's own order is that of chance.
-        names.sort();
-        let found = names.into_iter().find_map(|name| {
-            let path = directory.join(name);
-            let source = Arc::new(FileSource::open_nofollow(&path).ok()?);
-            let budget = Budget::new(self.limits.metadata);
-            let reader = image.format.open(source.clone(), &self.context(&budget, 1, &|_| Ok(None))).ok()?;
-            let matches = has_identity(reader.info(), reference);
-            drop(reader);
-            matches.then_some((path, Arc::into_inner(source)?))
-        });
-        found.ok_or_else(|| refusal(image.format, reference, ReferenceProblem::NoneBeside))
-    }
-
-    /// Files that are looked at in a directory.
-    const MAX_LISTED: usize = 10_000;
-
-    fn open_named(&self, image: &Opened, reference: &Reference, name: &Name) -> Result<(PathBuf, FileSource)> {
-        let refuse = |problem| Err(refusal(image.format, reference, problem));
-        let directory = image.path.parent().unwrap_or(Path::new(""));
-        if !name.is_file_name() {
-            return refuse(ReferenceProblem::NotAFile);
-        }
-        if self.references == References::Beside && !is_beside(name.as_path(), directory) {
-            return refuse(ReferenceProblem::NotBeside);
-        }
-        let path = name.path_from(&image.path);
-        let source = match self.references {
-            References::Any => FileSource::open(&path),
-            _ => FileSource::open_nofollow(&path),
-        };
-        match source {
-            Ok(source) => Ok((path, source)),
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
-            Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
-        }
     }
 }
 
@@ -410,22 +328,6 @@ fn alone(format: Format, reader: Box<dyn SparseRead>, source: Arc<dyn ReadAt>) -
     Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
 }
 
-/// Whether an image is the one that a reference means.
-fn has_identity(info: &ImageInfo, reference: &Reference) -> bool {
-    reference.identity.as_ref().is_some_and(|identity| info.identities.contains(identity))
-}
-
-/// Whether a file may still be found under another name.
-fn leads_nowhere(error: &Error) -> bool {
-    match error.root() {
-        Error::Io { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
-        Error::Reference { problem, .. } => {
-            matches!(problem, ReferenceProblem::NotAFile | ReferenceProblem::NotBeside)
-        }
-        _ => false,
-    }
-}
-
 fn check_readable(info: &ImageInfo) -> Result<()> {
     match info.encryption {
         None => Ok(()),
@@ -442,29 +344,4 @@ fn refusal(format: Format, reference: &Reference, problem: ReferenceProblem) -> 
 fn loops(opened: &Opened) -> Error {
     let name = opened.path.as_path().into();
     Error::Reference { format: opened.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
-}
-
-/// Whether a name means a file in `directory`, by its text alone.
-fn is_beside(name: &Path, directory: &Path) -> bool {
-    let Some(file_name) = name.file_name() else { return false };
-    if name.is_absolute() {
-        return name.parent().is_some_and(|parent| absolute(directory.join(".")).is_ok_and(|here| here == parent));
-    }
-    name.components().filter(|part| *part != Component::CurDir).eq([Component::Normal(file_name)])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn beside_is_a_matter_of_text() {
-        let here = Path::new("/images");
-        for name in ["base.qcow2", "./base.qcow2", "/images/base.qcow2"] {
-            assert!(is_beside(Path::new(name), here), "{name}");
-        }
-        for name in ["../base", "a/base", "/etc/passwd", "/images/a/b", "/images/../base", "..", ".", "/", ""] {
-            assert!(!is_beside(Path::new(name), here), "{name}");
-        }
-    }
 }

@@ -152,18 +152,10 @@ fn every_read_can_fail() {
             Ok(out.to_vec())
         };
         let whole = Failing::new(bytes.clone(), u64::MAX);
-        let expected = read(&whole).unwrap();
-        // Of a grain directory there are two, each found by the length of the file and a read.
-        let mut spare = if source_format == "vmdk" { 4 } else { 0 };
+        read(&whole).unwrap();
         for call in 0..whole.calls() {
-            match read(&Failing::new(bytes.clone(), call)) {
-                Err(error) => assert_eq!(error.kind(), "io", "{source_format}, call {call}: {error}"),
-                Ok(result) => {
-                    assert_same(&result, &expected, "bytes that could not be read");
-                    assert!(spare > 0, "{source_format}: call {call} failed and nobody said so");
-                    spare -= 1;
-                }
-            }
+            let error = read(&Failing::new(bytes.clone(), call)).expect_err("a call failed");
+            assert_eq!(error.kind(), "io", "{source_format}, call {call}: {error}");
         }
     }
 }

@@ -101,15 +101,15 @@ fn a_vmdk_of_64_tib() {
 }
 
 #[test]
-fn a_sparse_vmdk_of_two_tib_and_back() {
-    const SIZE: u64 = 2 << 40;
-    let Some(dir) = place("a sparse VMDK of 2 TiB") else { return };
+fn a_sparse_vmdk_of_64_tib_and_back() {
+    const SIZE: u64 = 64 << 40;
+    let Some(dir) = place("a sparse VMDK of 64 TiB") else { return };
     let (source, sparse, flat) = (dir.join("source.raw"), dir.join("sparse.vmdk"), dir.join("flat.raw"));
     let file = std::fs::File::create(&source).unwrap();
     file.set_len(SIZE).unwrap();
     file.write_all_at(&[0xab; 65536], SIZE - 65536).unwrap();
     vmdk("").convert(&crate::support::open_raw(&source), &sparse).unwrap();
-    assert!(stored(&sparse) <= 1 << 20, "{}", stored(&sparse));
+    assert!(stored(&sparse) <= 17 << 20, "{}", stored(&sparse));
     raw().convert(&Image::open(&sparse).unwrap(), &flat).unwrap();
     assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, 65536));
 }
