@@ -34,8 +34,8 @@
 //! What follows from it:
 //!
 //! 1. The output is the same to the byte for any number of threads.
-//! 2. Memory is bounded by the number of threads, the budget for metadata and two bits for each block of the file (8 MiB
-//!    twice at most), whatever the size of the disk.
+//! 2. Memory is bounded by the number of threads, the budget for metadata, two bits for each block of the file (8 MiB twice
+//!    at most) and what is read ahead from a pipe, whatever the size of the disk.
 //! 3. The header is written last, after a sync: what a broken conversion leaves is never taken for an image. With a path as
 //!    the target there is not even that, since the files get their names at the very end, the one that names the others
 //!    last. (A stream for a pipe has its header first; its end is what it is known by.)
@@ -90,7 +90,6 @@
 //! * **Cells of 1 MiB** are what a thread loads, places and writes at once: larger ones are not faster and take more memory.
 //! * **A resolver of the caller's** for the files that an image names was planned and is left out until somebody needs it;
 //!   [`OpenOptions::open_source`] opens images that name none.
-//!
 //! * **Passing compressed blocks through goes across formats**: a cluster of qcow2 and a grain of VMDK hold the same deflate
 //!   stream, with the header and checksum of zlib around it or without; a frame and padding are the writer's to state
 //!   ([`sparse::Frame`]), so that the pipeline still writes large runs.

@@ -90,7 +90,9 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 TARGET is written under a temporary name beside it and takes its place when it is
-complete and on stable storage. A conversion that fails leaves no trace.
+complete and on stable storage. A conversion that fails leaves no trace. Where an
+image consists of several files, the others get names made from that of TARGET, as
+in disk-flat.vmdk or disk-s001.vmdk, and replace files of these names.
 
 What comes through a pipe or goes to one is read or written from its beginning to
 its end: a vmdk from standard input (streamOptimized, with -f), and to standard
@@ -102,6 +104,7 @@ Examples:
   imgconv convert -c -o cluster_size=128k,compression_type=zstd disk.raw disk.qcow2
   imgconv convert -l before-upgrade disk.qcow2 old.raw
   imgconv convert --references beside overlay.qcow2 whole.qcow2
+  imgconv convert --references beside disk.vmdk disk.raw      extents beside it
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";

@@ -90,7 +90,7 @@ fn check_extent(file: Arc<dyn ReadAt>, line: &ExtentLine, cx: &OpenContext<'_>, 
     match line.kind {
         ExtentType::Zero => Ok(()),
         ExtentType::Flat | ExtentType::Vmfs => {
-            field("extent", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
+            field("place", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
         }
         ExtentType::Sparse => {
             let hosted = Hosted::read(file, FileId::default(), cx)?;

@@ -8,15 +8,12 @@ use super::header::{parse_capacity, unsupported};
 use super::{SECTOR, field};
 use crate::error::{Problem, Result};
 use crate::limits::Limits;
-use crate::name::Name;
 
 pub(crate) const MAGIC: &[u8; 4] = b"COWD";
 /// Entries in a grain table.
 pub(crate) const TABLE_ENTRIES: u64 = 4096;
 /// Largest grain in sectors: the document's 1 MiB.
 const MAX_GRAIN_SIZE: u64 = 2048;
-/// Bytes that are set aside for the name of the parent.
-const PARENT_NAME: usize = 1024;
 
 bitflags! {
     /// What is special about the extent. The document knows 3 only.
@@ -39,8 +36,6 @@ pub(crate) struct CowdHeader {
     pub grain_size: u64,
     /// Sector of the grain directory; behind the header unless the disk is empty.
     pub directory: u64,
-    /// The parent that is named here, if any: the descriptor can name one as well.
-    pub parent: Option<Name>,
     /// Whether the extent was not closed, or is marked as inconsistent.
     pub unclean: bool,
 }
@@ -67,7 +62,6 @@ impl CowdHeader {
             capacity: parse_capacity(u32_at(12).into(), field("numSectors", 12), limits)?,
             grain_size: u32_at(16).into(),
             directory: u32_at(20).into(),
-            parent: if flags.contains(Flags::ROOT) { None } else { parse_parent(&bytes[32..32 + PARENT_NAME]) },
             unclean: u32_at(1648) != 0 || flags.contains(Flags::INCONSISTENT),
         };
         if !(1..=MAX_GRAIN_SIZE).contains(&header.grain_size) {
@@ -107,12 +101,6 @@ impl CowdHeader {
     }
 }
 
-/// A name up to the first NUL.
-fn parse_parent(bytes: &[u8]) -> Option<Name> {
-    let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-    (!name.is_empty()).then(|| Name::from(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,9 +119,6 @@ mod tests {
             put(20, self.directory);
             put(24, self.directory_entries());
             put(1648, self.unclean.into());
-            if let Some(parent) = &self.parent {
-                bytes[32..][..parent.as_bytes().len()].copy_from_slice(parent.as_bytes());
-            }
             bytes
         }
     }
@@ -145,7 +130,6 @@ mod tests {
             capacity: 16385,
             grain_size: 1,
             directory: 4,
-            parent: None,
             unclean: false,
         }
     }
@@ -158,12 +142,10 @@ mod tests {
 
     #[test]
     fn the_header_of_the_document() {
-        let mut bytes = header().encode();
+        let bytes = header().encode();
         let fields = "434f5744 01000000 03000000 01400000 01000000 04000000 05000000".replace(' ', "");
         let found: String = bytes[..28].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(found, fields);
-        // The geometry of a root stands where others name their parent.
-        bytes[32..44].fill(b'x');
         assert_eq!(CowdHeader::parse(&bytes, &Limits::default()).unwrap(), header());
     }
 
@@ -219,15 +201,14 @@ mod tests {
 
         #[test]
         fn headers_survive(
-            capacity in any::<u32>(), grain_size in 1u64..=2048, directory in 4u64..=u32::MAX.into(), unclean in any::<bool>(),
-            parent in prop::option::of(prop::collection::vec(1u8.., 1..=PARENT_NAME)),
+            flags in any::<u32>(), capacity in any::<u32>(), grain_size in 1u64..=2048,
+            directory in 4u64..=u32::MAX.into(), unclean in any::<bool>(),
         ) {
             let header = CowdHeader {
-                flags: if parent.is_some() { Flags::CHECK_CAPABLE } else { Flags::ROOT },
+                flags: Flags::from_bits_retain(flags) - Flags::INCONSISTENT,
                 capacity: capacity.into(),
                 grain_size,
                 directory,
-                parent: parent.map(|name| Name::from(&name[..])),
                 unclean,
             };
             prop_assert_eq!(CowdHeader::parse(&header.encode(), &Limits::default()).unwrap(), header);

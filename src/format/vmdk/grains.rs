@@ -80,6 +80,9 @@ impl Grains {
             Some(&0) | None => return Ok(self.hole(table, offset)),
             Some(&table_offset) => table_offset,
         };
+        if let Some(tables) = self.empty_tables(table, table_offset)? {
+            return Ok(self.hole_of(table, tables, offset));
+        }
         let slice_entries = (Self::SLICE / self.entry_size()).min(self.entries_per_table);
         let in_table = index % self.entries_per_table;
         let first = in_table / slice_entries * slice_entries;
@@ -138,8 +141,26 @@ impl Grains {
     /// The run of grains without tables.
     fn hole(&self, table: usize, offset: u64) -> (ExtentKind, u64) {
         let absent = self.directory.iter().skip(table).take(Self::HOLE_TABLES).take_while(|table| **table == 0).count();
-        let end = (table + absent.max(1)) as u64 * self.entries_per_table * self.grain;
+        self.hole_of(table, absent.max(1), offset)
+    }
+
+    fn hole_of(&self, table: usize, tables: usize, offset: u64) -> (ExtentKind, u64) {
+        let end = ((table + tables) as u64).saturating_mul(self.entries_per_table).saturating_mul(self.grain);
         (ExtentKind::Hole, end.min(self.len) - offset)
+    }
+
+    /// How many tables from number `table` on, which is at `table_offset`, lie in the same hole of the file: the tables of a
+    /// large disk are all there, and hardly any has been written.
+    fn empty_tables(&self, table: usize, table_offset: u64) -> Result<Option<usize>> {
+        let data = self.file.next_data(table_offset).map_err(Error::io("looking for data", table_offset))?;
+        let data = data.map_or(self.file_len, |run| run.start);
+        let hole = table_offset..data;
+        let numbered = self.directory.iter().enumerate().skip(table).take(Self::HOLE_TABLES);
+        let empty = numbered.take_while(|(table, offset)| {
+            let end = offset.saturating_add(self.table_entries(*table) * self.entry_size());
+            hole.contains(*offset) && end <= hole.end
+        });
+        Ok(Some(empty.count()).filter(|count| *count > 0))
     }
 
     /// How the bytes from `offset` to the end of its grain live, by entry number `index` of a slice.

@@ -7,6 +7,7 @@ use super::descriptor::looks_like_descriptor;
 use super::grains::{DAMAGED, Entries, Grains, Packing};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
+use super::reader::MAX_DESCRIPTOR;
 use super::{SECTOR, field};
 use crate::error::{Error, Problem, Result};
 use crate::extent::FileId;
@@ -18,6 +19,8 @@ use crate::io::{ReadAt, table};
 const REDUNDANT_USED: &str = "the grain directory is damaged, and the redundant one is used";
 /// Zeros that may follow the end of a stream: tapes and object stores round up.
 const MAX_PADDING: u64 = 1 << 20;
+/// Bytes that are read at once to find a stream's end: whole sectors.
+const FOOTER_PIECE: usize = 16 << 10;
 
 /// A grain directory: the place of each grain table, 0 for none, and the directory's own place.
 pub(super) type GrainDirectory = (Vec<u64>, Range<u64>);
@@ -44,7 +47,10 @@ impl Hosted {
     /// The embedded descriptor, if there is one, with its place in the file.
     pub fn descriptor(&self, cx: &OpenContext<'_>) -> Result<Option<(Vec<u8>, u64)>> {
         let Some(Range { start, end }) = self.header.descriptor.clone() else { return Ok(None) };
-        let text = table::read_table(&*self.file, start, end - start, field("descriptorOffset", 28), cx.budget)?;
+        let len = end - start;
+        field("descriptorOffset", 28).within(start, len, self.file_len)?;
+        field("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
+        let text = table::read_table(&*self.file, start, len, field("descriptorOffset", 28), cx.budget)?;
         // A split disk has room there, and its descriptor elsewhere.
         Ok(looks_like_descriptor(&text).then_some((text, start)))
     }
@@ -52,6 +58,8 @@ impl Hosted {
     /// Reads the directory, for an extent of which `len` bytes belong to the disk. Says what is worth a warning.
     pub fn grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(Grains, Option<&'static str>)> {
         let (directory, warning) = match self.directories(cx, &mut Err) {
+            // What cannot be read at all may be read at another time, or is too much.
+            (Err(error), _) | (_, Some(Err(error))) if !matches!(error.root(), Error::Corrupt(_)) => return Err(error),
             (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
             // Each table exists in both or in none.
             (Ok((tables, place)), Some(Ok((redundant, _)))) if lacks(&tables, &redundant) => {
@@ -149,12 +157,15 @@ impl Hosted {
     /// The footer is the last sector that is not zeros: the marker of the stream's end is zeros, and so is padding.
     pub fn footer_offset(&self) -> Result<u64> {
         let end = self.file_len / SECTOR * SECTOR;
-        let mut sector = [0; SECTOR as usize];
+        let mut piece = [0; FOOTER_PIECE];
         let mut at = end;
         while at > Header::LEN && end - at <= MAX_PADDING {
-            at -= SECTOR;
-            table::read(&*self.file, &mut sector, at)?;
-            if sector.iter().any(|&byte| byte != 0) {
+            let len = (at - Header::LEN).min(FOOTER_PIECE as u64);
+            at -= len;
+            let bytes = piece.get_mut(..len as usize).unwrap_or_default();
+            table::read(&*self.file, bytes, at)?;
+            if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
+                let at = at + last as u64 / SECTOR * SECTOR;
                 let marker_at = at - SECTOR;
                 let mut marker = [0; Marker::LEN];
                 table::read(&*self.file, &mut marker, marker_at)?;

@@ -27,7 +27,7 @@
 //! | vmfsPreallocated, vmfsEagerZeroedThick, vmfsThin, vmfsSparse (COWD), seSparse, custom | yes | no |
 //! | extents that are read-only, of no access, of zeros | yes, each at its place | no |
 //! | versions 1, 2 and 3 of sparse extents, zeroed grains, any grain size | yes | 1, with zeroed grains 2, in a stream 3 |
-//! | redundant grain directory | used when the other one is damaged | yes |
+//! | redundant grain directory | used when the other one is damaged, with a warning; tables are compared by a check | yes |
 //! | parents (snapshots, linked clones) | yes | yes, for monolithicSparse |
 //! | devices: fullDevice, partitionedDevice, raw device maps | refused by name | no |
 //! | encryption | refused | no |
@@ -42,7 +42,8 @@
 //! goes through a pipe. What is broken off lacks the footer, and is refused.
 //!
 //! A parent is looked for by its name and, since whole directories are moved, beside the image by the last part of it. The
-//! content ID tells whether it is the right one.
+//! content ID tells whether it is the right one. VirtualBox has only a UUID for it: then it is the `.vmdk` beside the image
+//! that has this UUID.
 //!
 //! # References
 //!

@@ -11,32 +11,37 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "subformat",
         values: "monolithicSparse|streamOptimized|monolithicFlat|twoGbMaxExtentSparse|twoGbMaxExtentFlat|vmfs",
-        help: "createType; default monolithicSparse, and with compression streamOptimized. monolithicFlat and the last three \
-               make several files; vmfs is for the datastore of an ESXi",
+        help: "createType (default monolithicSparse, and streamOptimized if compressed); all but these two are several files, \
+               and vmfs is for the datastore of an ESXi",
     },
     OptionSpec {
         name: "adapter_type",
         values: "lsilogic|ide|buslogic|legacyESX",
-        help: "the controller that the disk is made for; default lsilogic",
+        help: "the controller that the disk is made for (default lsilogic)",
     },
-    OptionSpec { name: "hwversion", values: "1-99", help: "version of the virtual hardware; default 4" },
-    OptionSpec { name: "toolsversion", values: "0-2147483647", help: "version of VMware Tools; default 2147483647" },
+    OptionSpec { name: "hwversion", values: "1..99", help: "version of the virtual hardware (default 4)" },
+    OptionSpec { name: "toolsversion", values: "0..2147483647", help: "version of VMware Tools (default 2147483647)" },
     OptionSpec {
         name: "zeroed_grain",
         values: "on|off",
-        help: "mark grains of zeros over a backing file, which makes it version 2, unreadable for VirtualBox; default off",
+        help: "mark grains of zeros over a parent instead of storing them, in version 2, which VirtualBox does not read \
+               (default off)",
     },
     OptionSpec {
         name: "cid",
         values: "HEX",
-        help: "content ID, up to 8 hexadecimal digits; all other identifiers follow from it then; default random",
+        help: "content ID, up to 8 hexadecimal digits; the other identifiers follow from it (default: all are random)",
     },
     OptionSpec {
         name: "compression_level",
-        values: "1-9",
-        help: "effort of deflate in streamOptimized, from fast to small; default 5",
+        values: "1..9",
+        help: "how hard streamOptimized is compressed, from the fastest to the smallest (default 5)",
     },
-    OptionSpec { name: "backing_file", values: "FILE", help: "the parent, a VMDK; only with monolithicSparse" },
+    OptionSpec {
+        name: "backing_file",
+        values: "name",
+        help: "the parent, a VMDK, written as it is given; only with monolithicSparse",
+    },
     OptionSpec { name: "backing_fmt", values: "vmdk", help: "format of the parent" },
 ];
 
@@ -147,16 +152,22 @@ fn parse_cid(text: &str) -> Result<u32> {
     }
 }
 
-/// The name that the caller gives apart from the options, or else that of the option.
+/// The image that the caller gives apart from the options, with which these have to agree: it takes more than a name.
 fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
+    let (file, format) = (cx.options.value("backing_file"), cx.options.value("backing_fmt"));
     let Some(backing) = &cx.backing else {
-        return match cx.options.value("backing_file").or(cx.options.value("backing_fmt")) {
-            Some(_) => Err(refuse("backing_file", "the parent has to be opened, for its content ID")),
-            None => Ok(None),
+        return match (file, format) {
+            (Some(_), _) => Err(refuse("backing_file", "the parent has to be opened, for its content ID")),
+            (None, Some(_)) => Err(refuse("backing_fmt", "there is no backing_file")),
+            (None, None) => Ok(None),
         };
     };
-    if let Some(other) = cx.options.value("backing_file").filter(|other| other.as_bytes() != backing.name.as_bytes()) {
+    if let Some(other) = file.filter(|other| other.as_bytes() != backing.name.as_bytes()) {
         return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", backing.name)));
+    }
+    if let Some(other) = format.filter(|other| *other != backing.info.format) {
+        let own = backing.info.format;
+        return Err(refuse("backing_fmt", format!("'{other}' is not the format of the image given, '{own}'")));
     }
     // A snapshot chain of VMDKs holds nothing else.
     let cid = backing.info.specific.iter().find(|(key, _)| *key == "cid").map(|(_, value)| value);

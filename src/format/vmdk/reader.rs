@@ -21,7 +21,7 @@ use crate::sparse::SparseRead;
 /// The image file itself.
 const IMAGE: FileId = FileId(0);
 /// The largest text that is read as a descriptor: four times what the largest number of extents needs.
-const MAX_DESCRIPTOR: u64 = 4 << 20;
+pub(super) const MAX_DESCRIPTOR: u64 = 4 << 20;
 const NO_DESCRIPTOR: &str =
     "it has no descriptor: it is one extent, and may be a part of a disk, or lie over another one";
 
@@ -83,6 +83,14 @@ impl Reader {
         let (grains, warning) = hosted.grains(info.virtual_size, cx)?;
         info.warnings.extend(warning.map(Into::into));
         Ok(Reader::of_one(grains, info))
+    }
+
+    /// Says in which file a fault is, if that is not the image itself.
+    fn name_file(&self, error: Error, id: FileId) -> Error {
+        match self.info.files.get((id.0 as usize).wrapping_sub(1)) {
+            Some(file) => name_extent(error, &file.name),
+            None => error,
+        }
     }
 
     fn of_one(grains: Grains, info: ImageInfo) -> Reader {
@@ -160,7 +168,7 @@ impl Files<'_, '_> {
             ExtentType::Zero => return Ok(Content::Zero),
             ExtentType::Flat | ExtentType::Vmfs => {
                 let offset = line.offset * SECTOR;
-                field("extent", line.at).within(offset, len, table::length(&*file)?)?;
+                field("place", line.at).within(offset, len, table::length(&*file)?)?;
                 return Ok(Content::Flat { runs: Runs::new(file, id), offset });
             }
             ExtentType::Sparse => {
@@ -327,10 +335,7 @@ impl SparseRead for Reader {
             }
             Content::Sparse(grains) => {
                 let extent = grains.extent(&self.slices, offset - range.start);
-                extent.map_err(|error| match self.info.files.get((grains.id.0 as usize).wrapping_sub(1)) {
-                    Some(file) => name_extent(error, &file.name),
-                    None => error,
-                })?
+                extent.map_err(|error| self.name_file(error, grains.id))?
             }
             Content::Unopened => return Err(Error::Usage("the extent's file was not opened".into())),
         };
@@ -350,7 +355,7 @@ impl SparseRead for Reader {
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         self.parts.iter().try_for_each(|part| match &part.content {
-            Content::Sparse(grains) => grains.metadata(claim),
+            Content::Sparse(grains) => grains.metadata(claim).map_err(|error| self.name_file(error, grains.id)),
             _ => Ok(()),
         })
     }

@@ -12,7 +12,7 @@ use super::descriptor::{Descriptor, looks_like_descriptor};
 use super::grains::{checked_grain_len, payload_codec};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
-use super::reader::describe_hosted;
+use super::reader::{MAX_DESCRIPTOR, describe_hosted};
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
@@ -40,6 +40,9 @@ pub(super) fn open(
     if !header.flags.contains(Flags::COMPRESSED | Flags::MARKERS) {
         let feature = "reading anything but streamOptimized from a pipe".into();
         return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(8) });
+    }
+    if let Some(place) = &header.descriptor {
+        field("descriptorSize", 36).at_most(place.end - place.start, MAX_DESCRIPTOR)?;
     }
     let front = read_front(&mut input, &header, cx)?;
     let in_front = |range: std::ops::Range<u64>| {

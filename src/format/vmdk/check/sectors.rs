@@ -17,6 +17,7 @@ pub(super) struct Sectors {
     /// The first sector of the window: a multiple of its length.
     first: u64,
     window: u64,
+    file_len: u64,
     /// A bit for each sector.
     metadata: Vec<u64>,
     grains: Vec<u64>,
@@ -30,7 +31,7 @@ impl Sectors {
     /// A window of at most `window` sectors, a power of two of at least 64, at the beginning of a file of `file_len` bytes.
     pub fn new(file_len: u64, window: u64) -> Self {
         let words = file_len.div_ceil(SECTOR).min(window).div_ceil(64) as usize;
-        Sectors { first: 0, window, metadata: vec![0; words], grains: vec![0; words], beyond: None }
+        Sectors { first: 0, window, file_len, metadata: vec![0; words], grains: vec![0; words], beyond: None }
     }
 
     /// Moves on to the window that contains byte `offset`.
@@ -46,9 +47,15 @@ impl Sectors {
         self.first * SECTOR..self.first.saturating_add(self.len()).saturating_mul(SECTOR)
     }
 
-    /// The first byte after the window that something was to take.
+    /// The first byte after the window that something was to take; nothing that the file has not got, which a header can put
+    /// anywhere.
     pub fn beyond(&self) -> Option<u64> {
-        self.beyond
+        self.beyond.filter(|&offset| offset < self.file_len)
+    }
+
+    /// What it costs to go through a window, in table entries.
+    pub fn cost(&self) -> u64 {
+        self.metadata.len() as u64 * 4
     }
 
     /// Notes that the bytes of `place`, at least one, are to be looked at in the window that they are in.
@@ -121,6 +128,16 @@ mod tests {
     use proptest::prelude::*;
 
     const WINDOW: u64 = 128;
+
+    #[test]
+    fn windows_end_with_the_file() {
+        let mut sectors = Sectors::new(1 << 20, WINDOW);
+        sectors.take(&(512..u64::MAX), Use::Metadata);
+        assert_eq!(sectors.beyond(), Some(WINDOW * SECTOR));
+        sectors.restart((1 << 20) - 1);
+        sectors.take(&(512..u64::MAX), Use::Metadata);
+        assert_eq!(sectors.beyond(), None);
+    }
 
     #[test]
     fn a_sector_is_taken_once() {

@@ -122,7 +122,14 @@ impl<'a> Examination<'a> {
     /// Finds metadata that overlaps other metadata. A table that does is not used: small images can name one table for all of
     /// a large disk.
     fn check_metadata(&mut self) -> Result<()> {
+        for place in &self.grains.metadata {
+            let field = field("header, descriptor or directory", place.start);
+            if let Err(error) = field.within(place.start, place.end - place.start, self.grains.file_len) {
+                self.findings.note_error(error)?;
+            }
+        }
         loop {
+            self.findings.work.spend(self.taken.cost())?;
             for place in &self.grains.metadata {
                 if self.taken.take(place, Use::Metadata).is_some() {
                     let problem = Problem::Overlap { offset: place.start, with: "other metadata" };
@@ -188,8 +195,8 @@ impl<'a> Examination<'a> {
                 }
             }
             if differing > 0 {
-                let rule = "so many entries differ from those of the redundant table";
-                let name = format!("grain table {index}");
+                let name = format!("number of entries in which grain table {index} differs from its copy");
+                let rule = "they must be the same";
                 self.findings.fault(name, table.start + first, Problem::Rule { value: differing, rule });
             }
         }
@@ -201,6 +208,7 @@ impl<'a> Examination<'a> {
         let mut pieces = Pieces::new(&self.grains);
         let (mut end, mut first) = (0, true);
         loop {
+            self.findings.work.spend(self.taken.cost())?;
             self.take_metadata()?;
             let mut next = None;
             for index in 0..self.grains.directory.len() {

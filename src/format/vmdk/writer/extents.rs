@@ -55,7 +55,7 @@ impl ExtentsWriter {
             extents.push(Extent { range, content: Content::Sparse(Box::new(extent)) });
         } else {
             let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
-                let feature = format!("{}, which has several files, in a single one", settings.subformat.name());
+                let feature = format!("{} where there can be one file only", settings.subformat.name());
                 return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
             };
             let mut start = 0;

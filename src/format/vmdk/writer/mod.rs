@@ -83,6 +83,17 @@ fn descriptor(cx: &CreateContext<'_>, settings: &Settings, extents: Vec<ExtentLi
     }
 }
 
+/// A sector of a file as grain directories and tables have it: in 32 bits, so that files end at 2 TiB.
+fn sector_entry(sector: u64) -> Result<u32> {
+    u32::try_from(sector).map_err(|_| Error::Limit {
+        format: FORMAT_NAME,
+        field: "size of the file in sectors".into(),
+        at: None,
+        value: sector,
+        limit: u32::MAX.into(),
+    })
+}
+
 /// The line of an extent that begins with its file.
 fn extent_line(sectors: u64, kind: ExtentType, file: Name) -> ExtentLine {
     ExtentLine { access: Access::Rw, sectors, kind, file: Some(file), offset: 0, at: 0 }

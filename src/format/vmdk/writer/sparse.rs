@@ -8,10 +8,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS};
+use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, sector_entry};
 use crate::error::{Error, Result};
 use crate::format::vmdk::header::{Directory, Flags, Header};
-use crate::format::vmdk::{FORMAT_NAME, SECTOR, embedded};
+use crate::format::vmdk::{SECTOR, embedded};
 use crate::io::WriteAt;
 
 const GRAIN: u64 = GRAIN_SECTORS * SECTOR;
@@ -65,7 +65,7 @@ impl SparseExtent {
         header.redundant_directory = Some(Directory::At(directories[0]));
         header.directory = Directory::At(directories[1]);
         header.overhead = (directories[1] + tables_sectors(&header)).next_multiple_of(GRAIN_SECTORS);
-        check_sector(header.overhead)?;
+        sector_entry(header.overhead)?;
         let next = header.overhead * SECTOR;
         if !out.starts_zeroed() {
             // Until the new header is there, nothing shall take the old one for it; and tables that stay empty are not written.
@@ -158,7 +158,7 @@ impl SparseExtent {
             Some(&sector) if sector > ZEROED => Ok(u64::from(sector) * SECTOR),
             _ => {
                 let place = self.next;
-                self.set(index, check_sector(place / SECTOR)?);
+                self.set(index, sector_entry(place / SECTOR)?);
                 self.next += GRAIN;
                 Ok(place)
             }
@@ -210,15 +210,4 @@ fn directory_sectors(header: &Header) -> u64 {
 /// Sectors of a grain directory and its tables.
 fn tables_sectors(header: &Header) -> u64 {
     directory_sectors(header) + header.directory_entries() * TABLE_SECTORS
-}
-
-/// The sector as an entry, where it fits.
-fn check_sector(sector: u64) -> Result<u32> {
-    u32::try_from(sector).map_err(|_| Error::Limit {
-        format: FORMAT_NAME,
-        field: "size of the extent in sectors".into(),
-        at: None,
-        value: sector,
-        limit: u32::MAX.into(),
-    })
 }

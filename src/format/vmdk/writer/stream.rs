@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, descriptor, extent_line};
+use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, descriptor, extent_line, sector_entry};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
 use crate::format::vmdk::descriptor::{Access, ExtentLine, ExtentType};
@@ -83,14 +83,7 @@ impl StreamWriter {
 
     /// Where the next thing after what is pending goes.
     fn next_sector(&self) -> Result<u32> {
-        let sector = (self.end + self.pending.len() as u64) / SECTOR;
-        u32::try_from(sector).map_err(|_| Error::Limit {
-            format: FORMAT_NAME,
-            field: "size of the file in sectors".into(),
-            at: None,
-            value: sector,
-            limit: u32::MAX.into(),
-        })
+        sector_entry((self.end + self.pending.len() as u64) / SECTOR)
     }
 
     /// Puts the table behind its grains, if it has any, and begins table `number`.

@@ -260,7 +260,6 @@ impl Sparse {
             capacity: self.capacity,
             grain_size: self.grain,
             directory: 4,
-            parent: None,
             unclean: false,
         };
         let mut file = header.encode().to_vec();
