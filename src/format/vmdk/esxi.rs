@@ -41,6 +41,7 @@ pub(super) fn cowd_grains(
         entries_per_table: cowd::TABLE_ENTRIES,
         entries: Entries::Sectors { zeroed_grains: false, packing: None },
         directory: Vec::new(),
+        copies: Vec::new(),
         metadata: vec![0..CowdHeader::LEN, place..place + bytes.len() as u64],
     };
     let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
@@ -102,6 +103,7 @@ pub(super) fn open_sesparse(
         entries_per_table: sesparse::TABLE_ENTRIES,
         entries: Entries::SeSparse { grains: header.grains.clone() },
         directory,
+        copies: Vec::new(),
         metadata: vec![constant_header, header.volatile_header, header.grain_directory],
     })
 }

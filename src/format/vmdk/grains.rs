@@ -13,6 +13,7 @@ use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, ExtentKind, FileId, Location};
 use crate::io::slices::{Slice, Slices};
 use crate::io::{ReadAt, table};
+use crate::zero;
 
 /// An opened sparse extent.
 pub(super) struct Grains {
@@ -27,6 +28,8 @@ pub(super) struct Grains {
     pub entries: Entries,
     /// Byte offset of each grain table in the file, which has room for it there; 0 for one that does not exist.
     pub directory: Vec<u64>,
+    /// The same of the copies of the tables, if there are any.
+    pub copies: Vec<u64>,
     /// Where other metadata is in the file.
     pub metadata: Vec<Range<u64>>,
 }
@@ -88,7 +91,18 @@ impl Grains {
         let first = in_table / slice_entries * slice_entries;
         let count = slice_entries.min(self.table_entries(table) - first);
         let place = Location { file: self.id, offset: table_offset + first * self.entry_size() };
-        let slice = slices.get(&*self.file, place, (count * self.entry_size()) as usize)?;
+        let len = (count * self.entry_size()) as usize;
+        let slice = slices.get(&*self.file, place, len)?;
+        if zero::is_zero(&slice.bytes)
+            && let Some(&copy) = self.copies.get(table).filter(|copy| **copy != 0)
+            && !zero::is_zero(
+                &slices.get(&*self.file, Location { offset: copy + first * self.entry_size(), ..place }, len)?.bytes,
+            )
+        {
+            // Which of them is damaged is not for a reader to decide, but zeros would be a guess.
+            let rule = "it has no grains, and its copy has";
+            return Err(field("grain table", table_offset).fault(Problem::Rule { value: 0, rule }));
+        }
 
         let slice_end = index - in_table + first + count;
         let (kind, mut len) = self.grain(&slice, in_table - first, offset)?;
@@ -152,15 +166,21 @@ impl Grains {
     /// How many tables from number `table` on, which is at `table_offset`, lie in the same hole of the file: the tables of a
     /// large disk are all there, and hardly any has been written.
     fn empty_tables(&self, table: usize, table_offset: u64) -> Result<Option<usize>> {
-        let data = self.file.next_data(table_offset).map_err(Error::io("looking for data", table_offset))?;
-        let data = data.map_or(self.file_len, |run| run.start);
-        let hole = table_offset..data;
-        let numbered = self.directory.iter().enumerate().skip(table).take(Self::HOLE_TABLES);
-        let empty = numbered.take_while(|(table, offset)| {
-            let end = offset.saturating_add(self.table_entries(*table) * self.entry_size());
-            hole.contains(*offset) && end <= hole.end
-        });
-        Ok(Some(empty.count()).filter(|count| *count > 0))
+        let in_hole = |directory: &[u64], offset| {
+            let data = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
+            let hole = offset..data.map_or(self.file_len, |run| run.start);
+            let numbered = directory.iter().enumerate().skip(table).take(Self::HOLE_TABLES);
+            let empty = numbered.take_while(|(table, offset)| {
+                let end = offset.saturating_add(self.table_entries(*table) * self.entry_size());
+                hole.contains(*offset) && end <= hole.end
+            });
+            Ok(empty.count())
+        };
+        let mut empty = in_hole(&self.directory, table_offset)?;
+        if let Some(&copy) = self.copies.get(table).filter(|copy| **copy != 0 && empty > 0) {
+            empty = empty.min(in_hole(&self.copies, copy)?);
+        }
+        Ok(Some(empty).filter(|count| *count > 0))
     }
 
     /// How the bytes from `offset` to the end of its grain live, by entry number `index` of a slice.

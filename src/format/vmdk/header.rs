@@ -73,7 +73,7 @@ pub(crate) struct Header {
     pub entries_per_table: u32,
     /// `rgdOffset`, if the flags say that there is a redundant directory.
     pub redundant_directory: Option<Directory>,
-    /// `gdOffset`; sector 0 only if the disk is empty.
+    /// `gdOffset`.
     pub directory: Directory,
     /// Sectors that the metadata takes at the beginning. A hint: nothing is checked, and some writers have it wrong.
     pub overhead: u64,
@@ -116,9 +116,6 @@ impl Header {
             offset => Some(Directory::parse(offset, field("rgdOffset", 48))?),
         };
         let directory = Directory::parse(u64_at(56), field("gdOffset", 56))?;
-        if directory == Directory::At(0) && capacity > 0 {
-            return Err(field("gdOffset", 56).fault(Problem::Overlap { offset: 0, with: "the header" }));
-        }
         Ok(Header {
             version,
             flags,

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::descriptor::looks_like_descriptor;
 use super::grains::{DAMAGED, Entries, Grains, Packing};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
@@ -51,8 +50,7 @@ impl Hosted {
         field("descriptorOffset", 28).within(start, len, self.file_len)?;
         field("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
         let text = table::read_table(&*self.file, start, len, field("descriptorOffset", 28), cx.budget)?;
-        // A split disk has room there, and its descriptor elsewhere.
-        Ok(looks_like_descriptor(&text).then_some((text, start)))
+        Ok(is_there(&text).then_some((text, start)))
     }
 
     /// Reads the directory, for an extent of which `len` bytes belong to the disk. Says what is worth a warning.
@@ -62,8 +60,10 @@ impl Hosted {
             (Err(error), _) | (_, Some(Err(error))) if !matches!(error.root(), Error::Corrupt(_)) => return Err(error),
             (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
             // Each table exists in both or in none.
-            (Ok((tables, place)), Some(Ok((redundant, _)))) if lacks(&tables, &redundant) => {
-                ((filled_in(tables, &redundant), place), Some(REDUNDANT_USED))
+            (Ok((tables, place)), Some(Ok((redundant, _)))) => {
+                let warning = lacks(&tables, &redundant).then_some(REDUNDANT_USED);
+                let grains = self.with_directory(len, (filled_in(tables, &redundant), place));
+                return Ok((Grains { copies: redundant, ..grains }, warning));
             }
             (primary, _) => (primary?, None),
         };
@@ -104,6 +104,7 @@ impl Hosted {
             entries_per_table: self.header.entries_per_table.into(),
             entries: Entries::Sectors { zeroed_grains: self.header.flags.contains(Flags::ZEROED_GRAIN), packing },
             directory,
+            copies: Vec::new(),
             metadata,
         }
     }
@@ -118,6 +119,9 @@ impl Hosted {
     ) -> Result<GrainDirectory> {
         let len = self.header.directory_entries().saturating_mul(4);
         let start = sector.saturating_mul(SECTOR);
+        if sector == 0 && len > 0 {
+            return Err(field.fault(Problem::Overlap { offset: 0, with: "the header" }));
+        }
         let bytes = table::read_table(&*self.file, start, len, field, cx.budget)?;
         cx.budget.take(len.saturating_mul(2), field.format, field.name, field.at)?;
         let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
@@ -178,6 +182,12 @@ impl Hosted {
         let rule = "the grain directory is at the end, and the file ends without a footer";
         Err(field("gdOffset", 56).fault(Problem::Rule { value: u64::MAX, rule }))
     }
+}
+
+/// Whether there is a descriptor in the room that is set aside for it. A split disk has zeros there, and its descriptor
+/// elsewhere. A damaged one is not the same as none: what it says of a parent would be lost.
+pub(super) fn is_there(text: &[u8]) -> bool {
+    text.iter().any(|&byte| byte != 0)
 }
 
 /// Whether a table is missing in `primary` that is there in `redundant`.

@@ -20,6 +20,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         help: "the controller that the disk is made for (default lsilogic)",
     },
     OptionSpec { name: "hwversion", values: "1..99", help: "version of the virtual hardware (default 4)" },
+    OptionSpec { name: "compat6", values: "on|off", help: "the same as hwversion=6 (default off)" },
     OptionSpec { name: "toolsversion", values: "0..2147483647", help: "version of VMware Tools (default 2147483647)" },
     OptionSpec {
         name: "zeroed_grain",
@@ -132,13 +133,23 @@ impl Settings {
             subformat,
             sectors: cx.size.div_ceil(SECTOR),
             adapter_type: cx.options.choice(FORMAT_NAME, "adapter_type", &adapters)?.unwrap_or("lsilogic"),
-            hardware_version: number("hwversion", 1..=99)?.unwrap_or(4),
+            hardware_version: hardware_version(cx)?,
             tools_version: number("toolsversion", 0..=i32::MAX as u64)?.unwrap_or(i32::MAX as u64),
             zeroed_grain,
             cid: cx.options.value("cid").map(parse_cid).transpose()?,
             encoding: Encoding { level: level.map(|level| level as u8), ..Encoding::new(Codec::Zlib) },
             parent,
         })
+    }
+}
+
+/// The number, or what stands for one in the words of qemu-img.
+fn hardware_version(cx: &CreateContext<'_>) -> Result<u64> {
+    let number = cx.options.number(FORMAT_NAME, "hwversion", 1..=99)?;
+    match (cx.options.flag(FORMAT_NAME, "compat6")?.unwrap_or(false), number) {
+        (true, Some(number)) if number != 6 => Err(refuse("compat6", format!("hwversion is {number}"))),
+        (true, _) => Ok(6),
+        (false, number) => Ok(number.unwrap_or(4)),
     }
 }
 

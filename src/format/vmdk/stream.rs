@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::descriptor::{Descriptor, looks_like_descriptor};
+use super::descriptor::Descriptor;
 use super::grains::{checked_grain_len, payload_codec};
 use super::header::{Directory, Flags, Header};
+use super::hosted::is_there;
 use super::marker::Marker;
 use super::reader::{MAX_DESCRIPTOR, describe_hosted};
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FORMAT_NAME, Kind, SECTOR, field};
 use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::format::OpenContext;
@@ -35,11 +36,15 @@ pub(super) fn open(
 ) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)> {
     let mut input = Input { stream, at: 0 };
     let mut bytes = [0; Header::LEN as usize];
-    input.read(&mut bytes)?;
+    let (start, rest) = bytes.split_at_mut(8);
+    input.read(start)?;
+    if Kind::of(start) != Some(Kind::Hosted) {
+        return Err(other_kind(0));
+    }
+    input.read(rest)?;
     let header = Header::parse(&bytes, 0, cx.limits)?;
     if !header.flags.contains(Flags::COMPRESSED | Flags::MARKERS) {
-        let feature = "reading anything but streamOptimized from a pipe".into();
-        return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(8) });
+        return Err(other_kind(8));
     }
     if let Some(place) = &header.descriptor {
         field("descriptorSize", 36).at_most(place.end - place.start, MAX_DESCRIPTOR)?;
@@ -49,7 +54,7 @@ pub(super) fn open(
         let from = range.start.checked_sub(Header::LEN)?;
         front.get(usize::try_from(from).ok()?..usize::try_from(range.end - Header::LEN).ok()?)
     };
-    let text = header.descriptor.clone().and_then(in_front).filter(|text| looks_like_descriptor(text));
+    let text = header.descriptor.clone().and_then(in_front).filter(|text| is_there(text));
     let at = header.descriptor.as_ref().map_or(0, |range| range.start);
     let descriptor = text.map(|text| Descriptor::parse(text, at, cx.limits)).transpose()?;
     let info = describe_hosted(&header, descriptor.as_ref())?;
@@ -74,6 +79,11 @@ pub(super) fn open(
         ended: false,
     };
     Ok((Box::new(StreamReader { info, walk: Mutex::new(walk) }), payloads))
+}
+
+fn other_kind(at: u64) -> Error {
+    let feature = "reading anything but streamOptimized from a pipe".into();
+    Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) }
 }
 
 /// What is between the header and the first marker.
@@ -259,7 +269,7 @@ impl Walk {
     /// The stream ends at `at`, as one of qemu does. Only tables that stood before the grains tell whether it is all there.
     fn end_without_marker(&mut self, at: u64) -> Result<()> {
         if self.grains_in_tables.is_none() {
-            return Err(cut_off(at, SECTOR));
+            return Err(cut_off(at, SECTOR, 0));
         }
         self.check_count()
     }
@@ -293,7 +303,7 @@ struct Input {
 impl Input {
     fn read(&mut self, buf: &mut [u8]) -> Result<()> {
         let at = self.at;
-        if buf.is_empty() || self.read_or_end(buf)? { Ok(()) } else { Err(cut_off(at, buf.len() as u64)) }
+        if buf.is_empty() || self.read_or_end(buf)? { Ok(()) } else { Err(cut_off(at, buf.len() as u64, 0)) }
     }
 
     /// Fills `buf`, or returns false when there is nothing left at all.
@@ -302,7 +312,7 @@ impl Input {
         while let Some(rest) = buf.get_mut(got..).filter(|rest| !rest.is_empty()) {
             match self.stream.read(rest) {
                 Ok(0) if got == 0 => return Ok(false),
-                Ok(0) => return Err(cut_off(self.at, buf.len() as u64)),
+                Ok(0) => return Err(cut_off(self.at, buf.len() as u64, got as u64)),
                 Ok(n) => got += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(Error::io("reading", self.at + got as u64)(e)),
@@ -316,7 +326,7 @@ impl Input {
         let skipped =
             io::copy(&mut (&mut self.stream).take(len), &mut io::sink()).map_err(Error::io("reading", self.at))?;
         if skipped < len {
-            return Err(cut_off(self.at, len));
+            return Err(cut_off(self.at, len, skipped));
         }
         self.at += len;
         Ok(())
@@ -327,8 +337,9 @@ impl Input {
     }
 }
 
-fn cut_off(offset: u64, len: u64) -> Error {
-    field("stream", offset).fault(Problem::OutOfBounds { offset, len, file_len: offset })
+/// The stream ends after `got` of the `len` bytes at `offset`.
+fn cut_off(offset: u64, len: u64, got: u64) -> Error {
+    field("stream", offset).fault(Problem::OutOfBounds { offset, len, file_len: offset + got })
 }
 
 /// Payloads that have come, until they have been read.

@@ -219,7 +219,8 @@ fn a_damaged_directory_has_a_second_one() {
     let sparse = Sparse::plain(10);
     let put = |bytes: &mut [u8], at: usize, value: u32| LittleEndian::write_u32(&mut bytes[at..], value);
     type Spoil<'a> = &'a dyn Fn(&mut Vec<u8>, &Built);
-    let damages: [(&str, Spoil<'_>); 5] = [
+    let damages: [(&str, Spoil<'_>); 6] = [
+        ("the directory is said to be where the header is", &|bytes, _| put(bytes, 56, 0)),
         ("the directory is beyond the file", &|bytes, _| put(bytes, 56, 1 << 20)),
         ("the first table is beyond the file", &|bytes, built| put(bytes, built.directories[0], 1 << 20)),
         ("the last table is", &|bytes, built| put(bytes, built.directories[0] + 8, u32::MAX)),
@@ -252,6 +253,24 @@ fn a_damaged_directory_has_a_second_one() {
         put(bytes, built.directories[1] + 4, 0);
     });
     assert!(matches!(each, Err(_) | Ok((1, true))), "{each:?}");
+}
+
+#[test]
+fn a_table_that_was_emptied_is_not_zeros() {
+    let sparse = Sparse::plain(10);
+    let built = sparse.build();
+    let table = |which: usize| {
+        let entry = built.directories[which];
+        LittleEndian::read_u32(&built.file[entry..]) as usize * 512
+    };
+    let mut bytes = built.file.clone();
+    bytes[table(0)..][..16].fill(0);
+    let error = read_one(&bytes).unwrap_err();
+    assert!(error.to_string().contains("its copy has"), "{error}");
+    // The reader does not depend on the copy.
+    let mut bytes = built.file.clone();
+    bytes[table(1)..][..16].fill(0);
+    assert!(read_one(&bytes).unwrap() == sparse.guest());
 }
 
 #[test]
@@ -513,11 +532,23 @@ fn an_embedded_descriptor() {
         let error = open(&with(lines).build().file).err().unwrap();
         assert_eq!(error.kind(), kind, "{lines:?}: {error}");
     }
-    // Text that is none is not looked at: split disks have room for one, and nothing in it.
-    let mut file = sparse.build().file;
+    // Split disks have room for one, and nothing in it.
+    let whole = sparse.build().file;
+    let mut file = whole.clone();
     file[512..1024].fill(0);
     let reader = open(&file).unwrap();
     assert_eq!(reader.info().warnings, [NO_DESCRIPTOR]);
+    // What is damaged is not the same as none: a parent may be named there.
+    let mut file = whole.clone();
+    file[512..516].copy_from_slice(b"void");
+    assert_eq!(open(&file).err().map(|error| error.kind()), Some("invalid-field"));
+    // Nobody needs so much text, and each of its copies takes memory.
+    let mut file = whole;
+    file.resize(6 << 20, 0);
+    LittleEndian::write_u64(&mut file[36..], MAX_DESCRIPTOR / 512);
+    assert!(open(&file).is_ok());
+    LittleEndian::write_u64(&mut file[36..], MAX_DESCRIPTOR / 512 + 1);
+    assert_eq!(open(&file).err().map(|error| error.kind()), Some("limit"));
 }
 
 #[test]

@@ -296,7 +296,8 @@ fn other_kinds_are_refused_by_name() {
         let error = image(&bytes).err().unwrap();
         assert!(error.kind() == "unsupported" && error.to_string().contains("from a pipe"), "{error}");
     }
-    assert_eq!(image(b"# Disk DescriptorFile\nversion=1\n").err().unwrap().kind(), "out-of-bounds");
+    assert_eq!(image(b"# Disk DescriptorFile\nversion=1\n").err().unwrap().kind(), "unsupported");
+    assert_eq!(image(b"KDMV").err().unwrap().kind(), "out-of-bounds");
     // A length that nobody has is not believed.
     let mut bytes = Sparse::stream(4).build().file;
     LittleEndian::write_u64(&mut bytes[64..], u64::MAX);

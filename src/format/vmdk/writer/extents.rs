@@ -43,38 +43,10 @@ enum Content {
 
 impl ExtentsWriter {
     pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<ExtentsWriter> {
-        let (mut extents, mut lines) = (Vec::new(), Vec::new());
-        let mut own_descriptor = None;
-        if settings.subformat == Subformat::MonolithicSparse {
-            let name = cx.files.map_or(OsStr::new(NO_NAME), |files| files.image_name());
-            let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)));
-            let text = descriptor(cx, settings, vec![line]).encode()?;
-            let out = cx.out.clone();
-            let extent = SparseExtent::create(out, settings.sectors, Some(&text), settings.zeroed_grain)?;
-            let range = 0..settings.sectors * SECTOR;
-            extents.push(Extent { range, content: Content::Sparse(Box::new(extent)) });
-        } else {
-            let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
-                let feature = format!("{} where there can be one file only", settings.subformat.name());
-                return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
-            };
-            let mut start = 0;
-            for number in 1.. {
-                let sectors = (settings.sectors - start).min(extent_sectors(settings.subformat));
-                let name = extent_name(files.image_name(), settings.subformat, number);
-                let line = extent_line(sectors, extent_type(settings.subformat), Name::from(Path::new(&name)));
-                // What cannot stand in a descriptor is found before a file is made.
-                descriptor(cx, settings, vec![line.clone()]).encode()?;
-                lines.push(line);
-                let content = Content::create(files.add(&name)?, sectors, settings)?;
-                extents.push(Extent { range: start * SECTOR..(start + sectors) * SECTOR, content });
-                start += sectors;
-                if start == settings.sectors {
-                    break;
-                }
-            }
-            own_descriptor = Some((descriptor(cx, settings, lines).encode()?, cx.out.clone()));
-        }
+        let (extents, descriptor) = match settings.subformat {
+            Subformat::MonolithicSparse => (monolithic(cx, settings)?, None),
+            _ => split(cx, settings).map(|(extents, text)| (extents, Some((text, cx.out.clone()))))?,
+        };
         let grain = GRAIN_SECTORS * SECTOR;
         let over_backing = settings.parent.is_some();
         let spec = WriteSpec {
@@ -85,7 +57,7 @@ impl ExtentsWriter {
             over_backing,
             ..WriteSpec::default()
         };
-        Ok(ExtentsWriter { spec, extents, descriptor: own_descriptor })
+        Ok(ExtentsWriter { spec, extents, descriptor })
     }
 
     /// The extent that holds guest byte `offset`.
@@ -166,6 +138,45 @@ impl Content {
             Ok(Content::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings.zeroed_grain)?)))
         }
     }
+}
+
+/// One sparse extent with its descriptor inside.
+fn monolithic(cx: &CreateContext<'_>, settings: &Settings) -> Result<Vec<Extent>> {
+    let text = |name: &OsStr| {
+        let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)));
+        descriptor(cx, settings, vec![line]).encode()
+    };
+    // Nobody needs the name to find the extent, so one that a descriptor cannot hold is no obstacle.
+    let own = cx.files.and_then(|files| text(files.image_name()).ok());
+    let text = own.map_or_else(|| text(OsStr::new(NO_NAME)), Ok)?;
+    let extent = SparseExtent::create(cx.out.clone(), settings.sectors, Some(&text), settings.zeroed_grain)?;
+    let content = Content::Sparse(Box::new(extent));
+    Ok(vec![Extent { range: 0..settings.sectors * SECTOR, content }])
+}
+
+/// Extents in files of their own, and the text that names them.
+fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Vec<u8>)> {
+    let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
+        let feature = format!("{} where there can be one file only", settings.subformat.name());
+        return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
+    };
+    let (mut extents, mut lines) = (Vec::new(), Vec::new());
+    let mut start = 0;
+    for number in 1.. {
+        let sectors = (settings.sectors - start).min(extent_sectors(settings.subformat));
+        let name = extent_name(files.image_name(), settings.subformat, number);
+        let line = extent_line(sectors, extent_type(settings.subformat), Name::from(Path::new(&name)));
+        // What cannot stand in a descriptor is found before a file is made.
+        descriptor(cx, settings, vec![line.clone()]).encode()?;
+        lines.push(line);
+        let content = Content::create(files.add(&name)?, sectors, settings)?;
+        extents.push(Extent { range: start * SECTOR..(start + sectors) * SECTOR, content });
+        start += sectors;
+        if start == settings.sectors {
+            break;
+        }
+    }
+    Ok((extents, descriptor(cx, settings, lines).encode()?))
 }
 
 /// The largest extent of an image.

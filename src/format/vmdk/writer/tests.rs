@@ -212,6 +212,9 @@ fn names_of_the_files() {
         let error = create(&context(512, &options, Arc::new(Target::new()), Some(&dir))).err().unwrap();
         assert_eq!(error.kind(), "usage", "{error}");
         assert!(dir.names().is_empty());
+        // With one file, nobody needs the name.
+        let plain = Options::new();
+        assert!(create(&context(512, &plain, Arc::new(Target::new()), Some(&dir))).is_ok());
     }
     // Without a name of its own an image has only one file.
     for subformat in &SUBFORMATS[2..] {
