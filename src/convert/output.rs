@@ -140,6 +140,9 @@ impl Output {
         }
         close(file)?;
         let Some(temporary) = temporary else { return Ok(()) };
+        // A run that is killed from here on leaves no image rather than one of old and new files.
+        let replaces_several = rules.clobber && !hidden.is_empty() && rules.replaced(&target)?.is_some();
+        let old = replaces_several.then(|| Temporary::keep(&target, |from, to| fs::rename(from, to))).transpose()?;
         let mut placed = Vec::with_capacity(hidden.len());
         let all = hidden.into_iter().try_for_each(|(path, temporary)| {
             let result = rules.keep(&path).and_then(|old| Placed::new(&path, temporary, old, rules.clobber));
@@ -148,13 +151,11 @@ impl Output {
         });
         if let Err(error) = all.and_then(|()| temporary.rename(&target, rules.clobber)) {
             // What cannot be put back is worse than the failure itself.
-            return Err(placed
-                .into_iter()
-                .rev()
-                .fold(error, |error, placed| placed.take_back().err().unwrap_or(error)));
+            let error = placed.into_iter().rev().fold(error, |error, placed| placed.take_back().err().unwrap_or(error));
+            return Err(old.and_then(|old| old.put_back(&target).err()).unwrap_or(error));
         }
         // The old files go.
-        drop(placed);
+        drop((placed, old));
         if rules.sync {
             let directory = target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let sync = File::open(directory).and_then(|directory| directory.sync_all());

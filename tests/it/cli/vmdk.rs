@@ -21,7 +21,7 @@ fn as_qemu_img_says(info: &mut Value) {
     assert_eq!(data.remove("adapter-type"), Some("lsilogic".into()));
     assert_eq!(data.remove("hardware-version"), Some("4".into()));
     for extent in data["extents"].as_array_mut().unwrap() {
-        assert_eq!(extent.as_object_mut().unwrap().remove("access"), Some("RW".into()));
+        assert!(matches!(extent.as_object_mut().unwrap().remove("access"), Some(Value::String(_))));
         assert_eq!(extent["format"], "SPARSE");
         extent["format"] = "".into();
     }
