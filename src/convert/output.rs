@@ -115,7 +115,7 @@ impl Output {
         // It holds what a file at the target may have held that not everybody was to read.
         let mask = self.old.as_ref().map_or(0o7777, Metadata::mode);
         let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), mask)?;
-        let file = Arc::new(file.with_sync(self.rules.sync));
+        let file = Arc::new(file.with_sync(self.rules.sync).with_path(path));
         parts.push(Part { path: path.to_owned(), file: file.clone(), temporary });
         Ok(file)
     }

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, fallocate};
@@ -85,6 +85,7 @@ pub struct FileTarget {
     file: File,
     device: bool,
     sync: bool,
+    path: Option<PathBuf>,
 }
 
 impl FileTarget {
@@ -94,7 +95,7 @@ impl FileTarget {
     /// Those of the system; [`io::ErrorKind::AlreadyExists`] when there is something at `path`.
     pub fn create_new(path: &Path, mode: u32) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
-        Ok(FileTarget { file, device: false, sync: true })
+        Ok(FileTarget { file, device: false, sync: true, path: None })
     }
 
     /// Opens a block device that exists, alone (`O_EXCL`: not while it is mounted).
@@ -103,13 +104,20 @@ impl FileTarget {
         if !file.metadata()?.file_type().is_block_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device"));
         }
-        Ok(FileTarget { file, device: true, sync: true })
+        Ok(FileTarget { file, device: true, sync: true, path: None })
     }
 
     /// Whether [`sync`](WriteAt::sync) does anything. It does by default.
     #[must_use]
     pub fn with_sync(mut self, sync: bool) -> Self {
         self.sync = sync;
+        self
+    }
+
+    /// Says what the file will be called, for messages.
+    #[must_use]
+    pub fn with_path(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
         self
     }
 
@@ -148,6 +156,10 @@ impl WriteAt for FileTarget {
 
     fn starts_zeroed(&self) -> bool {
         !self.device
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Where the bytes of a guest range live: which extent they are in, and where in that.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -102,7 +103,7 @@ impl Reader {
     fn open_descriptor(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let descriptor = read_descriptor(&*file, cx)?;
         let mut info = describe(&descriptor, descriptor.sectors() * SECTOR, None);
-        let mut files = Files { opened: Vec::new(), info: &mut info, cx };
+        let mut files = Files { opened: Vec::new(), sparse: HashSet::new(), info: &mut info, cx };
         let mut parts = Vec::new();
         let mut start = 0;
         for line in &descriptor.extents {
@@ -135,6 +136,8 @@ pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result
 struct Files<'a, 'b> {
     /// By [`FileId`], from 1 on.
     opened: Vec<(Name, Option<Arc<dyn ReadAt>>)>,
+    /// Those that are sparse extents.
+    sparse: HashSet<FileId>,
     info: &'a mut ImageInfo,
     cx: &'a OpenContext<'b>,
 }
@@ -164,6 +167,11 @@ impl Files<'_, '_> {
     }
 
     fn open(&mut self, file: Arc<dyn ReadAt>, id: FileId, line: &ExtentLine, len: u64) -> Result<Content> {
+        let is_sparse = !matches!(line.kind, ExtentType::Zero | ExtentType::Flat | ExtentType::Vmfs);
+        if is_sparse && !self.sparse.insert(id) {
+            // Its metadata would be read again and again.
+            return Err(field("place", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
+        }
         let grains = match line.kind {
             ExtentType::Zero => return Ok(Content::Zero),
             ExtentType::Flat | ExtentType::Vmfs => {
@@ -204,6 +212,9 @@ pub(super) fn name_extent(error: Error, name: &Name) -> Error {
         Error::Corrupt(mut fault) => {
             fault.field = format!("{} of the extent {name}", fault.field).into();
             Error::Corrupt(fault)
+        }
+        Error::Io { action, offset, cause } => {
+            Error::Io { action: format!("{action} of the extent {name}").into(), offset, cause }
         }
         other => other,
     }

@@ -426,6 +426,10 @@ fn an_extent_may_be_shorter_than_its_file_but_not_longer() {
         let error = read(&descriptor(&[line]), &files).unwrap_err();
         assert_eq!(error.kind(), kind, "{line}: {error}");
     }
+    // A flat file may hold several extents, a sparse one is one.
+    read(&descriptor(&["RW 4 FLAT \"b\" 0", "RW 6 FLAT \"b\" 4"]), &files).unwrap();
+    let error = read(&descriptor(&["RW 8 SPARSE \"a\"", "RW 8 SPARSE \"a\""]), &files).unwrap_err();
+    assert_eq!(error.kind(), "overlap", "{error}");
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl SparseWrite for ExtentsWriter {
         let local = guest.start - range.start..guest.end.min(range.end) - range.start;
         let (out, host) = match content {
             Content::Flat(out) => (out.clone(), local),
-            Content::Sparse(extent) => extent.place(local)?,
+            Content::Sparse(extent) => extent.place(local).map_err(|error| error.in_file_at(extent.path()))?,
         };
         Ok(Placement { out, offset: host.start, before: Vec::new(), len: host.end - host.start })
     }
@@ -115,10 +115,7 @@ impl SparseWrite for ExtentsWriter {
                     (extent.path(), finished)
                 }
             };
-            finished.map_err(|error| match path {
-                Some(path) => error.in_file(path),
-                None => error,
-            })?;
+            finished.map_err(|error| error.in_file_at(path))?;
         }
         if let Some((text, out)) = &self.descriptor {
             out.write_all_at(text, 0).map_err(Error::io("writing the descriptor", 0))?;
