@@ -219,10 +219,10 @@ pub enum ReferenceProblem {
     FormatNotStated(&'static str),
     /// The chain of files comes back to a file that is in it already.
     Loop,
-    /// No file beside the image has the identity.
-    NoneBeside,
-    /// Several files beside the image have the identity.
-    SeveralBeside,
+    /// None of the files beside the image has the identity that the image states.
+    NoneBeside(Name),
+    /// Several of the files beside the image have the identity that the image states.
+    SeveralBeside(Name),
     /// The file is not, or is no longer, the one that the image was made over.
     Changed {
         /// The identity that the image states.
@@ -357,8 +357,12 @@ impl fmt::Display for ReferenceProblem {
                 return write!(f, "its format is not stated, and it looks like {format}");
             }
             ReferenceProblem::Loop => "it is a part of this chain already",
-            ReferenceProblem::NoneBeside => "no image beside this one has that identity",
-            ReferenceProblem::SeveralBeside => "several images beside this one have that identity",
+            ReferenceProblem::NoneBeside(identity) => {
+                return write!(f, "there is no such file, and none beside the image has {identity}");
+            }
+            ReferenceProblem::SeveralBeside(identity) => {
+                return write!(f, "there is no such file, and several beside the image have {identity}");
+            }
             ReferenceProblem::Changed { expected, found } => {
                 return write!(f, "it has been changed since: the image was made over {expected}, and this is {found}");
             }

@@ -2,25 +2,32 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::options::Options;
 
-/// Where the identifiers in new images come from.
+/// Where the identifiers and times in new images come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identifiers {
-    /// From the system's source of randomness.
+    /// From the system's source of randomness and its clock.
     Random,
     /// Derived from the format, size and options of the image, so that making it again gives the same bytes.
-    Reproducible,
+    Reproducible {
+        /// When the image was made, as far as it says so: seconds since 1970.
+        time: u64,
+    },
 }
 
 impl Identifiers {
-    /// Reproducible if the environment has `SOURCE_DATE_EPOCH`, and random otherwise.
+    /// Reproducible if the environment has `SOURCE_DATE_EPOCH`, and random otherwise. What is no number there means 0.
     ///
     /// See <https://reproducible-builds.org/specs/source-date-epoch/>.
     pub fn from_env() -> Self {
         match std::env::var_os("SOURCE_DATE_EPOCH") {
-            Some(_) => Identifiers::Reproducible,
+            Some(text) => {
+                let time = text.to_str().and_then(|text| text.parse().ok()).unwrap_or_default();
+                Identifiers::Reproducible { time }
+            }
             None => Identifiers::Random,
         }
     }
@@ -31,11 +38,12 @@ impl Identifiers {
             Identifiers::Random => {
                 // Each state has keys of its own, from the system's source of randomness.
                 let random = || RandomState::new().build_hasher().finish();
-                ImageIdentifiers { seed: [random(), random()] }
+                let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+                ImageIdentifiers { seed: [random(), random()], time }
             }
-            Identifiers::Reproducible => {
+            Identifiers::Reproducible { time } => {
                 let text = format!("{format} {size} {options:?}");
-                ImageIdentifiers { seed: [0, 1].map(|lane| hash(lane, text.as_bytes())) }
+                ImageIdentifiers { seed: [0, 1].map(|lane| hash(lane, text.as_bytes())), time }
             }
         }
     }
@@ -45,12 +53,14 @@ impl Identifiers {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ImageIdentifiers {
     seed: [u64; 2],
+    /// When the image is made: seconds since 1970.
+    pub time: u64,
 }
 
 impl ImageIdentifiers {
-    /// Those that follow from `seed`, which the caller was given, and from nothing random.
+    /// Those that follow from `seed`, which the caller was given, and from nothing random. The time is 0.
     pub fn pinned(seed: u64) -> Self {
-        ImageIdentifiers { seed: [seed, !seed] }
+        ImageIdentifiers { seed: [seed, !seed], time: 0 }
     }
 
     /// The identifier for `what`, always the same for one image and purpose.
@@ -82,7 +92,7 @@ mod tests {
     #[test]
     fn only_random_ones_differ_each_time() {
         let ids = |from: Identifiers, size| from.of_image("vmdk", size, &Options::new()).bytes("cid");
-        let fixed = Identifiers::Reproducible;
+        let fixed = Identifiers::Reproducible { time: 0 };
         assert_eq!(ids(fixed, 512), ids(fixed, 512));
         let distinct: HashSet<_> =
             (0..1000).map(|size| ids(fixed, size)).chain((0..1000).map(|_| ids(Identifiers::Random, 512))).collect();
@@ -93,7 +103,7 @@ mod tests {
     fn they_stay_the_same_in_all_versions() {
         let pinned = ImageIdentifiers::pinned(1);
         assert_ne!(pinned.bytes("a"), pinned.bytes("b"));
-        let ids = Identifiers::Reproducible.of_image("vmdk", 1 << 20, &Options::new());
+        let ids = Identifiers::Reproducible { time: 7 }.of_image("vmdk", 1 << 20, &Options::new());
         assert_eq!(u128::from_be_bytes(ids.bytes("cid")), 0xac20_41e2_ceab_c7e5_bfe7_3113_7970_add6);
     }
 }

@@ -206,7 +206,7 @@ fn what_goes_before_a_block_is_written_before_it() {
         let mut options = Options::new();
         options.add_list(list);
         let vmdk = Converter::new(Format::named("vmdk").unwrap());
-        vmdk.options(options).identifiers(Identifiers::Reproducible).threads(1)
+        vmdk.options(options).identifiers(Identifiers::Reproducible { time: 0 }).threads(1)
     };
     // Tables come between the blocks of several work ranges, and after a run of zeros.
     let mut bytes = text(3 * MIB + 300);

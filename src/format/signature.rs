@@ -15,12 +15,6 @@ static SIGNATURES: &[Signature] = &[
     Signature { name: "qcow", matches: |p| p.head.starts_with(b"QFI\xfb\0\0\0\x01") },
     Signature { name: "qed", matches: |p| p.head.starts_with(b"QED\0") },
     Signature { name: "vhdx", matches: |p| p.head.starts_with(b"vhdxfile") },
-    // A fixed VHD has only the footer; before Virtual PC 2004 that was 511 bytes long.
-    Signature {
-        name: "vpc",
-        matches: |p| p.head.starts_with(b"conectix") || [0, 1].iter().any(|&at| has(p.tail, at, b"conectix")),
-    },
-    Signature { name: "vdi", matches: |p| has(p.head, 0x40, &0xbeda_107f_u32.to_le_bytes()) },
     Signature {
         name: "parallels",
         matches: |p| p.head.starts_with(b"WithoutFreeSpace") || p.head.starts_with(b"WithouFreSpacExt"),
@@ -31,10 +25,6 @@ static SIGNATURES: &[Signature] = &[
 pub(super) fn foreign<'a>(probe: &Probe<'a>) -> impl Iterator<Item = &'static str> + use<'a> {
     let probe = *probe;
     SIGNATURES.iter().filter(move |signature| (signature.matches)(&probe)).map(|signature| signature.name)
-}
-
-fn has(bytes: &[u8], at: usize, what: &[u8]) -> bool {
-    bytes.get(at..).is_some_and(|rest| rest.starts_with(what))
 }
 
 #[cfg(test)]
@@ -49,8 +39,7 @@ mod tests {
     fn known_signatures() {
         assert_eq!(names(b"vhdxfile", b""), ["vhdx"]);
         assert_eq!(names(b"KDMV", b""), [""; 0]);
-        assert_eq!(names(b"\0", b"conectix"), ["vpc"]);
-        assert_eq!(names(b"\0", b"\0conectix"), ["vpc"]);
+        assert_eq!(names(b"\0", b"conectix"), [""; 0]);
         assert_eq!(names(b"QFI\xfb\0\0\0\x02", b""), [""; 0]);
         assert_eq!(names(&[0; 512], &[0; 512]), [""; 0]);
     }

@@ -39,6 +39,7 @@ impl OpenOptions {
         if self.references == References::Any {
             candidates.extend(files_of_extension(&here.join(".."), extension).unwrap_or_default());
         }
+        let identity = reference.identity.clone().unwrap_or_default();
         let mut found: Option<(PathBuf, FileSource)> = None;
         for path in candidates {
             let Some(source) = self.with_identity(image, reference, &path) else { continue };
@@ -46,10 +47,10 @@ impl OpenOptions {
                 None => found = Some((path, source)),
                 // A second name of it.
                 Some((_, first)) if first.identity().ok() == source.identity().ok() => {}
-                Some(_) => return Err(refusal(image.format, reference, ReferenceProblem::SeveralBeside)),
+                Some(_) => return Err(refusal(image.format, reference, ReferenceProblem::SeveralBeside(identity))),
             }
         }
-        found.ok_or_else(|| refusal(image.format, reference, ReferenceProblem::NoneBeside))
+        found.ok_or_else(|| refusal(image.format, reference, ReferenceProblem::NoneBeside(identity)))
     }
 
     /// Opens the file at `path` if it has the identity. What cannot be read is not it.

@@ -58,5 +58,3 @@ keep no-data-file.qcow2
 
 qemu-img create -q -f qcow "$work/version-1.qcow" 1M
 keep version-1.qcow
-qemu-img create -q -f vdi "$work/vdi.img" 1M
-keep vdi.img

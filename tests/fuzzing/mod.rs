@@ -246,7 +246,7 @@ fn to_vmdk(choice: &[u8]) -> Converter {
     }
     Converter::new(named("vmdk"))
         .options(options)
-        .identifiers(Identifiers::Reproducible)
+        .identifiers(Identifiers::Reproducible { time: 0 })
         .sparse([0, 512, 4096, 65536][pick(6, 4)])
         .threads(1 + pick(6, 3))
 }

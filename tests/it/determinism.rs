@@ -163,7 +163,7 @@ fn assert_same_files(left: &[(String, Vec<u8>)], right: &[(String, Vec<u8>)], wh
 fn vmdk_of_any_kind() {
     let guest = guest();
     for list in VMDK {
-        let converter = vmdk(list).identifiers(Identifiers::Reproducible);
+        let converter = vmdk(list).identifiers(Identifiers::Reproducible { time: 0 });
         let first = vmdk_files(&converter.clone().threads(1), &raw_image(&guest));
         for threads in [2, 3, 8] {
             let others = vmdk_files(&converter.clone().threads(threads), &raw_image(&guest));
@@ -180,7 +180,7 @@ fn vmdk_of_any_kind() {
 
 #[test]
 fn a_padded_disk_has_the_identifiers_of_a_whole_one() {
-    let converter = vmdk("").identifiers(Identifiers::Reproducible);
+    let converter = vmdk("").identifiers(Identifiers::Reproducible { time: 0 });
     let (first, _) = convert(&converter, &raw_image(&[1; 700]));
     let (second, _) = convert(&converter, &raw_image(&[[1; 700].as_slice(), &[0; 324]].concat()));
     assert_same(&second, &first, "the last sector");
@@ -199,7 +199,7 @@ fn identifiers_are_random_unless_they_must_not_be() {
         let make = |from| text(vmdk(list).identifiers(from));
         let [one, two] = [make(Identifiers::Random), make(Identifiers::Random)];
         assert!(one.iter().zip(&two).all(|(one, two)| one != two), "{list}: {one:?}");
-        assert_eq!(make(Identifiers::Reproducible), make(Identifiers::Reproducible), "{list}");
+        assert_eq!(make(Identifiers::Reproducible { time: 0 }), make(Identifiers::Reproducible { time: 0 }), "{list}");
         let usual = [text(vmdk(list)), text(vmdk(list))];
         let pinned = std::env::var_os("SOURCE_DATE_EPOCH").is_some();
         assert_eq!(usual[0] == usual[1], pinned, "{list}");
@@ -220,7 +220,7 @@ fn a_split_disk_is_the_same_at_its_seams() {
     file.write_all_at(&Pattern::Dense.make(3 << 20), SPLIT - (1 << 20) - 4096).unwrap();
     file.write_all_at(&[7; 512], SPLIT + (3 << 20)).unwrap();
     let source = || open_raw(&path);
-    let converter = vmdk("subformat=twoGbMaxExtentSparse").identifiers(Identifiers::Reproducible);
+    let converter = vmdk("subformat=twoGbMaxExtentSparse").identifiers(Identifiers::Reproducible { time: 0 });
     let first = vmdk_files(&converter.clone().threads(1), &source());
     assert_eq!(
         first.iter().map(|file| file.0.as_str()).collect::<Vec<_>>(),
@@ -237,7 +237,7 @@ fn a_split_disk_is_the_same_at_its_seams() {
 fn deflate_is_carried_over_between_formats() {
     let guest = guest();
     let qcow2_image = qcow2_image(&qcow2_bytes(&qcow2("").compress(true), &guest)).unwrap();
-    let stream = vmdk("subformat=streamOptimized").identifiers(Identifiers::Reproducible);
+    let stream = vmdk("subformat=streamOptimized").identifiers(Identifiers::Reproducible { time: 0 });
     let (bytes, report) = convert(&stream, &qcow2_image);
     // What qcow2 keeps as it is, since it does not shrink, is encoded here.
     assert!(report.copied_blocks > 10 && report.copied_blocks < report.compressed_blocks, "{report:?}");
@@ -252,7 +252,8 @@ fn deflate_is_carried_over_between_formats() {
     assert!(report.copied_blocks > 10, "{report:?}");
     assert_same(&back, &qcow2_bytes(&qcow2("").compress(true), &guest), "back");
     // Who asks for a level gets that.
-    let level = || vmdk("subformat=streamOptimized,compression_level=9").identifiers(Identifiers::Reproducible);
+    let level =
+        || vmdk("subformat=streamOptimized,compression_level=9").identifiers(Identifiers::Reproducible { time: 0 });
     let (encoded, report) = convert(&level(), &open());
     assert_eq!(report.copied_blocks, 0);
     assert_same(&encoded, &convert(&level(), &raw_image(&guest)).0, "level 9");

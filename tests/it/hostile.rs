@@ -261,12 +261,8 @@ fn signatures() {
     let dir = TempDir::new();
     let mut footer = vec![0; 4096];
     footer[3584..3592].copy_from_slice(b"conectix");
-    let mut vdi = vec![0; 512];
-    vdi[0x40..0x44].copy_from_slice(&0xbeda_107f_u32.to_le_bytes());
     let old_qcow = [b"QFI\xfb\0\0\0\x01".to_vec(), vec![0; 100]].concat();
     for (name, bytes) in [
-        ("vpc", footer.clone()),
-        ("vdi", vdi),
         ("vhdx", b"vhdxfile".to_vec()),
         ("qed", b"QED\0".to_vec()),
         ("parallels", b"WithouFreSpacExt".to_vec()),

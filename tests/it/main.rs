@@ -19,3 +19,4 @@ mod output;
 mod pipes;
 mod references;
 mod support;
+mod vdi;

@@ -1,0 +1,273 @@
+//! The header: `VDIPREHEADER` and behind it `VDIHEADER1` or `VDIHEADER1PLUS`.
+//!
+//! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it.
+
+use std::borrow::Cow;
+
+use byteorder::{ByteOrder, LittleEndian};
+
+use super::uuid::Uuid;
+use super::{FORMAT_NAME, SECTOR, field};
+use crate::error::{Error, Problem, Result};
+use crate::io::{ReadAt, table};
+use crate::limits::Limits;
+use crate::name::Name;
+
+pub(super) const SIGNATURE: u32 = 0xbeda_107f;
+pub(super) const SIGNATURE_AT: usize = 64;
+/// Byte offset of `cBlocksAllocated`, for messages.
+pub(super) const BLOCKS_ALLOCATED_AT: u64 = 388;
+/// Where `cbHeader` stands, from which on it counts.
+const START: u64 = 72;
+/// Bytes of a `VDIHEADER1` and of a `VDIHEADER1PLUS`, which has the LCHS geometry.
+const SIZES: [u32; 2] = [384, 400];
+/// The text at the beginning of files of this crate. Everybody has another one; `file` shows it.
+const TEXT: &[u8] = b"<<< diskimage Virtual Disk Image >>>\n";
+const COMMENT_LEN: usize = 256;
+/// The only flag, `VDI_IMAGE_FLAGS_ZERO_EXPAND`: the writer cleared new blocks.
+const ZERO_EXPAND: u32 = 1;
+
+/// What an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It grows.
+    Dynamic,
+    /// All of its blocks are there from the beginning.
+    Static,
+    /// It lies over a parent, and what is written to it may be taken back.
+    Undo,
+    /// It lies over a parent.
+    Differencing,
+}
+
+impl Kind {
+    /// In the order of their numbers, which begin with 1.
+    const ALL: [Kind; 4] = [Kind::Dynamic, Kind::Static, Kind::Undo, Kind::Differencing];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Dynamic => "dynamic",
+            Kind::Static => "static",
+            Kind::Undo => "undo",
+            Kind::Differencing => "differencing",
+        }
+    }
+
+    pub fn has_parent(self) -> bool {
+        matches!(self, Kind::Undo | Kind::Differencing)
+    }
+}
+
+/// A valid header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// The lower half of the version; the upper one is 1.
+    pub minor_version: u16,
+    pub kind: Kind,
+    pub comment: Name,
+    /// Byte offset of the block map, which is behind the header.
+    pub map_offset: u64,
+    /// Byte offset of the data area, which is behind the block map.
+    pub data_offset: u64,
+    /// Size of the disk in bytes.
+    pub disk_size: u64,
+    /// Bytes in a block, a power of two from 512 on.
+    pub block_size: u32,
+    /// Bytes before each block.
+    pub block_extra: u32,
+    /// Entries in the block map; at least so many as the disk has blocks.
+    pub blocks: u32,
+    /// Blocks in the data area, by the header. Nothing is checked.
+    pub blocks_allocated: u32,
+    pub uuid: Uuid,
+    /// Changes when the disk does.
+    pub modification: Uuid,
+    /// The parent's, and not null for kinds that have one. VirtualBox ignores it for others.
+    pub linkage: Uuid,
+    /// That of the parent's state when the image was made.
+    pub parent_modification: Uuid,
+    /// Of the LCHS geometry, if there is one.
+    pub lchs_sector_size: Option<u32>,
+}
+
+impl Header {
+    /// Bytes of the largest header that is known.
+    pub const LEN: usize = START as usize + SIZES[1] as usize;
+
+    /// Reads the header of `file`.
+    pub fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Header> {
+        let file_len = table::length(file)?;
+        let mut bytes = [0; Header::LEN];
+        let len = file_len.min(bytes.len() as u64) as usize;
+        table::read(file, bytes.get_mut(..len).unwrap_or_default(), 0)?;
+        Header::parse(&bytes, file_len, limits)
+    }
+
+    /// Parses the first bytes of a file of `file_len` bytes, which is followed by zeros if it is shorter.
+    pub fn parse(bytes: &[u8; Header::LEN], file_len: u64, limits: &Limits) -> Result<Header> {
+        let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
+        let uuid_at = |offset: usize| Uuid(bytes[offset..].first_chunk().copied().unwrap_or_default());
+
+        field("header", 0).within(0, START + 4, file_len)?;
+        if u32_at(SIGNATURE_AT) != SIGNATURE {
+            let rule = "the signature is 0xbeda107f";
+            return Err(field("u32Signature", 64).fault(Problem::Rule { value: u32_at(SIGNATURE_AT).into(), rule }));
+        }
+        let (version, minor_version) = (u32_at(68) >> 16, u32_at(68) as u16);
+        if version != 1 {
+            let age = if version == 0 { ", which is older than 1" } else { "" };
+            let feature = format!("header version {version}.{minor_version}{age}").into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(68) });
+        }
+        let header_size = u32_at(72);
+        if header_size < SIZES[0] {
+            let problem = Problem::Range { value: header_size.into(), min: SIZES[0].into(), max: u32::MAX.into() };
+            return Err(field("cbHeader", 72).fault(problem));
+        }
+        // What follows the fields that are known is not looked at.
+        let header_end = START + u64::from(header_size.min(SIZES[1]));
+        field("cbHeader", 72).within(0, header_end, file_len)?;
+
+        let kind = parse_kind(u32_at(76))?;
+        let flags = u32_at(80);
+        if flags & !ZERO_EXPAND != 0 {
+            let problem = Problem::Reserved { value: flags.into(), bits: (flags & !ZERO_EXPAND).into() };
+            return Err(field("fFlags", 80).fault(problem));
+        }
+        let comment: &[u8] = bytes[84..84 + COMMENT_LEN].split(|&byte| byte == 0).next().unwrap_or_default();
+        let header = Header {
+            minor_version,
+            kind,
+            comment: Name::from(comment),
+            map_offset: u32_at(340).into(),
+            data_offset: u32_at(344).into(),
+            disk_size: LittleEndian::read_u64(&bytes[368..]),
+            block_size: parse_block_size(u32_at(376))?,
+            block_extra: u32_at(380),
+            blocks: u32_at(384),
+            blocks_allocated: u32_at(BLOCKS_ALLOCATED_AT as usize),
+            uuid: uuid_at(392),
+            modification: uuid_at(408),
+            linkage: uuid_at(424),
+            parent_modification: uuid_at(440),
+            lchs_sector_size: (header_size >= SIZES[1]).then(|| u32_at(468)),
+        };
+        header.check_places(header_end, file_len)?;
+        header.check_size(limits)?;
+        header.check_linkage()?;
+        Ok(header)
+    }
+
+    /// The block map is in the file and behind the header, and the data is behind the block map: no block lies over metadata.
+    fn check_places(&self, header_end: u64, file_len: u64) -> Result<()> {
+        field("cBlocks", 384).within(self.map_offset, self.map_len(), file_len)?;
+        if self.map_offset < header_end {
+            let problem = Problem::Overlap { offset: self.map_offset, with: "the header" };
+            return Err(field("offBlocks", 340).fault(problem));
+        }
+        if self.data_offset < self.map_offset + self.map_len() {
+            let problem = Problem::Overlap { offset: self.data_offset, with: "the block map" };
+            return Err(field("offData", 344).fault(problem));
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, limits: &Limits) -> Result<()> {
+        let size = field("cbDisk", 368);
+        size.at_most(self.disk_size, limits.virtual_size)?;
+        let max = u64::from(self.blocks) * u64::from(self.block_size);
+        if self.disk_size > max {
+            return Err(size.fault(Problem::Range { value: self.disk_size, min: 0, max }));
+        }
+        Ok(())
+    }
+
+    fn check_linkage(&self) -> Result<()> {
+        if self.kind.has_parent() && self.linkage == Uuid::NULL {
+            let rule = "an image of this type has a parent, and uuidLinkage is null";
+            return Err(field("u32Type", 76).fault(Problem::Rule { value: self.kind as u64 + 1, rule }));
+        }
+        Ok(())
+    }
+
+    /// Bytes of the block map.
+    pub fn map_len(&self) -> u64 {
+        u64::from(self.blocks) * 4
+    }
+
+    /// From one block of the data area to the next, in bytes.
+    pub fn stride(&self) -> u64 {
+        u64::from(self.block_size) + u64::from(self.block_extra)
+    }
+
+    /// What its owner should know: VirtualBox is less lenient.
+    pub fn warnings(&self) -> Vec<Cow<'static, str>> {
+        let checks = [
+            (self.disk_size == 0, "the disk has no bytes"),
+            (self.uuid == Uuid::NULL, "its UUID is null"),
+            (self.modification == Uuid::NULL, "its modification UUID is null"),
+            (self.lchs_sector_size.is_some_and(|size| size != SECTOR as u32), "its LCHS sector size is not 512"),
+            (self.blocks_allocated > self.blocks, "it has more blocks allocated than blocks"),
+        ];
+        let broken = checks.into_iter().filter(|(broken, _)| *broken);
+        let refused = broken.map(|(_, what)| format!("VirtualBox does not open the image: {what}").into());
+        let ignored = "it has the UUID of a parent, which is ignored: by its type it has none";
+        let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && self.linkage != Uuid::NULL);
+        refused.chain(ignored).collect()
+    }
+
+    /// A header of 400 bytes, as VirtualBox writes it: geometries are not set.
+    pub fn encode(&self) -> [u8; Header::LEN] {
+        let mut bytes = [0; Header::LEN];
+        let mut put = |offset: usize, part: &[u8]| {
+            bytes.iter_mut().skip(offset).zip(part).for_each(|(byte, value)| *byte = *value);
+        };
+        put(0, TEXT);
+        put(84, self.comment.as_bytes().get(..COMMENT_LEN - 1).unwrap_or(self.comment.as_bytes()));
+        put(368, &self.disk_size.to_le_bytes());
+        for (offset, number) in [
+            (SIGNATURE_AT, SIGNATURE),
+            (68, 1 << 16 | u32::from(self.minor_version)),
+            (72, SIZES[1]),
+            (76, self.kind as u32 + 1),
+            (340, self.map_offset as u32),
+            (344, self.data_offset as u32),
+            // The sector sizes of the legacy geometry and of the other one.
+            (360, SECTOR as u32),
+            (376, self.block_size),
+            (380, self.block_extra),
+            (384, self.blocks),
+            (BLOCKS_ALLOCATED_AT as usize, self.blocks_allocated),
+            (468, self.lchs_sector_size.unwrap_or_default()),
+        ] {
+            put(offset, &number.to_le_bytes());
+        }
+        for (offset, uuid) in
+            [(392, self.uuid), (408, self.modification), (424, self.linkage), (440, self.parent_modification)]
+        {
+            put(offset, &uuid.0);
+        }
+        bytes
+    }
+}
+
+fn parse_kind(number: u32) -> Result<Kind> {
+    number.checked_sub(1).and_then(|index| Kind::ALL.get(index as usize)).copied().ok_or_else(|| {
+        let max = Kind::ALL.len() as u64;
+        field("u32Type", 76).fault(Problem::Range { value: number.into(), min: 1, max })
+    })
+}
+
+fn parse_block_size(size: u32) -> Result<u32> {
+    let (field, value) = (field("cbBlock", 376), u64::from(size));
+    if value < SECTOR {
+        return Err(field.fault(Problem::Range { value, min: SECTOR, max: 1 << 31 }));
+    }
+    if !size.is_power_of_two() {
+        return Err(field.fault(Problem::Rule { value, rule: "it must be a power of two" }));
+    }
+    Ok(size)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! Where the bytes of a guest range live.
+
+use std::sync::Arc;
+
+use super::FORMAT_NAME;
+use super::header::Header;
+use super::map::{BlockMap, Entry, IMAGE, Piece};
+use super::uuid::Uuid;
+use crate::error::{Error, Result};
+use crate::extent::{Extent, ExtentKind, Location};
+use crate::format::OpenContext;
+use crate::info::{ImageInfo, Reference, Value};
+use crate::io::ReadAt;
+use crate::name::Name;
+use crate::sparse::SparseRead;
+
+/// An opened image.
+pub(super) struct Reader {
+    info: ImageInfo,
+    map: BlockMap,
+}
+
+impl Reader {
+    pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
+        if cx.snapshot.is_some() {
+            let feature = "snapshots inside an image".into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
+        }
+        let header = Header::read(&*file, cx.limits)?;
+        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)? })
+    }
+
+    /// How the bytes from `offset` to the end of its block live, by entry `index` of `piece`.
+    fn block(&self, piece: &Piece, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+        let within = offset % u64::from(self.map.header.block_size);
+        let len = self.map.visible(index) - within;
+        let kind = match piece.entry(index) {
+            Entry::Free => ExtentKind::Hole,
+            Entry::Zero => ExtentKind::Zero { allocated: None },
+            Entry::Block(number) => {
+                let place = self.map.place(number);
+                self.map.check(index, place, within + len)?;
+                ExtentKind::Data(Location { file: IMAGE, offset: place + within })
+            }
+        };
+        Ok((kind, len))
+    }
+}
+
+/// What the header says.
+fn describe(header: &Header) -> ImageInfo {
+    let mut specific = vec![
+        ("type", header.kind.name().into()),
+        ("uuid", text(header.uuid)),
+        ("modification-uuid", text(header.modification)),
+    ];
+    if header.kind.has_parent() {
+        specific.push(("parent-uuid", text(header.linkage)));
+        specific.push(("parent-modification-uuid", text(header.parent_modification)));
+    }
+    if !header.comment.as_bytes().is_empty() {
+        specific.push(("comment", Value::Text(header.comment.clone())));
+    }
+    if header.block_extra != 0 {
+        specific.push(("block-extra", u64::from(header.block_extra).into()));
+    }
+    specific.push(("blocks-allocated", u64::from(header.blocks_allocated).into()));
+    ImageInfo {
+        format: FORMAT_NAME,
+        virtual_size: header.disk_size,
+        block_size: Some(header.block_size),
+        backing: header.kind.has_parent().then(|| parent(header.linkage)),
+        identities: (header.uuid != Uuid::NULL).then(|| identity(header.uuid)).into_iter().collect(),
+        warnings: header.warnings(),
+        specific,
+        ..ImageInfo::default()
+    }
+}
+
+/// The image with this UUID. Its name is the one that VirtualBox gives to the files of snapshots.
+fn parent(uuid: Uuid) -> Reference {
+    let name = Name::from(format!("{{{uuid}}}.vdi"));
+    let mut reference = Reference::new("parent", name, Some(Name::from(FORMAT_NAME)));
+    reference.beside = Some("vdi");
+    reference.identity = Some(identity(uuid));
+    reference
+}
+
+fn identity(uuid: Uuid) -> Name {
+    Name::from(format!("UUID {uuid}"))
+}
+
+fn text(uuid: Uuid) -> Value {
+    Value::Text(Name::from(uuid.to_string()))
+}
+
+impl SparseRead for Reader {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        let size = self.info.virtual_size;
+        if offset >= size {
+            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
+        }
+        let block_size = u64::from(self.map.header.block_size);
+        let index = offset / block_size;
+        let piece = self.map.piece(index)?;
+        let (kind, mut len) = self.block(&piece, index, offset)?;
+        // There may be more entries than the disk has blocks.
+        for index in index + 1..piece.indices.end.min(size.div_ceil(block_size)) {
+            // A fault in a later entry is told when the caller gets there.
+            match self.block(&piece, index, index * block_size) {
+                Ok((next, next_len)) if kind.continues(len, next) => len += next_len,
+                _ => break,
+            }
+        }
+        Ok(Extent { offset, len, kind })
+    }
+
+    /// What divides the places of all blocks, and their size. Metadata lies before the data, by the header.
+    fn map_unit(&self) -> Option<u64> {
+        let Header { data_offset, block_size, block_extra, .. } = self.map.header;
+        Some(1 << (data_offset | u64::from(block_size | block_extra)).trailing_zeros())
+    }
+}
+
+#[cfg(test)]
+mod tests;

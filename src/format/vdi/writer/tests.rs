@@ -1,0 +1,255 @@
+//! Images that are written by scripts, read back, and looked at as other programs do.
+
+use std::io;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::extent::ExtentKind;
+use crate::format::vdi::reader::Reader;
+use crate::format::{Format, NewBacking, OpenContext};
+use crate::info::ImageInfo;
+use crate::io::{MemFile, ReadAt};
+use crate::limits::{Budget, Limits};
+use crate::options::Options;
+use crate::sparse::SparseRead;
+
+/// Bytes of a device.
+const DEVICE: usize = 5 << 20;
+
+/// A target that may be full of old content, and that notes what happens to it.
+struct Target {
+    mem: MemFile,
+    device: bool,
+    events: Mutex<Vec<(&'static str, u64)>>,
+}
+
+impl Target {
+    fn new(device: bool) -> Arc<Target> {
+        let mem = if device { MemFile::from(vec![0xee; DEVICE]) } else { MemFile::new() };
+        Arc::new(Target { mem, device, events: Mutex::default() })
+    }
+
+    fn note(&self, what: &'static str, at: u64) {
+        self.events.lock().unwrap().push((what, at));
+    }
+}
+
+impl WriteAt for Target {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.note("write", offset);
+        self.mem.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match self.device {
+            true if len > self.mem.size()? => Err(io::ErrorKind::StorageFull.into()),
+            true => Ok(()),
+            false => self.mem.set_len(len),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.note("sync", 0);
+        Ok(())
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        !self.device
+    }
+}
+
+fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
+    let mut options = Options::new();
+    options.add_list(list);
+    Format::named("vdi")?.create(&CreateContext::new(size, &options, out))
+}
+
+/// Places `range`, filled with bytes that are not zero, wherever the writer says.
+fn place(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range<u64>) {
+    let mut at = range.start;
+    while at < range.end {
+        let placement = writer.place(at..range.end).unwrap();
+        assert!(placement.before.is_empty() && placement.len % 512 == 0 && placement.len > 0);
+        let part = &mut guest[at as usize..(at + placement.len) as usize];
+        part.iter_mut().zip(at..).for_each(|(byte, at)| *byte = (at / 512 % 200) as u8 + 1);
+        placement.out.write_all_at(part, placement.offset).unwrap();
+        at += placement.len;
+    }
+}
+
+fn open(file: &MemFile) -> Reader {
+    let (limits, budget) = (Limits::default(), Budget::new(0));
+    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    Reader::open(Arc::new(MemFile::from(file.to_vec())), &cx).unwrap()
+}
+
+/// What a guest sees.
+fn read(file: &MemFile) -> Vec<u8> {
+    let reader = open(file);
+    let mut guest = vec![0; reader.info().virtual_size as usize];
+    let mut at = 0;
+    while at < guest.len() as u64 {
+        let extent = reader.extent_at(at).unwrap();
+        if let ExtentKind::Data(place) = extent.kind {
+            file.read_exact_at(&mut guest[at as usize..extent.end() as usize], place.offset).unwrap();
+        }
+        at = extent.end();
+    }
+    guest
+}
+
+fn u32_at(file: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*file[at..].first_chunk().unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_is_read(
+        sectors in 1u64..5000,
+        shift in 17u32..19,
+        is_static in any::<bool>(),
+        device in any::<bool>(),
+        steps in prop::collection::vec((0u64..900, 1u64..900), 0..8),
+    ) {
+        let size = sectors * 512;
+        let target = Target::new(device);
+        let list = format!("block_size={},static={}", 1 << shift, if is_static { "on" } else { "off" });
+        let mut writer = create(size, &list, target.clone()).unwrap();
+        let mut guest = vec![0; size as usize];
+        let mut at = 0;
+        for (skip, len) in steps {
+            let range = (at + skip).min(sectors) * 512..(at + skip + len).min(sectors) * 512;
+            at = range.end / 512;
+            place(&mut *writer, &mut guest, range);
+        }
+        writer.finish().unwrap();
+        prop_assert!(read(&target.mem) == guest);
+
+        // As VirtualBox lays it out: blocks in the order of the disk, and only those that are needed.
+        let file = target.mem.to_vec();
+        let blocks = size.div_ceil(1 << shift);
+        let used: Vec<_> = guest.chunks(1 << shift).map(|block| is_static || block.iter().any(|&byte| byte != 0)).collect();
+        let allocated = used.iter().filter(|used| **used).count() as u32;
+        let mut number = 0..;
+        for (index, used) in used.iter().enumerate() {
+            let expected = if *used { number.next().unwrap() } else { u32::MAX };
+            prop_assert_eq!(u32_at(&file, (1 << 20) + index * 4), expected);
+        }
+        for (at, value) in [(72, 400), (76, 1 + u32::from(is_static)), (340, 1 << 20), (344, 2 << 20), (380, 0), (384, blocks as u32)] {
+            prop_assert_eq!(u32_at(&file, at), value);
+        }
+        prop_assert_eq!((u32_at(&file, 360), u32_at(&file, 388), u32_at(&file, 468)), (512, allocated, 512));
+        let end = (2 << 20) + (allocated as usize) * (1 << shift);
+        let end = if device { DEVICE } else { end };
+        prop_assert_eq!(file.len(), end);
+        // Nothing of what was there before is left in the image.
+        let used_end = (2 << 20) + allocated as usize * (1 << shift);
+        prop_assert!(!file[Header::LEN..used_end].contains(&0xee));
+
+        let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+        let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+        let report = crate::format::vdi::check::check(Arc::new(MemFile::from(file)), &cx).unwrap();
+        prop_assert_eq!((report.corruptions, report.leaks, report.fragmented_clusters), (0, 0, 0));
+    }
+}
+
+#[test]
+fn the_header_is_written_last() {
+    for device in [false, true] {
+        let target = Target::new(device);
+        let mut writer = create(3 << 20, "", target.clone()).unwrap();
+        place(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
+        writer.finish().unwrap();
+        let events = target.events.lock().unwrap();
+        assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);
+        let early = events[..events.len() - 3].iter().filter(|event| **event == ("write", 0)).count();
+        assert_eq!(early, usize::from(device), "a device is cleared first");
+    }
+}
+
+#[test]
+fn identifiers_are_never_null_and_can_be_pinned() {
+    let header = |list: &str| {
+        let target = Target::new(false);
+        create(512, list, target.clone()).unwrap().finish().unwrap();
+        Header::read(&target.mem, &Limits::default()).unwrap()
+    };
+    let plain = header("");
+    assert!(![plain.uuid, plain.modification].contains(&Uuid::NULL) && plain.uuid != plain.modification);
+    assert_eq!((plain.linkage, plain.parent_modification), (Uuid::NULL, Uuid::NULL));
+    let pinned = header("uuid={6a37380f-5548-4359-90f4-3bcea33d6cdb}");
+    assert_eq!(pinned.uuid.to_string(), "6a37380f-5548-4359-90f4-3bcea33d6cdb");
+    assert_eq!(pinned, header("uuid=6A37380F-5548-4359-90F4-3BCEA33D6CDB"));
+    assert_ne!(pinned.modification, header("uuid=6a37380f-5548-4359-90f4-3bcea33d6cdc").modification);
+    assert!(!format!("{:?}", pinned.warnings()).contains("VirtualBox"));
+}
+
+#[test]
+fn what_the_format_cannot_do_is_refused() {
+    let error = |size, list| create(size, list, Target::new(false)).err().unwrap();
+    for (size, list, kind) in [
+        (0, "", "unsupported"),
+        (512, "block_size=64k", "option"),
+        (512, "block_size=256M", "option"),
+        (512, "block_size=1536k", "option"),
+        (512, "static=maybe", "option"),
+        (512, "uuid=00000000-0000-0000-0000-000000000000", "option"),
+        (512, "uuid=1", "option"),
+        (512, "backing_file=x", "option"),
+        (u64::MAX, "", "limit"),
+        (1 << 62, "block_size=128M", "limit"),
+    ] {
+        assert_eq!(error(size, list).kind(), kind, "{size} {list}");
+    }
+    // The largest disk, by the limit that the message has.
+    let Error::Limit { limit, .. } = error(1 << 60, "") else { panic!() };
+    assert!(create(limit, "", Target::new(false)).is_ok() && create(limit + 1, "", Target::new(false)).is_err());
+
+    let options = Options::new();
+    let plain = CreateContext::new(512, &options, Target::new(false));
+    let kind = |cx: CreateContext<'_>| Format::named("vdi").unwrap().create(&cx).err().unwrap().kind();
+    assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
+    let info = ImageInfo::default();
+    let backing = Some(NewBacking { name: Name::from("base"), info: &info });
+    assert_eq!(kind(CreateContext { backing, ..plain }), "unsupported");
+    // A device that is too small, before anything is written to it.
+    let device = Target::new(true);
+    assert_eq!(create(DEVICE as u64 - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind(), "io");
+    assert_eq!(device.mem.to_vec(), vec![0xee; DEVICE]);
+}
+
+#[test]
+fn calls_out_of_order_are_the_callers_mistake() {
+    let mut writer = create(4 << 20, "", Target::new(false)).unwrap();
+    writer.place(2 << 20..3 << 20).unwrap();
+    assert_eq!(writer.place(0..512).unwrap_err().kind(), "usage");
+    assert_eq!(writer.place(4 << 20..(4 << 20) + 512).unwrap_err().kind(), "usage");
+    assert_eq!(writer.place(3 << 20..3 << 20).unwrap_err().kind(), "usage");
+}
+
+#[test]
+fn a_long_map_is_written_in_pieces() {
+    let target = Target::new(false);
+    let blocks = 3 * FLUSH as u64 + 5;
+    let mut writer = create(blocks << 17, "block_size=128k", target.clone()).unwrap();
+    let last = (blocks - 1) << 17;
+    for guest in [0, (FLUSH as u64) << 17, last] {
+        writer.place(guest..guest + 512).unwrap();
+    }
+    writer.finish().unwrap();
+    let reader = open(&target.mem);
+    let mut numbers = Vec::new();
+    let mut at = 0;
+    while at < blocks << 17 {
+        let extent = reader.extent_at(at).unwrap();
+        if let ExtentKind::Data(place) = extent.kind {
+            numbers.push((extent.offset >> 17, extent.len >> 17, (place.offset - (2 << 20)) >> 17));
+        }
+        at = extent.end();
+    }
+    assert_eq!(numbers, [(0, 1, 0), (FLUSH as u64, 1, 1), (blocks - 1, 1, 2)]);
+}

@@ -1,0 +1,247 @@
+//! The footer, which is the last sector of every image, and its copy at the beginning of those that are not fixed (the
+//! document, "Hard Disk Footer Format").
+//!
+//! [`Footer::parse`] returns only valid footers; [`Footer::encode`] mirrors it.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::geometry::Geometry;
+use super::{FORMAT_NAME, SECTOR, UniqueId, checksum, field};
+use crate::error::{Error, Problem, Result};
+use crate::io::{ReadAt, table};
+use crate::limits::Limits;
+
+pub(super) const COOKIE: &[u8; 8] = b"conectix";
+/// Byte offset of the checksum in the footer.
+const CHECKSUM_AT: usize = 64;
+/// Byte offset of `current size`, for messages.
+pub(super) const CURRENT_SIZE_AT: u64 = 48;
+/// Bit 1 is always set; bit 0 says that the disk is temporary.
+const FEATURES: u32 = 2;
+/// 1.0
+const VERSION: u32 = 0x0001_0000;
+/// `data offset` of a fixed disk. The document has 32 bits of ones, and Microsoft writes 64.
+const NO_HEADER: u64 = !0;
+
+/// What kind of image it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DiskType {
+    Fixed = 2,
+    Dynamic = 3,
+    Differencing = 4,
+}
+
+/// A valid footer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Footer {
+    /// Where the header is, unless the disk is fixed.
+    pub data_offset: u64,
+    /// Seconds since [`EPOCH`](super::EPOCH).
+    pub timestamp: u32,
+    pub creator_app: [u8; 4],
+    /// Major and minor, of 16 bits each.
+    pub creator_version: u32,
+    pub creator_os: [u8; 4],
+    pub original_size: u64,
+    pub current_size: u64,
+    pub geometry: Geometry,
+    pub disk_type: DiskType,
+    pub unique_id: UniqueId,
+    pub saved_state: bool,
+}
+
+impl Footer {
+    /// Bytes in the file.
+    pub const LEN: u64 = SECTOR;
+    /// The same before Virtual PC 2004: the last one is missing.
+    pub const OLD_LEN: u64 = 511;
+
+    /// Parses the footer `bytes`, which stands at offset `at` of the file.
+    pub fn parse(bytes: &[u8; Footer::LEN as usize], at: u64, limits: &Limits) -> Result<Footer> {
+        let field = |name, offset| field(name, at + offset);
+        let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
+        let u64_at = |offset: usize| BigEndian::read_u64(&bytes[offset..]);
+        let four_at = |offset: usize| u32_at(offset).to_be_bytes();
+
+        if !bytes.starts_with(COOKIE) {
+            let rule = "a footer begins with \"conectix\"";
+            return Err(field("cookie", 0).fault(Problem::Rule { value: u64_at(0), rule }));
+        }
+        let stored = u32_at(CHECKSUM_AT);
+        if stored != checksum(bytes, CHECKSUM_AT) {
+            let rule = "the footer has another checksum: it is damaged";
+            return Err(field("checksum", CHECKSUM_AT as u64).fault(Problem::Rule { value: stored.into(), rule }));
+        }
+        let version = u32_at(12);
+        if version >> 16 != VERSION >> 16 {
+            let feature = format!("version {}.{}", version >> 16, version & 0xffff).into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at + 12) });
+        }
+        let disk_type = match u32_at(60) {
+            2 => DiskType::Fixed,
+            3 => DiskType::Dynamic,
+            4 => DiskType::Differencing,
+            other => return Err(field("disk type", 60).fault(Problem::Range { value: other.into(), min: 2, max: 4 })),
+        };
+        let current_size = u64_at(CURRENT_SIZE_AT as usize);
+        field("current size", CURRENT_SIZE_AT).at_most(current_size, limits.virtual_size)?;
+        Ok(Footer {
+            data_offset: u64_at(16),
+            timestamp: u32_at(24),
+            creator_app: four_at(28),
+            creator_version: u32_at(32),
+            creator_os: four_at(36),
+            original_size: u64_at(40),
+            current_size,
+            geometry: Geometry {
+                cylinders: BigEndian::read_u16(&bytes[56..]),
+                heads: bytes[58],
+                sectors_per_track: bytes[59],
+            },
+            disk_type,
+            unique_id: UniqueId((u128::from(u64_at(68)) << 64 | u128::from(u64_at(76))).to_be_bytes()),
+            saved_state: bytes[84] != 0,
+        })
+    }
+
+    /// The footer as it stands in the file.
+    pub fn encode(&self) -> [u8; Footer::LEN as usize] {
+        let mut bytes = [0; Footer::LEN as usize];
+        bytes[..8].copy_from_slice(COOKIE);
+        BigEndian::write_u32(&mut bytes[8..], FEATURES);
+        BigEndian::write_u32(&mut bytes[12..], VERSION);
+        let data_offset = if self.disk_type == DiskType::Fixed { NO_HEADER } else { self.data_offset };
+        BigEndian::write_u64(&mut bytes[16..], data_offset);
+        BigEndian::write_u32(&mut bytes[24..], self.timestamp);
+        bytes[28..32].copy_from_slice(&self.creator_app);
+        BigEndian::write_u32(&mut bytes[32..], self.creator_version);
+        bytes[36..40].copy_from_slice(&self.creator_os);
+        BigEndian::write_u64(&mut bytes[40..], self.original_size);
+        BigEndian::write_u64(&mut bytes[CURRENT_SIZE_AT as usize..], self.current_size);
+        BigEndian::write_u16(&mut bytes[56..], self.geometry.cylinders);
+        bytes[58] = self.geometry.heads;
+        bytes[59] = self.geometry.sectors_per_track;
+        BigEndian::write_u32(&mut bytes[60..], self.disk_type as u32);
+        bytes[68..84].copy_from_slice(&self.unique_id.0);
+        bytes[84] = self.saved_state.into();
+        let sum = checksum(&bytes, CHECKSUM_AT);
+        BigEndian::write_u32(&mut bytes[CHECKSUM_AT..], sum);
+        bytes
+    }
+
+    /// Whether the other one, of the same image, says the same of the disk.
+    fn agrees_with(&self, other: &Footer) -> bool {
+        let of = |footer: &Footer| {
+            let data_offset = if footer.disk_type == DiskType::Fixed { NO_HEADER } else { footer.data_offset };
+            (footer.current_size, footer.geometry, footer.disk_type, data_offset, footer.unique_id)
+        };
+        of(self) == of(other)
+    }
+
+    #[cfg(test)]
+    pub fn for_tests() -> Footer {
+        Footer {
+            data_offset: 512,
+            timestamp: 0x1234_5678,
+            creator_app: *b"win ",
+            creator_version: 0x000a_0000,
+            creator_os: *b"Wi2k",
+            original_size: 1 << 20,
+            current_size: 1 << 20,
+            geometry: Geometry::of_sectors(2048),
+            disk_type: DiskType::Dynamic,
+            unique_id: UniqueId([7; 16]),
+            saved_state: false,
+        }
+    }
+}
+
+/// The footers of an image.
+#[derive(Debug)]
+pub(super) struct Footers {
+    pub footer: Footer,
+    /// Where it stands in the file.
+    pub at: u64,
+    /// Where the footer at the end is, if there is a sound one: what comes before it may be the disk's.
+    pub end: Option<u64>,
+    /// What the owner of the image should know.
+    pub warning: Option<&'static str>,
+}
+
+/// What is found in a place where a footer may be.
+enum Found {
+    None,
+    Damaged(Error),
+    Sound(Footer),
+}
+
+impl Footers {
+    /// Reads the footer at the end and the copy at the beginning of a file of `file_len` bytes.
+    ///
+    /// # Errors
+    /// When none of the two is sound, and when they say different things of the disk.
+    pub fn read(file: &dyn ReadAt, file_len: u64, limits: &Limits) -> Result<Footers> {
+        field("footer", 0).within(0, Footer::OLD_LEN, file_len)?;
+        let first = look(file, 0, Footer::LEN.min(file_len), limits)?;
+        let last_at = file_len.saturating_sub(Footer::LEN);
+        let (last, at) = match look(file, last_at, Footer::LEN.min(file_len), limits)? {
+            Found::None => {
+                (look(file, file_len - Footer::OLD_LEN, Footer::OLD_LEN, limits)?, file_len - Footer::OLD_LEN)
+            }
+            found => (found, last_at),
+        };
+        // A file that is nothing but a footer is a fixed disk of no bytes.
+        let first = if at == 0 { Found::None } else { first };
+        match (first, last) {
+            (Found::Sound(first), Found::Sound(last)) => {
+                if !first.agrees_with(&last) {
+                    let rule = "the footer and its copy at the beginning of the file do not describe the same disk";
+                    let value = last.current_size;
+                    return Err(field("current size", at + CURRENT_SIZE_AT).fault(Problem::Rule { value, rule }));
+                }
+                Ok(Footers { footer: last, at, end: Some(at), warning: None })
+            }
+            (Found::Sound(footer), last) if footer.disk_type != DiskType::Fixed => {
+                let warning = Some(match last {
+                    Found::Damaged(_) => "the footer is damaged, and its copy at the beginning is used",
+                    _ => "the file does not end with a footer, and the copy at the beginning is used",
+                });
+                Ok(Footers { footer, at: 0, end: None, warning })
+            }
+            (_, Found::Sound(footer)) => {
+                let warning = (footer.disk_type != DiskType::Fixed)
+                    .then_some("the copy of the footer at the beginning is damaged");
+                Ok(Footers { footer, at, end: Some(at), warning })
+            }
+            // A fixed disk has none at the beginning: that is one of the guest's.
+            (_, Found::Damaged(error)) | (Found::Damaged(error), Found::None) => Err(error),
+            (Found::None | Found::Sound(_), Found::None) => {
+                let rule = "neither the beginning nor the end of the file is a footer";
+                Err(field("cookie", last_at).fault(Problem::Rule { value: 0, rule }))
+            }
+        }
+    }
+}
+
+/// Looks for a footer of `len` bytes, which are in the file.
+///
+/// # Errors
+/// Those of the system, and those of a footer whose checksum is right.
+fn look(file: &dyn ReadAt, at: u64, len: u64, limits: &Limits) -> Result<Found> {
+    let mut bytes = [0; Footer::LEN as usize];
+    table::read(file, bytes.get_mut(..len as usize).unwrap_or_default(), at)?;
+    if !bytes.starts_with(COOKIE) {
+        return Ok(Found::None);
+    }
+    let damaged = BigEndian::read_u32(&bytes[CHECKSUM_AT..]) != checksum(&bytes, CHECKSUM_AT);
+    match Footer::parse(&bytes, at, limits) {
+        Ok(footer) => Ok(Found::Sound(footer)),
+        Err(error) if damaged => Ok(Found::Damaged(error)),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+pub(super) use self::tests::from_hex;
+#[cfg(test)]
+mod tests;

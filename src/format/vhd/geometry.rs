@@ -1,0 +1,201 @@
+//! Cylinders, heads and sectors, and the size of the disk by them or without (the document, "Appendix: CHS Calculation").
+
+use super::SECTOR;
+use super::footer::Footer;
+
+/// A disk as old programs see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    pub cylinders: u16,
+    pub heads: u8,
+    pub sectors_per_track: u8,
+}
+
+/// Said where the two sizes of a footer do not belong together.
+const CONTRADICTION: &str = "its geometry and its current size contradict each other, and the size is taken";
+const LARGER_GEOMETRY: &str = "its geometry is larger than its current size, and is taken as the size";
+
+impl Geometry {
+    /// The largest one. It stands for everything above as well.
+    pub const MAX: Geometry = Geometry { cylinders: 65535, heads: 16, sectors_per_track: 255 };
+
+    /// The geometry of a disk of `sectors`; it may be smaller by a part of a cylinder.
+    pub fn of_sectors(sectors: u64) -> Geometry {
+        let sectors = sectors.min(Self::MAX.sectors());
+        let (heads, sectors_per_track) = if sectors >= 65535 * 16 * 63 {
+            (16, 255)
+        } else {
+            let tracks = sectors / 17;
+            let heads = tracks.div_ceil(1024).max(4);
+            if heads <= 16 && tracks < heads * 1024 {
+                (heads, 17)
+            } else if sectors / 31 < 16 * 1024 {
+                (16, 31)
+            } else {
+                (16, 63)
+            }
+        };
+        let cylinders = sectors / sectors_per_track / heads;
+        Geometry { cylinders: cylinders as u16, heads: heads as u8, sectors_per_track: sectors_per_track as u8 }
+    }
+
+    /// Number of sectors.
+    pub fn sectors(self) -> u64 {
+        u64::from(self.cylinders) * self.cylinder_sectors()
+    }
+
+    /// Size of the disk in bytes.
+    pub fn bytes(self) -> u64 {
+        self.sectors() * SECTOR
+    }
+
+    /// The smallest size in bytes, not below `size`, that is the size of a geometry. Above the largest one, `size`.
+    pub fn round_up(size: u64) -> u64 {
+        let sectors = size.div_ceil(SECTOR);
+        if sectors >= Self::MAX.sectors() {
+            return size;
+        }
+        // What has no geometry of its own has at most a cylinder less.
+        let rounded = (sectors..).map(|larger| Self::of_sectors(larger).sectors()).find(|found| *found >= sectors);
+        rounded.map_or(size, |sectors| sectors * SECTOR)
+    }
+
+    fn cylinder_sectors(self) -> u64 {
+        u64::from(self.heads) * u64::from(self.sectors_per_track)
+    }
+}
+
+/// The size of the disk in bytes, and what its owner should know about that. The file has room for `room` bytes of disk.
+pub(super) fn disk_size(footer: &Footer, room: u64) -> (u64, Option<&'static str>) {
+    let (current, geometry) = (footer.current_size, footer.geometry);
+    let by_geometry = matches!(&footer.creator_app, b"vpc " | b"qemu");
+    let bytes = geometry.bytes();
+    if !by_geometry || geometry.sectors() == Geometry::MAX.sectors() || bytes == current {
+        (current, None)
+    } else if bytes < current && bytes > 0 && current - bytes < geometry.cylinder_sectors() * SECTOR {
+        (bytes, None)
+    } else if bytes > current && bytes <= room {
+        (bytes, Some(LARGER_GEOMETRY))
+    } else {
+        (current, Some(CONTRADICTION))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The algorithm, step by step as the document has it.
+    #[allow(clippy::manual_div_ceil, reason = "as the document has it")]
+    fn by_the_document(total: u64) -> (u64, u64, u64) {
+        let mut total_sectors = total;
+        if total_sectors > 65535 * 16 * 255 {
+            total_sectors = 65535 * 16 * 255;
+        }
+        let (mut sectors_per_track, mut heads, mut cylinder_times_heads);
+        if total_sectors >= 65535 * 16 * 63 {
+            sectors_per_track = 255;
+            heads = 16;
+            cylinder_times_heads = total_sectors / sectors_per_track;
+        } else {
+            sectors_per_track = 17;
+            cylinder_times_heads = total_sectors / sectors_per_track;
+            heads = (cylinder_times_heads + 1023) / 1024;
+            if heads < 4 {
+                heads = 4;
+            }
+            if cylinder_times_heads >= heads * 1024 || heads > 16 {
+                sectors_per_track = 31;
+                heads = 16;
+                cylinder_times_heads = total_sectors / sectors_per_track;
+            }
+            if cylinder_times_heads >= heads * 1024 {
+                sectors_per_track = 63;
+                heads = 16;
+                cylinder_times_heads = total_sectors / sectors_per_track;
+            }
+        }
+        (cylinder_times_heads / heads, heads, sectors_per_track)
+    }
+
+    fn numbers(geometry: Geometry) -> (u64, u64, u64) {
+        (geometry.cylinders.into(), geometry.heads.into(), geometry.sectors_per_track.into())
+    }
+
+    #[test]
+    fn sizes_that_qemu_makes() {
+        for (gib, rounded) in [
+            (1, 1_073_995_776),
+            (10, 10_737_893_376),
+            (20, 21_475_270_656),
+            (30, 32_212_647_936),
+            (64, 68_720_517_120),
+            (100, 107_374_632_960),
+            (127, 136_365_219_840),
+            (128, 128 << 30),
+            (2040, 2040 << 30),
+        ] {
+            assert_eq!(Geometry::round_up(gib << 30), rounded, "{gib} GiB");
+        }
+        assert_eq!(Geometry::round_up(0), 0);
+        assert_eq!(Geometry::round_up(1), 4 * 17 * 512);
+        assert_eq!(numbers(Geometry::of_sectors(u64::MAX)), (65535, 16, 255));
+        assert_eq!(Geometry::of_sectors(u64::MAX), Geometry::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn the_algorithm_is_that_of_the_document(sectors in prop_oneof![
+            0u64..300_000,
+            200_000u64..2_000_000,
+            65535 * 16 * 63 - 5000..65535u64 * 16 * 63 + 5000,
+            0u64..300_000_000,
+            any::<u64>(),
+        ]) {
+            prop_assert_eq!(numbers(Geometry::of_sectors(sectors)), by_the_document(sectors));
+        }
+
+        #[test]
+        fn what_is_rounded_up_stays(sectors in prop_oneof![0u64..300_000, 0u64..300_000_000]) {
+            let size = sectors * SECTOR;
+            let rounded = Geometry::round_up(size);
+            prop_assert!(rounded >= size && rounded - size <= 2 * 16 * 255 * SECTOR);
+            prop_assert_eq!(Geometry::round_up(rounded), rounded);
+            if size < Geometry::MAX.bytes() {
+                prop_assert_eq!(Geometry::of_sectors(rounded / SECTOR).bytes(), rounded);
+            }
+        }
+    }
+
+    #[test]
+    fn the_size_is_what_the_creator_goes_by_unless_that_loses_bytes() {
+        let footer = |app: &[u8; 4], geometry, current_size| Footer {
+            creator_app: *app,
+            geometry,
+            current_size,
+            ..Footer::for_tests()
+        };
+        let of = |app, geometry, current| disk_size(&footer(app, geometry, current), u64::MAX);
+        // 127 GiB, as Virtual PC makes it by default.
+        let size: u64 = 136_365_211_648;
+        let geometry = Geometry::of_sectors(size / SECTOR);
+        assert_eq!(numbers(geometry), (65278, 16, 255));
+        for (app, expected) in
+            [(b"vpc ", geometry.bytes()), (b"qemu", geometry.bytes()), (b"win ", size), (b"abcd", size)]
+        {
+            assert_eq!(of(app, geometry, size), (expected, None));
+        }
+        assert_eq!(of(b"vpc ", Geometry::MAX, 200 << 30), (200 << 30, None));
+        assert_eq!(of(b"vpc ", Geometry::MAX, 1 << 30), (1 << 30, None));
+        // A smaller geometry that rounding does not explain.
+        assert_eq!(of(b"vpc ", Geometry::of_sectors(2048), 4 << 20), (4 << 20, Some(CONTRADICTION)));
+        assert_eq!(of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CONTRADICTION)));
+        assert_eq!(of(b"win ", Geometry::of_sectors(2048), 4 << 20), (4 << 20, None));
+        // A larger one, with bytes behind it or without.
+        let large = Geometry::of_sectors(8160);
+        assert_eq!(of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
+        assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), 1 << 20), (1 << 20, Some(CONTRADICTION)));
+    }
+}

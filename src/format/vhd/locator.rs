@@ -1,0 +1,205 @@
+//! Parent locators: the name of the parent as several systems write it (the document, "Parent Locator Entry").
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::header::Parent;
+use super::{FORMAT_NAME, field};
+use crate::error::Result;
+use crate::info::Reference;
+use crate::io::{ReadAt, table};
+use crate::limits::Budget;
+use crate::name::Name;
+
+/// Longest name in bytes: what Windows allows, 32767 characters of UTF-16.
+const MAX_LEN: u64 = 65_534;
+
+/// Where a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Locator {
+    pub platform: [u8; 4],
+    /// Bytes that are set aside for the name: whole sectors. The document counts them in sectors, and Windows in bytes; to read
+    /// the name only its length is needed.
+    pub space: u32,
+    /// Length of the name in bytes.
+    pub len: u32,
+    /// Byte offset of the name in the file.
+    pub offset: u64,
+    /// Byte offset of this entry in the file, for messages.
+    pub at: u64,
+}
+
+impl Locator {
+    /// Bytes in the header.
+    pub const LEN: usize = 24;
+    /// A relative name for Windows, in UTF-16 (little-endian).
+    pub const W2RU: [u8; 4] = *b"W2ru";
+    /// An absolute one.
+    pub const W2KU: [u8; 4] = *b"W2ku";
+
+    /// Parses an entry, which stands at offset `at` of the file; nothing for one that is not used.
+    pub fn parse(bytes: &[u8], at: u64) -> Option<Locator> {
+        let bytes: &[u8; Locator::LEN] = bytes.first_chunk()?;
+        let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
+        let locator = Locator {
+            platform: u32_at(0).to_be_bytes(),
+            space: u32_at(4),
+            len: u32_at(8),
+            offset: BigEndian::read_u64(&bytes[16..]),
+            at,
+        };
+        (locator.platform != [0; 4] && locator.len != 0).then_some(locator)
+    }
+
+    /// The entry as it stands in the file.
+    pub fn encode(&self) -> [u8; Locator::LEN] {
+        let mut bytes = [0; Locator::LEN];
+        bytes[..4].copy_from_slice(&self.platform);
+        BigEndian::write_u32(&mut bytes[4..], self.space);
+        BigEndian::write_u32(&mut bytes[8..], self.len);
+        BigEndian::write_u64(&mut bytes[16..], self.offset);
+        bytes
+    }
+
+    /// Reads the name, as a path of this system as far as it can be one.
+    fn read(&self, file: &dyn ReadAt, budget: &Budget) -> Result<Option<Name>> {
+        let decode: fn(&[u8]) -> Name = match &self.platform {
+            b"W2ru" | b"W2ku" => |bytes| windows_path(utf16_text(bytes, u16::from_le_bytes).into_bytes()),
+            b"Wi2r" | b"Wi2k" => {
+                |bytes| windows_path(bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+            }
+            b"MacX" => file_url,
+            // "Mac " is an alias, a structure of Mac OS Classic.
+            _ => return Ok(None),
+        };
+        field("platform data length", self.at + 8).at_most(self.len.into(), MAX_LEN)?;
+        let at = field("platform data offset", self.at + 16);
+        let bytes = table::read_table(file, self.offset, self.len.into(), at, budget)?;
+        Ok(Some(decode(&bytes)).filter(|name| !name.as_bytes().is_empty()))
+    }
+
+    /// Whether the name starts at the directory of the image.
+    fn is_relative(&self) -> bool {
+        matches!(&self.platform, b"W2ru" | b"Wi2r")
+    }
+}
+
+/// The parent by all its names: the relative ones, the absolute ones, and, since images are moved and come from other systems,
+/// the last part of each.
+pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> Result<Reference> {
+    let (mut relative, mut absolute) = (Vec::new(), Vec::new());
+    for locator in &parent.locators {
+        let names = if locator.is_relative() { &mut relative } else { &mut absolute };
+        names.extend(locator.read(file, budget)?);
+    }
+    absolute.push(windows_path(parent.name.as_bytes().to_vec()));
+    let stated = relative.into_iter().chain(absolute).collect::<Vec<_>>();
+    let last = |name: &Name| Name::from(name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
+    let last: Vec<_> = stated.iter().map(last).collect();
+    let mut names: Vec<Name> = Vec::new();
+    for name in stated.into_iter().chain(last) {
+        if !name.as_bytes().is_empty() && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut names = names.into_iter();
+    let mut reference = Reference::new("parent", names.next().unwrap_or_default(), Some(Name::from(FORMAT_NAME)));
+    reference.alternatives = names.collect();
+    if !parent.unique_id.is_null() {
+        reference.identity = Some(Name::from(format!("UUID {}", parent.unique_id)));
+    }
+    Ok(reference)
+}
+
+/// The text up to the first NUL.
+pub(super) fn utf16_text(bytes: &[u8], decode: fn([u8; 2]) -> u16) -> String {
+    let units = bytes.as_chunks().0.iter().map(|unit| decode(*unit)).take_while(|unit| *unit != 0);
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// The text in UTF-16.
+pub(super) fn utf16(text: &str, encode: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    text.encode_utf16().flat_map(encode).collect()
+}
+
+/// A path of Windows with slashes: `.\a\b` is `a/b`.
+fn windows_path(mut path: Vec<u8>) -> Name {
+    for byte in &mut path {
+        if *byte == b'\\' {
+            *byte = b'/';
+        }
+    }
+    let path = path.as_slice();
+    Name::from(path.strip_prefix(b"./").unwrap_or(path))
+}
+
+/// The path in a URL: `file://localhost/a%20b` is `/a b`.
+fn file_url(url: &[u8]) -> Name {
+    let url = url.split(|byte| *byte == 0).next().unwrap_or_default();
+    let path = match url.strip_prefix(b"file://") {
+        Some(rest) => {
+            rest.iter().position(|byte| *byte == b'/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
+        }
+        None => url,
+    };
+    let mut decoded = Vec::new();
+    let mut rest = path;
+    while let Some((&byte, behind)) = rest.split_first() {
+        let digit = |index: usize| behind.get(index).and_then(|digit| char::from(*digit).to_digit(16));
+        rest = behind;
+        match (byte, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high * 16 + low) as u8);
+                rest = behind.get(2..).unwrap_or_default();
+            }
+            _ => decoded.push(byte),
+        }
+    }
+    Name::from(decoded.as_slice())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+
+    fn names(locators: &[(&[u8; 4], &[u8])], name: &str) -> Vec<String> {
+        let mut file = Vec::new();
+        let mut parent = Parent { name: Name::from(name), ..Parent::default() };
+        for (platform, bytes) in locators {
+            let (len, offset) = (bytes.len() as u32, file.len() as u64);
+            parent.locators.push(Locator { platform: **platform, space: 1, len, offset, at: 0 });
+            file.extend_from_slice(bytes);
+        }
+        let reference = reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
+        assert_eq!(reference.identity, None);
+        [reference.name].iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
+    }
+
+    #[test]
+    fn names_of_windows_and_of_macs() {
+        let wide = |text: &str| utf16(text, u16::to_le_bytes);
+        let (relative, absolute) = (wide(".\\sub\\bäse.vhd"), wide("C:\\x\\sub\\bäse.vhd\0rest"));
+        assert_eq!(
+            names(&[(b"W2ku", &absolute), (b"W2ru", &relative)], "bäse.vhd"),
+            ["sub/bäse.vhd", "C:/x/sub/bäse.vhd", "bäse.vhd"]
+        );
+        assert_eq!(names(&[(b"W2ru", &wide("..\\base.vhd"))], "x.vhd"), ["../base.vhd", "x.vhd", "base.vhd"]);
+        assert_eq!(names(&[(b"Wi2r", b".\\a.vhd\0"), (b"Wi2k", b"D:\\a.vhd")], ""), ["a.vhd", "D:/a.vhd"]);
+        assert_eq!(
+            names(&[(b"MacX", b"file://localhost/Disks/my%20b%c3%a4se%2.vhd"), (b"Mac ", b"\x01\x02")], ""),
+            ["/Disks/my bäse%2.vhd", "my bäse%2.vhd"]
+        );
+        assert_eq!(names(&[], ""), [""]);
+    }
+
+    #[test]
+    fn a_name_outside_the_file_or_too_long_is_refused() {
+        let file = MemFile::from(vec![0; 100_000]);
+        for (len, offset, kind) in [(8, 99_993, "out-of-bounds"), (65_535, 0, "limit"), (8, u64::MAX, "out-of-bounds")]
+        {
+            let locator = Locator { platform: Locator::W2RU, space: 512, len, offset, at: u64::MAX - 100 };
+            let parent = Parent { locators: vec![locator], ..Parent::default() };
+            assert_eq!(reference(&parent, &file, &Budget::new(1 << 20)).unwrap_err().kind(), kind);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The options of a new image.
+
+use super::geometry::Geometry;
+use super::{EPOCH, FORMAT_NAME, SECTOR, UniqueId};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::info::{ImageInfo, Value};
+use crate::name::Name;
+use crate::options::{OptionSpec, wrong};
+
+pub(super) const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "subformat",
+        values: "dynamic|fixed",
+        help: "fixed is the bytes of the disk and a footer; default dynamic",
+    },
+    OptionSpec {
+        name: "force_size",
+        values: "on|off",
+        help: "off rounds the size up to that of a geometry, for the old Virtual PC; default on, the exact size",
+    },
+    OptionSpec {
+        name: "block_size",
+        values: "512k-16M",
+        help: "bytes of a block, a power of two; Windows takes 512k and 2M; not for fixed; default 2M",
+    },
+    OptionSpec {
+        name: "preset",
+        values: "azure",
+        help: "what Azure takes: fixed, and the size rounded up to a whole MiB, from 20M to 32767G",
+    },
+    OptionSpec { name: "uuid", values: "UUID", help: "unique identifier of the disk; default random" },
+    OptionSpec {
+        name: "timestamp",
+        values: "seconds since 1970",
+        help: "when the image is made, from 2000 to 2136; default now, or SOURCE_DATE_EPOCH",
+    },
+    OptionSpec { name: "backing_file", values: "FILE", help: "the parent, a VHD of the same size; not with fixed" },
+    OptionSpec { name: "backing_fmt", values: "vpc", help: "format of the parent" },
+];
+
+/// The smallest and largest blocks that are written.
+const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 512 << 10..=16 << 20;
+const DEFAULT_BLOCK_SIZE: u64 = 2 << 20;
+/// Sizes of disks that Azure takes, without the footer: its services name 20972032 and 35183298347520 bytes for files.
+const AZURE_SIZES: std::ops::RangeInclusive<u64> = 20 << 20..=32767 << 30;
+/// Azure's unit of sizes.
+const AZURE_UNIT: u64 = 1 << 20;
+/// The largest dynamic disk: beyond, sectors of the file have no number (2040 GiB, as everybody has it).
+const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
+
+/// What kind of image a new one is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Subformat {
+    Fixed,
+    Dynamic { block_size: u32, parent: Option<Parent> },
+}
+
+/// Valid options.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub subformat: Subformat,
+    /// Size of the disk in bytes, a multiple of a sector.
+    pub size: u64,
+    pub unique_id: UniqueId,
+    /// Seconds since [`EPOCH`].
+    pub timestamp: u32,
+}
+
+/// The image that a new one lies over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Parent {
+    pub name: Name,
+    pub unique_id: UniqueId,
+    /// When it was made: seconds since [`EPOCH`].
+    pub timestamp: u32,
+}
+
+impl Settings {
+    pub fn parse(cx: &CreateContext<'_>) -> Result<Settings> {
+        if cx.compress {
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None });
+        }
+        let azure = cx.options.choice(FORMAT_NAME, "preset", &[("azure", ())])?.is_some();
+        let fixed = cx.options.choice(FORMAT_NAME, "subformat", &[("dynamic", false), ("fixed", true)])?;
+        let exact = cx.options.flag(FORMAT_NAME, "force_size")?.unwrap_or(true);
+        if azure && fixed == Some(false) {
+            return Err(refuse("subformat", "Azure takes fixed disks only"));
+        }
+        if azure && !exact {
+            return Err(refuse("force_size", "Azure takes disks of whole MiB only, which no geometry has"));
+        }
+        let parent = parent(cx)?;
+        let block_size = block_size(cx)?;
+        let subformat = if fixed.unwrap_or(azure) {
+            if parent.is_some() {
+                return Err(refuse("backing_file", "a fixed disk cannot lie over another image"));
+            }
+            if block_size.is_some() {
+                return Err(refuse("block_size", "a fixed disk has no blocks"));
+            }
+            Subformat::Fixed
+        } else {
+            Subformat::Dynamic { block_size: block_size.unwrap_or(DEFAULT_BLOCK_SIZE) as u32, parent }
+        };
+        let size = size(cx.size, exact, azure)?;
+        if let Subformat::Dynamic { .. } = subformat {
+            limit("size of a dynamic disk", size, MAX_DYNAMIC_SIZE)?;
+        }
+        Ok(Settings { subformat, size, unique_id: unique_id(cx)?, timestamp: timestamp(cx)? })
+    }
+}
+
+/// The size of the disk, rounded up as far as that is wanted.
+fn size(size: u64, exact: bool, azure: bool) -> Result<u64> {
+    // With the footer, it has to be the length of a file.
+    limit("size of the disk", size, i64::MAX as u64 - AZURE_UNIT)?;
+    let sectors = size.next_multiple_of(SECTOR);
+    if !azure {
+        return Ok(if exact { sectors } else { Geometry::round_up(sectors) });
+    }
+    let size = size.next_multiple_of(AZURE_UNIT);
+    let (min, max) = (AZURE_SIZES.start(), AZURE_SIZES.end());
+    if !AZURE_SIZES.contains(&size) {
+        return Err(refuse("preset", format!("Azure takes disks of {min} to {max} bytes, and this one has {size}")));
+    }
+    Ok(size)
+}
+
+fn block_size(cx: &CreateContext<'_>) -> Result<Option<u64>> {
+    match cx.options.size(FORMAT_NAME, "block_size", BLOCK_SIZES)? {
+        Some(size) if !size.is_power_of_two() => Err(refuse("block_size", format!("{size} is no power of two"))),
+        size => Ok(size),
+    }
+}
+
+fn unique_id(cx: &CreateContext<'_>) -> Result<UniqueId> {
+    let Some(text) = cx.options.value("uuid") else {
+        return Ok(UniqueId::of_bytes(cx.identifiers.bytes("uuid")));
+    };
+    match UniqueId::parse(text) {
+        Some(id) if !id.is_null() => Ok(id),
+        _ => Err(refuse("uuid", format!("{text:?} is no UUID of 32 hexadecimal digits, or has zeros only"))),
+    }
+}
+
+fn timestamp(cx: &CreateContext<'_>) -> Result<u32> {
+    let pinned = cx.options.number(FORMAT_NAME, "timestamp", EPOCH..=EPOCH + u64::from(u32::MAX))?;
+    Ok(since_2000(pinned.unwrap_or(cx.identifiers.time)))
+}
+
+/// The time as it can be stated: from 2000 to 2136.
+fn since_2000(time: u64) -> u32 {
+    time.saturating_sub(EPOCH).min(u32::MAX.into()) as u32
+}
+
+/// The name that the caller gives apart from the options, or else that of the option.
+fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
+    let Some(backing) = &cx.backing else {
+        return match cx.options.value("backing_file").or(cx.options.value("backing_fmt")) {
+            Some(_) => Err(refuse("backing_file", "the parent has to be opened, for its unique identifier")),
+            None => Ok(None),
+        };
+    };
+    if let Some(other) = cx.options.value("backing_file").filter(|other| other.as_bytes() != backing.name.as_bytes()) {
+        return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", backing.name)));
+    }
+    let Some(unique_id) = parent_id(backing.info) else {
+        let problem = format!("the parent has to be a VHD with a unique identifier, and it is {}", backing.info.format);
+        return Err(refuse("backing_file", problem));
+    };
+    let (size, parent_size) = (cx.size.next_multiple_of(SECTOR), backing.info.virtual_size.next_multiple_of(SECTOR));
+    if size != parent_size {
+        let problem = format!("the parent has {parent_size} bytes, and a disk over it cannot have {size}");
+        return Err(refuse("backing_file", problem));
+    }
+    let timestamp = match property(backing.info, "timestamp") {
+        Some(Value::Number(time)) => since_2000(*time),
+        _ => 0,
+    };
+    Ok(Some(Parent { name: backing.name.clone(), unique_id, timestamp }))
+}
+
+fn parent_id(info: &ImageInfo) -> Option<UniqueId> {
+    match property(info, "uuid") {
+        Some(Value::Text(text)) if info.format == FORMAT_NAME => {
+            UniqueId::parse(&text.to_text()).filter(|id| !id.is_null())
+        }
+        _ => None,
+    }
+}
+
+fn property<'a>(info: &'a ImageInfo, name: &str) -> Option<&'a Value> {
+    info.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+/// Checks a number that the format limits.
+pub(super) fn limit(what: &'static str, value: u64, limit: u64) -> Result<()> {
+    if value <= limit {
+        return Ok(());
+    }
+    Err(Error::Limit { format: FORMAT_NAME, field: what.into(), at: None, value, limit })
+}
+
+fn refuse(name: &str, problem: impl Into<String>) -> Error {
+    wrong(FORMAT_NAME, name, problem)
+}

@@ -1,0 +1,140 @@
+//! Where the bytes of a guest range live.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::blocks::Blocks;
+use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
+use super::header::Header;
+use super::{EPOCH, FORMAT_NAME, SECTOR, field, geometry, locator};
+use crate::error::{Error, Problem, Result};
+use crate::extent::{Extent, FileId};
+use crate::format::OpenContext;
+use crate::info::{ImageInfo, Value};
+use crate::io::runs::Runs;
+use crate::io::{ReadAt, table};
+use crate::name::Name;
+use crate::sparse::SparseRead;
+
+const SAVED_STATE: &str =
+    "it belongs to a machine whose state was saved: what the machine has not written yet is not in it";
+
+/// An opened image.
+pub(super) struct Reader {
+    info: ImageInfo,
+    pub content: Content,
+}
+
+pub(super) enum Content {
+    /// The bytes of the disk, from the beginning of the file on.
+    Fixed(Runs),
+    Blocks(Blocks),
+}
+
+impl Reader {
+    pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
+        if cx.snapshot.is_some() {
+            let feature = "snapshots inside an image".into();
+            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
+        }
+        let file_len = table::length(&*file)?;
+        let Footers { footer, at, end, warning } = Footers::read(&*file, file_len, cx.limits)?;
+        let size_field = field("current size", at + CURRENT_SIZE_AT);
+        if footer.disk_type == DiskType::Fixed {
+            let (size, doubt) = geometry::disk_size(&footer, at);
+            size_field.within(0, size, at)?;
+            let info = describe(&footer, size, [warning, doubt]);
+            return Ok(Reader { info, content: Content::Fixed(Runs::new(file, FileId::default())) });
+        }
+
+        let header_at = footer.data_offset;
+        let header = read_header(&*file, file_len, at, header_at)?;
+        let (size, doubt) = geometry::disk_size(&footer, header.room());
+        size_field.at_most(size, cx.limits.virtual_size)?;
+        let mut info = describe(&footer, size, [warning, doubt]);
+        info.block_size = Some(header.block_size);
+        let mut metadata = vec![0..Footer::LEN, header_at..header_at + Header::LEN];
+        // A part of a sector at the end of a file that is not in whole sectors may be the last block's.
+        metadata.extend(end.map(|end| end.next_multiple_of(SECTOR)..file_len).filter(|range| !range.is_empty()));
+        let differencing = footer.disk_type == DiskType::Differencing;
+        let blocks = Blocks::new(file.clone(), file_len, size, &header, header_at, differencing, metadata)?;
+        if differencing {
+            info.backing = Some(locator::reference(&header.parent, &*file, cx.budget)?);
+        }
+        Ok(Reader { info, content: Content::Blocks(blocks) })
+    }
+}
+
+/// Reads the header at offset `header_at`, which the footer at offset `footer_at` names.
+fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64) -> Result<Header> {
+    let field = field("data offset", footer_at + 16);
+    if header_at < Footer::LEN {
+        return Err(field.fault(Problem::Overlap { offset: header_at, with: "the copy of the footer" }));
+    }
+    field.within(header_at, Header::LEN, file_len)?;
+    let mut bytes = [0; Header::LEN as usize];
+    table::read(file, &mut bytes, header_at)?;
+    Header::parse(&bytes, header_at)
+}
+
+/// What a footer says of its disk, which has `size` bytes.
+fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>; 2]) -> ImageInfo {
+    let subformat = match footer.disk_type {
+        DiskType::Fixed => "fixed",
+        DiskType::Dynamic => "dynamic",
+        DiskType::Differencing => "differencing",
+    };
+    let text = |bytes: [u8; 4]| {
+        let len = bytes.iter().rposition(|byte| !matches!(byte, 0 | b' ')).map_or(0, |last| last + 1);
+        Value::Text(Name::from(bytes.get(..len).unwrap_or_default()))
+    };
+    let version = footer.creator_version;
+    let specific = vec![
+        ("subformat", subformat.into()),
+        ("current-size", footer.current_size.into()),
+        ("chs-size", footer.geometry.bytes().into()),
+        ("cylinders", u64::from(footer.geometry.cylinders).into()),
+        ("heads", u64::from(footer.geometry.heads).into()),
+        ("sectors-per-track", u64::from(footer.geometry.sectors_per_track).into()),
+        ("original-size", footer.original_size.into()),
+        ("creator-application", text(footer.creator_app)),
+        ("creator-version", format!("{}.{}", version >> 16, version & 0xffff).as_str().into()),
+        ("creator-host-os", text(footer.creator_os)),
+        ("timestamp", (u64::from(footer.timestamp) + EPOCH).into()),
+        ("uuid", footer.unique_id.to_string().as_str().into()),
+        ("saved-state", footer.saved_state.into()),
+    ];
+    let identity = (!footer.unique_id.is_null()).then(|| Name::from(format!("UUID {}", footer.unique_id)));
+    let identities = identity.into_iter().collect();
+    let warnings = warnings.into_iter().flatten().chain(footer.saved_state.then_some(SAVED_STATE));
+    let warnings = warnings.map(Into::into).collect();
+    ImageInfo { format: FORMAT_NAME, virtual_size, identities, warnings, specific, ..ImageInfo::default() }
+}
+
+impl SparseRead for Reader {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        if offset >= self.info.virtual_size {
+            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
+        }
+        let (kind, len) = match &self.content {
+            Content::Fixed(runs) => runs.extent(offset, self.info.virtual_size)?,
+            Content::Blocks(blocks) => blocks.extent(offset)?,
+        };
+        Ok(Extent { offset, len, kind })
+    }
+
+    fn map_unit(&self) -> Option<u64> {
+        matches!(self.content, Content::Blocks(_)).then_some(SECTOR)
+    }
+
+    fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
+        match &self.content {
+            Content::Fixed(_) => Ok(()),
+            Content::Blocks(blocks) => blocks.claim_metadata(claim),
+        }
+    }
+}

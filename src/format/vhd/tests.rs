@@ -1,0 +1,478 @@
+//! Images that are put together by hand or written by scripts, read back as simply as it can be done.
+
+mod model;
+
+use std::io::Read;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use self::model::{Case, Device, Step, naive_guest, open, read};
+use super::footer::{DiskType, Footer};
+use super::geometry::Geometry;
+use super::header::{Header, Parent};
+use super::reader::Reader;
+use super::{FORMAT_NAME, UniqueId};
+use crate::error::Result;
+use crate::extent::{Extent, ExtentKind, FileId, Location};
+use crate::format::{CreateContext, Format, NewBacking, OpenContext};
+use crate::identifiers::Identifiers;
+use crate::info::Value;
+use crate::io::{MemFile, PipeTarget, WriteAt};
+use crate::limits::{Budget, Limits};
+use crate::name::Name;
+use crate::options::Options;
+use crate::sparse::SparseRead;
+
+/// Blocks of 16 sectors.
+const BLOCK: u64 = 8192;
+/// Where the table of an image put together by hand is.
+const TABLE: u64 = 1536;
+
+/// An image of a disk of `size` bytes in blocks of [`BLOCK`], whose table holds these entries.
+fn image(disk_type: DiskType, size: u64, entries: &[u32], len: usize) -> Vec<u8> {
+    let footer =
+        Footer { current_size: size, geometry: Geometry::of_sectors(size / 512), disk_type, ..Footer::for_tests() };
+    let parent = Parent { unique_id: UniqueId([9; 16]), name: Name::from("base.vhd"), ..Parent::default() };
+    let max_table_entries = entries.len() as u32;
+    let header = Header { table_offset: TABLE, max_table_entries, block_size: BLOCK as u32, parent };
+    let mut bytes = [&footer.encode()[..], &header.encode()].concat();
+    bytes.extend(entries.iter().flat_map(|entry| entry.to_be_bytes()));
+    bytes.resize(len, 0);
+    bytes.extend(footer.encode());
+    bytes
+}
+
+fn format() -> Format {
+    Format::named(FORMAT_NAME).unwrap()
+}
+
+fn check(bytes: Vec<u8>) -> (u64, u64, u64) {
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let report = format().check(Arc::new(MemFile::from(bytes)), &cx).unwrap();
+    (report.corruptions, report.leaks, report.allocated_clusters)
+}
+
+#[test]
+fn both_names_and_both_ends_are_recognised() {
+    assert_eq!(Format::named("vhd").unwrap(), format());
+    assert_eq!(Format::of_extension("VHD"), Some(format()));
+    let probe = |head: &[u8], tail: &[u8]| Format::probe(&crate::format::Probe { head, tail, len: 1 << 20 }).unwrap();
+    let tail = |at: usize| [&vec![0; at][..], b"conectix", &vec![0; 504 - at]].concat();
+    assert_eq!(probe(b"conectix", &[0; 512]), format());
+    assert_eq!(probe(&[0; 512], &tail(0)), format());
+    assert_eq!(probe(&[0; 512], &tail(1)), format());
+    assert_eq!(probe(&[0; 512], &tail(2)), Format::RAW);
+}
+
+#[test]
+fn sectors_that_were_not_written_are_zeros_or_the_parents() {
+    // Block 1 is at sector 4, with its sectors 2, 3 and 15; blocks 0 and 2 do not exist; the disk ends within block 3, which
+    // is at sector 21, with all of its sectors.
+    let size = 3 * BLOCK + 5 * 512;
+    let make = |disk_type| {
+        let mut bytes = image(disk_type, size, &[!0, 4, !0, 21, 0], 38 * 512);
+        bytes[2048..2050].copy_from_slice(&[0b0011_0000, 1]);
+        bytes[21 * 512..21 * 512 + 512].fill(0xff);
+        bytes
+    };
+    let at = |sector: u64| Location { file: FileId(0), offset: sector * 512 };
+    for disk_type in [DiskType::Dynamic, DiskType::Differencing] {
+        let differencing = disk_type == DiskType::Differencing;
+        let zeros = |allocated| if differencing { ExtentKind::Hole } else { ExtentKind::Zero { allocated } };
+        let (absent, unwritten) = (zeros(None), |place| zeros(Some(place)));
+        let reader = open(make(disk_type)).unwrap();
+        let extents = [
+            (0, 16, absent),
+            (16, 2, unwritten(at(5))),
+            (18, 2, ExtentKind::Data(at(7))),
+            (20, 11, unwritten(at(9))),
+            (31, 1, ExtentKind::Data(at(20))),
+            (32, 16, absent),
+            (48, 5, ExtentKind::Data(at(22))),
+        ];
+        for (sector, sectors, kind) in extents {
+            let extent = Extent { offset: sector * 512, len: sectors * 512, kind };
+            assert_eq!(reader.extent_at(sector * 512).unwrap(), extent);
+            let last = extent.end() - 7;
+            assert_eq!(reader.extent_at(last).unwrap(), extent.clip(last, extent.end()));
+        }
+        assert_eq!(reader.info().virtual_size, size);
+        assert!(reader.extent_at(size).is_err());
+        let mut claimed = Vec::new();
+        reader
+            .metadata(&mut |_, range| {
+                claimed.push(range);
+                true
+            })
+            .unwrap();
+        let end = 38 * 512;
+        assert_eq!(claimed, [0..512, 512..1536, end..end + 512, 1536..1556, 2048..2560, 21 * 512..22 * 512]);
+        assert_eq!(check(make(disk_type)), (0, 0, 2));
+    }
+    let info = open(make(DiskType::Differencing)).unwrap().info().clone();
+    let parent = info.backing.unwrap();
+    assert_eq!((parent.role, parent.name), ("parent", Name::from("base.vhd")));
+    assert_eq!(parent.identity, Some(Name::from("09090909-0909-0909-0909-090909090909")));
+    assert_eq!(info.identities, [Name::from("UUID 07070707-0707-0707-0707-070707070707")]);
+}
+
+#[test]
+fn entries_that_lead_elsewhere_are_told() {
+    let end = 40 * 512;
+    for (entries, wrong, kind) in [
+        (&[0, !0][..], 0, "overlap"),
+        (&[!0, 41], 1, "out-of-bounds"),
+        (&[34, !0], 0, "out-of-bounds"),
+        (&[0xffff_fffe, !0], 0, "out-of-bounds"),
+    ] {
+        let mut bytes = image(DiskType::Dynamic, 2 * BLOCK, entries, end);
+        bytes[34 * 512] = 1;
+        let reader = open(bytes.clone()).unwrap();
+        let error = reader.extent_at(wrong * BLOCK + 7 * 512).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(reader.extent_at((1 - wrong) * BLOCK).is_ok());
+        assert_eq!(check(bytes).0, 1);
+    }
+    // In the place of the header, of each other, and of the footer; and with room for a block in between.
+    let place = |entries: &[u32]| image(DiskType::Dynamic, 2 * BLOCK, entries, 60 * 512);
+    for (entries, found) in [
+        ([2, !0], (1, 2, 1)),
+        ([4, 5], (1, 2, 2)),
+        ([4, 4], (1, 2, 2)),
+        ([44, !0], (1, 2, 1)),
+        ([4, 43], (0, 1, 2)),
+        ([43, 4], (0, 1, 2)),
+        ([21, 4], (0, 1, 2)),
+    ] {
+        assert_eq!(check(place(&entries)), found, "{entries:?}");
+    }
+    for entries in [[2, !0], [4, 4]] {
+        let mut claimed: Vec<std::ops::Range<u64>> = Vec::new();
+        let claim = open(place(&entries)).unwrap().metadata(&mut |_, range| {
+            let free = claimed.iter().all(|other| other.end <= range.start || range.end <= other.start);
+            claimed.push(range);
+            free
+        });
+        assert_eq!(claim.unwrap_err().kind(), "overlap");
+    }
+}
+
+#[test]
+fn a_table_has_to_be_there_and_to_cover_the_disk() {
+    let make = |change: fn(&mut Footer, &mut Header)| {
+        let mut footer = Footer { current_size: 4 * BLOCK, ..Footer::for_tests() };
+        let parent = Parent::default();
+        let mut header = Header { table_offset: TABLE, max_table_entries: 4, block_size: BLOCK as u32, parent };
+        change(&mut footer, &mut header);
+        let bytes = [&footer.encode()[..], &header.encode(), &[0xff; 512], &footer.encode()].concat();
+        open(bytes).map(drop).map_err(|error| error.kind())
+    };
+    assert_eq!(make(|_, _| ()), Ok(()));
+    assert_eq!(make(|_, header| header.max_table_entries = 3), Err("invalid-field"));
+    assert_eq!(make(|_, header| header.max_table_entries = 257), Err("out-of-bounds"));
+    assert_eq!(make(|_, header| header.max_table_entries = !0), Err("out-of-bounds"));
+    assert_eq!(make(|_, header| header.table_offset = u64::MAX - 3), Err("out-of-bounds"));
+    assert_eq!(make(|footer, _| footer.data_offset = 0), Err("overlap"));
+    assert_eq!(make(|footer, _| footer.data_offset = 1537), Err("out-of-bounds"));
+    assert_eq!(make(|footer, _| footer.data_offset = !0), Err("out-of-bounds"));
+    assert_eq!(make(|footer, _| footer.data_offset = 1024), Err("invalid-field"));
+}
+
+proptest! {
+    #[test]
+    fn extents_are_what_a_naive_reader_finds(
+        differencing in any::<bool>(),
+        blocks in prop::collection::vec(prop::option::of(prop::collection::vec(any::<bool>(), 16)), 1..6),
+        order in any::<u64>(),
+        cut in 0u64..16,
+    ) {
+        // Blocks in any order, one after the other from sector 4 on.
+        let mut places: Vec<u32> = (0..blocks.len() as u32).collect();
+        places.sort_by_key(|place| (u64::from(*place) + 1).wrapping_mul(order | 1));
+        let entry = |index: usize| 4 + places[index] * 17;
+        let entries: Vec<u32> = (0..blocks.len()).map(|index| blocks[index].as_ref().map_or(!0, |_| entry(index))).collect();
+        let disk_type = if differencing { DiskType::Differencing } else { DiskType::Dynamic };
+        let size = blocks.len() as u64 * BLOCK - cut * 512;
+        let mut bytes = image(disk_type, size, &entries, (4 + blocks.len() * 17) * 512);
+        for (index, bits) in blocks.iter().enumerate() {
+            for (sector, _) in bits.iter().flatten().enumerate().filter(|(_, bit)| **bit) {
+                bytes[entry(index) as usize * 512 + sector / 8] |= 0x80 >> (sector % 8);
+            }
+        }
+        let reader = open(bytes).unwrap();
+        let mut at = 0;
+        while at < size {
+            let extent = reader.extent_at(at).unwrap();
+            prop_assert_eq!(extent.offset, at);
+            for sector in at / 512..extent.end() / 512 {
+                let (index, within) = ((sector / 16) as usize, sector % 16);
+                let place = Location { file: FileId(0), offset: (u64::from(entry(index)) + 1 + within) * 512 };
+                let expected = match &blocks[index] {
+                    Some(bits) if bits[within as usize] => ExtentKind::Data(place),
+                    _ if differencing => ExtentKind::Hole,
+                    Some(_) => ExtentKind::Zero { allocated: Some(place) },
+                    None => ExtentKind::Zero { allocated: None },
+                };
+                prop_assert_eq!(extent.kind.advance(sector * 512 - at), expected);
+            }
+            at = extent.end();
+        }
+        prop_assert_eq!(at, size);
+    }
+
+    #[test]
+    fn whatever_an_image_holds_nothing_panics(
+        changes in prop::collection::vec((0usize..2600, any::<u8>()), 0..6),
+        sums in any::<bool>(),
+        cut in 0usize..4000,
+        differencing in any::<bool>(),
+    ) {
+        let disk_type = if differencing { DiskType::Differencing } else { DiskType::Dynamic };
+        let mut bytes = image(disk_type, 3 * BLOCK - 512, &[4, !0, 21, 0], 38 * 512);
+        bytes[2048..2560].fill(0xa5);
+        for (at, value) in changes {
+            bytes[at] = value;
+        }
+        if sums {
+            // So that what is behind the checksums is reached.
+            let footer = super::checksum(&bytes[..512], 64);
+            bytes[64..68].copy_from_slice(&footer.to_be_bytes());
+            let header = super::checksum(&bytes[512..1536], 36);
+            bytes[548..552].copy_from_slice(&header.to_be_bytes());
+            let end = bytes.len() - 512;
+            bytes.copy_within(..512, end);
+        }
+        bytes.truncate(bytes.len() - cut.saturating_sub(2000));
+        if let Ok(reader) = open(bytes.clone()) {
+            let mut at = 0;
+            for _ in 0..100 {
+                match reader.extent_at(at) {
+                    Ok(extent) => {
+                        prop_assert!(extent.offset == at && extent.len > 0 && extent.end() <= reader.info().virtual_size);
+                        at = extent.end();
+                    }
+                    Err(_) => at += 512,
+                }
+                if at >= reader.info().virtual_size {
+                    break;
+                }
+            }
+            let _ = reader.metadata(&mut |_, range| range.start < range.end);
+            let (limits, budget) = (Limits::default(), Budget::new(1000));
+            let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+            let _ = format().check(Arc::new(MemFile::from(bytes)), &cx);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read(case in model::case()) {
+        let written = case.write();
+        prop_assert_eq!(naive_guest(&written.file, &written.parent), written.guest.clone(), "{:?}", case);
+        prop_assert_eq!(read(&open(written.file.clone()).unwrap(), &written.file, &written.parent), written.guest);
+        let (corruptions, leaks, _) = check(written.file.clone());
+        prop_assert_eq!((corruptions, leaks), (0, 0));
+    }
+}
+
+#[test]
+fn a_new_dynamic_disk_is_laid_out_as_documented() {
+    let case = Case::new(3 << 20, "block_size=512k", &[Step::Skip(1 << 20), Step::Place(512 << 10), Step::Place(5000)]);
+    let file = case.write().file;
+    let (first, second) = (4096 - 512, 2 * 4096 - 512 + (512 << 10));
+    assert_eq!(file[512..520], *b"cxsparse");
+    let entries: Vec<u32> =
+        file[1536..2048].chunks(4).map(|entry| u32::from_be_bytes(entry.try_into().unwrap())).collect();
+    let mut expected = vec![!0; 128];
+    (expected[2], expected[3]) = (first / 512, second / 512);
+    assert_eq!(entries, expected);
+    for block in [first, second].map(|block| block as usize) {
+        assert!(file[block..block + 512].iter().all(|byte| *byte == 0xff));
+        assert!((block + 512).is_multiple_of(4096));
+    }
+    assert_eq!(file.len(), second as usize + 512 + (512 << 10) + 512);
+    assert_eq!(file[..512], file[file.len() - 512..]);
+    let footer = Footer::parse(file[..512].try_into().unwrap(), 0, &Limits::default()).unwrap();
+    assert_eq!((&footer.creator_app, footer.current_size, footer.original_size), (b"win ", 3 << 20, 3 << 20));
+    assert_eq!(footer.geometry, Geometry::of_sectors(6144));
+    // An extent for each block.
+    let reader = open(file).unwrap();
+    let lens: Vec<_> = [0, 1 << 20, 3 << 19, 2 << 20].map(|at| reader.extent_at(at).unwrap().len).into();
+    assert_eq!(lens, [1 << 20, 512 << 10, 512 << 10, 1 << 20]);
+}
+
+#[test]
+fn a_fixed_disk_goes_to_files_pipes_and_devices() {
+    let steps = [Step::Skip(3000), Step::Place(5000), Step::Zero(1024), Step::Place(512)];
+    let list = "subformat=fixed,timestamp=946684801,uuid=00112233-4455-6677-8899-aabbccddeeff";
+    let file = Case::new(20_000, list, &steps).write();
+    assert_eq!(file.file.len(), 20_480 + 512);
+    assert_eq!(file.file[..20_480], file.guest);
+    let footer = Footer::parse(file.file[20_480..].try_into().unwrap(), 0, &Limits::default()).unwrap();
+    assert_eq!((footer.disk_type, footer.timestamp, footer.data_offset), (DiskType::Fixed, 1, !0));
+    assert_eq!(footer.unique_id.to_string(), "00112233-4455-6677-8899-aabbccddeeff");
+    let device = Case { device: true, ..Case::new(20_000, list, &steps) }.write();
+    assert!(device.file == file.file);
+
+    // Everything is placed in a pipe.
+    let mut options = Options::new();
+    options.add_list(list);
+    let (mut reader, stream) = std::io::pipe().unwrap();
+    let pipe = Arc::new(PipeTarget::new(stream));
+    let mut writer = format().create(&CreateContext::new(20_000, &options, pipe.clone())).unwrap();
+    assert!(writer.spec().dense && writer.spec().sequential);
+    let placement = writer.place(0..20_480).unwrap();
+    placement.out.write_all_at(&file.guest, placement.offset).unwrap();
+    writer.finish().unwrap();
+    drop((writer, placement, pipe));
+    let mut piped = Vec::new();
+    reader.read_to_end(&mut piped).unwrap();
+    assert!(piped == file.file);
+    let mut empty =
+        format().create(&CreateContext::new(1 << 20, &options, Arc::new(PipeTarget::new(Vec::new())))).unwrap();
+    empty.finish().unwrap();
+}
+
+#[test]
+fn nothing_is_an_image_before_it_is_finished() {
+    for list in ["", "subformat=fixed"] {
+        let old = Case::new(1 << 20, list, &[Step::Place(1 << 20)]).write().file;
+        let device = Arc::new(Device::holding(&old, 4 << 20));
+        let mut options = Options::new();
+        options.add_list(list);
+        let mut writer = format().create(&CreateContext::new(1 << 20, &options, device.clone())).unwrap();
+        writer.place(0..1 << 20).unwrap();
+        let bytes = device.to_vec();
+        assert!(!bytes.windows(8).any(|window| window == b"conectix") || list.is_empty());
+        assert_ne!(bytes[..8], *b"conectix");
+        writer.finish().unwrap();
+        let end = if list.is_empty() { 4096 + (2 << 20) } else { 1 << 20 };
+        assert_eq!(device.to_vec()[end..end + 8], *b"conectix");
+    }
+}
+
+/// The size of a new image, or the kind of the error.
+fn size_of(size: u64, list: &str) -> Result<u64, &'static str> {
+    let mut options = Options::new();
+    options.add_list(list);
+    let cx = CreateContext::new(size, &options, Arc::new(Null));
+    format().create(&cx).map(|writer| writer.spec().virtual_size).map_err(|error| error.kind())
+}
+
+/// A file that forgets everything.
+struct Null;
+
+impl WriteAt for Null {
+    fn write_all_at(&self, _buf: &[u8], _offset: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, _len: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn sizes_are_exact_unless_the_options_say_otherwise() {
+    const GIB: u64 = 1 << 30;
+    for (size, list, expected) in [
+        (0, "", Ok(0)),
+        (1, "", Ok(512)),
+        (10 * GIB + 512, "", Ok(10 * GIB + 512)),
+        (10 * GIB, "force_size=off", Ok(10_737_893_376)),
+        (2040 * GIB, "", Ok(2040 * GIB)),
+        (2040 * GIB + 1, "", Err("limit")),
+        (2040 * GIB, "block_size=512k", Err("limit")),
+        (2030 * GIB, "block_size=512k", Ok(2030 * GIB)),
+        (9000 * GIB, "subformat=fixed", Ok(9000 * GIB)),
+        (i64::MAX as u64, "subformat=fixed", Err("limit")),
+        (10 * GIB + 512, "preset=azure", Ok(10 * GIB + (1 << 20))),
+        ((19 << 20) + 1, "preset=azure,subformat=fixed", Ok(20 << 20)),
+        (19 << 20, "preset=azure", Err("option")),
+        (32767 * GIB, "preset=azure", Ok(32767 * GIB)),
+        (32767 * GIB + 1, "preset=azure", Err("option")),
+        (GIB, "preset=azure,subformat=dynamic", Err("option")),
+        (GIB, "preset=azure,force_size=off", Err("option")),
+        (GIB, "preset=azure,block_size=2M", Err("option")),
+        (GIB, "subformat=fixed,block_size=2M", Err("option")),
+        (GIB, "block_size=768k", Err("option")),
+        (GIB, "block_size=32M", Err("option")),
+        (GIB, "uuid=00000000-0000-0000-0000-000000000000", Err("option")),
+        (GIB, "uuid=0011", Err("option")),
+        (GIB, "timestamp=946684799", Err("option")),
+        (GIB, "backing_file=base.vhd", Err("option")),
+    ] {
+        assert_eq!(size_of(size, list), expected, "{size} {list}");
+    }
+}
+
+#[test]
+fn identifiers_and_times_are_those_of_the_caller() {
+    let options = Options::new();
+    let footer = |identifiers: Identifiers| {
+        let out = Arc::new(MemFile::new());
+        let identifiers = identifiers.of_image(FORMAT_NAME, 512, &options);
+        let cx = CreateContext { identifiers, ..CreateContext::new(512, &options, out.clone()) };
+        format().create(&cx).unwrap().finish().unwrap();
+        Footer::parse(out.to_vec()[..512].try_into().unwrap(), 0, &Limits::default()).unwrap()
+    };
+    let fixed = |time| footer(Identifiers::Reproducible { time });
+    assert_eq!(fixed(946_684_800 + 77), fixed(946_684_800 + 77));
+    assert_eq!([0, 946_684_805, u64::MAX].map(|time| fixed(time).timestamp), [0, 5, u32::MAX]);
+    let (one, two) = (footer(Identifiers::Random), footer(Identifiers::Random));
+    assert!(one.unique_id != two.unique_id && !one.unique_id.is_null());
+    assert_eq!(one.unique_id.to_string().as_bytes()[14], b'4', "version 4");
+    // Later than this was written, and not by much more than a lifetime.
+    assert!((800_000_000..4_000_000_000).contains(&one.timestamp));
+}
+
+#[test]
+fn a_differencing_disk_names_its_parent() {
+    let parent = open(image(DiskType::Dynamic, 4 * BLOCK, &[!0; 4], 2048)).unwrap().info().clone();
+    let create = |name: &str, info, list: &str, size| {
+        let mut options = Options::new();
+        options.add_list(list);
+        let out = Arc::new(MemFile::new());
+        let backing = Some(NewBacking { name: Name::from(name), info });
+        let mut writer =
+            format().create(&CreateContext { backing, ..CreateContext::new(size, &options, out.clone()) })?;
+        writer.finish()?;
+        Ok(open(out.to_vec())?.info().clone())
+    };
+    let child = |name: &str| create(name, &parent, "", 4 * BLOCK).unwrap().backing.unwrap();
+    let names = |name: &str| {
+        let reference = child(name);
+        [reference.name].iter().chain(&reference.alternatives).map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("base.vhd"), ["base.vhd"]);
+    assert_eq!(names("./sub/bäse.vhd"), ["sub/bäse.vhd", "bäse.vhd"]);
+    assert_eq!(names("../base.vhd"), ["../base.vhd", "base.vhd"]);
+    assert_eq!(names("/images/base.vhd"), ["/images/base.vhd", "base.vhd"]);
+    assert_eq!(child("x").identity.as_ref(), parent.identities.first());
+    let kind = |result: Result<_>| result.map(drop).map_err(|error| error.kind());
+    assert_eq!(kind(create("x", &parent, "subformat=fixed", 4 * BLOCK)), Err("option"));
+    assert_eq!(kind(create("x", &parent, "backing_file=y", 4 * BLOCK)), Err("option"));
+    assert_eq!(kind(create("x", &parent, "backing_file=x,backing_fmt=vpc", 4 * BLOCK)), Ok(()));
+    assert_eq!(kind(create("x", &parent, "", 5 * BLOCK)), Err("option"));
+    let mut other = parent.clone();
+    other.format = "raw";
+    assert_eq!(kind(create("x", &other, "", 4 * BLOCK)), Err("option"));
+}
+
+#[test]
+fn info_has_both_sizes() {
+    let reader: Reader = open(image(DiskType::Dynamic, 4 << 20, &[!0; 512], 8192)).unwrap();
+    let info = reader.info();
+    let value = |name| info.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone()).unwrap();
+    assert_eq!(value("current-size"), Value::Number(4 << 20));
+    assert_eq!(value("chs-size"), Value::Number(120 * 4 * 17 * 512));
+    assert_eq!(value("subformat"), Value::from("dynamic"));
+    assert_eq!(value("creator-application"), Value::from("win"));
+    assert_eq!(value("creator-version"), Value::from("10.0"));
+    assert_eq!((info.block_size, info.backing.as_ref()), (Some(BLOCK as u32), None));
+}

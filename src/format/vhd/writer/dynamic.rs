@@ -1,0 +1,252 @@
+//! Dynamic and differencing disks.
+//!
+//! In order: the copy of the footer; the header; the block allocation table; the parent's name; blocks, in the order of the
+//! guest, each with its bitmap in front, so that the disk's bytes are at multiples of 4 KiB; the footer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{footer, no_compression, sync, write};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::format::vhd::SECTOR;
+use crate::format::vhd::blocks::ABSENT;
+use crate::format::vhd::footer::{DiskType, Footer};
+use crate::format::vhd::header::{self, Header};
+use crate::format::vhd::locator::{Locator, utf16};
+use crate::format::vhd::options::{Parent, Settings, limit};
+use crate::io::WriteAt;
+use crate::name::Name;
+use crate::sparse::{Placement, SparseWrite, WriteSpec};
+
+/// What the guest's bytes in blocks are aligned to.
+const ALIGNMENT: u64 = 4096;
+/// Where the table is: behind the copy of the footer and the header.
+const TABLE_OFFSET: u64 = Footer::LEN + Header::LEN;
+/// The largest number of a sector that is no entry of a block that does not exist.
+const MAX_SECTOR: u64 = ABSENT as u64 - 1;
+
+pub(super) struct DynamicWriter {
+    spec: WriteSpec,
+    out: Arc<dyn WriteAt>,
+    footer: Footer,
+    header: Header,
+    /// The parent's name, as its locator has it.
+    parent_name: Vec<u8>,
+    table: Vec<u32>,
+    /// Of the differencing disk's block that was placed last: its number, and which sectors it has.
+    bitmap: Option<(u64, Vec<u8>)>,
+    /// Byte offset after the last block.
+    next: u64,
+}
+
+impl DynamicWriter {
+    pub fn create(
+        cx: &CreateContext<'_>,
+        settings: &Settings,
+        block_size: u32,
+        parent: Option<&Parent>,
+    ) -> Result<DynamicWriter> {
+        let out = cx.out.clone();
+        // A table without entries is more than some programs can take.
+        let blocks = settings.size.div_ceil(block_size.into()).max(1);
+        let mut header = Header {
+            table_offset: TABLE_OFFSET,
+            max_table_entries: blocks as u32,
+            block_size,
+            parent: header::Parent::default(),
+        };
+        let mut next = TABLE_OFFSET + header.table_len().next_multiple_of(SECTOR);
+        let mut parent_name = Vec::new();
+        if let Some(parent) = parent {
+            let (name, platform) = windows_name(&parent.name);
+            parent_name = utf16(&name, u16::to_le_bytes);
+            let space = (parent_name.len() as u64).next_multiple_of(SECTOR);
+            header.parent = header::Parent {
+                unique_id: parent.unique_id,
+                timestamp: parent.timestamp,
+                name: Name::from(name.rsplit('\\').next().unwrap_or_default()),
+                // Microsoft's programs have the space in bytes.
+                locators: vec![Locator {
+                    platform,
+                    space: space as u32,
+                    len: parent_name.len() as u32,
+                    offset: next,
+                    at: 0,
+                }],
+            };
+            next += space;
+        }
+        // As if every block will be there: what does not fit is to be found before hours of writing.
+        let stride = (u64::from(block_size) + header.bitmap_len()).next_multiple_of(ALIGNMENT);
+        let end = next + ALIGNMENT + blocks * stride;
+        limit("size of the image in sectors", end / SECTOR, MAX_SECTOR)?;
+        if !out.starts_zeroed() {
+            // Until the new image is there, nothing shall take the old one for it.
+            out.zero_range(0..next).map_err(Error::io("clearing the beginning", 0))?;
+        }
+        let differencing = parent.is_some();
+        let disk_type = if differencing { DiskType::Differencing } else { DiskType::Dynamic };
+        let spec = WriteSpec {
+            virtual_size: settings.size,
+            block_size: block_size.into(),
+            // Parts of a block that are not placed are holes of a new file, or the parent's.
+            granule: if out.starts_zeroed() { SECTOR } else { block_size.into() },
+            over_backing: differencing,
+            ..WriteSpec::default()
+        };
+        Ok(DynamicWriter {
+            spec,
+            out,
+            footer: footer(settings, disk_type, Footer::LEN),
+            header,
+            parent_name,
+            table: vec![ABSENT; blocks as usize],
+            bitmap: None,
+            next,
+        })
+    }
+
+    /// Where the bytes of a block are in the file, after its bitmap, and whether it is a new one.
+    fn block(&mut self, index: u64) -> Result<(u64, bool)> {
+        let Some(entry) = self.table.get_mut(index as usize) else {
+            return Err(Error::Usage(format!("there is no block {index} in this disk")));
+        };
+        let bitmap_len = self.header.bitmap_len();
+        if *entry != ABSENT {
+            return Ok((u64::from(*entry) * SECTOR + bitmap_len, false));
+        }
+        let data = (self.next + bitmap_len).next_multiple_of(ALIGNMENT);
+        // It was checked that all blocks fit.
+        *entry = ((data - bitmap_len) / SECTOR) as u32;
+        self.next = data + u64::from(self.header.block_size);
+        Ok((data, true))
+    }
+
+    /// The same for a block of a differencing disk, in which the bytes `within` are noted to be there.
+    fn block_with(&mut self, index: u64, within: Range<u64>) -> Result<u64> {
+        if self.bitmap.as_ref().is_none_or(|(open, _)| *open != index) {
+            self.flush_bitmap()?;
+            self.bitmap = Some((index, vec![0; self.header.bitmap_len() as usize]));
+        }
+        if let Some((_, bitmap)) = &mut self.bitmap {
+            for sector in within.start / SECTOR..within.end.div_ceil(SECTOR) {
+                if let Some(byte) = bitmap.get_mut((sector / 8) as usize) {
+                    *byte |= 0x80 >> (sector % 8);
+                }
+            }
+        }
+        Ok(self.block(index)?.0)
+    }
+
+    fn flush_bitmap(&mut self) -> Result<()> {
+        let Some((index, bitmap)) = self.bitmap.take() else { return Ok(()) };
+        let (data, _) = self.block(index)?;
+        write(&*self.out, &bitmap, data - bitmap.len() as u64, "writing a bitmap")
+    }
+
+    /// The part of `guest` that is in its first block, and the number of that.
+    fn first_block(&self, guest: &Range<u64>) -> (u64, Range<u64>) {
+        let size = self.spec.block_size;
+        let index = guest.start / size;
+        let start = index * size;
+        (index, guest.start - start..guest.end.min(start + size) - start)
+    }
+
+    fn clear(&self, range: Range<u64>) -> Result<()> {
+        if self.out.starts_zeroed() || range.is_empty() {
+            return Ok(());
+        }
+        let start = range.start;
+        self.out.zero_range(range).map_err(Error::io("clearing a block", start))
+    }
+
+    /// Writes the table, which is filled up to a sector with blocks that do not exist.
+    fn write_table(&self) -> Result<()> {
+        const CHUNK: usize = 16 << 10;
+        let mut at = self.header.table_offset;
+        for chunk in self.table.chunks(CHUNK) {
+            let mut bytes: Vec<u8> = chunk.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            bytes.resize(bytes.len().next_multiple_of(SECTOR as usize), 0xff);
+            write(&*self.out, &bytes, at, "writing the block allocation table")?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+impl SparseWrite for DynamicWriter {
+    fn spec(&self) -> &WriteSpec {
+        &self.spec
+    }
+
+    fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
+        let (index, within) = self.first_block(&guest);
+        let len = within.end - within.start;
+        let out = self.out.clone();
+        if self.spec.over_backing {
+            let offset = self.block_with(index, within.clone())? + within.start;
+            return Ok(Placement { out, offset, before: Vec::new(), len });
+        }
+        let (data, new) = self.block(index)?;
+        let offset = data + within.start;
+        if !new {
+            return Ok(Placement { out, offset, before: Vec::new(), len });
+        }
+        // The caller has no bytes for the rest of a last block.
+        self.clear(data + within.end..data + self.spec.block_size)?;
+        let bitmap = vec![0xff; self.header.bitmap_len() as usize];
+        let bitmap_at = data - self.header.bitmap_len();
+        if within.start == 0 {
+            return Ok(Placement { out, offset: bitmap_at, before: bitmap, len });
+        }
+        write(&*self.out, &bitmap, bitmap_at, "writing a bitmap")?;
+        Ok(Placement { out, offset, before: Vec::new(), len })
+    }
+
+    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+        Err(no_compression())
+    }
+
+    fn zero(&mut self, guest: Range<u64>) -> Result<()> {
+        if !self.spec.over_backing {
+            return Ok(());
+        }
+        // Over a parent zeros are sectors like others, which are holes of the file.
+        let mut at = guest.start;
+        while at < guest.end {
+            let (index, within) = self.first_block(&(at..guest.end));
+            let data = self.block_with(index, within.clone())?;
+            self.clear(data + within.start..data + within.end)?;
+            at += within.end - within.start;
+        }
+        Ok(())
+    }
+
+    /// Only footers make the file an image, so that they come last. With one of the two it is complete.
+    fn finish(&mut self) -> Result<()> {
+        self.flush_bitmap()?;
+        self.write_table()?;
+        if let Some(locator) = self.header.parent.locators.first() {
+            write(&*self.out, &self.parent_name, locator.offset, "writing the parent's name")?;
+        }
+        write(&*self.out, &self.header.encode(), Footer::LEN, "writing the header")?;
+        let len = self.next + Footer::LEN;
+        self.out.set_len(len).map_err(Error::io("setting the length", len))?;
+        sync(&*self.out)?;
+        let footer = self.footer.encode();
+        write(&*self.out, &footer, 0, "writing the copy of the footer")?;
+        write(&*self.out, &footer, self.next, "writing the footer")?;
+        sync(&*self.out)
+    }
+}
+
+/// A path as Windows has it, and the kind of locator for that.
+fn windows_name(name: &Name) -> (String, [u8; 4]) {
+    let path = name.to_text().replace('/', "\\");
+    if path.starts_with('\\') {
+        (path, Locator::W2KU)
+    } else {
+        (format!(".\\{}", path.strip_prefix(".\\").unwrap_or(&path)), Locator::W2RU)
+    }
+}

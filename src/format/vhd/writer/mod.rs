@@ -1,0 +1,56 @@
+//! Writes an image in one pass: metadata here, guest bytes by whoever asks where they go.
+
+mod dynamic;
+mod fixed;
+
+use self::dynamic::DynamicWriter;
+use self::fixed::FixedWriter;
+use super::footer::{DiskType, Footer};
+use super::geometry::Geometry;
+use super::options::{Settings, Subformat};
+use super::{FORMAT_NAME, SECTOR};
+use crate::error::{Error, Result};
+use crate::format::CreateContext;
+use crate::io::WriteAt;
+use crate::sparse::SparseWrite;
+
+/// Begins a new image.
+pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
+    let settings = Settings::parse(cx)?;
+    Ok(match settings.subformat {
+        Subformat::Fixed => Box::new(FixedWriter::create(cx, &settings)?),
+        Subformat::Dynamic { block_size, ref parent } => {
+            Box::new(DynamicWriter::create(cx, &settings, block_size, parent.as_ref())?)
+        }
+    })
+}
+
+/// The footer of a new image. Its creator is the one that all programs know to mean that the size is exact; see "Sizes" in the
+/// [format's documentation](super).
+fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64) -> Footer {
+    Footer {
+        data_offset,
+        timestamp: settings.timestamp,
+        creator_app: *b"win ",
+        creator_version: 10 << 16,
+        creator_os: *b"Wi2k",
+        original_size: settings.size,
+        current_size: settings.size,
+        geometry: Geometry::of_sectors(settings.size / SECTOR),
+        disk_type,
+        unique_id: settings.unique_id,
+        saved_state: false,
+    }
+}
+
+fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64, action: &'static str) -> Result<()> {
+    out.write_all_at(bytes, offset).map_err(Error::io(action, offset))
+}
+
+fn sync(out: &dyn WriteAt) -> Result<()> {
+    out.sync().map_err(Error::io("syncing", None))
+}
+
+fn no_compression() -> Error {
+    Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None }
+}

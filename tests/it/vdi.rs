@@ -1,0 +1,139 @@
+//! Parents that are known by their UUID alone: found beside the image, by the caller's policy.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::support::{TempDir, content, format, options, raw_image};
+use diskimage::{Converter, Error, Image, OpenOptions, ReferenceProblem, References, Result};
+
+const SIZE: usize = 3 << 20;
+/// Where entry 0 of the block map is, in images of this crate.
+const MAP: usize = 1 << 20;
+const BASE: &str = "6a37380f-5548-4359-90f4-3bcea33d6cdb";
+const CHILD: &str = "4d13fb7f-e426-41e3-b8de-0a27c09a4047";
+const GRANDCHILD: &str = "fc3d36ea-a175-4582-8c5c-e47d80650cee";
+
+/// An image whose blocks are filled with these bytes, or free.
+fn image(path: &Path, uuid: &str, blocks: [u8; 3]) -> PathBuf {
+    let guest: Vec<u8> = blocks.iter().flat_map(|byte| vec![*byte; SIZE / 3]).collect();
+    let converter = Converter::new(format("vdi")).options(options(&format!("uuid={uuid}"))).sync(false);
+    converter.convert(&raw_image(&guest), path).unwrap();
+    path.to_owned()
+}
+
+/// Turns an image into one that lies over the image at `parent`, with a block of zeros at the end, as VirtualBox would.
+fn lay_over(path: &Path, parent: &Path) {
+    let (mut file, parent) = (fs::read(path).unwrap(), fs::read(parent).unwrap());
+    file[76] = 4;
+    file[424..456].copy_from_slice(&parent[392..424]);
+    file[MAP + 8..MAP + 12].copy_from_slice(&0xffff_fffe_u32.to_le_bytes());
+    fs::write(path, file).unwrap();
+}
+
+fn open(path: &Path, references: References) -> Result<Image> {
+    OpenOptions::new().references(references).open(path)
+}
+
+#[track_caller]
+fn problem(path: &Path, references: References) -> ReferenceProblem {
+    match open(path, references).err().unwrap().root() {
+        Error::Reference { problem, name, .. } => {
+            assert!(name.to_text().len() == 42, "{name}");
+            problem.clone()
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[track_caller]
+fn blocks(path: &Path, references: References) -> [u8; 3] {
+    let bytes = content(&open(path, references).unwrap()).unwrap();
+    let blocks = [0, 1, 2].map(|block| bytes[block * SIZE / 3]);
+    assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == blocks[at * 3 / SIZE]));
+    blocks
+}
+
+#[test]
+fn the_parent_has_any_name() {
+    let dir = TempDir::new();
+    let base = image(&dir.join("the disk.VDI"), BASE, [1, 2, 3]);
+    let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
+    lay_over(&child, &base);
+    let grandchild = image(&dir.join("x.vdi"), GRANDCHILD, [0, 0, 0]);
+    lay_over(&grandchild, &child);
+    // Others that are there, and that are not it.
+    dir.file("broken.vdi", b"<<< ");
+    dir.file("empty.vdi", b"");
+    fs::create_dir(dir.join("directory.vdi")).unwrap();
+    symlink("the disk.VDI", dir.join("link.vdi")).unwrap();
+    fs::hard_link(&base, dir.join("second name.vdi")).unwrap();
+    for references in [References::Beside, References::Any] {
+        assert_eq!(blocks(&grandchild, references), [1, 4, 0]);
+        let chain = OpenOptions::new().references(references).inspect_chain(&grandchild).unwrap();
+        assert_eq!(chain.len(), 3);
+    }
+    assert_eq!(problem(&grandchild, References::Deny), ReferenceProblem::NotAllowed);
+}
+
+#[test]
+fn the_name_that_virtualbox_gives_comes_first() {
+    let dir = TempDir::new();
+    let base = image(&dir.join(&format!("{{{BASE}}}.vdi")), BASE, [1, 2, 3]);
+    image(&dir.join("another.vdi"), BASE, [7, 7, 7]);
+    let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
+    lay_over(&child, &base);
+    assert_eq!(blocks(&child, References::Beside), [1, 4, 0]);
+    // It is not believed by its name.
+    image(&base, GRANDCHILD, [5, 5, 5]);
+    assert!(matches!(problem(&child, References::Beside), ReferenceProblem::Changed { .. }));
+}
+
+#[test]
+fn none_and_several_are_refused_with_the_uuid() {
+    let dir = TempDir::new();
+    let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
+    let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
+    lay_over(&child, &base);
+    fs::copy(&base, dir.join("copy.vdi")).unwrap();
+    let identity = format!("UUID {BASE}");
+    let refused = |expected: fn(diskimage::Name) -> ReferenceProblem| {
+        for references in [References::Beside, References::Any] {
+            assert_eq!(problem(&child, references), expected(identity.as_str().into()));
+        }
+        let text = open(&child, References::Beside).err().unwrap().to_string();
+        assert!(text.contains(&identity) && text.contains("child.vdi: vdi: the parent"), "{text}");
+    };
+    refused(ReferenceProblem::SeveralBeside);
+    fs::rename(&base, dir.join("base.img")).unwrap();
+    assert_eq!(blocks(&child, References::Beside), [1, 4, 0]);
+    fs::remove_file(dir.join("copy.vdi")).unwrap();
+    refused(ReferenceProblem::NoneBeside);
+    // A link can lead anywhere.
+    symlink("base.img", dir.join("link.vdi")).unwrap();
+    refused(ReferenceProblem::NoneBeside);
+}
+
+#[test]
+fn the_directory_above_is_looked_at_only_where_any_file_is_allowed() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("Snapshots")).unwrap();
+    let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
+    let child = image(&dir.join("Snapshots/child.vdi"), CHILD, [0, 4, 0]);
+    lay_over(&child, &base);
+    assert_eq!(blocks(&child, References::Any), [1, 4, 0]);
+    assert!(matches!(problem(&child, References::Beside), ReferenceProblem::NoneBeside(_)));
+}
+
+#[test]
+fn an_image_is_not_its_own_parent() {
+    let dir = TempDir::new();
+    let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
+    lay_over(&child, &child);
+    assert!(matches!(problem(&child, References::Any), ReferenceProblem::NoneBeside(_)));
+    let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
+    lay_over(&child, &base);
+    lay_over(&base, &child);
+    let error = open(&child, References::Any).err().unwrap();
+    assert!(matches!(error.root(), Error::Reference { problem: ReferenceProblem::Loop, .. }), "{error}");
+}
