@@ -31,7 +31,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const IMGCONV: &str = env!("CARGO_BIN_EXE_imgconv");
 
 /// From what, to what.
-const CASES: [(Kind, Kind); 13] = [
+const CASES: [(Kind, Kind); 17] = [
     (RAW, QCOW2),
     (QCOW2, RAW),
     (RAW, ZLIB),
@@ -45,7 +45,14 @@ const CASES: [(Kind, Kind); 13] = [
     (STREAM, RAW),
     (STREAM, ZLIB),
     (ZLIB, STREAM),
+    (RAW, VPC),
+    (VPC, RAW),
+    (RAW, VDI),
+    (VDI, RAW),
 ];
+
+/// Those that do nothing but move bytes.
+const COPIES: [(Kind, Kind); 6] = [(RAW, QCOW2), (QCOW2, RAW), (RAW, VPC), (VPC, RAW), (RAW, VDI), (VDI, RAW)];
 
 /// A kind of image, and the arguments that make both programs write it.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,6 +67,8 @@ const QCOW2: Kind = Kind { name: "qcow2", format: "qcow2", args: &[] };
 const ZLIB: Kind = Kind { name: "qcow2-zlib", format: "qcow2", args: &["-c"] };
 const ZSTD: Kind = Kind { name: "qcow2-zstd", format: "qcow2", args: &["-c", "-o", "compression_type=zstd"] };
 const VMDK: Kind = Kind { name: "vmdk", format: "vmdk", args: &[] };
+const VPC: Kind = Kind { name: "vpc", format: "vpc", args: &[] };
+const VDI: Kind = Kind { name: "vdi", format: "vdi", args: &[] };
 const STREAM: Kind = Kind { name: "vmdk-stream", format: "vmdk", args: &["-o", "subformat=streamOptimized"] };
 
 fn main() -> ExitCode {
@@ -187,7 +196,7 @@ fn measure_case(
             has_qemu.then(|| contestant(name, convert("qemu-img", from, to, flags, source, &target(name))))
         })
         .into();
-    others.push([(RAW, QCOW2), (QCOW2, RAW)].contains(&(from, to)).then(|| {
+    others.push(COPIES.contains(&(from, to)).then(|| {
         let mut copier = Command::new(std::env::current_exe().unwrap_or_default());
         copier.arg("--copy").args([source, &target("copier")]);
         contestant("copier", copier)

@@ -1,4 +1,5 @@
-//! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2) and [vmdk](format::vmdk).
+//! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2),
+//! [vmdk](format::vmdk), [vpc](format::vhd) (VHD) and [vdi](format::vdi).
 //!
 //! ```no_run
 //! # fn main() -> diskimage::Result<()> {
@@ -52,7 +53,7 @@
 //! lib.rs      the paved path
 //! convert/    Converter -> plan -> load -> pipeline (the only threads)      compare.rs
 //! image.rs    open.rs (chains, policy)      claims.rs
-//! format/     registry, raw, qcow2/, vmdk/  (know nothing of each other, of convert, of Image)
+//! format/     registry, raw, qcow2/, vmdk/, vhd/, vdi/  (know nothing of each other, of convert, of Image)
 //! sparse.rs   extent.rs   info.rs   options.rs   identifiers.rs   limits.rs   codec.rs   zero.rs
 //! io/         ReadAt WriteAt  file mem pipe  table slices runs          name.rs   error.rs
 //! ```
