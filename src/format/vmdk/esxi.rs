@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use super::cowd::{self, CowdHeader};
-use super::grains::{DAMAGED, Entries, Grains};
+use super::directory::{Damaged, read_directory, table_at_sector};
+use super::grains::{Entries, Grains};
 use super::sesparse::{self, DirectoryEntry, SeSparseHeader};
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Result};
 use crate::extent::FileId;
 use crate::format::OpenContext;
-use crate::io::{ReadAt, table};
+use crate::io::ReadAt;
+use crate::io::table::{self, Field};
 
 /// Reads the header of a COWD extent.
 pub(super) fn read_cowd(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<CowdHeader> {
@@ -27,12 +29,18 @@ pub(super) fn cowd_grains(
     header: &CowdHeader,
     len: u64,
     cx: &OpenContext<'_>,
-    damaged: &mut dyn FnMut(Error) -> Result<()>,
+    damaged: &mut Damaged<'_>,
 ) -> Result<Grains> {
     let file_len = table::length(&*file)?;
-    let place = header.directory * SECTOR;
-    let bytes = read_directory(&*file, place, header.directory_entries(), 4, cx)?;
-    let mut grains = Grains {
+    let (start, entries) = (header.directory * SECTOR, header.directory_entries());
+    let grains = len.div_ceil(header.grain_bytes());
+    let place = |index, entry, field| {
+        // The last table may be shorter.
+        let in_table = grains.saturating_sub(index * cowd::TABLE_ENTRIES).min(cowd::TABLE_ENTRIES);
+        table_at_sector(entry, in_table * 4, field, file_len)
+    };
+    let directory = read_directory(&*file, start, entries, field("gdOffset", 20), place, cx, damaged)?;
+    Ok(Grains {
         file,
         id,
         file_len,
@@ -40,24 +48,10 @@ pub(super) fn cowd_grains(
         grain: header.grain_bytes(),
         entries_per_table: cowd::TABLE_ENTRIES,
         entries: Entries::Sectors { zeroed_grains: false, packing: None },
-        directory: Vec::new(),
+        directory,
         copies: Vec::new(),
-        metadata: vec![0..CowdHeader::LEN, place..place + bytes.len() as u64],
-    };
-    let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
-        let offset = u64::from(u32::from_le_bytes(*entry)) * SECTOR;
-        if offset != 0 {
-            let len = grains.table_entries(index) * grains.entry_size();
-            let field = field("grain directory entry", place + index as u64 * 4);
-            if let Err(error) = field.within(offset, len, file_len) {
-                damaged(error)?;
-                return Ok(DAMAGED);
-            }
-        }
-        Ok(offset)
-    });
-    grains.directory = entries.collect::<Result<_>>()?;
-    Ok(grains)
+        metadata: vec![0..CowdHeader::LEN, start..start + entries * 4],
+    })
 }
 
 /// Opens a space-efficient sparse extent of which `len` bytes belong to the disk; its capacity goes to `check` first. What is
@@ -68,7 +62,7 @@ pub(super) fn open_sesparse(
     len: u64,
     check: impl FnOnce(u64) -> Result<()>,
     cx: &OpenContext<'_>,
-    damaged: &mut dyn FnMut(Error) -> Result<()>,
+    damaged: &mut Damaged<'_>,
 ) -> Result<Grains> {
     let file_len = table::length(&*file)?;
     let read_sector = |name, offset| {
@@ -79,20 +73,16 @@ pub(super) fn open_sesparse(
     let header = SeSparseHeader::parse(&read_sector("header", 0)?, cx.limits)?;
     check(header.capacity)?;
     header.check_volatile(&read_sector("volatile_header_offset", header.volatile_header.start)?)?;
-    let place = header.grain_directory.start;
-    let bytes = read_directory(&*file, place, header.directory_entries(), 8, cx)?;
-    let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
-        let field = field("grain directory entry", place + index as u64 * 8);
-        let table = DirectoryEntry::parse(u64::from_le_bytes(*entry))
-            .and_then(|number| number.map(|number| header.table(number)).transpose())
-            .map_err(|problem| field.fault(problem))
-            .and_then(|table| match table {
-                Some(offset) => field.within(offset, sesparse::TABLE, file_len).map(|()| offset),
-                None => Ok(0),
-            });
-        table.or_else(|error| damaged(error).map(|()| DAMAGED))
-    });
-    let directory = entries.collect::<Result<_>>()?;
+    let (start, entries) = (header.grain_directory.start, header.directory_entries());
+    let place = |_, entry, field: Field| {
+        let table = DirectoryEntry::parse(u64::from_le_bytes(entry))
+            .and_then(|number| number.map(|number| header.table(number)).transpose());
+        match table.map_err(|problem| field.fault(problem))? {
+            Some(offset) => field.within(offset, sesparse::TABLE, file_len).map(|()| offset),
+            None => Ok(0),
+        }
+    };
+    let directory = read_directory(&*file, start, entries, field("grain_dir_offset", 128), place, cx, damaged)?;
     let constant_header = 0..SeSparseHeader::LEN;
     Ok(Grains {
         file,
@@ -106,14 +96,6 @@ pub(super) fn open_sesparse(
         copies: Vec::new(),
         metadata: vec![constant_header, header.volatile_header, header.grain_directory],
     })
-}
-
-/// Reads a directory, and takes what it needs in memory from the budget.
-fn read_directory(file: &dyn ReadAt, offset: u64, entries: u64, size: u64, cx: &OpenContext<'_>) -> Result<Vec<u8>> {
-    let field = field("grain directory", offset);
-    let bytes = table::read_table(file, offset, entries.saturating_mul(size), field, cx.budget)?;
-    cx.budget.take(entries.saturating_mul(8), FORMAT_NAME, field.name, offset)?;
-    Ok(bytes)
 }
 
 /// The refusal of an extent that says itself that it lies over another one, without a descriptor that says which.

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::grains::{DAMAGED, Entries, Grains, Packing};
+use super::directory::{Damaged, read_directory, table_at_sector};
+use super::grains::{Entries, Grains, Packing};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
 use super::reader::MAX_DESCRIPTOR;
@@ -75,7 +76,7 @@ impl Hosted {
     pub fn directories(
         &self,
         cx: &OpenContext<'_>,
-        damaged: &mut dyn FnMut(Error) -> Result<()>,
+        damaged: &mut Damaged<'_>,
     ) -> (Result<GrainDirectory>, Option<Result<GrainDirectory>>) {
         let (directory, redundant) = match self.header.directory {
             Directory::At(sector) => (Ok((sector, 56)), self.header.redundant_directory_sector()),
@@ -115,27 +116,16 @@ impl Hosted {
         sector: u64,
         field: Field,
         cx: &OpenContext<'_>,
-        damaged: &mut dyn FnMut(Error) -> Result<()>,
+        damaged: &mut Damaged<'_>,
     ) -> Result<GrainDirectory> {
         let len = self.header.directory_entries().saturating_mul(4);
         let start = sector.saturating_mul(SECTOR);
         if sector == 0 && len > 0 {
             return Err(field.fault(Problem::Overlap { offset: 0, with: "the header" }));
         }
-        let bytes = table::read_table(&*self.file, start, len, field, cx.budget)?;
-        cx.budget.take(len.saturating_mul(2), field.format, field.name, field.at)?;
-        let entries = bytes.as_chunks().0.iter().enumerate().map(|(index, entry)| {
-            let offset = u64::from(u32::from_le_bytes(*entry)) * SECTOR;
-            if offset != 0 {
-                let at = Field { name: "grain directory entry", at: start + index as u64 * 4, ..field };
-                if let Err(error) = at.within(offset, self.header.table_bytes(index as u64), self.file_len) {
-                    damaged(error)?;
-                    return Ok(DAMAGED);
-                }
-            }
-            Ok(offset)
-        });
-        Ok((entries.collect::<Result<_>>()?, start..start + len))
+        let place = |index, entry, field| table_at_sector(entry, self.header.table_bytes(index), field, self.file_len);
+        let entries = self.header.directory_entries();
+        Ok((read_directory(&*self.file, start, entries, field, place, cx, damaged)?, start..start + len))
     }
 
     /// The sector of the directory, by the footer, and the byte offset of the field that says so.

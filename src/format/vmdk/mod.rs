@@ -54,6 +54,7 @@
 mod check;
 mod cowd;
 mod descriptor;
+mod directory;
 mod esxi;
 mod grains;
 mod header;
