@@ -4,8 +4,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf open_any open_qcow2 open_raw open_vmdk roundtrip
-mkdir open_any open_qcow2 open_raw open_vmdk roundtrip
+rm -rf open_any open_qcow2 open_raw open_vdi open_vmdk open_vpc roundtrip
+mkdir open_any open_qcow2 open_raw open_vdi open_vmdk open_vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -105,9 +105,64 @@ table esx 5
 table esx 6 7 0 0 8
 dd if="$tmp/disk" count=3 conv=sync status=none >>open_vmdk/esx
 
+# VHDs of five sectors, in blocks of two. What others write has blocks of 2 MiB.
+be() { # bytes, number
+    for shift in 56 48 40 32 24 16 8 0; do
+        [ $shift -lt $(($1 * 8)) ] || continue
+        printf "\\$(printf %03o $(($2 >> shift & 255)))"
+    done
+}
+sealed() { # offset of the checksum in what comes on the standard input
+    cat >"$tmp/part"
+    sum=$(od -An -v -tu1 "$tmp/part" | awk '{ for (i = 1; i <= NF; i++) sum += $i } END { printf "%.0f", 4294967295 - sum }')
+    head -c "$1" "$tmp/part" && be 4 "$sum" && tail -c +$(($1 + 5)) "$tmp/part"
+}
+footer() { # kind, creator
+    { printf conectix && be 4 2 && be 4 65536 && be 8 $(($1 == 2 ? -1 : 512)) && be 4 1 && printf "$2" && be 4 655360
+    printf Wi2k && be 8 2560 && be 8 2560 && be 4 0 && be 4 "$1" && be 4 0 && be 8 1 && be 8 2
+    head -c 428 /dev/zero; } | sealed 64
+}
+dynamic() { # kind
+    footer "$1" 'win '
+    { printf cxsparse && be 8 -1 && be 8 1536 && be 4 65536 && be 4 3 && be 4 1024 && be 4 0 && be 8 3 && be 8 4 && be 8 0
+    printf '\0b\0a\0s\0e' && head -c 504 /dev/zero
+    printf W2ru && be 4 512 && be 4 8 && be 4 0 && be 8 1600 && printf MacX && be 4 512 && be 4 16 && be 4 0 && be 8 1616
+    head -c 400 /dev/zero; } | sealed 36
+    be 4 4 && be 4 -1 && be 4 7 && head -c 52 /dev/zero && printf 'b\0a\0s\0e\0\0\0\0\0\0\0\0\0file:///a%%20base'
+    head -c 416 /dev/zero
+    for sectors in 0 4; do
+        printf '\240' && head -c 511 /dev/zero
+        dd if="$tmp/disk" skip="$sectors" count=2 conv=sync status=none
+    done
+    head -c 512 /dev/zero
+}
+{ dd if="$tmp/disk" conv=sync status=none && footer 2 'vpc '; } >open_vpc/fixed
+head -c 3071 open_vpc/fixed >open_vpc/old-footer
+{ dynamic 3 && footer 3 'win '; } >open_vpc/dynamic
+dynamic 3 >open_vpc/without-footer
+{ dynamic 4 && footer 4 'win '; } >open_vpc/differencing
+
+# VDIs of five sectors, in blocks of one: block 2 is free, block 3 is zeros.
+vdi() { # kind, bytes before each block
+    { echo '<<< seed >>>' && head -c 51 /dev/zero && le 4 $((0xbeda107f)) && le 4 65537 && le 4 400 && le 4 "$1" && le 4 0
+    head -c 256 /dev/zero && le 4 512 && le 4 1024 && le 8 0 && le 4 0 && le 4 512 && le 4 0 && le 8 2500 && le 4 512
+    le 4 "$2" && le 4 5 && le 4 3 && le 8 1 && le 8 2 && le 8 3 && le 8 4 && le 8 $(($1 > 2)) && le 8 0 && le 8 0 && le 8 0
+    le 8 0 && le 4 0 && le 4 512 && head -c 40 /dev/zero
+    le 4 1 && le 4 0 && le 4 -1 && le 4 -2 && le 4 2 && head -c 492 /dev/zero
+    for block in 1 0 4; do
+        head -c "$2" /dev/zero && dd if="$tmp/disk" skip=$block count=1 conv=sync status=none
+    done; }
+}
+vdi 1 0 >open_vdi/dynamic
+vdi 2 0 >open_vdi/static
+vdi 1 12 >open_vdi/block-extra
+vdi 4 0 >open_vdi/differencing
+
 cp "$tmp/disk" open_raw/text
 printf '\125\252' | dd of=open_raw/boot-sector bs=1 seek=510 status=none
 cp open_qcow2/version-3 open_qcow2/zstd open_qcow2/snapshot open_raw/boot-sector open_vmdk/stream open_any
+cp open_vpc/dynamic open_any/vpc
+cp open_vdi/dynamic open_any/vdi
 
 # Eight bytes that choose options, then runs: a kind, a length of two bytes, and for kind 3 the bytes.
 printf '\0\1\4\0\0\0\0\2\0\0\020\1\0\020\2\0\020' >roundtrip/plain
@@ -118,3 +173,7 @@ printf '\1\0\0\0\0\203\3\1\1\0\020\0\0\020' >roundtrip/preallocated
 printf '\0\1\4\1\0\0\2\200\1\0\020\1\0\020\2\0\020' >roundtrip/vmdk
 printf '\1\1\4\0\0\0\1\201\1\0\020\0\0\020\2\0\020' >roundtrip/vmdk-stream
 printf '\1\0\7\2\11\0\2\202\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vmdk-level
+printf '\0\1\0\0\0\0\2\100\1\0\020\1\0\020\2\0\020' >roundtrip/vpc
+printf '\1\0\1\1\0\0\1\100\1\0\020\0\0\020\2\0\021' >roundtrip/vpc-fixed
+printf '\0\0\0\1\0\0\2\300\1\0\020\0\0\200\2\0\020' >roundtrip/vdi
+printf '\1\1\0\1\0\0\2\301\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vdi-static

@@ -84,7 +84,7 @@ pub struct Report {
     pub format: &'static str,
     /// Size of the new disk in bytes.
     pub virtual_size: u64,
-    /// Zero bytes that were added to the end of the disk because the format needs whole sectors.
+    /// Bytes of zeros by which the disk was rounded up: formats have whole sectors, and some options ask for more.
     pub padding: u64,
     /// Guest bytes that are stored, compressed or not.
     pub data_bytes: u64,
@@ -344,7 +344,7 @@ impl fmt::Display for Report {
             "{source_format} to {format}: {virtual_size} bytes of disk, {data_bytes} of them stored in {written_bytes}"
         )?;
         if self.padding > 0 {
-            write!(f, "; {} zero bytes added to fill the last sector", self.padding)?;
+            write!(f, "; the disk was rounded up by {} bytes of zeros", self.padding)?;
         }
         Ok(())
     }

@@ -42,6 +42,18 @@ pub fn open_vmdk(data: &[u8]) {
     }
 }
 
+/// The bytes as a VHD image: as they are, and with the checksums that they would have had they been written like this.
+pub fn open_vpc(data: &[u8]) {
+    let options = limited().format(named("vpc"));
+    explore(options.clone(), data);
+    explore(options, &with_vhd_checksums(data));
+}
+
+/// The bytes as a VDI image.
+pub fn open_vdi(data: &[u8]) {
+    explore(limited().format(named("vdi")), data);
+}
+
 /// The bytes as a raw disk: there is nothing that could be wrong with one.
 pub fn open_raw(data: &[u8]) {
     let image = open(&limited().format(named("raw")), data).unwrap();
@@ -55,18 +67,27 @@ pub fn open_raw(data: &[u8]) {
 pub fn roundtrip(data: &[u8]) {
     let Some((choice, rest)) = data.split_at_checked(8) else { return };
     let guest = guest(rest);
-    let (format, converter) =
-        if choice[7] & 0x80 == 0 { (named("qcow2"), to_qcow2(choice)) } else { (named("vmdk"), to_vmdk(choice)) };
+    let (name, converter) = match choice[7] >> 6 {
+        0 => ("qcow2", to_qcow2(choice)),
+        1 => ("vpc", to_vpc(choice)),
+        2 => ("vmdk", to_vmdk(choice)),
+        _ => ("vdi", to_vdi(choice)),
+    };
     let source = open(&limited().format(named("raw")), &guest).unwrap();
     let first = match convert(&converter, &source) {
         Ok(first) => first,
         // Options that do not go together.
         Err(Error::Option { .. }) => return,
+        Err(Error::Unsupported { .. }) if guest.is_empty() && name == "vdi" => return,
         Err(error) => panic!("{error}"),
     };
-    let options = limited().format(format);
+    let options = limited().format(named(name));
     let image = open(&options, &first).unwrap();
-    assert_eq!(image.virtual_size(), (guest.len() as u64).next_multiple_of(512));
+    assert!(image.info().warnings.is_empty(), "{:?}", image.info());
+    let sectors = (guest.len() as u64).next_multiple_of(512);
+    // To the next geometry it is at most a track of 17 sectors for each of 4 heads.
+    let rounded = if name == "vpc" && in_whole_cylinders(choice) { 4 * 17 * 512 - 1 } else { 0 };
+    assert!((sectors..=sectors + rounded).contains(&image.virtual_size()), "{}", image.virtual_size());
     assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
     let other_threads = converter.clone().threads(1 + usize::from(choice[7] % 3));
     assert!(first == convert(&other_threads, &image).unwrap(), "a second conversion is a fixed point");
@@ -98,6 +119,27 @@ fn convert(converter: &Converter, source: &Image) -> Result<Vec<u8>> {
     let out = Arc::new(MemFile::new());
     converter.convert_to(source, out.clone())?;
     Ok(out.to_vec())
+}
+
+/// A VHD image whose footer, the copy of that, and header have the right checksums, where there are any.
+fn with_vhd_checksums(data: &[u8]) -> Vec<u8> {
+    fn seal(bytes: &mut [u8], at: usize, len: usize, checksum_at: usize, cookie: &[u8]) -> Option<()> {
+        let part = bytes.get_mut(at..at.checked_add(len)?).filter(|part| part.starts_with(cookie))?;
+        part[checksum_at..checksum_at + 4].fill(0);
+        let sum = part.iter().fold(0, |sum: u32, &byte| sum.wrapping_add(byte.into()));
+        part[checksum_at..checksum_at + 4].copy_from_slice(&(!sum).to_be_bytes());
+        Some(())
+    }
+    let mut bytes = data.to_vec();
+    let len = bytes.len();
+    for (at, len) in [(0, 512), (len.saturating_sub(512), 512), (len.saturating_sub(511), 511)] {
+        if seal(&mut bytes, at, len, 64, b"conectix").is_some()
+            && let Some(header_at) = bytes.get(at + 16..).and_then(|rest| rest.first_chunk().copied())
+        {
+            seal(&mut bytes, u64::from_be_bytes(header_at) as usize, 1024, 36, b"cxsparse");
+        }
+    }
+    bytes
 }
 
 /// Everything that can be asked of an image.
@@ -183,8 +225,19 @@ fn read(image: &Image) {
 
 /// What can be converted has been read right, and gives a sound image.
 fn reconvert(image: &Image) {
-    for (format, compress) in [("qcow2", false), ("qcow2", true), ("vmdk", false), ("vmdk", true)] {
-        match convert(&Converter::new(named(format)).threads(1).compress(compress), image) {
+    for (format, list, compress) in [
+        ("qcow2", "", false),
+        ("qcow2", "", true),
+        ("vmdk", "", false),
+        ("vmdk", "", true),
+        ("vpc", "subformat=fixed", false),
+        // These have a MiB at least, which takes its time.
+        [("vpc", "block_size=512k", false), ("vdi", "block_size=128k", false)]
+            [(image.virtual_size() / 512 % 2) as usize],
+    ] {
+        let mut options = Options::new();
+        options.add_list(list);
+        match convert(&Converter::new(named(format)).options(options).threads(1).compress(compress), image) {
             Ok(bytes) => {
                 let copy = open(&limited().format(named(format)), &bytes).unwrap();
                 assert_eq!(compare(image, &copy).unwrap(), Comparison::Identical);
@@ -245,6 +298,50 @@ fn to_vmdk(choice: &[u8]) -> Converter {
         set("zeroed_grain", "on".to_owned());
     }
     Converter::new(named("vmdk"))
+        .options(options)
+        .identifiers(Identifiers::Reproducible { time: 0 })
+        .sparse([0, 512, 4096, 65536][pick(6, 4)])
+        .threads(1 + pick(6, 3))
+}
+
+fn to_vpc(choice: &[u8]) -> Converter {
+    let mut options = Options::new();
+    let mut set = |name: &str, value: String| options.set(name, value);
+    let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
+    set("subformat", ["dynamic", "fixed"][pick(0, 2)].to_owned());
+    if pick(1, 3) != 0 {
+        // Also for fixed ones, where it is refused.
+        set("block_size", ["512k", "2M"][pick(1, 3) - 1].to_owned());
+    }
+    set("force_size", if in_whole_cylinders(choice) { "off" } else { "on" }.to_owned());
+    if pick(3, 4) != 0 || in_whole_cylinders(choice) {
+        // What is derived from the size is another one where that was rounded up.
+        let number = u64::from_le_bytes(choice.try_into().unwrap());
+        set("uuid", format!("{number:016x}-{number:016x}"));
+    }
+    set("timestamp", (946_684_800 + u64::from(choice[4])).to_string());
+    Converter::new(named("vpc"))
+        .options(options)
+        .identifiers(Identifiers::Reproducible { time: 0 })
+        .sparse([0, 512, 4096, 65536][pick(6, 4)])
+        .threads(1 + pick(6, 3))
+}
+
+/// Whether a VHD is to be as large as a geometry.
+fn in_whole_cylinders(choice: &[u8]) -> bool {
+    choice[2] % 4 == 1
+}
+
+fn to_vdi(choice: &[u8]) -> Converter {
+    let mut options = Options::new();
+    let mut set = |name: &str, value: String| options.set(name, value);
+    let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
+    set("static", ["off", "on"][pick(0, 2)].to_owned());
+    set("block_size", ["128k", "256k", "1M", "2M"][pick(1, 4)].to_owned());
+    if pick(3, 4) != 0 {
+        set("uuid", format!("{:08x}-1234-5678-9abc-def012345678", u32::from(choice[3])));
+    }
+    Converter::new(named("vdi"))
         .options(options)
         .identifiers(Identifiers::Reproducible { time: 0 })
         .sparse([0, 512, 4096, 65536][pick(6, 4)])

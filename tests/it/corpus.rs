@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use std::sync::Arc;
 
-use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vmdk};
+use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vdi, vmdk, vpc};
 use diskimage::io::MemFile;
 use diskimage::{Comparison, Image, OpenOptions, References, Result, compare};
 
@@ -81,6 +81,11 @@ fn rows(kind: &str) -> Vec<Row> {
     rows
 }
 
+/// Puts a good image and the files that it needs into a directory.
+pub fn unpack_to(dir: &TempDir, name: &str) -> PathBuf {
+    rows("good").iter().find(|row| row.name() == name).unwrap().unpack_to(dir)
+}
+
 /// A good image by its name.
 pub fn unpacked(name: &str) -> Vec<u8> {
     rows("good").iter().find(|row| row.name() == name).unwrap().bytes()
@@ -128,6 +133,8 @@ fn good_images() {
             (qcow2("extended_l2=on"), "copy.qcow2"),
             (vmdk(""), "copy.vmdk"),
             (vmdk("subformat=streamOptimized"), "copy.vmdk"),
+            (vpc(""), "copy.vhd"),
+            (vdi(""), "copy.vdi"),
         ] {
             let target = dir.join(target);
             converter.convert(&image, &target).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -135,8 +142,8 @@ fn good_images() {
             let copy = OpenOptions::new().format(format(stated)).open(&target).unwrap();
             assert_eq!(compare(&image, &copy).unwrap(), Comparison::Identical, "{name} to {stated}");
         }
-        if row.format == "qcow2" {
-            let report = OpenOptions::new().check(&path).unwrap();
+        if matches!(&*row.format, "qcow2" | "vpc" | "vdi") {
+            let report = row.options().check(&path).unwrap();
             assert_eq!(report.corruptions, 0, "{name}: {:?}", report.messages);
         }
     }

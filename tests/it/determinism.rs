@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{
     TempDir, assert_same, content, convert, open_beside, open_raw, qcow2, qcow2_bytes, qcow2_image, raw, raw_image,
-    vmdk,
+    vdi, vmdk, vpc,
 };
 use diskimage::{Comparison, Converter, Identifiers, Image, compare};
 
@@ -175,6 +175,27 @@ fn vmdk_of_any_kind() {
         let image = open_beside(&dir.join("disk.vmdk")).unwrap();
         assert_same(&content(&image).unwrap(), &guest, list);
         assert_same_files(&vmdk_files(&converter.threads(3), &image), &first, list);
+    }
+}
+
+#[test]
+fn vpc_and_vdi_of_any_kind() {
+    let guest = guest();
+    for (converter, list) in ["", "block_size=512k", "subformat=fixed", "timestamp=1000000000"]
+        .map(|list| (vpc(list), list))
+        .into_iter()
+        .chain(["", "block_size=128k", "static=on", "static=on,block_size=4M"].map(|list| (vdi(list), list)))
+    {
+        let converter = converter.identifiers(Identifiers::Reproducible { time: 1_700_000_000 });
+        let first = same_for_all_threads(&converter, &raw_image(&guest), list);
+        let open = || {
+            let options = diskimage::OpenOptions::new();
+            options.open_source(std::sync::Arc::new(diskimage::io::MemFile::from(first.clone()))).unwrap()
+        };
+        assert_same(&content(&open()).unwrap(), &guest, list);
+        assert_same(&same_for_all_threads(&converter, &open(), list), &first, list);
+        let random = |from| convert(&converter.clone().identifiers(from), &raw_image(&guest)).0;
+        assert!(random(Identifiers::Random) != random(Identifiers::Random), "{list}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 
 use crate::support::pattern::Pattern;
-use crate::support::{convert, qcow2, qcow2_bytes, raw_image, vmdk};
+use crate::support::{convert, qcow2, qcow2_bytes, raw_image, vdi, vmdk, vpc};
 
 /// Small sound images to start from.
 fn seeds() -> &'static [Vec<u8>] {
@@ -37,16 +37,36 @@ fn vmdk_seeds() -> &'static [Vec<u8>] {
     SEEDS.get_or_init(|| {
         let guest = [Pattern::Islands.make(90 << 10), vec![0; 200 << 10], Pattern::Dense.make(40 << 10)].concat();
         let lists = ["", "zeroed_grain=on", "subformat=streamOptimized"];
-        let mut seeds: Vec<_> = lists.iter().map(|list| convert(&vmdk(list), &raw_image(&guest)).0).collect();
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/open_vmdk");
-        // They are not in the package.
-        if let Ok(files) = std::fs::read_dir(folder) {
-            let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-            paths.sort();
-            seeds.extend(paths.iter().map(|path| std::fs::read(path).unwrap()));
-        }
-        seeds
+        let own = lists.iter().map(|list| convert(&vmdk(list), &raw_image(&guest)).0);
+        own.chain(stored("open_vmdk")).collect()
     })
+}
+
+/// The same of VHD and VDI. Most are the stored ones: what the crate writes has blocks, or a map, of a MiB and more.
+fn vpc_seeds() -> &'static [Vec<u8>] {
+    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    SEEDS.get_or_init(|| {
+        let guest = Pattern::Islands.make(90 << 10);
+        let own = ["block_size=512k", "subformat=fixed"].map(|list| convert(&vpc(list), &raw_image(&guest)).0);
+        own.into_iter().chain(stored("open_vpc")).collect()
+    })
+}
+
+fn vdi_seeds() -> &'static [Vec<u8>] {
+    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+    SEEDS.get_or_init(|| {
+        let guest = Pattern::Islands.make(90 << 10);
+        [convert(&vdi("block_size=128k"), &raw_image(&guest)).0].into_iter().chain(stored("open_vdi")).collect()
+    })
+}
+
+/// The seeds of a target in `fuzz`; none in the package.
+fn stored(target: &str) -> Vec<Vec<u8>> {
+    let folder = format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
+    let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    paths.sort();
+    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
 /// A sound image with some bytes changed, most of them in the tables, and perhaps cut off.
@@ -84,6 +104,18 @@ proptest! {
     #[test]
     fn open_vmdk(bytes in spoiled(vmdk_seeds, 80 << 10)) {
         targets::open_vmdk(&bytes);
+        targets::open_any(&bytes);
+    }
+
+    #[test]
+    fn open_vpc(bytes in spoiled(vpc_seeds, 4096)) {
+        targets::open_vpc(&bytes);
+        targets::open_any(&bytes);
+    }
+
+    #[test]
+    fn open_vdi(bytes in spoiled(vdi_seeds, 1024)) {
+        targets::open_vdi(&bytes);
         targets::open_any(&bytes);
     }
 

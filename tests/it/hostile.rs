@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::support::patch::Qcow2;
 use crate::support::pattern::Pattern;
 use crate::support::{
-    TempDir, assert_same, content, convert, format, options, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vmdk,
+    TempDir, assert_same, content, convert, format, options, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi,
+    vmdk, vpc,
 };
 use diskimage::io::MemFile;
 use diskimage::{Error, Fault, Image, Limits, OpenOptions, Problem, References, Result};
@@ -550,4 +551,191 @@ fn a_descriptor_that_names_itself_or_what_it_must_not() {
     fs::write(&path, text("RW 1 FLAT \"sub/secret\" 0")).unwrap();
     let image = OpenOptions::new().references(References::Any).open(&path).unwrap();
     assert_eq!(content(&image).unwrap(), [1; 512]);
+}
+
+fn open_as(name: &str, bytes: &[u8]) -> Result<Image> {
+    OpenOptions::new().format(format(name)).open_source(Arc::new(MemFile::from(bytes.to_vec())))
+}
+
+/// The kind of error that converting ends with, soon.
+#[track_caller]
+fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
+    let started = Instant::now();
+    for converter in [qcow2(""), vmdk("subformat=streamOptimized")] {
+        let result = open_as(name, bytes).and_then(|image| converter.convert_to(&image, Arc::new(MemFile::new())));
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_vhd_or_a_vdi_that_is_cut_off() {
+    let guest = Pattern::Islands.make(300 << 10);
+    // What comes first in the file, before the bytes of the disk; without its last byte a fixed VHD is one from before Virtual PC 2004.
+    for (name, converter, before) in [
+        ("vpc", vpc("block_size=512k"), Some(4096)),
+        ("vpc", vpc("subformat=fixed"), None),
+        ("vdi", vdi(""), Some(2 << 20)),
+    ] {
+        let (whole, _) = convert(&converter, &raw_image(&guest));
+        let needed = before.map_or(whole.len() - 1, |before| before + guest.len());
+        assert_same(&content(&open_as(name, &whole).unwrap()).unwrap(), &guest, name);
+        for len in (0..2048).chain((0..whole.len()).step_by(4095)).chain([needed - 1, needed, whole.len() - 1]) {
+            match open_as(name, &whole[..len]).and_then(|image| content(&image)) {
+                Ok(read) => {
+                    assert!(len >= needed, "{name}, cut to {len}");
+                    assert_same(&read, &guest, name);
+                }
+                Err(error) => {
+                    assert!(matches!(error.kind(), "invalid-field" | "out-of-bounds"), "{name}, {len}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// A VHD of nothing but the copy of the footer, the header, and `table`.
+fn vhd(size: u64, max_table_entries: u32, block_size: u32, table: &[u8]) -> Vec<u8> {
+    let seal = |bytes: &mut [u8], at: usize| {
+        let sum = bytes.iter().fold(0, |sum: u32, &byte| sum + u32::from(byte));
+        bytes[at..at + 4].copy_from_slice(&(!sum).to_be_bytes());
+    };
+    let mut footer =
+        [&b"conectix\0\0\0\x02\0\x01\0\0\0\0\0\0\0\0\x02\0\0\0\0\0win \0\x0a\0\0Wi2k"[..], &[0; 472]].concat();
+    footer[48..56].copy_from_slice(&size.to_be_bytes());
+    footer[63] = 3;
+    seal(&mut footer, 64);
+    let mut header = [&b"cxsparse"[..], &[0xff; 8], &1536u64.to_be_bytes(), &[0, 1, 0, 0], &[0; 996]].concat();
+    header[28..32].copy_from_slice(&max_table_entries.to_be_bytes());
+    header[32..36].copy_from_slice(&block_size.to_be_bytes());
+    seal(&mut header, 36);
+    [&footer, &header, table].concat()
+}
+
+#[test]
+fn vhd_blocks_in_one_place() {
+    // 2040 GiB in 6 MiB: all blocks are the same one.
+    let table = 8192u32.to_be_bytes().repeat(1_044_480);
+    let mut bomb = vhd(2040 << 30, 1_044_480, 2 << 20, &table);
+    bomb.resize(4 << 20, 0);
+    bomb.resize((4 << 20) + 512, 0xff);
+    bomb.resize((6 << 20) + 512, 7);
+    conversion_fails("vpc", &bomb, "overlap");
+    let check = OpenOptions::new().format(format("vpc")).check_source(Arc::new(MemFile::from(bomb))).unwrap();
+    assert!(check.corruptions > 0, "{check:?}");
+    // A block over the table, over the header, over the footer, and over the bitmap of another.
+    for (entries, kind) in [
+        ([3, !0], "overlap"),
+        ([1, !0], "overlap"),
+        ([0, !0], "overlap"),
+        ([4, 5], "overlap"),
+        ([9, 4], "out-of-bounds"),
+    ] {
+        let table: Vec<u8> = entries.iter().flat_map(|entry: &u32| entry.to_be_bytes()).collect();
+        let mut bytes = vhd(2048, 2, 1024, &table);
+        bytes.resize(8 * 512, 0xff);
+        conversion_fails("vpc", &bytes, kind);
+    }
+}
+
+#[test]
+fn vhds_as_large_as_they_say() {
+    let started = Instant::now();
+    // Nothing is allocated for what is not in the file.
+    for (size, entries, block_size, kind) in [
+        (1 << 20, u32::MAX, 2 << 20, "out-of-bounds"),
+        (64 << 40, u32::MAX, 256 << 20, "out-of-bounds"),
+        (64 << 40, 1, 256 << 20, "invalid-field"),
+        (u64::MAX, 1, 512, "limit"),
+        (512, 1, 512 << 20, "invalid-field"),
+        (512, 1, 3 << 20, "invalid-field"),
+        (512, 1, 256, "invalid-field"),
+    ] {
+        let error = open_as("vpc", &vhd(size, entries, block_size, &[0xff; 512])).err().unwrap();
+        assert_eq!(error.kind(), kind, "{size} {entries} {block_size}: {error}");
+    }
+    // 64 TiB of nothing in a MiB.
+    let bytes = vhd(64 << 40, 1 << 18, 256 << 20, &[0xff; 1 << 20]);
+    let image = open_as("vpc", &bytes).unwrap();
+    assert_eq!(image.virtual_size(), 64 << 40);
+    assert_eq!(convert(&qcow2("cluster_size=2M"), &image).1.data_bytes, 0);
+    // A table of zeros, which a file can have for nothing.
+    let dir = TempDir::new();
+    let path = dir.file("image.vhd", &vhd(64 << 30, u32::MAX, 512, &[0xff; 512]));
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1536 + (16 << 30)).unwrap();
+    let image = Image::open(&path).unwrap();
+    assert_eq!(qcow2("").convert(&image, dir.join("out")).unwrap_err().kind(), "overlap");
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// A VDI of nothing but the header and `map`, with the data behind that.
+fn vdi_of(size: u64, block_size: u32, extra: u32, blocks: u32, map: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 512];
+    for (at, number) in [
+        (64, 0xbeda_107f),
+        (68, 0x1_0001),
+        (72, 400),
+        (76, 1),
+        (340, 512),
+        (344, 512 + map.len().next_multiple_of(512) as u32),
+        (376, block_size),
+        (380, extra),
+        (384, blocks),
+        (392, 1),
+        (408, 1),
+        (468, 512u32),
+    ] {
+        bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    }
+    bytes[368..376].copy_from_slice(&size.to_le_bytes());
+    bytes.extend(map);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn vdi_blocks_in_one_place() {
+    // A TiB in 6 MiB.
+    let mut bomb = vdi_of(1 << 40, 1 << 20, 0, 1 << 20, &[0; 4 << 20]);
+    bomb.resize(bomb.len() + (1 << 20), 7);
+    conversion_fails("vdi", &bomb, "overlap");
+    let check = OpenOptions::new().format(format("vdi")).check_source(Arc::new(MemFile::from(bomb))).unwrap();
+    assert!(check.corruptions > 0, "{check:?}");
+    // Also where blocks are at odd places, and the last of them overlaps nothing but itself.
+    let mut odd = vdi_of(1 << 20, 1 << 19, 1, 2, &[0; 8]);
+    odd.resize(odd.len() + (1 << 20), 7);
+    conversion_fails("vdi", &odd, "overlap");
+}
+
+#[test]
+fn vdis_as_large_as_they_say() {
+    let started = Instant::now();
+    for (size, block_size, extra, blocks, kind) in [
+        (1 << 20, 1 << 20, 0, u32::MAX, "out-of-bounds"),
+        (64 << 40, 1 << 31, 0, 1, "invalid-field"),
+        (u64::MAX, 1 << 31, u32::MAX, 128, "limit"),
+        (512, 256, 0, 1, "invalid-field"),
+        (512, 3 << 20, 0, 1, "invalid-field"),
+    ] {
+        let error = open_as("vdi", &vdi_of(size, block_size, extra, blocks, &[0xff; 512])).err().unwrap();
+        assert_eq!(error.kind(), kind, "{size} {block_size} {extra} {blocks}: {error}");
+    }
+    // 64 TiB of nothing, and of zeros, in 128 KiB; and blocks that are nowhere near the file.
+    for entry in [!0u32, !1] {
+        let image =
+            open_as("vdi", &vdi_of(64 << 40, 1 << 31, 0, 1 << 15, &entry.to_le_bytes().repeat(1 << 15))).unwrap();
+        assert_eq!(image.virtual_size(), 64 << 40);
+        assert_eq!(convert(&qcow2("cluster_size=2M"), &image).1.data_bytes, 0);
+    }
+    conversion_fails("vdi", &vdi_of(512, 1 << 31, u32::MAX, 1, &(!2u32).to_le_bytes()), "out-of-bounds");
+    // A map of zeros, which a file can have for nothing.
+    let dir = TempDir::new();
+    let path = dir.file("image.vdi", &vdi_of(64 << 30, 512, 0, 1 << 27, &[]));
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(1 << 30).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &(513u32 << 20).to_le_bytes(), 344).unwrap();
+    let image = Image::open(&path).unwrap();
+    assert_eq!(qcow2("").convert(&image, dir.join("out")).unwrap_err().kind(), "overlap");
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }

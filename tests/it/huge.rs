@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::support::{TempDir, qcow2, raw, vmdk};
+use crate::support::{TempDir, qcow2, raw, vdi, vmdk, vpc};
 use diskimage::{Comparison, Image, compare};
 
 const SIZE: u64 = 64 << 40;
@@ -112,4 +112,54 @@ fn a_sparse_vmdk_of_64_tib_and_back() {
     assert!(stored(&sparse) <= 17 << 20, "{}", stored(&sparse));
     raw().convert(&Image::open(&sparse).unwrap(), &flat).unwrap();
     assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, 65536));
+}
+
+#[test]
+fn a_vdi_of_64_tib_and_back() {
+    let Some(dir) = place("a VDI of 64 TiB") else { return };
+    let (source, image, flat) = (dir.join("source.raw"), dir.join("image.vdi"), dir.join("flat.raw"));
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    // The map alone has 2 MiB then.
+    for list in ["block_size=128M", "block_size=128M,static=on"] {
+        for stored_bytes in [0, 65536] {
+            file.write_all_at(&vec![0xab; stored_bytes], SIZE - stored_bytes as u64).unwrap();
+            vdi(list).convert(&crate::support::open_raw(&source), &image).unwrap();
+            assert!(stored(&image) <= 4 << 20, "{list}: {}", stored(&image));
+            raw().convert(&Image::open(&image).unwrap(), &flat).unwrap();
+            assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, stored_bytes as u64));
+            let compared = compare(&crate::support::open_raw(&source), &Image::open(&image).unwrap()).unwrap();
+            assert_eq!(compared, Comparison::Identical);
+        }
+        file.set_len(0).unwrap();
+        file.set_len(SIZE).unwrap();
+    }
+    // With blocks of a MiB it has 256.
+    vdi("").create(SIZE, &image).unwrap();
+    assert_eq!(Image::open(&image).unwrap().virtual_size(), SIZE);
+    assert_eq!(vdi("").create(1 << 50, &image).unwrap_err().kind(), "limit");
+}
+
+#[test]
+fn a_vpc_of_2040_gib_and_a_fixed_one_of_64_tib() {
+    let Some(dir) = place("a VHD of 64 TiB") else { return };
+    let (source, image, flat) = (dir.join("source.raw"), dir.join("image.vhd"), dir.join("flat.raw"));
+    for (size, list) in [(2040 << 30, ""), (SIZE - 4096, "subformat=fixed"), (32767 << 30, "preset=azure")] {
+        let file = std::fs::File::create(&source).unwrap();
+        file.set_len(size).unwrap();
+        for stored_bytes in [0, 65536] {
+            file.write_all_at(&vec![0xab; stored_bytes], size - stored_bytes as u64).unwrap();
+            vpc(list).convert(&crate::support::open_raw(&source), &image).unwrap();
+            // A table of 4 MiB.
+            assert!(stored(&image) <= 5 << 20, "{list}: {}", stored(&image));
+            let opened = Image::open(&image).unwrap();
+            assert_eq!((opened.format().name(), opened.virtual_size()), ("vpc", size));
+            raw().convert(&opened, &flat).unwrap();
+            assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (size, stored_bytes as u64));
+            let compared = compare(&crate::support::open_raw(&source), &opened).unwrap();
+            assert_eq!(compared, Comparison::Identical);
+        }
+    }
+    assert_eq!(vpc("").create((2040 << 30) + 512, &image).unwrap_err().kind(), "limit");
+    assert_eq!(vpc("preset=azure").create((32767 << 30) + 1, &image).unwrap_err().kind(), "option");
 }

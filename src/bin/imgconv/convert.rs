@@ -256,8 +256,8 @@ impl Args {
     /// Without JSON, success is silent, but for what the user may not expect.
     fn tell(&self, report: &Report) -> Outcome {
         if report.padding > 0 && !self.quiet {
-            let (target, format, padding) = (self.target_name().display(), report.format, report.padding);
-            failure::note(&format!("{target}: {padding} zero bytes added at the end, {format} holds whole sectors"));
+            let (target, padding) = (self.target_name().display(), report.padding);
+            failure::note(&format!("{target}: the disk was rounded up by {padding} bytes of zeros"));
         }
         if self.style() == Style::Json {
             output::print_json(&json!({

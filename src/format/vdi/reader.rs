@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::FORMAT_NAME;
-use super::header::Header;
+use super::header::{Header, Kind};
 use super::map::{BlockMap, Entry, IMAGE, Piece};
 use super::uuid::Uuid;
 use crate::error::{Error, Result};
@@ -11,6 +11,7 @@ use crate::extent::{Extent, ExtentKind, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Reference, Value};
 use crate::io::ReadAt;
+use crate::io::runs::Runs;
 use crate::name::Name;
 use crate::sparse::SparseRead;
 
@@ -18,6 +19,8 @@ use crate::sparse::SparseRead;
 pub(super) struct Reader {
     info: ImageInfo,
     map: BlockMap,
+    /// Of a static image, whose blocks are all there: what was never written is a hole of the file.
+    runs: Option<Runs>,
 }
 
 impl Reader {
@@ -27,10 +30,11 @@ impl Reader {
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
         let header = Header::read(&*file, cx.limits)?;
-        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)? })
+        let runs = (header.kind == Kind::Static).then(|| Runs::new(file.clone(), IMAGE));
+        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, runs })
     }
 
-    /// How the bytes from `offset` to the end of its block live, by entry `index` of `piece`.
+    /// How the bytes from `offset` on live, by entry `index` of `piece`, and how many in its block live in the same way.
     fn block(&self, piece: &Piece, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let within = offset % u64::from(self.map.header.block_size);
         let len = self.map.visible(index) - within;
@@ -40,7 +44,11 @@ impl Reader {
             Entry::Block(number) => {
                 let place = self.map.place(number);
                 self.map.check(index, place, within + len)?;
-                ExtentKind::Data(Location { file: IMAGE, offset: place + within })
+                let place = place + within;
+                if let Some(runs) = &self.runs {
+                    return runs.extent(place, place + len);
+                }
+                ExtentKind::Data(Location { file: IMAGE, offset: place })
             }
         };
         Ok((kind, len))

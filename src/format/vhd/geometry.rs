@@ -49,15 +49,13 @@ impl Geometry {
         self.sectors() * SECTOR
     }
 
-    /// The smallest size in bytes, not below `size`, that is the size of a geometry. Above the largest one, `size`.
-    pub fn round_up(size: u64) -> u64 {
-        let sectors = size.div_ceil(SECTOR);
-        if sectors >= Self::MAX.sectors() {
-            return size;
+    /// The first geometry, of disks of `sectors` and more, that has room for so many; `None` if the largest one has not. It
+    /// need not be that of its own size: with more heads, a disk of a few sectors more can have fewer by its geometry.
+    pub fn enclosing(sectors: u64) -> Option<Geometry> {
+        if sectors > Self::MAX.sectors() {
+            return None;
         }
-        // What has no geometry of its own has at most a cylinder less.
-        let rounded = (sectors..).map(|larger| Self::of_sectors(larger).sectors()).find(|found| *found >= sectors);
-        rounded.map_or(size, |sectors| sectors * SECTOR)
+        (sectors..).map(Self::of_sectors).find(|geometry| geometry.sectors() >= sectors)
     }
 
     fn cylinder_sectors(self) -> u64 {
@@ -137,10 +135,13 @@ mod tests {
             (128, 128 << 30),
             (2040, 2040 << 30),
         ] {
-            assert_eq!(Geometry::round_up(gib << 30), rounded, "{gib} GiB");
+            let geometry = Geometry::enclosing(gib << 21);
+            assert_eq!(geometry.map_or(gib << 30, Geometry::bytes), rounded, "{gib} GiB");
         }
-        assert_eq!(Geometry::round_up(0), 0);
-        assert_eq!(Geometry::round_up(1), 4 * 17 * 512);
+        assert_eq!(Geometry::enclosing(0).map(Geometry::bytes), Some(0));
+        assert_eq!(Geometry::enclosing(1).map(Geometry::bytes), Some(4 * 17 * 512));
+        // As qemu has it, though a disk of that size has a geometry of 115754496 bytes.
+        assert_eq!(Geometry::enclosing(226_084).map(Geometry::bytes), Some(115_802_112));
         assert_eq!(numbers(Geometry::of_sectors(u64::MAX)), (65535, 16, 255));
         assert_eq!(Geometry::of_sectors(u64::MAX), Geometry::MAX);
     }
@@ -159,13 +160,12 @@ mod tests {
 
         #[test]
         fn what_is_rounded_up_stays(sectors in prop_oneof![0u64..300_000, 0u64..300_000_000]) {
-            let size = sectors * SECTOR;
-            let rounded = Geometry::round_up(size);
-            prop_assert!(rounded >= size && rounded - size <= 2 * 16 * 255 * SECTOR);
-            prop_assert_eq!(Geometry::round_up(rounded), rounded);
-            if size < Geometry::MAX.bytes() {
-                prop_assert_eq!(Geometry::of_sectors(rounded / SECTOR).bytes(), rounded);
-            }
+            let Some(geometry) = Geometry::enclosing(sectors) else {
+                prop_assert!(sectors > Geometry::MAX.sectors());
+                return Ok(());
+            };
+            prop_assert!(geometry.sectors() >= sectors && geometry.sectors() - sectors <= 2 * 16 * 255);
+            prop_assert_eq!(Geometry::enclosing(geometry.sectors()).map(Geometry::sectors), Some(geometry.sectors()));
         }
     }
 

@@ -132,10 +132,11 @@ fn windows_path(mut path: Vec<u8>) -> Name {
     Name::from(path.strip_prefix(b"./").unwrap_or(path))
 }
 
-/// The path in a URL: `file://localhost/a%20b` is `/a b`.
+/// The path in a URL: `file://localhost/a%20b` is `/a b`. What XenServer writes has no host: `file://./a` is `./a`.
 fn file_url(url: &[u8]) -> Name {
     let url = url.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = match url.strip_prefix(b"file://") {
+        Some(rest) if rest.starts_with(b"./") || rest.starts_with(b"../") => rest,
         Some(rest) => {
             rest.iter().position(|byte| *byte == b'/').and_then(|slash| rest.get(slash..)).unwrap_or_default()
         }
@@ -189,6 +190,8 @@ mod tests {
             names(&[(b"MacX", b"file://localhost/Disks/my%20b%c3%a4se%2.vhd"), (b"Mac ", b"\x01\x02")], ""),
             ["/Disks/my bäse%2.vhd", "my bäse%2.vhd"]
         );
+        assert_eq!(names(&[(b"MacX", b"file://./a.vhd")], ""), ["./a.vhd", "a.vhd"]);
+        assert_eq!(names(&[(b"MacX", b"file://../b/a.vhd")], ""), ["../b/a.vhd", "a.vhd"]);
         assert_eq!(names(&[], ""), [""]);
     }
 

@@ -18,7 +18,7 @@
 //!
 //! | what | read | written |
 //! |---|---|---|
-//! | fixed, of any length | yes | yes, to files and to pipes |
+//! | fixed, of any length | yes | yes, to files and to pipes, not to devices |
 //! | dynamic | yes | yes, up to 2040 GiB |
 //! | differencing, the parent by its locators W2ru, W2ku, Wi2r, Wi2k and MacX or by its name | yes | yes |
 //! | a footer or its copy damaged or missing | yes, by the other one, with a warning | |

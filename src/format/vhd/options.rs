@@ -62,6 +62,7 @@ pub(super) struct Settings {
     pub subformat: Subformat,
     /// Size of the disk in bytes, a multiple of a sector.
     pub size: u64,
+    pub geometry: Geometry,
     pub unique_id: UniqueId,
     /// Seconds since [`EPOCH`].
     pub timestamp: u32,
@@ -103,28 +104,29 @@ impl Settings {
         } else {
             Subformat::Dynamic { block_size: block_size.unwrap_or(DEFAULT_BLOCK_SIZE) as u32, parent }
         };
-        let size = size(cx.size, exact, azure)?;
+        let (size, geometry) = size(cx.size, exact, azure)?;
         if let Subformat::Dynamic { .. } = subformat {
             limit("size of a dynamic disk", size, MAX_DYNAMIC_SIZE)?;
         }
-        Ok(Settings { subformat, size, unique_id: unique_id(cx)?, timestamp: timestamp(cx)? })
+        Ok(Settings { subformat, size, geometry, unique_id: unique_id(cx)?, timestamp: timestamp(cx)? })
     }
 }
 
-/// The size of the disk, rounded up as far as that is wanted.
-fn size(size: u64, exact: bool, azure: bool) -> Result<u64> {
+/// The size of the disk, rounded up as far as that is wanted, and its geometry.
+fn size(size: u64, exact: bool, azure: bool) -> Result<(u64, Geometry)> {
     // With the footer, it has to be the length of a file.
     limit("size of the disk", size, i64::MAX as u64 - AZURE_UNIT)?;
-    let sectors = size.next_multiple_of(SECTOR);
+    let by_size = |size: u64| (size, Geometry::of_sectors(size / SECTOR));
     if !azure {
-        return Ok(if exact { sectors } else { Geometry::round_up(sectors) });
+        let rounded = Geometry::enclosing(size.div_ceil(SECTOR)).filter(|_| !exact);
+        return Ok(rounded.map_or_else(|| by_size(size.next_multiple_of(SECTOR)), |found| (found.bytes(), found)));
     }
     let size = size.next_multiple_of(AZURE_UNIT);
     let (min, max) = (AZURE_SIZES.start(), AZURE_SIZES.end());
     if !AZURE_SIZES.contains(&size) {
         return Err(refuse("preset", format!("Azure takes disks of {min} to {max} bytes, and this one has {size}")));
     }
-    Ok(size)
+    Ok(by_size(size))
 }
 
 fn block_size(cx: &CreateContext<'_>) -> Result<Option<u64>> {
@@ -164,6 +166,10 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     };
     if let Some(other) = cx.options.value("backing_file").filter(|other| other.as_bytes() != backing.name.as_bytes()) {
         return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", backing.name)));
+    }
+    // A locator has UTF-16, with backslashes between directories.
+    if backing.name.as_bytes().contains(&b'\\') || std::str::from_utf8(backing.name.as_bytes()).is_err() {
+        return Err(refuse("backing_file", format!("no VHD can name '{}': Windows has no such names", backing.name)));
     }
     let Some(unique_id) = parent_id(backing.info) else {
         let problem = format!("the parent has to be a VHD with a unique identifier, and it is {}", backing.info.format);

@@ -208,7 +208,7 @@ fn sizes_that_are_no_whole_sectors_are_padded() {
             let target = dir.join("ours.qcow2");
             let report = converter.convert(&open_raw(&source), &target).unwrap();
             assert_eq!(report.padding, (512 - len as u64 % 512) % 512, "{len}");
-            assert!(report.to_string().contains("zero bytes added"), "{report}");
+            assert!(report.to_string().contains("bytes of zeros"), "{report}");
             check_with_qemu(&target);
             let read = read_with_qemu(&target, &[]);
             assert_same(&read[..len], &guest, &format!("{len} bytes, compressed: {compress}"));

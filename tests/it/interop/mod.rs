@@ -3,4 +3,7 @@
 mod features;
 mod matrix;
 pub(crate) mod overlays;
+mod readers;
+mod vdi;
+mod vhd;
 mod vmdk;

@@ -79,6 +79,16 @@ pub fn vmdk(list: &str) -> Converter {
     Converter::new(format("vmdk")).options(options(list)).sync(false)
 }
 
+/// Makes VHD images with these options, not durable.
+pub fn vpc(list: &str) -> Converter {
+    Converter::new(format("vpc")).options(options(list)).sync(false)
+}
+
+/// Makes VDI images with these options, not durable.
+pub fn vdi(list: &str) -> Converter {
+    Converter::new(format("vdi")).options(options(list)).sync(false)
+}
+
 /// Makes raw images, not durable.
 pub fn raw() -> Converter {
     Converter::new(format("raw")).sync(false)

@@ -1,7 +1,7 @@
 //! Other people's programs, to compare with.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Finds a program by one of its names; without it, says that `test` is skipped, or fails if it must not be.
@@ -11,13 +11,89 @@ pub fn find(test: &str, names: &[&str]) -> Option<String> {
         |name: &&&str| Command::new(name).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     let found = names.iter().find(there).map(|name| (*name).to_owned());
     if found.is_none() {
-        let line = format!("SKIPPED: {test}: {} not found", names[0]);
-        assert!(std::env::var("DISKIMAGE_INTEROP").as_deref() != Ok("required"), "{line}");
-        // Straight to the terminal: the test harness swallows what `eprintln` writes.
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "{line}");
+        skip(test, names[0]);
     }
     found
+}
+
+/// Says that `test` is skipped because something is missing, or fails if it must not be.
+#[track_caller]
+fn skip(test: &str, missing: &str) {
+    let line = format!("SKIPPED: {test}: {missing} not found");
+    assert!(std::env::var("DISKIMAGE_INTEROP").as_deref() != Ok("required"), "{line}");
+    // Straight to the terminal: the test harness swallows what `eprintln` writes.
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Libraries with a binding for Python, as `interop/readers.py` names them.
+pub struct Reader(&'static str);
+
+pub const LIBYAL: Reader = Reader("libyal");
+pub const DISSECT: Reader = Reader("dissect");
+
+impl Reader {
+    /// Whether it is there; without it, says that `test` is skipped, or fails if it must not be.
+    #[track_caller]
+    pub fn is_there(&self, test: &str) -> bool {
+        let found = self.command::<&str>(&[]).output().is_ok_and(|done| done.status.success());
+        if !found {
+            skip(test, &format!("{} for Python", self.0));
+        }
+        found
+    }
+
+    /// The sizes of disks.
+    #[track_caller]
+    pub fn sizes(&self, format: &str, images: &[PathBuf]) -> Vec<u64> {
+        self.lines("sizes", format, images).iter().map(|line| line.parse().unwrap()).collect()
+    }
+
+    /// It reads these bytes from each image.
+    #[track_caller]
+    pub fn assert_reads(&self, format: &str, images: &[(PathBuf, Vec<u8>)]) {
+        let (paths, guests): (Vec<_>, Vec<_>) = images.iter().cloned().unzip();
+        let lines = self.lines("disks", format, &paths);
+        assert_eq!(lines.len(), images.len());
+        for ((line, guest), path) in lines.iter().zip(guests).zip(paths) {
+            assert_eq!(*line, size_and_digest(&guest), "{} reads {}", self.0, path.display());
+        }
+    }
+
+    /// It reads these bytes from an image with its parents behind it.
+    #[track_caller]
+    pub fn assert_reads_chain(&self, format: &str, chain: &[PathBuf], guest: &[u8]) {
+        assert_eq!(self.lines("chain", format, chain), [size_and_digest(guest)], "{} reads {chain:?}", self.0);
+    }
+
+    fn lines(&self, command: &str, format: &str, images: &[PathBuf]) -> Vec<String> {
+        let args = [command, format].map(PathBuf::from);
+        let done = self.command(&[&args, images].concat()).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{} {command} {images:?}: {}\n{said}", self.0, done.status);
+        String::from_utf8(done.stdout).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
+        let python = std::env::var_os("DISKIMAGE_PYTHON").unwrap_or_else(|| "python3".into());
+        let mut command = Command::new(python);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/interop/readers.py")).arg(self.0).args(args);
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+/// As the script prints them.
+fn size_and_digest(guest: &[u8]) -> String {
+    use sha2::Digest;
+    let digest: String = sha2::Sha256::digest(guest).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{} {digest}", guest.len())
+}
+
+/// The guest bytes, as 7-Zip reads them.
+#[track_caller]
+pub fn read_with_7zip(program: &str, format: &str, image: &Path) -> Vec<u8> {
+    run(program, &["x", "-so", &format!("-t{format}"), image.to_str().unwrap()])
 }
 
 /// Leaves the test when `qemu-img` or `qemu-io` is missing.

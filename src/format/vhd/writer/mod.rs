@@ -5,10 +5,9 @@ mod fixed;
 
 use self::dynamic::DynamicWriter;
 use self::fixed::FixedWriter;
+use super::FORMAT_NAME;
 use super::footer::{DiskType, Footer};
-use super::geometry::Geometry;
 use super::options::{Settings, Subformat};
-use super::{FORMAT_NAME, SECTOR};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
 use crate::io::WriteAt;
@@ -36,7 +35,7 @@ fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64) -> Footer 
         creator_os: *b"Wi2k",
         original_size: settings.size,
         current_size: settings.size,
-        geometry: Geometry::of_sectors(settings.size / SECTOR),
+        geometry: settings.geometry,
         disk_type,
         unique_id: settings.unique_id,
         saved_state: false,

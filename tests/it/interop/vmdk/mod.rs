@@ -10,7 +10,7 @@ mod streams;
 mod write;
 
 /// The kinds that are written.
-const KINDS: [&str; 6] =
+pub(super) const KINDS: [&str; 6] =
     ["monolithicSparse", "streamOptimized", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfs"];
 
 /// What stands as text at the beginning of a file.

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Reads disk images with other people's libraries that have a binding for Python, for the tests.
+
+    readers.py LIBRARY                               succeeds if its modules are there
+    readers.py LIBRARY sizes FORMAT IMAGE...         the size of each disk in bytes, on a line of its own
+    readers.py LIBRARY disks FORMAT IMAGE...         the same, and the SHA-256 of its bytes
+    readers.py LIBRARY chain FORMAT IMAGE PARENT...  the same of one disk, whose parents are given in order
+
+LIBRARY is libyal (on PyPI libvmdk-python and libvhdi-python) or dissect (dissect.hypervisor); FORMAT is vmdk, vpc or vdi.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+MODULES = {"libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi")]}
+
+
+def open_libyal(format, image, parent):
+    """Returns the disk, its size, and how many bytes to read at once."""
+    if format == "vpc":
+        import pyvhdi
+
+        disk = pyvhdi.file()
+        disk.open(image)
+        if parent:
+            disk.set_parent(parent)
+    else:
+        import pyvmdk
+
+        disk = pyvmdk.handle()
+        disk.open(image)
+        disk.open_extent_data_files()
+    return disk, disk.get_media_size(), 1 << 20
+
+
+def open_dissect(format, image, parent):
+    if format == "vpc":
+        from dissect.hypervisor.disk.vhd import VHD
+
+        disk = VHD(open(image, "rb"))
+    elif format == "vmdk":
+        from dissect.hypervisor.disk.vmdk import VMDK
+
+        disk = VMDK(Path(image))
+    else:
+        from dissect.hypervisor.disk.vdi import VDI
+
+        vdi = VDI(open(image, "rb"), parent)
+        # A read must not go beyond a block: it takes the following ones for its neighbours in the file.
+        return vdi.open(), vdi.size, vdi.block_size
+    return disk, disk.size, 1 << 20
+
+
+OPEN = {"libyal": open_libyal, "dissect": open_dissect}
+
+
+def digest(disk, size, step):
+    sha256 = hashlib.sha256()
+    for offset in range(0, size, step):
+        length = min(step, size - offset)
+        disk.seek(offset)
+        piece = disk.read(length)
+        if len(piece) != length:
+            sys.exit(f"{len(piece)} bytes of {length} at {offset}")
+        sha256.update(piece)
+    return sha256.hexdigest()
+
+
+def main(library, command=None, format=None, *images):
+    for module in MODULES[library]:
+        __import__(module)
+    if command == "chain":
+        disk = None
+        for image in reversed(images):
+            disk, size, step = OPEN[library](format, image, disk)
+        print(size, digest(disk, size, step))
+    elif command:
+        for image in images:
+            disk, size, step = OPEN[library](format, image, None)
+            print(size, *[digest(disk, size, step)] if command == "disks" else [], flush=True)
+
+
+main(*sys.argv[1:])
