@@ -200,6 +200,24 @@ fn vpc_and_vdi_of_any_kind() {
 }
 
 #[test]
+fn a_static_vdi_with_holes_of_the_file() {
+    let dir = TempDir::new();
+    let mut guest = guest();
+    // Some bytes amid a block that is a hole but for them, and others at its end.
+    guest[(5 << 20) - (500 << 10)..][..700].fill(7);
+    guest[(5 << 20) - 512..5 << 20].fill(8);
+    let path = dir.join("image.vdi");
+    for list in ["static=on", "static=on,block_size=4M"] {
+        vdi(list).convert(&raw_image(&guest), &path).unwrap();
+        let image = Image::open(&path).unwrap();
+        assert_same(&convert(&raw(), &image).0, &guest, list);
+        assert_same(&content(&image).unwrap(), &guest, list);
+        let zeros = image.spans(0..u64::MAX).filter(|span| span.as_ref().unwrap().is_zero()).count();
+        assert!(list.ends_with("4M") || zeros > 0, "{list}");
+    }
+}
+
+#[test]
 fn a_padded_disk_has_the_identifiers_of_a_whole_one() {
     let converter = vmdk("").identifiers(Identifiers::Reproducible { time: 0 });
     let (first, _) = convert(&converter, &raw_image(&[1; 700]));

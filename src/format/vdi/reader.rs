@@ -34,7 +34,7 @@ impl Reader {
         Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, runs })
     }
 
-    /// How the bytes from `offset` on live, by entry `index` of `piece`, and how many in its block live in the same way.
+    /// How the bytes from `offset` to the end of its block live, by entry `index` of `piece`.
     fn block(&self, piece: &Piece, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let within = offset % u64::from(self.map.header.block_size);
         let len = self.map.visible(index) - within;
@@ -44,11 +44,13 @@ impl Reader {
             Entry::Block(number) => {
                 let place = self.map.place(number);
                 self.map.check(index, place, within + len)?;
-                let place = place + within;
-                if let Some(runs) = &self.runs {
-                    return runs.extent(place, place + len);
+                let at = Location { file: IMAGE, offset: place + within };
+                // A block that is not a hole altogether is one run: its parts could end anywhere.
+                let run = self.runs.as_ref().map(|runs| runs.extent(at.offset, at.offset + len)).transpose()?;
+                match run {
+                    Some((zero @ ExtentKind::Zero { .. }, zeros)) if zeros == len => zero,
+                    _ => ExtentKind::Data(at),
                 }
-                ExtentKind::Data(Location { file: IMAGE, offset: place })
             }
         };
         Ok((kind, len))
