@@ -100,23 +100,22 @@ impl FileClaims {
 
     fn claim_data(&mut self, unit: u64, range: Range<u64>, references: &dyn Fn(u64) -> u64) -> Option<&'static str> {
         // The part of a unit that the guest sees stands for the whole.
-        for index in range.start / unit..range.end.div_ceil(unit) {
+        let units = range.start / unit..range.end.div_ceil(unit);
+        for index in units.start..units.end.min(self.data.len()) {
             if self.metadata.get(index) {
                 return Some("metadata");
             }
-            match self.data.set(index) {
-                Some(false) => {}
-                None => self.untracked = self.untracked.saturating_add(unit),
-                Some(true) => {
-                    let uses = self.shared.entry(index).or_insert(1);
-                    *uses += 1;
-                    self.shared_uses += 1;
-                    if *uses > references(index * unit) || self.shared_uses > Claims::SHARED {
-                        return Some("data of another guest range");
-                    }
+            if self.data.set(index) == Some(true) {
+                let uses = self.shared.entry(index).or_insert(1);
+                *uses += 1;
+                self.shared_uses += 1;
+                if *uses > references(index * unit) || self.shared_uses > Claims::SHARED {
+                    return Some("data of another guest range");
                 }
             }
         }
+        let untracked = units.end.saturating_sub(units.start.max(self.data.len()));
+        self.untracked = self.untracked.saturating_add(untracked.saturating_mul(unit));
         (self.untracked > self.len).then_some("data of another guest range")
     }
 }
