@@ -27,7 +27,7 @@
 //! | vmfsPreallocated, vmfsEagerZeroedThick, vmfsThin, vmfsSparse (COWD), seSparse, custom | yes | no |
 //! | extents that are read-only, of no access, of zeros | yes, each at its place | no |
 //! | versions 1, 2 and 3 of sparse extents, zeroed grains, any grain size | yes | 1, with zeroed grains 2, in a stream 3 |
-//! | redundant grain directory | used when the other one is damaged, with a warning; tables are compared by a check | yes |
+//! | redundant grain directory | used when the other one is damaged, with a warning; a table that is empty is an error if its copy is not, and `check` compares all | yes |
 //! | parents (snapshots, linked clones) | yes | yes, for monolithicSparse |
 //! | devices: fullDevice, partitionedDevice, raw device maps | refused by name | no |
 //! | encryption | refused | no |
