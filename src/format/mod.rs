@@ -21,7 +21,7 @@ use crate::info::{ImageInfo, Reference};
 use crate::io::{ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
-use crate::options::{OptionSpec, Options};
+use crate::options::{OptionSpec, Options, wrong};
 use crate::sparse::{SparseRead, SparseWrite};
 
 /// Every format, in the order in which they are listed. `raw` recognises nothing and takes what no other wants.
@@ -121,6 +121,20 @@ pub(crate) trait NewFiles {
 }
 
 impl<'a> CreateContext<'a> {
+    /// Checks that the options, where they name a backing file too, mean the image given.
+    pub fn check_backing_options(&self, format: &'static str) -> Result<()> {
+        let Some(NewBacking { name, info }) = &self.backing else { return Ok(()) };
+        if let Some(other) = self.options.value("backing_file").filter(|other| other.as_bytes() != name.as_bytes()) {
+            return Err(wrong(format, "backing_file", format!("'{other}' is not the image given, '{name}'")));
+        }
+        let is_other = |other: &&str| Format::named(other).map_or(*other, |format| format.name()) != info.format;
+        if let Some(other) = self.options.value("backing_fmt").filter(is_other) {
+            let problem = format!("'{other}' is not the format of the image given, '{}'", info.format);
+            return Err(wrong(format, "backing_fmt", problem));
+        }
+        Ok(())
+    }
+
     /// An uncompressed image in `out` alone.
     #[cfg(test)]
     pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {

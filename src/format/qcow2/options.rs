@@ -205,14 +205,8 @@ fn encoding(options: &Options, codec: Codec) -> Result<Encoding> {
 fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     let option = |name| cx.options.value(name).map(Name::from);
     let (file, format) = (option("backing_file"), option("backing_fmt"));
+    cx.check_backing_options(FORMAT_NAME)?;
     let backing = match (&cx.backing, file, format) {
-        (Some(given), Some(other), _) if given.name != other => {
-            return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", given.name)));
-        }
-        (Some(given), _, Some(other)) if given.info.format.as_bytes() != other.as_bytes() => {
-            let own = given.info.format;
-            return Err(refuse("backing_fmt", format!("'{other}' is not the format of the image given, '{own}'")));
-        }
         (Some(given), _, _) => Backing { file: given.name.clone(), format: Name::from(given.info.format) },
         (None, Some(file), Some(format)) => Backing { file, format },
         (None, Some(_), None) => {

@@ -164,9 +164,7 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
             None => Ok(None),
         };
     };
-    if let Some(other) = cx.options.value("backing_file").filter(|other| other.as_bytes() != backing.name.as_bytes()) {
-        return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", backing.name)));
-    }
+    cx.check_backing_options(FORMAT_NAME)?;
     // A locator has UTF-16, with backslashes between directories.
     if backing.name.as_bytes().contains(&b'\\') || std::str::from_utf8(backing.name.as_bytes()).is_err() {
         return Err(refuse("backing_file", format!("no VHD can name '{}': Windows has no such names", backing.name)));

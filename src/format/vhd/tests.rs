@@ -462,7 +462,10 @@ fn a_differencing_disk_names_its_parent() {
     let kind = |result: Result<_>| result.map(drop).map_err(|error| error.kind());
     assert_eq!(kind(create("x", &parent, "subformat=fixed", 4 * BLOCK)), Err("option"));
     assert_eq!(kind(create("x", &parent, "backing_file=y", 4 * BLOCK)), Err("option"));
-    assert_eq!(kind(create("x", &parent, "backing_file=x,backing_fmt=vpc", 4 * BLOCK)), Ok(()));
+    assert_eq!(kind(create("x", &parent, "backing_fmt=qcow2", 4 * BLOCK)), Err("option"));
+    for format in ["vpc", "vhd"] {
+        assert_eq!(kind(create("x", &parent, &format!("backing_file=x,backing_fmt={format}"), 4 * BLOCK)), Ok(()));
+    }
     assert_eq!(kind(create("x", &parent, "", 5 * BLOCK)), Err("option"));
     let mut other = parent.clone();
     other.format = "raw";

@@ -173,13 +173,7 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
             (None, None) => Ok(None),
         };
     };
-    if let Some(other) = file.filter(|other| other.as_bytes() != backing.name.as_bytes()) {
-        return Err(refuse("backing_file", format!("'{other}' is not the image given, '{}'", backing.name)));
-    }
-    if let Some(other) = format.filter(|other| *other != backing.info.format) {
-        let own = backing.info.format;
-        return Err(refuse("backing_fmt", format!("'{other}' is not the format of the image given, '{own}'")));
-    }
+    cx.check_backing_options(FORMAT_NAME)?;
     // A snapshot chain of VMDKs holds nothing else.
     let cid = backing.info.specific.iter().find(|(key, _)| *key == "cid").map(|(_, value)| value);
     match cid {
