@@ -262,6 +262,14 @@ impl SourceFile {
         Ok(SourceFile { identity: Some(identity), ..SourceFile::new(source, Some(path.to_owned()))? })
     }
 
+    /// Reads it as the reader says.
+    pub fn seen_by(self, reader: &dyn SparseRead) -> Result<SourceFile> {
+        match reader.image_file() {
+            Some(source) => Ok(SourceFile { len: table::length(&*source)?, source, ..self }),
+            None => Ok(self),
+        }
+    }
+
     fn check_unchanged(&self) -> Result<()> {
         let after = table::length(&*self.source)?;
         if after == self.len {

@@ -47,16 +47,38 @@ pub struct Reference {
     pub format: Option<Name>,
     /// Other names, for when there is no file of that name: an image that was moved still has the old path.
     pub alternatives: Vec<Name>,
-    /// An identity that the file must have.
-    pub identity: Option<Name>,
-    /// With an extension here, a file that has the identity is looked for among those beside the image that have the extension.
+    /// Identities, of which the file must have one. Any file will do where there are none.
+    pub identities: Vec<Name>,
+    /// With an extension here, a file that has an identity is looked for among those beside the image that have the extension.
     pub beside: Option<&'static str>,
 }
 
 impl Reference {
     /// A file called `name` that is `role` to the image.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
-        Reference { role, name, format, alternatives: Vec::new(), identity: None, beside: None }
+        Reference { role, name, format, alternatives: Vec::new(), identities: Vec::new(), beside: None }
+    }
+
+    /// A file that is known by several names, the first of which are tried first. Since images are moved and come from other
+    /// systems, the last part of each is a name as well.
+    pub(crate) fn of_names(role: &'static str, stated: Vec<Name>, format: Option<Name>) -> Self {
+        let last = |name: &Name| Name::from(name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
+        let last: Vec<_> = stated.iter().map(last).collect();
+        let mut names: Vec<Name> = Vec::new();
+        for name in stated.into_iter().chain(last) {
+            if !name.as_bytes().is_empty() && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let mut names = names.into_iter();
+        let name = names.next().unwrap_or_default();
+        Reference { alternatives: names.collect(), ..Reference::new(role, name, format) }
+    }
+
+    /// The identities, for messages.
+    pub(crate) fn identity(&self) -> Name {
+        let texts: Vec<_> = self.identities.iter().map(Name::to_text).collect();
+        Name::from(texts.join(" or "))
     }
 
     /// Whether the name is that of a file, and not empty, an address (`nbd://host`) or a description (`json:{}`) in the manner

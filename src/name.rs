@@ -34,6 +34,12 @@ impl Name {
         image.with_file_name("").join(self.as_path())
     }
 
+    /// A path of Windows, with slashes: `.\a\b` is `a/b`.
+    pub(crate) fn from_windows_path(path: &[u8]) -> Name {
+        let path: Vec<_> = path.iter().map(|byte| if *byte == b'\\' { b'/' } else { *byte }).collect();
+        Name::from(path.strip_prefix(b"./").unwrap_or(&path))
+    }
+
     /// The text, with replacement characters where it is not UTF-8.
     pub fn to_text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.0)

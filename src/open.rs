@@ -229,7 +229,6 @@ impl OpenOptions {
         if layers.iter().flat_map(|layer| &layer.files).any(|other| other.identity == file.identity) {
             return Err(loops(opened));
         }
-        let mut files = vec![file];
         let data_files = RefCell::new(Vec::new());
         let reader = opened.format.open(
             opened.source.clone(),
@@ -240,6 +239,7 @@ impl OpenOptions {
                 Ok(Some(source))
             }),
         )?;
+        let mut files = vec![file.seen_by(&*reader)?];
         files.append(&mut data_files.into_inner());
         check_readable(reader.info())?;
         self.check_identity(opened, reader.info())?;
@@ -325,7 +325,8 @@ fn alone(format: Format, reader: Box<dyn SparseRead>, source: Arc<dyn ReadAt>) -
     if let Some(reference) = &reader.info().backing {
         return Err(refusal(format, reference, ReferenceProblem::NoPlace));
     }
-    Ok(Image::new(vec![Layer { reader, format, files: vec![SourceFile::new(source, None)?] }]))
+    let file = SourceFile::new(source, None)?.seen_by(&*reader)?;
+    Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
 }
 
 fn check_readable(info: &ImageInfo) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::codec::Encoding;
 use crate::error::Result;
 use crate::extent::{Extent, FileId};
 use crate::info::ImageInfo;
-use crate::io::WriteAt;
+use crate::io::{ReadAt, WriteAt};
 
 /// One opened layer of an image, for reading. It knows metadata only: the payload is read by whoever asks.
 pub trait SparseRead: Send + Sync {
@@ -21,6 +21,11 @@ pub trait SparseRead: Send + Sync {
     /// # Errors
     /// When the metadata cannot be read or is corrupt; a place outside its file is corrupt.
     fn extent_at(&self, offset: u64) -> Result<Extent>;
+
+    /// The image file as it is to be read, where that is not as it is stored: a log in it may hold what is to be there.
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        None
+    }
 
     /// What the places of guest bytes in the files are multiples of, a power of two; `None` when the image cannot but keep
     /// every guest byte in a place of its own.

@@ -31,7 +31,7 @@ impl OpenOptions {
         }
     }
 
-    /// Looks for the file that has the identity, among those with `extension` in the directory of `image`; where any file is
+    /// Looks for the file that has an identity of the reference, among those with `extension` in the directory of `image`; where any file is
     /// allowed also in the one above, since VirtualBox keeps snapshots in a directory below that of the disk.
     fn find_beside(&self, image: &Opened, reference: &Reference, extension: &str) -> Result<(PathBuf, FileSource)> {
         let here = image.path.with_file_name("");
@@ -39,7 +39,7 @@ impl OpenOptions {
         if self.references == References::Any {
             candidates.extend(files_of_extension(&here.join(".."), extension).unwrap_or_default());
         }
-        let identity = reference.identity.clone().unwrap_or_default();
+        let identity = reference.identity();
         let mut found: Option<(PathBuf, FileSource)> = None;
         for path in candidates {
             let Some(source) = self.with_identity(image, reference, &path) else { continue };
@@ -53,7 +53,7 @@ impl OpenOptions {
         found.ok_or_else(|| refusal(image.format, reference, ReferenceProblem::NoneBeside(identity)))
     }
 
-    /// Opens the file at `path` if it has the identity. What cannot be read is not it.
+    /// Opens the file at `path` if it has an identity that is looked for. What cannot be read is not it.
     fn with_identity(&self, image: &Opened, reference: &Reference, path: &Path) -> Option<FileSource> {
         let source = Arc::new(FileSource::open_nofollow(path).ok()?);
         if source.identity().ok()? == image.source.identity().ok()? {
@@ -90,11 +90,11 @@ impl OpenOptions {
     /// Checks that an image that another one lies over is still the one it was.
     pub(super) fn check_identity(&self, opened: &Opened, info: &ImageInfo) -> Result<()> {
         match &opened.named_by {
-            Some((image, reference)) if !self.changed_backing && reference.identity.is_some() => {
+            Some((image, reference)) if !self.changed_backing && !reference.identities.is_empty() => {
                 if has_identity(info, reference) {
                     return Ok(());
                 }
-                let expected = reference.identity.clone().unwrap_or_default();
+                let expected = reference.identity();
                 let found = info.identities.first().cloned().unwrap_or_default();
                 let problem = ReferenceProblem::Changed { expected, found };
                 Err(refusal(opened.format, reference, problem).in_file(image))
@@ -106,7 +106,7 @@ impl OpenOptions {
 
 /// Whether an image is the one that a reference means.
 fn has_identity(info: &ImageInfo, reference: &Reference) -> bool {
-    reference.identity.as_ref().is_some_and(|identity| info.identities.contains(identity))
+    reference.identities.iter().any(|identity| info.identities.contains(identity))
 }
 
 /// Whether a file may still be found under another name.

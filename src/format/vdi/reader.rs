@@ -92,7 +92,7 @@ fn parent(uuid: Uuid) -> Reference {
     let name = Name::from(format!("{{{uuid}}}.vdi"));
     let mut reference = Reference::new("parent", name, Some(Name::from(FORMAT_NAME)));
     reference.beside = Some("vdi");
-    reference.identity = Some(identity(uuid));
+    reference.identities.push(identity(uuid));
     reference
 }
 

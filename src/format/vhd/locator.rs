@@ -63,9 +63,9 @@ impl Locator {
     /// Reads the name, as a path of this system as far as it can be one.
     fn read(&self, file: &dyn ReadAt, budget: &Budget) -> Result<Option<Name>> {
         let decode: fn(&[u8]) -> Name = match &self.platform {
-            b"W2ru" | b"W2ku" => |bytes| windows_path(utf16_text(bytes, u16::from_le_bytes).into_bytes()),
+            b"W2ru" | b"W2ku" => |bytes| Name::from_windows_path(utf16_text(bytes, u16::from_le_bytes).as_bytes()),
             b"Wi2r" | b"Wi2k" => {
-                |bytes| windows_path(bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
+                |bytes| Name::from_windows_path(bytes.split(|byte| *byte == 0).next().unwrap_or_default())
             }
             b"MacX" => file_url,
             // "Mac " is an alias, a structure of Mac OS Classic.
@@ -83,29 +83,18 @@ impl Locator {
     }
 }
 
-/// The parent by all its names: the relative ones, the absolute ones, and, since images are moved and come from other systems,
-/// the last part of each.
+/// The parent by all its names: the relative ones, and then the absolute ones.
 pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> Result<Reference> {
     let (mut relative, mut absolute) = (Vec::new(), Vec::new());
     for locator in &parent.locators {
         let names = if locator.is_relative() { &mut relative } else { &mut absolute };
         names.extend(locator.read(file, budget)?);
     }
-    absolute.push(windows_path(parent.name.as_bytes().to_vec()));
-    let stated = relative.into_iter().chain(absolute).collect::<Vec<_>>();
-    let last = |name: &Name| Name::from(name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
-    let last: Vec<_> = stated.iter().map(last).collect();
-    let mut names: Vec<Name> = Vec::new();
-    for name in stated.into_iter().chain(last) {
-        if !name.as_bytes().is_empty() && !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    let mut names = names.into_iter();
-    let mut reference = Reference::new("parent", names.next().unwrap_or_default(), Some(Name::from(FORMAT_NAME)));
-    reference.alternatives = names.collect();
+    absolute.push(Name::from_windows_path(parent.name.as_bytes()));
+    let names = relative.into_iter().chain(absolute).collect();
+    let mut reference = Reference::of_names("parent", names, Some(Name::from(FORMAT_NAME)));
     if !parent.unique_id.is_null() {
-        reference.identity = Some(Name::from(format!("UUID {}", parent.unique_id)));
+        reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
     }
     Ok(reference)
 }
@@ -119,17 +108,6 @@ pub(super) fn utf16_text(bytes: &[u8], decode: fn([u8; 2]) -> u16) -> String {
 /// The text in UTF-16.
 pub(super) fn utf16(text: &str, encode: fn(u16) -> [u8; 2]) -> Vec<u8> {
     text.encode_utf16().flat_map(encode).collect()
-}
-
-/// A path of Windows with slashes: `.\a\b` is `a/b`.
-fn windows_path(mut path: Vec<u8>) -> Name {
-    for byte in &mut path {
-        if *byte == b'\\' {
-            *byte = b'/';
-        }
-    }
-    let path = path.as_slice();
-    Name::from(path.strip_prefix(b"./").unwrap_or(path))
 }
 
 /// The path in a URL: `file://localhost/a%20b` is `/a b`. What XenServer writes has no host: `file://./a` is `./a`.
@@ -172,7 +150,7 @@ mod tests {
             file.extend_from_slice(bytes);
         }
         let reference = reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
-        assert_eq!(reference.identity, None);
+        assert_eq!(reference.identities, []);
         [reference.name].iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
     }
 

@@ -304,7 +304,7 @@ fn parent(descriptor: &Descriptor) -> Option<Reference> {
         // VirtualBox states only a UUID, and has the name in its registry.
         let uuid = descriptor.database_value("uuid.parent").and_then(uuid_identity)?;
         let mut reference = Reference::new("parent", uuid.clone(), Some(Name::from(FORMAT_NAME)));
-        (reference.identity, reference.beside) = (Some(uuid), Some("vmdk"));
+        (reference.identities, reference.beside) = (vec![uuid], Some("vmdk"));
         return Some(reference);
     }
     let hint = descriptor.parent_hint.clone().unwrap_or_default();
@@ -314,7 +314,7 @@ fn parent(descriptor: &Descriptor) -> Option<Reference> {
     if !last.is_empty() && last.len() < reference.name.as_bytes().len() {
         reference.alternatives.push(Name::from(last));
     }
-    reference.identity = descriptor.parent_cid.map(content_id);
+    reference.identities = descriptor.parent_cid.map(content_id).into_iter().collect();
     Some(reference)
 }
 

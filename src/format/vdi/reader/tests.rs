@@ -222,7 +222,7 @@ fn the_parent_is_known_by_its_uuid() {
         let parent = info.backing.unwrap();
         assert_eq!((parent.role, parent.name), ("parent", Name::from(format!("{{{uuid}}}.vdi"))));
         assert_eq!((parent.beside, parent.format), (Some("vdi"), Some(Name::from("vdi"))));
-        assert_eq!(parent.identity, Some(Name::from(format!("UUID {uuid}"))));
+        assert_eq!(parent.identities, [Name::from(format!("UUID {uuid}"))]);
         assert_eq!(info.identities, [Name::from("UUID 01010101-0101-0101-0101-010101010101")]);
         assert!(info.specific.contains(&("parent-uuid", uuid.into())));
     }
