@@ -1,5 +1,5 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2),
-//! [vmdk](format::vmdk), [vpc](format::vhd) (VHD) and [vdi](format::vdi).
+//! [vmdk](format::vmdk), [vpc](format::vhd) (VHD), [vhdx](format::vhdx) and [vdi](format::vdi).
 //!
 //! ```no_run
 //! # fn main() -> diskimage::Result<()> {
@@ -53,7 +53,7 @@
 //! lib.rs      the paved path
 //! convert/    Converter -> plan -> load -> pipeline (the only threads)      compare.rs
 //! image.rs    open.rs (chains, policy)      claims.rs
-//! format/     registry, raw, qcow2/, vmdk/, vhd/, vdi/  (know nothing of each other, of convert, of Image)
+//! format/     registry, raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/  (know nothing of each other, of convert, of Image)
 //! sparse.rs   extent.rs   info.rs   options.rs   identifiers.rs   limits.rs   codec.rs   zero.rs
 //! io/         ReadAt WriteAt  file mem pipe  table slices runs          name.rs   error.rs
 //! ```
@@ -96,6 +96,9 @@
 //!   ([`sparse::Frame`]), so that the pipeline still writes large runs.
 //! * **Metadata between blocks travels with a placement** ([`sparse::Placement::before`]) where each write has to follow the
 //!   one before it. A writer that wrote it itself, in its turn, would wait in a pipe for bytes that its own thread still has.
+//! * **A log is replayed in memory**, by the format: its reader gives the file as it is to be read
+//!   ([`sparse::SparseRead::image_file`]), so that tables and payload are read with the changes in the log. The file itself is
+//!   evidence, or another program's to repair, and is never written to.
 //! * **An image of several files takes its names one after the other**, the descriptor last, and gives them back when one
 //!   fails. Only a crash between two renames leaves a mix: no file system renames several files at once.
 //!
@@ -106,6 +109,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod bits;
 mod claims;
 pub mod codec;
 mod compare;

@@ -8,6 +8,7 @@ pub mod raw;
 mod signature;
 pub mod vdi;
 pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 
 use std::ffi::OsStr;
@@ -25,7 +26,7 @@ use crate::options::{OptionSpec, Options, wrong};
 use crate::sparse::{SparseRead, SparseWrite};
 
 /// Every format, in the order in which they are listed. `raw` recognises nothing and takes what no other wants.
-static FORMATS: &[&Entry] = &[&qcow2::FORMAT, &vmdk::FORMAT, &vhd::FORMAT, &vdi::FORMAT, &raw::FORMAT];
+static FORMATS: &[&Entry] = &[&qcow2::FORMAT, &vmdk::FORMAT, &vhd::FORMAT, &vhdx::FORMAT, &vdi::FORMAT, &raw::FORMAT];
 
 /// A format that this crate reads and writes.
 #[derive(Clone, Copy)]
@@ -353,10 +354,10 @@ mod tests {
         for version in [0, 2, 3, 4] {
             assert_eq!(probe(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version], b"").unwrap(), Format::QCOW2);
         }
-        for (head, tail, name) in [(b"vhdxfile", &b""[..], "vhdx"), (b"QFI\xfb\0\0\0\x01", b"", "qcow")] {
+        for (head, tail, name) in [(b"QED\0\0\0\0\0", &b""[..], "qed"), (b"QFI\xfb\0\0\0\x01", b"", "qcow")] {
             assert!(matches!(probe(head, tail), Err(Error::Unreadable(found)) if found == name), "{name}");
         }
-        for (head, names) in [(b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"])] {
+        for (head, names) in [(b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"]), (b"QED\0\0\0\0\0", ["vpc", "qed"])] {
             let Err(Error::Ambiguous(mut found)) = probe(head, b"conectix") else { panic!("{names:?}") };
             found.sort_by_key(|name| !names[0].starts_with(*name));
             assert_eq!(found, names);

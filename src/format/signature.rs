@@ -14,7 +14,6 @@ struct Signature {
 static SIGNATURES: &[Signature] = &[
     Signature { name: "qcow", matches: |p| p.head.starts_with(b"QFI\xfb\0\0\0\x01") },
     Signature { name: "qed", matches: |p| p.head.starts_with(b"QED\0") },
-    Signature { name: "vhdx", matches: |p| p.head.starts_with(b"vhdxfile") },
     Signature {
         name: "parallels",
         matches: |p| p.head.starts_with(b"WithoutFreeSpace") || p.head.starts_with(b"WithouFreSpacExt"),
@@ -37,7 +36,8 @@ mod tests {
 
     #[test]
     fn known_signatures() {
-        assert_eq!(names(b"vhdxfile", b""), ["vhdx"]);
+        assert_eq!(names(b"QED\0", b""), ["qed"]);
+        assert_eq!(names(b"vhdxfile", b""), [""; 0]);
         assert_eq!(names(b"KDMV", b""), [""; 0]);
         assert_eq!(names(b"\0", b"conectix"), [""; 0]);
         assert_eq!(names(b"QFI\xfb\0\0\0\x02", b""), [""; 0]);

@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 
 use byteorder::{ByteOrder, LittleEndian};
+use uuid::Uuid;
 
-use super::uuid::Uuid;
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Problem, Result};
 use crate::io::{ReadAt, table};
@@ -106,7 +106,7 @@ impl Header {
     /// Parses the first bytes of a file of `file_len` bytes, which is followed by zeros if it is shorter.
     pub fn parse(bytes: &[u8; Header::LEN], file_len: u64, limits: &Limits) -> Result<Header> {
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
-        let uuid_at = |offset: usize| Uuid(bytes[offset..].first_chunk().copied().unwrap_or_default());
+        let uuid_at = |offset: usize| Uuid::from_bytes_le(bytes[offset..].first_chunk().copied().unwrap_or_default());
 
         field("header", 0).within(0, START + 4, file_len)?;
         if u32_at(SIGNATURE_AT) != SIGNATURE {
@@ -183,7 +183,7 @@ impl Header {
     }
 
     fn check_linkage(&self) -> Result<()> {
-        if self.kind.has_parent() && self.linkage == Uuid::NULL {
+        if self.kind.has_parent() && self.linkage.is_nil() {
             let rule = "an image of this type has a parent, and uuidLinkage is null";
             return Err(field("u32Type", 76).fault(Problem::Rule { value: self.kind as u64 + 1, rule }));
         }
@@ -204,15 +204,15 @@ impl Header {
     pub fn warnings(&self) -> Vec<Cow<'static, str>> {
         let checks = [
             (self.disk_size == 0, "the disk has no bytes"),
-            (self.uuid == Uuid::NULL, "its UUID is null"),
-            (self.modification == Uuid::NULL, "its modification UUID is null"),
+            (self.uuid.is_nil(), "its UUID is null"),
+            (self.modification.is_nil(), "its modification UUID is null"),
             (self.lchs_sector_size.is_some_and(|size| size != SECTOR as u32), "its LCHS sector size is not 512"),
             (self.blocks_allocated > self.blocks, "it has more blocks allocated than blocks"),
         ];
         let broken = checks.into_iter().filter(|(broken, _)| *broken);
         let refused = broken.map(|(_, what)| format!("VirtualBox does not open the image: {what}").into());
         let ignored = "it has the UUID of a parent, which is ignored: by its type it has none";
-        let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && self.linkage != Uuid::NULL);
+        let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && !self.linkage.is_nil());
         refused.chain(ignored).collect()
     }
 
@@ -245,7 +245,7 @@ impl Header {
         for (offset, uuid) in
             [(392, self.uuid), (408, self.modification), (424, self.linkage), (440, self.parent_modification)]
         {
-            put(offset, &uuid.0);
+            put(offset, &uuid.to_bytes_le());
         }
         bytes
     }

@@ -48,7 +48,6 @@ mod header;
 mod map;
 mod options;
 mod reader;
-mod uuid;
 mod writer;
 
 use crate::format::{Entry, Probe};

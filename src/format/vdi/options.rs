@@ -2,7 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::uuid::Uuid;
+use uuid::{Builder, Uuid, Variant, Version};
+
 use super::{FORMAT_NAME, SECTOR};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
@@ -60,9 +61,9 @@ impl Settings {
             return Err(wrong(FORMAT_NAME, "block_size", format!("{block_size} is no power of two")));
         }
         let (uuid, identifiers) = match cx.options.value("uuid").map(parse_uuid).transpose()? {
-            None => (Uuid::from_random(cx.identifiers.bytes("uuid")), cx.identifiers),
+            None => (random(cx.identifiers.bytes("uuid")), cx.identifiers),
             Some(uuid) => {
-                let number = u128::from_le_bytes(uuid.0);
+                let number = u128::from_le_bytes(uuid.to_bytes_le());
                 (uuid, ImageIdentifiers::pinned((number >> 64) as u64 ^ number as u64))
             }
         };
@@ -70,13 +71,18 @@ impl Settings {
             is_static: cx.options.flag(FORMAT_NAME, "static")?.unwrap_or(false),
             block_size: block_size as u32,
             uuid,
-            modification: Uuid::from_random(identifiers.bytes("modification uuid")),
+            modification: random(identifiers.bytes("modification uuid")),
             disk_size: cx.size.div_ceil(SECTOR).saturating_mul(SECTOR),
         })
     }
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid> {
-    let uuid = Uuid::parse(text).filter(|uuid| *uuid != Uuid::NULL);
+    let uuid = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
     uuid.ok_or_else(|| wrong(FORMAT_NAME, "uuid", format!("{text:?} is no UUID, or the null UUID")))
+}
+
+/// A UUID of version 4 from bytes that look random, in the order of the file.
+fn random(bytes: [u8; 16]) -> Uuid {
+    Builder::from_bytes_le(bytes).with_variant(Variant::RFC4122).with_version(Version::Random).into_uuid()
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::FORMAT_NAME;
 use super::header::{Header, Kind};
 use super::map::{BlockMap, Entry, IMAGE, Piece};
-use super::uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::extent::{Extent, ExtentKind, Location};
 use crate::format::OpenContext;
@@ -80,7 +81,7 @@ fn describe(header: &Header) -> ImageInfo {
         virtual_size: header.disk_size,
         block_size: Some(header.block_size),
         backing: header.kind.has_parent().then(|| parent(header.linkage)),
-        identities: (header.uuid != Uuid::NULL).then(|| identity(header.uuid)).into_iter().collect(),
+        identities: (!header.uuid.is_nil()).then(|| identity(header.uuid)).into_iter().collect(),
         warnings: header.warnings(),
         specific,
         ..ImageInfo::default()

@@ -5,10 +5,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::header::{Header, Kind};
 use super::map::Entry;
 use super::options::Settings;
-use super::uuid::Uuid;
 use super::{FORMAT_NAME, SECTOR};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
@@ -143,8 +144,8 @@ fn new_header(settings: &Settings) -> Result<Header> {
         blocks_allocated: 0,
         uuid: settings.uuid,
         modification: settings.modification,
-        linkage: Uuid::NULL,
-        parent_modification: Uuid::NULL,
+        linkage: Uuid::nil(),
+        parent_modification: Uuid::nil(),
         lchs_sector_size: Some(SECTOR as u32),
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::footer::Footer;
 use super::header::Header;
 use super::{SECTOR, field};
+use crate::bits::{self, BitOrder};
 use crate::error::{Problem, Result};
 use crate::extent::{ExtentKind, FileId, Location};
 use crate::io::ReadAt;
@@ -164,7 +165,8 @@ impl Blocks {
         field.within(block, self.bitmap_len, self.file_len)?;
         let bitmap = self.slices.get(&*self.file, Location { file: IMAGE, offset: block }, self.bitmap_len as usize)?;
         let within = offset % self.block_size;
-        let (written, end) = run(&bitmap.bytes, within / SECTOR, self.block_size / SECTOR);
+        let order = BitOrder::HighestFirst;
+        let (written, end) = bits::run(&bitmap.bytes, order, within / SECTOR, self.block_size / SECTOR);
         let len = (end * SECTOR).min(self.used_len(entry.index)).saturating_sub(within);
         let place = Location { file: IMAGE, offset: block + self.bitmap_len + within };
         let kind = match (written, self.differencing) {
@@ -174,50 +176,5 @@ impl Blocks {
         };
         field.within(place.offset, len, self.file_len)?;
         Ok((kind, len))
-    }
-}
-
-/// The bit of `sector`, and the first sector after it, below `sectors`, that has another one. The first sector has the highest
-/// bit of the first byte.
-fn run(bitmap: &[u8], sector: u64, sectors: u64) -> (bool, u64) {
-    let byte = |sector: u64| bitmap.get((sector / 8) as usize).copied().unwrap_or_default();
-    let bit = |sector: u64| byte(sector) & 0x80 >> (sector % 8) != 0;
-    let first = bit(sector);
-    let whole = if first { 0xff } else { 0 };
-    let mut at = sector + 1;
-    while at < sectors {
-        if at.is_multiple_of(8) && byte(at) == whole {
-            at += 8;
-        } else if bit(at) == first {
-            at += 1;
-        } else {
-            break;
-        }
-    }
-    (first, at.min(sectors))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn runs_of_bits(
-            bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 1..40),
-            sector in 0u64..320,
-            cut in 0u64..16,
-        ) {
-            let all = bytes.len() as u64 * 8;
-            let sectors = (all - cut.min(all - 1)).max(1);
-            let sector = sector % sectors;
-            let bits: Vec<bool> = bytes.iter().flat_map(|byte| (0..8).map(move |bit| byte >> (7 - bit) & 1 == 1)).collect();
-            let (bit, end) = run(&bytes, sector, sectors);
-            prop_assert_eq!(bit, bits[sector as usize]);
-            prop_assert!(bits[sector as usize..end as usize].iter().all(|other| *other == bit));
-            prop_assert!(end == sectors || bits[end as usize] != bit);
-        }
     }
 }

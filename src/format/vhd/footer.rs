@@ -4,9 +4,10 @@
 //! [`Footer::parse`] returns only valid footers; [`Footer::encode`] mirrors it.
 
 use byteorder::{BigEndian, ByteOrder};
+use uuid::Uuid;
 
 use super::geometry::Geometry;
-use super::{FORMAT_NAME, SECTOR, UniqueId, checksum, field};
+use super::{FORMAT_NAME, SECTOR, checksum, field};
 use crate::error::{Error, Problem, Result};
 use crate::io::{ReadAt, table};
 use crate::limits::Limits;
@@ -46,7 +47,7 @@ pub(super) struct Footer {
     pub current_size: u64,
     pub geometry: Geometry,
     pub disk_type: DiskType,
-    pub unique_id: UniqueId,
+    pub unique_id: Uuid,
     pub saved_state: bool,
 }
 
@@ -99,7 +100,7 @@ impl Footer {
                 sectors_per_track: bytes[59],
             },
             disk_type,
-            unique_id: UniqueId((u128::from(u64_at(68)) << 64 | u128::from(u64_at(76))).to_be_bytes()),
+            unique_id: Uuid::from_u128(BigEndian::read_u128(&bytes[68..])),
             saved_state: bytes[84] != 0,
         })
     }
@@ -122,7 +123,7 @@ impl Footer {
         bytes[58] = self.geometry.heads;
         bytes[59] = self.geometry.sectors_per_track;
         BigEndian::write_u32(&mut bytes[60..], self.disk_type as u32);
-        bytes[68..84].copy_from_slice(&self.unique_id.0);
+        bytes[68..84].copy_from_slice(self.unique_id.as_bytes());
         bytes[84] = self.saved_state.into();
         let sum = checksum(&bytes, CHECKSUM_AT);
         BigEndian::write_u32(&mut bytes[CHECKSUM_AT..], sum);
@@ -150,7 +151,7 @@ impl Footer {
             current_size: 1 << 20,
             geometry: Geometry::of_sectors(2048),
             disk_type: DiskType::Dynamic,
-            unique_id: UniqueId([7; 16]),
+            unique_id: Uuid::from_bytes([7; 16]),
             saved_state: false,
         }
     }

@@ -3,9 +3,10 @@
 //! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it.
 
 use byteorder::{BigEndian, ByteOrder};
+use uuid::Uuid;
 
 use super::locator::{Locator, utf16, utf16_text};
-use super::{FORMAT_NAME, SECTOR, UniqueId, checksum, field};
+use super::{FORMAT_NAME, SECTOR, checksum, field};
 use crate::error::{Error, Problem, Result};
 use crate::name::Name;
 
@@ -39,7 +40,7 @@ pub(super) struct Header {
 /// The image that a differencing one lies over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Parent {
-    pub unique_id: UniqueId,
+    pub unique_id: Uuid,
     /// When its file was changed last: seconds since [`EPOCH`](super::EPOCH).
     pub timestamp: u32,
     /// Its file's name, without a directory.
@@ -91,7 +92,7 @@ impl Header {
             max_table_entries: u32_at(28),
             block_size,
             parent: Parent {
-                unique_id: UniqueId((u128::from(u64_at(40)) << 64 | u128::from(u64_at(48))).to_be_bytes()),
+                unique_id: Uuid::from_u128(BigEndian::read_u128(&bytes[40..])),
                 timestamp: u32_at(56),
                 name: utf16_text(&bytes[NAME], u16::from_be_bytes).into(),
                 locators: locators.collect(),
@@ -108,7 +109,7 @@ impl Header {
         BigEndian::write_u32(&mut bytes[24..], VERSION);
         BigEndian::write_u32(&mut bytes[28..], self.max_table_entries);
         BigEndian::write_u32(&mut bytes[32..], self.block_size);
-        bytes[40..56].copy_from_slice(&self.parent.unique_id.0);
+        bytes[40..56].copy_from_slice(self.parent.unique_id.as_bytes());
         BigEndian::write_u32(&mut bytes[56..], self.parent.timestamp);
         let name = utf16(&self.parent.name.to_text(), u16::to_be_bytes);
         for (byte, text) in bytes[NAME].iter_mut().zip(name) {

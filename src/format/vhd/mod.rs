@@ -62,8 +62,6 @@ mod reader;
 mod tests;
 mod writer;
 
-use std::fmt;
-
 use crate::format::{Entry, Probe};
 use crate::io::table::Field;
 
@@ -103,39 +101,4 @@ fn field(name: &'static str, at: u64) -> Field {
 fn checksum(bytes: &[u8], at: usize) -> u32 {
     let sum = |bytes: &[u8]| bytes.iter().fold(0, |sum: u32, &byte| sum.wrapping_add(byte.into()));
     !sum(bytes).wrapping_sub(sum(bytes.get(at..at + 4).unwrap_or_default()))
-}
-
-/// What identifies a disk, in the order of its text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct UniqueId([u8; 16]);
-
-impl UniqueId {
-    /// Some programs leave it empty.
-    fn is_null(self) -> bool {
-        self == UniqueId::default()
-    }
-
-    /// A random UUID (RFC 9562, version 4) out of any bytes.
-    fn of_bytes(mut bytes: [u8; 16]) -> UniqueId {
-        bytes[6] = bytes[6] & 0x0f | 0x40;
-        bytes[8] = bytes[8] & 0x3f | 0x80;
-        UniqueId(bytes)
-    }
-
-    /// Reads 32 hexadecimal digits, with hyphens or without.
-    fn parse(text: &str) -> Option<UniqueId> {
-        let digits: String = text.chars().filter(|c| *c != '-').collect();
-        let hex = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        hex.then(|| u128::from_str_radix(&digits, 16).ok()).flatten().map(|number| UniqueId(number.to_be_bytes()))
-    }
-}
-
-impl fmt::Display for UniqueId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            let hyphen = if matches!(index, 4 | 6 | 8 | 10) { "-" } else { "" };
-            write!(f, "{hyphen}{byte:02x}")?;
-        }
-        Ok(())
-    }
 }

@@ -1,7 +1,9 @@
 //! The options of a new image.
 
+use uuid::{Builder, Uuid};
+
 use super::geometry::Geometry;
-use super::{EPOCH, FORMAT_NAME, SECTOR, UniqueId};
+use super::{EPOCH, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Result};
 use crate::format::CreateContext;
 use crate::info::{ImageInfo, Value};
@@ -63,7 +65,7 @@ pub(super) struct Settings {
     /// Size of the disk in bytes, a multiple of a sector.
     pub size: u64,
     pub geometry: Geometry,
-    pub unique_id: UniqueId,
+    pub unique_id: Uuid,
     /// Seconds since [`EPOCH`].
     pub timestamp: u32,
 }
@@ -72,7 +74,7 @@ pub(super) struct Settings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
     pub name: Name,
-    pub unique_id: UniqueId,
+    pub unique_id: Uuid,
     /// When it was made: seconds since [`EPOCH`].
     pub timestamp: u32,
 }
@@ -136,14 +138,17 @@ fn block_size(cx: &CreateContext<'_>) -> Result<Option<u64>> {
     }
 }
 
-fn unique_id(cx: &CreateContext<'_>) -> Result<UniqueId> {
+fn unique_id(cx: &CreateContext<'_>) -> Result<Uuid> {
     let Some(text) = cx.options.value("uuid") else {
-        return Ok(UniqueId::of_bytes(cx.identifiers.bytes("uuid")));
+        return Ok(Builder::from_random_bytes(cx.identifiers.bytes("uuid")).into_uuid());
     };
-    match UniqueId::parse(text) {
-        Some(id) if !id.is_null() => Ok(id),
-        _ => Err(refuse("uuid", format!("{text:?} is no UUID of 32 hexadecimal digits, or has zeros only"))),
-    }
+    parse_unique_id(text)
+        .ok_or_else(|| refuse("uuid", format!("{text:?} is no UUID of 32 hexadecimal digits, or has zeros only")))
+}
+
+/// Hyphens may be anywhere. That of zeros stands for none.
+fn parse_unique_id(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(&text.replace('-', "")).ok().filter(|id| !id.is_nil())
 }
 
 fn timestamp(cx: &CreateContext<'_>) -> Result<u32> {
@@ -185,11 +190,9 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     Ok(Some(Parent { name: backing.name.clone(), unique_id, timestamp }))
 }
 
-fn parent_id(info: &ImageInfo) -> Option<UniqueId> {
+fn parent_id(info: &ImageInfo) -> Option<Uuid> {
     match property(info, "uuid") {
-        Some(Value::Text(text)) if info.format == FORMAT_NAME => {
-            UniqueId::parse(&text.to_text()).filter(|id| !id.is_null())
-        }
+        Some(Value::Text(text)) if info.format == FORMAT_NAME => parse_unique_id(&text.to_text()),
         _ => None,
     }
 }

@@ -104,7 +104,7 @@ fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>;
         ("uuid", footer.unique_id.to_string().as_str().into()),
         ("saved-state", footer.saved_state.into()),
     ];
-    let identity = (!footer.unique_id.is_null()).then(|| Name::from(format!("UUID {}", footer.unique_id)));
+    let identity = (!footer.unique_id.is_nil()).then(|| Name::from(format!("UUID {}", footer.unique_id)));
     let identities = identity.into_iter().collect();
     let warnings = warnings.into_iter().flatten().chain(footer.saved_state.then_some(SAVED_STATE));
     let warnings = warnings.map(Into::into).collect();

@@ -6,13 +6,14 @@ use std::io::Read;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use uuid::Uuid;
 
 use self::model::{Case, Device, Step, naive_guest, open, read};
+use super::FORMAT_NAME;
 use super::footer::{DiskType, Footer};
 use super::geometry::Geometry;
 use super::header::{Header, Parent};
 use super::reader::Reader;
-use super::{FORMAT_NAME, UniqueId};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, FileId, Location};
 use crate::format::{CreateContext, Format, NewBacking, OpenContext};
@@ -33,7 +34,7 @@ const TABLE: u64 = 1536;
 fn image(disk_type: DiskType, size: u64, entries: &[u32], len: usize) -> Vec<u8> {
     let footer =
         Footer { current_size: size, geometry: Geometry::of_sectors(size / 512), disk_type, ..Footer::for_tests() };
-    let parent = Parent { unique_id: UniqueId([9; 16]), name: Name::from("base.vhd"), ..Parent::default() };
+    let parent = Parent { unique_id: Uuid::from_bytes([9; 16]), name: Name::from("base.vhd"), ..Parent::default() };
     let max_table_entries = entries.len() as u32;
     let header = Header { table_offset: TABLE, max_table_entries, block_size: BLOCK as u32, parent };
     let mut bytes = [&footer.encode()[..], &header.encode()].concat();
@@ -430,8 +431,8 @@ fn identifiers_and_times_are_those_of_the_caller() {
     assert_eq!(fixed(946_684_800 + 77), fixed(946_684_800 + 77));
     assert_eq!([0, 946_684_805, u64::MAX].map(|time| fixed(time).timestamp), [0, 5, u32::MAX]);
     let (one, two) = (footer(Identifiers::Random), footer(Identifiers::Random));
-    assert!(one.unique_id != two.unique_id && !one.unique_id.is_null());
-    assert_eq!(one.unique_id.to_string().as_bytes()[14], b'4', "version 4");
+    assert!(one.unique_id != two.unique_id && !one.unique_id.is_nil());
+    assert_eq!(one.unique_id.get_version_num(), 4);
     // Later than this was written, and not by much more than a lifetime.
     assert!((800_000_000..4_000_000_000).contains(&one.timestamp));
 }

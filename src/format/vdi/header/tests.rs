@@ -16,10 +16,10 @@ fn sample(kind: Kind) -> Header {
         block_extra: 0,
         blocks: 3,
         blocks_allocated: 2,
-        uuid: Uuid([1; 16]),
-        modification: Uuid([2; 16]),
-        linkage: if kind.has_parent() { Uuid([3; 16]) } else { Uuid::NULL },
-        parent_modification: Uuid::NULL,
+        uuid: Uuid::from_bytes([1; 16]),
+        modification: Uuid::from_bytes([2; 16]),
+        linkage: if kind.has_parent() { Uuid::from_bytes([3; 16]) } else { Uuid::nil() },
+        parent_modification: Uuid::nil(),
         lchs_sector_size: Some(512),
     }
 }
@@ -119,6 +119,17 @@ fn the_comment_ends_with_its_first_zero() {
     }
 }
 
+#[test]
+fn a_uuid_is_that_which_virtualbox_shows() {
+    let text = "6a37380f-5548-4359-90f4-3bcea33d6cdb";
+    let stored = [0x0f, 0x38, 0x37, 0x6a, 0x48, 0x55, 0x59, 0x43, 0x90, 0xf4, 0x3b, 0xce, 0xa3, 0x3d, 0x6c, 0xdb];
+    let mut bytes = sample(Kind::Dynamic).encode();
+    bytes[392..408].copy_from_slice(&stored);
+    let header = Header::parse(&bytes, FILE_LEN, &Limits::default()).unwrap();
+    assert_eq!(header.uuid.to_string(), text);
+    assert_eq!(header.encode(), bytes);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -131,8 +142,8 @@ proptest! {
         uuids in any::<[[u8; 16]; 4]>(),
         comment in "[a-z]{0,255}",
     ) {
-        let [uuid, modification, linkage, parent_modification] = uuids.map(Uuid);
-        prop_assume!(linkage != Uuid::NULL);
+        let [uuid, modification, linkage, parent_modification] = uuids.map(Uuid::from_bytes);
+        prop_assume!(!linkage.is_nil());
         let header = Header {
             kind,
             comment: Name::from(comment),

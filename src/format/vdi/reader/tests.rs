@@ -39,10 +39,10 @@ impl Sample {
             block_extra: self.extra,
             blocks: self.map.len() as u32,
             blocks_allocated: 0,
-            uuid: Uuid([1; 16]),
-            modification: Uuid([2; 16]),
-            linkage: if self.kind.has_parent() { Uuid([3; 16]) } else { Uuid::NULL },
-            parent_modification: Uuid::NULL,
+            uuid: Uuid::from_bytes([1; 16]),
+            modification: Uuid::from_bytes([2; 16]),
+            linkage: if self.kind.has_parent() { Uuid::from_bytes([3; 16]) } else { Uuid::nil() },
+            parent_modification: Uuid::nil(),
             lchs_sector_size: Some(512),
         }
     }

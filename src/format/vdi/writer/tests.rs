@@ -179,8 +179,9 @@ fn identifiers_are_never_null_and_can_be_pinned() {
         Header::read(&target.mem, &Limits::default()).unwrap()
     };
     let plain = header("");
-    assert!(![plain.uuid, plain.modification].contains(&Uuid::NULL) && plain.uuid != plain.modification);
-    assert_eq!((plain.linkage, plain.parent_modification), (Uuid::NULL, Uuid::NULL));
+    assert!(![plain.uuid, plain.modification].contains(&Uuid::nil()) && plain.uuid != plain.modification);
+    assert_eq!([plain.uuid, plain.modification].map(|uuid| uuid.get_version_num()), [4; 2]);
+    assert_eq!((plain.linkage, plain.parent_modification), (Uuid::nil(), Uuid::nil()));
     let pinned = header("uuid={6a37380f-5548-4359-90f4-3bcea33d6cdb}");
     assert_eq!(pinned.uuid.to_string(), "6a37380f-5548-4359-90f4-3bcea33d6cdb");
     assert_eq!(pinned, header("uuid=6A37380F-5548-4359-90F4-3BCEA33D6CDB"));
@@ -199,6 +200,7 @@ fn what_the_format_cannot_do_is_refused() {
         (512, "static=maybe", "option"),
         (512, "uuid=00000000-0000-0000-0000-000000000000", "option"),
         (512, "uuid=1", "option"),
+        (512, "uuid={6a37380f-5548-4359-90f4-3bcea33d6cdb", "option"),
         (512, "backing_file=x", "option"),
         (u64::MAX, "", "limit"),
         (1 << 62, "block_size=128M", "limit"),

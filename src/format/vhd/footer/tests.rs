@@ -1,6 +1,7 @@
 //! Footers that qemu-img and Windows wrote, single wrong fields, and what is read where one of the two is damaged.
 
 use proptest::prelude::*;
+use uuid::uuid;
 
 use super::*;
 use crate::io::MemFile;
@@ -39,7 +40,7 @@ fn a_footer_of_qemu() {
         current_size: 1_048_707_072,
         geometry: Geometry { cylinders: 2032, heads: 16, sectors_per_track: 63 },
         disk_type: DiskType::Dynamic,
-        unique_id: UniqueId::parse("c5b6f165-01a7-4c8a-92f5-43347027bd63").unwrap(),
+        unique_id: uuid!("c5b6f165-01a7-4c8a-92f5-43347027bd63"),
         saved_state: false,
     };
     assert_eq!(parse(&bytes).unwrap(), expected);
@@ -107,7 +108,7 @@ proptest! {
             current_size: sizes.0,
             geometry: Geometry { cylinders: numbers.3, heads: words.3, sectors_per_track: words.4 },
             disk_type,
-            unique_id: UniqueId(words.2),
+            unique_id: Uuid::from_bytes(words.2),
             saved_state: words.5,
         };
         prop_assert_eq!(parse(&footer.encode()).unwrap(), footer);
@@ -150,7 +151,7 @@ fn footers_that_contradict_each_other_are_refused() {
         Footer { current_size: 2 << 20, ..footer.clone() },
         Footer { disk_type: DiskType::Fixed, ..footer.clone() },
         Footer { data_offset: 1024, ..footer.clone() },
-        Footer { unique_id: UniqueId([8; 16]), ..footer.clone() },
+        Footer { unique_id: Uuid::from_bytes([8; 16]), ..footer.clone() },
         Footer { geometry: Geometry::MAX, ..footer.clone() },
     ];
     for other in others {

@@ -67,7 +67,7 @@ proptest! {
             Locator { platform, space, len: len.max(1), offset, at: 512 + 576 + index as u64 * 24 }
         });
         let parent = Parent {
-            unique_id: UniqueId(unique_id),
+            unique_id: Uuid::from_bytes(unique_id),
             timestamp,
             name: Name::from(name.as_str()),
             locators: locators.collect(),

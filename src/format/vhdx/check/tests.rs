@@ -1,0 +1,160 @@
+use super::*;
+use crate::format::vhdx::bat::state;
+use crate::format::vhdx::sample::Sample;
+use crate::format::vhdx::structure::Replay;
+use crate::limits::{Budget, Limits};
+
+const ZERO: u64 = state::ZERO;
+
+fn full(mib: u64) -> u64 {
+    Sample::entry(state::FULLY_PRESENT, mib * MIB)
+}
+
+fn partial(mib: u64) -> u64 {
+    Sample::entry(state::PARTIALLY_PRESENT, mib * MIB)
+}
+
+fn unmapped(mib: u64) -> u64 {
+    Sample::entry(state::UNMAPPED, mib * MIB)
+}
+
+fn report_of(structure: &Structure, budget: u64) -> CheckReport {
+    let (limits, budget) = (Limits::default(), Budget::new(budget));
+    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    examine(structure, &cx).unwrap()
+}
+
+fn report(sample: &Sample) -> CheckReport {
+    report_of(&sample.structure(), 1 << 20)
+}
+
+/// Blocks of 2 MiB, the header section, log, metadata and table in the first 4 MiB of the file.
+#[test]
+fn verdicts_on_disks_without_a_parent() {
+    // Blocks, MiB in the file; corruptions, leaks, blocks in use, fragmented ones, end of the last one.
+    for (blocks, file_mib, corruptions, leaks, used, fragmented, end) in [
+        (&[full(4), full(6), ZERO, full(8)][..], 10, 0, 0, 3, 0, 10),
+        (&[full(6), full(4), ZERO, 0], 8, 0, 0, 2, 1, 8),
+        // What the disk has of the last block is there; of another one, all has to be.
+        (&[full(4), full(6)], 7, 0, 0, 2, 0, 7),
+        (&[full(6), full(4)], 7, 1, 0, 1, 0, 6),
+        (&[full(4), full(7)], 7, 1, 0, 1, 0, 6),
+        // Blocks in one place, a part of it, and where other things are.
+        (&[full(4), full(4)], 6, 1, 0, 2, 1, 6),
+        (&[full(4), full(5)], 7, 1, 0, 2, 1, 7),
+        (&[full(0), full(4)], 6, 1, 0, 1, 0, 6),
+        (&[full(1), full(4)], 6, 1, 0, 2, 1, 6),
+        (&[full(2), full(4)], 6, 1, 0, 2, 0, 6),
+        (&[full(3), full(5)], 7, 1, 0, 2, 0, 7),
+        // Entries that say nothing valid.
+        (&[full(4) | 8, full(4)], 6, 1, 0, 1, 0, 6),
+        (&[4, full(4)], 6, 1, 0, 1, 0, 6),
+        (&[partial(4), full(4)], 6, 1, 0, 1, 0, 6),
+        // Room for blocks behind the first one, and more than tables need before it.
+        (&[full(4), full(8), 0], 10, 0, 1, 2, 1, 10),
+        (&[full(4), full(7), 0], 10, 0, 0, 2, 1, 9),
+        (&[full(4), 0, ZERO], 11, 0, 2, 1, 0, 6),
+        (&[full(8), 0, ZERO], 10, 0, 0, 1, 0, 10),
+        (&[full(9), 0, ZERO], 11, 0, 0, 1, 0, 11),
+        (&[full(10), 0, ZERO], 12, 0, 1, 1, 0, 12),
+        (&[0, ZERO], 9, 0, 0, 0, 0, 0),
+        (&[0, ZERO], 12, 0, 2, 0, 0, 0),
+        // A place that is kept is not lost, nor in the way of another block.
+        (&[unmapped(4), full(6)], 8, 0, 0, 1, 0, 8),
+        (&[unmapped(4), full(4)], 6, 0, 0, 1, 0, 6),
+        (&[unmapped(100), full(4)], 6, 0, 0, 1, 0, 6),
+        (&[unmapped(0), Sample::entry(state::UNDEFINED, 6 * MIB), full(4)], 8, 0, 0, 1, 0, 6),
+    ] {
+        let mut sample = Sample::new(2 * MIB, false, blocks, file_mib * MIB);
+        sample.size -= MIB;
+        let report = report(&sample);
+        let counts = (report.corruptions, report.leaks, report.check_errors);
+        assert_eq!(counts, (corruptions, leaks, 0), "{blocks:x?} {:?}", report.messages);
+        assert_eq!(report.total_clusters, blocks.len() as u64);
+        assert_eq!((report.allocated_clusters, report.fragmented_clusters), (used, fragmented), "{blocks:x?}");
+        assert_eq!(report.image_end_offset, end * MIB, "{blocks:x?}");
+    }
+}
+
+/// Chunks of 16 blocks.
+#[test]
+fn verdicts_on_sector_bitmap_blocks() {
+    let partial_at = |block: u64| (0..20).map(|index| if index == block { partial(6) } else { 0 }).collect::<Vec<_>>();
+    // Whether it has a parent, the partially present block, bitmaps; corruptions, leaks.
+    for (differencing, block, bitmaps, corruptions, leaks) in [
+        (true, 0, [full(4), 0], 0, 0),
+        (true, 15, [full(4), 0], 0, 0),
+        (true, 16, [0, full(4)], 0, 0),
+        (true, 16, [full(4), full(5)], 0, 1),
+        (true, 16, [full(4), 0], 1, 1),
+        (true, 0, [0, 0], 1, 0),
+        (true, 0, [3, 0], 1, 0),
+        (true, 0, [partial(4), 0], 1, 0),
+        (true, 0, [full(4) | 64, 0], 1, 0),
+        (true, 0, [full(3), 0], 1, 0),
+        (true, 0, [full(0), 0], 1, 0),
+        (true, 0, [full(300), 0], 1, 0),
+        (true, 0, [full(7), 0], 1, 0),
+        (true, 99, [0, 0], 0, 0),
+        (false, 99, [0, 0], 0, 0),
+        (false, 99, [full(4), 0], 0, 1),
+        (false, 99, [5, 0], 1, 0),
+    ] {
+        let mut sample = Sample::new(256 * MIB, differencing, &partial_at(block), 262 * MIB);
+        sample.bitmaps = bitmaps.to_vec();
+        if block == 99 {
+            sample.file_len = 8 * MIB;
+        }
+        let report = report(&sample);
+        let counts = (report.corruptions, report.leaks, report.check_errors);
+        assert_eq!(counts, (corruptions, leaks, 0), "{block} {bitmaps:x?} {:?}", report.messages);
+        assert_eq!(report.fragmented_clusters, 0);
+    }
+}
+
+#[test]
+fn messages_name_the_entry_and_what_it_runs_into() {
+    let blocks = [full(1), full(2), full(3), full(4), full(4), full(0), full(50)];
+    let mut structure = Sample::new(MIB, false, &blocks, 9 * MIB).structure();
+    structure.regions.others.push(structure.regions.metadata.clone());
+    structure.regions.others[0].range = 5 * MIB..6 * MIB;
+    let at = |entry: u64| {
+        format!("ERROR: vhdx: corrupt image at file offset {:#x}: payload BAT entry", 0x30_0000 + entry * 8)
+    };
+    let expected = [
+        format!("{} points to 0x100000, where the log is already", at(0)),
+        format!("{} points to 0x200000, where the metadata region is already", at(1)),
+        format!("{} points to 0x300000, where the BAT region is already", at(2)),
+        format!("{} points to 0x400000, where another block is already", at(4)),
+        format!("{} points to 0x0, where the header section is already", at(5)),
+        format!("{} puts 1048576 bytes at 0x3200000, but the file ends at 0x900000", at(6)),
+        "Leaked: room for 3 blocks at file offset 0x600000 is used by nothing".to_owned(),
+    ];
+    assert_eq!(report_of(&structure, 1 << 20).messages, expected);
+}
+
+#[test]
+fn what_a_killed_writer_leaves_is_noted() {
+    let mut structure = Sample::new(MIB, false, &[full(4)], 5 * MIB).structure();
+    structure.header_warning = Some("a header".to_owned());
+    structure.replay = Some(Replay { entries: 5, bytes: 4096 });
+    let report = report_of(&structure, 1 << 20);
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
+    let replay = "Note: changes in the log are not in the file yet; it is read with them, and stays as it is";
+    assert_eq!(report.messages, ["Note: a header", replay]);
+
+    structure.table_warning = Some("a table".to_owned());
+    let report = report_of(&structure, 1 << 20);
+    assert_eq!((report.corruptions, &*report.messages[2]), (1, "ERROR: a table"));
+}
+
+#[test]
+fn a_file_too_long_for_its_bits_is_not_examined() {
+    let sample = Sample::new(MIB, false, &[full(4)], 1 << 60);
+    let report = report(&sample);
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 1));
+    assert!(report.messages[0].starts_with("Not examined: vhdx: size in memory of the bits"), "{:?}", report.messages);
+    // Two bits for each MiB.
+    let report = report_of(&Sample::new(MIB, false, &[full(4)], 5 << 40).structure(), 5 << 18);
+    assert_eq!((report.check_errors, report.leaks), (0, (5 << 20) - 5));
+}

@@ -1,0 +1,226 @@
+//! Entries of the log (2.3.1).
+
+use byteorder::{ByteOrder, LittleEndian};
+use uuid::Uuid;
+
+use super::super::{FORMAT_NAME, checksum, field};
+use super::ring::{Ring, SECTOR};
+use crate::error::{Problem, Result};
+use crate::limits::Budget;
+
+type Sector = [u8; SECTOR as usize];
+
+const SIGNATURE: &[u8; 4] = b"loge";
+const ZERO_SIGNATURE: &[u8; 4] = b"zero";
+const DATA_SIGNATURE: &[u8; 4] = b"desc";
+const SECTOR_SIGNATURE: &[u8; 4] = b"data";
+
+/// Bytes of an entry header, which stand before the first descriptor (2.3.1.1).
+const HEADER_LEN: u64 = 64;
+const DESCRIPTOR_LEN: u64 = 32;
+
+/// A valid entry. There may be a million of them, so that it is small: its numbers are 32 bits in the log too.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// Byte offset in the log.
+    offset: u32,
+    entry_length: u32,
+    /// Offset in the log of the first entry of the sequence that this one ended when it was written.
+    tail: u32,
+    descriptor_count: u32,
+    pub sequence_number: u64,
+    /// The file was at least as long when the entry was written.
+    pub flushed_file_offset: u64,
+    /// All structures of the file end before.
+    pub last_file_offset: u64,
+}
+
+/// A change of the file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor {
+    /// Where the file changes.
+    pub file_offset: u64,
+    /// Where the descriptor is in the file.
+    pub at: u64,
+    pub update: Update,
+}
+
+/// What it changes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Update {
+    Zero { zero_length: u64 },
+    Data(Data),
+}
+
+/// What a sector of the file changes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Data {
+    /// Where the data sector is in the file.
+    pub place: u64,
+    /// What that has a signature and the sequence number in place of, at its beginning and at its end (2.3.1.3).
+    pub leading_bytes: [u8; 8],
+    pub trailing_bytes: [u8; 4],
+}
+
+impl Entry {
+    /// All valid entries of the log, in the order of their offsets.
+    ///
+    /// The signatures of sectors tell the beginning of an entry from the rest of one. So entries do not share sectors, and
+    /// after an entry that turned out to be none the search goes on behind what has been looked at, whatever the log holds.
+    pub fn all(ring: &mut Ring<'_>, log_guid: &Uuid, budget: &Budget) -> Result<Vec<Entry>> {
+        // A vector that grows has room for twice as many.
+        const COST: u64 = 2 * size_of::<Entry>() as u64;
+        let mut entries = Vec::new();
+        let mut offset = 0;
+        while offset < ring.len() {
+            let at = ring.place(offset);
+            if let Some(entry) = Entry::read(ring, &mut offset, log_guid)? {
+                budget.take(COST, FORMAT_NAME, "log entries", at)?;
+                entries.push(entry);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The entry at `offset`, if there is a valid one. Moves `offset` on, over the sectors that belong to it or to what is
+    /// left of it; none of them begins another one.
+    fn read(ring: &mut Ring<'_>, offset: &mut u64, log_guid: &Uuid) -> Result<Option<Entry>> {
+        let (start, log_len) = (*offset, ring.len());
+        *offset += SECTOR;
+        let first = ring.sector(start)?;
+        let stored = LittleEndian::read_u32(&first[4..]);
+        let Some(entry) = Entry::parse(first, start, log_len, log_guid) else { return Ok(None) };
+
+        let mut crc = 0;
+        let mut data_descriptors = 0;
+        for index in 0..entry.sectors() {
+            let sector = ring.sector(start + index * SECTOR)?;
+            if index < entry.descriptor_sectors() {
+                let Some(count) = entry.count_data_descriptors(index, sector) else { return Ok(None) };
+                data_descriptors += count;
+            } else if !entry.has_data_sector(sector) {
+                return Ok(None);
+            }
+            *offset = start + (index + 1) * SECTOR;
+            crc = if index == 0 { checksum(sector) } else { crc32c::crc32c_append(crc, sector) };
+        }
+        let complete = entry.sectors() == entry.descriptor_sectors() + data_descriptors;
+        // Fuzzers are let past the checksum.
+        Ok((complete && (cfg!(fuzzing) || crc == stored)).then_some(entry))
+    }
+
+    /// Parses the header of an entry in the `sector` at `offset` (2.3.1.1).
+    ///
+    /// The two file sizes of it need not be multiples of 1 MiB: those of files of old programs are not.
+    fn parse(sector: &Sector, offset: u64, log_len: u64, log_guid: &Uuid) -> Option<Entry> {
+        let u32_at = |at: usize| LittleEndian::read_u32(&sector[at..]);
+        let u64_at = |at: usize| LittleEndian::read_u64(&sector[at..]);
+        let entry = Entry {
+            offset: offset.try_into().ok()?,
+            entry_length: u32_at(8),
+            tail: u32_at(12),
+            descriptor_count: u32_at(24),
+            sequence_number: u64_at(16),
+            flushed_file_offset: u64_at(48),
+            last_file_offset: u64_at(56),
+        };
+        let valid = sector.starts_with(SIGNATURE)
+            && sector[32..48] == log_guid.to_bytes_le()
+            && entry.sequence_number > 0
+            && u32_at(28) == 0
+            && entry.len().is_multiple_of(SECTOR)
+            && entry.len() <= log_len
+            && entry.sectors() >= entry.descriptor_sectors();
+        valid.then_some(entry)
+    }
+
+    /// How many of the descriptors in the `index`th sector of the entry are data descriptors, if all of them are valid.
+    fn count_data_descriptors(&self, index: u64, sector: &Sector) -> Option<u64> {
+        self.descriptors_in(index, sector)
+            .try_fold(0, |count, (_, bytes)| Some(count + u64::from(is_data_descriptor(bytes, self.sequence_number)?)))
+    }
+
+    /// The descriptors in the `index`th sector of the entry, with their offsets in the sector.
+    fn descriptors_in<'s>(
+        &self,
+        index: u64,
+        sector: &'s Sector,
+    ) -> impl Iterator<Item = (u64, &'s [u8; DESCRIPTOR_LEN as usize])> + use<'s> {
+        let end = (HEADER_LEN + self.descriptor_count() * DESCRIPTOR_LEN).saturating_sub(index * SECTOR);
+        let from = if index == 0 { HEADER_LEN } else { 0 };
+        let slots = (0..SECTOR).step_by(DESCRIPTOR_LEN as usize).zip(sector.as_chunks().0);
+        slots.filter(move |(at, _)| (from..end).contains(at))
+    }
+
+    /// Whether a sector is a data sector of this entry (2.3.1.4).
+    fn has_data_sector(&self, sector: &Sector) -> bool {
+        let (high, low) = (LittleEndian::read_u32(&sector[4..]), LittleEndian::read_u32(&sector[4092..]));
+        sector.starts_with(SECTOR_SIGNATURE) && self.sequence_number == u64::from(high) << 32 | u64::from(low)
+    }
+
+    /// Tells `each` the descriptors, in their order.
+    pub fn descriptors(&self, ring: &mut Ring<'_>, mut each: impl FnMut(Descriptor) -> Result<()>) -> Result<()> {
+        let mut data_offset = self.offset() + self.descriptor_sectors() * SECTOR;
+        for index in 0..self.descriptor_sectors() {
+            let sector_at = ring.place(self.offset() + index * SECTOR);
+            let sector = *ring.sector(self.offset() + index * SECTOR)?;
+            for (in_sector, bytes) in self.descriptors_in(index, &sector) {
+                let at = sector_at + in_sector;
+                let Some(is_data) = is_data_descriptor(bytes, self.sequence_number) else {
+                    let value = LittleEndian::read_u64(&bytes[24..]);
+                    let rule = "the descriptor was valid when the log was searched";
+                    return Err(field("SequenceNumber", at + 24).fault(Problem::Rule { value, rule }));
+                };
+                let update = if is_data {
+                    let place = ring.place(data_offset);
+                    data_offset += SECTOR;
+                    Update::Data(Data { place, leading_bytes: part(bytes, 8), trailing_bytes: part(bytes, 4) })
+                } else {
+                    Update::Zero { zero_length: LittleEndian::read_u64(&bytes[8..]) }
+                };
+                each(Descriptor { file_offset: LittleEndian::read_u64(&bytes[16..]), at, update })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Byte offset in the log.
+    pub fn offset(&self) -> u64 {
+        self.offset.into()
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.entry_length.into()
+    }
+
+    /// Offset in the log of the first entry of the sequence that this one ended when it was written.
+    pub fn tail(&self) -> u64 {
+        self.tail.into()
+    }
+
+    pub fn descriptor_count(&self) -> u64 {
+        self.descriptor_count.into()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.len() / SECTOR
+    }
+
+    fn descriptor_sectors(&self) -> u64 {
+        (HEADER_LEN + self.descriptor_count() * DESCRIPTOR_LEN).div_ceil(SECTOR)
+    }
+}
+
+/// Whether a valid descriptor of an entry with this number is a data descriptor, and not a zero descriptor (2.3.1.2, 2.3.1.3).
+fn is_data_descriptor(bytes: &[u8; DESCRIPTOR_LEN as usize], sequence_number: u64) -> Option<bool> {
+    let u64_at = |at: usize| LittleEndian::read_u64(&bytes[at..]);
+    let aligned = |at: usize| u64_at(at).is_multiple_of(SECTOR);
+    let data = bytes.starts_with(DATA_SIGNATURE);
+    let zero = bytes.starts_with(ZERO_SIGNATURE) && LittleEndian::read_u32(&bytes[4..]) == 0 && aligned(8);
+    ((data || zero) && aligned(16) && u64_at(24) == sequence_number).then_some(data)
+}
+
+fn part<const N: usize>(bytes: &[u8; DESCRIPTOR_LEN as usize], at: usize) -> [u8; N] {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
+}

@@ -1,0 +1,168 @@
+//! The region tables: where the BAT and the metadata are (2.2.3).
+//!
+//! There are two copies of one table. They are written through the log, so both are whole once that is replayed.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use byteorder::{ByteOrder, LittleEndian};
+use uuid::{Uuid, uuid};
+
+use super::twin::{Signature, Twin, seal};
+use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
+use crate::error::{Error, Problem, Result};
+use crate::io::ReadAt;
+
+/// A region of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    pub range: Range<u64>,
+    /// Byte offset of its entry in the region table, for messages.
+    pub at: u64,
+}
+
+/// The valid regions of a file: they are in it, aligned, behind the header section, and overlap neither each other nor the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Regions {
+    pub bat: Region,
+    pub metadata: Region,
+    /// Others, which nobody has to understand.
+    pub others: Vec<Region>,
+}
+
+/// Where the two region tables are.
+pub(super) const TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
+/// Bytes of a region table.
+pub(super) const TABLE_LEN: usize = 64 << 10;
+const SIGNATURE: Signature = Signature { bytes: b"regi", rule: "a region table begins with \"regi\"" };
+const HEADER_LEN: usize = 16;
+const ENTRY_LEN: usize = 32;
+const BAT: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
+const METADATA: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
+
+impl Regions {
+    /// Reads the first region table that is valid, and tells in words what is wrong with the other one.
+    pub fn read(file: &dyn ReadAt, file_len: u64, log: &Range<u64>) -> Result<(Regions, Option<String>)> {
+        let [first, second] = TABLES_AT.map(|at| Twin::read(file, at, SIGNATURE));
+        let (first, second) = (first?, second?);
+        let (used, warning) = match (&first.damage, &second.damage) {
+            (Some(fault), Some(_)) => return Err(Error::Corrupt(fault.clone())),
+            (Some(_), None) => (&second, first.warning("region tables")),
+            (None, Some(_)) => (&first, second.warning("region tables")),
+            (None, None) => {
+                let differ = entries(&first)? != entries(&second).unwrap_or_default();
+                (&first, differ.then(|| "the two region tables differ, the first one is used".to_owned()))
+            }
+        };
+        Ok((parse(entries(used)?, used.at, file_len, log)?, warning))
+    }
+
+    /// A region table, as Windows writes it: the BAT and the metadata.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(TABLE_LEN);
+        bytes.extend(SIGNATURE.bytes);
+        bytes.extend([0; 4]);
+        bytes.extend(2u64.to_le_bytes());
+        for (guid, Region { range, .. }) in [(BAT, &self.bat), (METADATA, &self.metadata)] {
+            bytes.extend(guid.to_bytes_le());
+            bytes.extend(range.start.to_le_bytes());
+            bytes.extend(((range.end - range.start) as u32).to_le_bytes());
+            bytes.extend(1u32.to_le_bytes());
+        }
+        bytes.resize(TABLE_LEN, 0);
+        seal(&mut bytes);
+        bytes
+    }
+}
+
+/// The entries of a table. What follows them is reserved and may be anything.
+fn entries(table: &Twin<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
+    let (header, entries) = table.bytes.split_at(HEADER_LEN);
+    let (count, entries) = (LittleEndian::read_u32(&header[8..]), entries.as_chunks().0);
+    entries.get(..count as usize).ok_or_else(|| {
+        let problem = Problem::Range { value: count.into(), min: 0, max: entries.len() as u64 };
+        field("EntryCount", table.at + 8).fault(problem)
+    })
+}
+
+/// Parses the entries of the table at offset `at` of a file of `file_len` bytes.
+fn parse(entries: &[[u8; ENTRY_LEN]], at: u64, file_len: u64, log: &Range<u64>) -> Result<Regions> {
+    let (mut bat, mut metadata, mut others) = (None, None, Vec::new());
+    let mut places = vec![(log.clone(), ("the log", None))];
+    let mut guids = HashSet::new();
+    for (entry, at) in entries.iter().zip((at + HEADER_LEN as u64..).step_by(ENTRY_LEN)) {
+        let guid = Uuid::from_bytes_le(entry.first_chunk().copied().unwrap_or_default());
+        if !guids.insert(guid) {
+            let problem = Problem::Rule { value: guid.as_fields().0.into(), rule: "another entry has the same" };
+            return Err(field("Guid", at).fault(problem));
+        }
+        let region = Region { range: parse_range(entry, at, file_len)?, at };
+        let (name, required) = (region_name(guid), LittleEndian::read_u32(&entry[28..]) & 1 != 0);
+        places.push((region.range.clone(), (name, Some(at))));
+        match guid {
+            BAT => bat = Some(region),
+            METADATA => metadata = Some(region),
+            _ if required => {
+                let feature = format!("the region {guid}").into();
+                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
+            }
+            _ => others.push(region),
+        }
+    }
+    check_places(places)?;
+    let missing = |rule| {
+        let problem = Problem::Rule { value: entries.len() as u64, rule };
+        move || field("EntryCount", at + 8).fault(problem)
+    };
+    let bat = bat.ok_or_else(missing("none of them is the BAT"))?;
+    let metadata = metadata.ok_or_else(missing("none of them is the metadata region"))?;
+    Ok(Regions { bat, metadata, others })
+}
+
+/// Where the region of an entry is. One of no bytes is not refused here: who needs it finds it too short.
+fn parse_range(entry: &[u8; ENTRY_LEN], at: u64, file_len: u64) -> Result<Range<u64>> {
+    let (start, len) = (LittleEndian::read_u64(&entry[16..]), u64::from(LittleEndian::read_u32(&entry[24..])));
+    let start_field = field("FileOffset", at + 16);
+    start_field.aligned(start, MIB)?;
+    field("Length", at + 24).aligned(len, MIB)?;
+    if start < HEADER_SECTION {
+        return Err(start_field.fault(Problem::Overlap { offset: start, with: "the header section" }));
+    }
+    start_field.within(start, len, file_len)?;
+    Ok(start..start + len)
+}
+
+fn region_name(guid: Uuid) -> &'static str {
+    match guid {
+        BAT => "the BAT",
+        METADATA => "the metadata region",
+        _ => "another region",
+    }
+}
+
+/// A place of the file, what is there, and the byte offset of its entry in the table. The log has none.
+type Place = (Range<u64>, (&'static str, Option<u64>));
+
+/// Checks that nothing overlaps.
+fn check_places(places: Vec<Place>) -> Result<()> {
+    let Some((offset, [first, second])) = first_overlap(places) else { return Ok(()) };
+    let (at, with) = match (first, second) {
+        ((with, _), (_, Some(at))) | ((_, Some(at)), (with, None)) => (at, with),
+        // There is only one log.
+        ((_, None), (_, None)) => return Ok(()),
+    };
+    Err(field("FileOffset", at + 16).fault(Problem::Overlap { offset, with }))
+}
+
+/// The first of these places, by their offsets, that begins inside another one: its offset, and what both of them are.
+pub(super) fn first_overlap<T: Copy>(mut places: Vec<(Range<u64>, T)>) -> Option<(u64, [T; 2])> {
+    places.retain(|(range, _)| !range.is_empty());
+    places.sort_by_key(|(range, _)| range.start);
+    places.windows(2).find_map(|pair| match pair {
+        [(first, a), (second, b)] if second.start < first.end => Some((second.start, [*a, *b])),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,158 @@
+//! Images for tests, put together by hand: a table of blocks, sector bitmaps, and a file with holes that may be of any length.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::MIB;
+use super::header::Header;
+use super::locator::ParentLocator;
+use super::metadata::Metadata;
+use super::region::{Region, Regions};
+use super::structure::Structure;
+use crate::io::ReadAt;
+use crate::name::Name;
+
+/// Where the metadata region is.
+pub(super) const METADATA: u64 = 2 * MIB;
+/// Where the table is.
+pub(super) const BAT: u64 = 3 * MIB;
+
+/// An image as it is to be put together.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    /// Of the disk.
+    pub size: u64,
+    pub block_size: u32,
+    pub sector_size: u32,
+    pub differencing: bool,
+    /// Entries of payload blocks.
+    pub blocks: Vec<u64>,
+    /// Entries of sector bitmap blocks, one for each chunk.
+    pub bitmaps: Vec<u64>,
+    /// What is stored in the file, without the table.
+    pub bytes: Vec<(u64, Vec<u8>)>,
+    /// What is stored as well; what the bytes are does not matter.
+    pub stored: Vec<Range<u64>>,
+    pub file_len: u64,
+}
+
+impl Sample {
+    /// An image with these blocks, as large as they are, and nothing else in the file.
+    pub fn new(block_size: u64, differencing: bool, blocks: &[u64], file_len: u64) -> Sample {
+        let sample = Sample {
+            size: blocks.len() as u64 * block_size,
+            block_size: block_size as u32,
+            sector_size: 512,
+            differencing,
+            blocks: blocks.to_vec(),
+            bitmaps: Vec::new(),
+            bytes: Vec::new(),
+            stored: Vec::new(),
+            file_len,
+        };
+        let chunks = blocks.len().div_ceil(sample.chunk_ratio());
+        Sample { bitmaps: vec![0; chunks], ..sample }
+    }
+
+    /// The entry of a block in this state, at that byte of the file.
+    pub fn entry(state: u64, place: u64) -> u64 {
+        assert!(place.is_multiple_of(MIB));
+        place | state
+    }
+
+    pub fn chunk_ratio(&self) -> usize {
+        self.metadata().chunk_ratio() as usize
+    }
+
+    fn metadata(&self) -> Metadata {
+        let linkage = ("parent_linkage".to_owned(), Uuid::from_u128(7).braced().to_string());
+        Metadata {
+            block_size: self.block_size,
+            leave_blocks_allocated: false,
+            virtual_disk_size: self.size,
+            virtual_disk_id: Uuid::from_u128(1),
+            logical_sector_size: self.sector_size,
+            physical_sector_size: 4096,
+            parent: self.differencing.then(|| ParentLocator { entries: vec![linkage] }),
+            block_size_at: 0,
+            virtual_disk_size_at: 0,
+        }
+    }
+
+    /// The file and what was read of it before the blocks.
+    pub fn structure(&self) -> Structure {
+        let ratio = self.chunk_ratio();
+        let mut bat = Vec::new();
+        for (chunk, bitmap) in self.blocks.chunks(ratio).zip(&self.bitmaps) {
+            bat.extend_from_slice(chunk);
+            if chunk.len() == ratio || self.differencing {
+                bat.resize(bat.len() + ratio - chunk.len(), 0);
+                bat.push(*bitmap);
+            }
+        }
+        let mut pieces: BTreeMap<_, _> = self.bytes.iter().cloned().collect();
+        let bat_len = (bat.len() as u64 * 8).next_multiple_of(MIB).max(MIB);
+        pieces.insert(BAT, bat.iter().flat_map(|entry| entry.to_le_bytes()).collect());
+        let file = StoredFile { len: self.file_len, pieces, stored: self.stored.clone() };
+        let header = Header {
+            sequence_number: 1,
+            file_write_guid: Uuid::from_u128(2),
+            data_write_guid: Uuid::from_u128(3),
+            log_guid: Uuid::nil(),
+            log: MIB..2 * MIB,
+        };
+        let regions = Regions {
+            bat: Region { range: BAT..BAT + bat_len, at: 0x3_0010 },
+            metadata: Region { range: METADATA..METADATA + MIB, at: 0x3_0030 },
+            others: Vec::new(),
+        };
+        Structure {
+            file: Arc::new(file),
+            file_len: self.file_len,
+            creator: Name::from("a test"),
+            header,
+            regions,
+            metadata: self.metadata(),
+            replay: None,
+            header_warning: None,
+            table_warning: None,
+        }
+    }
+}
+
+/// A file that stores a few pieces, and has holes between them.
+struct StoredFile {
+    len: u64,
+    pieces: BTreeMap<u64, Vec<u8>>,
+    stored: Vec<Range<u64>>,
+}
+
+impl ReadAt for StoredFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = self.len.saturating_sub(offset).min(buf.len() as u64) as usize;
+        buf[..len].fill(0);
+        for (start, bytes) in &self.pieces {
+            let from = offset.max(*start);
+            let to = (offset + len as u64).min(start + bytes.len() as u64);
+            if from < to {
+                let source = &bytes[(from - start) as usize..(to - start) as usize];
+                buf[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+            }
+        }
+        Ok(len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let pieces = self.pieces.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
+        let after = pieces.chain(self.stored.iter().cloned()).filter(|range| range.end > offset);
+        Ok(after.min_by_key(|range| range.start).map(|range| range.start.max(offset)..range.end))
+    }
+}

@@ -1,0 +1,44 @@
+//! The block allocation table of a new image, written from front to back and in pieces: it can be half a GiB.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format::vhdx::bat::ENTRY_LEN;
+use crate::io::WriteAt;
+
+/// Entries that are written at once.
+pub(super) const FLUSH: usize = 64 << 10;
+
+/// A table that grows, in a region that reads as zeros.
+pub(super) struct Table {
+    out: Arc<dyn WriteAt>,
+    /// Byte offset in the file of the first entry that is not written yet.
+    at: u64,
+    /// Entries that are not written yet.
+    entries: Vec<u8>,
+}
+
+impl Table {
+    pub fn new(out: Arc<dyn WriteAt>, at: u64) -> Table {
+        Table { out, at, entries: Vec::new() }
+    }
+
+    /// Adds the next entry.
+    pub fn push(&mut self, entry: u64) -> Result<()> {
+        if entry == 0 && self.entries.is_empty() {
+            // It is there.
+            self.at += ENTRY_LEN;
+            return Ok(());
+        }
+        self.entries.extend(entry.to_le_bytes());
+        if self.entries.len() >= FLUSH * ENTRY_LEN as usize { self.flush() } else { Ok(()) }
+    }
+
+    pub fn flush(&mut self) -> Result<()> {
+        let action = "writing the block allocation table";
+        self.out.write_all_at(&self.entries, self.at).map_err(Error::io(action, self.at))?;
+        self.at += self.entries.len() as u64;
+        self.entries.clear();
+        Ok(())
+    }
+}
