@@ -31,7 +31,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const IMGCONV: &str = env!("CARGO_BIN_EXE_imgconv");
 
 /// From what, to what.
-const CASES: [(Kind, Kind); 17] = [
+const CASES: [(Kind, Kind); 20] = [
     (RAW, QCOW2),
     (QCOW2, RAW),
     (RAW, ZLIB),
@@ -47,12 +47,25 @@ const CASES: [(Kind, Kind); 17] = [
     (ZLIB, STREAM),
     (RAW, VPC),
     (VPC, RAW),
+    (RAW, VHDX),
+    (VHDX, RAW),
+    (RAW, VHDX_FIXED),
     (RAW, VDI),
     (VDI, RAW),
 ];
 
 /// Those that do nothing but move bytes.
-const COPIES: [(Kind, Kind); 6] = [(RAW, QCOW2), (QCOW2, RAW), (RAW, VPC), (VPC, RAW), (RAW, VDI), (VDI, RAW)];
+const COPIES: [(Kind, Kind); 9] = [
+    (RAW, QCOW2),
+    (QCOW2, RAW),
+    (RAW, VPC),
+    (VPC, RAW),
+    (RAW, VHDX),
+    (VHDX, RAW),
+    (RAW, VHDX_FIXED),
+    (RAW, VDI),
+    (VDI, RAW),
+];
 
 /// A kind of image, and the arguments that make both programs write it.
 #[derive(Clone, Copy, PartialEq)]
@@ -68,6 +81,8 @@ const ZLIB: Kind = Kind { name: "qcow2-zlib", format: "qcow2", args: &["-c"] };
 const ZSTD: Kind = Kind { name: "qcow2-zstd", format: "qcow2", args: &["-c", "-o", "compression_type=zstd"] };
 const VMDK: Kind = Kind { name: "vmdk", format: "vmdk", args: &[] };
 const VPC: Kind = Kind { name: "vpc", format: "vpc", args: &[] };
+const VHDX: Kind = Kind { name: "vhdx", format: "vhdx", args: &[] };
+const VHDX_FIXED: Kind = Kind { name: "vhdx-fixed", format: "vhdx", args: &["-o", "subformat=fixed"] };
 const VDI: Kind = Kind { name: "vdi", format: "vdi", args: &[] };
 const STREAM: Kind = Kind { name: "vmdk-stream", format: "vmdk", args: &["-o", "subformat=streamOptimized"] };
 

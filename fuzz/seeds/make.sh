@@ -4,8 +4,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf open_any open_qcow2 open_raw open_vdi open_vmdk open_vpc roundtrip
-mkdir open_any open_qcow2 open_raw open_vdi open_vmdk open_vpc roundtrip
+rm -rf open_any open_qcow2 open_raw open_vdi open_vhdx open_vmdk open_vpc roundtrip
+mkdir open_any open_qcow2 open_raw open_vdi open_vhdx open_vmdk open_vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -158,6 +158,23 @@ vdi 2 0 >open_vdi/static
 vdi 1 12 >open_vdi/block-extra
 vdi 4 0 >open_vdi/differencing
 
+# VHDX: a number that chooses an image, and changes to that (tests/fuzzing/vhdx.rs): an offset, a length, and so many bytes.
+printf '\0' >open_vhdx/dynamic
+printf '\1' >open_vhdx/sectors-of-4k
+printf '\2' >open_vhdx/differencing
+printf '\14' >open_vhdx/log
+printf '\5' >open_vhdx/log-sectors-of-4k
+printf '\16' >open_vhdx/differencing-log
+printf '\11' >open_vhdx/small-sectors-of-4k
+change() { # offset, number of eight bytes
+    le 4 "$1" && le 1 8 && le 8 "$2"
+}
+{ printf '\0' && change $((0x300000)) $((0x500006)) && change $((0x300008)) $((0x400006)) && change $((0x300010)) 1; } >open_vhdx/other-order
+{ printf '\10' && change $((0x10008)) 9 && change $((0x10030)) 0; } >open_vhdx/higher-sequence-number
+{ printf '\0' && change $((0x30010)) 1 && change $((0x40010)) 1; } >open_vhdx/unknown-region
+{ printf '\4' && change $((0x101010)) 9; } >open_vhdx/torn-log
+{ printf '\0' && le 4 $((0x4ff000)) && le 1 0; } >open_vhdx/cut-off
+
 cp "$tmp/disk" open_raw/text
 printf '\125\252' | dd of=open_raw/boot-sector bs=1 seek=510 status=none
 cp open_qcow2/version-3 open_qcow2/zstd open_qcow2/snapshot open_raw/boot-sector open_vmdk/stream open_any
@@ -177,3 +194,5 @@ printf '\0\1\0\0\0\0\2\100\1\0\020\1\0\020\2\0\020' >roundtrip/vpc
 printf '\1\0\1\1\0\0\1\100\1\0\020\0\0\020\2\0\021' >roundtrip/vpc-fixed
 printf '\0\0\0\1\0\0\2\300\1\0\020\0\0\200\2\0\020' >roundtrip/vdi
 printf '\1\1\0\1\0\0\2\301\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vdi-static
+printf '\0\1\0\1\0\0\2\140\1\0\020\1\0\020\2\0\020' >roundtrip/vhdx
+printf '\1\2\1\1\1\1\1\141\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vhdx-fixed

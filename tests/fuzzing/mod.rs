@@ -1,12 +1,14 @@
 //! The bodies of the fuzz targets, which the tests run as well: each takes any bytes, and panics when the crate breaks a promise.
 
+pub mod vhdx;
+
 use std::io::Cursor;
 use std::sync::Arc;
 
-use diskimage::io::MemFile;
+use diskimage::io::{MemFile, ReadAt};
 use diskimage::{
-    CheckReport, Comparison, Converter, Error, Format, Identifiers, Image, Limits, OpenOptions, Options, Result,
-    compare,
+    CheckReport, Comparison, Converter, Error, Format, Identifiers, Image, Limits, OpenOptions, Options, References,
+    Result, compare,
 };
 
 /// Guest bytes that are read of an image.
@@ -16,18 +18,18 @@ const SPANS: usize = 10_000;
 
 /// The bytes as an image of any format.
 pub fn open_any(data: &[u8]) {
-    explore(limited(), data);
+    explore(limited(), file(data));
 }
 
 /// The bytes as a qcow2 image.
 pub fn open_qcow2(data: &[u8]) {
-    explore(limited().format(named("qcow2")), data);
+    explore(limited().format(named("qcow2")), file(data));
 }
 
 /// The bytes as a VMDK image: in a file, and as they come through a pipe.
 pub fn open_vmdk(data: &[u8]) {
     let options = limited().format(named("vmdk"));
-    explore(options.clone(), data);
+    explore(options.clone(), file(data));
     let stream = || options.open_stream(Cursor::new(data.to_vec()));
     match stream() {
         Ok(image) => walk_once(&image),
@@ -45,48 +47,75 @@ pub fn open_vmdk(data: &[u8]) {
 /// The bytes as a VHD image: as they are, and with the checksums that they would have had they been written like this.
 pub fn open_vpc(data: &[u8]) {
     let options = limited().format(named("vpc"));
-    explore(options.clone(), data);
-    explore(options, &with_vhd_checksums(data));
+    explore(options.clone(), file(data));
+    explore(options, file(&with_vhd_checksums(data)));
+}
+
+/// The bytes as changes to a VHDX image, as `vhdx` says: as they are, and with the checksums that it would have had it been
+/// written like this. A fuzzer's build does not look at checksums.
+pub fn open_vhdx(data: &[u8]) {
+    let Some((file, parent)) = vhdx::files(data) else { return };
+    let files = if cfg!(fuzzing) { vec![file] } else { vec![file.clone(), file.with_checksums()] };
+    let options = limited().format(named("vhdx"));
+    for file in files {
+        if let Some(parent) = &parent {
+            let folder = vhdx::Folder::new();
+            let path = folder.0.join("child.vhdx");
+            file.store(&path).unwrap();
+            parent.store(&folder.0.join("parent.vhdx")).unwrap();
+            match options.clone().references(References::Beside).open(path) {
+                Ok(image) => examine(&image),
+                Err(error) => describe(&error),
+            }
+        }
+        explore(options.clone(), Arc::new(file));
+    }
 }
 
 /// The bytes as a VDI image.
 pub fn open_vdi(data: &[u8]) {
-    explore(limited().format(named("vdi")), data);
+    explore(limited().format(named("vdi")), file(data));
 }
 
 /// The bytes as a raw disk: there is nothing that could be wrong with one.
 pub fn open_raw(data: &[u8]) {
-    let image = open(&limited().format(named("raw")), data).unwrap();
+    let options = limited().format(named("raw"));
+    let image = open(&options, file(data)).unwrap();
     let mut bytes = vec![0xee; data.len()];
     image.read_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, data);
-    explore(limited().format(named("raw")), data);
+    explore(options, file(data));
 }
 
 /// The bytes as a choice of a format and its options and the content of a disk, which has to survive.
 pub fn roundtrip(data: &[u8]) {
     let Some((choice, rest)) = data.split_at_checked(8) else { return };
     let guest = guest(rest);
-    let (name, converter) = match choice[7] >> 6 {
-        0 => ("qcow2", to_qcow2(choice)),
-        1 => ("vpc", to_vpc(choice)),
-        2 => ("vmdk", to_vmdk(choice)),
+    let (name, converter) = match choice[7] >> 5 {
+        0 | 1 => ("qcow2", to_qcow2(choice)),
+        2 => ("vpc", to_vpc(choice)),
+        3 => ("vhdx", to_vhdx(choice)),
+        4 | 5 => ("vmdk", to_vmdk(choice)),
         _ => ("vdi", to_vdi(choice)),
     };
-    let source = open(&limited().format(named("raw")), &guest).unwrap();
+    let source = open(&limited().format(named("raw")), file(&guest)).unwrap();
     let first = match convert(&converter, &source) {
         Ok(first) => first,
         // Options that do not go together.
         Err(Error::Option { .. }) => return,
-        Err(Error::Unsupported { .. }) if guest.is_empty() && name == "vdi" => return,
+        Err(Error::Unsupported { .. }) if guest.is_empty() && matches!(name, "vdi" | "vhdx") => return,
         Err(error) => panic!("{error}"),
     };
     let options = limited().format(named(name));
-    let image = open(&options, &first).unwrap();
+    let image = open(&options, file(&first)).unwrap();
     assert!(image.info().warnings.is_empty(), "{:?}", image.info());
     let sectors = (guest.len() as u64).next_multiple_of(512);
-    // To the next geometry it is at most a track of 17 sectors for each of 4 heads.
-    let rounded = if name == "vpc" && in_whole_cylinders(choice) { 4 * 17 * 512 - 1 } else { 0 };
+    let rounded = match name {
+        // To the next geometry it is at most a track of 17 sectors for each of 4 heads.
+        "vpc" if in_whole_cylinders(choice) => 4 * 17 * 512 - 1,
+        "vhdx" if has_large_sectors(choice) => 4096 - 512,
+        _ => 0,
+    };
     assert!((sectors..=sectors + rounded).contains(&image.virtual_size()), "{}", image.virtual_size());
     assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
     let other_threads = converter.clone().threads(1 + usize::from(choice[7] % 3));
@@ -111,8 +140,12 @@ fn limited() -> OpenOptions {
     OpenOptions::new().limits(limits)
 }
 
-fn open(options: &OpenOptions, data: &[u8]) -> Result<Image> {
-    options.open_source(Arc::new(MemFile::from(data.to_vec())))
+fn file(data: &[u8]) -> Arc<dyn ReadAt> {
+    Arc::new(MemFile::from(data.to_vec()))
+}
+
+fn open(options: &OpenOptions, file: Arc<dyn ReadAt>) -> Result<Image> {
+    options.open_source(file)
 }
 
 fn convert(converter: &Converter, source: &Image) -> Result<Vec<u8>> {
@@ -142,31 +175,36 @@ fn with_vhd_checksums(data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Everything that can be asked of an image.
-fn explore(options: OpenOptions, data: &[u8]) {
-    check(&options, data);
-    let image = match open(&options, data) {
+/// Everything that can be asked of an image in one file.
+fn explore(options: OpenOptions, file: Arc<dyn ReadAt>) {
+    check(&options, file.clone());
+    let image = match open(&options, file.clone()) {
         Ok(image) => image,
         Err(error) => return describe(&error),
     };
-    let info = format!("{:?}", image.info());
-    assert!(!info.is_empty());
     for snapshot in image.info().snapshots.iter().take(4) {
-        match open(&options.clone().snapshot(snapshot.id.to_text()), data) {
+        match open(&options.clone().snapshot(snapshot.id.to_text()), file.clone()) {
             Ok(past) => walk(&past),
             Err(error) => describe(&error),
         }
     }
-    walk(&image);
-    read(&image);
+    examine(&image);
+}
+
+/// Everything that can be asked of an opened image.
+fn examine(image: &Image) {
+    let info = format!("{:?}", image.info());
+    assert!(!info.is_empty());
+    walk(image);
+    read(image);
     if image.virtual_size() <= READ {
-        reconvert(&image);
+        reconvert(image);
     }
 }
 
 /// The examination ends, with a report or an error.
-fn check(options: &OpenOptions, data: &[u8]) {
-    match options.check_source(Arc::new(MemFile::from(data.to_vec()))) {
+fn check(options: &OpenOptions, file: Arc<dyn ReadAt>) {
+    match options.check_source(file) {
         Ok(report) => {
             assert!(report.messages.len() <= CheckReport::MESSAGES);
             assert!(report.compressed_clusters <= report.allocated_clusters, "{report:?}");
@@ -232,14 +270,14 @@ fn reconvert(image: &Image) {
         ("vmdk", "", true),
         ("vpc", "subformat=fixed", false),
         // These have a MiB at least, which takes its time.
-        [("vpc", "block_size=512k", false), ("vdi", "block_size=128k", false)]
-            [(image.virtual_size() / 512 % 2) as usize],
+        [("vpc", "block_size=512k", false), ("vdi", "block_size=128k", false), ("vhdx", "block_size=1M", false)]
+            [(image.virtual_size() / 512 % 3) as usize],
     ] {
         let mut options = Options::new();
         options.add_list(list);
         match convert(&Converter::new(named(format)).options(options).threads(1).compress(compress), image) {
             Ok(bytes) => {
-                let copy = open(&limited().format(named(format)), &bytes).unwrap();
+                let copy = open(&limited().format(named(format)), file(&bytes)).unwrap();
                 assert_eq!(compare(image, &copy).unwrap(), Comparison::Identical);
             }
             Err(error) => describe(&error),
@@ -346,6 +384,34 @@ fn to_vdi(choice: &[u8]) -> Converter {
         .identifiers(Identifiers::Reproducible { time: 0 })
         .sparse([0, 512, 4096, 65536][pick(6, 4)])
         .threads(1 + pick(6, 3))
+}
+
+fn to_vhdx(choice: &[u8]) -> Converter {
+    let mut options = Options::new();
+    let mut set = |name: &str, value: String| options.set(name, value);
+    let pick = |index: usize, of: usize| usize::from(choice[index]) % of;
+    set("subformat", ["dynamic", "fixed"][pick(0, 2)].to_owned());
+    // By default it has 32 MiB, which takes its time.
+    if pick(1, 16) != 0 {
+        set("block_size", ["1M", "2M", "4M"][pick(1, 3)].to_owned());
+    }
+    set("logical_sector_size", if has_large_sectors(choice) { "4096" } else { "512" }.to_owned());
+    set("physical_sector_size", ["512", "4096"][pick(4, 2)].to_owned());
+    set("block_state_zero", ["off", "on"][pick(5, 2)].to_owned());
+    if pick(3, 4) != 0 || has_large_sectors(choice) {
+        // What is derived from the size is another one where that was rounded up.
+        set("uuid", format!("{:08x}-1234-5678-9abc-def012345678", u32::from(choice[3])));
+    }
+    Converter::new(named("vhdx"))
+        .options(options)
+        .identifiers(Identifiers::Reproducible { time: 0 })
+        .sparse([0, 512, 4096, 65536][pick(6, 4)])
+        .threads(1 + pick(6, 3))
+}
+
+/// Whether a VHDX is to have sectors of 4 KiB.
+fn has_large_sectors(choice: &[u8]) -> bool {
+    choice[2] % 4 == 1
 }
 
 /// A disk of at most 256 KiB: runs of zeros, of one byte, of a ramp, and of the input itself.

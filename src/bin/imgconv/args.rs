@@ -330,7 +330,7 @@ mod tests {
         );
         assert_eq!(
             problem(&["imgconv", "info", "-f", "nope", "x"]),
-            "invalid value 'nope' for '--format <FMT>': there are qcow2, vmdk, vpc, vdi, raw (see --help)"
+            "invalid value 'nope' for '--format <FMT>': there are qcow2, vmdk, vpc, vhdx, vdi, raw (see --help)"
         );
         let typo = problem(&["imgconv", "info", "--backing-chian", "x"]);
         assert!(typo.contains("'--backing-chain'") && !typo.contains('\n'), "{typo}");
