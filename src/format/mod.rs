@@ -357,7 +357,11 @@ mod tests {
         for (head, tail, name) in [(b"QED\0\0\0\0\0", &b""[..], "qed"), (b"QFI\xfb\0\0\0\x01", b"", "qcow")] {
             assert!(matches!(probe(head, tail), Err(Error::Unreadable(found)) if found == name), "{name}");
         }
-        for (head, names) in [(b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"]), (b"QED\0\0\0\0\0", ["vpc", "qed"])] {
+        for (head, names) in [
+            (b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]),
+            (b"vhdxfile", ["vpc", "vhdx"]),
+            (b"QED\0\0\0\0\0", ["vpc", "qed"]),
+        ] {
             let Err(Error::Ambiguous(mut found)) = probe(head, b"conectix") else { panic!("{names:?}") };
             found.sort_by_key(|name| !names[0].starts_with(*name));
             assert_eq!(found, names);

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use std::sync::Arc;
 
-use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vdi, vmdk, vpc};
+use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vdi, vhdx, vmdk, vpc};
 use diskimage::io::MemFile;
 use diskimage::{Comparison, Image, OpenOptions, References, Result, compare};
 
@@ -73,12 +73,26 @@ fn rows(kind: &str) -> Vec<Row> {
         })
         .filter(|row| row.file.starts_with(kind))
         .collect();
-    let image = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|extension| extension != "sh");
-    let files = fs::read_dir(testdata().join(kind)).unwrap().map(Result::unwrap).filter(image).count();
-    let listed: BTreeSet<_> =
-        rows.iter().flat_map(|row| row.others.iter().map(String::as_str).chain([row.name()])).collect();
-    assert_eq!(listed.len(), files, "each file of {kind} has its row");
+    let listed: BTreeSet<_> = rows
+        .iter()
+        .flat_map(|row| {
+            row.others.iter().map(String::as_str).chain([row.name()]).map(|name| row.file.with_file_name(name))
+        })
+        .collect();
+    assert_eq!(listed.len(), images_under(&testdata().join(kind)), "each file of {kind} has its row");
     rows
+}
+
+/// How many images are in a directory and those in it.
+fn images_under(directory: &Path) -> usize {
+    let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    paths
+        .map(|path| match path.extension() {
+            _ if path.is_dir() => images_under(&path),
+            Some(extension) if extension != "sh" => 1,
+            _ => 0,
+        })
+        .sum()
 }
 
 /// Puts a good image and the files that it needs into a directory.
@@ -135,6 +149,8 @@ fn good_images() {
             (vmdk("subformat=streamOptimized"), "copy.vmdk"),
             (vpc(""), "copy.vhd"),
             (vdi(""), "copy.vdi"),
+            (vhdx(""), "copy.vhdx"),
+            (vhdx("subformat=fixed"), "copy.vhdx"),
         ] {
             let target = dir.join(target);
             converter.convert(&image, &target).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -142,7 +158,7 @@ fn good_images() {
             let copy = OpenOptions::new().format(format(stated)).open(&target).unwrap();
             assert_eq!(compare(&image, &copy).unwrap(), Comparison::Identical, "{name} to {stated}");
         }
-        if matches!(&*row.format, "qcow2" | "vpc" | "vdi") {
+        if matches!(&*row.format, "qcow2" | "vpc" | "vdi" | "vhdx") {
             let report = row.options().check(&path).unwrap();
             assert_eq!(report.corruptions, 0, "{name}: {:?}", report.messages);
         }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{
     TempDir, assert_same, content, convert, open_beside, open_raw, qcow2, qcow2_bytes, qcow2_image, raw, raw_image,
-    vdi, vmdk, vpc,
+    vdi, vhdx, vmdk, vpc,
 };
 use diskimage::{Comparison, Converter, Identifiers, Image, compare};
 
@@ -179,12 +179,13 @@ fn vmdk_of_any_kind() {
 }
 
 #[test]
-fn vpc_and_vdi_of_any_kind() {
+fn vpc_vdi_and_vhdx_of_any_kind() {
     let guest = guest();
     for (converter, list) in ["", "block_size=512k", "subformat=fixed", "timestamp=1000000000"]
         .map(|list| (vpc(list), list))
         .into_iter()
         .chain(["", "block_size=128k", "static=on", "static=on,block_size=4M"].map(|list| (vdi(list), list)))
+        .chain(["", "block_size=1M,block_state_zero=off", "subformat=fixed"].map(|list| (vhdx(list), list)))
     {
         let converter = converter.identifiers(Identifiers::Reproducible { time: 1_700_000_000 });
         let first = same_for_all_threads(&converter, &raw_image(&guest), list);
@@ -200,15 +201,19 @@ fn vpc_and_vdi_of_any_kind() {
 }
 
 #[test]
-fn a_static_vdi_with_holes_of_the_file() {
+fn static_disks_with_holes_of_the_file() {
     let dir = TempDir::new();
     let mut guest = guest();
     // Some bytes amid a block that is a hole but for them, and others at its end.
     guest[(5 << 20) - (500 << 10)..][..700].fill(7);
     guest[(5 << 20) - 512..5 << 20].fill(8);
-    let path = dir.join("image.vdi");
-    for list in ["static=on", "static=on,block_size=4M"] {
-        vdi(list).convert(&raw_image(&guest), &path).unwrap();
+    let path = dir.join("image");
+    for (converter, list) in ["static=on", "static=on,block_size=4M"]
+        .map(|list| (vdi(list), list))
+        .into_iter()
+        .chain(["subformat=fixed", "subformat=fixed,block_size=4M"].map(|list| (vhdx(list), list)))
+    {
+        converter.convert(&raw_image(&guest), &path).unwrap();
         let image = Image::open(&path).unwrap();
         assert_same(&convert(&raw(), &image).0, &guest, list);
         assert_same(&content(&image).unwrap(), &guest, list);

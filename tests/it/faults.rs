@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{
-    TempDir, assert_same, content, format, open_beside, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi, vmdk, vpc,
+    TempDir, assert_same, content, format, open_beside, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi, vhdx,
+    vmdk, vpc,
 };
 use diskimage::io::{MemFile, ReadAt, WriteAt};
 use diskimage::{Converter, Image, OpenOptions, Result};
@@ -100,6 +101,9 @@ fn converters() -> Vec<(&'static str, Converter)> {
         (FIXED, vpc("subformat=fixed")),
         ("vdi", vdi("block_size=128k")),
         ("vdi, static", vdi("static=on")),
+        ("vhdx", vhdx("block_size=1M")),
+        ("vhdx, not present", vhdx("block_size=1M,block_state_zero=off")),
+        ("vhdx, fixed", vhdx("subformat=fixed")),
     ]
 }
 
@@ -132,8 +136,10 @@ fn every_write_can_fail() {
             let error = converter.convert_to(&source, out.clone()).expect_err(&format!("{what}, call {call}"));
             assert_eq!(error.kind(), "io", "{what}, call {call}: {error}");
             assert!(error.to_string().contains("injected"), "{error}");
-            // After the call that makes the image one there is only a sync; a VHD may have two footers, and is one by either.
-            let last = if what.starts_with("vpc") && what != FIXED { 2 } else { 1 };
+            // After the call that makes the image one there is only a sync; a VHD may have two footers, a VHDX two headers, and is
+            // one by either.
+            let two = (what.starts_with("vpc") && what != FIXED) || what.starts_with("vhdx");
+            let last = if two { 2 } else { 1 };
             if !what.starts_with("raw") && call + last < calls {
                 assert!(made(what, &out.file.to_vec()).is_err(), "{what}, call {call}: an image although it failed");
             }
@@ -154,6 +160,7 @@ fn every_read_can_fail() {
         ("vpc", crate::support::convert(&vpc(""), &raw_image(&guest)).0),
         ("vpc", crate::support::convert(&vpc("subformat=fixed"), &raw_image(&guest)).0),
         ("vdi", crate::support::convert(&vdi("block_size=128k"), &raw_image(&guest)).0),
+        ("vhdx", crate::support::convert(&vhdx("block_size=1M"), &raw_image(&guest)).0),
     ];
     for (source_format, bytes) in sources {
         let read = |file: &Arc<Failing>| -> Result<Vec<u8>> {
@@ -298,6 +305,7 @@ fn short_and_interrupted_reads_change_nothing() {
         ("vmdk", crate::support::convert(&vmdk("subformat=streamOptimized"), &raw_image(&guest)).0),
         ("vpc", crate::support::convert(&vpc("block_size=512k"), &raw_image(&guest)).0),
         ("vdi", crate::support::convert(&vdi("block_size=128k"), &raw_image(&guest)).0),
+        ("vhdx", crate::support::convert(&vhdx("block_size=1M"), &raw_image(&guest)).0),
     ];
     for (source_format, bytes) in sources {
         for most in [1, 511, 65537] {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 
 use crate::support::pattern::Pattern;
-use crate::support::{convert, qcow2, qcow2_bytes, raw_image, vdi, vmdk, vpc};
+use crate::support::{content, convert, open_beside, qcow2, qcow2_bytes, raw_image, vdi, vmdk, vpc};
 
 /// Small sound images to start from.
 fn seeds() -> &'static [Vec<u8>] {
@@ -58,6 +58,66 @@ fn vdi_seeds() -> &'static [Vec<u8>] {
         let guest = Pattern::Islands.make(90 << 10);
         [convert(&vdi("block_size=128k"), &raw_image(&guest)).0].into_iter().chain(stored("open_vdi")).collect()
     })
+}
+
+/// An input of the target for VHDX: one of its images, and numbers in it that are changed.
+fn vhdx_input() -> impl Strategy<Value = Vec<u8>> {
+    const KIB: u32 = 1 << 10;
+    let place = prop_oneof![
+        // Headers, region tables, the metadata table and its items, the BAT, the log.
+        (prop::sample::select(vec![64 * KIB, 128 * KIB]), 0u32..80),
+        (prop::sample::select(vec![192 * KIB, 256 * KIB]), 0u32..88),
+        (Just(2048 * KIB), 0u32..224),
+        (Just(2112 * KIB), 0u32..256),
+        (prop::sample::select(vec![3072 * KIB, 3104 * KIB]), 0u32..24),
+        (prop::sample::select(vec![2044 * KIB, 1028 * KIB]), 0u32..128),
+        (Just(0), 0u32..9 << 20),
+    ];
+    let value = prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>(), (0u64..64).prop_map(|bit| 1 << bit)];
+    let changes = prop::collection::vec((place, value, 0u32..4), 0..4);
+    let cut = prop::option::weighted(0.1, 0u32..9 << 20);
+    // Small disks are converted to all formats.
+    let small = prop::bool::weighted(0.1);
+    (0u8..8, small, changes, cut).prop_map(|(choice, small, changes, cut)| {
+        let mut input = vec![choice | u8::from(small) << 3];
+        for ((start, at), value, width) in changes {
+            let width = 1 << width;
+            input.extend((start + at / width * width).to_le_bytes());
+            input.push(width as u8);
+            input.extend(&value.to_le_bytes()[..width as usize]);
+        }
+        if let Some(cut) = cut {
+            input.extend(cut.to_le_bytes());
+            input.push(0);
+        }
+        input
+    })
+}
+
+/// The images that the inputs change are sound, so that the changes are what is tried out.
+#[test]
+fn images_of_the_target_for_vhdx() {
+    let block = 1 << 20;
+    for choice in (0u8..16).filter(|choice| choice & 3 != 3) {
+        let (file, parent) = targets::vhdx::files(&[choice]).unwrap();
+        let folder = targets::vhdx::Folder::new();
+        file.store(&folder.0.join("child.vhdx")).unwrap();
+        if let Some(parent) = &parent {
+            parent.store(&folder.0.join("parent.vhdx")).unwrap();
+        }
+        let image = open_beside(&folder.0.join("child.vhdx")).unwrap();
+        let guest = content(&image).unwrap();
+        assert_eq!(guest.len(), if choice & 8 != 0 { block - 4096 } else { 3 * block }, "{choice}");
+        let is_child = parent.is_some();
+        let replayed = choice & 4 != 0;
+        // Of the child, sector 0 is its own, and sector 1 is the parent's.
+        let own = if replayed { 3 } else { 1 | u8::from(is_child) << 4 };
+        let other = if replayed && !is_child { 3 } else { 1 };
+        assert_eq!((guest[0], guest[600]), (own, other), "{choice}");
+        if choice & 8 == 0 {
+            assert_eq!((guest[block], guest[2 * block]), (0, 2 | u8::from(is_child) << 4), "{choice}");
+        }
+    }
 }
 
 /// The seeds of a target in `fuzz`; none in the package.
@@ -111,6 +171,11 @@ proptest! {
     fn open_vpc(bytes in spoiled(vpc_seeds, 4096)) {
         targets::open_vpc(&bytes);
         targets::open_any(&bytes);
+    }
+
+    #[test]
+    fn open_vhdx(input in vhdx_input()) {
+        targets::open_vhdx(&input);
     }
 
     #[test]

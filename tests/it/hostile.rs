@@ -9,7 +9,7 @@ use crate::support::patch::Qcow2;
 use crate::support::pattern::Pattern;
 use crate::support::{
     TempDir, assert_same, content, convert, format, options, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi,
-    vmdk, vpc,
+    vhdx, vmdk, vpc,
 };
 use diskimage::io::MemFile;
 use diskimage::{Error, Fault, Image, Limits, OpenOptions, Problem, References, Result};
@@ -263,12 +263,7 @@ fn signatures() {
     let mut footer = vec![0; 4096];
     footer[3584..3592].copy_from_slice(b"conectix");
     let old_qcow = [b"QFI\xfb\0\0\0\x01".to_vec(), vec![0; 100]].concat();
-    for (name, bytes) in [
-        ("vhdx", b"vhdxfile".to_vec()),
-        ("qed", b"QED\0".to_vec()),
-        ("parallels", b"WithouFreSpacExt".to_vec()),
-        ("qcow", old_qcow),
-    ] {
+    for (name, bytes) in [("qed", b"QED\0".to_vec()), ("parallels", b"WithouFreSpacExt".to_vec()), ("qcow", old_qcow)] {
         let path = dir.file("image", &bytes);
         let error = Image::open(&path).err().unwrap();
         assert!(matches!(error.root(), Error::Unreadable(format) if *format == name), "{name}: {error}");
@@ -295,8 +290,10 @@ fn files_without_content() {
         assert_eq!(Image::open(&target).unwrap().virtual_size(), 0);
     }
     // A magic and nothing else is an image that is cut off, not a raw disk.
-    let magic = dir.file("magic", b"QFI\xfb\0\0\0\x03");
-    assert_eq!(Image::open(&magic).err().unwrap().kind(), "out-of-bounds");
+    for magic in [&b"QFI\xfb\0\0\0\x03"[..], b"vhdxfile"] {
+        let magic = dir.file("magic", magic);
+        assert_eq!(Image::open(&magic).err().unwrap().kind(), "out-of-bounds");
+    }
     assert!(Image::open(dir.join("absent")).err().unwrap().to_string().contains("absent"));
     assert!(Image::open(dir.path()).is_err());
 }
@@ -553,13 +550,13 @@ fn a_descriptor_that_names_itself_or_what_it_must_not() {
     assert_eq!(content(&image).unwrap(), [1; 512]);
 }
 
-fn open_as(name: &str, bytes: &[u8]) -> Result<Image> {
+pub fn open_as(name: &str, bytes: &[u8]) -> Result<Image> {
     OpenOptions::new().format(format(name)).open_source(Arc::new(MemFile::from(bytes.to_vec())))
 }
 
 /// The kind of error that converting ends with, soon.
 #[track_caller]
-fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
+pub fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
     let started = Instant::now();
     for converter in [qcow2(""), vmdk("subformat=streamOptimized")] {
         let result = open_as(name, bytes).and_then(|image| converter.convert_to(&image, Arc::new(MemFile::new())));
@@ -570,13 +567,14 @@ fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
 }
 
 #[test]
-fn a_vhd_or_a_vdi_that_is_cut_off() {
+fn a_vhd_a_vdi_or_a_vhdx_that_is_cut_off() {
     let guest = Pattern::Islands.make(300 << 10);
     // What comes first in the file, before the bytes of the disk; without its last byte a fixed VHD is one from before Virtual PC 2004.
     for (name, converter, before) in [
         ("vpc", vpc("block_size=512k"), Some(4096)),
         ("vpc", vpc("subformat=fixed"), None),
         ("vdi", vdi(""), Some(2 << 20)),
+        ("vhdx", vhdx("block_size=1M"), Some(4 << 20)),
     ] {
         let (whole, _) = convert(&converter, &raw_image(&guest));
         let needed = before.map_or(whole.len() - 1, |before| before + guest.len());

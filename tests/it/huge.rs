@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use crate::support::{TempDir, qcow2, raw, vdi, vmdk, vpc};
+use crate::support::{TempDir, qcow2, raw, vdi, vhdx, vmdk, vpc};
 use diskimage::{Comparison, Image, compare};
 
 const SIZE: u64 = 64 << 40;
@@ -138,6 +138,38 @@ fn a_vdi_of_64_tib_and_back() {
     vdi("").create(SIZE, &image).unwrap();
     assert_eq!(Image::open(&image).unwrap().virtual_size(), SIZE);
     assert_eq!(vdi("").create(1 << 50, &image).unwrap_err().kind(), "limit");
+}
+
+#[test]
+fn a_vhdx_of_64_tib_and_back() {
+    let Some(dir) = place("a VHDX of 64 TiB") else { return };
+    let (source, image, flat) = (dir.join("source.raw"), dir.join("image.vhdx"), dir.join("flat.raw"));
+    let file = std::fs::File::create(&source).unwrap();
+    file.set_len(SIZE).unwrap();
+    // A table of 16 MiB, one of 2 MiB, and one for sectors of 4 KiB.
+    for (list, most) in [
+        ("", 52 << 20),
+        ("block_size=256M", 8 << 20),
+        ("block_size=256M,logical_sector_size=4096,block_state_zero=off", 8 << 20),
+        ("subformat=fixed,block_size=256M", 8 << 20),
+    ] {
+        for stored_bytes in [0, 65536] {
+            file.write_all_at(&vec![0xab; stored_bytes], SIZE - stored_bytes as u64).unwrap();
+            vhdx(list).convert(&crate::support::open_raw(&source), &image).unwrap();
+            assert!(stored(&image) <= most, "{list}: {}", stored(&image));
+            let opened = Image::open(&image).unwrap();
+            assert_eq!((opened.format().name(), opened.virtual_size()), ("vhdx", SIZE), "{list}");
+            raw().convert(&opened, &flat).unwrap();
+            assert_eq!((std::fs::metadata(&flat).unwrap().len(), stored(&flat)), (SIZE, stored_bytes as u64), "{list}");
+            let compared = compare(&crate::support::open_raw(&source), &opened).unwrap();
+            assert_eq!(compared, Comparison::Identical, "{list}");
+            let report = diskimage::OpenOptions::new().check(&image).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{list}: {:?}", report.messages);
+        }
+        file.set_len(0).unwrap();
+        file.set_len(SIZE).unwrap();
+    }
+    assert_eq!(vhdx("").create(SIZE + 512, &image).unwrap_err().kind(), "limit");
 }
 
 #[test]

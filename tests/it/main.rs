@@ -20,3 +20,4 @@ mod pipes;
 mod references;
 mod support;
 mod vdi;
+mod vhdx;

@@ -162,6 +162,7 @@ fn what_cannot_be_streamed_is_refused() {
         (&["-f", "vmdk", "-l", "1", "-", "x.raw"], &image, "-l"),
         (&["-f", "qcow2", "-", "x.raw"], &image, "standard input: qcow2"),
         (&["-f", "raw", "-", "x.raw"], &image, "standard input: raw"),
+        (&["-f", "vhdx", "-", "x.raw"], &image, "standard input: vhdx"),
         (&["-f", "vmdk", "-", "x.raw"], &sparse, "streamOptimized"),
         (&["-f", "vmdk", "-", "x.raw"], &vec![7; 4096], "standard input: vmdk"),
         (&["source.raw", "-"], &image, "-O"),
@@ -170,6 +171,7 @@ fn what_cannot_be_streamed_is_refused() {
         (&["-O", "qcow2", "-B", "source.raw", "-F", "raw", "source.raw", "-"], &image, "-B"),
         (&["-O", "qcow2", "source.raw", "-"], &image, "standard output: qcow2"),
         (&["-O", "vmdk", "source.raw", "-"], &image, "standard output: vmdk"),
+        (&["-O", "vhdx", "source.raw", "-"], &image, "standard output: vhdx"),
         (&["-O", "vmdk", "-o", "subformat=monolithicFlat", "source.raw", "-"], &image, "monolithicFlat"),
         (&["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "source.raw", "-"], &image, "twoGbMaxExtentSparse"),
     ] {

@@ -6,4 +6,5 @@ pub(crate) mod overlays;
 mod readers;
 mod vdi;
 mod vhd;
+mod vhdx;
 mod vmdk;

@@ -6,19 +6,20 @@
     readers.py LIBRARY disks FORMAT IMAGE...         the same, and the SHA-256 of its bytes
     readers.py LIBRARY chain FORMAT IMAGE PARENT...  the same of one disk, whose parents are given in order
 
-LIBRARY is libyal (on PyPI libvmdk-python and libvhdi-python) or dissect (dissect.hypervisor); FORMAT is vmdk, vpc or vdi.
+LIBRARY is libyal (on PyPI libvmdk-python and libvhdi-python) or dissect (dissect.hypervisor); FORMAT is vmdk, vpc, vdi
+or vhdx. dissect looks for the parents of a VHDX itself.
 """
 
 import hashlib
 import sys
 from pathlib import Path
 
-MODULES = {"libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi")]}
+MODULES = {"libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi", "vhdx")]}
 
 
 def open_libyal(format, image, parent):
     """Returns the disk, its size, and how many bytes to read at once."""
-    if format == "vpc":
+    if format in ("vpc", "vhdx"):
         import pyvhdi
 
         disk = pyvhdi.file()
@@ -39,6 +40,15 @@ def open_dissect(format, image, parent):
         from dissect.hypervisor.disk.vhd import VHD
 
         disk = VHD(open(image, "rb"))
+    elif format == "vhdx":
+        from dissect.hypervisor.disk.vhdx import VHDX
+
+        disk = layer = VHDX(Path(image))
+        step = disk.block_size
+        # A read must not go beyond a block of any of them: it takes the following ones for its neighbours in the file.
+        while layer := layer.parent:
+            step = min(step, layer.block_size)
+        return disk, disk.size, step
     elif format == "vmdk":
         from dissect.hypervisor.disk.vmdk import VMDK
 

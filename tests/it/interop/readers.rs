@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use super::overlays::changed;
+use super::vhdx;
 use super::vmdk::KINDS;
 use crate::support::pattern::{ALL, Pattern};
 use crate::support::tools::{DISSECT, LIBYAL, Reader};
-use crate::support::{TempDir, open_beside, raw_image, vdi, vmdk, vpc};
+use crate::support::{self, TempDir, open_beside, raw_image, vdi, vmdk, vpc};
 use diskimage::Converter;
 
 /// Images of each option list with each of these sizes and patterns, each in a directory of its own within `dir`.
@@ -77,6 +78,18 @@ fn dissect_reads_each_vdi() {
         let kinds = ["static=off", "static=on", "block_size=128k", "static=on,block_size=512k", "block_size=4M"];
         let sizes = [512, (5 << 20) + 512];
         DISSECT.assert_reads("vdi", &images(&dir, &kinds, &sizes, vdi, "ours.vdi"));
+    }
+}
+
+#[test]
+fn libvhdi_and_dissect_read_each_vhdx() {
+    let there = |reader: &Reader| reader.is_there("the VHDXs that we write, libvhdi and dissect read");
+    for (kinds, sector_size) in [(&vhdx::KINDS[..], 512), (&vhdx::KINDS_4K, 4096)] {
+        let dir = TempDir::new();
+        let images = images(&dir, kinds, &[(3 << 20) + sector_size], support::vhdx, "ours.vhdx");
+        for reader in [LIBYAL, DISSECT].iter().filter(|reader| there(reader)) {
+            reader.assert_reads("vhdx", &images);
+        }
     }
 }
 

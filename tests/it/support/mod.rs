@@ -4,6 +4,7 @@ pub mod gzip;
 pub mod patch;
 pub mod pattern;
 pub mod tools;
+pub mod vhdx;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,6 +88,11 @@ pub fn vpc(list: &str) -> Converter {
 /// Makes VDI images with these options, not durable.
 pub fn vdi(list: &str) -> Converter {
     Converter::new(format("vdi")).options(options(list)).sync(false)
+}
+
+/// Makes VHDX images with these options, not durable.
+pub fn vhdx(list: &str) -> Converter {
+    Converter::new(format("vhdx")).options(options(list)).sync(false)
 }
 
 /// Makes raw images, not durable.

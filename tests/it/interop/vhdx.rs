@@ -1,0 +1,403 @@
+//! VHDX: what we write, `qemu-img`, 7-Zip, dissect and libvhdi read; what qemu writes, we read; and what the tests make up from
+//! the document, the others read as it is meant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::overlays::{changed, write_commands};
+use crate::corpus::unpack_to;
+use crate::support::pattern::{Pattern, Random};
+use crate::support::tools::{
+    DISSECT, LIBYAL, check_with_qemu_as, find, needs_qemu, output, qemu_img, qemu_io_as, read_with_7zip, read_with_qemu,
+};
+use crate::support::vhdx::{
+    Block, Change, KIB, Log, MAKERS, MIB, Maker, NOT_PRESENT, OLD_UNMAPPED, UNMAPPED, Vhdx, ZERO,
+};
+use crate::support::{TempDir, assert_same, content, format, open_beside, open_raw, qcow2, raw, raw_image, vhdx};
+use crate::vhdx::{chain, layer, over};
+use diskimage::{Comparison, Image, OpenOptions, References, compare};
+
+/// What all of them read.
+pub const KINDS: [&str; 7] = [
+    "",
+    "subformat=fixed",
+    "block_size=1M",
+    "block_size=256M,block_state_zero=off",
+    "block_size=2M,log_size=4M,physical_sector_size=512",
+    "subformat=fixed,block_size=8M,block_state_zero=off",
+    "block_size=4M,logical_sector_size=512,physical_sector_size=4096",
+];
+
+/// qemu refuses logical sectors of 4096 bytes.
+pub const KINDS_4K: [&str; 3] = [
+    "logical_sector_size=4096",
+    "logical_sector_size=4096,block_size=1M,block_state_zero=off",
+    "logical_sector_size=4096,subformat=fixed",
+];
+
+/// A sector, whole blocks, and some blocks and a part of one, of sectors of this size.
+fn guests(sector_size: usize) -> Vec<(String, Vec<u8>)> {
+    let mut guests = Vec::new();
+    for (pattern, size) in [
+        (Pattern::Dense, sector_size),
+        (Pattern::Empty, 3 << 20),
+        (Pattern::Islands, 3 << 20),
+        (Pattern::Sparse, (5 << 20) + sector_size),
+        (Pattern::Incompressible, (2 << 20) + sector_size),
+        (Pattern::Tail, 4 << 20),
+    ] {
+        let mut guest = pattern.make(size);
+        guest.truncate(guest.len() / sector_size * sector_size);
+        guests.push((format!("{pattern:?}, {size}"), guest));
+    }
+    guests
+}
+
+#[test]
+fn what_we_write() {
+    needs_qemu!("the VHDXs that we write");
+    for kind in KINDS {
+        for (what, guest) in guests(512) {
+            let dir = TempDir::new();
+            let what = format!("{kind}, {what}");
+            let source = dir.file("source.raw", &guest);
+            let target = dir.join("ours.vhdx");
+            vhdx(kind).convert(&open_raw(&source), &target).unwrap_or_else(|e| panic!("{what}: {e}"));
+            check_with_qemu_as("vhdx", &target);
+            assert_same(&read_with_qemu(&target, &["-f", "vhdx"]), &guest, &what);
+            assert_read_by_us(&target, &guest, &what);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_read_by_us(path: &Path, guest: &[u8], what: &str) {
+    let image = Image::open(path).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!((image.info().format, &*image.info().warnings, image.info().dirty), ("vhdx", &[][..], false), "{what}");
+    assert_same(&content(&image).unwrap(), guest, what);
+    let report = OpenOptions::new().check(path).unwrap();
+    assert_eq!((report.corruptions, report.leaks, &*report.messages), (0, 0, &[][..]), "{what}");
+}
+
+#[test]
+fn seven_zip_reads_what_we_write() {
+    let Some(seven_zip) = find("the VHDXs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+    for (kinds, sector_size) in [(&KINDS[..], 512), (&KINDS_4K, 4096)] {
+        for kind in kinds {
+            // It refuses an odd number of sectors, in the images of qemu-img as well.
+            for (what, guest) in guests(2 * sector_size) {
+                let dir = TempDir::new();
+                let target = dir.join("ours.vhdx");
+                vhdx(kind).convert(&raw_image(&guest), &target).unwrap();
+                let what = format!("{kind}, {what}");
+                assert_same(&read_with_7zip(&seven_zip, "vhdx", &target), &guest, &what);
+                assert_read_by_us(&target, &guest, &what);
+            }
+        }
+    }
+}
+
+/// What is no whole sector is padded with zeros.
+#[test]
+fn sizes_that_are_no_whole_sectors_are_padded() {
+    needs_qemu!("VHDXs of sizes that are no whole sectors");
+    let dir = TempDir::new();
+    for len in [1, 511, 513, (1 << 20) - 1, (1 << 20) + 1] {
+        for kind in ["subformat=dynamic", "subformat=fixed", "logical_sector_size=4096"] {
+            let guest = Random::new(len as u64).bytes(len);
+            let target = dir.join("ours.vhdx");
+            let sector_size = if kind.ends_with("4096") { 4096 } else { 512 };
+            vhdx(kind).convert(&raw_image(&guest), &target).unwrap();
+            let mut padded = guest;
+            padded.resize(len.next_multiple_of(sector_size), 0);
+            assert_read_by_us(&target, &padded, kind);
+            if sector_size == 512 {
+                check_with_qemu_as("vhdx", &target);
+                assert_same(&read_with_qemu(&target, &["-f", "vhdx"]), &padded, &format!("{kind}, {len}"));
+            }
+        }
+    }
+}
+
+/// A fixed disk is the disk, what the document asks for, and nothing more; qemu-img's has holes of its own.
+#[test]
+fn fixed_disks_are_as_long_as_they_must_be() {
+    let dir = TempDir::new();
+    let target = dir.join("ours.vhdx");
+    for size in [MIB, 3 * MIB, 12 * MIB, 12 * MIB + 512] {
+        vhdx("subformat=fixed").convert(&raw_image(&vec![1; size as usize]), &target).unwrap();
+        let len = fs::metadata(&target).unwrap().len();
+        assert_eq!(len, size.next_multiple_of(MIB) + 4 * MIB, "{size}");
+    }
+}
+
+#[test]
+fn what_qemu_writes() {
+    needs_qemu!("the VHDXs that qemu-img writes");
+    for kind in [
+        "",
+        "subformat=fixed",
+        "subformat=fixed,block_state_zero=off",
+        "block_state_zero=off,block_size=1M",
+        "block_size=64M,log_size=3M",
+    ] {
+        for (what, guest) in guests(512) {
+            let dir = TempDir::new();
+            let what = format!("{kind}, {what}");
+            let source = dir.file("source.raw", &guest);
+            let image = dir.join("theirs.vhdx");
+            let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"convert", &"-f", &"raw", &"-O", &"vhdx"];
+            if !kind.is_empty() {
+                args.extend([&"-o" as &dyn AsRef<std::ffi::OsStr>, &kind]);
+            }
+            args.extend([&source as &dyn AsRef<std::ffi::OsStr>, &image]);
+            qemu_img(&args);
+            // Whatever it does with the size.
+            assert_same(&read_with_qemu(&image, &["-f", "vhdx"]), &guest, &what);
+            assert_read_by_us(&image, &guest, &what);
+        }
+    }
+}
+
+/// Blocks in the order in which they were written to.
+#[test]
+fn changed_in_place() {
+    needs_qemu!("the VHDXs that qemu-io writes");
+    let dir = TempDir::new();
+    for (seed, kind) in
+        ["block_size=1M", "block_size=4M,block_state_zero=off", "subformat=fixed"].into_iter().enumerate()
+    {
+        for by_us in [false, true] {
+            let what = format!("{kind}, by us: {by_us}");
+            let size = (30 << 20) + 512;
+            let image = dir.join("image.vhdx");
+            if by_us {
+                vhdx(kind).convert(&raw_image(&Pattern::Sparse.make(size)), &image).unwrap();
+            } else {
+                qemu_img(&[&"create", &"-q", &"-f", &"vhdx", &"-o", &kind, &image, &size.to_string()]);
+            }
+            qemu_io_as("vhdx", &image, &write_commands(size as u64, seed as u64 + 60, 20));
+            check_with_qemu_as("vhdx", &image);
+            let opened = Image::open(&image).unwrap();
+            assert_same(&content(&opened).unwrap(), &read_with_qemu(&image, &["-f", "vhdx"]), &what);
+            // It may leave room between blocks.
+            let report = OpenOptions::new().check(&image).unwrap();
+            assert_eq!(report.corruptions, 0, "{what}: {:?}", report.messages);
+        }
+    }
+}
+
+/// qemu refuses to read an image whose log has to be replayed before it has written to it; we read it as it is. 7-Zip, dissect and
+/// libvhdi are not asked: they do not replay logs.
+#[test]
+fn a_log_that_windows_left() {
+    needs_qemu!("a log that Windows left");
+    let dir = TempDir::new();
+    let path = unpack_to(&dir, "vhdx-log-replay.vhdx");
+    assert_replayed_as_by_qemu(&path, "of Windows");
+}
+
+/// We read an image as it is as qemu does when it has repaired a copy.
+#[track_caller]
+fn assert_replayed_as_by_qemu(image: &Path, what: &str) {
+    let before = fs::read(image).unwrap();
+    let refused = output("qemu-img", &["info", "-f", "vhdx", image.to_str().unwrap()]);
+    assert!(!refused.status.success(), "{what}: qemu-img reads it");
+    let (repaired, flat) = (image.with_extension("repaired"), image.with_extension("raw"));
+    fs::copy(image, &repaired).unwrap();
+    qemu_img(&[&"check", &"-q", &"-r", &"all", &"-f", &"vhdx", &repaired]);
+    let opened = Image::open(image).unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert!(opened.info().dirty, "{what}");
+    raw().convert(&opened, &flat).unwrap();
+    qemu_img(&[&"compare", &"-q", &"-f", &"raw", &"-F", &"vhdx", &flat, &repaired]);
+    assert_same(&fs::read(image).unwrap(), &before, &format!("{what}: the source"));
+    let repaired = OpenOptions::new().format(format("vhdx")).open(&repaired).unwrap();
+    assert!(!repaired.info().dirty, "{what}");
+    assert_eq!(compare(&opened, &repaired).unwrap(), Comparison::Identical, "{what}");
+}
+
+/// Images of Windows over others of its: refused without their parents, and named.
+#[test]
+fn parents_of_windows() {
+    let dir = TempDir::new();
+    for (child, parent) in [("512-child.vhdx", "base.vhdx"), ("ntfs-differential.vhdx", "ntfs-parent.vhdx")] {
+        let path = unpack_to(&dir, child);
+        let error = Image::open(&path).err().unwrap();
+        assert_eq!(error.kind(), "reference", "{error}");
+        assert!(error.to_string().contains(parent), "{error}");
+        let opened = open_beside(&path).unwrap();
+        assert_eq!((opened.depth(), opened.info().warnings.len()), (2, 0), "{child}");
+        let guest = content(&opened).unwrap();
+        assert_others_read_chain(&[path, dir.join(parent)], &guest);
+        // Another disk of that name is not the parent.
+        let stranger = dir.join(parent);
+        vhdx("").create(guest.len() as u64, &stranger).unwrap();
+        let error = open_beside(&dir.join(child)).err().unwrap();
+        assert_eq!(error.kind(), "reference", "{error}");
+        let options = OpenOptions::new().references(References::Beside).allow_changed_backing(true);
+        options.open(dir.join(child)).unwrap();
+    }
+}
+
+/// A qcow2 image over one of ours.
+#[test]
+fn backing_files() {
+    needs_qemu!("qcow2 over VHDX");
+    let dir = TempDir::new();
+    let base_guest = Pattern::Islands.make(3 << 20);
+    for (seed, kind) in ["block_size=1M", "subformat=fixed"].into_iter().enumerate() {
+        let (base, overlay) = (dir.join("base.vhdx"), dir.join("overlay.qcow2"));
+        vhdx(kind).convert(&raw_image(&base_guest), &base).unwrap();
+        let guest = changed(&base_guest, base_guest.len(), seed as u64 + 70);
+        let converter = qcow2("").backing(Image::open(&base).unwrap(), "base.vhdx");
+        converter.convert(&raw_image(&guest), &overlay).unwrap();
+        assert_same(&read_with_qemu(&overlay, &["-f", "qcow2"]), &guest, kind);
+        assert_same(&content(&open_beside(&overlay).unwrap()).unwrap(), &guest, kind);
+    }
+}
+
+#[test]
+fn overlays_that_we_write() {
+    for (seed, (base_kind, kind)) in [
+        ("block_size=1M", ""),
+        ("subformat=fixed", "block_size=1M"),
+        ("", "block_size=32M"),
+        ("logical_sector_size=4096,block_size=1M", ""),
+        ("logical_sector_size=4096,subformat=fixed", "block_size=1M"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let dir = TempDir::new();
+        let what = format!("{kind} over {base_kind}");
+        let [base, overlay] = ["base.vhdx", "overlay.vhdx"].map(|name| dir.join(name));
+        let base_guest = Pattern::Islands.make((5 << 20) + 8192);
+        vhdx(base_kind).convert(&raw_image(&base_guest), &base).unwrap();
+        let guest = changed(&base_guest, base_guest.len(), seed as u64 + 50);
+        let converter = vhdx(kind).backing(Image::open(&base).unwrap(), "base.vhdx");
+        converter.convert(&raw_image(&guest), &overlay).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(open_beside(&overlay).unwrap().depth(), 2, "{what}");
+        assert_same(&content(&open_beside(&overlay).unwrap()).unwrap(), &guest, &what);
+        let report = OpenOptions::new().check(&overlay).unwrap();
+        assert_eq!((report.corruptions, report.leaks, &*report.messages), (0, 0, &[][..]), "{what}");
+        assert_others_read_chain(&[overlay, base], &guest);
+    }
+}
+
+/// All those that know parents read an image with its parents behind it.
+#[track_caller]
+fn assert_others_read_chain(chain: &[PathBuf], guest: &[u8]) {
+    for reader in [LIBYAL, DISSECT] {
+        if reader.is_there("VHDXs over others") {
+            reader.assert_reads_chain("vhdx", chain, guest);
+        }
+    }
+    if let Some(seven_zip) = find("VHDXs over others, 7-Zip reads", &["7zz", "7z"]) {
+        assert_same(&read_with_7zip(&seven_zip, "vhdx", &chain[0]), guest, &format!("{chain:?}"));
+    }
+}
+
+/// The images of the tests' own writer are what it takes them for: others read the same.
+mod made_up {
+    use super::*;
+
+    fn with_all_states(maker: Maker, sector_size: u64) -> Vhdx {
+        let mut random = Random::new(maker as u64 + sector_size);
+        let mut image = Vhdx::new(9 * MIB + 2 * sector_size, 2 * MIB, sector_size);
+        image.maker = maker;
+        image.blocks = [NOT_PRESENT, ZERO, UNMAPPED].map(Block::Without).to_vec();
+        image.blocks.extend((0..2).map(|_| Block::Full(vec![(512, random.bytes(70_000)), (MIB, random.bytes(4096))])));
+        image
+    }
+
+    #[test]
+    fn blocks() {
+        let dir = TempDir::new();
+        let mut images = Vec::new();
+        for (number, maker) in MAKERS.into_iter().enumerate() {
+            for sector_size in [512, 4096] {
+                let image = with_all_states(maker, sector_size);
+                let path = dir.join(&format!("{number}-{sector_size}.vhdx"));
+                image.write(&path);
+                images.push((path, over(Vec::new(), &image)));
+            }
+        }
+        for reader in [LIBYAL, DISSECT] {
+            if reader.is_there("made-up VHDXs, libvhdi and dissect read") {
+                reader.assert_reads("vhdx", &images);
+            }
+        }
+        if let Some(seven_zip) = find("made-up VHDXs, 7-Zip reads", &["7zz", "7z"]) {
+            for (path, guest) in &images {
+                assert_same(&read_with_7zip(&seven_zip, "vhdx", path), guest, &path.display().to_string());
+            }
+        }
+        needs_qemu!("made-up VHDXs, qemu-img reads");
+        for (path, guest) in images.iter().filter(|(path, _)| path.to_str().unwrap().ends_with("512.vhdx")) {
+            check_with_qemu_as("vhdx", path);
+            assert_same(&read_with_qemu(path, &["-f", "vhdx"]), guest, &path.display().to_string());
+        }
+    }
+
+    /// Images of which each lies over the one before it.
+    fn layers(seed: u64, count: u64, sector_size: u64) -> Vec<Vhdx> {
+        let mut random = Random::new(seed);
+        let layers = (0..count).map(|depth| {
+            let mut image = layer(&mut random, 4 * MIB, MIB, sector_size, depth > 0);
+            // It is a state of an earlier version of the document.
+            image.blocks.retain(|block| !matches!(block, Block::Without(OLD_UNMAPPED)));
+            image
+        });
+        layers.collect()
+    }
+
+    #[test]
+    fn parents() {
+        for seed in 0..4 {
+            let dir = TempDir::new();
+            let chain = chain(&dir, layers(seed + 30, 2, [512, 4096][seed as usize % 2]));
+            let paths: Vec<_> = chain.paths.iter().rev().cloned().collect();
+            assert_others_read_chain(&paths, &chain.guest);
+        }
+    }
+
+    /// Of three layers dissect reads too few bytes of the second bitmap, 7-Zip takes some for a circle, and libvhdi is wrong
+    /// about some sectors of 4096 bytes.
+    #[test]
+    fn parents_of_parents() {
+        if !LIBYAL.is_there("made-up VHDXs of three layers, libvhdi reads") {
+            return;
+        }
+        for seed in [38, 40, 42, 44] {
+            let dir = TempDir::new();
+            let chain = chain(&dir, layers(seed, 3, 512));
+            let paths: Vec<_> = chain.paths.iter().rev().cloned().collect();
+            LIBYAL.assert_reads_chain("vhdx", &paths, &chain.guest);
+        }
+    }
+
+    #[test]
+    fn logs() {
+        needs_qemu!("made-up logs, qemu-img replays");
+        let dir = TempDir::new();
+        let path = dir.join("image.vhdx");
+        for (what, start, done) in [("from the start", 0, 0), ("over the end", MIB - 8192, 0), ("with a tail", 4096, 1)]
+        {
+            let image = with_all_states(Maker::Windows, 512);
+            let places = image.write(&path);
+            let log = Log {
+                start,
+                done,
+                ..Log::new(vec![
+                    vec![Change::Write(places.bat, vec![0; 4096])],
+                    vec![Change::Wipe(places.metadata..places.metadata + 64 * KIB)],
+                    vec![Change::Move(places.metadata), Change::Clear(places.bat + 4096..places.bat + 16 * KIB)],
+                    vec![Change::Move(places.bat), Change::Move(places.metadata + 64 * KIB)],
+                ])
+            };
+            log.write(&path, &image, &places);
+            assert_replayed_as_by_qemu(&path, what);
+            assert_same(&content(&Image::open(&path).unwrap()).unwrap(), &over(Vec::new(), &image), what);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Logs to be replayed: what is in them is read as if it were in its place, and the file stays as it is.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::{SECTORS, assert_reads, assert_sound, chain, error, layer, over, pieces};
+use crate::support::pattern::Random;
+use crate::support::vhdx::{Block, Change, KIB, Log, MIB, Places, Vhdx, ZERO, seal};
+use crate::support::{TempDir, assert_same};
+use diskimage::OpenOptions;
+
+/// An image with data, whose BAT and metadata are in the log and nowhere else.
+fn dirty(path: &Path, sector_size: u64) -> (Vhdx, Places) {
+    let mut random = Random::new(sector_size);
+    let mut image = Vhdx::new(4 * MIB + 4096, MIB, sector_size);
+    image.blocks = (0..5).map(|_| Block::Full(pieces(&mut random, MIB))).collect();
+    image.blocks[2] = Block::Without(ZERO);
+    let places = image.write(path);
+    (image, places)
+}
+
+/// Opening and reading leaves the file as it is, and `info` tells of the log.
+#[track_caller]
+fn assert_replays(path: &Path, guest: &[u8], what: &str) {
+    let before = fs::read(path).unwrap();
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+    assert_reads(path, guest, what);
+    let info = OpenOptions::new().inspect(path).unwrap().info;
+    assert!(info.dirty && info.warnings.iter().any(|warning| warning.contains("log")), "{what}: {info:?}");
+    assert_sound(path, what);
+    assert_same(&fs::read(path).unwrap(), &before, &format!("{what}: the source"));
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn logs_are_replayed() {
+    let dir = TempDir::new();
+    let path = dir.join("image.vhdx");
+    for sector_size in SECTORS {
+        let tables = |places: &Places| {
+            // What the metadata and the BAT have, and the region table.
+            let metadata = [places.metadata, places.metadata + 64 * KIB].map(Change::Move);
+            let zeros = Change::Clear(places.bat + 4096..places.bat + 64 * KIB);
+            let regions = (0..32).map(|sector| Change::Move(192 * KIB + sector * 4096));
+            (metadata.into_iter().chain([Change::Move(places.bat), zeros]), regions)
+        };
+        let ring = |places: &Places| places.log.end - places.log.start;
+        type Make = fn(&Places) -> Log;
+        let variants: [(&str, Make); 8] = [
+            ("as it is", |_| Log::new(Vec::new())),
+            ("over the end of the ring", |places| Log {
+                start: places.log.end - places.log.start - 8192,
+                ..Log::new(Vec::new())
+            }),
+            ("high numbers", |_| Log { sequence: (7 << 32) - 1, ..Log::new(Vec::new()) }),
+            ("a tail behind the first entry", |places| Log {
+                done: 1,
+                ..Log::new(vec![vec![Change::Write(places.blocks[0], vec![9; 4096])]])
+            }),
+            ("an entry without changes", |_| Log::new(vec![Vec::new()])),
+            ("earlier changes of the same", |places| {
+                Log::new(vec![vec![
+                    Change::Write(places.bat, vec![0xff; 4096]),
+                    Change::Wipe(places.metadata..places.metadata + 128 * KIB),
+                ]])
+            }),
+            ("zeros over an earlier one", |places| {
+                Log::new(vec![vec![Change::Write(places.bat + 8192, vec![0xff; 4096])]])
+            }),
+            ("amid the ring", |_| Log { start: 4096 * 7, ..Log::new(Vec::new()) }),
+        ];
+        for (what, make) in variants {
+            let what = format!("{what}, sectors of {sector_size}");
+            let (image, places) = dirty(&path, sector_size);
+            let guest = over(Vec::new(), &image);
+            let mut log = make(&places);
+            let (metadata, regions) = tables(&places);
+            log.entries.push(metadata.collect());
+            log.entries.push(regions.collect());
+            let offsets = log.write(&path, &image, &places);
+            assert!(offsets.iter().all(|at| *at < ring(&places)), "{what}");
+            assert_replays(&path, &guest, &what);
+        }
+    }
+}
+
+/// Sequences that are older, and one that was being written when the power failed.
+#[test]
+fn only_the_active_sequence_counts() {
+    let dir = TempDir::new();
+    let path = dir.join("image.vhdx");
+    let (image, places) = dirty(&path, 512);
+    let guest = over(Vec::new(), &image);
+    let wrong = || vec![Change::Write(places.bat, vec![0xff; 4096])];
+    let right = || vec![Change::Move(places.bat)];
+    // An older one of this log, behind the place of the newer one.
+    for older_at in [400 << 10, 0] {
+        image.write(&path);
+        Log { start: older_at, sequence: 5, ..Log::new(vec![wrong(), wrong()]) }.write(&path, &image, &places);
+        Log { start: 200 << 10, sequence: 8, ..Log::new(vec![right()]) }.write(&path, &image, &places);
+        assert_replays(&path, &guest, "older");
+    }
+    // One with a higher number whose tail is in the older one, which is not its predecessor.
+    image.write(&path);
+    Log { sequence: 5, ..Log::new(vec![right()]) }.write(&path, &image, &places);
+    let mut file = fs::read(&path).unwrap();
+    let log = places.log.start as usize;
+    let stray = [file[log..log + 12].to_vec(), vec![0; 4]].concat();
+    let mut entry = [&stray[..], &9u64.to_le_bytes(), &[0; 8], &file[log + 32..log + 64]].concat();
+    entry[8..12].copy_from_slice(&4096u32.to_le_bytes());
+    entry.resize(4096, 0);
+    file[log + (100 << 10)..][..4096].copy_from_slice(&seal(entry));
+    fs::write(&path, file).unwrap();
+    assert_replays(&path, &guest, "a stray entry");
+    // The last entry was torn.
+    image.write(&path);
+    Log { torn: true, ..Log::new(vec![right(), wrong()]) }.write(&path, &image, &places);
+    assert_replays(&path, &guest, "torn");
+    // Entries of another log, which lie where this one continues.
+    image.write(&path);
+    Log { sequence: 1, ..Log::new(vec![wrong(), wrong()]) }.write(&path, &image, &places);
+    let mut file = fs::read(&path).unwrap();
+    let entries = places.log.start as usize..places.log.start as usize + (64 << 10);
+    for at in entries.step_by(4096).filter(|at| file[*at..].starts_with(b"loge")).collect::<Vec<_>>() {
+        file[at + 40] ^= 1;
+        let entry = seal(file[at..at + 8192].to_vec());
+        file[at..at + 8192].copy_from_slice(&entry);
+    }
+    fs::write(&path, file).unwrap();
+    Log::new(vec![right()]).write(&path, &image, &places);
+    assert_replays(&path, &guest, "another log");
+}
+
+#[test]
+fn a_log_makes_the_file_longer() {
+    let dir = TempDir::new();
+    let path = dir.join("image.vhdx");
+    let (image, places) = dirty(&path, 512);
+    // The last block is all zeros, and the file does not reach it yet. Blocks are stored from the last to the first.
+    let mut image = image;
+    image.blocks[0] = Block::Full(Vec::new());
+    image.write(&path);
+    let guest = over(Vec::new(), &image);
+    let log = Log::new(vec![vec![Change::Move(places.bat)]]);
+    let shorten = || File::options().write(true).open(&path).unwrap().set_len(places.len - MIB).unwrap();
+    Log { flushed: Some(places.len - MIB), ..log.clone() }.write(&path, &image, &places);
+    shorten();
+    assert_replays(&path, &guest, "longer by LastFileOffset");
+    // Some bytes of it are in the log.
+    image.blocks[0] = Block::Full(vec![(8192, vec![5; 4096])]);
+    let guest = over(Vec::new(), &image);
+    image.write(&path);
+    let moved = Change::Move(places.blocks[0] + 8192);
+    let shorter = Some(places.len - MIB);
+    Log { flushed: shorter, ..Log::new(vec![vec![moved, Change::Move(places.bat)]]) }.write(&path, &image, &places);
+    shorten();
+    assert_replays(&path, &guest, "longer by a descriptor");
+    // A file that was longer when the entry was written has lost something.
+    image.write(&path);
+    log.write(&path, &image, &places);
+    shorten();
+    let error = error(&path);
+    assert!(matches!(error.kind(), "out-of-bounds" | "invalid-field"), "{error}");
+    assert!(error.to_string().contains("FlushedFileOffset"), "{error}");
+}
+
+#[test]
+fn logs_without_a_valid_sequence() {
+    let dir = TempDir::new();
+    let path = dir.join("image.vhdx");
+    let (image, places) = dirty(&path, 512);
+    let entry = || vec![Change::Move(places.bat)];
+    let spoil = |at: u64, bytes: &[u8]| {
+        File::options().write(true).open(&path).unwrap().write_all_at(bytes, places.log.start + at).unwrap();
+    };
+    Log::new(Vec::new()).write(&path, &image, &places);
+    assert!(matches!(error(&path).kind(), "invalid-field"), "no entries");
+    for (at, bytes) in [
+        (0, b"LOGE"),
+        (4, &[1; 4]),
+        (8, &[0; 4]),
+        (8, &[0xff; 4]),
+        (12, &[0xff; 4]),
+        (16, &[9; 4]),
+        (24, &[0xff; 4]),
+        (32, &[9; 4]),
+        (64, b"DESC"),
+        (80, &[1; 4]),
+        (88, &[9; 4]),
+        (4096, b"DATA"),
+        (4100, &[9; 4]),
+        (8188, &[9; 4]),
+    ] {
+        image.write(&path);
+        Log::new(vec![entry()]).write(&path, &image, &places);
+        crate::support::open_beside(&path).unwrap();
+        spoil(at, bytes);
+        let error = error(&path);
+        assert_eq!(error.kind(), "invalid-field", "{at}: {error}");
+        let checked = OpenOptions::new().check(&path);
+        assert!(checked.is_err() || checked.is_ok_and(|report| report.corruptions > 0), "{at}");
+    }
+    // The tail is not in the sequence.
+    image.write(&path);
+    Log { start: 4096, ..Log::new(vec![entry()]) }.write(&path, &image, &places);
+    let mut sector = fs::read(&path).unwrap()[places.log.start as usize + 4096..][..8192].to_vec();
+    sector[12..16].fill(0);
+    spoil(4096, &seal(sector));
+    assert_eq!(error(&path).kind(), "invalid-field");
+}
+
+/// In the middle of a chain: what is over it and under it is read through it.
+#[test]
+fn a_log_in_the_middle_of_a_chain() {
+    for seed in 0..4 {
+        let dir = TempDir::new();
+        let mut random = Random::new(seed + 100);
+        let sector_size = SECTORS[seed as usize % 2];
+        let size = 5 * MIB + 4096;
+        let layers = (0..3).map(|depth| layer(&mut random, size, MIB, sector_size, depth > 0)).collect();
+        let chain = chain(&dir, layers);
+        let (image, places) = &chain.images[1];
+        let mut changes = vec![Change::Move(places.metadata), Change::Move(places.metadata + 64 * KIB)];
+        changes.push(Change::Move(places.bat / 4096 * 4096));
+        changes.push(Change::Move(places.bitmap_entry(0) / 4096 * 4096));
+        if places.bitmaps[0] != 0 {
+            changes.push(Change::Move(places.bitmaps[0]));
+        }
+        Log::new(vec![changes]).write(&chain.paths[1], image, places);
+        let before = fs::read(&chain.paths[1]).unwrap();
+        assert_reads(chain.top(), &chain.guest, &format!("seed {seed}"));
+        assert_same(&fs::read(&chain.paths[1]).unwrap(), &before, "the source");
+        let opened = crate::support::open_beside(chain.top()).unwrap();
+        let dirty: Vec<_> = opened.infos().map(|info| info.dirty).collect();
+        assert_eq!(dirty, [false, true, false], "seed {seed}");
+    }
+}
