@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::bat::{Bat, Payload};
 use super::structure::Structure;
 use super::{MIB, field};
-use crate::bits::{self, BitOrder};
+use crate::bits::BitSet;
 use crate::error::{Error, Problem, Result};
 use crate::format::{CheckReport, OpenContext};
 use crate::io::ReadAt;
@@ -27,7 +27,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
 fn examine(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let bat = Bat::new(structure)?;
     let mut report = CheckReport { total_clusters: bat.blocks, ..CheckReport::default() };
-    // A writer that was killed leaves the one header like that, and the log. Region tables are not written to.
+    // A writer that was killed leaves a header and the log like that, but no region table: it writes those through the log.
     for note in structure.notes() {
         report.say("Note", || note);
     }
@@ -36,7 +36,14 @@ fn examine(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
     }
     match Places::new(structure, cx) {
         Ok(places) => {
-            Examination { bat: &bat, places, report: &mut report, next: None, first_block: u64::MAX }.run()?
+            let mut examination =
+                Examination { bat: &bat, places, report: &mut report, next: None, first_block: u64::MAX };
+            examination.blocks()?;
+            // A fixed file keeps room for every block, whatever the states of the blocks are (2.6.2.1); qemu writes zero
+            // blocks like that, which name no place.
+            if !structure.metadata.leave_blocks_allocated {
+                examination.gaps();
+            }
         }
         Err(error @ Error::Limit { .. }) => {
             report.check_errors += 1;
@@ -58,12 +65,11 @@ struct Examination<'a> {
 }
 
 impl Examination<'_> {
-    fn run(mut self) -> Result<()> {
+    fn blocks(&mut self) -> Result<()> {
         for chunk in 0..self.bat.chunks() {
             let partial = self.payload_blocks(chunk)?;
             self.sector_bitmap(chunk, partial)?;
         }
-        self.gaps();
         Ok(())
     }
 
@@ -125,7 +131,7 @@ impl Examination<'_> {
         let end = place.saturating_add(len).min(self.places.file_len);
         self.first_block = self.first_block.min(place);
         self.report.image_end_offset = self.report.image_end_offset.max(end);
-        if let Some(offset) = self.places.take(place..end) {
+        if let Some(offset) = self.places.take(&(place..end)) {
             let places = &self.places;
             self.report.corruption(|| {
                 let with = places.what_is_at(offset);
@@ -135,7 +141,7 @@ impl Examination<'_> {
     }
 
     /// Looks for space that nothing uses.
-    fn gaps(&mut self) {
+    fn gaps(self) {
         let first_block = self.first_block;
         for gap in self.places.gaps() {
             // Writers leave room before the first block, for tables to grow: qemu, up to 4 MiB.
@@ -156,10 +162,10 @@ struct Places {
     file_len: u64,
     /// Where everything but the blocks is.
     known: Vec<(Range<u64>, &'static str)>,
-    /// A bit for each MiB, the lowest first.
-    taken: Vec<u8>,
-    /// The same for what entries keep, though it is not in use.
-    kept: Vec<u8>,
+    /// The MiB that are in use.
+    taken: BitSet,
+    /// Those that entries keep, though they are not in use.
+    kept: BitSet,
 }
 
 impl Places {
@@ -171,25 +177,33 @@ impl Places {
     /// When the file is so long that the bits need more memory than there is.
     fn new(structure: &Structure, cx: &OpenContext<'_>) -> Result<Places> {
         let file_len = structure.file_len;
-        let bytes = file_len.div_ceil(MIB).div_ceil(8);
+        let bound = file_len.div_ceil(MIB);
         let Field { format, at, .. } = field("file", 0);
-        cx.budget.take(bytes.saturating_mul(2), format, "the bits of what is taken of the file", at)?;
-        let bits = vec![0; bytes as usize];
-        let mut places = Places { file_len, known: structure.ranges().collect(), taken: bits.clone(), kept: bits };
-        for (range, _) in &places.known {
-            set(&mut places.taken, range.clone());
+        cx.budget.take(2 * bound.div_ceil(8), format, "the bits of what is taken of the file", at)?;
+        let known: Vec<_> = structure.ranges().collect();
+        let mut places = Places { file_len, known: Vec::new(), taken: BitSet::new(bound), kept: BitSet::new(bound) };
+        for (range, _) in &known {
+            places.take(range);
         }
-        Ok(places)
+        Ok(Places { known, ..places })
     }
 
     /// Takes a range, and tells which byte of it begins what was taken before.
-    fn take(&mut self, range: Range<u64>) -> Option<u64> {
-        set(&mut self.taken, range)
+    fn take(&mut self, range: &Range<u64>) -> Option<u64> {
+        let mut first = None;
+        for mib in range.start / MIB..range.end.div_ceil(MIB) {
+            if self.taken.insert(mib) == Some(true) {
+                first = first.or(Some(mib * MIB));
+            }
+        }
+        first
     }
 
     /// Notes that the `len` bytes at `place` are kept, as far as they are in the file.
     fn keep(&mut self, place: u64, len: u64) {
-        set(&mut self.kept, place..place.saturating_add(len).min(self.file_len));
+        for mib in place / MIB..place.saturating_add(len).min(self.file_len).div_ceil(MIB) {
+            self.kept.insert(mib);
+        }
     }
 
     fn what_is_at(&self, offset: u64) -> &'static str {
@@ -197,14 +211,14 @@ impl Places {
     }
 
     /// What is neither taken nor kept, in whole MiB.
-    fn gaps(&self) -> impl Iterator<Item = Range<u64>> {
-        let used: Vec<_> = self.taken.iter().zip(&self.kept).map(|(taken, kept)| taken | kept).collect();
-        let end = self.file_len / MIB;
+    fn gaps(self) -> impl Iterator<Item = Range<u64>> {
+        let Places { file_len, taken: mut used, kept, .. } = self;
+        used.add(&kept);
         let mut at = 0;
         iter::from_fn(move || {
-            while at < end {
+            while at < file_len / MIB {
                 let start = at;
-                let (is_used, next) = bits::run(&used, BitOrder::LowestFirst, start, end);
+                let (is_used, next) = used.run(start, file_len / MIB);
                 at = next;
                 if !is_used {
                     return Some(start * MIB..next * MIB);
@@ -213,20 +227,6 @@ impl Places {
             None
         })
     }
-}
-
-/// Sets the bits of a range, and tells where the first one is that was set before.
-fn set(bits: &mut [u8], range: Range<u64>) -> Option<u64> {
-    let mut first = None;
-    for mib in range.start / MIB..range.end.div_ceil(MIB) {
-        let Some(byte) = bits.get_mut((mib / 8) as usize) else { break };
-        let bit = 1 << (mib % 8);
-        if *byte & bit != 0 {
-            first = first.or(Some(mib * MIB));
-        }
-        *byte |= bit;
-    }
-    first
 }
 
 #[cfg(test)]

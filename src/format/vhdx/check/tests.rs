@@ -76,6 +76,16 @@ fn verdicts_on_disks_without_a_parent() {
     }
 }
 
+#[test]
+fn a_fixed_file_has_room_for_blocks_without_a_place() {
+    let mut structure = Sample::new(2 * MIB, false, &[full(4), ZERO, 0, full(4)], 16 * MIB).structure();
+    for (fixed, leaks) in [(false, 5), (true, 0)] {
+        structure.metadata.leave_blocks_allocated = fixed;
+        let report = report_of(&structure, 1 << 20);
+        assert_eq!((report.corruptions, report.leaks, report.check_errors), (1, leaks, 0), "{:?}", report.messages);
+    }
+}
+
 /// Chunks of 16 blocks.
 #[test]
 fn verdicts_on_sector_bitmap_blocks() {
@@ -140,7 +150,8 @@ fn what_a_killed_writer_leaves_is_noted() {
     structure.replay = Some(Replay { entries: 5, bytes: 4096 });
     let report = report_of(&structure, 1 << 20);
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
-    let replay = "Note: changes in the log are not in the file yet; it is read with them, and stays as it is";
+    let replay =
+        "Note: the log has to be replayed; the image is read with the changes in it, and the file stays as it is";
     assert_eq!(report.messages, ["Note: a header", replay]);
 
     structure.table_warning = Some("a table".to_owned());
