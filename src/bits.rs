@@ -1,4 +1,4 @@
-//! Runs of equal bits in a bitmap.
+//! Bits: runs of equal ones in a bitmap, and sets of numbers with a bit for each.
 
 /// Which bit of a byte comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +30,63 @@ pub(crate) fn run(bytes: &[u8], order: BitOrder, index: u64, end: u64) -> (bool,
     (first, at.min(end))
 }
 
+/// A set of numbers below some bound, with a bit for each of those.
+#[derive(Clone, Debug)]
+pub(crate) struct BitSet(Vec<u8>);
+
+impl BitSet {
+    /// The empty set, for numbers below `bound`. It has `bound / 8` bytes.
+    pub fn new(bound: u64) -> BitSet {
+        BitSet(vec![0; bound.div_ceil(8) as usize])
+    }
+
+    /// Numbers below it are not too large.
+    pub fn bound(&self) -> u64 {
+        self.0.len() as u64 * 8
+    }
+
+    pub fn contains(&self, number: u64) -> bool {
+        self.0.get((number / 8) as usize).is_some_and(|byte| byte >> (number % 8) & 1 != 0)
+    }
+
+    /// Adds a number, and tells whether it was there; nothing for one that is too large.
+    pub fn insert(&mut self, number: u64) -> Option<bool> {
+        let byte = self.0.get_mut((number / 8) as usize)?;
+        let bit = 1 << (number % 8);
+        let was = *byte & bit != 0;
+        *byte |= bit;
+        Some(was)
+    }
+
+    /// Adds the numbers of a set with the same bound.
+    pub fn add(&mut self, other: &BitSet) {
+        self.0.iter_mut().zip(&other.0).for_each(|(byte, other)| *byte |= other);
+    }
+
+    /// Whether `number` is there, and the first one after it, below `end`, of which the opposite holds; see [`run`].
+    pub fn run(&self, number: u64, end: u64) -> (bool, u64) {
+        run(&self.0, BitOrder::LowestFirst, number, end)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn sets_of_numbers() {
+        let (mut set, mut other) = (BitSet::new(20), BitSet::new(20));
+        assert_eq!(
+            [3, 23, 3, 24, 0].map(|number| set.insert(number)),
+            [Some(false), Some(false), Some(true), None, Some(false)]
+        );
+        assert_eq!((set.bound(), other.insert(4), other.insert(5)), (24, Some(false), Some(false)));
+        set.add(&other);
+        assert!((0..30).filter(|number| set.contains(*number)).eq([0, 3, 4, 5, 23]));
+        assert_eq!([0, 1, 3, 6].map(|number| set.run(number, 22)), [(true, 1), (false, 3), (true, 6), (false, 22)]);
+    }
 
     proptest! {
         #[test]

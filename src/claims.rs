@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use crate::bits::BitSet;
 use crate::error::{Error, Problem, Result};
 use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::sparse::SparseRead;
@@ -28,8 +29,8 @@ pub(crate) struct Claims {
 #[derive(Debug)]
 struct FileClaims {
     len: u64,
-    metadata: Bits,
-    data: Bits,
+    metadata: BitSet,
+    data: BitSet,
     /// Units that are used more than once, with how often.
     shared: HashMap<u64, u64>,
     shared_uses: usize,
@@ -73,7 +74,7 @@ impl Claims {
         let problem = if let ExtentKind::Data(_) = extent.kind {
             let references = |offset| if at.file == FileId::default() { reader.references(offset) } else { 1 };
             file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &references)
-        } else if file.metadata.get(at.offset / unit) {
+        } else if file.metadata.contains(at.offset / unit) {
             Some("metadata")
         } else {
             // Payloads share units with each other, but none is used twice.
@@ -85,15 +86,15 @@ impl Claims {
 
 impl FileClaims {
     fn new(len: u64, units: u64) -> FileClaims {
-        let (metadata, data) = (Bits::new(units), Bits::new(units));
+        let (metadata, data) = (BitSet::new(units), BitSet::new(units));
         FileClaims { len, metadata, data, shared: HashMap::new(), shared_uses: 0, untracked: 0 }
     }
 
     /// Whether nothing claimed any of it before.
     fn claim_metadata(&mut self, unit: u64, range: Range<u64>) -> bool {
         let mut free = true;
-        for index in range.start / unit..range.end.div_ceil(unit).min(self.metadata.len()) {
-            free &= self.metadata.set(index) != Some(true);
+        for index in range.start / unit..range.end.div_ceil(unit).min(self.metadata.bound()) {
+            free &= self.metadata.insert(index) != Some(true);
         }
         free
     }
@@ -101,11 +102,11 @@ impl FileClaims {
     fn claim_data(&mut self, unit: u64, range: Range<u64>, references: &dyn Fn(u64) -> u64) -> Option<&'static str> {
         // The part of a unit that the guest sees stands for the whole.
         let units = range.start / unit..range.end.div_ceil(unit);
-        for index in units.start..units.end.min(self.data.len()) {
-            if self.metadata.get(index) {
+        for index in units.start..units.end.min(self.data.bound()) {
+            if self.metadata.contains(index) {
                 return Some("metadata");
             }
-            if self.data.set(index) == Some(true) {
+            if self.data.insert(index) == Some(true) {
                 let uses = self.shared.entry(index).or_insert(1);
                 *uses += 1;
                 self.shared_uses += 1;
@@ -114,7 +115,7 @@ impl FileClaims {
                 }
             }
         }
-        let untracked = units.end.saturating_sub(units.start.max(self.data.len()));
+        let untracked = units.end.saturating_sub(units.start.max(self.data.bound()));
         self.untracked = self.untracked.saturating_add(untracked.saturating_mul(unit));
         (self.untracked > self.len).then_some("data of another guest range")
     }
@@ -128,7 +129,7 @@ impl FileClaims {
 #[derive(Debug, Default)]
 struct Payloads {
     exact: HashSet<Location>,
-    hashed: Option<Bits>,
+    hashed: Option<BitSet>,
     /// Bits that are set.
     set: u64,
     /// Bits that were found set.
@@ -153,7 +154,7 @@ impl Payloads {
         let place = at.offset ^ u64::from(at.file.0) << 40;
         let hash = place.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
         self.expected = self.expected.saturating_add(self.set);
-        match self.hashed.get_or_insert_with(|| Bits::new(Self::BITS)).set(hash) {
+        match self.hashed.get_or_insert_with(|| BitSet::new(Self::BITS)).insert(hash) {
             Some(true) => self.hits += 1,
             _ => self.set += 1,
         }
@@ -164,34 +165,6 @@ impl Payloads {
 fn overlap(reader: &dyn SparseRead, extent: &Extent, offset: u64, with: &'static str) -> Error {
     let field = format!("the mapping of guest offset {:#x}", extent.offset);
     Error::corrupt(reader.info().format, field, offset, Problem::Overlap { offset, with })
-}
-
-/// A set of small numbers.
-#[derive(Debug)]
-struct Bits(Vec<u64>);
-
-impl Bits {
-    fn new(len: u64) -> Bits {
-        Bits(vec![0; len.div_ceil(64) as usize])
-    }
-
-    /// Numbers below it are not too large.
-    fn len(&self) -> u64 {
-        self.0.len() as u64 * 64
-    }
-
-    fn get(&self, index: u64) -> bool {
-        self.0.get((index / 64) as usize).is_some_and(|word| word >> (index % 64) & 1 != 0)
-    }
-
-    /// Adds `index` and tells whether it was there; nothing for a number that is too large.
-    fn set(&mut self, index: u64) -> Option<bool> {
-        let word = self.0.get_mut((index / 64) as usize)?;
-        let bit = 1 << (index % 64);
-        let was = *word & bit != 0;
-        *word |= bit;
-        Some(was)
-    }
 }
 
 #[cfg(test)]

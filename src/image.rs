@@ -37,8 +37,10 @@ pub(crate) struct SourceFile {
     pub source: Arc<dyn ReadAt>,
     pub path: Option<PathBuf>,
     pub identity: Option<FileIdentity>,
-    /// Length in bytes when it was opened.
+    /// Length in bytes, as it is read.
     len: u64,
+    /// As it is stored, and its length in bytes when it was opened.
+    stored: (Arc<dyn ReadAt>, u64),
 }
 
 /// A run of guest bytes that all live in the same way, looked up through the whole chain.
@@ -254,7 +256,7 @@ impl Layer {
 impl SourceFile {
     pub fn new(source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<SourceFile> {
         let len = table::length(&*source)?;
-        Ok(SourceFile { source, path, identity: None, len })
+        Ok(SourceFile { stored: (source.clone(), len), source, path, identity: None, len })
     }
 
     pub fn opened(source: Arc<FileSource>, path: &Path) -> Result<SourceFile> {
@@ -271,11 +273,12 @@ impl SourceFile {
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let after = table::length(&*self.source)?;
-        if after == self.len {
+        let (stored, before) = &self.stored;
+        let after = table::length(&**stored)?;
+        if after == *before {
             return Ok(());
         }
-        Err(Error::Changed { before: self.len, after }.in_file_at(self.path.as_deref()))
+        Err(Error::Changed { before: *before, after }.in_file_at(self.path.as_deref()))
     }
 }
 

@@ -35,6 +35,13 @@ pub struct ImageInfo {
     pub specific: Vec<(&'static str, Value)>,
 }
 
+impl ImageInfo {
+    /// What only this format has, by its name.
+    pub(crate) fn property(&self, name: &str) -> Option<&Value> {
+        self.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+}
+
 /// Another file that an image names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -55,7 +55,7 @@
 //! image.rs    open.rs (chains, policy)      claims.rs
 //! format/     registry, raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/  (know nothing of each other, of convert, of Image)
 //! sparse.rs   extent.rs   info.rs   options.rs   identifiers.rs   limits.rs   codec.rs   zero.rs
-//! io/         ReadAt WriteAt  file mem pipe  table slices runs          name.rs   error.rs
+//! io/         ReadAt WriteAt  file mem pipe  table slices runs          name.rs   error.rs   bits.rs
 //! ```
 //!
 //! A format is one folder and two lines in `format/mod.rs`.

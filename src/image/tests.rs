@@ -137,3 +137,37 @@ fn missing_bytes_are_an_error_that_says_which() {
     assert!(matches!(&error, Error::Guest { range, .. } if *range == (50..70)), "{error}");
     assert_eq!(error.kind(), "io");
 }
+
+/// A reader that says its file is to be read as if it had 20 bytes.
+struct Longer(Fake);
+
+impl SparseRead for Longer {
+    fn info(&self) -> &ImageInfo {
+        self.0.info()
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        self.0.extent_at(offset)
+    }
+
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        Some(Arc::new(MemFile::from(vec![0; 20])))
+    }
+
+    fn map_unit(&self) -> Option<u64> {
+        None
+    }
+}
+
+#[test]
+fn a_file_that_became_as_long_as_it_is_read_has_changed() {
+    use crate::io::WriteAt;
+
+    let stored = Arc::new(MemFile::from(vec![0; 10]));
+    let reader = Longer(Fake(ImageInfo::default(), Vec::new()));
+    let file = SourceFile::new(stored.clone(), None).unwrap().seen_by(&reader).unwrap();
+    assert_eq!(file.source.size().unwrap(), 20);
+    file.check_unchanged().unwrap();
+    stored.set_len(20).unwrap();
+    assert!(matches!(file.check_unchanged(), Err(Error::Changed { before: 10, after: 20 })));
+}

@@ -31,8 +31,8 @@ impl OpenOptions {
         }
     }
 
-    /// Looks for the file that has an identity of the reference, among those with `extension` in the directory of `image`; where any file is
-    /// allowed also in the one above, since VirtualBox keeps snapshots in a directory below that of the disk.
+    /// Looks for the file that has an identity of the reference, among those with `extension` in the directory of `image`;
+    /// where any file is allowed also in the one above, since VirtualBox keeps snapshots in a directory below that of the disk.
     fn find_beside(&self, image: &Opened, reference: &Reference, extension: &str) -> Result<(PathBuf, FileSource)> {
         let here = image.path.with_file_name("");
         let mut candidates = files_of_extension(&here, extension)?;

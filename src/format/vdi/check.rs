@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::field;
 use super::header::{BLOCKS_ALLOCATED_AT, Header};
 use super::map::{BlockMap, Entry};
+use crate::bits::BitSet;
 use crate::error::{Error, Result};
 use crate::format::{CheckReport, OpenContext};
 use crate::io::ReadAt;
@@ -19,7 +20,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let map = BlockMap::new(file, header)?;
     let mut report = CheckReport { total_clusters: map.header.blocks.into(), ..CheckReport::default() };
     report.image_end_offset = map.header.data_offset;
-    match Used::new(map.room(), cx) {
+    match no_blocks(map.room(), cx) {
         Ok(used) => examine(&map, used, &mut report)?,
         Err(error @ Error::Limit { .. }) => {
             report.check_errors += 1;
@@ -30,7 +31,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     Ok(report)
 }
 
-fn examine(map: &BlockMap, mut used: Used, report: &mut CheckReport) -> Result<()> {
+fn examine(map: &BlockMap, mut used: BitSet, report: &mut CheckReport) -> Result<()> {
     let Header { blocks, blocks_allocated, .. } = map.header;
     // The number of the block before, and the largest one.
     let (mut previous, mut largest) = (None, None);
@@ -48,7 +49,7 @@ fn examine(map: &BlockMap, mut used: Used, report: &mut CheckReport) -> Result<(
             if let Err(error) = map.check(index, place, map.visible(index)) {
                 report.corruption(|| error.to_string());
                 missing = true;
-            } else if used.set(number) {
+            } else if used.insert(number.into()) == Some(true) {
                 report.corruption(|| {
                     format!("block {index} lies at file offset {place:#x}, where another one is already")
                 });
@@ -76,26 +77,13 @@ fn examine(map: &BlockMap, mut used: Used, report: &mut CheckReport) -> Result<(
     Ok(())
 }
 
-/// The blocks of the data area that are in use, a bit for each.
-struct Used(Vec<u64>);
-
-impl Used {
-    fn new(blocks: u64, cx: &OpenContext<'_>) -> Result<Used> {
-        // No entry has a larger number than fits in 32 bits.
-        let words = blocks.min(1 << 32).div_ceil(64);
-        let offset_field = field("offData", 344);
-        cx.budget.take(words * 8, offset_field.format, "the bits of blocks in use", offset_field.at)?;
-        Ok(Used(vec![0; words as usize]))
-    }
-
-    /// Notes a block, and tells whether it was noted before.
-    fn set(&mut self, number: u32) -> bool {
-        let Some(word) = self.0.get_mut(number as usize / 64) else { return false };
-        let bit = 1 << (number % 64);
-        let was = *word & bit != 0;
-        *word |= bit;
-        was
-    }
+/// Room for the blocks of the data area that are in use, a bit for each.
+fn no_blocks(blocks: u64, cx: &OpenContext<'_>) -> Result<BitSet> {
+    // No entry has a larger number than fits in 32 bits.
+    let blocks = blocks.min(1 << 32);
+    let offset_field = field("offData", 344);
+    cx.budget.take(blocks.div_ceil(8), offset_field.format, "the bits of blocks in use", offset_field.at)?;
+    Ok(BitSet::new(blocks))
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
         let problem = format!("the parent has {parent_size} bytes, and a disk over it cannot have {size}");
         return Err(refuse("backing_file", problem));
     }
-    let timestamp = match property(backing.info, "timestamp") {
+    let timestamp = match backing.info.property("timestamp") {
         Some(Value::Number(time)) => since_2000(*time),
         _ => 0,
     };
@@ -191,14 +191,10 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
 }
 
 fn parent_id(info: &ImageInfo) -> Option<Uuid> {
-    match property(info, "uuid") {
+    match info.property("uuid") {
         Some(Value::Text(text)) if info.format == FORMAT_NAME => parse_unique_id(&text.to_text()),
         _ => None,
     }
-}
-
-fn property<'a>(info: &'a ImageInfo, name: &str) -> Option<&'a Value> {
-    info.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// Checks a number that the format limits.

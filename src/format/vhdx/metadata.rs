@@ -22,7 +22,7 @@ pub(super) struct Metadata {
     pub leave_blocks_allocated: bool,
     /// Size of the disk in bytes: a multiple of the logical sector size, at most 64 TiB.
     pub virtual_disk_size: u64,
-    /// Identifies the disk to its guest (page 83). The same for parent and child.
+    /// Identifies the disk to its guest, in page 83h of its SCSI inquiry data. Parent and child have the same.
     pub virtual_disk_id: Uuid,
     /// 512 or 4096.
     pub logical_sector_size: u32,

@@ -20,8 +20,11 @@
 //! | what | read | written |
 //! |---|---|---|
 //! | fixed, dynamic | yes | yes |
-//! | differencing, the parent by relative path, volume path or absolute path, and by either linkage | yes | yes |
+//! | differencing | yes | yes |
+//! | the parent's path: relative, of a volume, absolute | yes, in this order | a relative one, or an absolute one |
+//! | the parent's identity: `parent_linkage`, and `parent_linkage2` while it is merged | yes | the first |
 //! | blocks of 1 to 256 MiB, disks up to 64 TiB | yes | yes |
+//! | a disk of no bytes | yes | refused: neither qemu nor 7-Zip opens it |
 //! | sectors of 512 and of 4096 bytes | yes | yes |
 //! | a log that has to be replayed | yes, in memory | the log is empty |
 //! | a header or a region table damaged | yes, by the other one, with a warning | |
@@ -46,8 +49,8 @@
 //!
 //! Regions are in the order of Windows: log, metadata, BAT, payload. The creator is that of this crate, since the document
 //! wants it to say who made the file, and nothing to depend on it. Blocks have the sizes that Windows gives them: 32 MiB in a
-//! dynamic image, whatever the size of the disk, and 2 MiB in others. In a fixed image they have 1 MiB where the disk is no multiple of 2 MiB, so that
-//! no file is longer than it has to be.
+//! dynamic image, whatever the size of the disk, and 2 MiB in others. In a fixed image they have 1 MiB where the disk is no
+//! multiple of 2 MiB, so that no file is longer than it has to be.
 //!
 //! # References
 //!
@@ -56,14 +59,14 @@
 //!
 //! | section | what | read | written |
 //! |---|---|---|---|
-//! | 2.2 | regions and blocks on a MiB, none in another | `region::parse_range`, `region::check_places` | `writer::regions` |
+//! | 2.2 | regions and blocks on a MiB, none in another | `region::parse_range`, `region::check_places`, `check::Places` | `writer::regions` |
 //! | 2.2.1 | file type identifier | `header::read_creator` | `header::encode_identifier` |
 //! | 2.2.2 | headers, and which is the current one | `Header::parse`, `header::current` | `Header::encode`, `Writer::finish` |
 //! | 2.2.3 | region table | `Regions::read`, `region::parse` | `Regions::encode` |
 //! | 2.3.1 | log entries | `Entry::read` | |
 //! | 2.3.1.1 | entry header | `Entry::parse` | |
 //! | 2.3.1.2, 2.3.1.3 | zero and data descriptors | `is_data_descriptor`, `Entry::descriptors` | |
-//! | 2.3.1.4 | data sectors | `Entry::has_data_sector`, `Overlay::sector` | |
+//! | 2.3.1.4 | data sectors | `entry::is_data_sector`, `Overlay::sector` | |
 //! | 2.3.2 | log sequences | `sequence::active` | |
 //! | 2.3.3 | log replay | `log::replay`, `Overlay::put` | |
 //! | 2.4 | payload blocks, sector bitmaps, chunks | `Metadata::chunk_ratio`, `Reader::partial` | `SectorBitmap` |

@@ -23,7 +23,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "block_size",
         values: "1M-256M",
-        help: "bytes that are allocated at once, a power of two; default 32M, and 2M for fixed and over a parent",
+        help: "bytes that are allocated at once, a power of two; default 32M, 2M over a parent, and 2M or 1M for fixed",
     },
     OptionSpec {
         name: "logical_sector_size",
@@ -44,7 +44,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "uuid",
         values: "UUID",
-        help: "the virtual disk id, from which all other GUIDs follow then; default random, and over a parent its",
+        help: "the virtual disk id (over a parent, its), and what all other GUIDs follow from; default random",
     },
     OptionSpec { name: "backing_file", values: "FILE", help: "the parent, a VHDX of the same size; not with fixed" },
     OptionSpec { name: "backing_fmt", values: "vhdx", help: "format of the parent" },
@@ -239,12 +239,11 @@ impl Parent {
         if info.format != FORMAT_NAME {
             return None;
         }
-        let property = |name| info.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
-        let guid = |name| match property(name) {
+        let guid = |name| match info.property(name) {
             Some(Value::Text(text)) => Uuid::try_parse(&text.to_text()).ok(),
             _ => None,
         };
-        let sector_size = |name| match property(name) {
+        let sector_size = |name| match info.property(name) {
             Some(Value::Number(size)) => u32::try_from(*size).ok(),
             _ => None,
         };
@@ -266,7 +265,7 @@ impl Parent {
 }
 
 /// A path with backslashes between directories, and the key that a locator has it by (2.6.2.6.3); `None` for one that UTF-16
-/// or Windows does not have.
+/// or Windows does not have. An absolute one is without the prefix that the document wants: here are no drives.
 fn windows_path(name: &Name) -> Option<(&'static str, String)> {
     let path = std::str::from_utf8(name.as_bytes()).ok().filter(|path| !path.contains('\\'))?;
     let windows = path.replace('/', "\\");

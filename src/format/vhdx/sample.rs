@@ -156,3 +156,12 @@ impl ReadAt for StoredFile {
         Ok(after.min_by_key(|range| range.start).map(|range| range.start.max(offset)..range.end))
     }
 }
+
+/// Bytes of `len`, of which the first are stated and the others are zeros.
+pub(super) fn from_hex(hex: &str, len: usize) -> Vec<u8> {
+    let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+    let mut bytes: Vec<u8> = digits.as_chunks().0.iter().map(|[high, low]| high << 4 | low).collect();
+    assert!(bytes.len() <= len);
+    bytes.resize(len, 0);
+    bytes
+}

@@ -66,7 +66,8 @@ impl Structure {
 
     /// What tells of a writer that did not come to its end, though it does not keep the image from being read.
     pub fn notes(&self) -> impl Iterator<Item = String> {
-        let replay = "changes in the log are not in the file yet; it is read with them, and stays as it is";
+        let replay =
+            "the log has to be replayed; the image is read with the changes in it, and the file stays as it is";
         let replay = self.replay.is_some().then(|| replay.to_owned());
         self.header_warning.iter().cloned().chain(replay)
     }

@@ -65,13 +65,3 @@ pub(super) fn seal(bytes: &mut [u8]) {
     let checksum = checksum(bytes).to_le_bytes();
     bytes.iter_mut().skip(4).zip(checksum).for_each(|(byte, value)| *byte = value);
 }
-
-/// Bytes of `len`, of which the first are stated and the others are zeros.
-#[cfg(test)]
-pub(super) fn from_hex(hex: &str, len: usize) -> Vec<u8> {
-    let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
-    let mut bytes: Vec<u8> = digits.as_chunks().0.iter().map(|[high, low]| high << 4 | low).collect();
-    assert!(bytes.len() <= len);
-    bytes.resize(len, 0);
-    bytes
-}

@@ -175,8 +175,7 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     };
     cx.check_backing_options(FORMAT_NAME)?;
     // A snapshot chain of VMDKs holds nothing else.
-    let cid = backing.info.specific.iter().find(|(key, _)| *key == "cid").map(|(_, value)| value);
-    match cid {
+    match backing.info.property("cid") {
         Some(crate::info::Value::Number(cid)) if backing.info.format == FORMAT_NAME => {
             Ok(Some(Parent { name: backing.name.clone(), cid: *cid as u32 }))
         }

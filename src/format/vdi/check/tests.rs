@@ -98,8 +98,8 @@ fn a_message_says_what_is_where() {
 #[test]
 fn bits_that_are_more_than_the_budget_are_not_taken() {
     let file = || image(&[0, FREE], 1, 65, 0);
-    assert_eq!(report_within(file(), 16), report(file()));
-    let report = report_within(file(), 15);
+    assert_eq!(report_within(file(), 9), report(file()));
+    let report = report_within(file(), 8);
     assert_eq!((report.check_errors, report.corruptions), (1, 0));
     assert!(report.messages[0].contains("the bits of blocks in use"), "{:?}", report.messages);
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use uuid::uuid;
 
 use super::*;
-use crate::format::vhdx::twin::from_hex;
+use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
 /// Of a differencing disk that Windows 10 made.

@@ -19,7 +19,7 @@ const SECTOR_SIGNATURE: &[u8; 4] = b"data";
 const HEADER_LEN: u64 = 64;
 const DESCRIPTOR_LEN: u64 = 32;
 
-/// A valid entry. There may be a million of them, so that it is small: its numbers are 32 bits in the log too.
+/// A valid entry. A log may have a million of them, so each is kept as small as it is there.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     /// Byte offset in the log.
@@ -57,6 +57,8 @@ pub(super) enum Update {
 pub(super) struct Data {
     /// Where the data sector is in the file.
     pub place: u64,
+    /// That of its entry.
+    pub sequence_number: u64,
     /// What that has a signature and the sequence number in place of, at its beginning and at its end (2.3.1.3).
     pub leading_bytes: [u8; 8],
     pub trailing_bytes: [u8; 4],
@@ -98,7 +100,7 @@ impl Entry {
             if index < entry.descriptor_sectors() {
                 let Some(count) = entry.count_data_descriptors(index, sector) else { return Ok(None) };
                 data_descriptors += count;
-            } else if !entry.has_data_sector(sector) {
+            } else if !is_data_sector(sector, entry.sequence_number) {
                 return Ok(None);
             }
             *offset = start + (index + 1) * SECTOR;
@@ -152,12 +154,6 @@ impl Entry {
         slots.filter(move |(at, _)| (from..end).contains(at))
     }
 
-    /// Whether a sector is a data sector of this entry (2.3.1.4).
-    fn has_data_sector(&self, sector: &Sector) -> bool {
-        let (high, low) = (LittleEndian::read_u32(&sector[4..]), LittleEndian::read_u32(&sector[4092..]));
-        sector.starts_with(SECTOR_SIGNATURE) && self.sequence_number == u64::from(high) << 32 | u64::from(low)
-    }
-
     /// Tells `each` the descriptors, in their order.
     pub fn descriptors(&self, ring: &mut Ring<'_>, mut each: impl FnMut(Descriptor) -> Result<()>) -> Result<()> {
         let mut data_offset = self.offset() + self.descriptor_sectors() * SECTOR;
@@ -174,7 +170,8 @@ impl Entry {
                 let update = if is_data {
                     let place = ring.place(data_offset);
                     data_offset += SECTOR;
-                    Update::Data(Data { place, leading_bytes: part(bytes, 8), trailing_bytes: part(bytes, 4) })
+                    let (leading_bytes, trailing_bytes) = (part(bytes, 8), part(bytes, 4));
+                    Update::Data(Data { place, sequence_number: self.sequence_number, leading_bytes, trailing_bytes })
                 } else {
                     Update::Zero { zero_length: LittleEndian::read_u64(&bytes[8..]) }
                 };
@@ -210,6 +207,12 @@ impl Entry {
     fn descriptor_sectors(&self) -> u64 {
         (HEADER_LEN + self.descriptor_count() * DESCRIPTOR_LEN).div_ceil(SECTOR)
     }
+}
+
+/// Whether a sector is a data sector of an entry with this number (2.3.1.4).
+pub(super) fn is_data_sector(sector: &Sector, sequence_number: u64) -> bool {
+    let (high, low) = (LittleEndian::read_u32(&sector[4..]), LittleEndian::read_u32(&sector[4092..]));
+    sector.starts_with(SECTOR_SIGNATURE) && sequence_number == u64::from(high) << 32 | u64::from(low)
 }
 
 /// Whether a valid descriptor of an entry with this number is a data descriptor, and not a zero descriptor (2.3.1.2, 2.3.1.3).

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::entry::Data;
+use super::entry::{Data, is_data_sector};
 use super::ring::SECTOR;
 use crate::error::Result;
 use crate::io::ReadAt;
@@ -99,10 +99,13 @@ impl Overlay {
         self.pieces.range(offset..).next().map_or(self.len, |(start, _)| *start)
     }
 
-    /// The sector of the file that a data sector stands for.
+    /// The sector of the file that a data sector stands for. A program that replays the log meanwhile may use its place again.
     fn sector(&self, data: Data) -> io::Result<[u8; SECTOR as usize]> {
         let mut sector = [0; SECTOR as usize];
         self.file.read_exact_at(&mut sector, data.place)?;
+        if !is_data_sector(&sector, data.sequence_number) {
+            return Err(io::Error::other(format!("the log has changed at file offset {:#x}", data.place)));
+        }
         sector[..8].copy_from_slice(&data.leading_bytes);
         sector[4092..].copy_from_slice(&data.trailing_bytes);
         Ok(sector)
@@ -110,10 +113,9 @@ impl Overlay {
 }
 
 impl ReadAt for Overlay {
-    /// A file that has changed its length since is not this one any more, and has the other length.
+    /// That of the file when it was replayed: whoever asks whether it has changed has to ask the stored file.
     fn size(&self) -> io::Result<u64> {
-        let stored_len = self.file.size()?;
-        Ok(if stored_len == self.stored_len { self.len } else { stored_len })
+        Ok(self.len)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -137,11 +139,13 @@ impl ReadAt for Overlay {
         Ok(len)
     }
 
-    /// Zeros of the log are holes, as is what lies behind the stored file.
+    /// Zeros of the log are holes, as is what lies behind the stored file. But a hostile log has a million pieces of zeros, and
+    /// each block of the disk may ask what follows: after a few pieces the next one counts as data.
     fn next_data(&self, mut offset: u64) -> io::Result<Option<Range<u64>>> {
+        const PIECES: usize = 32;
         // What is stored from `offset` on, once that has been asked for.
         let mut stored: Option<Range<u64>> = None;
-        loop {
+        for _ in 0..PIECES {
             match self.piece(offset) {
                 Some((_, Piece { end, content: Content::Data(_) })) => return Ok(Some(offset..end)),
                 Some((_, Piece { end, content: Content::Zeros })) => offset = end,
@@ -160,5 +164,7 @@ impl ReadAt for Overlay {
                 }
             }
         }
+        let end = self.piece(offset).map_or_else(|| self.next_piece(offset), |(_, piece)| piece.end);
+        Ok((offset < self.len).then_some(offset..end))
     }
 }

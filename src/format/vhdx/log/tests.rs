@@ -351,9 +351,39 @@ fn a_file_without_a_log_and_one_that_changes() {
     let replayed = open(LOG_GUID).unwrap().file;
     assert_eq!(replayed.size().unwrap(), 41 * SECTOR);
     file.set_len(len - SECTOR).unwrap();
-    assert_eq!(replayed.size().unwrap(), len - SECTOR);
     let missing = replayed.read_exact_at(&mut [0; 512], len - SECTOR).unwrap_err();
     assert_eq!(missing.kind(), io::ErrorKind::UnexpectedEof, "what was stored is not zeros now");
+}
+
+#[test]
+fn a_log_that_changes_is_not_read_as_what_it_was() {
+    let image = Image::new(12).append(&NewEntry::first(7, 0, &[data(40, 1)])).clone();
+    let file = Arc::new(MemFile::from(image.bytes.clone()));
+    let source: Arc<dyn ReadAt> = file.clone();
+    let len = image.bytes.len() as u64;
+    let header = header(LOG_GUID, image.log.clone());
+    let replayed = replay(&source, len, &header, HEADER_AT, &Budget::new(1 << 20)).unwrap().unwrap().file;
+    let read = || replayed.read_exact_at(&mut [0; 512], 40 * SECTOR);
+    read().unwrap();
+    // Another writer's entry is in its place.
+    let other = NewEntry::first(8, 0, &[data(40, 2)]).encode();
+    file.write_all_at(&other, image.log.start).unwrap();
+    assert_eq!(
+        read().unwrap_err().to_string(),
+        format!("the log has changed at file offset {:#x}", image.log.start + SECTOR)
+    );
+}
+
+#[test]
+fn looking_for_data_ends_after_a_few_pieces_of_zeros() {
+    const ZEROS: u64 = 5000;
+    let zeros: Vec<_> = (0..ZEROS).map(|n| zero(1000 + 2 * n, 1)).collect();
+    let image = Image::new(100).append(&NewEntry::first(7, 0, &zeros)).clone();
+    let file = image.replay().unwrap().file;
+    let run = file.next_data(image.bytes.len() as u64).unwrap().unwrap();
+    assert!(run.start >= 1000 * SECTOR && run.end < 1100 * SECTOR, "{run:?}");
+    let last = (1000 + 2 * ZEROS - 2) * SECTOR;
+    assert_eq!((file.next_data(last).unwrap(), file.size().unwrap()), (None, last + SECTOR));
 }
 
 /// A file in which sectors repeat, and how many bytes of it were read.

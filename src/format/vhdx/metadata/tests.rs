@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::vhdx::twin::from_hex;
+use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
 /// The table and the items of a fixed disk that Windows 10 made.

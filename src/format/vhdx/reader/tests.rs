@@ -199,7 +199,7 @@ proptest! {
 }
 
 #[test]
-fn an_empty_disk_of_64_tib_is_few_extents() {
+fn an_empty_disk_is_few_extents() {
     for (block_size, state) in [(32 * MIB, state::NOT_PRESENT), (32 * MIB, state::ZERO), (MIB, state::ZERO)] {
         let blocks = vec![state; ((4 << 40) / block_size) as usize];
         let sample = Sample::new(block_size, false, &blocks, 1 << 30);
@@ -353,6 +353,10 @@ fn what_the_file_says_of_itself() {
     assert_eq!(get(&info, "log-entries-replayed"), Some(5.into()));
     assert_eq!(
         info.warnings,
-        ["a header", "changes in the log are not in the file yet; it is read with them, and stays as it is", "a table"]
+        [
+            "a header",
+            "the log has to be replayed; the image is read with the changes in it, and the file stays as it is",
+            "a table"
+        ]
     );
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::vhdx::twin::from_hex;
+use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
 /// What Windows 10 writes into every file with small tables.

@@ -26,7 +26,7 @@ impl Table {
     /// Adds the next entry.
     pub fn push(&mut self, entry: u64) -> Result<()> {
         if entry == 0 && self.entries.is_empty() {
-            // It is there.
+            // The region reads as zeros already.
             self.at += ENTRY_LEN;
             return Ok(());
         }
