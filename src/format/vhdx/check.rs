@@ -41,7 +41,7 @@ fn examine(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
             examination.blocks()?;
             // A fixed file keeps room for every block, whatever the states of the blocks are (2.6.2.1); qemu writes zero
             // blocks like that, which name no place.
-            if !structure.metadata.leave_blocks_allocated {
+            if !structure.metadata.leave_block_allocated {
                 examination.gaps();
             }
         }

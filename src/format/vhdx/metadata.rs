@@ -19,7 +19,7 @@ pub(super) struct Metadata {
     /// Bytes of a payload block: a power of two from 1 to 256 MiB.
     pub block_size: u32,
     /// The disk is fixed: its blocks stay where they are. Means nothing where there is a parent, and is not set there.
-    pub leave_blocks_allocated: bool,
+    pub leave_block_allocated: bool,
     /// Size of the disk in bytes: a multiple of the logical sector size, at most 64 TiB.
     pub virtual_disk_size: u64,
     /// Identifies the disk to its guest, in page 83h of its SCSI inquiry data. Parent and child have the same.
@@ -91,7 +91,7 @@ const IS_USER: u32 = 1;
 const IS_VIRTUAL_DISK: u32 = 2;
 const IS_REQUIRED: u32 = 4;
 /// Flags of the file parameters (2.6.2.1).
-const LEAVE_BLOCKS_ALLOCATED: u32 = 1;
+const LEAVE_BLOCK_ALLOCATED: u32 = 1;
 const HAS_PARENT: u32 = 2;
 
 impl Metadata {
@@ -101,7 +101,7 @@ impl Metadata {
 
         let (parameters, block_size_at) = table.fixed::<8>(file, &FILE_PARAMETERS)?;
         let flags = LittleEndian::read_u32(&parameters[4..]);
-        let reserved = flags & !(LEAVE_BLOCKS_ALLOCATED | HAS_PARENT);
+        let reserved = flags & !(LEAVE_BLOCK_ALLOCATED | HAS_PARENT);
         if reserved != 0 {
             let problem = Problem::Reserved { value: flags.into(), bits: reserved.into() };
             return Err(field("File Parameters", block_size_at + 4).fault(problem));
@@ -117,7 +117,7 @@ impl Metadata {
         let (id, _) = table.fixed(file, &VIRTUAL_DISK_ID)?;
         Ok(Metadata {
             block_size: parse_block_size(LittleEndian::read_u32(&parameters), block_size_at)?,
-            leave_blocks_allocated: flags & LEAVE_BLOCKS_ALLOCATED != 0 && !has_parent,
+            leave_block_allocated: flags & LEAVE_BLOCK_ALLOCATED != 0 && !has_parent,
             virtual_disk_size: parse_size(u64::from_le_bytes(size), logical_sector_size, virtual_disk_size_at, limits)?,
             virtual_disk_id: Uuid::from_bytes_le(id),
             logical_sector_size,
@@ -130,8 +130,8 @@ impl Metadata {
 
     /// The beginning of the metadata region: the table, and behind its 64 KiB the items, in the order of Windows.
     pub fn encode(&self) -> Vec<u8> {
-        let leave_blocks_allocated = if self.leave_blocks_allocated { LEAVE_BLOCKS_ALLOCATED } else { 0 };
-        let flags = leave_blocks_allocated | if self.parent.is_some() { HAS_PARENT } else { 0 };
+        let leave_block_allocated = if self.leave_block_allocated { LEAVE_BLOCK_ALLOCATED } else { 0 };
+        let flags = leave_block_allocated | if self.parent.is_some() { HAS_PARENT } else { 0 };
         let mut items = vec![
             (&FILE_PARAMETERS, [self.block_size.to_le_bytes(), flags.to_le_bytes()].concat()),
             (&VIRTUAL_DISK_SIZE, self.virtual_disk_size.to_le_bytes().to_vec()),

@@ -113,7 +113,7 @@ impl Settings {
         Ok(Settings {
             metadata: Metadata {
                 block_size: block_size as u32,
-                leave_blocks_allocated: fixed,
+                leave_block_allocated: fixed,
                 virtual_disk_size,
                 virtual_disk_id: guids.virtual_disk_id,
                 logical_sector_size,

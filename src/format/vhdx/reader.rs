@@ -183,8 +183,8 @@ impl SparseRead for Reader {
 /// What the file says of itself.
 fn describe(structure: &Structure) -> ImageInfo {
     let Structure { creator, header, metadata, replay, .. } = structure;
-    let Metadata { block_size, leave_blocks_allocated, virtual_disk_size, parent, .. } = metadata;
-    let subformat = match (parent, leave_blocks_allocated) {
+    let Metadata { block_size, leave_block_allocated, virtual_disk_size, parent, .. } = metadata;
+    let subformat = match (parent, leave_block_allocated) {
         (Some(_), _) => "differencing",
         (None, true) => "fixed",
         (None, false) => "dynamic",
@@ -199,7 +199,7 @@ fn describe(structure: &Structure) -> ImageInfo {
         ("data-write-guid", text(header.data_write_guid.to_string())),
         ("file-write-guid", text(header.file_write_guid.to_string())),
     ];
-    if let Some(Replay { entries, bytes }) = replay {
+    if let Some(Replay { entries, bytes, .. }) = replay {
         specific.push(("log-entries-replayed", (*entries).into()));
         specific.push(("log-bytes-replayed", (*bytes).into()));
     }

@@ -72,7 +72,7 @@ impl Sample {
         let linkage = ("parent_linkage".to_owned(), Uuid::from_u128(7).braced().to_string());
         Metadata {
             block_size: self.block_size,
-            leave_blocks_allocated: false,
+            leave_block_allocated: false,
             virtual_disk_size: self.size,
             virtual_disk_id: Uuid::from_u128(1),
             logical_sector_size: self.sector_size,

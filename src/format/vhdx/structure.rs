@@ -37,6 +37,8 @@ pub(super) struct Replay {
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
+    /// Newer entries that are of no complete sequence.
+    pub left_out: u64,
 }
 
 impl Structure {
@@ -45,7 +47,7 @@ impl Structure {
         let stored_len = table::length(&*file)?;
         let Headers { creator, header, at, warning } = Headers::read(&*file, stored_len)?;
         let (file, replay) = match log::replay(&file, stored_len, &header, at, cx.budget)? {
-            Some(Replayed { file, entries, bytes }) => (file, Some(Replay { entries, bytes })),
+            Some(Replayed { file, entries, bytes, left_out }) => (file, Some(Replay { entries, bytes, left_out })),
             None => (file, None),
         };
         let file_len = table::length(&*file)?;
@@ -69,7 +71,10 @@ impl Structure {
         let replay =
             "the log has to be replayed; the image is read with the changes in it, and the file stays as it is";
         let replay = self.replay.is_some().then(|| replay.to_owned());
-        self.header_warning.iter().cloned().chain(replay)
+        let left_out = self.replay.as_ref().map_or(0, |replay| replay.left_out);
+        let left_out = (left_out > 0)
+            .then(|| format!("the log has {left_out} newer entries of no complete sequence, which are left out"));
+        self.header_warning.iter().cloned().chain(replay).chain(left_out)
     }
 
     /// Where everything but the blocks is in the file, and what it is. None of it overlaps.

@@ -80,7 +80,7 @@ fn verdicts_on_disks_without_a_parent() {
 fn a_fixed_file_has_room_for_blocks_without_a_place() {
     let mut structure = Sample::new(2 * MIB, false, &[full(4), ZERO, 0, full(4)], 16 * MIB).structure();
     for (fixed, leaks) in [(false, 5), (true, 0)] {
-        structure.metadata.leave_blocks_allocated = fixed;
+        structure.metadata.leave_block_allocated = fixed;
         let report = report_of(&structure, 1 << 20);
         assert_eq!((report.corruptions, report.leaks, report.check_errors), (1, leaks, 0), "{:?}", report.messages);
     }
@@ -147,7 +147,7 @@ fn messages_name_the_entry_and_what_it_runs_into() {
 fn what_a_killed_writer_leaves_is_noted() {
     let mut structure = Sample::new(MIB, false, &[full(4)], 5 * MIB).structure();
     structure.header_warning = Some("a header".to_owned());
-    structure.replay = Some(Replay { entries: 5, bytes: 4096 });
+    structure.replay = Some(Replay { entries: 5, bytes: 4096, left_out: 0 });
     let report = report_of(&structure, 1 << 20);
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
     let replay =

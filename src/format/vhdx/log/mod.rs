@@ -29,6 +29,9 @@ pub(super) struct Replayed {
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
+    /// Valid entries that are newer, and of no complete sequence. Writes that were under way in a crash leave them; so does
+    /// damage to an entry before them, which cannot be told from that.
+    pub left_out: u64,
 }
 
 /// Replays the log in memory, where the header says that there is something to be replayed. `file` is never written to.
@@ -64,8 +67,9 @@ pub(super) fn replay(
     }
     field("LastFileOffset", head_at + 56).within(0, head.last_file_offset, max_len)?;
     overlay.grow(head.last_file_offset);
-    let (entries, bytes) = (active.len() as u64, overlay.changed());
-    Ok(Some(Replayed { file: Arc::new(overlay), entries, bytes }))
+    let (replayed, bytes, newest) = (active.len() as u64, overlay.changed(), head.sequence_number);
+    let left_out = entries.iter().filter(|entry| entry.sequence_number > newest).count() as u64;
+    Ok(Some(Replayed { file: Arc::new(overlay), entries: replayed, bytes, left_out }))
 }
 
 /// Does to the file what one descriptor says, if that leaves it with no more than `max_len` bytes.

@@ -21,7 +21,7 @@ const OTHER: Uuid = uuid!("11111111-2222-3333-4444-555555555555");
 fn sample() -> Metadata {
     Metadata {
         block_size: 2 << 20,
-        leave_blocks_allocated: true,
+        leave_block_allocated: true,
         virtual_disk_size: 4 << 20,
         virtual_disk_id: uuid!("d62318cc-56ce-42e2-898d-16e1d1c9843e"),
         logical_sector_size: 512,
@@ -35,7 +35,7 @@ fn sample() -> Metadata {
 fn child() -> Metadata {
     let entries = [("parent_linkage", "{7584f8fb-36d3-4091-afb5-b1afe587bfa8}"), ("relative_path", ".\\base.vhdx")];
     let entries = entries.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-    Metadata { leave_blocks_allocated: false, parent: Some(ParentLocator { entries }), ..sample() }
+    Metadata { leave_block_allocated: false, parent: Some(ParentLocator { entries }), ..sample() }
 }
 
 /// Reads a metadata region of 2 MiB that begins with these bytes.
@@ -264,7 +264,7 @@ proptest! {
         let [logical_sector_size, physical_sector_size] = large.map(|large| if large { 4096 } else { 512 });
         let metadata = Metadata {
             block_size: 1 << block,
-            leave_blocks_allocated: kind == 1,
+            leave_block_allocated: kind == 1,
             virtual_disk_size: sectors * u64::from(logical_sector_size),
             virtual_disk_id: Uuid::from_u128(id),
             logical_sector_size,

@@ -338,11 +338,11 @@ fn what_the_file_says_of_itself() {
         change(&mut structure);
         Reader::new(structure).unwrap()
     };
-    let fixed = info(|structure| structure.metadata.leave_blocks_allocated = true).info;
+    let fixed = info(|structure| structure.metadata.leave_block_allocated = true).info;
     assert_eq!(get(&fixed, "subformat"), Some("fixed".into()));
     assert_eq!(get(&fixed, "log-entries-replayed"), None);
     let replayed = info(|structure| {
-        structure.replay = Some(Replay { entries: 5, bytes: 4096 });
+        structure.replay = Some(Replay { entries: 5, bytes: 4096, left_out: 0 });
         structure.header_warning = Some("a header".to_owned());
         structure.table_warning = Some("a table".to_owned());
     });

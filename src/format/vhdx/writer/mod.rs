@@ -97,7 +97,7 @@ impl Writer {
             metadata,
             regions,
         };
-        if writer.metadata.leave_blocks_allocated {
+        if writer.metadata.leave_block_allocated {
             // A device that is too small is found before the first byte is written to it.
             writer.set_len(next + writer.metadata.payload_blocks() * writer.block_size())?;
         }
@@ -203,7 +203,7 @@ impl Writer {
     /// Makes the entries of the blocks before `index`, of which no call speaks.
     fn skip_to(&mut self, index: u64) -> Result<()> {
         while self.mapped < index {
-            let entry = if self.metadata.leave_blocks_allocated {
+            let entry = if self.metadata.leave_block_allocated {
                 self.allocate(self.block_size()) | state::FULLY_PRESENT
             } else {
                 self.untouched
