@@ -340,6 +340,16 @@ fn a_last_block_that_is_short() {
 }
 
 #[test]
+fn a_disk_of_no_bytes() {
+    let dir = TempDir::new();
+    let path = dir.join("image.vhdx");
+    Vhdx::new(0, MIB, 512).write(&path);
+    let image = Image::open(&path).unwrap();
+    assert_eq!((image.virtual_size(), image.spans(0..1).count()), (0, 0));
+    assert_eq!(OpenOptions::new().check(&path).unwrap().corruptions, 0);
+}
+
+#[test]
 fn blocks_that_cannot_be() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");

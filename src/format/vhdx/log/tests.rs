@@ -420,7 +420,7 @@ fn the_work_is_linear_in_the_length_of_the_log() {
         begin[24..28].copy_from_slice(&count.to_le_bytes());
         begin
     };
-    let (long, some) = (1 << 30, 16 << 20);
+    let (long, some) = (64 << 20, 4 << 20);
     // All entries say that they fill the log, and end where the next one begins, or at their checksum.
     let rows = [
         (long, vec![b"loge".repeat(1024)]),
@@ -428,7 +428,7 @@ fn the_work_is_linear_in_the_length_of_the_log() {
         (some, vec![say(some, 126), data.clone()]),
         (some, vec![say(some, 254), descriptors.clone()]),
         (some, [vec![say(some, 126)], vec![data; 700]].concat()),
-        (some, [vec![say(some, 126 + 128 * 3000)], vec![descriptors; 9000]].concat()),
+        (some, [vec![say(some, 126 + 128 * 700)], vec![descriptors; 3000]].concat()),
         (some, vec![NewEntry::first(7, 0, &[]).encode()]),
     ];
     for (index, (log_len, sectors)) in rows.into_iter().enumerate() {
