@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -19,20 +20,15 @@ pub(super) struct Overlay {
     stored_len: u64,
     /// Bytes that there are with the changes.
     len: u64,
-    /// By the offsets where they begin; they do not overlap.
-    pieces: BTreeMap<u64, Piece>,
-    /// How many pieces the budget has been asked for.
+    /// By their offsets.
+    sectors: BTreeMap<u64, Data>,
+    /// Where they begin and end. They overlap neither each other nor the sectors.
+    zeros: BTreeMap<u64, u64>,
+    /// How many of both the budget has been asked for.
     paid: usize,
 }
 
-/// What changes.
-#[derive(Clone, Copy)]
-struct Piece {
-    end: u64,
-    content: Content,
-}
-
-/// What it changes to.
+/// What a range of the file changes to.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
     Zeros,
@@ -43,39 +39,46 @@ pub(super) enum Content {
 impl Overlay {
     /// `file`, of which `stored_len` bytes are stored, without changes.
     pub fn new(file: Arc<dyn ReadAt>, stored_len: u64) -> Overlay {
-        Overlay { file, stored_len, len: stored_len, pieces: BTreeMap::new(), paid: 0 }
+        let (sectors, zeros) = (BTreeMap::new(), BTreeMap::new());
+        Overlay { file, stored_len, len: stored_len, sectors, zeros, paid: 0 }
     }
 
     /// Changes `len` bytes at `offset`, whatever they were changed to before. Both are multiples of a sector, and their sum
     /// is an offset. `field` is what says so.
     pub fn put(&mut self, offset: u64, len: u64, content: Content, field: Field, budget: &Budget) -> Result<()> {
-        // The nodes of the tree are at least half full.
-        const COST: u64 = 2 * size_of::<(u64, Piece)>() as u64;
+        // The nodes of a tree are at least half full.
+        const COST: u64 = 2 * size_of::<(u64, Data)>() as u64;
         let range = offset..offset.saturating_add(len);
         self.grow(range.end);
         if range.is_empty() {
             return Ok(());
         }
-        self.cut(range.start);
-        self.cut(range.end);
-        self.pieces.extract_if(range.clone(), |_, _| true).for_each(drop);
-        self.pieces.insert(range.start, Piece { end: range.end, content });
-        if self.pieces.len() > self.paid {
-            budget.take((self.pieces.len() - self.paid) as u64 * COST, field.format, "log descriptors", field.at)?;
-            self.paid = self.pieces.len();
+        self.forget(&range);
+        match content {
+            Content::Zeros => drop(self.zeros.insert(range.start, range.end)),
+            Content::Data(data) => drop(self.sectors.insert(range.start, data)),
+        }
+        let pieces = self.sectors.len() + self.zeros.len();
+        if pieces > self.paid {
+            budget.take((pieces - self.paid) as u64 * COST, field.format, "log descriptors", field.at)?;
+            self.paid = pieces;
         }
         Ok(())
     }
 
-    /// Lets no piece reach over `at`. Only one of zeros can: everything is in whole sectors.
-    fn cut(&mut self, at: u64) {
-        if let Some((_, piece)) = self.pieces.range_mut(..at).next_back()
-            && piece.end > at
-        {
-            let rest = *piece;
-            piece.end = at;
-            self.pieces.insert(at, rest);
+    /// Forgets the changes of a range.
+    fn forget(&mut self, range: &Range<u64>) {
+        self.sectors.extract_if(range.clone(), |_, _| true).for_each(drop);
+        for at in [range.start, range.end] {
+            // Zeros that reach over an end of it become two.
+            if let Some((_, end)) = self.zeros.range_mut(..at).next_back()
+                && *end > at
+            {
+                let rest = mem::replace(end, at);
+                self.zeros.insert(at, rest);
+            }
         }
+        self.zeros.extract_if(range.clone(), |_, _| true).for_each(drop);
     }
 
     /// Makes the file at least `len` bytes long.
@@ -85,18 +88,20 @@ impl Overlay {
 
     /// How many bytes change.
     pub fn changed(&self) -> u64 {
-        self.pieces.iter().map(|(start, piece)| piece.end - start).sum()
+        let zeros: u64 = self.zeros.iter().map(|(start, end)| end - start).sum();
+        self.sectors.len() as u64 * SECTOR + zeros
     }
 
-    /// The piece that `offset` lies in, with its offset.
-    fn piece(&self, offset: u64) -> Option<(u64, Piece)> {
-        let (start, piece) = self.pieces.range(..=offset).next_back()?;
-        (piece.end > offset).then_some((*start, *piece))
+    /// Where the zeros end that `offset` lies in.
+    fn zeros_end(&self, offset: u64) -> Option<u64> {
+        self.zeros.range(..=offset).next_back().map(|(_, end)| *end).filter(|end| *end > offset)
     }
 
-    /// Where the first piece behind `offset` begins, or the file ends.
-    fn next_piece(&self, offset: u64) -> u64 {
-        self.pieces.range(offset..).next().map_or(self.len, |(start, _)| *start)
+    /// Where the first change behind `offset` begins, or the file ends.
+    fn next_change(&self, offset: u64) -> u64 {
+        let sector = self.sectors.range(offset..).next().map(|(start, _)| *start);
+        let zeros = self.zeros.range(offset..).next().map(|(start, _)| *start);
+        sector.into_iter().chain(zeros).min().unwrap_or(self.len)
     }
 
     /// The sector of the file that a data sector stands for. A program that replays the log meanwhile may use its place again.
@@ -119,52 +124,45 @@ impl ReadAt for Overlay {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let piece = self.piece(offset);
-        let end = match piece {
-            Some((_, piece)) => piece.end,
-            None if offset < self.stored_len => self.next_piece(offset).min(self.stored_len),
-            None => self.next_piece(offset),
-        };
+        let within = offset % SECTOR;
+        if let Some(data) = self.sectors.get(&(offset - within)) {
+            let sector = self.sector(*data)?;
+            let rest = sector.iter().skip(within as usize);
+            return Ok(buf.iter_mut().zip(rest).map(|(byte, stored)| *byte = *stored).count());
+        }
+        let zeros = self.zeros_end(offset);
+        let end = zeros.unwrap_or_else(|| self.next_change(offset));
+        let stored = zeros.is_none() && offset < self.stored_len;
+        let end = if stored { end.min(self.stored_len) } else { end };
         let len = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
         let buf = buf.get_mut(..len).unwrap_or_default();
-        match piece {
-            Some((start, Piece { content: Content::Data(data), .. })) => {
-                let sector = self.sector(data)?;
-                let from = (offset - start) as usize;
-                buf.iter_mut().zip(sector.iter().skip(from)).for_each(|(byte, stored)| *byte = *stored);
-            }
-            None if offset < self.stored_len => return self.file.read_at(buf, offset),
-            Some((_, Piece { content: Content::Zeros, .. })) | None => buf.fill(0),
+        if stored {
+            return self.file.read_at(buf, offset);
         }
+        buf.fill(0);
         Ok(len)
     }
 
-    /// Zeros of the log are holes, as is what lies behind the stored file. But a hostile log has a million pieces of zeros, and
-    /// each block of the disk may ask what follows: after a few pieces the next one counts as data.
+    /// Zeros of the log are holes, as is what lies behind the stored file. But a hostile log can have a million ranges of zeros
+    /// over what is stored, and each block of the disk may ask what follows: after a few of them the next one counts as data.
     fn next_data(&self, mut offset: u64) -> io::Result<Option<Range<u64>>> {
-        const PIECES: usize = 32;
-        // What is stored from `offset` on, once that has been asked for.
-        let mut stored: Option<Range<u64>> = None;
-        for _ in 0..PIECES {
-            match self.piece(offset) {
-                Some((_, Piece { end, content: Content::Data(_) })) => return Ok(Some(offset..end)),
-                Some((_, Piece { end, content: Content::Zeros })) => offset = end,
-                None if offset >= self.len => return Ok(None),
-                None => {
-                    let run = match stored.take() {
-                        Some(run) if run.end > offset => run,
-                        _ => self.file.next_data(offset)?.unwrap_or(u64::MAX..u64::MAX),
-                    };
-                    let data = run.start.max(offset)..run.end.min(self.next_piece(offset)).min(self.stored_len);
-                    if !data.is_empty() {
-                        return Ok(Some(data));
-                    }
-                    offset = self.next_piece(offset);
-                    stored = Some(run);
-                }
+        const MOST: usize = 32;
+        let mut passed = 0;
+        loop {
+            let stored = if offset < self.stored_len { self.file.next_data(offset)? } else { None };
+            let stored = stored.map(|run| run.start.max(offset)..run.end.min(self.stored_len));
+            let stored = stored.filter(|run| !run.is_empty());
+            let sector = self.sectors.range(offset / SECTOR * SECTOR..).next().map(|(start, _)| *start);
+            if let Some(start) = sector.filter(|start| stored.as_ref().is_none_or(|run| *start <= run.start)) {
+                return Ok(Some(start.max(offset)..start + SECTOR));
             }
+            let Some(stored) = stored else { return Ok(None) };
+            match self.zeros_end(stored.start) {
+                None => return Ok(Some(stored.start..stored.end.min(self.next_change(stored.start)))),
+                Some(end) if passed == MOST => return Ok(Some(stored.start..stored.end.min(end))),
+                Some(end) => offset = end,
+            }
+            passed += 1;
         }
-        let end = self.piece(offset).map_or_else(|| self.next_piece(offset), |(_, piece)| piece.end);
-        Ok((offset < self.len).then_some(offset..end))
     }
 }
