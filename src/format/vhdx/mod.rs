@@ -39,6 +39,11 @@
 //! So an image of a machine that crashed, on a medium that cannot be written to, reads as Windows would read it. What
 //! replaying adds to the length of the file is zeros and costs nothing. How much that can be is bounded, see `log`.
 //!
+//! Where the header says that there is something to be replayed and the log has no valid sequence of entries, the file is refused,
+//! as the document wants it (2.3.3). qemu leaves that when it is killed before its first entry is written, and reads such a file;
+//! but a log that was lost looks the same. Valid entries that are newer than the sequence are told: a crash leaves them, and so
+//! does damage to an entry before them.
+//!
 //! # What a block holds
 //!
 //! The contents of a block that is not present are undefined by the document, where there is no parent; here they are zeros, as for
