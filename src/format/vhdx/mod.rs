@@ -29,7 +29,7 @@
 //! | a log that has to be replayed | yes, in memory | the log is empty |
 //! | a header or a region table damaged | yes, by the other one, with a warning | |
 //! | two identical headers (disk2vhd), regions in any order, or that are not marked as required (qemu) | yes | |
-//! | a last block that ends with the disk (qemu before 1.6) | yes | whole blocks |
+//! | a last block that ends with the disk (old versions of qemu) | yes | whole blocks |
 //! | regions and metadata items that are not known | passed over, unless they are required | |
 //!
 //! # The log
