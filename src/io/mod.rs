@@ -4,6 +4,8 @@ mod file;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(test)]
+pub(crate) mod noted;
 mod pipe;
 pub(crate) mod runs;
 pub(crate) mod slices;

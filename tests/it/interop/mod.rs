@@ -1,5 +1,11 @@
 //! Content compared with other people's programs, in both directions.
 
+use std::fs;
+use std::path::Path;
+
+use crate::support::{content, open_beside};
+use diskimage::{Converter, Image, OpenOptions, References};
+
 mod features;
 mod matrix;
 pub(crate) mod overlays;
@@ -8,3 +14,20 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+
+/// Checks that a child of another program's is refused without its parent, which it names, and that another disk of that name,
+/// made by `stranger`, is not taken for it. `compare` is told what the guest sees.
+fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, compare: impl Fn(&[u8])) {
+    let error = Image::open(child).err().unwrap();
+    assert_eq!(error.kind(), "reference", "{error}");
+    assert!(error.to_string().contains(parent.file_name().unwrap().to_str().unwrap()), "{error}");
+    let opened = open_beside(child).unwrap();
+    assert_eq!((opened.depth(), opened.info().warnings.len()), (2, 0), "{child:?}");
+    assert_eq!(opened.file_path(1, Default::default()), Some(parent));
+    compare(&content(&opened).unwrap());
+    fs::remove_file(parent).unwrap();
+    stranger.create(opened.virtual_size(), parent).unwrap();
+    let error = open_beside(child).err().unwrap();
+    assert_eq!(error.kind(), "reference", "{error}");
+    OpenOptions::new().references(References::Beside).allow_changed_backing(true).open(child).unwrap();
+}

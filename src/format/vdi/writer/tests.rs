@@ -1,8 +1,5 @@
 //! Images that are written by scripts, read back, and looked at as other programs do.
 
-use std::io;
-use std::sync::Mutex;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -10,55 +7,14 @@ use crate::extent::ExtentKind;
 use crate::format::vdi::reader::Reader;
 use crate::format::{Format, NewBacking, OpenContext};
 use crate::info::ImageInfo;
+use crate::io::noted::NotedTarget;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
 use crate::sparse::SparseRead;
 
 /// Bytes of a device.
-const DEVICE: usize = 5 << 20;
-
-/// A target that may be full of old content, and that notes what happens to it.
-struct Target {
-    mem: MemFile,
-    device: bool,
-    events: Mutex<Vec<(&'static str, u64)>>,
-}
-
-impl Target {
-    fn new(device: bool) -> Arc<Target> {
-        let mem = if device { MemFile::from(vec![0xee; DEVICE]) } else { MemFile::new() };
-        Arc::new(Target { mem, device, events: Mutex::default() })
-    }
-
-    fn note(&self, what: &'static str, at: u64) {
-        self.events.lock().unwrap().push((what, at));
-    }
-}
-
-impl WriteAt for Target {
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.note("write", offset);
-        self.mem.write_all_at(buf, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        match self.device {
-            true if len > self.mem.size()? => Err(io::ErrorKind::StorageFull.into()),
-            true => Ok(()),
-            false => self.mem.set_len(len),
-        }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.note("sync", 0);
-        Ok(())
-    }
-
-    fn starts_zeroed(&self) -> bool {
-        !self.device
-    }
-}
+const DEVICE: u64 = 5 << 20;
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
@@ -116,7 +72,7 @@ proptest! {
         steps in prop::collection::vec((0u64..900, 1u64..900), 0..8),
     ) {
         let size = sectors * 512;
-        let target = Target::new(device);
+        let target = if device { NotedTarget::device(DEVICE) } else { NotedTarget::file() };
         let list = format!("block_size={},static={}", 1 << shift, if is_static { "on" } else { "off" });
         let mut writer = create(size, &list, target.clone()).unwrap();
         let mut guest = vec![0; size as usize];
@@ -144,7 +100,7 @@ proptest! {
         }
         prop_assert_eq!((u32_at(&file, 360), u32_at(&file, 388), u32_at(&file, 468)), (512, allocated, 512));
         let end = (2 << 20) + (allocated as usize) * (1 << shift);
-        let end = if device { DEVICE } else { end };
+        let end = if device { DEVICE as usize } else { end };
         prop_assert_eq!(file.len(), end);
         // Nothing of what was there before is left in the image.
         let used_end = (2 << 20) + allocated as usize * (1 << shift);
@@ -160,7 +116,7 @@ proptest! {
 #[test]
 fn the_header_is_written_last() {
     for device in [false, true] {
-        let target = Target::new(device);
+        let target = if device { NotedTarget::device(DEVICE) } else { NotedTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
@@ -174,7 +130,7 @@ fn the_header_is_written_last() {
 #[test]
 fn identifiers_are_never_null_and_can_be_pinned() {
     let header = |list: &str| {
-        let target = Target::new(false);
+        let target = NotedTarget::file();
         create(512, list, target.clone()).unwrap().finish().unwrap();
         Header::read(&target.mem, &Limits::default()).unwrap()
     };
@@ -191,7 +147,7 @@ fn identifiers_are_never_null_and_can_be_pinned() {
 
 #[test]
 fn what_the_format_cannot_do_is_refused() {
-    let error = |size, list| create(size, list, Target::new(false)).err().unwrap();
+    let error = |size, list| create(size, list, NotedTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
         (512, "block_size=64k", "option"),
@@ -209,24 +165,24 @@ fn what_the_format_cannot_do_is_refused() {
     }
     // The largest disk, by the limit that the message has.
     let Error::Limit { limit, .. } = error(1 << 60, "") else { panic!() };
-    assert!(create(limit, "", Target::new(false)).is_ok() && create(limit + 1, "", Target::new(false)).is_err());
+    assert!(create(limit, "", NotedTarget::file()).is_ok() && create(limit + 1, "", NotedTarget::file()).is_err());
 
     let options = Options::new();
-    let plain = CreateContext::new(512, &options, Target::new(false));
+    let plain = CreateContext::new(512, &options, NotedTarget::file());
     let kind = |cx: CreateContext<'_>| Format::named("vdi").unwrap().create(&cx).err().unwrap().kind();
     assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
     let info = ImageInfo::default();
     let backing = Some(NewBacking { name: Name::from("base"), info: &info });
     assert_eq!(kind(CreateContext { backing, ..plain }), "unsupported");
     // A device that is too small, before anything is written to it.
-    let device = Target::new(true);
-    assert_eq!(create(DEVICE as u64 - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind(), "io");
-    assert_eq!(device.mem.to_vec(), vec![0xee; DEVICE]);
+    let device = NotedTarget::device(DEVICE);
+    assert_eq!(create(DEVICE - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind(), "io");
+    assert_eq!(device.mem.to_vec(), vec![0xee; DEVICE as usize]);
 }
 
 #[test]
 fn calls_out_of_order_are_the_callers_mistake() {
-    let mut writer = create(4 << 20, "", Target::new(false)).unwrap();
+    let mut writer = create(4 << 20, "", NotedTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
     assert_eq!(writer.place(0..512).unwrap_err().kind(), "usage");
     assert_eq!(writer.place(4 << 20..(4 << 20) + 512).unwrap_err().kind(), "usage");
@@ -235,7 +191,7 @@ fn calls_out_of_order_are_the_callers_mistake() {
 
 #[test]
 fn a_long_map_is_written_in_pieces() {
-    let target = Target::new(false);
+    let target = NotedTarget::file();
     let blocks = 3 * FLUSH as u64 + 5;
     let mut writer = create(blocks << 17, "block_size=128k", target.clone()).unwrap();
     let last = (blocks - 1) << 17;

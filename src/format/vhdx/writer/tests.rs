@@ -8,56 +8,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::format::{Format, NewBacking, OpenContext};
 use crate::info::{ImageInfo, Value};
-use crate::io::{MemFile, ReadAt};
+use crate::io::MemFile;
+use crate::io::noted::NotedTarget;
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
-
-/// A target that may be full of old content, and that notes what happens to it.
-struct Target {
-    mem: MemFile,
-    device: bool,
-    events: Mutex<Vec<(&'static str, u64)>>,
-}
-
-impl Target {
-    fn file() -> Arc<Target> {
-        Arc::new(Target { mem: MemFile::new(), device: false, events: Mutex::default() })
-    }
-
-    fn device(len: u64) -> Arc<Target> {
-        let mem = MemFile::from(vec![0xee; len as usize]);
-        Arc::new(Target { mem, device: true, events: Mutex::default() })
-    }
-
-    fn note(&self, what: &'static str, at: u64) {
-        self.events.lock().unwrap().push((what, at));
-    }
-}
-
-impl WriteAt for Target {
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.note("write", offset);
-        self.mem.write_all_at(buf, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        match self.device {
-            true if len > self.mem.size()? => Err(io::ErrorKind::StorageFull.into()),
-            true => Ok(()),
-            false => self.mem.set_len(len),
-        }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.note("sync", 0);
-        Ok(())
-    }
-
-    fn starts_zeroed(&self) -> bool {
-        !self.device
-    }
-}
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
@@ -249,7 +204,7 @@ proptest! {
     ) {
         let logical = if large_sectors { 4096 } else { 512 };
         let size = (sectors * 512).next_multiple_of(logical);
-        let target = if device { Target::device(14 << 20) } else { Target::file() };
+        let target = if device { NotedTarget::device(14 << 20) } else { NotedTarget::file() };
         let list = format!(
             "block_size={},subformat={},logical_sector_size={logical},block_state_zero={}",
             1 << shift,
@@ -300,7 +255,7 @@ proptest! {
     ) {
         let logical = if large_sectors { 4096 } else { 512 };
         let size = (sectors * 512).next_multiple_of(logical);
-        let target = if device { Target::device(16 << 20) } else { Target::file() };
+        let target = if device { NotedTarget::device(16 << 20) } else { NotedTarget::file() };
         let info = parent(size, logical);
         let mut writer = create_over(&info, "p.vhdx", size, "block_size=1M", target.clone()).unwrap();
         prop_assert!(writer.spec().over_backing);
@@ -354,7 +309,7 @@ proptest! {
 
 #[test]
 fn the_layout_is_that_of_windows() {
-    let target = Target::file();
+    let target = NotedTarget::file();
     let mut writer = create((5 << 20) + 512, "log_size=2M,block_size=2M", target.clone()).unwrap();
     place(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
     writer.finish().unwrap();
@@ -392,7 +347,7 @@ fn block_sizes_are_those_of_windows() {
     ] {
         let mut options = Options::new();
         options.add_list(list);
-        let settings = Settings::parse(&CreateContext::new(size, &options, Target::file())).unwrap();
+        let settings = Settings::parse(&CreateContext::new(size, &options, NotedTarget::file())).unwrap();
         assert_eq!(settings.metadata.block_size, block_size << 20, "{size} {list}");
     }
 }
@@ -438,7 +393,7 @@ fn a_fixed_disk_has_its_own_size_and_that_of_its_tables() {
 #[test]
 fn headers_are_written_last() {
     for device in [false, true] {
-        let target = if device { Target::device(40 << 20) } else { Target::file() };
+        let target = if device { NotedTarget::device(40 << 20) } else { NotedTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
@@ -462,7 +417,7 @@ fn guids(file: &[u8]) -> [Uuid; 3] {
 #[test]
 fn guids_are_never_nil_and_can_be_pinned() {
     let written = |list: &str, over: Option<&ImageInfo>| {
-        let target = Target::file();
+        let target = NotedTarget::file();
         let writer = match over {
             Some(info) => create_over(info, "p", 1 << 20, list, target.clone()),
             None => create(1 << 20, list, target.clone()),
@@ -493,7 +448,7 @@ fn parents_are_named_as_windows_does() {
     let paths = |name| {
         let options = Options::new();
         let backing = Some(NewBacking { name: Name::from(name), info: &info });
-        let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, Target::file()) };
+        let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, NotedTarget::file()) };
         Settings::parse(&cx).map(|settings| settings.metadata.parent.unwrap().entries)
     };
     for (name, key, path) in [
@@ -515,7 +470,7 @@ fn parents_are_named_as_windows_does() {
 
 #[test]
 fn what_the_format_cannot_do_is_refused() {
-    let error = |size, list| create(size, list, Target::file()).err().unwrap();
+    let error = |size, list| create(size, list, NotedTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
         (512, "block_size=512k", "option"),
@@ -538,12 +493,15 @@ fn what_the_format_cannot_do_is_refused() {
         assert_eq!(error(size, list).kind(), kind, "{size} {list}");
     }
     let options = Options::new();
-    let plain = CreateContext::new(512, &options, Target::file());
+    let plain = CreateContext::new(512, &options, NotedTarget::file());
     let compressed = CreateContext { compress: true, ..plain };
     assert_eq!(Format::named("vhdx").unwrap().create(&compressed).err().unwrap().kind(), "unsupported");
-    assert_eq!(create(512, "", Target::file()).unwrap().place_compressed(0..512, 1).unwrap_err().kind(), "unsupported");
+    assert_eq!(
+        create(512, "", NotedTarget::file()).unwrap().place_compressed(0..512, 1).unwrap_err().kind(),
+        "unsupported"
+    );
     // A device that is too small, before anything is written to it.
-    let device = Target::device(8 << 20);
+    let device = NotedTarget::device(8 << 20);
     assert_eq!(create((4 << 20) + 512, "subformat=fixed", device.clone()).err().unwrap().kind(), "io");
     assert_eq!(device.mem.to_vec(), vec![0xee; 8 << 20]);
 }
@@ -551,7 +509,7 @@ fn what_the_format_cannot_do_is_refused() {
 #[test]
 fn a_parent_has_to_fit() {
     let over = |info: &ImageInfo, size, list| {
-        create_over(info, "p", size, list, Target::file()).map(|_| ()).map_err(|error| error.kind())
+        create_over(info, "p", size, list, NotedTarget::file()).map(|_| ()).map_err(|error| error.kind())
     };
     let info = parent(1 << 20, 512);
     for (list, result) in [
@@ -583,13 +541,13 @@ fn a_parent_has_to_fit() {
 
 #[test]
 fn calls_out_of_order_are_the_callers_mistake() {
-    let mut writer = create(4 << 20, "", Target::file()).unwrap();
+    let mut writer = create(4 << 20, "", NotedTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
     for range in [0..512, 4 << 20..(4 << 20) + 512, 3 << 20..3 << 20, (3 << 20) + 1..4 << 20] {
         assert_eq!(writer.place(range).unwrap_err().kind(), "usage");
     }
     writer.place(3 << 20..4 << 20).unwrap();
-    let mut writer = create_over(&parent(4 << 20, 4096), "p", 4 << 20, "", Target::file()).unwrap();
+    let mut writer = create_over(&parent(4 << 20, 4096), "p", 4 << 20, "", NotedTarget::file()).unwrap();
     writer.zero(1 << 20..2 << 20).unwrap();
     assert_eq!(writer.place(0..4096).unwrap_err().kind(), "usage");
     assert_eq!(writer.zero(2 << 20..(2 << 20) + 512).unwrap_err().kind(), "usage");
@@ -598,7 +556,7 @@ fn calls_out_of_order_are_the_callers_mistake() {
 #[test]
 fn a_long_table_is_written_in_pieces() {
     for (list, absent) in [("block_size=1M", 2), ("block_size=1M,block_state_zero=off", 0)] {
-        let target = Target::file();
+        let target = NotedTarget::file();
         let blocks = 3 * table::FLUSH as u64 + 5;
         let mut writer = create(blocks << 20, list, target.clone()).unwrap();
         // Some are at the ends of chunks.
@@ -628,7 +586,7 @@ fn each_chunk_has_a_sector_bitmap_if_it_needs_one() {
     // 4 GiB to a chunk. In the first one, one block is present as a whole; in the second, the first and the last block are in
     // part; the third has zeros only; the fourth, which is not whole, has its last sector.
     let size = (13 << 30) + 512;
-    let target = Target::file();
+    let target = NotedTarget::file();
     let mut writer = create_over(&parent(size, 512), "p", size, "block_size=1M", target.clone()).unwrap();
     let mut place = |range: Range<u64>| assert_eq!(writer.place(range.clone()).unwrap().len, range.end - range.start);
     place(7 << 20..8 << 20);
