@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::name::Name;
 
 /// What an image says of itself. Nothing that it names has been opened to find this out.
@@ -36,6 +37,14 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
+    /// Checks that there is a guest byte at `offset`.
+    pub(crate) fn check_offset(&self, offset: u64) -> Result<()> {
+        if offset < self.virtual_size {
+            return Ok(());
+        }
+        Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")))
+    }
+
     /// What only this format has, by its name.
     pub(crate) fn property(&self, name: &str) -> Option<&Value> {
         self.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value)

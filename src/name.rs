@@ -103,6 +103,17 @@ fn escape(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
+/// The text up to the first NUL of one in UTF-16, with replacement characters where it is not that.
+pub(crate) fn utf16_text(bytes: &[u8], decode: fn([u8; 2]) -> u16) -> String {
+    let units = bytes.as_chunks().0.iter().map(|unit| decode(*unit)).take_while(|unit| *unit != 0);
+    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
+/// The text in UTF-16.
+pub(crate) fn utf16(text: &str, encode: fn(u16) -> [u8; 2]) -> Vec<u8> {
+    text.encode_utf16().flat_map(encode).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

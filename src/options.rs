@@ -94,6 +94,19 @@ impl Options {
         self.parsed(format, name, range, |value| parse_size(value).ok())
     }
 
+    /// A power of two of bytes within `range`.
+    pub(crate) fn power_of_two(
+        &self,
+        format: &'static str,
+        name: &str,
+        range: RangeInclusive<u64>,
+    ) -> Result<Option<u64>> {
+        match self.size(format, name, range)? {
+            Some(size) if !size.is_power_of_two() => Err(wrong(format, name, format!("{size} is no power of two"))),
+            size => Ok(size),
+        }
+    }
+
     fn parsed(
         &self,
         format: &'static str,

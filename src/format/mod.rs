@@ -121,6 +121,16 @@ pub(crate) trait NewFiles {
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
 }
 
+impl OpenContext<'_> {
+    /// For formats whose images hold no earlier states.
+    pub fn refuse_snapshots(&self, format: &'static str) -> Result<()> {
+        match self.snapshot {
+            Some(_) => Err(Error::Unsupported { format, feature: "snapshots inside an image".into(), at: None }),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<'a> CreateContext<'a> {
     /// Checks that the options, where they name a backing file too, mean the image given.
     pub fn check_backing_options(&self, format: &'static str) -> Result<()> {

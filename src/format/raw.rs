@@ -51,10 +51,7 @@ struct Reader {
 
 impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Self> {
-        if cx.snapshot.is_some() {
-            let feature = "snapshots".into();
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
-        }
+        cx.refuse_snapshots(FORMAT_NAME)?;
         let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };

@@ -141,10 +141,7 @@ impl Settings {
 
 fn cluster_bits(options: &Options) -> Result<u32> {
     let range = 1 << CLUSTER_BITS.start()..=1 << CLUSTER_BITS.end();
-    let size = options.size(FORMAT_NAME, "cluster_size", range)?.unwrap_or(DEFAULT_CLUSTER_SIZE);
-    if !size.is_power_of_two() {
-        return Err(refuse("cluster_size", format!("{size} is not a power of two")));
-    }
+    let size = options.power_of_two(FORMAT_NAME, "cluster_size", range)?.unwrap_or(DEFAULT_CLUSTER_SIZE);
     Ok(size.ilog2())
 }
 

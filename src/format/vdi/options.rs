@@ -56,10 +56,7 @@ impl Settings {
         if cx.size == 0 {
             return Err(unsupported("a disk of no bytes, which VirtualBox does not open"));
         }
-        let block_size = cx.options.size(FORMAT_NAME, "block_size", BLOCK_SIZES)?.unwrap_or(1 << 20);
-        if !block_size.is_power_of_two() {
-            return Err(wrong(FORMAT_NAME, "block_size", format!("{block_size} is no power of two")));
-        }
+        let block_size = cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)?.unwrap_or(1 << 20);
         let (uuid, identifiers) = match cx.options.value("uuid").map(parse_uuid).transpose()? {
             None => (random(cx.identifiers.bytes("uuid")), cx.identifiers),
             Some(uuid) => {

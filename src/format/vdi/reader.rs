@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::FORMAT_NAME;
 use super::header::{Header, Kind};
 use super::map::{BlockMap, Entry, IMAGE, Piece};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::extent::{Extent, ExtentKind, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Reference, Value};
@@ -26,10 +26,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        if cx.snapshot.is_some() {
-            let feature = "snapshots inside an image".into();
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
-        }
+        cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
         let runs = (header.kind == Kind::Static).then(|| Runs::new(file.clone(), IMAGE));
         Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, runs })
@@ -111,10 +108,8 @@ impl SparseRead for Reader {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
+        self.info.check_offset(offset)?;
         let size = self.info.virtual_size;
-        if offset >= size {
-            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
-        }
         let block_size = u64::from(self.map.header.block_size);
         let index = offset / block_size;
         let piece = self.map.piece(index)?;

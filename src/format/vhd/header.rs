@@ -5,10 +5,10 @@
 use byteorder::{BigEndian, ByteOrder};
 use uuid::Uuid;
 
-use super::locator::{Locator, utf16, utf16_text};
+use super::locator::Locator;
 use super::{FORMAT_NAME, SECTOR, checksum, field};
 use crate::error::{Error, Problem, Result};
-use crate::name::Name;
+use crate::name::{Name, utf16, utf16_text};
 
 const COOKIE: &[u8; 8] = b"cxsparse";
 /// Byte offset of the checksum in the header.

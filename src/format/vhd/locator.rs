@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::info::Reference;
 use crate::io::{ReadAt, table};
 use crate::limits::Budget;
-use crate::name::Name;
+use crate::name::{Name, utf16_text};
 
 /// Longest name in bytes: what Windows allows, 32767 characters of UTF-16.
 const MAX_LEN: u64 = 65_534;
@@ -99,17 +99,6 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     Ok(reference)
 }
 
-/// The text up to the first NUL.
-pub(super) fn utf16_text(bytes: &[u8], decode: fn([u8; 2]) -> u16) -> String {
-    let units = bytes.as_chunks().0.iter().map(|unit| decode(*unit)).take_while(|unit| *unit != 0);
-    char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
-}
-
-/// The text in UTF-16.
-pub(super) fn utf16(text: &str, encode: fn(u16) -> [u8; 2]) -> Vec<u8> {
-    text.encode_utf16().flat_map(encode).collect()
-}
-
 /// The path in a URL: `file://localhost/a%20b` is `/a b`. What XenServer writes has no host: `file://./a` is `./a`.
 fn file_url(url: &[u8]) -> Name {
     let url = url.split(|byte| *byte == 0).next().unwrap_or_default();
@@ -140,6 +129,7 @@ fn file_url(url: &[u8]) -> Name {
 mod tests {
     use super::*;
     use crate::io::MemFile;
+    use crate::name::utf16;
 
     fn names(locators: &[(&[u8; 4], &[u8])], name: &str) -> Vec<String> {
         let mut file = Vec::new();

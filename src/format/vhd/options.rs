@@ -94,7 +94,7 @@ impl Settings {
             return Err(refuse("force_size", "Azure takes disks of whole MiB only, which no geometry has"));
         }
         let parent = parent(cx)?;
-        let block_size = block_size(cx)?;
+        let block_size = cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)?;
         let subformat = if fixed.unwrap_or(azure) {
             if parent.is_some() {
                 return Err(refuse("backing_file", "a fixed disk cannot lie over another image"));
@@ -129,13 +129,6 @@ fn size(size: u64, exact: bool, azure: bool) -> Result<(u64, Geometry)> {
         return Err(refuse("preset", format!("Azure takes disks of {min} to {max} bytes, and this one has {size}")));
     }
     Ok(by_size(size))
-}
-
-fn block_size(cx: &CreateContext<'_>) -> Result<Option<u64>> {
-    match cx.options.size(FORMAT_NAME, "block_size", BLOCK_SIZES)? {
-        Some(size) if !size.is_power_of_two() => Err(refuse("block_size", format!("{size} is no power of two"))),
-        size => Ok(size),
-    }
 }
 
 fn unique_id(cx: &CreateContext<'_>) -> Result<Uuid> {

@@ -7,7 +7,7 @@ use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
 use super::header::Header;
 use super::{EPOCH, FORMAT_NAME, SECTOR, field, geometry, locator};
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::extent::{Extent, FileId};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Value};
@@ -33,10 +33,7 @@ pub(super) enum Content {
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        if cx.snapshot.is_some() {
-            let feature = "snapshots inside an image".into();
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
-        }
+        cx.refuse_snapshots(FORMAT_NAME)?;
         let file_len = table::length(&*file)?;
         let Footers { footer, at, end, warning } = Footers::read(&*file, file_len, cx.limits)?;
         let size_field = field("current size", at + CURRENT_SIZE_AT);
@@ -117,9 +114,7 @@ impl SparseRead for Reader {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
-        if offset >= self.info.virtual_size {
-            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
-        }
+        self.info.check_offset(offset)?;
         let (kind, len) = match &self.content {
             Content::Fixed(runs) => runs.extent(offset, self.info.virtual_size)?,
             Content::Blocks(blocks) => blocks.extent(offset)?,

@@ -188,25 +188,17 @@ impl Piece<'_> {
         }
         let field = self.field(block);
         let (state, place) = split(entry, field)?;
-        let rule = match state {
-            state::NOT_PRESENT => return Ok(Payload::NotPresent),
-            state::UNDEFINED | state::UNMAPPED | state::OLD_UNMAPPED if place != 0 => {
-                return Ok(Payload::Unmapped(place));
-            }
-            state::UNDEFINED | state::ZERO | state::UNMAPPED | state::OLD_UNMAPPED => return Ok(Payload::Zero),
-            state::FULLY_PRESENT => {
-                return self.bat.check(place, self.bat.visible(block), field).map(|()| Payload::FullyPresent(place));
-            }
-            state::PARTIALLY_PRESENT if self.bat.differencing => {
-                return self
-                    .bat
-                    .check(place, self.bat.visible(block), field)
-                    .map(|()| Payload::PartiallyPresent(place));
-            }
-            state::PARTIALLY_PRESENT => "only a disk with a parent has partially present blocks",
-            _ => "its state is reserved",
-        };
-        Err(field.fault(Problem::Rule { value: entry, rule }))
+        let wrong = |rule| Err(field.fault(Problem::Rule { value: entry, rule }));
+        let present = |payload| self.bat.check(place, self.bat.visible(block), field).map(|()| payload);
+        match state {
+            state::NOT_PRESENT => Ok(Payload::NotPresent),
+            state::UNDEFINED | state::UNMAPPED | state::OLD_UNMAPPED if place != 0 => Ok(Payload::Unmapped(place)),
+            state::UNDEFINED | state::ZERO | state::UNMAPPED | state::OLD_UNMAPPED => Ok(Payload::Zero),
+            state::FULLY_PRESENT => present(Payload::FullyPresent(place)),
+            state::PARTIALLY_PRESENT if self.bat.differencing => present(Payload::PartiallyPresent(place)),
+            state::PARTIALLY_PRESENT => wrong("only a disk with a parent has partially present blocks"),
+            _ => wrong("its state is reserved"),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::twin::{Signature, Twin, check_whole, seal};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
 use crate::error::{Error, Problem, Result};
 use crate::io::{ReadAt, table};
-use crate::name::Name;
+use crate::name::{Name, utf16, utf16_text};
 
 pub(super) const FILE_SIGNATURE: &[u8; 8] = b"vhdxfile";
 /// Bytes of the text behind the signature, in UTF-16.
@@ -162,14 +162,13 @@ fn read_creator(file: &dyn ReadAt) -> Result<Name> {
         let rule = "the signature is \"vhdxfile\"";
         return Err(field("Signature", 0).fault(Problem::Rule { value: LittleEndian::read_u64(&bytes), rule }));
     };
-    let units = creator.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit)).take_while(|unit| *unit != 0);
-    Ok(Name::from(String::from_utf16_lossy(&units.collect::<Vec<_>>())))
+    Ok(Name::from(utf16_text(creator, u16::from_le_bytes)))
 }
 
 /// The file identifier of a new file.
 pub(super) fn encode_identifier(creator: &str) -> Vec<u8> {
     let mut bytes = FILE_SIGNATURE.to_vec();
-    bytes.extend(creator.encode_utf16().flat_map(u16::to_le_bytes));
+    bytes.extend(utf16(creator, u16::to_le_bytes));
     bytes.resize(FILE_SIGNATURE.len() + CREATOR_LEN, 0);
     bytes
 }

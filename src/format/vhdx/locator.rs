@@ -9,7 +9,7 @@ use super::{FORMAT_NAME, field};
 use crate::error::{Error, Problem, Result};
 use crate::info::Reference;
 use crate::io::table::Field;
-use crate::name::Name;
+use crate::name::{Name, utf16, utf16_text};
 
 /// The only type of the document: the parent is a VHDX file (2.6.2.6.3).
 const VHDX: Uuid = uuid!("b04aefb7-d19e-4a81-b789-25b8e9445913");
@@ -76,14 +76,13 @@ impl ParentLocator {
 
     /// The item as it stands in the file: each value behind its key, as Windows has them.
     pub fn encode(&self) -> Vec<u8> {
-        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
         let mut bytes = VHDX.to_bytes_le().to_vec();
         bytes.extend(0u16.to_le_bytes());
         bytes.extend((self.entries.len() as u16).to_le_bytes());
         let mut texts = Vec::new();
         let start = HEADER_LEN + self.entries.len() * ENTRY_LEN;
         for (key, value) in &self.entries {
-            let (key, value) = (utf16(key), utf16(value));
+            let (key, value) = (utf16(key, u16::to_le_bytes), utf16(value, u16::to_le_bytes));
             let offset = start + texts.len();
             bytes.extend((offset as u32).to_le_bytes());
             bytes.extend(((offset + key.len()) as u32).to_le_bytes());
@@ -166,11 +165,10 @@ impl<'a> Texts<'a> {
         let Some(bytes) = bytes.filter(|_| offset as usize >= self.start) else {
             return Err(offset_field.fault(Problem::Range { value, min: self.start as u64, max }));
         };
-        let units: Vec<_> = bytes.as_chunks().0.iter().map(|unit| u16::from_le_bytes(*unit)).collect();
-        if units.contains(&0) {
+        if bytes.as_chunks().0.contains(&[0; 2]) {
             return Err(offset_field.fault(Problem::Rule { value, rule: "there is no NUL in a key or value" }));
         }
-        Ok(String::from_utf16_lossy(&units))
+        Ok(utf16_text(bytes, u16::from_le_bytes))
     }
 }
 

@@ -101,7 +101,7 @@ impl Settings {
         }
         let (logical_sector_size, physical_sector_size) = sector_sizes(cx, parent.as_ref())?;
         let virtual_disk_size = disk_size(cx.size, logical_sector_size.into(), parent.as_ref())?;
-        let block_size = match block_size(cx)? {
+        let block_size = match cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)? {
             Some(size) => size,
             None if parent.is_some() => SMALL_BLOCK_SIZE,
             None if !fixed => DYNAMIC_BLOCK_SIZE,
@@ -164,13 +164,6 @@ impl Guids {
 fn parse_uuid(text: &str) -> Result<Uuid> {
     let uuid = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
     uuid.ok_or_else(|| refuse("uuid", format!("{text:?} is no UUID, or the nil UUID")))
-}
-
-fn block_size(cx: &CreateContext<'_>) -> Result<Option<u64>> {
-    match cx.options.size(FORMAT_NAME, "block_size", BLOCK_SIZES)? {
-        Some(size) if !size.is_power_of_two() => Err(refuse("block_size", format!("{size} is no power of two"))),
-        size => Ok(size),
-    }
 }
 
 fn log_size(cx: &CreateContext<'_>) -> Result<u64> {

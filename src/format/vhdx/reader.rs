@@ -9,7 +9,7 @@ use super::metadata::Metadata;
 use super::structure::{Replay, Structure};
 use super::{FORMAT_NAME, MIB, field};
 use crate::bits::{self, BitOrder};
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::extent::{Extent, ExtentKind, FileId, Location};
 use crate::format::OpenContext;
 use crate::info::{ImageInfo, Value};
@@ -40,10 +40,7 @@ impl Reader {
     const BITMAP_SLICE: u64 = 16 << 10;
 
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        if cx.snapshot.is_some() {
-            let feature = "snapshots inside an image".into();
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
-        }
+        cx.refuse_snapshots(FORMAT_NAME)?;
         Reader::new(Structure::read(file, cx)?)
     }
 
@@ -145,9 +142,7 @@ impl SparseRead for Reader {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent> {
-        if offset >= self.info.virtual_size {
-            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
-        }
+        self.info.check_offset(offset)?;
         let (kind, len) = self.extent(offset)?;
         Ok(Extent { offset, len, kind })
     }

@@ -54,10 +54,7 @@ enum Content {
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        if cx.snapshot.is_some() {
-            let feature = "snapshots inside an image".into();
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
-        }
+        cx.refuse_snapshots(FORMAT_NAME)?;
         match kind(&*file)? {
             Some(super::Kind::Hosted) => Self::open_hosted(file, cx),
             Some(super::Kind::Cowd) => {

@@ -13,10 +13,10 @@ use crate::format::vhd::SECTOR;
 use crate::format::vhd::blocks::ABSENT;
 use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::header::{self, Header};
-use crate::format::vhd::locator::{Locator, utf16};
+use crate::format::vhd::locator::Locator;
 use crate::format::vhd::options::{Parent, Settings, limit};
 use crate::io::WriteAt;
-use crate::name::Name;
+use crate::name::{Name, utf16};
 use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// What the guest's bytes in blocks are aligned to.

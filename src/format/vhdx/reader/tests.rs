@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::error::Fault;
+use crate::error::{Error, Fault};
 use crate::format::vhdx::bat::state;
 use crate::format::vhdx::sample::{BAT, METADATA, Sample};
 
