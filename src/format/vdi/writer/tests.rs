@@ -11,7 +11,7 @@ use crate::io::noted::NotedTarget;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
-use crate::sparse::SparseRead;
+use crate::sparse::{SparseRead, place_filled};
 
 /// Bytes of a device.
 const DEVICE: u64 = 5 << 20;
@@ -20,19 +20,6 @@ fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn Sparse
     let mut options = Options::new();
     options.add_list(list);
     Format::named("vdi")?.create(&CreateContext::new(size, &options, out))
-}
-
-/// Places `range`, filled with bytes that are not zero, wherever the writer says.
-fn place(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range<u64>) {
-    let mut at = range.start;
-    while at < range.end {
-        let placement = writer.place(at..range.end).unwrap();
-        assert!(placement.before.is_empty() && placement.len % 512 == 0 && placement.len > 0);
-        let part = &mut guest[at as usize..(at + placement.len) as usize];
-        part.iter_mut().zip(at..).for_each(|(byte, at)| *byte = (at / 512 % 200) as u8 + 1);
-        placement.out.write_all_at(part, placement.offset).unwrap();
-        at += placement.len;
-    }
 }
 
 fn open(file: &MemFile) -> Reader {
@@ -80,7 +67,7 @@ proptest! {
         for (skip, len) in steps {
             let range = (at + skip).min(sectors) * 512..(at + skip + len).min(sectors) * 512;
             at = range.end / 512;
-            place(&mut *writer, &mut guest, range);
+            place_filled(&mut *writer, &mut guest, range);
         }
         writer.finish().unwrap();
         prop_assert!(read(&target.mem) == guest);
@@ -118,7 +105,7 @@ fn the_header_is_written_last() {
     for device in [false, true] {
         let target = if device { NotedTarget::device(DEVICE) } else { NotedTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
-        place(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
+        place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
         let events = target.events.lock().unwrap();
         assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);

@@ -13,6 +13,7 @@ use crate::io::noted::NotedTarget;
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::sparse::place_filled;
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
@@ -45,21 +46,6 @@ fn parent(virtual_size: u64, sector_size: u64) -> ImageInfo {
         ("physical-sector-size", Value::from(4096)),
     ];
     ImageInfo { format: "vhdx", virtual_size, specific, ..ImageInfo::default() }
-}
-
-/// Places `range`, filled with bytes that are not zero, wherever the writer says.
-fn place(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range<u64>) {
-    let mut at = range.start;
-    while at < range.end {
-        let placement = writer.place(at..range.end).unwrap();
-        assert!(placement.before.is_empty() && placement.len % 512 == 0 && placement.len > 0);
-        let part = &mut guest[at as usize..(at + placement.len) as usize];
-        for (sector, number) in part.chunks_mut(512).zip(at / 512..) {
-            sector.fill((number % 200) as u8 + 1);
-        }
-        placement.out.write_all_at(part, placement.offset).unwrap();
-        at += placement.len;
-    }
 }
 
 fn u32_at(file: &[u8], at: u64) -> u32 {
@@ -218,7 +204,7 @@ proptest! {
         for (skip, len) in steps {
             let range = (at + skip).min(sectors) * 512..(at + skip + len).min(sectors) * 512;
             at = range.end / 512;
-            place(&mut *writer, &mut guest, range);
+            place_filled(&mut *writer, &mut guest, range);
         }
         writer.finish().unwrap();
 
@@ -276,7 +262,7 @@ proptest! {
                 writer.zero(range.clone()).unwrap();
                 guest[range.start as usize..range.end as usize].fill(0);
             } else {
-                place(&mut *writer, &mut guest, range.clone());
+                place_filled(&mut *writer, &mut guest, range.clone());
                 placed[(range.start >> 20) as usize..range.end.div_ceil(1 << 20) as usize].fill(true);
             }
         }
@@ -311,7 +297,7 @@ proptest! {
 fn the_layout_is_that_of_windows() {
     let target = NotedTarget::file();
     let mut writer = create((5 << 20) + 512, "log_size=2M,block_size=2M", target.clone()).unwrap();
-    place(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
+    place_filled(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
     writer.finish().unwrap();
     let file = target.mem.to_vec();
     assert_eq!(file.len(), 7 << 20);
@@ -395,7 +381,7 @@ fn headers_are_written_last() {
     for device in [false, true] {
         let target = if device { NotedTarget::device(40 << 20) } else { NotedTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
-        place(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
+        place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
         let events = target.events.lock().unwrap();
         let (early, late) = events.split_at(events.len() - 5);
