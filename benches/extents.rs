@@ -38,7 +38,7 @@ fn walk(image: &Image) -> u64 {
 
 fn extents(c: &mut Criterion) {
     let mut group = c.benchmark_group("extents");
-    let raw = OpenOptions::new().format(Format::named("raw").unwrap()).open_source(Arc::new(Sparse)).unwrap();
+    let raw = OpenOptions::new().format(Format::by_name("raw").unwrap()).open_source(Arc::new(Sparse)).unwrap();
     group.throughput(Throughput::Elements(SIZE / EVERY));
     group.bench_function("raw", |b| b.iter(|| walk(&raw)));
     // An L2 table maps 512 MiB here, so this reads 2048 of them.

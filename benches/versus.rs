@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{available_parallelism, scope};
 use std::time::Instant;
 
-use diskimage::extent::ExtentKind;
+use diskimage::driver::ExtentKind;
 use diskimage::{Image, parse_size};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -265,7 +265,7 @@ struct Run {
 }
 
 impl Contestant {
-    /// Runs once, as the child of a small process that knows the peak memory of its only child.
+    /// FileExtents once, as the child of a small process that knows the peak memory of its only child.
     fn run(&mut self) -> Result<()> {
         if self.target.exists() {
             fs::remove_file(&self.target)?;
@@ -305,7 +305,7 @@ fn convert(program: &str, from: Kind, to: Kind, flags: &[&str], source: &Path, t
     command
 }
 
-/// Runs a program and returns what it prints.
+/// FileExtents a program and returns what it prints.
 fn run(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().map_err(|e| format!("{command:?}: {e}"))?;
     if !output.status.success() {

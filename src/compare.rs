@@ -98,8 +98,8 @@ mod tests {
     use super::*;
     use crate::convert::Converter;
     use crate::format::Format;
+    use crate::image::OpenOptions;
     use crate::io::{MemFile, ReadAt};
-    use crate::open::OpenOptions;
 
     fn open(file: Arc<dyn ReadAt>, format: Format) -> Image {
         OpenOptions::new().format(format).open_source(file).unwrap()

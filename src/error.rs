@@ -243,6 +243,11 @@ impl Error {
         move |cause| Error::Io { action, offset, cause }
     }
 
+    /// The error for something that the driver of `format` does not support, as "compression".
+    pub fn unsupported(format: &'static str, feature: impl Into<Cow<'static, str>>) -> Self {
+        Error::Unsupported { format, feature: feature.into(), at: None }
+    }
+
     /// The error for a field of an image, which stands at byte `at` of the file.
     pub fn corrupt(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
         Error::Corrupt(Fault { format, field: field.into(), at, problem })
@@ -309,6 +314,21 @@ impl Error {
             Error::Changed { .. } => "changed",
             Error::Cancelled => "cancelled",
         }
+    }
+}
+
+/// For code that speaks [`io::Error`]: the kind is the cause's, and the error itself is kept inside.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.root() {
+            Error::Io { cause, .. } => cause.kind(),
+            Error::Corrupt(_) | Error::Limit { .. } => io::ErrorKind::InvalidData,
+            Error::Unsupported { .. } | Error::Unreadable(_) => io::ErrorKind::Unsupported,
+            // Not `Interrupted`, which callers of `Read` retry.
+            Error::Cancelled => io::ErrorKind::Other,
+            _ => io::ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
     }
 }
 

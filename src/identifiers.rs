@@ -33,7 +33,7 @@ impl Identifiers {
     }
 
     /// Those for one image.
-    pub(crate) fn of_image(self, format: &str, size: u64, options: &Options) -> ImageIdentifiers {
+    pub fn for_image(self, format: &str, size: u64, options: &Options) -> ImageIdentifiers {
         match self {
             Identifiers::Random => {
                 // Each state has keys of its own, from the system's source of randomness.
@@ -51,7 +51,7 @@ impl Identifiers {
 
 /// The identifiers of one image.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ImageIdentifiers {
+pub struct ImageIdentifiers {
     seed: [u64; 2],
     /// When the image is made: seconds since 1970.
     pub time: u64,
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn only_random_ones_differ_each_time() {
-        let ids = |from: Identifiers, size| from.of_image("vmdk", size, &Options::new()).bytes("cid");
+        let ids = |from: Identifiers, size| from.for_image("vmdk", size, &Options::new()).bytes("cid");
         let fixed = Identifiers::Reproducible { time: 0 };
         assert_eq!(ids(fixed, 512), ids(fixed, 512));
         let distinct: HashSet<_> =
@@ -103,7 +103,7 @@ mod tests {
     fn they_stay_the_same_in_all_versions() {
         let pinned = ImageIdentifiers::pinned(1);
         assert_ne!(pinned.bytes("a"), pinned.bytes("b"));
-        let ids = Identifiers::Reproducible { time: 7 }.of_image("vmdk", 1 << 20, &Options::new());
+        let ids = Identifiers::Reproducible { time: 7 }.for_image("vmdk", 1 << 20, &Options::new());
         assert_eq!(u128::from_be_bytes(ids.bytes("cid")), 0xac20_41e2_ceab_c7e5_bfe7_3113_7970_add6);
     }
 }

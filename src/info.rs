@@ -17,11 +17,11 @@ pub struct ImageInfo {
     /// Bytes that the format allocates at once; `None` when it has no such unit.
     pub block_size: Option<u32>,
     /// The image whose bytes show through the holes of this one.
-    pub backing: Option<Reference>,
+    pub backing: Option<FileReference>,
     /// What images that lie over this one know it by.
     pub identities: Vec<Name>,
     /// Other files that hold guest bytes of this image; `FileId` 1 is the first.
-    pub files: Vec<Reference>,
+    pub files: Vec<FileReference>,
     /// The method of encryption, by its name. An encrypted image is not readable.
     pub encryption: Option<&'static str>,
     /// The writer did not close the image.
@@ -37,6 +37,11 @@ pub struct ImageInfo {
 }
 
 impl ImageInfo {
+    /// The properties of an image of `format` whose disk has `virtual_size` bytes, and nothing else.
+    pub fn new(format: &'static str, virtual_size: u64) -> Self {
+        ImageInfo { format, virtual_size, ..ImageInfo::default() }
+    }
+
     /// Checks that there is a guest byte at `offset`.
     pub(crate) fn check_offset(&self, offset: u64) -> Result<()> {
         if offset < self.virtual_size {
@@ -54,7 +59,7 @@ impl ImageInfo {
 /// Another file that an image names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Reference {
+pub struct FileReference {
     /// What it is to the image: "backing file", "data file".
     pub role: &'static str,
     /// Its name, as the image has it; its identity, where the image has no name for it.
@@ -69,10 +74,10 @@ pub struct Reference {
     pub beside: Option<&'static str>,
 }
 
-impl Reference {
+impl FileReference {
     /// A file called `name` that is `role` to the image.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
-        Reference { role, name, format, alternatives: Vec::new(), identities: Vec::new(), beside: None }
+        FileReference { role, name, format, alternatives: Vec::new(), identities: Vec::new(), beside: None }
     }
 
     /// A file that is known by several names, the first of which are tried first. Since images are moved and come from other
@@ -88,7 +93,7 @@ impl Reference {
         }
         let mut names = names.into_iter();
         let name = names.next().unwrap_or_default();
-        Reference { alternatives: names.collect(), ..Reference::new(role, name, format) }
+        FileReference { alternatives: names.collect(), ..FileReference::new(role, name, format) }
     }
 
     /// The identities, for messages.
@@ -175,8 +180,8 @@ impl From<&str> for Value {
 mod tests {
     use super::*;
 
-    fn reference(name: &str) -> Reference {
-        Reference::new("backing file", Name::from(name), None)
+    fn reference(name: &str) -> FileReference {
+        FileReference::new("backing file", Name::from(name), None)
     }
 
     #[test]

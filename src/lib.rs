@@ -62,7 +62,7 @@
 //!
 //! # Images from strangers
 //!
-//! * An image names other files: its backing file, its data file, its extents. None is opened unless [`References`] says so, and a
+//! * An image names other files: its backing file, its data file, its extents. None is opened unless [`ReferencePolicy`] says so, and a
 //!   refusal reads the same whether the file exists or not. A format module cannot open files at all; it asks its caller.
 //! * Every number from an image is checked against the file's length and the [`Limits`] before it is used in arithmetic or
 //!   as the size of an allocation. The crate has no `unsafe` code.
@@ -109,13 +109,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-mod bits;
-mod claims;
 pub mod codec;
 mod compare;
 mod convert;
+pub mod driver;
 mod error;
-pub mod extent;
 pub mod format;
 mod identifiers;
 mod image;
@@ -123,21 +121,19 @@ mod info;
 pub mod io;
 mod limits;
 mod name;
-mod open;
 mod options;
-pub mod sparse;
 #[cfg(test)]
 mod tempdir;
 pub mod zero;
 
 pub use compare::{Comparison, compare};
 pub use convert::{Converter, Progress, Report};
+pub use driver::CheckReport;
 pub use error::{Error, Fault, Problem, ReferenceProblem, Result};
-pub use format::{CheckReport, Format};
-pub use identifiers::Identifiers;
-pub use image::{Image, Reader, Span, Spans};
-pub use info::{ImageInfo, Reference, Snapshot, Value};
+pub use format::{Format, Formats};
+pub use identifiers::{Identifiers, ImageIdentifiers};
+pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, Span, Spans};
+pub use info::{FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
-pub use open::{Inspection, OpenOptions, References};
 pub use options::{OptionSpec, Options, parse_size};

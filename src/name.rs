@@ -21,7 +21,7 @@ impl Name {
         Path::new(OsStr::from_bytes(&self.0))
     }
 
-    /// Whether it can be that of a file; see [`Reference::is_file_name`](crate::Reference::is_file_name).
+    /// Whether it can be that of a file; see [`FileReference::is_file_name`](crate::FileReference::is_file_name).
     pub(crate) fn is_file_name(&self) -> bool {
         match self.0.iter().position(|&byte| byte == b':') {
             Some(colon) => colon == 0 || self.0.iter().take(colon).any(|&byte| byte == b'/'),

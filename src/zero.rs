@@ -34,7 +34,7 @@ fn is_zero_lane(lane: &[u8; LANE]) -> bool {
 /// as byte ranges of `bytes`.
 ///
 /// Granules are `granule` bytes each, counted from the start of `bytes` (which the caller aligns
-/// as it needs); the last one may be short. Runs start and end on granule boundaries, or at the
+/// as it needs); the last one may be short. FileExtents start and end on granule boundaries, or at the
 /// end of `bytes`, and two runs never touch. `granule` is a power of two, at least 512 where speed
 /// matters; 0 is taken as 1.
 pub fn data_runs(bytes: &[u8], granule: usize) -> DataRuns<'_> {

@@ -44,7 +44,7 @@ impl Kind {
         if let Some(codec) = codec {
             options.set("compression_type", codec);
         }
-        Converter::new(Format::named(format).unwrap()).options(options).compress(codec.is_some()).threads(1)
+        Converter::new(Format::by_name(format).unwrap()).options(options).compress(codec.is_some()).threads(1)
     }
 
     /// An image of this kind in memory that holds `disk`.
@@ -65,7 +65,7 @@ impl Kind {
 
 /// An image in memory.
 pub fn open(format: &str, file: MemFile) -> Image {
-    OpenOptions::new().format(Format::named(format).unwrap()).open_source(Arc::new(file)).unwrap()
+    OpenOptions::new().format(Format::by_name(format).unwrap()).open_source(Arc::new(file)).unwrap()
 }
 
 /// A file that forgets what is written to it.

@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::Job;
 use super::plan::Work;
 use crate::codec::Encoder;
+use crate::driver::ExtentKind;
+use crate::driver::Frame;
 use crate::error::Result;
-use crate::extent::ExtentKind;
 use crate::image::{Image, Scratch, Span};
-use crate::sparse::Frame;
 use crate::zero;
 
 /// A thread's buffers, which hold one work range at a time.

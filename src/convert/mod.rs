@@ -22,18 +22,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
 
+use crate::driver::WriteSpec;
+use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
-use crate::format::{CreateContext, Format, NewBacking, NewFiles};
+use crate::format::Format;
 use crate::identifiers::Identifiers;
 use crate::image::Image;
 use crate::io::WriteAt;
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::WriteSpec;
 use output::Output;
 
 /// Bytes of guest that are loaded, placed and written at once, by one thread.
-const CELL: u64 = 1 << 20;
+const CHUNK_SIZE: u64 = 1 << 20;
 /// The largest run of zeros that can be asked to be kept, as with qemu-img.
 const MAX_SPARSE: u64 = 16 << 20;
 /// Threads by default, on a machine with as many cores. Each takes some MiB; more have to be asked for.
@@ -91,7 +92,7 @@ pub struct Report {
     /// Blocks that are stored compressed.
     pub compressed_blocks: u64,
     /// Of those, the blocks whose payload was taken from the source as it was, after it was found to decode.
-    pub copied_blocks: u64,
+    pub passthrough_blocks: u64,
     /// Bytes of payload that were written.
     pub written_bytes: u64,
 }
@@ -250,9 +251,9 @@ impl Converter {
                 compress: self.compress,
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
                 // A disk that gets its last sector filled is the same image when it is converted again.
-                identifiers: self.identifiers.of_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
+                identifiers: self.identifiers.for_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
                 out: out.clone(),
-                files: named.map(|(_, output)| output as &dyn NewFiles),
+                files: named.map(|(_, output)| output as &dyn TargetFiles),
             })
             .map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
@@ -307,7 +308,7 @@ struct Job<'a> {
 impl Job<'_> {
     /// Bytes of guest in a work range: whole blocks.
     fn cell(&self) -> u64 {
-        CELL.max(self.spec.block_size).max(self.sparse)
+        CHUNK_SIZE.max(self.spec.block_size).max(self.sparse)
     }
 
     /// Length in bytes that an encoded block must stay below.

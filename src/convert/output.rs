@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::format::NewFiles;
 use crate::io::{FileIdentity, FileTarget, WriteAt};
 use crate::name::escaped_path;
 
@@ -165,7 +165,7 @@ impl Output {
     }
 }
 
-impl NewFiles for Output {
+impl TargetFiles for Output {
     /// That of the file a link leads to, not the link's.
     fn image_name(&self) -> &OsStr {
         self.target.file_name().unwrap_or_default()

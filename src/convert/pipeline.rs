@@ -7,9 +7,9 @@ use std::thread;
 use super::load::{Item, ItemKind, Loader};
 use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
+use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
-use crate::sparse::{Placement, SparseWrite};
 
 /// Moves all guest bytes of the job. The caller finishes the writer.
 pub(super) fn run(
@@ -218,7 +218,7 @@ impl Turn<'_> {
                     self.report.data_bytes += guest.end - guest.start;
                     self.report.written_bytes += place.len() as u64;
                     self.report.compressed_blocks += 1;
-                    self.report.copied_blocks += u64::from(*copied);
+                    self.report.passthrough_blocks += u64::from(*copied);
                 }
             }
         }

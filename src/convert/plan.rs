@@ -22,8 +22,8 @@ pub(super) struct Work {
 pub(super) struct Planner<'a> {
     job: &'a Job<'a>,
     settings: &'a Converter,
-    source: Track<'a>,
-    base: Option<Track<'a>>,
+    source: SpanCursor<'a>,
+    base: Option<SpanCursor<'a>>,
     at: u64,
     seq: u64,
 }
@@ -33,8 +33,8 @@ impl<'a> Planner<'a> {
         Ok(Planner {
             job,
             settings,
-            source: Track::new(job.source.spans_exclusive()?),
-            base: job.base.map(|base| Track::new(base.spans(0..u64::MAX))),
+            source: SpanCursor::new(job.source.spans_exclusive()?),
+            base: job.base.map(|base| SpanCursor::new(base.spans(0..u64::MAX))),
             at: 0,
             seq: 0,
         })
@@ -71,14 +71,14 @@ impl<'a> Planner<'a> {
 }
 
 /// The spans of one image, in ascending order, each for as long as it is needed.
-struct Track<'a> {
+struct SpanCursor<'a> {
     spans: Spans<'a>,
     current: Option<Span>,
 }
 
-impl<'a> Track<'a> {
+impl<'a> SpanCursor<'a> {
     fn new(spans: Spans<'a>) -> Self {
-        Track { spans, current: None }
+        SpanCursor { spans, current: None }
     }
 
     /// The span that contains `at` or, if zeros up to there have been passed already, the one after it; nothing past the

@@ -4,8 +4,8 @@ use std::io;
 use std::ops::Range;
 
 use super::*;
+use crate::image::{OpenOptions, ReferencePolicy};
 use crate::io::{MemFile, ReadAt};
-use crate::open::{OpenOptions, References};
 use crate::tempdir::TempDir;
 
 pub(super) const KIB: u64 = 1 << 10;
@@ -41,7 +41,7 @@ pub(super) fn islands(len: u64, data: &[Range<u64>]) -> Image {
 }
 
 pub(super) fn open(source: Arc<dyn ReadAt>, format: &str) -> Image {
-    OpenOptions::new().format(Format::named(format).unwrap()).open_source(source).unwrap()
+    OpenOptions::new().format(Format::by_name(format).unwrap()).open_source(source).unwrap()
 }
 
 pub(super) fn raw(bytes: &[u8]) -> Image {
@@ -90,7 +90,7 @@ pub(super) fn converted(converter: &Converter, source: &Image) -> Arc<MemFile> {
 
 fn content(image: &Image) -> Vec<u8> {
     let mut bytes = vec![0; image.virtual_size() as usize];
-    image.read_at(&mut bytes, 0).unwrap();
+    image.read_exact_at(&mut bytes, 0).unwrap();
     bytes
 }
 
@@ -118,8 +118,8 @@ fn units_of_source_and_base_in_one_place_are_not_mixed_up() {
             let overlay = dir.join("overlay.qcow2");
             let converter = qcow2(options).compress(compress).backing(base(), "base.qcow2");
             let report = converter.convert(&source(), &overlay).unwrap();
-            let image = OpenOptions::new().references(References::Beside).open(&overlay).unwrap();
-            assert_eq!(image.depth(), 2);
+            let image = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&overlay).unwrap();
+            assert_eq!(image.layer_count(), 2);
             assert!(content(&image) == ours, "{options}, {compress}");
             let granule = if options == "cluster_size=64k" || compress && options == "extended_l2=on" { 64 } else { 4 };
             assert_eq!(report.data_bytes, 3 * granule * KIB, "{options}, {compress}");
@@ -142,14 +142,14 @@ fn a_report_counts_what_was_done() {
         padding: 412,
         data_bytes: 192 * KIB + 512,
         compressed_blocks: 3,
-        copied_blocks: 0,
+        passthrough_blocks: 0,
         written_bytes: report.written_bytes,
     };
     assert_eq!(report, expected);
     assert!((64 * KIB..80 * KIB).contains(&report.written_bytes), "{report:?}");
 
     let again = converter.convert_to(&open(file.clone(), "qcow2"), Arc::new(MemFile::new())).unwrap();
-    let expected = Report { source_format: "qcow2", padding: 0, copied_blocks: 3, ..report };
+    let expected = Report { source_format: "qcow2", padding: 0, passthrough_blocks: 3, ..report };
     assert_eq!(again, expected);
 }
 
@@ -205,7 +205,7 @@ fn what_goes_before_a_block_is_written_before_it() {
     let stream = |list: &str| {
         let mut options = Options::new();
         options.add_list(list);
-        let vmdk = Converter::new(Format::named("vmdk").unwrap());
+        let vmdk = Converter::new(Format::by_name("vmdk").unwrap());
         vmdk.options(options).identifiers(Identifiers::Reproducible { time: 0 }).threads(1)
     };
     // Tables come between the blocks of several work ranges, and after a run of zeros.

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! Guest byte N is file byte N. Runs that were never written are holes of the file system and read as zeros.
+//! Guest byte N is file byte N. FileExtents that were never written are holes of the file system and read as zeros.
 //!
 //! # Support
 //!
@@ -15,38 +15,34 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::driver::{CreateContext, FormatDriver, OpenContext};
+use crate::driver::{Extent, FileId};
+use crate::driver::{Placement, SparseRead, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::extent::{Extent, FileId};
-use crate::format::{CreateContext, Entry, OpenContext};
+use crate::format::shared::file_extents::FileExtents;
+use crate::format::shared::table::{self, Field};
 use crate::info::ImageInfo;
-use crate::io::runs::Runs;
-use crate::io::table::{self, Field};
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
-use crate::sparse::{Placement, SparseRead, SparseWrite, WriteSpec};
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &["img"],
-    extensions: &["raw", "img"],
-    description: "the bytes of the disk, without metadata",
-    options: &[OptionSpec {
-        name: "preallocation",
-        values: "off|falloc|full",
-        help: "set space aside (falloc) or write every byte (full); default off",
-    }],
-    probe: |_| false,
-    open: |source, cx| Ok(Box::new(Reader::open(source, cx)?)),
-    create: |cx| Ok(Box::new(Writer::create(cx)?)),
-    open_stream: None,
-    check: None,
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, |_| false, |source, cx| Ok(Box::new(Reader::open(source, cx)?)))
+        .aliases(&["img"])
+        .extensions(&["raw", "img"])
+        .description("the bytes of the disk, without metadata")
+        .create(|cx| Ok(Box::new(Writer::create(cx)?)), OPTIONS);
+
+static OPTIONS: &[OptionSpec] = &[OptionSpec {
+    name: "preallocation",
+    values: "off|falloc|full",
+    help: "preallocate space (falloc) or write every byte (full); default off",
+}];
 
 const FORMAT_NAME: &str = "raw";
 
 struct Reader {
     info: ImageInfo,
-    runs: Runs,
+    runs: FileExtents,
 }
 
 impl Reader {
@@ -55,7 +51,7 @@ impl Reader {
         let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
-        Ok(Reader { info, runs: Runs::new(file, FileId::default()) })
+        Ok(Reader { info, runs: FileExtents::new(file, FileId::default()) })
     }
 }
 
@@ -64,12 +60,13 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        let (kind, len) = self.runs.extent(offset, self.info.virtual_size)?;
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
+        let (kind, len) = self.runs.extent(offset, end)?;
         Ok(Extent { offset, len, kind })
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         None
     }
 }
@@ -169,8 +166,9 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::extent::{ExtentKind, Location};
-    use crate::format::{Format, NewBacking};
+    use crate::driver::NewBacking;
+    use crate::driver::{ExtentKind, Location};
+    use crate::format::Format;
     use crate::io::{FileSource, FileTarget, MemFile};
     use crate::limits::{Budget, Limits};
     use crate::name::Name;
@@ -252,13 +250,13 @@ mod tests {
         let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind();
         assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
         let info = ImageInfo::default();
-        let backing = Some(NewBacking { name: Name::from("base"), info: &info });
+        let backing = Some(NewBacking::new(Name::from("base"), &info));
         assert_eq!(kind(CreateContext { backing, ..plain.clone() }), "unsupported");
         assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind(), "option");
 
         let (limits, budget) = (Limits { virtual_size: 100, ..Limits::default() }, Budget::new(0));
         let open = |len: usize, snapshot| {
-            let cx = OpenContext { limits: &limits, budget: &budget, snapshot, file: &|_| Ok(None) };
+            let cx = OpenContext { snapshot, ..OpenContext::new(&limits, &budget) };
             Format::RAW.open(Arc::new(MemFile::from(vec![0; len])), &cx).map(drop).map_err(|error| error.kind())
         };
         assert_eq!(open(100, None), Ok(()));
@@ -286,7 +284,7 @@ mod tests {
     #[test]
     fn extents_are_the_runs_of_the_file() {
         let (limits, budget) = (Limits::default(), Budget::new(0));
-        let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+        let cx = OpenContext::new(&limits, &budget);
         let reader = Format::RAW.open(Arc::new(Sparse), &cx).unwrap();
         // In any order: the run that is kept must not be taken for another.
         for (offset, end, is_data) in [
@@ -302,7 +300,7 @@ mod tests {
         ] {
             let place = Location { file: FileId(0), offset };
             let kind = if is_data { ExtentKind::Data(place) } else { ExtentKind::Zero { allocated: Some(place) } };
-            assert_eq!(reader.extent_at(offset).unwrap(), Extent { offset, len: end - offset, kind });
+            assert_eq!(reader.extent_at(offset..u64::MAX).unwrap(), Extent { offset, len: end - offset, kind });
         }
     }
 }

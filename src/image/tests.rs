@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 
 use super::*;
-use crate::extent::Location;
+use crate::driver::{Extent, Location};
 use crate::io::MemFile;
 
 /// A layer with these extents, and holes between them.
@@ -14,7 +14,8 @@ impl SparseRead for Fake {
         &self.0
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        let offset = range.start;
         assert!(offset < self.0.virtual_size);
         let next = self.1.iter().find(|extent| offset < extent.end());
         let end = next.map_or(self.0.virtual_size, |extent| extent.offset);
@@ -22,7 +23,7 @@ impl SparseRead for Fake {
         Ok(next.filter(|_| end <= offset).map_or(hole, |extent| extent.clip(offset, extent.end())))
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         None
     }
 }
@@ -31,7 +32,7 @@ const TOP: Location = Location { file: FileId(0), offset: 0 };
 
 fn layer(virtual_size: u64, extents: Vec<Extent>, file: Vec<u8>) -> Layer {
     let info = ImageInfo { virtual_size, ..ImageInfo::default() };
-    let files = vec![SourceFile::new(Arc::new(MemFile::from(file)), None).unwrap()];
+    let files = vec![SourceFile::from_file(Arc::new(MemFile::from(file)), None).unwrap()];
     Layer { reader: Box::new(Fake(info, extents)), format: Format::RAW, files }
 }
 
@@ -58,11 +59,11 @@ fn a_parent_shows_as_far_as_it_reaches() {
         }
         expected[10..14].copy_from_slice(&[201, 202, 0, 0]);
         let mut bytes = [7; 100];
-        image.read_at(&mut bytes, 0).unwrap();
+        image.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(bytes, expected, "{parent_len}");
         for at in 0..100 {
             let mut byte = [7];
-            image.read_at(&mut byte, at).unwrap();
+            image.read_exact_at(&mut byte, at).unwrap();
             assert_eq!(byte[0], expected[at as usize], "{at} over {parent_len}");
         }
     }
@@ -72,7 +73,7 @@ fn a_parent_shows_as_far_as_it_reaches() {
 fn spans_are_looked_up_through_the_layers() {
     let image = over(counting(99));
     let spans: Vec<_> = image.spans(5..u64::MAX).map(|span| span.unwrap()).collect();
-    let span = |range: Range<u64>, kind, depth| Span { offset: range.start, len: range.end - range.start, kind, depth };
+    let span = |range: Range<u64>, kind, layer| Span { offset: range.start, len: range.end - range.start, kind, layer };
     let data = |offset| ExtentKind::Data(TOP.advance(offset));
     let expected = [
         span(5..10, data(5), 1),
@@ -92,7 +93,7 @@ fn a_longer_parent_is_cut_even_below_a_shorter_one() {
     // The layer in the middle ends the disk of those below it.
     let image = Image::new(vec![layer(100, vec![], vec![]), layer(50, vec![], vec![]), counting(80)]);
     let mut bytes = [7; 100];
-    image.read_at(&mut bytes, 0).unwrap();
+    image.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes[..50].iter().copied().eq(1..=50) && bytes[50..].iter().all(|&byte| byte == 0), "{bytes:?}");
 }
 
@@ -100,11 +101,11 @@ fn a_longer_parent_is_cut_even_below_a_shorter_one() {
 fn nothing_is_read_past_the_end() {
     let image = over(counting(100));
     for (len, offset) in [(1, 100), (101, 0), (2, 99), (1, u64::MAX), (0, 101)] {
-        let error = image.read_at(&mut vec![0; len], offset).unwrap_err();
+        let error = image.read_exact_at(&mut vec![0; len], offset).unwrap_err();
         assert_eq!(error.kind(), "usage", "{len} at {offset}");
     }
-    image.read_at(&mut [], 100).unwrap();
-    image.read_at(&mut [0], 99).unwrap();
+    image.read_exact_at(&mut [], 100).unwrap();
+    image.read_exact_at(&mut [0], 99).unwrap();
 }
 
 #[test]
@@ -132,8 +133,8 @@ fn a_stream_ends_with_the_disk() {
 fn missing_bytes_are_an_error_that_says_which() {
     let data = Extent { offset: 0, len: 100, kind: ExtentKind::Data(TOP) };
     let image = Image::new(vec![layer(100, vec![data], vec![1; 60])]);
-    image.read_at(&mut [0; 60], 0).unwrap();
-    let error = image.read_at(&mut [0; 20], 50).unwrap_err();
+    image.read_exact_at(&mut [0; 60], 0).unwrap();
+    let error = image.read_exact_at(&mut [0; 20], 50).unwrap_err();
     assert!(matches!(&error, Error::Guest { range, .. } if *range == (50..70)), "{error}");
     assert_eq!(error.kind(), "io");
 }
@@ -146,15 +147,15 @@ impl SparseRead for Longer {
         self.0.info()
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        self.0.extent_at(offset)
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.0.extent_at(range)
     }
 
     fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
         Some(Arc::new(MemFile::from(vec![0; 20])))
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         None
     }
 }
@@ -165,7 +166,7 @@ fn a_file_that_became_as_long_as_it_is_read_has_changed() {
 
     let stored = Arc::new(MemFile::from(vec![0; 10]));
     let reader = Longer(Fake(ImageInfo::default(), Vec::new()));
-    let file = SourceFile::new(stored.clone(), None).unwrap().seen_by(&reader).unwrap();
+    let file = SourceFile::from_file(stored.clone(), None).unwrap().seen_by(&reader).unwrap();
     assert_eq!(file.source.size().unwrap(), 20);
     file.check_unchanged().unwrap();
     stored.set_len(20).unwrap();

@@ -63,6 +63,14 @@ impl ReadAt for FileSource {
         self.file.read_at(buf, offset)
     }
 
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        FileSource::identity(self).map(Some)
+    }
+
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        FileSource::allocated(self).map(Some)
+    }
+
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let everything = || Ok((offset < self.size()?).then_some(offset..self.size()?));
         let Ok(from) = i64::try_from(offset) else { return Ok(None) };

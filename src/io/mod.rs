@@ -7,9 +7,6 @@ mod mmap;
 #[cfg(test)]
 pub(crate) mod noted;
 mod pipe;
-pub(crate) mod runs;
-pub(crate) mod slices;
-pub(crate) mod table;
 
 use std::fmt;
 use std::io;
@@ -47,6 +44,16 @@ pub trait ReadAt: Send + Sync {
             }
         }
         Ok(())
+    }
+
+    /// What tells this file from every other one on this machine, where the storage can say so.
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        Ok(None)
+    }
+
+    /// Space that the file takes up in its storage in bytes, where that is known.
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        Ok(None)
     }
 
     /// The next run of stored bytes at or after `offset`; `None` when only a hole follows. A file that cannot tell holes

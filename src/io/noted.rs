@@ -6,22 +6,22 @@ use std::sync::{Arc, Mutex};
 use super::{MemFile, ReadAt, WriteAt};
 
 /// A target in memory that may be a device full of old content, and that notes what happens to it.
-pub(crate) struct NotedTarget {
+pub(crate) struct RecordingTarget {
     pub mem: MemFile,
     device: bool,
     /// "write" with its offset, and "sync" with 0.
     pub events: Mutex<Vec<(&'static str, u64)>>,
 }
 
-impl NotedTarget {
-    pub fn file() -> Arc<NotedTarget> {
-        Arc::new(NotedTarget { mem: MemFile::new(), device: false, events: Mutex::default() })
+impl RecordingTarget {
+    pub fn file() -> Arc<RecordingTarget> {
+        Arc::new(RecordingTarget { mem: MemFile::new(), device: false, events: Mutex::default() })
     }
 
     /// A device of `len` bytes, none of which is zero.
-    pub fn device(len: u64) -> Arc<NotedTarget> {
+    pub fn device(len: u64) -> Arc<RecordingTarget> {
         let mem = MemFile::from(vec![0xee; len as usize]);
-        Arc::new(NotedTarget { mem, device: true, events: Mutex::default() })
+        Arc::new(RecordingTarget { mem, device: true, events: Mutex::default() })
     }
 
     fn note(&self, what: &'static str, at: u64) {
@@ -29,7 +29,7 @@ impl NotedTarget {
     }
 }
 
-impl WriteAt for NotedTarget {
+impl WriteAt for RecordingTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.note("write", offset);
         self.mem.write_all_at(buf, offset)

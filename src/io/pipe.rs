@@ -173,7 +173,7 @@ mod tests {
         }
     }
 
-    /// Runs `fail` while three threads wait for byte 10 and later ones, and returns their errors. Nobody may hang.
+    /// FileExtents `fail` while three threads wait for byte 10 and later ones, and returns their errors. Nobody may hang.
     fn released<W: Write + Send + 'static>(stream: W, fail: impl FnOnce(&PipeTarget<W>)) -> Vec<io::Error> {
         let pipe = std::sync::Arc::new(PipeTarget::new(stream));
         let (tell, told) = mpsc::channel();

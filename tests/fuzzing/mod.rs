@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use diskimage::io::{MemFile, ReadAt};
 use diskimage::{
-    CheckReport, Comparison, Converter, Error, Format, Identifiers, Image, Limits, OpenOptions, Options, References,
-    Result, compare,
+    CheckReport, Comparison, Converter, Error, Format, Identifiers, Image, Limits, OpenOptions, Options,
+    ReferencePolicy, Result, compare,
 };
 
 /// Guest bytes that are read of an image.
@@ -63,7 +63,7 @@ pub fn open_vhdx(data: &[u8]) {
             let path = folder.0.join("child.vhdx");
             file.store(&path).unwrap();
             parent.store(&folder.0.join("parent.vhdx")).unwrap();
-            match options.clone().references(References::Beside).open(path) {
+            match options.clone().reference_policy(ReferencePolicy::Beside).open(path) {
                 Ok(image) => examine(&image),
                 Err(error) => describe(&error),
             }
@@ -82,7 +82,7 @@ pub fn open_raw(data: &[u8]) {
     let options = limited().format(named("raw"));
     let image = open(&options, file(data)).unwrap();
     let mut bytes = vec![0xee; data.len()];
-    image.read_at(&mut bytes, 0).unwrap();
+    image.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, data);
     explore(options, file(data));
 }
@@ -131,7 +131,7 @@ pub fn roundtrip(data: &[u8]) {
 }
 
 fn named(name: &str) -> Format {
-    Format::named(name).unwrap()
+    Format::by_name(name).unwrap()
 }
 
 fn limited() -> OpenOptions {
@@ -239,7 +239,7 @@ fn walk_once(image: &Image) {
             assert_eq!(span.offset, at);
             at = span.end();
             assert!(span.len > 0 && at <= image.virtual_size());
-            image.read_at(&mut first, span.offset)
+            image.read_exact_at(&mut first, span.offset)
         });
         if let Err(error) = result {
             return describe(&error);
@@ -250,13 +250,13 @@ fn walk_once(image: &Image) {
 /// Reading at once is the same as reading in small parts.
 fn read(image: &Image) {
     let mut whole = vec![0; image.virtual_size().min(READ) as usize];
-    if let Err(error) = image.read_at(&mut whole, 0) {
+    if let Err(error) = image.read_exact_at(&mut whole, 0) {
         return describe(&error);
     }
     let mut part = [0xee; 777];
     for (index, chunk) in whole.chunks(part.len()).enumerate().step_by(13) {
         let part = &mut part[..chunk.len()];
-        image.read_at(part, index as u64 * 777).unwrap();
+        image.read_exact_at(part, index as u64 * 777).unwrap();
         assert_eq!(part, chunk);
     }
 }

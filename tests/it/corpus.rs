@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vdi, vhdx, vmdk, vpc};
 use diskimage::io::MemFile;
-use diskimage::{Comparison, Image, OpenOptions, References, Result, compare};
+use diskimage::{Comparison, Image, OpenOptions, ReferencePolicy, Result, compare};
 
 /// A row of the manifest.
 struct Row {
@@ -46,7 +46,7 @@ impl Row {
             "probe" => OpenOptions::new(),
             stated => OpenOptions::new().format(format(stated)),
         };
-        if self.others.is_empty() { options } else { options.references(References::Beside) }
+        if self.others.is_empty() { options } else { options.reference_policy(ReferencePolicy::Beside) }
     }
 }
 
@@ -119,7 +119,7 @@ fn digest(image: &Image) -> Result<String> {
         for number in (span.offset / BLOCK).max(done)..span.end().div_ceil(BLOCK) {
             let len = BLOCK.min(image.virtual_size() - number * BLOCK) as usize;
             block.fill(0);
-            image.read_at(&mut block[..len], number * BLOCK)?;
+            image.read_exact_at(&mut block[..len], number * BLOCK)?;
             if block.iter().any(|&byte| byte != 0) {
                 sha256.update(number.to_le_bytes());
                 sha256.update(&block);

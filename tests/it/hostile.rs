@@ -12,7 +12,7 @@ use crate::support::{
     vhdx, vmdk, vpc,
 };
 use diskimage::io::MemFile;
-use diskimage::{Error, Fault, Image, Limits, OpenOptions, Problem, References, Result};
+use diskimage::{Error, Fault, Image, Limits, OpenOptions, Problem, ReferencePolicy, Result};
 
 /// Reads and converts; both have to tell the same.
 fn read(bytes: &[u8]) -> Result<Vec<u8>> {
@@ -141,8 +141,8 @@ fn an_entry_is_judged_in_a_run_as_it_is_alone() {
     assert_eq!(fault(&image).at, at);
     let opened = qcow2_image(&image.0).unwrap();
     let mut byte = [0];
-    assert!(opened.read_at(&mut byte, (4 << 20) - 1).is_ok());
-    assert_eq!(opened.read_at(&mut byte, 4 << 20).unwrap_err().kind(), "invalid-field");
+    assert!(opened.read_exact_at(&mut byte, (4 << 20) - 1).is_ok());
+    assert_eq!(opened.read_exact_at(&mut byte, 4 << 20).unwrap_err().kind(), "invalid-field");
 }
 
 #[test]
@@ -534,19 +534,19 @@ fn a_descriptor_that_names_itself_or_what_it_must_not() {
     let secret = dir.file("sub/secret", &[1; 512]);
     std::os::unix::fs::symlink(&secret, dir.join("link")).unwrap();
     for (line, references) in [
-        ("RW 1 FLAT \"disk.vmdk\" 0", References::Any),
-        ("RW 1 FLAT \"./disk.vmdk\" 0", References::Any),
-        ("RW 1 FLAT \"sub/secret\" 0", References::Beside),
-        ("RW 1 FLAT \"../x\" 0", References::Beside),
-        ("RW 1 FLAT \"link\" 0", References::Beside),
-        ("RW 1 FLAT \"disk.vmdk\" 0", References::Deny),
+        ("RW 1 FLAT \"disk.vmdk\" 0", ReferencePolicy::Any),
+        ("RW 1 FLAT \"./disk.vmdk\" 0", ReferencePolicy::Any),
+        ("RW 1 FLAT \"sub/secret\" 0", ReferencePolicy::Beside),
+        ("RW 1 FLAT \"../x\" 0", ReferencePolicy::Beside),
+        ("RW 1 FLAT \"link\" 0", ReferencePolicy::Beside),
+        ("RW 1 FLAT \"disk.vmdk\" 0", ReferencePolicy::Deny),
     ] {
         fs::write(&path, text(line)).unwrap();
-        let error = OpenOptions::new().references(references).open(&path).err().unwrap();
+        let error = OpenOptions::new().reference_policy(references).open(&path).err().unwrap();
         assert!(matches!(error.kind(), "reference" | "io"), "{line}: {} {error}", error.kind());
     }
     fs::write(&path, text("RW 1 FLAT \"sub/secret\" 0")).unwrap();
-    let image = OpenOptions::new().references(References::Any).open(&path).unwrap();
+    let image = OpenOptions::new().reference_policy(ReferencePolicy::Any).open(&path).unwrap();
     assert_eq!(content(&image).unwrap(), [1; 512]);
 }
 

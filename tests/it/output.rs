@@ -93,7 +93,8 @@ fn the_target_is_no_file_of_the_source() {
     // The whole chain of the source is in use.
     let overlay = dir.join("overlay.qcow2");
     over_base.convert(&source, &overlay).unwrap();
-    let opened = diskimage::OpenOptions::new().references(diskimage::References::Beside).open(&overlay).unwrap();
+    let opened =
+        diskimage::OpenOptions::new().reference_policy(diskimage::ReferencePolicy::Beside).open(&overlay).unwrap();
     refused(&dir, &raw(), &opened, &base);
     assert_same(&fs::read(&base).unwrap(), &guest, "base");
     assert_same(&fs::read(&path).unwrap(), &guest, "source");

@@ -19,7 +19,7 @@ fn spawn(dir: &TempDir, args: &[&str]) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Runs the program with these bytes on its standard input, in these pieces.
+/// FileExtents the program with these bytes on its standard input, in these pieces.
 fn run_with(dir: &TempDir, args: &[&str], pieces: &[&[u8]]) -> Output {
     let mut child = spawn(dir, args);
     let mut stdin = child.stdin.take().unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::patch::Qcow2;
 use crate::support::{TempDir, content, format, options, qcow2};
-use diskimage::{Error, Image, Limits, OpenOptions, ReferenceProblem, References, Result};
+use diskimage::{Error, Image, Limits, OpenOptions, ReferencePolicy, ReferenceProblem, Result};
 
 /// An overlay of 64 KiB that names `backing`.
 fn overlay(dir: &TempDir, name: &str, backing: &str, backing_format: &str) -> PathBuf {
@@ -25,8 +25,8 @@ fn overlay(dir: &TempDir, name: &str, backing: &str, backing_format: &str) -> Pa
     path
 }
 
-fn open(path: &Path, references: References) -> Result<Image> {
-    OpenOptions::new().references(references).open(path)
+fn open(path: &Path, references: ReferencePolicy) -> Result<Image> {
+    OpenOptions::new().reference_policy(references).open(path)
 }
 
 #[track_caller]
@@ -38,7 +38,7 @@ fn problem(result: Result<Image>) -> ReferenceProblem {
 }
 
 #[track_caller]
-fn refusal(path: &Path, references: References) -> ReferenceProblem {
+fn refusal(path: &Path, references: ReferencePolicy) -> ReferenceProblem {
     problem(open(path, references))
 }
 
@@ -63,8 +63,8 @@ fn the_policy() {
         ("json:{\"driver\":\"null-co\"}".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
     ] {
         let path = overlay(&dir, "overlay.qcow2", &name, "raw");
-        assert_eq!(refusal(&path, References::Deny), ReferenceProblem::NotAllowed, "{name}");
-        for (references, expected) in [(References::Beside, &beside), (References::Any, &any)] {
+        assert_eq!(refusal(&path, ReferencePolicy::Deny), ReferenceProblem::NotAllowed, "{name}");
+        for (references, expected) in [(ReferencePolicy::Beside, &beside), (ReferencePolicy::Any, &any)] {
             match expected {
                 Ok(byte) => {
                     assert_eq!(content(&open(&path, references).unwrap()).unwrap(), vec![*byte; 65536], "{name}");
@@ -77,8 +77,8 @@ fn the_policy() {
         assert_eq!(inspection.info.backing.unwrap().name.to_text(), name);
     }
     let path = overlay(&dir, "overlay.qcow2", "link.raw", "raw");
-    assert!(open(&path, References::Beside).is_err(), "a symbolic link can lead anywhere");
-    assert_eq!(content(&open(&path, References::Any).unwrap()).unwrap(), vec![1; 65536]);
+    assert!(open(&path, ReferencePolicy::Beside).is_err(), "a symbolic link can lead anywhere");
+    assert_eq!(content(&open(&path, ReferencePolicy::Any).unwrap()).unwrap(), vec![1; 65536]);
 }
 
 #[test]
@@ -87,7 +87,9 @@ fn a_refusal_tells_nothing_of_what_is_there() {
     dir.file("there", &[0; 512]);
     fs::create_dir(dir.join("sub")).unwrap();
     dir.file("sub/there", &[0; 512]);
-    for (references, prefix) in [(References::Deny, ""), (References::Deny, "/etc/"), (References::Beside, "sub/")] {
+    for (references, prefix) in
+        [(ReferencePolicy::Deny, ""), (ReferencePolicy::Deny, "/etc/"), (ReferencePolicy::Beside, "sub/")]
+    {
         let [there, absent] = ["there", "absen"].map(|name| {
             let path = overlay(&dir, "overlay.qcow2", &format!("{prefix}{name}"), "raw");
             open(&path, references).err().unwrap().to_string().replace(name, "NAME")
@@ -104,12 +106,12 @@ fn what_is_no_file() {
     fs::create_dir(dir.join("directory")).unwrap();
     for name in ["fifo", "directory"] {
         let path = overlay(&dir, "overlay.qcow2", name, "raw");
-        for references in [References::Beside, References::Any] {
+        for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
             assert_eq!(refusal(&path, references), ReferenceProblem::NotRegular, "{name}");
         }
     }
     let path = overlay(&dir, "overlay.qcow2", "/dev/zero", "raw");
-    assert_eq!(refusal(&path, References::Any), ReferenceProblem::NotRegular);
+    assert_eq!(refusal(&path, ReferencePolicy::Any), ReferenceProblem::NotRegular);
     // As the image itself it is refused too, and nobody waits for a writer.
     assert!(Image::open(dir.join("fifo")).is_err());
 }
@@ -118,11 +120,14 @@ fn what_is_no_file() {
 fn loops_and_long_chains() {
     let dir = TempDir::new();
     let itself = overlay(&dir, "itself.qcow2", "itself.qcow2", "qcow2");
-    assert_eq!(refusal(&itself, References::Beside), ReferenceProblem::Loop);
+    assert_eq!(refusal(&itself, ReferencePolicy::Beside), ReferenceProblem::Loop);
     overlay(&dir, "b.qcow2", "a.qcow2", "qcow2");
     let a = overlay(&dir, "a.qcow2", "b.qcow2", "qcow2");
-    assert_eq!(refusal(&a, References::Beside), ReferenceProblem::Loop);
-    assert_eq!(OpenOptions::new().references(References::Beside).inspect_chain(&a).unwrap_err().kind(), "reference");
+    assert_eq!(refusal(&a, ReferencePolicy::Beside), ReferenceProblem::Loop);
+    assert_eq!(
+        OpenOptions::new().reference_policy(ReferencePolicy::Beside).inspect_chain(&a).unwrap_err().kind(),
+        "reference"
+    );
 
     let depth = Limits::default().chain_depth;
     dir.file("0", &[7; 65536]);
@@ -131,14 +136,14 @@ fn loops_and_long_chains() {
         overlay(&dir, &number.to_string(), &(number - 1).to_string(), backing_format);
     }
     let most = dir.join(&(depth - 1).to_string());
-    let image = open(&most, References::Beside).unwrap();
-    assert_eq!(image.depth(), depth);
+    let image = open(&most, ReferencePolicy::Beside).unwrap();
+    assert_eq!(image.layer_count(), depth);
     assert_eq!(content(&image).unwrap(), vec![7; 65536]);
     let one_more = dir.join(&depth.to_string());
-    assert_eq!(open(&one_more, References::Beside).err().unwrap().kind(), "limit");
+    assert_eq!(open(&one_more, ReferencePolicy::Beside).err().unwrap().kind(), "limit");
     let mut limits = Limits::default();
     limits.chain_depth = 3;
-    let few = OpenOptions::new().references(References::Beside).limits(limits);
+    let few = OpenOptions::new().reference_policy(ReferencePolicy::Beside).limits(limits);
     assert!(few.open(dir.join("2")).is_ok());
     assert_eq!(few.open(dir.join("3")).err().unwrap().kind(), "limit");
 }
@@ -155,20 +160,23 @@ fn a_format_that_is_not_stated() {
 
     dir.file("base", &[3; 65536]);
     assert_eq!(
-        content(&open(&path, References::Beside).unwrap()).unwrap(),
+        content(&open(&path, ReferencePolicy::Beside).unwrap()).unwrap(),
         vec![3; 65536],
         "it can be nothing but raw"
     );
     qcow2("").create(64 << 10, dir.join("base")).unwrap();
-    assert_eq!(refusal(&path, References::Beside), ReferenceProblem::FormatNotStated("qcow2"));
+    assert_eq!(refusal(&path, ReferencePolicy::Beside), ReferenceProblem::FormatNotStated("qcow2"));
     for (stated, first) in [("qcow2", 0), ("raw", b'Q')] {
-        let opened =
-            OpenOptions::new().references(References::Beside).backing_format(format(stated)).open(&path).unwrap();
+        let opened = OpenOptions::new()
+            .reference_policy(ReferencePolicy::Beside)
+            .backing_format(format(stated))
+            .open(&path)
+            .unwrap();
         assert_eq!(content(&opened).unwrap()[0], first, "{stated}");
     }
     // A format that is stated and that there is not.
     let path = overlay(&dir, "overlay.qcow2", "base", "hologram");
-    assert_eq!(open(&path, References::Beside).err().unwrap().kind(), "unknown-format");
+    assert_eq!(open(&path, ReferencePolicy::Beside).err().unwrap().kind(), "unknown-format");
 }
 
 #[test]
@@ -176,6 +184,6 @@ fn without_a_place_there_are_no_others() {
     let dir = TempDir::new();
     let path = overlay(&dir, "overlay.qcow2", "base.raw", "raw");
     let file = std::sync::Arc::new(diskimage::io::MemFile::from(fs::read(path).unwrap()));
-    let result = OpenOptions::new().references(References::Any).open_source(file);
+    let result = OpenOptions::new().reference_policy(ReferencePolicy::Any).open_source(file);
     assert_eq!(problem(result), ReferenceProblem::NoPlace);
 }

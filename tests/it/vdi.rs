@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::support::{TempDir, content, format, options, raw_image};
-use diskimage::{Converter, Error, Image, OpenOptions, ReferenceProblem, References, Result};
+use diskimage::{Converter, Error, Image, OpenOptions, ReferencePolicy, ReferenceProblem, Result};
 
 const SIZE: usize = 3 << 20;
 /// Where entry 0 of the block map is, in images of this crate.
@@ -31,12 +31,12 @@ fn lay_over(path: &Path, parent: &Path) {
     fs::write(path, file).unwrap();
 }
 
-fn open(path: &Path, references: References) -> Result<Image> {
-    OpenOptions::new().references(references).open(path)
+fn open(path: &Path, references: ReferencePolicy) -> Result<Image> {
+    OpenOptions::new().reference_policy(references).open(path)
 }
 
 #[track_caller]
-fn problem(path: &Path, references: References) -> ReferenceProblem {
+fn problem(path: &Path, references: ReferencePolicy) -> ReferenceProblem {
     match open(path, references).err().unwrap().root() {
         Error::Reference { problem, name, .. } => {
             assert!(name.to_text().len() == 42, "{name}");
@@ -47,7 +47,7 @@ fn problem(path: &Path, references: References) -> ReferenceProblem {
 }
 
 #[track_caller]
-fn blocks(path: &Path, references: References) -> [u8; 3] {
+fn blocks(path: &Path, references: ReferencePolicy) -> [u8; 3] {
     let bytes = content(&open(path, references).unwrap()).unwrap();
     let blocks = [0, 1, 2].map(|block| bytes[block * SIZE / 3]);
     assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == blocks[at * 3 / SIZE]));
@@ -68,12 +68,12 @@ fn the_parent_has_any_name() {
     fs::create_dir(dir.join("directory.vdi")).unwrap();
     symlink("the disk.VDI", dir.join("link.vdi")).unwrap();
     fs::hard_link(&base, dir.join("second name.vdi")).unwrap();
-    for references in [References::Beside, References::Any] {
+    for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
         assert_eq!(blocks(&grandchild, references), [1, 4, 0]);
-        let chain = OpenOptions::new().references(references).inspect_chain(&grandchild).unwrap();
+        let chain = OpenOptions::new().reference_policy(references).inspect_chain(&grandchild).unwrap();
         assert_eq!(chain.len(), 3);
     }
-    assert_eq!(problem(&grandchild, References::Deny), ReferenceProblem::NotAllowed);
+    assert_eq!(problem(&grandchild, ReferencePolicy::Deny), ReferenceProblem::NotAllowed);
 }
 
 #[test]
@@ -83,10 +83,10 @@ fn the_name_that_virtualbox_gives_comes_first() {
     image(&dir.join("another.vdi"), BASE, [7, 7, 7]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
     lay_over(&child, &base);
-    assert_eq!(blocks(&child, References::Beside), [1, 4, 0]);
+    assert_eq!(blocks(&child, ReferencePolicy::Beside), [1, 4, 0]);
     // It is not believed by its name.
     image(&base, GRANDCHILD, [5, 5, 5]);
-    assert!(matches!(problem(&child, References::Beside), ReferenceProblem::Changed { .. }));
+    assert!(matches!(problem(&child, ReferencePolicy::Beside), ReferenceProblem::Changed { .. }));
 }
 
 #[test]
@@ -98,15 +98,15 @@ fn none_and_several_are_refused_with_the_uuid() {
     fs::copy(&base, dir.join("copy.vdi")).unwrap();
     let identity = format!("UUID {BASE}");
     let refused = |expected: fn(diskimage::Name) -> ReferenceProblem| {
-        for references in [References::Beside, References::Any] {
+        for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
             assert_eq!(problem(&child, references), expected(identity.as_str().into()));
         }
-        let text = open(&child, References::Beside).err().unwrap().to_string();
+        let text = open(&child, ReferencePolicy::Beside).err().unwrap().to_string();
         assert!(text.contains(&identity) && text.contains("child.vdi: vdi: the parent"), "{text}");
     };
     refused(ReferenceProblem::SeveralBeside);
     fs::rename(&base, dir.join("base.img")).unwrap();
-    assert_eq!(blocks(&child, References::Beside), [1, 4, 0]);
+    assert_eq!(blocks(&child, ReferencePolicy::Beside), [1, 4, 0]);
     fs::remove_file(dir.join("copy.vdi")).unwrap();
     refused(ReferenceProblem::NoneBeside);
     // A link can lead anywhere.
@@ -121,8 +121,8 @@ fn the_directory_above_is_looked_at_only_where_any_file_is_allowed() {
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
     let child = image(&dir.join("Snapshots/child.vdi"), CHILD, [0, 4, 0]);
     lay_over(&child, &base);
-    assert_eq!(blocks(&child, References::Any), [1, 4, 0]);
-    assert!(matches!(problem(&child, References::Beside), ReferenceProblem::NoneBeside(_)));
+    assert_eq!(blocks(&child, ReferencePolicy::Any), [1, 4, 0]);
+    assert!(matches!(problem(&child, ReferencePolicy::Beside), ReferenceProblem::NoneBeside(_)));
 }
 
 #[test]
@@ -130,10 +130,10 @@ fn an_image_is_not_its_own_parent() {
     let dir = TempDir::new();
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
     lay_over(&child, &child);
-    assert!(matches!(problem(&child, References::Any), ReferenceProblem::NoneBeside(_)));
+    assert!(matches!(problem(&child, ReferencePolicy::Any), ReferenceProblem::NoneBeside(_)));
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
     lay_over(&child, &base);
     lay_over(&base, &child);
-    let error = open(&child, References::Any).err().unwrap();
+    let error = open(&child, ReferencePolicy::Any).err().unwrap();
     assert!(matches!(error.root(), Error::Reference { problem: ReferenceProblem::Loop, .. }), "{error}");
 }

@@ -148,7 +148,7 @@ fn assert_reads(path: &Path, guest: &[u8], what: &str) {
         let most = 1 << random.below(17);
         let len = (random.below(most) as usize).min(guest.len() - at);
         let mut bytes = vec![0xee; len];
-        image.read_at(&mut bytes, at as u64).unwrap();
+        image.read_exact_at(&mut bytes, at as u64).unwrap();
         assert_same(&bytes, &guest[at..at + len], &format!("{what}, {len} bytes at {at:#x}"));
     }
     for converter in [raw(), qcow2("")] {
@@ -218,7 +218,7 @@ fn every_state_of_a_block_over_a_parent() {
         let chain = chain(&dir, vec![base, child]);
         assert_reads(chain.top(), &chain.guest, &format!("sectors of {sector_size}"));
         assert_sound(chain.top(), "child");
-        assert_eq!(open_beside(chain.top()).unwrap().depth(), 2);
+        assert_eq!(open_beside(chain.top()).unwrap().layer_count(), 2);
     }
 }
 
@@ -238,7 +238,7 @@ fn chains_of_three() {
         let chain = chain(&dir, layers.collect());
         let what = format!("seed {seed}, sectors of {sector_size}");
         assert_reads(chain.top(), &chain.guest, &what);
-        assert_eq!(open_beside(chain.top()).unwrap().depth(), 3, "{what}");
+        assert_eq!(open_beside(chain.top()).unwrap().layer_count(), 3, "{what}");
         chain.paths.iter().for_each(|path| assert_sound(path, &what));
     }
 }
@@ -310,7 +310,7 @@ fn both_sides_of_a_chunk() {
             (chunk + 2 * BLOCK - 40 * KIB, 44 << 10),
         ] {
             let mut bytes = vec![0xee; len];
-            image.read_at(&mut bytes, at).unwrap();
+            image.read_exact_at(&mut bytes, at).unwrap();
             assert_same(&bytes, &chain_guest(at, len), &format!("sectors of {sector_size}, at {at:#x}"));
         }
         assert_sound(&child_path, "child");

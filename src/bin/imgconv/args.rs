@@ -92,11 +92,11 @@ pub struct Output {
 
 /// Which of the files that an image names may be opened.
 #[derive(Debug, clap::Args)]
-pub struct Follow {
+pub struct ReferenceArgs {
     /// Which files may be opened that an image names (backing files,
     /// data files, extents): none, those beside the image, or any
     #[arg(long, value_name = "WHICH", default_value = "none", verbatim_doc_comment, hide_possible_values = true)]
-    references: References,
+    references: ReferencePolicy,
 
     /// Take a backing file that was changed since the image was laid
     /// over it: what the guest sees is then a mix of old and new
@@ -116,7 +116,7 @@ pub struct Input {
     format: Option<Format>,
 
     #[command(flatten)]
-    follow: Follow,
+    follow: ReferenceArgs,
 
     #[command(flatten)]
     pub output: Output,
@@ -156,21 +156,22 @@ impl Base {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum References {
+enum ReferencePolicy {
     None,
     Beside,
     Any,
 }
 
-impl Follow {
+impl ReferenceArgs {
     /// How to open an image of `format`, or of the format that its content has.
     pub fn options(&self, format: Option<Format>) -> OpenOptions {
         let references = match self.references {
-            References::None => diskimage::References::Deny,
-            References::Beside => diskimage::References::Beside,
-            References::Any => diskimage::References::Any,
+            ReferencePolicy::None => diskimage::ReferencePolicy::Deny,
+            ReferencePolicy::Beside => diskimage::ReferencePolicy::Beside,
+            ReferencePolicy::Any => diskimage::ReferencePolicy::Any,
         };
-        let options = open_options(format).references(references).allow_changed_backing(self.allow_changed_backing);
+        let options =
+            open_options(format).reference_policy(references).allow_changed_backing(self.allow_changed_backing);
         match self.backing_format {
             Some(format) => options.backing_format(format),
             None => options,
@@ -196,7 +197,7 @@ impl Follow {
             };
         };
         let format = match (base.base_format, options.value("backing_fmt")) {
-            (None, Some(name)) => Some(Format::named(name)?),
+            (None, Some(name)) => Some(Format::by_name(name)?),
             (format, _) => format,
         };
         let image = self.options(format).open(target.with_file_name("").join(name))?;
@@ -214,7 +215,7 @@ pub fn open_options(format: Option<Format>) -> OpenOptions {
 
 /// The format of a new image: the one stated, or else the one that its name tells.
 pub fn target_format(stated: Option<Format>, option: &str, target: &Path) -> Result<Format, Failure> {
-    let by_extension = || target.extension().and_then(OsStr::to_str).and_then(Format::of_extension);
+    let by_extension = || target.extension().and_then(OsStr::to_str).and_then(Format::by_extension);
     stated.or_else(by_extension).ok_or_else(|| {
         let target = target.to_string_lossy();
         Failure::usage(format!("{target}: the name does not tell the format: state it with {option}"))
@@ -232,7 +233,7 @@ pub fn format_options(lists: &[String]) -> Options {
 
 /// For clap: a format by its name.
 pub fn format(name: &str) -> Result<Format, String> {
-    Format::named(name).map_err(|_| {
+    Format::by_name(name).map_err(|_| {
         let known: Vec<_> = Format::all().map(|format| format.name()).collect();
         format!("there are {}", known.join(", "))
     })
@@ -240,25 +241,25 @@ pub fn format(name: &str) -> Result<Format, String> {
 
 /// Where an image comes from or goes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Endpoint {
     /// `-`: standard input or output.
     Stream,
     File(PathBuf),
 }
 
-impl Place {
+impl Endpoint {
     /// What to call it, where the stream is called `stream`.
     pub fn name<'a>(&'a self, stream: &'a str) -> &'a Path {
         match self {
-            Place::Stream => Path::new(stream),
-            Place::File(path) => path,
+            Endpoint::Stream => Path::new(stream),
+            Endpoint::File(path) => path,
         }
     }
 }
 
 /// For clap: the name of a file, or `-`.
-pub fn place() -> impl TypedValueParser<Value = Place> {
-    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { Place::Stream } else { Place::File(path) })
+pub fn place() -> impl TypedValueParser<Value = Endpoint> {
+    PathBufValueParser::new().map(|path| if path.as_os_str() == "-" { Endpoint::Stream } else { Endpoint::File(path) })
 }
 
 /// For clap: the name of a file.
@@ -341,8 +342,8 @@ mod tests {
         assert!(problem(&["imgconv", "info", "-"]).contains("a file of this name is ./-"));
         assert!(problem(&["imgconv", "convert", "-B", "-", "x.raw", "y.qcow2"]).contains("a file of this name is ./-"));
         let parse = |word| place().parse_ref(&Cli::command(), None, OsStr::new(word)).unwrap();
-        assert_eq!(parse("-"), Place::Stream);
-        assert_eq!(parse("./-"), Place::File("./-".into()));
+        assert_eq!(parse("-"), Endpoint::Stream);
+        assert_eq!(parse("./-"), Endpoint::File("./-".into()));
     }
 
     #[test]

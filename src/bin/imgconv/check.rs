@@ -54,7 +54,7 @@ impl Args {
 
     fn failure(&self, error: Error) -> Failure {
         match error.root() {
-            Error::Unsupported { format, .. } if Format::named(format).is_ok_and(|format| !format.can_check()) => {
+            Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_check()) => {
                 let file = self.input.file.to_string_lossy();
                 Failure::new("unsupported", format!("{file}: the format {format} does not support checks"))
                     .with("path", file)

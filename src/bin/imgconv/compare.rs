@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use diskimage::{Comparison, Format};
 use serde_json::json;
 
-use crate::args::{self, Follow, Outcome, Output};
+use crate::args::{self, Outcome, Output, ReferenceArgs};
 use crate::failure::Failure;
 use crate::output::{self, Style};
 
@@ -31,7 +31,7 @@ pub struct Args {
     quiet: bool,
 
     #[command(flatten)]
-    follow: Follow,
+    follow: ReferenceArgs,
 
     #[command(flatten)]
     pub output: Output,

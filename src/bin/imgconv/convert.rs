@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
-use diskimage::extent::FileId;
+use diskimage::driver::FileId;
 use diskimage::{Converter, Error, Format, Image, Name, Report, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Base, Follow, Outcome, Output, Place};
+use crate::args::{self, Base, Endpoint, Outcome, Output, ReferenceArgs};
 use crate::failure::{self, Failure};
 use crate::output::{self, Style};
 use crate::progress::{Bar, When};
@@ -64,7 +64,7 @@ pub struct Args {
     quiet: bool,
 
     #[command(flatten)]
-    follow: Follow,
+    follow: ReferenceArgs,
 
     /// Return before TARGET is on stable storage: a power cut may then
     /// damage it
@@ -80,12 +80,12 @@ pub struct Args {
 
     /// The image to convert; - is standard input
     #[arg(value_parser = args::place())]
-    source: Place,
+    source: Endpoint,
 
     /// The file to make, one that exists is replaced when all is done;
     /// - is standard output
     #[arg(value_parser = args::place(), verbatim_doc_comment)]
-    target: Place,
+    target: Endpoint,
 }
 
 const AFTER_HELP: &str = "\
@@ -114,8 +114,8 @@ impl Args {
         self.check_streams()?;
         let interrupt = match self.target {
             // There is nothing to clean up, and whoever reads may never take what is left.
-            Place::Stream => Interrupt::at_once()?,
-            Place::File(_) => Interrupt::register()?,
+            Endpoint::Stream => Interrupt::at_once()?,
+            Endpoint::File(_) => Interrupt::register()?,
         };
         let format = args::target_format(self.target_format, "-O", self.target_name())?;
         let source = self.open_source(&interrupt)?;
@@ -127,8 +127,8 @@ impl Args {
         });
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         let result = match &self.target {
-            Place::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
-            Place::File(path) => converter.convert(&source, path),
+            Endpoint::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
+            Endpoint::File(path) => converter.convert(&source, path),
         };
         bar.clear();
         match result {
@@ -139,13 +139,13 @@ impl Args {
 
     /// In which style the user wants the result, and so the errors. Standard output has no place for them beside an image.
     pub fn style(&self) -> Style {
-        if self.target == Place::Stream { Style::Human } else { self.output.style }
+        if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
     }
 
     /// Refuses what makes no sense for a stream.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
-        if self.source == Place::Stream {
+        if self.source == Endpoint::Stream {
             if self.source_format.is_none() {
                 return refuse("an image from standard input cannot be looked at beforehand: state its format with -f");
             }
@@ -158,7 +158,7 @@ impl Args {
                 return refuse("standard input is a terminal, and no image comes from there");
             }
         }
-        if self.target == Place::Stream {
+        if self.target == Endpoint::Stream {
             if self.output.style == Style::Json {
                 return refuse("--output json needs a file as TARGET: the image itself goes to standard output");
             }
@@ -186,14 +186,14 @@ impl Args {
     /// Says that an error that happened in no file happened in the stream that the image comes from.
     fn in_stream(&self, error: Error) -> Error {
         match self.source {
-            Place::Stream => error.in_file(self.source_name()),
-            Place::File(_) => error,
+            Endpoint::Stream => error.in_file(self.source_name()),
+            Endpoint::File(_) => error,
         }
     }
 
     /// Says of each layer what its owner should know, and what does not keep it from being read.
     fn warn(&self, source: &Image) {
-        for (depth, info) in source.infos().enumerate().filter(|_| !self.quiet) {
+        for (depth, info) in source.layers().enumerate().filter(|_| !self.quiet) {
             let path = source.file_path(depth, FileId::default()).unwrap_or(self.source_name()).display();
             if info.corrupt {
                 failure::note(&format!("{path}: the image is marked as corrupt"));
@@ -210,12 +210,12 @@ impl Args {
     fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
         let options = self.follow.options(self.source_format);
         match (&self.source, &self.snapshot) {
-            (Place::Stream, _) => {
+            (Endpoint::Stream, _) => {
                 let image = options.open_stream(streams::input(interrupt.flag())?);
                 image.map_err(|error| interrupt.failure(self.in_stream(error)))
             }
-            (Place::File(path), None) => Ok(options.open(path)?),
-            (Place::File(path), Some(words)) => Ok(options.snapshot(self.snapshot_id(path, words)?).open(path)?),
+            (Endpoint::File(path), None) => Ok(options.open(path)?),
+            (Endpoint::File(path), Some(words)) => Ok(options.snapshot(self.snapshot_id(path, words)?).open(path)?),
         }
     }
 
@@ -269,7 +269,7 @@ impl Args {
                 "padding": report.padding,
                 "data-bytes": report.data_bytes,
                 "compressed-blocks": report.compressed_blocks,
-                "copied-blocks": report.copied_blocks,
+                "passthrough-blocks": report.passthrough_blocks,
                 "written-bytes": report.written_bytes,
             }))?;
         }

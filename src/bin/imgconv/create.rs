@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use diskimage::{Converter, Format, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Base, Follow, Outcome, Output};
+use crate::args::{self, Base, Outcome, Output, ReferenceArgs};
 use crate::failure::Failure;
 use crate::output::{self, Style, human_size, printable};
 use crate::signals::Interrupt;
@@ -31,7 +31,7 @@ pub struct Args {
     quiet: bool,
 
     #[command(flatten)]
-    follow: Follow,
+    follow: ReferenceArgs,
 
     /// Return before FILE is on stable storage
     #[arg(long)]

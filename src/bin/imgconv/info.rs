@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{Inspection, Name, Reference};
+use diskimage::{FileReference, Inspection, Name};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Input, Outcome};
@@ -46,6 +46,11 @@ impl Args {
     }
 }
 
+/// The path that the image was opened by.
+fn path(image: &Inspection) -> &Path {
+    image.path.as_deref().unwrap_or(Path::new(""))
+}
+
 /// The image in qemu-img's keys.
 fn json(image: &Inspection) -> Value {
     let info = &image.info;
@@ -54,18 +59,18 @@ fn json(image: &Inspection) -> Value {
         object.insert(key.to_owned(), value);
     };
     set("virtual-size", info.virtual_size.into());
-    set("filename", image.path.to_string_lossy().into());
+    set("filename", path(image).to_string_lossy().into());
     if let Some(size) = info.block_size {
         set("cluster-size", size.into());
     }
     set("format", image.format.name().into());
-    set("actual-size", image.allocated.into());
+    set("actual-size", image.allocated.unwrap_or(image.file_len).into());
     if info.encryption.is_some() {
         set("encrypted", true.into());
     }
     if let Some(backing) = &info.backing {
         set("backing-filename", backing.name.to_text().into());
-        set("full-backing-filename", full_name(&image.path, backing).to_text().into());
+        set("full-backing-filename", full_name(path(image), backing).to_text().into());
         if let Some(format) = &backing.format {
             set("backing-filename-format", format.to_text().into());
         }
@@ -88,9 +93,9 @@ fn json(image: &Inspection) -> Value {
 fn json_file(image: &Inspection) -> Value {
     json!({
         "virtual-size": image.file_len,
-        "filename": image.path.to_string_lossy(),
+        "filename": path(image).to_string_lossy(),
         "format": "file",
-        "actual-size": image.allocated,
+        "actual-size": image.allocated.unwrap_or(image.file_len),
         "format-specific": { "type": "file", "data": {} },
         "dirty-flag": false,
         "children": [],
@@ -100,14 +105,14 @@ fn json_file(image: &Inspection) -> Value {
 /// The image in qemu-img's words.
 fn human(image: &Inspection) -> String {
     let info = &image.info;
-    let path = Name::from(&*image.path);
+    let path = Name::from(path(image));
     let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
     let mut text = String::new();
     let mut say = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
     say("image", &path);
     say("file format", &image.format);
     say("virtual size", &size(info.virtual_size));
-    say("disk size", &human_size(image.allocated));
+    say("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
     if let Some(method) = info.encryption {
         say("encrypted", &format!("yes ({method})"));
     }
@@ -118,7 +123,7 @@ fn human(image: &Inspection) -> String {
         say("cleanly shut down", &"no");
     }
     if let Some(backing) = &info.backing {
-        let full = full_name(&image.path, backing);
+        let full = full_name(path(image), backing);
         match full == backing.name {
             true => say("backing file", &full),
             false => say("backing file", &format!("{} (actual path: {full})", backing.name)),
@@ -141,6 +146,6 @@ fn human(image: &Inspection) -> String {
 }
 
 /// Where the name of a backing file leads. Addresses and descriptions (`nbd:`, `json:`) stay as they are.
-fn full_name(path: &Path, backing: &Reference) -> Name {
+fn full_name(path: &Path, backing: &FileReference) -> Name {
     if backing.is_file_name() { Name::from(&*backing.path_from(path)) } else { backing.name.clone() }
 }

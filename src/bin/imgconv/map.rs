@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::extent::ExtentKind;
+use diskimage::driver::ExtentKind;
 use diskimage::{Image, Name, Result, Span};
 
 use crate::args::{Input, Outcome};
@@ -102,13 +102,13 @@ impl<'a> Entry<'a> {
         Entry {
             start: span.offset,
             length: span.len,
-            depth: span.depth,
+            depth: span.layer,
             present: span.kind != ExtentKind::Hole,
             zero: span.is_zero(),
             data: !span.is_zero(),
             compressed,
             offset: place.map(|at| at.offset),
-            file: holder.and_then(|file| image.file_path(span.depth, file)),
+            file: holder.and_then(|file| image.file_path(span.layer, file)),
         }
     }
 

@@ -248,7 +248,7 @@ fn payloads_are_taken_over_into_another_wrapper() {
         options
     };
     let bytes = [text(3 * 64 * KIB), noise(64 * KIB, 1), text(64 * KIB)].concat();
-    let vmdk = crate::convert::Converter::new(crate::format::Format::named("vmdk").unwrap());
+    let vmdk = crate::convert::Converter::new(crate::format::Format::by_name("vmdk").unwrap());
     let file = converted(&vmdk.options(options("subformat=streamOptimized")), &raw(&bytes));
     let source = open(file, "vmdk");
     let job = encoded(job(&source, None, 64 * KIB), Encoding::new(Codec::Deflate));

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::convert::tests::{KIB, MIB, islands, job, qcow2};
-use crate::extent::{ExtentKind, FileId, Location};
+use crate::driver::{ExtentKind, FileId, Location};
 
 /// Ranges of guest bytes, as an image has them.
 type Ranges = Vec<Range<u64>>;
@@ -23,7 +23,7 @@ fn plan(job: &Job<'_>) -> Vec<(Range<u64>, Ranges, Ranges)> {
         let ranges = |spans: &[Span]| -> Ranges {
             spans.iter().for_each(|span| {
                 let place = Location { file: FileId(0), offset: span.offset };
-                assert_eq!((span.kind, span.depth), (ExtentKind::Data(place), 0));
+                assert_eq!((span.kind, span.layer), (ExtentKind::Data(place), 0));
             });
             spans.iter().map(|span| span.offset..span.end()).collect()
         };

@@ -11,8 +11,9 @@ use super::extension::BitmapDirectory;
 use super::field;
 use super::header::{Autoclear, Header};
 use crate::error::{Problem, Result};
+use crate::format::shared::table;
 use crate::info::Value;
-use crate::io::{ReadAt, table};
+use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 

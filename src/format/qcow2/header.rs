@@ -11,7 +11,8 @@ use super::extension::Extensions;
 use super::{FORMAT_NAME, field};
 use crate::codec::Codec;
 use crate::error::{Error, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::name::Name;
 
@@ -87,7 +88,7 @@ pub(crate) struct Header {
     pub incompatible: Incompatible,
     pub compatible: Compatible,
     pub autoclear: Autoclear,
-    /// Reference counts are `1 << refcount_order` bits wide; 0 to 6.
+    /// FileReference counts are `1 << refcount_order` bits wide; 0 to 6.
     pub refcount_order: u32,
     /// Where the extensions begin.
     pub header_length: u32,
@@ -231,7 +232,7 @@ impl Header {
         size.div_ceil(self.l2_coverage())
     }
 
-    /// Reference counts in a refcount block, which is one cluster long.
+    /// FileReference counts in a refcount block, which is one cluster long.
     pub fn refcount_block_entries(&self) -> u64 {
         (self.cluster_size() * 8) >> self.refcount_order
     }

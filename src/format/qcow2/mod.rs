@@ -37,7 +37,7 @@
 //! A file that ends before its L1 table is refused, where qemu-img reads a disk of zeros: there is no telling it from an
 //! image that was cut off.
 //!
-//! # References
+//! # ReferencePolicy
 //!
 //! The format is specified in QEMU's `docs/interop/qcow2`, quoted here as "qcow2 specification" with its section. Where
 //! qemu is stricter than that document (largest cluster, largest tables), so is this module.
@@ -53,21 +53,15 @@ mod refcount;
 mod snapshot;
 mod writer;
 
-use crate::format::{Entry, Probe};
-use crate::io::table::Field;
+use crate::driver::{FormatDriver, Probe};
+use crate::format::shared::table::Field;
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &[],
-    extensions: &["qcow2"],
-    description: "QEMU copy-on-write image, version 2 and 3",
-    options: options::OPTIONS,
-    probe,
-    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
-    create: |cx| Ok(Box::new(writer::Writer::create(cx)?)),
-    open_stream: None,
-    check: Some(check::check),
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+        .extensions(&["qcow2"])
+        .description("QEMU copy-on-write image, version 2 and 3")
+        .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .check(check::check);
 
 const FORMAT_NAME: &str = "qcow2";
 

@@ -3,9 +3,9 @@
 use super::FORMAT_NAME;
 use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
 use crate::codec::{Codec, Encoding};
+use crate::driver::CreateContext;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
-use crate::info::Reference;
+use crate::info::FileReference;
 use crate::name::Name;
 use crate::options::{OptionSpec, Options, wrong};
 
@@ -202,7 +202,6 @@ fn encoding(options: &Options, codec: Codec) -> Result<Encoding> {
 fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     let option = |name| cx.options.value(name).map(Name::from);
     let (file, format) = (option("backing_file"), option("backing_fmt"));
-    cx.check_backing_options(FORMAT_NAME)?;
     let backing = match (&cx.backing, file, format) {
         (Some(given), _, _) => Backing { file: given.name.clone(), format: Name::from(given.info.format) },
         (None, Some(file), Some(format)) => Backing { file, format },
@@ -216,7 +215,7 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     if name_len == 0 || name_len as u64 > MAX_BACKING_NAME {
         return Err(refuse("backing_file", format!("the name has {name_len} bytes, outside 1..={MAX_BACKING_NAME}")));
     }
-    if !Reference::new("backing file", backing.file.clone(), None).is_file_name() {
+    if !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
         let problem = format!("readers take '{0}' for an address; './{0}' is a file", backing.file);
         return Err(refuse("backing_file", problem));
     }

@@ -9,15 +9,16 @@ use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FORMAT_NAME, field};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
-use crate::format::OpenContext;
-use crate::info::{ImageInfo, Reference, Value};
-use crate::io::slices::{Slice, Slices};
-use crate::io::table::Field;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table::Field;
+use crate::format::shared::table_cache::{CachedTable, TableCache};
+use crate::format::shared::{run, table};
+use crate::info::{FileReference, ImageInfo, Value};
+use crate::io::ReadAt;
 use crate::name::Name;
-use crate::sparse::SparseRead;
 
 /// The image file itself.
 const IMAGE: FileId = FileId(0);
@@ -34,7 +35,7 @@ pub(crate) struct Reader {
     data_file_len: Option<u64>,
     l1: Vec<u64>,
     l1_table_offset: u64,
-    slices: Slices,
+    slices: TableCache,
 }
 
 impl Reader {
@@ -61,15 +62,13 @@ impl Reader {
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
-        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: Slices::default() })
+        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: TableCache::default() })
     }
 
-    /// How far a hole is followed, so that small reads in a large one do not look at all of it each time.
-    const HOLE_ENTRIES: usize = 4096;
-
-    /// The run of unmapped guest bytes from `offset` on, over L1 entries that are empty.
-    fn hole(&self, offset: u64, l1_index: usize) -> Extent {
-        let entries = self.l1.iter().skip(l1_index).take(Self::HOLE_ENTRIES);
+    /// The unmapped extent at `offset`, over L1 entries that are empty, up to `end`.
+    fn hole(&self, offset: u64, l1_index: usize, end: u64) -> Extent {
+        let most = end.div_ceil(self.header.l2_coverage()) as usize - l1_index;
+        let entries = self.l1.iter().skip(l1_index).take(most);
         let empty = entries.take_while(|entry| parse_l1_entry(**entry, &self.header) == Ok(None)).count();
         let end = (l1_index + empty) as u64 * self.header.l2_coverage();
         Extent { offset, len: end.min(self.info.virtual_size) - offset, kind: ExtentKind::Hole }
@@ -158,41 +157,41 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let l1_index = (offset / self.header.l2_coverage()) as usize;
         let Some(table) = self.l2_table(l1_index)? else {
-            return Ok(self.hole(offset, l1_index));
+            return Ok(self.hole(offset, l1_index, end));
         };
         let l2_index = offset / self.header.cluster_size() % self.header.l2_entries();
         let slice = self.slice(table, l2_index)?;
         let entries = slice.entries(&self.header);
         let mut index = l2_index % entries;
-        let mut extent = self.extent_in_cluster(&slice, index, offset)?;
-        // A fault in a later entry is told when the caller gets there.
-        while extent.end() < self.info.virtual_size && extent.end().is_multiple_of(self.header.cluster_size()) {
+        let first = self.extent_in_cluster(&slice, index, offset)?;
+        Ok(run::merge(first, end, |at| {
+            // An extent may end within a cluster of subclusters.
+            if !at.is_multiple_of(self.header.cluster_size()) {
+                return None;
+            }
             index += 1;
             if index >= entries {
-                break;
+                return None;
             }
             // By far the most entries of most disks.
-            if extent.kind == ExtentKind::Hole && slice.entry(index, &self.header) == (0, 0) {
-                extent.len = (extent.len + self.header.cluster_size()).min(self.info.virtual_size - offset);
-                continue;
+            if slice.entry(index, &self.header) == (0, 0) {
+                return Some((ExtentKind::Hole, self.header.cluster_size().min(self.info.virtual_size - at)));
             }
-            match self.extent_in_cluster(&slice, index, extent.end()) {
-                Ok(next) if extent.kind.continues(extent.len, next.kind) => extent.len += next.len,
-                _ => break,
-            }
-        }
-        Ok(extent)
+            self.extent_in_cluster(&slice, index, at).ok().map(|next| (next.kind, next.len))
+        }))
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         let subclusters = if self.header.extended_l2() { SUBCLUSTERS.into() } else { 1 };
         Some(self.header.cluster_size() / subclusters)
     }
 
-    fn references(&self, offset: u64) -> u64 {
+    fn refcount(&self, offset: u64) -> u64 {
         self.stored_count(offset >> self.header.cluster_bits).unwrap_or(1)
     }
 
@@ -263,7 +262,7 @@ impl Reader {
 }
 
 /// A part of an L2 table.
-struct L2Slice(Arc<Slice>);
+struct L2Slice(Arc<CachedTable>);
 
 impl L2Slice {
     /// Length of a slice, unless the table is smaller. 2048 entries, or 128 MiB of guest with clusters of 64 KiB.
@@ -298,11 +297,13 @@ fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a
 /// What the image says of itself, by the names that qemu-img uses.
 fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) -> ImageInfo {
     let extensions = &header.extensions;
-    let backing =
-        header.backing_file.clone().map(|name| Reference::new("backing file", name, extensions.backing_format.clone()));
+    let backing = header
+        .backing_file
+        .clone()
+        .map(|name| FileReference::new("backing file", name, extensions.backing_format.clone()));
     let mut files = Vec::new();
     if header.has_data_file() {
-        files.push(Reference::new("data file", extensions.data_file.clone().unwrap_or_default(), None));
+        files.push(FileReference::new("data file", extensions.data_file.clone().unwrap_or_default(), None));
     }
     let encryption = match header.encryption {
         Encryption::None => None,

@@ -1,4 +1,4 @@
-//! Reference counts of 1 to 64 bits (qcow2 specification, "Host cluster management").
+//! FileReference counts of 1 to 64 bits (qcow2 specification, "Host cluster management").
 //!
 //! Counts of 16, 32 and 64 bits are big-endian; smaller ones are packed into bytes from the least significant bit up.
 

@@ -8,8 +8,9 @@ use byteorder::{BigEndian, ByteOrder};
 use super::header::{Header, MAX_L1_ENTRIES};
 use super::{FORMAT_NAME, field};
 use crate::error::{Problem, Result};
+use crate::format::shared::table;
 use crate::info::Snapshot;
-use crate::io::{ReadAt, table};
+use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 

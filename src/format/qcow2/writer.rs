@@ -20,11 +20,11 @@ use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed
 use super::extension::{Extensions, Feature};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_LENGTH, V3_WRITTEN_LENGTH};
 use super::options::{Preallocation, Settings};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::io::{WriteAt, write_zeros};
 use crate::options::wrong;
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// Clusters above this size have room for the feature name table.
 const FEATURE_NAMES_ABOVE: u64 = 4096;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::field;
 use super::header::{BLOCKS_ALLOCATED_AT, Header};
 use super::map::{BlockMap, Entry};
-use crate::bits::BitSet;
+use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Result};
-use crate::format::{CheckReport, OpenContext};
+use crate::format::shared::bits::BitSet;
 use crate::io::ReadAt;
 
 /// Examines the block map of an image.
@@ -24,7 +24,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
         Ok(used) => examine(&map, used, &mut report)?,
         Err(error @ Error::Limit { .. }) => {
             report.check_errors += 1;
-            report.say("Not examined", || error.to_string());
+            report.message("Not examined", || error.to_string());
         }
         Err(error) => return Err(error),
     }
@@ -72,7 +72,9 @@ fn examine(map: &BlockMap, mut used: BitSet, report: &mut CheckReport) -> Result
     let unused = blocks_allocated - counted;
     if unused > 0 && !missing {
         report.leaks += u64::from(unused);
-        report.say("Leaked", || format!("{unused} of {blocks_allocated} blocks of the data area are used by nothing"));
+        report.message("Leaked", || {
+            format!("{unused} of {blocks_allocated} blocks of the data area are used by nothing")
+        });
     }
     Ok(())
 }

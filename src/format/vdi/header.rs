@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::name::Name;
 

@@ -7,11 +7,11 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::field;
 use super::header::Header;
+use crate::driver::{FileId, Location};
 use crate::error::Result;
-use crate::extent::{FileId, Location};
+use crate::format::shared::table;
+use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::io::ReadAt;
-use crate::io::slices::{Slice, Slices};
-use crate::io::table;
 
 /// The image file itself.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -54,13 +54,13 @@ pub(super) struct BlockMap {
     file: Arc<dyn ReadAt>,
     file_len: u64,
     pub header: Header,
-    slices: Slices,
+    slices: TableCache,
 }
 
 /// Some entries in a row.
 pub(super) struct Piece {
     pub indices: Range<u64>,
-    slice: Arc<Slice>,
+    slice: Arc<CachedTable>,
 }
 
 impl BlockMap {
@@ -69,7 +69,7 @@ impl BlockMap {
 
     pub fn new(file: Arc<dyn ReadAt>, header: Header) -> Result<BlockMap> {
         let file_len = table::length(&*file)?;
-        Ok(BlockMap { file, file_len, header, slices: Slices::default() })
+        Ok(BlockMap { file, file_len, header, slices: TableCache::default() })
     }
 
     /// The piece that has entry `index`, which is below the number of blocks.

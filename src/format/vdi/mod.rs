@@ -39,7 +39,7 @@
 //!
 //! What an image holds although VirtualBox refuses it, as null UUIDs, is a warning where it makes no difference for reading.
 //!
-//! # References
+//! # ReferencePolicy
 //!
 //! There is no specification. Names of fields, and what is valid, are those of VirtualBox (`VDICore.h`, `VDI.cpp`).
 
@@ -50,21 +50,15 @@ mod options;
 mod reader;
 mod writer;
 
-use crate::format::{Entry, Probe};
-use crate::io::table::Field;
+use crate::driver::{FormatDriver, Probe};
+use crate::format::shared::table::Field;
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &[],
-    extensions: &["vdi"],
-    description: "VirtualBox virtual disk, dynamic, static or differencing",
-    options: options::OPTIONS,
-    probe,
-    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
-    create: |cx| Ok(Box::new(writer::Writer::create(cx)?)),
-    open_stream: None,
-    check: Some(check::check),
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+        .extensions(&["vdi"])
+        .description("VirtualBox virtual disk, dynamic, static or differencing")
+        .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .check(check::check);
 
 const FORMAT_NAME: &str = "vdi";
 /// Bytes in a sector, of which a disk consists for its guest.

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use uuid::{Builder, Uuid, Variant, Version};
 
 use super::{FORMAT_NAME, SECTOR};
+use crate::driver::CreateContext;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::identifiers::ImageIdentifiers;
 use crate::options::{OptionSpec, wrong};
 

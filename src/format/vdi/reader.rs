@@ -1,5 +1,6 @@
 //! Where the bytes of a guest range live.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -7,28 +8,29 @@ use uuid::Uuid;
 use super::FORMAT_NAME;
 use super::header::{Header, Kind};
 use super::map::{BlockMap, Entry, IMAGE, Piece};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Extent, ExtentKind, Location};
 use crate::error::Result;
-use crate::extent::{Extent, ExtentKind, Location};
-use crate::format::OpenContext;
-use crate::info::{ImageInfo, Reference, Value};
+use crate::format::shared::file_extents::FileExtents;
+use crate::format::shared::run;
+use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
-use crate::io::runs::Runs;
 use crate::name::Name;
-use crate::sparse::SparseRead;
 
 /// An opened image.
 pub(super) struct Reader {
     info: ImageInfo,
     map: BlockMap,
     /// Of a static image, whose blocks are all there: what was never written is a hole of the file.
-    runs: Option<Runs>,
+    runs: Option<FileExtents>,
 }
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        let runs = (header.kind == Kind::Static).then(|| Runs::new(file.clone(), IMAGE));
+        let runs = (header.kind == Kind::Static).then(|| FileExtents::new(file.clone(), IMAGE));
         Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, runs })
     }
 
@@ -86,9 +88,9 @@ fn describe(header: &Header) -> ImageInfo {
 }
 
 /// The image with this UUID. Its name is the one that VirtualBox gives to the files of snapshots.
-fn parent(uuid: Uuid) -> Reference {
+fn parent(uuid: Uuid) -> FileReference {
     let name = Name::from(format!("{{{uuid}}}.vdi"));
-    let mut reference = Reference::new("parent", name, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::new("parent", name, Some(Name::from(FORMAT_NAME)));
     reference.beside = Some("vdi");
     reference.identities.push(identity(uuid));
     reference
@@ -107,26 +109,21 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        self.info.check_offset(offset)?;
-        let size = self.info.virtual_size;
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let block_size = u64::from(self.map.header.block_size);
         let index = offset / block_size;
         let piece = self.map.piece(index)?;
-        let (kind, mut len) = self.block(&piece, index, offset)?;
-        // There may be more entries than the disk has blocks.
-        for index in index + 1..piece.indices.end.min(size.div_ceil(block_size)) {
-            // A fault in a later entry is told when the caller gets there.
-            match self.block(&piece, index, index * block_size) {
-                Ok((next, next_len)) if kind.continues(len, next) => len += next_len,
-                _ => break,
-            }
-        }
-        Ok(Extent { offset, len, kind })
+        let (kind, len) = self.block(&piece, index, offset)?;
+        Ok(run::merge(Extent { offset, len, kind }, end, |at| {
+            let index = at / block_size;
+            if index < piece.indices.end { self.block(&piece, index, at).ok() } else { None }
+        }))
     }
 
     /// What divides the places of all blocks, and their size. Metadata lies before the data, by the header.
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         let Header { data_offset, block_size, block_extra, .. } = self.map.header;
         Some(1 << (data_offset | u64::from(block_size | block_extra)).trailing_zeros())
     }

@@ -11,11 +11,11 @@ use super::header::{Header, Kind};
 use super::map::Entry;
 use super::options::Settings;
 use super::{FORMAT_NAME, SECTOR};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::io::WriteAt;
 use crate::name::Name;
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// What VirtualBox aligns the block map and the data to.
 const ALIGNMENT: u64 = 1 << 20;

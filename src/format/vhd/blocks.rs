@@ -7,11 +7,11 @@ use std::sync::Arc;
 use super::footer::Footer;
 use super::header::Header;
 use super::{SECTOR, field};
-use crate::bits::{self, BitOrder};
+use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Problem, Result};
-use crate::extent::{ExtentKind, FileId, Location};
+use crate::format::shared::bits::{self, BitOrder};
+use crate::format::shared::table_cache::TableCache;
 use crate::io::ReadAt;
-use crate::io::slices::Slices;
 
 /// The image file.
 const IMAGE: FileId = FileId(0);
@@ -29,7 +29,7 @@ pub(super) struct Blocks {
     pub bitmap_len: u64,
     /// What lives where nothing is written: the parent's bytes, or zeros.
     differencing: bool,
-    slices: Slices,
+    slices: TableCache,
     /// Where other metadata is in the file.
     pub metadata: Vec<Range<u64>>,
 }
@@ -79,21 +79,22 @@ impl Blocks {
             block_size: header.block_size.into(),
             bitmap_len: header.bitmap_len(),
             differencing,
-            slices: Slices::default(),
+            slices: TableCache::default(),
             metadata: other,
         })
     }
 
-    /// How the bytes of the disk from `offset` on live, and how many live in the same way, as far as a piece of the table or
-    /// the block's bitmap tells.
-    pub fn extent(&self, offset: u64) -> Result<(ExtentKind, u64)> {
+    /// The kind and the length of the extent at guest offset `offset`, which ends with a piece of the table or the block's
+    /// bitmap, or where table entries beyond `end` would have to be read.
+    pub fn extent(&self, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let index = offset / self.block_size;
         let mut entries = self.entries(index)?;
         let first = entries.next();
         match first.and_then(|entry| Some((entry, entry.block?))) {
-            Some((entry, block)) => self.block(entry, block, offset),
+            Some((entry, block)) => self.block(entry, block, offset, end),
             None => {
-                let absent = entries.take_while(|entry| entry.block.is_none()).count() as u64;
+                let most = (end.div_ceil(self.block_size) - index).saturating_sub(1);
+                let absent = entries.take(most as usize).take_while(|entry| entry.block.is_none()).count() as u64;
                 let end = (index + 1 + absent) * self.block_size;
                 let kind = if self.differencing { ExtentKind::Hole } else { ExtentKind::Zero { allocated: None } };
                 Ok((kind, end.min(self.size) - offset))
@@ -157,7 +158,7 @@ impl Blocks {
     }
 
     /// How the bytes of a block that exists live, from `offset` on.
-    fn block(&self, entry: Entry, block: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+    fn block(&self, entry: Entry, block: u64, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let field = field("block allocation table entry", entry.at);
         if block < Footer::LEN {
             return Err(field.fault(Problem::Overlap { offset: block, with: "the copy of the footer" }));
@@ -166,7 +167,8 @@ impl Blocks {
         let bitmap = self.slices.get(&*self.file, Location { file: IMAGE, offset: block }, self.bitmap_len as usize)?;
         let within = offset % self.block_size;
         let order = BitOrder::HighestFirst;
-        let (written, end) = bits::run(&bitmap.bytes, order, within / SECTOR, self.block_size / SECTOR);
+        let end = (within + (end - offset)).min(self.block_size).div_ceil(SECTOR);
+        let (written, end) = bits::run(&bitmap.bytes, order, within / SECTOR, end);
         let len = (end * SECTOR).min(self.used_len(entry.index)).saturating_sub(within);
         let place = Location { file: IMAGE, offset: block + self.bitmap_len + within };
         let kind = match (written, self.differencing) {

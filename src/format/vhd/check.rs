@@ -6,10 +6,10 @@ use std::sync::Arc;
 use super::blocks::{Blocks, Entry};
 use super::reader::{Content, Reader};
 use super::{FORMAT_NAME, field};
+use crate::driver::SparseRead;
+use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Fault, Problem, Result};
-use crate::format::{CheckReport, OpenContext};
 use crate::io::ReadAt;
-use crate::sparse::SparseRead;
 
 /// What uses a part of the file.
 struct Use {
@@ -26,7 +26,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let reader = Reader::open(file, cx)?;
     let mut report = CheckReport::default();
     for warning in &reader.info().warnings {
-        report.say("Note", || warning.to_string());
+        report.message("Note", || warning.to_string());
     }
     if let Content::Blocks(blocks) = &reader.content {
         let uses = collect(blocks, cx, &mut report)?;
@@ -66,7 +66,7 @@ fn collect(blocks: &Blocks, cx: &OpenContext<'_>, report: &mut CheckReport) -> R
 
 fn not_examined(uses: Vec<Use>, why: &Error, report: &mut CheckReport) -> Result<Vec<Use>> {
     report.check_errors += 1;
-    report.say("Not examined", || why.to_string());
+    report.message("Not examined", || why.to_string());
     Ok(uses)
 }
 

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::geometry::Geometry;
 use super::{FORMAT_NAME, SECTOR, checksum, field};
 use crate::error::{Error, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::Limits;
 
 pub(super) const COOKIE: &[u8; 8] = b"conectix";

@@ -5,8 +5,9 @@ use byteorder::{BigEndian, ByteOrder};
 use super::header::Parent;
 use super::{FORMAT_NAME, field};
 use crate::error::Result;
-use crate::info::Reference;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::info::FileReference;
+use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::{Name, utf16_text};
 
@@ -84,7 +85,7 @@ impl Locator {
 }
 
 /// The parent by all its names: the relative ones, and then the absolute ones.
-pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> Result<Reference> {
+pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> Result<FileReference> {
     let (mut relative, mut absolute) = (Vec::new(), Vec::new());
     for locator in &parent.locators {
         let names = if locator.is_relative() { &mut relative } else { &mut absolute };
@@ -92,7 +93,7 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     }
     absolute.push(Name::from_windows_path(parent.name.as_bytes()));
     let names = relative.into_iter().chain(absolute).collect();
-    let mut reference = Reference::of_names("parent", names, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::of_names("parent", names, Some(Name::from(FORMAT_NAME)));
     if !parent.unique_id.is_nil() {
         reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
     }

@@ -45,7 +45,7 @@
 //! right by the document, but qemu before 10.0 goes by the geometry where it does not know the creator, and would cut off the
 //! end of the disk.
 //!
-//! # References
+//! # ReferencePolicy
 //!
 //! Microsoft, "Virtual Hard Disk Image Format Specification" 1.0 (2006), quoted as the document with its section. Where it is
 //! silent or others agree on something else, that is followed and said so in the place.
@@ -62,21 +62,16 @@ mod reader;
 mod tests;
 mod writer;
 
-use crate::format::{Entry, Probe};
-use crate::io::table::Field;
+use crate::driver::{FormatDriver, Probe};
+use crate::format::shared::table::Field;
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &["vhd"],
-    extensions: &["vhd", "vpc"],
-    description: "virtual hard disk of Virtual PC, Hyper-V, Azure and XenServer",
-    options: options::OPTIONS,
-    probe,
-    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
-    create: writer::create,
-    open_stream: None,
-    check: Some(check::check),
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+        .aliases(&["vhd"])
+        .extensions(&["vhd", "vpc"])
+        .description("virtual hard disk of Virtual PC, Hyper-V, Azure and XenServer")
+        .create(writer::create, options::OPTIONS)
+        .check(check::check);
 
 const FORMAT_NAME: &str = "vpc";
 /// Bytes in a sector.

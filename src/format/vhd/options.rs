@@ -4,8 +4,8 @@ use uuid::{Builder, Uuid};
 
 use super::geometry::Geometry;
 use super::{EPOCH, FORMAT_NAME, SECTOR};
+use crate::driver::CreateContext;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::info::{ImageInfo, Value};
 use crate::name::Name;
 use crate::options::{OptionSpec, wrong};
@@ -162,7 +162,6 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
             None => Ok(None),
         };
     };
-    cx.check_backing_options(FORMAT_NAME)?;
     // A locator has UTF-16, with backslashes between directories.
     if backing.name.as_bytes().contains(&b'\\') || std::str::from_utf8(backing.name.as_bytes()).is_err() {
         return Err(refuse("backing_file", format!("no VHD can name '{}': Windows has no such names", backing.name)));

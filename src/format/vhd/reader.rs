@@ -7,14 +7,15 @@ use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
 use super::header::Header;
 use super::{EPOCH, FORMAT_NAME, SECTOR, field, geometry, locator};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Extent, FileId};
 use crate::error::{Problem, Result};
-use crate::extent::{Extent, FileId};
-use crate::format::OpenContext;
+use crate::format::shared::file_extents::FileExtents;
+use crate::format::shared::table;
 use crate::info::{ImageInfo, Value};
-use crate::io::runs::Runs;
-use crate::io::{ReadAt, table};
+use crate::io::ReadAt;
 use crate::name::Name;
-use crate::sparse::SparseRead;
 
 const SAVED_STATE: &str =
     "it belongs to a machine whose state was saved: what the machine has not written yet is not in it";
@@ -27,7 +28,7 @@ pub(super) struct Reader {
 
 pub(super) enum Content {
     /// The bytes of the disk, from the beginning of the file on.
-    Fixed(Runs),
+    Fixed(FileExtents),
     Blocks(Blocks),
 }
 
@@ -41,7 +42,7 @@ impl Reader {
             let (size, doubt) = geometry::disk_size(&footer, at);
             size_field.within(0, size, at)?;
             let info = describe(&footer, size, [warning, doubt]);
-            return Ok(Reader { info, content: Content::Fixed(Runs::new(file, FileId::default())) });
+            return Ok(Reader { info, content: Content::Fixed(FileExtents::new(file, FileId::default())) });
         }
 
         let header_at = footer.data_offset;
@@ -113,16 +114,17 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        self.info.check_offset(offset)?;
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let (kind, len) = match &self.content {
-            Content::Fixed(runs) => runs.extent(offset, self.info.virtual_size)?,
-            Content::Blocks(blocks) => blocks.extent(offset)?,
+            Content::Fixed(runs) => runs.extent(offset, end)?,
+            Content::Blocks(blocks) => blocks.extent(offset, end)?,
         };
         Ok(Extent { offset, len, kind })
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         matches!(self.content, Content::Blocks(_)).then_some(SECTOR)
     }
 

@@ -14,16 +14,17 @@ use super::footer::{DiskType, Footer};
 use super::geometry::Geometry;
 use super::header::{Header, Parent};
 use super::reader::Reader;
+use crate::driver::SparseRead;
+use crate::driver::{CreateContext, NewBacking, OpenContext};
+use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::Result;
-use crate::extent::{Extent, ExtentKind, FileId, Location};
-use crate::format::{CreateContext, Format, NewBacking, OpenContext};
+use crate::format::Format;
 use crate::identifiers::Identifiers;
 use crate::info::Value;
 use crate::io::{MemFile, PipeTarget, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::SparseRead;
 
 /// Blocks of 16 sectors.
 const BLOCK: u64 = 8192;
@@ -45,21 +46,23 @@ fn image(disk_type: DiskType, size: u64, entries: &[u32], len: usize) -> Vec<u8>
 }
 
 fn format() -> Format {
-    Format::named(FORMAT_NAME).unwrap()
+    Format::by_name(FORMAT_NAME).unwrap()
 }
 
 fn check(bytes: Vec<u8>) -> (u64, u64, u64) {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     let report = format().check(Arc::new(MemFile::from(bytes)), &cx).unwrap();
     (report.corruptions, report.leaks, report.allocated_clusters)
 }
 
 #[test]
 fn both_names_and_both_ends_are_recognised() {
-    assert_eq!(Format::named("vhd").unwrap(), format());
-    assert_eq!(Format::of_extension("VHD"), Some(format()));
-    let probe = |head: &[u8], tail: &[u8]| Format::probe(&crate::format::Probe { head, tail, len: 1 << 20 }).unwrap();
+    assert_eq!(Format::by_name("vhd").unwrap(), format());
+    assert_eq!(Format::by_extension("VHD"), Some(format()));
+    let probe = |head: &[u8], tail: &[u8]| {
+        crate::format::Formats::builtin().probe(&crate::driver::Probe { head, tail, len: 1 << 20 }).unwrap()
+    };
     let tail = |at: usize| [&vec![0; at][..], b"conectix", &vec![0; 504 - at]].concat();
     assert_eq!(probe(b"conectix", &[0; 512]), format());
     assert_eq!(probe(&[0; 512], &tail(0)), format());
@@ -95,12 +98,12 @@ fn sectors_that_were_not_written_are_zeros_or_the_parents() {
         ];
         for (sector, sectors, kind) in extents {
             let extent = Extent { offset: sector * 512, len: sectors * 512, kind };
-            assert_eq!(reader.extent_at(sector * 512).unwrap(), extent);
+            assert_eq!(reader.extent_at(sector * 512..u64::MAX).unwrap(), extent);
             let last = extent.end() - 7;
-            assert_eq!(reader.extent_at(last).unwrap(), extent.clip(last, extent.end()));
+            assert_eq!(reader.extent_at(last..u64::MAX).unwrap(), extent.clip(last, extent.end()));
         }
         assert_eq!(reader.info().virtual_size, size);
-        assert!(reader.extent_at(size).is_err());
+        assert!(reader.extent_at(size..u64::MAX).is_err());
         let mut claimed = Vec::new();
         reader
             .metadata(&mut |_, range| {
@@ -131,9 +134,9 @@ fn entries_that_lead_elsewhere_are_told() {
         let mut bytes = image(DiskType::Dynamic, 2 * BLOCK, entries, end);
         bytes[34 * 512] = 1;
         let reader = open(bytes.clone()).unwrap();
-        let error = reader.extent_at(wrong * BLOCK + 7 * 512).unwrap_err();
+        let error = reader.extent_at(wrong * BLOCK + 7 * 512..u64::MAX).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
-        assert!(reader.extent_at((1 - wrong) * BLOCK).is_ok());
+        assert!(reader.extent_at((1 - wrong) * BLOCK..u64::MAX).is_ok());
         assert_eq!(check(bytes).0, 1);
     }
     // In the place of the header, of each other, and of the footer; and with room for a block in between.
@@ -205,7 +208,7 @@ proptest! {
         let reader = open(bytes).unwrap();
         let mut at = 0;
         while at < size {
-            let extent = reader.extent_at(at).unwrap();
+            let extent = reader.extent_at(at..u64::MAX).unwrap();
             prop_assert_eq!(extent.offset, at);
             for sector in at / 512..extent.end() / 512 {
                 let (index, within) = ((sector / 16) as usize, sector % 16);
@@ -249,7 +252,7 @@ proptest! {
         if let Ok(reader) = open(bytes.clone()) {
             let mut at = 0;
             for _ in 0..100 {
-                match reader.extent_at(at) {
+                match reader.extent_at(at..u64::MAX) {
                     Ok(extent) => {
                         prop_assert!(extent.offset == at && extent.len > 0 && extent.end() <= reader.info().virtual_size);
                         at = extent.end();
@@ -262,7 +265,7 @@ proptest! {
             }
             let _ = reader.metadata(&mut |_, range| range.start < range.end);
             let (limits, budget) = (Limits::default(), Budget::new(1000));
-            let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+            let cx = OpenContext::new(&limits, &budget);
             let _ = format().check(Arc::new(MemFile::from(bytes)), &cx);
         }
     }
@@ -279,7 +282,8 @@ proptest! {
 
 #[test]
 fn a_new_dynamic_disk_is_laid_out_as_documented() {
-    let case = Case::new(3 << 20, "block_size=512k", &[Step::Skip(1 << 20), Step::Place(512 << 10), Step::Place(5000)]);
+    let case =
+        Case::new(3 << 20, "block_size=512k", &[Step::Skip(1 << 20), Step::Endpoint(512 << 10), Step::Endpoint(5000)]);
     let file = case.write().file;
     let (first, second) = (4096 - 512, 2 * 4096 - 512 + (512 << 10));
     assert_eq!(file[512..520], *b"cxsparse");
@@ -299,13 +303,13 @@ fn a_new_dynamic_disk_is_laid_out_as_documented() {
     assert_eq!(footer.geometry, Geometry::of_sectors(6144));
     // An extent for each block.
     let reader = open(file).unwrap();
-    let lens: Vec<_> = [0, 1 << 20, 3 << 19, 2 << 20].map(|at| reader.extent_at(at).unwrap().len).into();
+    let lens: Vec<_> = [0, 1 << 20, 3 << 19, 2 << 20].map(|at| reader.extent_at(at..u64::MAX).unwrap().len).into();
     assert_eq!(lens, [1 << 20, 512 << 10, 512 << 10, 1 << 20]);
 }
 
 #[test]
 fn a_fixed_disk_goes_to_files_and_pipes() {
-    let steps = [Step::Skip(3000), Step::Place(5000), Step::Zero(1024), Step::Place(512)];
+    let steps = [Step::Skip(3000), Step::Endpoint(5000), Step::Zero(1024), Step::Endpoint(512)];
     let list = "subformat=fixed,timestamp=946684801,uuid=00112233-4455-6677-8899-aabbccddeeff";
     let file = Case::new(20_000, list, &steps).write();
     assert_eq!(file.file.len(), 20_480 + 512);
@@ -335,7 +339,7 @@ fn a_fixed_disk_goes_to_files_and_pipes() {
 
 #[test]
 fn nothing_is_an_image_before_it_is_finished() {
-    let old = Case::new(1 << 20, "", &[Step::Place(1 << 20)]).write().file;
+    let old = Case::new(1 << 20, "", &[Step::Endpoint(1 << 20)]).write().file;
     let device = Arc::new(Device::holding(&old, 4 << 20));
     let options = Options::new();
     let mut writer = format().create(&CreateContext::new(1 << 20, &options, device.clone())).unwrap();
@@ -349,7 +353,7 @@ fn nothing_is_an_image_before_it_is_finished() {
 #[test]
 fn a_fixed_disk_is_not_written_to_a_device() {
     // The footer of an old disk at the end of the device would say what this one is.
-    let old = Case::new(1 << 20, "subformat=fixed", &[Step::Place(1 << 20)]).write().file;
+    let old = Case::new(1 << 20, "subformat=fixed", &[Step::Endpoint(1 << 20)]).write().file;
     let device = Arc::new(Device::holding(&old, old.len()));
     let mut options = Options::new();
     options.add_list("subformat=fixed");
@@ -422,7 +426,7 @@ fn identifiers_and_times_are_those_of_the_caller() {
     let options = Options::new();
     let footer = |identifiers: Identifiers| {
         let out = Arc::new(MemFile::new());
-        let identifiers = identifiers.of_image(FORMAT_NAME, 512, &options);
+        let identifiers = identifiers.for_image(FORMAT_NAME, 512, &options);
         let cx = CreateContext { identifiers, ..CreateContext::new(512, &options, out.clone()) };
         format().create(&cx).unwrap().finish().unwrap();
         Footer::parse(out.to_vec()[..512].try_into().unwrap(), 0, &Limits::default()).unwrap()
@@ -444,7 +448,7 @@ fn a_differencing_disk_names_its_parent() {
         let mut options = Options::new();
         options.add_list(list);
         let out = Arc::new(MemFile::new());
-        let backing = Some(NewBacking { name: Name::from(name), info });
+        let backing = Some(NewBacking::new(Name::from(name), info));
         let mut writer =
             format().create(&CreateContext { backing, ..CreateContext::new(size, &options, out.clone()) })?;
         writer.finish()?;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::structure::Structure;
 use super::{HEADER_SECTION, MIB, field};
+use crate::driver::{FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{FileId, Location};
+use crate::format::shared::table::Field;
+use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::io::ReadAt;
-use crate::io::slices::{Slice, Slices};
-use crate::io::table::Field;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -63,14 +63,14 @@ pub(super) struct Bat {
     pub blocks: u64,
     pub chunk_ratio: u64,
     pub differencing: bool,
-    slices: Slices,
+    slices: TableCache,
 }
 
 /// Some payload blocks whose entries follow each other.
 pub(super) struct Piece<'a> {
     bat: &'a Bat,
     pub blocks: Range<u64>,
-    slice: Arc<Slice>,
+    slice: Arc<CachedTable>,
 }
 
 impl Bat {
@@ -92,7 +92,7 @@ impl Bat {
             blocks: metadata.payload_blocks(),
             chunk_ratio: metadata.chunk_ratio(),
             differencing: metadata.parent.is_some(),
-            slices: Slices::default(),
+            slices: TableCache::default(),
         };
         let len = regions.bat.range.end - regions.bat.range.start;
         let needed = bat.entries() * ENTRY_LEN;
@@ -203,7 +203,7 @@ impl Piece<'_> {
 }
 
 /// The entry number `index` of a piece of the table.
-fn entry(slice: &Slice, index: u64) -> u64 {
+fn entry(slice: &CachedTable, index: u64) -> u64 {
     let bytes = slice.bytes.get((index * ENTRY_LEN) as usize..).and_then(<[u8]>::first_chunk);
     bytes.map_or(state::NOT_PRESENT, |bytes| u64::from_le_bytes(*bytes))
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use super::bat::{Bat, Payload};
 use super::structure::Structure;
 use super::{MIB, field};
-use crate::bits::BitSet;
+use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
-use crate::format::{CheckReport, OpenContext};
+use crate::format::shared::bits::BitSet;
+use crate::format::shared::table::Field;
 use crate::io::ReadAt;
-use crate::io::table::Field;
 
 /// Examines an image. The parent of a differencing one is not needed.
 ///
@@ -29,7 +29,7 @@ fn examine(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let mut report = CheckReport { total_clusters: bat.blocks, ..CheckReport::default() };
     // A writer that was killed leaves a header and the log like that, but no region table: it writes those through the log.
     for note in structure.notes() {
-        report.say("Note", || note);
+        report.message("Note", || note);
     }
     if let Some(warning) = &structure.table_warning {
         report.corruption(|| warning.clone());
@@ -47,7 +47,7 @@ fn examine(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
         }
         Err(error @ Error::Limit { .. }) => {
             report.check_errors += 1;
-            report.say("Not examined", || error.to_string());
+            report.message("Not examined", || error.to_string());
         }
         Err(error) => return Err(error),
     }

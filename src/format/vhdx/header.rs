@@ -8,10 +8,11 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
-use super::twin::{Signature, Twin, check_whole, seal};
+use super::redundant_copy::{RedundantCopy, Signature, check_whole, seal};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
 use crate::error::{Error, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::name::{Name, utf16, utf16_text};
 
 pub(super) const FILE_SIGNATURE: &[u8; 8] = b"vhdxfile";
@@ -126,7 +127,7 @@ impl Headers {
     pub fn read(file: &dyn ReadAt, file_len: u64) -> Result<Headers> {
         field("the header section", 0).within(0, HEADER_SECTION, file_len)?;
         let creator = read_creator(file)?;
-        let [first, second] = HEADERS_AT.map(|at| Twin::read(file, at, SIGNATURE));
+        let [first, second] = HEADERS_AT.map(|at| RedundantCopy::read(file, at, SIGNATURE));
         let (used, other) = current(first?, second?)?;
         let header = Header::parse(&used.bytes, used.at, file_len)?;
         Ok(Headers { creator, header, at: used.at, warning: other.warning("headers") })
@@ -134,7 +135,7 @@ impl Headers {
 }
 
 /// A header as it stands in the file.
-type Stored = Twin<{ Header::LEN }>;
+type Stored = RedundantCopy<{ Header::LEN }>;
 
 /// The current header and the other one. Nothing but signature and checksum count for that (2.2.2): a header that is whole and
 /// current, and breaks another rule, is no reason to go back to an older state of the file.

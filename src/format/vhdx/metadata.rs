@@ -10,7 +10,8 @@ use super::locator::ParentLocator;
 use super::region::{Region, first_overlap};
 use super::{FORMAT_NAME, MIB, field};
 use crate::error::{Error, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::{Budget, Limits};
 
 /// The valid metadata of a disk.

@@ -57,7 +57,7 @@
 //! dynamic image, whatever the size of the disk, and 2 MiB in others. In a fixed image they have 1 MiB where the disk is no
 //! multiple of 2 MiB, so that no file is longer than it has to be.
 //!
-//! # References
+//! # ReferencePolicy
 //!
 //! Microsoft, "\[MS-VHDX\]: Virtual Hard Disk v2 (VHDX) File Format", version of 2024-04-23, quoted as the document by the
 //! numbers of its sections. Where each of them is implemented:
@@ -92,28 +92,22 @@ mod log;
 mod metadata;
 mod options;
 mod reader;
+mod redundant_copy;
 mod region;
 #[cfg(test)]
 mod sample;
 mod structure;
-mod twin;
 mod writer;
 
-use crate::format::{Entry, Probe};
-use crate::io::table::Field;
+use crate::driver::{FormatDriver, Probe};
+use crate::format::shared::table::Field;
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &[],
-    extensions: &["vhdx", "avhdx"],
-    description: "virtual hard disk of Hyper-V and Windows, fixed, dynamic or differencing",
-    options: options::OPTIONS,
-    probe,
-    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
-    create: writer::create,
-    open_stream: None,
-    check: Some(check::check),
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+        .extensions(&["vhdx", "avhdx"])
+        .description("virtual hard disk of Hyper-V and Windows, fixed, dynamic or differencing")
+        .create(writer::create, options::OPTIONS)
+        .check(check::check);
 
 const FORMAT_NAME: &str = "vhdx";
 /// What everything in a file is aligned to (2.2).

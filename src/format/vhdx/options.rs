@@ -7,8 +7,8 @@ use uuid::{Builder, Uuid};
 use super::locator::ParentLocator;
 use super::metadata::{MAX_DISK_SIZE, Metadata};
 use super::{FORMAT_NAME, MIB};
+use crate::driver::{CreateContext, NewBacking};
 use crate::error::{Error, Result};
-use crate::format::{CreateContext, NewBacking};
 use crate::identifiers::ImageIdentifiers;
 use crate::info::{ImageInfo, Value};
 use crate::name::Name;
@@ -217,7 +217,6 @@ impl Parent {
                 None => Ok(None),
             };
         };
-        cx.check_backing_options(FORMAT_NAME)?;
         let path = windows_path(name)
             .ok_or_else(|| refuse("backing_file", format!("no VHDX can name '{name}': Windows has no such names")))?;
         let parent = Parent::of_info(info, path).ok_or_else(|| {

@@ -8,16 +8,17 @@ use super::locator;
 use super::metadata::Metadata;
 use super::structure::{Replay, Structure};
 use super::{FORMAT_NAME, MIB, field};
-use crate::bits::{self, BitOrder};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::{Problem, Result};
-use crate::extent::{Extent, ExtentKind, FileId, Location};
-use crate::format::OpenContext;
+use crate::format::shared::bits::{self, BitOrder};
+use crate::format::shared::file_extents::FileExtents;
+use crate::format::shared::run;
+use crate::format::shared::table_cache::TableCache;
 use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
-use crate::io::runs::Runs;
-use crate::io::slices::Slices;
 use crate::name::Name;
-use crate::sparse::SparseRead;
 
 /// An opened image.
 pub(super) struct Reader {
@@ -28,9 +29,9 @@ pub(super) struct Reader {
     replayed: bool,
     bat: Bat,
     sector_size: u64,
-    bitmaps: Slices,
+    bitmaps: TableCache,
     /// What the file holds within blocks: those of a fixed disk are all there, whatever was written to them.
-    runs: Runs,
+    runs: FileExtents,
     /// Where other metadata is than sector bitmap blocks.
     metadata: Vec<Range<u64>>,
 }
@@ -50,8 +51,8 @@ impl Reader {
             replayed: structure.replay.is_some(),
             bat: Bat::new(&structure)?,
             sector_size: structure.metadata.logical_sector_size.into(),
-            bitmaps: Slices::default(),
-            runs: Runs::new(structure.file.clone(), IMAGE),
+            bitmaps: TableCache::default(),
+            runs: FileExtents::new(structure.file.clone(), IMAGE),
             metadata: structure.ranges().map(|(range, _)| range).collect(),
             file: structure.file,
         })
@@ -63,23 +64,25 @@ impl Reader {
     }
 
     /// How the bytes of the disk from `offset` on live, and how many live in the same way, as far as a piece of the table tells.
-    fn extent(&self, offset: u64) -> Result<(ExtentKind, u64)> {
+    fn extent(&self, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let (block, within) = (offset / self.bat.block_size, offset % self.bat.block_size);
         let piece = self.bat.piece(block)?;
         let first = match piece.payload(block)? {
-            Payload::PartiallyPresent(place) => return self.partial(block, place, within),
+            Payload::PartiallyPresent(place) => return self.partial(block, place, within, end - offset),
             first => self.whole(first).advance(within),
         };
-        let mut len = self.bat.visible(block) - within;
-        for block in block + 1..piece.blocks.end {
-            // A fault in a later entry is told when the caller gets there.
-            match piece.payload(block) {
-                Ok(Payload::PartiallyPresent(_)) | Err(_) => break,
-                Ok(next) if first.continues(len, self.whole(next)) => len += self.bat.visible(block),
-                Ok(_) => break,
+        let first = Extent { offset, len: self.bat.visible(block) - within, kind: first };
+        let Extent { len, kind, .. } = run::merge(first, end, |at| {
+            let block = at / self.bat.block_size;
+            if block >= piece.blocks.end {
+                return None;
             }
-        }
-        match first {
+            match piece.payload(block) {
+                Ok(Payload::PartiallyPresent(_)) | Err(_) => None,
+                Ok(next) => Some((self.whole(next), self.bat.visible(block))),
+            }
+        });
+        match kind {
             ExtentKind::Data(at) => self.stored(at.offset, len),
             kind => Ok((kind, len)),
         }
@@ -98,7 +101,7 @@ impl Reader {
 
     /// How the bytes of a partially present block at `place` live, from byte `within` of it on: by its chunk's sector bitmap
     /// (2.4), which has the lowest bit first.
-    fn partial(&self, block: u64, place: u64, within: u64) -> Result<(ExtentKind, u64)> {
+    fn partial(&self, block: u64, place: u64, within: u64, most: u64) -> Result<(ExtentKind, u64)> {
         let (bitmap, field) = self.bat.sector_bitmap(block / self.bat.chunk_ratio)?;
         let Some(bitmap) = bitmap else {
             return Err(Bat::missing_bitmap(field));
@@ -111,7 +114,7 @@ impl Reader {
         let first = sector / per_slice * per_slice;
         let at = Location { file: IMAGE, offset: bitmap + first / 8 };
         let slice = self.bitmaps.get(&*self.file, at, Self::BITMAP_SLICE as usize)?;
-        let end = end.min(first + per_slice);
+        let end = end.min(first + per_slice).min(start + (within + most).div_ceil(self.sector_size));
         let (present, run_end) = bits::run(&slice.bytes, BitOrder::LowestFirst, sector - first, end - first);
         let run_end = ((first + run_end - start) * self.sector_size).min(self.bat.visible(block));
         let len = run_end - within;
@@ -141,9 +144,10 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        self.info.check_offset(offset)?;
-        let (kind, len) = self.extent(offset)?;
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
+        let (kind, len) = self.extent(offset, end)?;
         Ok(Extent { offset, len, kind })
     }
 
@@ -151,7 +155,7 @@ impl SparseRead for Reader {
         self.replayed.then(|| self.file.clone())
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         Some(self.unit())
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::{Uuid, uuid};
 
-use super::twin::{Signature, Twin, seal};
+use super::redundant_copy::{RedundantCopy, Signature, seal};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
 use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
@@ -43,7 +43,7 @@ const METADATA: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
 impl Regions {
     /// Reads the first region table that is valid, and tells in words what is wrong with the other one.
     pub fn read(file: &dyn ReadAt, file_len: u64, log: &Range<u64>) -> Result<(Regions, Option<String>)> {
-        let [first, second] = TABLES_AT.map(|at| Twin::read(file, at, SIGNATURE));
+        let [first, second] = TABLES_AT.map(|at| RedundantCopy::read(file, at, SIGNATURE));
         let (first, second) = (first?, second?);
         let (used, warning) = match (&first.damage, &second.damage) {
             (Some(fault), Some(_)) => return Err(Error::Corrupt(fault.clone())),
@@ -76,7 +76,7 @@ impl Regions {
 }
 
 /// The entries of a table. What follows them is reserved and may be anything.
-fn entries(table: &Twin<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
+fn entries(table: &RedundantCopy<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
     let (header, entries) = table.bytes.split_at(HEADER_LEN);
     let (count, entries) = (LittleEndian::read_u32(&header[8..]), entries.as_chunks().0);
     entries.get(..count as usize).ok_or_else(|| {
@@ -141,10 +141,10 @@ fn region_name(guid: Uuid) -> &'static str {
 }
 
 /// A place of the file, what is there, and the byte offset of its entry in the table. The log has none.
-type Place = (Range<u64>, (&'static str, Option<u64>));
+type Endpoint = (Range<u64>, (&'static str, Option<u64>));
 
 /// Checks that nothing overlaps.
-fn check_places(places: Vec<Place>) -> Result<()> {
+fn check_places(places: Vec<Endpoint>) -> Result<()> {
     let Some((offset, [first, second])) = first_overlap(places) else { return Ok(()) };
     let (at, with) = match (first, second) {
         ((with, _), (_, Some(at))) | ((_, Some(at)), (with, None)) => (at, with),

@@ -8,9 +8,10 @@ use super::header::{Header, Headers};
 use super::log::{self, Replayed};
 use super::metadata::Metadata;
 use super::region::Regions;
+use crate::driver::OpenContext;
 use crate::error::Result;
-use crate::format::OpenContext;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::name::Name;
 
 /// What a file says of itself, with its log replayed.

@@ -20,11 +20,12 @@ use super::descriptor::{Descriptor, ExtentLine, ExtentType};
 use super::hosted::Hosted;
 use super::reader::{self, check_capacity, describe_hosted, exact_len, name_extent};
 use super::{FORMAT_NAME, Kind, SECTOR, esxi, field};
+use crate::driver::FileId;
+use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
-use crate::extent::FileId;
-use crate::format::{CheckReport, OpenContext};
-use crate::info::Reference;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::info::FileReference;
+use crate::io::ReadAt;
 use crate::name::Name;
 
 /// Examines the metadata of an image and of the extents that it names, but not of its parent.
@@ -68,7 +69,7 @@ fn check_extents(descriptor: &Descriptor, cx: &OpenContext<'_>, findings: &mut F
         if !free {
             findings.fault("place", line.at, Problem::Overlap { offset: place.start, with: "another extent" });
         }
-        match (cx.file)(&Reference::new("extent", name.clone(), None))? {
+        match (cx.file)(&FileReference::new("extent", name.clone(), None))? {
             // What is wrong with it has been said.
             Some(_) if !free => {}
             Some(file) => check_extent(file, line, cx, findings).or_else(|error| findings.note_error(error))?,
@@ -143,7 +144,7 @@ impl Findings {
 
     fn note(&mut self, what: &'static str) {
         let extent = &self.extent;
-        self.report.say("Note", || match extent {
+        self.report.message("Note", || match extent {
             Some(name) => format!("the extent {name}: {what}"),
             None => what.into(),
         });
@@ -165,7 +166,7 @@ impl Findings {
     fn leak(&mut self, blocks: u64, at: u64) {
         let extent = &self.extent;
         self.report.leaks = self.report.leaks.saturating_add(blocks);
-        self.report.say("Leaked", || match extent {
+        self.report.message("Leaked", || match extent {
             Some(name) => format!("{blocks} grains at file offset {at:#x} of the extent {name}: nothing uses them"),
             None => format!("{blocks} grains at file offset {at:#x}: nothing uses them"),
         });
@@ -173,7 +174,7 @@ impl Findings {
 
     fn not_examined(&mut self, what: impl FnOnce() -> String) {
         self.report.check_errors += 1;
-        self.report.say("Not examined", what);
+        self.report.message("Not examined", what);
     }
 
     /// Notes what is wrong with the image, or too much to be looked at; other errors come back.

@@ -2,10 +2,10 @@
 
 use super::FORMAT_NAME;
 use super::grains::DAMAGED;
+use crate::driver::OpenContext;
 use crate::error::{Error, Result};
-use crate::format::OpenContext;
+use crate::format::shared::table::{self, Field};
 use crate::io::ReadAt;
-use crate::io::table::{self, Field};
 
 /// Decides what becomes of an entry that leads nowhere: its error, or nothing, and the table is [`DAMAGED`].
 pub(super) type Damaged<'a> = dyn FnMut(Error) -> Result<()> + 'a;

@@ -7,11 +7,11 @@ use super::directory::{Damaged, read_directory, table_at_sector};
 use super::grains::{Entries, Grains};
 use super::sesparse::{self, DirectoryEntry, SeSparseHeader};
 use super::{FORMAT_NAME, SECTOR, field};
+use crate::driver::FileId;
+use crate::driver::OpenContext;
 use crate::error::{Error, Result};
-use crate::extent::FileId;
-use crate::format::OpenContext;
+use crate::format::shared::table::{self, Field};
 use crate::io::ReadAt;
-use crate::io::table::{self, Field};
 
 /// Reads the header of a COWD extent.
 pub(super) fn read_cowd(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<CowdHeader> {

@@ -9,10 +9,11 @@ use super::marker::Marker;
 use super::sesparse::TableEntry;
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::codec::{Codec, has_zlib_header};
+use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Compressed, ExtentKind, FileId, Location};
-use crate::io::slices::{Slice, Slices};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table_cache::{CachedTable, TableCache};
+use crate::format::shared::{run, table};
+use crate::io::ReadAt;
 use crate::zero;
 
 /// An opened sparse extent.
@@ -69,21 +70,19 @@ pub(super) enum Entry {
 pub(super) const DAMAGED: u64 = u64::MAX;
 
 impl Grains {
-    /// How far absent tables are followed, so that small reads in a large hole do not look at all of it each time.
-    const HOLE_TABLES: usize = 4096;
     /// Bytes of a table that are read at once, unless it is smaller.
     const SLICE: u64 = 16 << 10;
 
-    /// How the bytes of the extent from `offset` on live, and how many live in the same way, as far as a piece of a table
-    /// tells. Units are counted from the beginning of the extent.
-    pub fn extent(&self, slices: &Slices, offset: u64) -> Result<(ExtentKind, u64)> {
+    /// The kind and the length of the run at `offset` of the extent, which ends with a piece of a table, or where entries
+    /// beyond `end` would have to be read. Units are counted from the beginning of the extent.
+    pub fn extent(&self, slices: &TableCache, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let index = offset / self.grain;
         let table = (index / self.entries_per_table) as usize;
         let table_offset = match self.directory.get(table) {
-            Some(&0) | None => return Ok(self.hole(table, offset)),
+            Some(&0) | None => return Ok(self.hole(table, offset, end)),
             Some(&table_offset) => table_offset,
         };
-        if let Some(tables) = self.empty_tables(table, table_offset)? {
+        if let Some(tables) = self.empty_tables(table, table_offset, end)? {
             return Ok(self.hole_of(table, tables, offset));
         }
         let slice_entries = (Self::SLICE / self.entry_size()).min(self.entries_per_table);
@@ -105,19 +104,19 @@ impl Grains {
         }
 
         let slice_end = index - in_table + first + count;
-        let (kind, mut len) = self.grain(&slice, in_table - first, offset)?;
+        let (kind, len) = self.grain(&slice, in_table - first, offset)?;
         if let ExtentKind::Compressed(_) = kind {
             // To look at the next one would be to read its marker.
             return Ok((kind, len));
         }
-        for index in index + 1..slice_end {
-            // A fault in a later entry is told when the caller gets there.
-            match self.grain(&slice, index % self.entries_per_table - first, index * self.grain) {
-                Ok((next, next_len)) if kind.continues(len, next) => len += next_len,
-                _ => break,
+        let run = run::merge(Extent { offset, len, kind }, end, |at| {
+            let index = at / self.grain;
+            if index >= slice_end {
+                return None;
             }
-        }
-        Ok((kind, len))
+            self.grain(&slice, index % self.entries_per_table - first, at).ok()
+        });
+        Ok((run.kind, run.len))
     }
 
     /// Tells `claim` where the metadata is.
@@ -153,9 +152,16 @@ impl Grains {
     }
 
     /// The run of grains without tables.
-    fn hole(&self, table: usize, offset: u64) -> (ExtentKind, u64) {
-        let absent = self.directory.iter().skip(table).take(Self::HOLE_TABLES).take_while(|table| **table == 0).count();
+    fn hole(&self, table: usize, offset: u64, end: u64) -> (ExtentKind, u64) {
+        let tables = self.directory.iter().skip(table).take(self.tables_until(table, end));
+        let absent = tables.take_while(|table| **table == 0).count();
         self.hole_of(table, absent.max(1), offset)
+    }
+
+    /// Number of tables from number `table` on that are for grains before `end`.
+    fn tables_until(&self, table: usize, end: u64) -> usize {
+        let coverage = self.entries_per_table.saturating_mul(self.grain);
+        (end.div_ceil(coverage) as usize).saturating_sub(table).max(1)
     }
 
     fn hole_of(&self, table: usize, tables: usize, offset: u64) -> (ExtentKind, u64) {
@@ -165,11 +171,11 @@ impl Grains {
 
     /// How many tables from number `table` on, which is at `table_offset`, lie in the same hole of the file: the tables of a
     /// large disk are all there, and hardly any has been written.
-    fn empty_tables(&self, table: usize, table_offset: u64) -> Result<Option<usize>> {
+    fn empty_tables(&self, table: usize, table_offset: u64, end: u64) -> Result<Option<usize>> {
         let in_hole = |directory: &[u64], offset| {
             let data = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
             let hole = offset..data.map_or(self.file_len, |run| run.start);
-            let numbered = directory.iter().enumerate().skip(table).take(Self::HOLE_TABLES);
+            let numbered = directory.iter().enumerate().skip(table).take(self.tables_until(table, end));
             let empty = numbered.take_while(|(table, offset)| {
                 let end = offset.saturating_add(self.table_entries(*table) * self.entry_size());
                 hole.contains(*offset) && end <= hole.end
@@ -184,7 +190,7 @@ impl Grains {
     }
 
     /// How the bytes from `offset` to the end of its grain live, by entry number `index` of a slice.
-    fn grain(&self, slice: &Slice, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+    fn grain(&self, slice: &CachedTable, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let start = index * self.entry_size();
         self.stored(slice.bytes.get(start as usize..).unwrap_or_default(), slice.offset() + start, offset)
     }

@@ -11,7 +11,7 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::{FORMAT_NAME, SECTOR, field};
 use crate::error::{Error, Problem, Result};
-use crate::io::table::Field;
+use crate::format::shared::table::Field;
 use crate::limits::Limits;
 
 pub(crate) const MAGIC: &[u8; 4] = b"KDMV";

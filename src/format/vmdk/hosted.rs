@@ -9,11 +9,12 @@ use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
 use super::reader::MAX_DESCRIPTOR;
 use super::{SECTOR, field};
+use crate::driver::FileId;
+use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
-use crate::extent::FileId;
-use crate::format::OpenContext;
-use crate::io::table::Field;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::format::shared::table::Field;
+use crate::io::ReadAt;
 
 /// Said of an extent that is read by its second directory.
 const REDUNDANT_USED: &str = "the grain directory is damaged, and the redundant one is used";

@@ -45,7 +45,7 @@
 //! content ID tells whether it is the right one. VirtualBox has only a UUID for it: then it is the `.vmdk` beside the image
 //! that has this UUID.
 //!
-//! # References
+//! # ReferencePolicy
 //!
 //! VMware, "Virtual Disk Format 5.0" (technical note), quoted as the document with its section. It says nothing of version 3,
 //! of space-efficient sparse extents, and that grains are zlib streams (RFC 1950) where it names RFC 1951: there, what VMware,
@@ -68,22 +68,17 @@ mod writer;
 
 use std::ops::Range;
 
+use crate::driver::{FormatDriver, Probe};
 use crate::error::{Error, Result};
-use crate::format::{Entry, Probe};
-use crate::io::table::Field;
+use crate::format::shared::table::Field;
 
-pub(crate) static FORMAT: Entry = Entry {
-    name: FORMAT_NAME,
-    aliases: &[],
-    extensions: &["vmdk"],
-    description: "VMware virtual disk, of any kind",
-    options: options::OPTIONS,
-    probe,
-    open: |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)),
-    create: writer::create,
-    open_stream: Some(stream::open),
-    check: Some(check::check),
-};
+pub(crate) static DRIVER: FormatDriver =
+    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+        .extensions(&["vmdk"])
+        .description("VMware virtual disk, of any kind")
+        .create(writer::create, options::OPTIONS)
+        .open_stream(stream::open)
+        .check(check::check);
 
 const FORMAT_NAME: &str = "vmdk";
 /// Bytes in a sector, the unit of all offsets and sizes of this format.

@@ -2,8 +2,8 @@
 
 use super::{FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, Encoding};
+use crate::driver::CreateContext;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::name::Name;
 use crate::options::{OptionSpec, wrong};
 
@@ -173,7 +173,6 @@ fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
             (None, None) => Ok(None),
         };
     };
-    cx.check_backing_options(FORMAT_NAME)?;
     // A snapshot chain of VMDKs holds nothing else.
     match backing.info.property("cid") {
         Some(crate::info::Value::Number(cid)) if backing.info.format == FORMAT_NAME => {

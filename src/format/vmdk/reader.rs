@@ -9,15 +9,16 @@ use super::grains::Grains;
 use super::header::{Flags, Header};
 use super::hosted::Hosted;
 use super::{FORMAT_NAME, SECTOR, cowd, esxi, field};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Extent, ExtentKind, FileId};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Extent, ExtentKind, FileId};
-use crate::format::OpenContext;
-use crate::info::{ImageInfo, Reference, Value};
-use crate::io::runs::Runs;
-use crate::io::slices::Slices;
-use crate::io::{ReadAt, table};
+use crate::format::shared::file_extents::FileExtents;
+use crate::format::shared::table;
+use crate::format::shared::table_cache::TableCache;
+use crate::info::{FileReference, ImageInfo, Value};
+use crate::io::ReadAt;
 use crate::name::Name;
-use crate::sparse::SparseRead;
 
 /// The image file itself.
 const IMAGE: FileId = FileId(0);
@@ -30,7 +31,7 @@ const NO_DESCRIPTOR: &str =
 pub(super) struct Reader {
     info: ImageInfo,
     parts: Vec<Part>,
-    slices: Slices,
+    slices: TableCache,
 }
 
 /// An extent, in the words of the document: a contiguous part of the disk.
@@ -44,7 +45,7 @@ enum Content {
     Zero,
     /// In a file, from this byte on.
     Flat {
-        runs: Runs,
+        runs: FileExtents,
         offset: u64,
     },
     Sparse(Grains),
@@ -93,7 +94,7 @@ impl Reader {
 
     fn of_one(grains: Grains, info: ImageInfo) -> Reader {
         let parts = vec![Part { range: 0..info.virtual_size, content: Content::Sparse(grains) }];
-        Reader { info, parts, slices: Slices::default() }
+        Reader { info, parts, slices: TableCache::default() }
     }
 
     /// A descriptor in a file of its own.
@@ -109,7 +110,7 @@ impl Reader {
             start += len;
         }
         parts.retain(|part| !part.range.is_empty());
-        Ok(Reader { info, parts, slices: Slices::default() })
+        Ok(Reader { info, parts, slices: TableCache::default() })
     }
 }
 
@@ -146,7 +147,7 @@ impl Files<'_, '_> {
         let index = match known {
             Some(index) => index,
             None => {
-                let reference = Reference::new("extent", name.clone(), None);
+                let reference = FileReference::new("extent", name.clone(), None);
                 self.opened.push((name.clone(), (self.cx.file)(&reference)?));
                 self.info.files.push(reference);
                 self.opened.len() - 1
@@ -174,7 +175,7 @@ impl Files<'_, '_> {
             ExtentType::Flat | ExtentType::Vmfs => {
                 let offset = line.offset * SECTOR;
                 field("place", line.at).within(offset, len, table::length(&*file)?)?;
-                return Ok(Content::Flat { runs: Runs::new(file, id), offset });
+                return Ok(Content::Flat { runs: FileExtents::new(file, id), offset });
             }
             ExtentType::Sparse => {
                 let hosted = Hosted::read(file, id, self.cx)?;
@@ -296,16 +297,16 @@ fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>)
 }
 
 /// The image that this one lies over.
-fn parent(descriptor: &Descriptor) -> Option<Reference> {
+fn parent(descriptor: &Descriptor) -> Option<FileReference> {
     if descriptor.parent_cid.is_none() && descriptor.parent_hint.is_none() {
         // VirtualBox states only a UUID, and has the name in its registry.
         let uuid = descriptor.database_value("uuid.parent").and_then(uuid_identity)?;
-        let mut reference = Reference::new("parent", uuid.clone(), Some(Name::from(FORMAT_NAME)));
+        let mut reference = FileReference::new("parent", uuid.clone(), Some(Name::from(FORMAT_NAME)));
         (reference.identities, reference.beside) = (vec![uuid], Some("vmdk"));
         return Some(reference);
     }
     let hint = descriptor.parent_hint.clone().unwrap_or_default();
-    let mut reference = Reference::new("parent", hint, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::new("parent", hint, Some(Name::from(FORMAT_NAME)));
     // A chain that was moved has the old path, which may be one of another system.
     let last = reference.name.as_bytes().rsplit(|byte| matches!(byte, b'/' | b'\\')).next().unwrap_or_default();
     if !last.is_empty() && last.len() < reference.name.as_bytes().len() {
@@ -330,19 +331,21 @@ impl SparseRead for Reader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        let (offset, end) = (range.start, range.end);
         let index = self.parts.partition_point(|part| part.range.end <= offset);
         let Some(Part { range, content }) = self.parts.get(index) else {
             return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
         };
+        let end = end.min(range.end);
         let (kind, len) = match content {
             Content::Zero => (ExtentKind::Zero { allocated: None }, range.end - offset),
             Content::Flat { runs, offset: start } => {
                 let from = start + (offset - range.start);
-                runs.extent(from, start + (range.end - range.start))?
+                runs.extent(from, start + (end - range.start))?
             }
             Content::Sparse(grains) => {
-                let extent = grains.extent(&self.slices, offset - range.start);
+                let extent = grains.extent(&self.slices, offset - range.start, end - range.start);
                 extent.map_err(|error| self.name_file(error, grains.id))?
             }
             Content::Unopened => return Err(Error::Usage("the extent's file was not opened".into())),
@@ -357,7 +360,7 @@ impl SparseRead for Reader {
         Ok(Extent { offset, len, kind })
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         Some(SECTOR)
     }
 

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::descriptor::Descriptor;
@@ -15,12 +16,12 @@ use super::hosted::is_there;
 use super::marker::Marker;
 use super::reader::{MAX_DESCRIPTOR, describe_hosted};
 use super::{FORMAT_NAME, Kind, SECTOR, field};
+use crate::driver::OpenContext;
+use crate::driver::SparseRead;
+use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
-use crate::format::OpenContext;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
-use crate::sparse::SparseRead;
 
 /// Bytes of the stream that are read ahead, to put grains in order.
 const READ_AHEAD: u64 = 8 << 20;
@@ -153,11 +154,11 @@ impl SparseRead for StreamReader {
         &self.info
     }
 
-    fn extent_at(&self, offset: u64) -> Result<Extent> {
-        lock(&self.walk).extent_at(offset)
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        lock(&self.walk).extent_at(range.start)
     }
 
-    fn map_unit(&self) -> Option<u64> {
+    fn host_alignment(&self) -> Option<u64> {
         Some(SECTOR)
     }
 }

@@ -6,8 +6,8 @@ use crate::support::patch::Qcow2;
 use crate::support::pattern::{Pattern, Random};
 use crate::support::tools::{check_with_qemu, needs_qemu, qemu_img, qemu_io, read_with_qemu};
 use crate::support::{TempDir, assert_same, content, open_raw, qcow2, qcow2_bytes, raw, raw_image};
-use diskimage::extent::{ExtentKind, FileId};
-use diskimage::{Error, Image, OpenOptions, References, Span, Value};
+use diskimage::driver::{ExtentKind, FileId};
+use diskimage::{Error, Image, OpenOptions, ReferencePolicy, Span, Value};
 
 fn spans(image: &Image) -> Vec<Span> {
     image.spans(0..u64::MAX).map(Result::unwrap).collect()
@@ -239,7 +239,7 @@ fn data_files() {
 
         let refused = Image::open(&image).err().unwrap();
         assert!(matches!(refused.root(), Error::Reference { role: "data file", .. }), "{refused}");
-        let opened = OpenOptions::new().references(References::Beside).open(&image).unwrap();
+        let opened = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&image).unwrap();
         assert_same(&content(&opened).unwrap(), &read_with_qemu(&image, &[]), &list);
         assert_eq!(specific(&opened, "data-file-raw"), Some(&Value::Bool(raw_flag == "on")));
         assert_eq!(opened.file_path(0, FileId(1)), Some(&*data));
@@ -254,7 +254,7 @@ fn data_files() {
         // What the image maps has to be there.
         let file = std::fs::OpenOptions::new().write(true).open(&data).unwrap();
         file.set_len(4096).unwrap();
-        let opened = OpenOptions::new().references(References::Beside).open(&image).unwrap();
+        let opened = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&image).unwrap();
         assert_eq!(content(&opened).unwrap_err().kind(), "out-of-bounds");
     }
 }
@@ -326,7 +326,7 @@ fn zero_clusters() {
         &image,
         &["write -P 1 0 256k".into(), "write -z 64k 64k".into(), "write -z 512k 64k".into(), "discard 128k 64k".into()],
     );
-    let opened = OpenOptions::new().references(References::Beside).open(&image).unwrap();
+    let opened = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&image).unwrap();
     assert_same(&content(&opened).unwrap(), &read_with_qemu(&image, &[]), "zero clusters");
     let kinds: Vec<_> = spans(&opened).iter().map(|span| span.kind).collect();
     assert!(kinds.iter().any(|kind| matches!(kind, ExtentKind::Zero { allocated: Some(_) })), "{kinds:?}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::{content, open_beside};
-use diskimage::{Converter, Image, OpenOptions, References};
+use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 
 mod features;
 mod matrix;
@@ -22,12 +22,12 @@ fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, co
     assert_eq!(error.kind(), "reference", "{error}");
     assert!(error.to_string().contains(parent.file_name().unwrap().to_str().unwrap()), "{error}");
     let opened = open_beside(child).unwrap();
-    assert_eq!((opened.depth(), opened.info().warnings.len()), (2, 0), "{child:?}");
+    assert_eq!((opened.layer_count(), opened.info().warnings.len()), (2, 0), "{child:?}");
     assert_eq!(opened.file_path(1, Default::default()), Some(parent));
     compare(&content(&opened).unwrap());
     fs::remove_file(parent).unwrap();
     stranger.create(opened.virtual_size(), parent).unwrap();
     let error = open_beside(child).err().unwrap();
     assert_eq!(error.kind(), "reference", "{error}");
-    OpenOptions::new().references(References::Beside).allow_changed_backing(true).open(child).unwrap();
+    OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true).open(child).unwrap();
 }

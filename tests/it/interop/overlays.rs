@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::support::pattern::{Pattern, Random};
 use crate::support::tools::{check_with_qemu, needs_qemu, qemu_img, qemu_io, read_with_qemu};
 use crate::support::{TempDir, assert_same, content, format, open_raw, qcow2};
-use diskimage::{Image, OpenOptions, References};
+use diskimage::{Image, OpenOptions, ReferencePolicy};
 
 fn open_chain(path: &Path) -> Image {
-    OpenOptions::new().references(References::Beside).open(path).unwrap()
+    OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(path).unwrap()
 }
 
 /// Guest bytes that are those of `base` but for some changes: other bytes, zeros, whole clusters and small parts.
@@ -132,7 +132,7 @@ fn overlays_that_qemu_writes() {
                 qemu_io(&middle, &write_commands(700 << 10, size, 10));
                 qemu_io(&top, &write_commands(size, size + 1, 10));
                 let image = open_chain(&top);
-                assert_eq!(image.depth(), 3, "{what}");
+                assert_eq!(image.layer_count(), 3, "{what}");
                 assert_same(&content(&image).unwrap(), &read_with_qemu(&top, &[]), &what);
                 assert_eq!(image.virtual_size(), size, "{what}");
                 let flat = dir.join("flat.qcow2");

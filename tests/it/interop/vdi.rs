@@ -132,7 +132,7 @@ fn parents_of_virtualbox() {
     let error = Image::open(&path).err().unwrap();
     assert!(error.kind() == "reference" && error.to_string().contains("the parent {ec42e474-7f96-4b50"), "{error}");
     let opened = open_beside(&path).unwrap();
-    assert_eq!(opened.depth(), 3);
+    assert_eq!(opened.layer_count(), 3);
     let guest = content(&opened).unwrap();
     let base = content(&Image::open(dir.join("virtualbox-dynamic.vdi")).unwrap()).unwrap();
     assert!(guest != base && guest[1 << 20..] == base[1 << 20..]);

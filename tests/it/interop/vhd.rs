@@ -122,7 +122,7 @@ fn force_size_off_is_the_size_of_qemu() {
         let image = Image::open(&ours).unwrap();
         assert_eq!((image.virtual_size(), size_with_qemu(&ours)), (rounded, rounded), "{size}");
         let mut last = [0; 1024];
-        image.read_at(&mut last[..(rounded - size + 512).min(1024) as usize], size - 512).unwrap();
+        image.read_exact_at(&mut last[..(rounded - size + 512).min(1024) as usize], size - 512).unwrap();
         assert!(last[..512] == [7; 512] && last[512..] == [0; 512], "{size}");
         // It takes zeros behind the end for no difference.
         if size < 1 << 30 {
@@ -196,7 +196,7 @@ fn preset_azure() {
     assert_eq!((image.info().format, image.virtual_size()), ("vpc", size));
     for (bytes, at) in [(&first[..], 1 << 20), (&last, 10 << 30), (&[0; 4096], size - 4096)] {
         let mut read = vec![1; bytes.len()];
-        image.read_at(&mut read, at).unwrap();
+        image.read_exact_at(&mut read, at).unwrap();
         assert_same(&read, bytes, "azure");
     }
     // What was not written takes no space.
@@ -235,7 +235,7 @@ fn parents_of_virtualbox() {
     let error = Image::open(&path).err().unwrap();
     assert!(error.kind() == "reference" && error.to_string().contains("virtualbox-child.vhd"), "{error}");
     let opened = open_beside(&path).unwrap();
-    assert_eq!(opened.depth(), 3);
+    assert_eq!(opened.layer_count(), 3);
     let guest = content(&opened).unwrap();
     if LIBYAL.is_there("disks over others of VirtualBox, libvhdi reads") {
         let chain = ["grandchild", "child", "dynamic"].map(|name| dir.join(&format!("virtualbox-{name}.vhd")));
@@ -262,7 +262,7 @@ fn overlays_that_we_write() {
                 .backing(Image::open(&base).unwrap(), "base.vhd")
                 .convert(&raw_image(&guest), &target)
                 .unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_eq!(open_beside(&target).unwrap().depth(), 2, "{what}");
+            assert_eq!(open_beside(&target).unwrap().layer_count(), 2, "{what}");
             assert_same(&content(&open_beside(&target).unwrap()).unwrap(), &guest, &what);
             assert_same(&read_with_7zip(&seven_zip, "vhd", &target), &guest, &what);
         }

@@ -266,7 +266,7 @@ fn overlays_that_we_write() {
         let guest = changed(&base_guest, base_guest.len(), seed as u64 + 50);
         let converter = vhdx(kind).backing(Image::open(&base).unwrap(), "base.vhdx");
         converter.convert(&raw_image(&guest), &overlay).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!(open_beside(&overlay).unwrap().depth(), 2, "{what}");
+        assert_eq!(open_beside(&overlay).unwrap().layer_count(), 2, "{what}");
         assert_same(&content(&open_beside(&overlay).unwrap()).unwrap(), &guest, &what);
         let report = OpenOptions::new().check(&overlay).unwrap();
         assert_eq!((report.corruptions, report.leaks, &*report.messages), (0, 0, &[][..]), "{what}");

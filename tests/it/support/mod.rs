@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use diskimage::io::MemFile;
-use diskimage::{Converter, Format, Image, OpenOptions, Options, References, Report, Result};
+use diskimage::{Converter, Format, Image, OpenOptions, Options, ReferencePolicy, Report, Result};
 
 /// A directory that is removed with all that is in it.
 pub struct TempDir(PathBuf);
@@ -61,7 +61,7 @@ impl Drop for TempDir {
 }
 
 pub fn format(name: &str) -> Format {
-    Format::named(name).unwrap()
+    Format::by_name(name).unwrap()
 }
 
 pub fn options(list: &str) -> Options {
@@ -102,7 +102,7 @@ pub fn raw() -> Converter {
 
 /// Opens an image with the files beside it that it names.
 pub fn open_beside(path: &Path) -> Result<Image> {
-    OpenOptions::new().references(References::Beside).open(path)
+    OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(path)
 }
 
 /// Opens a file of raw bytes, whatever is in it.
@@ -123,7 +123,7 @@ pub fn qcow2_image(bytes: &[u8]) -> Result<Image> {
 /// All guest bytes.
 pub fn content(image: &Image) -> Result<Vec<u8>> {
     let mut bytes = vec![0xee; image.virtual_size() as usize];
-    image.read_at(&mut bytes, 0)?;
+    image.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 

@@ -112,7 +112,7 @@ pub fn output(program: &str, args: &[impl AsRef<OsStr>]) -> Output {
     Command::new(program).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Runs a program that has to succeed, and returns what it printed.
+/// FileExtents a program that has to succeed, and returns what it printed.
 #[track_caller]
 pub fn run(program: &str, args: &[impl AsRef<OsStr>]) -> Vec<u8> {
     let done = output(program, args);
@@ -127,13 +127,13 @@ pub fn qemu_img(args: &[&dyn AsRef<OsStr>]) -> Vec<u8> {
     run("qemu-img", &args.iter().map(|arg| arg.as_ref().to_owned()).collect::<Vec<_>>())
 }
 
-/// Runs `qemu-io` commands on a qcow2 image.
+/// FileExtents `qemu-io` commands on a qcow2 image.
 #[track_caller]
 pub fn qemu_io(image: &Path, commands: &[String]) {
     qemu_io_as("qcow2", image, commands);
 }
 
-/// Runs `qemu-io` commands on an image of any format.
+/// FileExtents `qemu-io` commands on an image of any format.
 #[track_caller]
 pub fn qemu_io_as(format: &str, image: &Path, commands: &[String]) {
     let mut args: Vec<&OsStr> = vec!["-f".as_ref(), format.as_ref()];

@@ -232,7 +232,7 @@ fn a_log_in_the_middle_of_a_chain() {
         assert_reads(chain.top(), &chain.guest, &format!("seed {seed}"));
         assert_same(&fs::read(&chain.paths[1]).unwrap(), &before, "the source");
         let opened = crate::support::open_beside(chain.top()).unwrap();
-        let dirty: Vec<_> = opened.infos().map(|info| info.dirty).collect();
+        let dirty: Vec<_> = opened.layers().map(|info| info.dirty).collect();
         assert_eq!(dirty, [false, true, false], "seed {seed}");
     }
 }

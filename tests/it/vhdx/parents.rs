@@ -7,11 +7,11 @@ use super::{assert_reads, assert_sound, layer, numbered, over};
 use crate::support::pattern::Random;
 use crate::support::vhdx::{Block, MIB, Vhdx};
 use crate::support::{TempDir, assert_same, content, open_beside, qcow2, raw_image, vhdx};
-use diskimage::{Error, Image, OpenOptions, ReferenceProblem, References};
+use diskimage::{Error, Image, OpenOptions, ReferencePolicy, ReferenceProblem};
 
 #[track_caller]
-fn problem(path: &Path, references: References) -> ReferenceProblem {
-    let result = OpenOptions::new().references(references).open(path);
+fn problem(path: &Path, references: ReferencePolicy) -> ReferenceProblem {
+    let result = OpenOptions::new().reference_policy(references).open(path);
     match result.err().unwrap().root() {
         Error::Reference { problem, .. } => problem.clone(),
         other => panic!("{other}"),
@@ -53,12 +53,13 @@ fn the_parent_is_known_by_its_guid() {
             assert_reads(&child, &vec![7; 1 << 20], &format!("{parent:?}"));
             continue;
         }
-        let ReferenceProblem::Changed { expected, found } = problem(&child, References::Beside) else {
+        let ReferenceProblem::Changed { expected, found } = problem(&child, ReferencePolicy::Beside) else {
             panic!("{parent:?}");
         };
         assert!(found.to_text().contains(&numbered(1).1), "{found}");
         assert!(expected.to_text().contains(&numbered(2).1), "{expected}");
-        let allowed = OpenOptions::new().references(References::Beside).allow_changed_backing(true).open(&child);
+        let allowed =
+            OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true).open(&child);
         assert_same(&content(&allowed.unwrap()).unwrap(), &[7; 1 << 20], "allowed");
     }
     // Another format is none of the parents that the document knows.
@@ -93,19 +94,19 @@ fn the_names_of_the_parent() {
         (vec![("relative_path", "sub\\other.vhdx".to_owned())], refused(), 0),
     ] {
         child_of([vec![linkage()], names.clone()].concat()).write(&child);
-        assert_eq!(problem(&child, References::Deny), ReferenceProblem::NotAllowed, "{names:?}");
+        assert_eq!(problem(&child, ReferencePolicy::Deny), ReferenceProblem::NotAllowed, "{names:?}");
         let read = |references| {
-            let image = OpenOptions::new().references(references).open(&child)?;
+            let image = OpenOptions::new().reference_policy(references).open(&child)?;
             content(&image).map(|bytes| bytes[0])
         };
         match beside {
             Ok(byte) => {
-                assert_eq!(read(References::Beside).unwrap(), byte, "{names:?}");
-                assert_eq!(read(References::Any).unwrap(), any, "{names:?}");
+                assert_eq!(read(ReferencePolicy::Beside).unwrap(), byte, "{names:?}");
+                assert_eq!(read(ReferencePolicy::Any).unwrap(), any, "{names:?}");
             }
             Err(_) => {
-                read(References::Beside).unwrap_err();
-                read(References::Any).unwrap_err();
+                read(ReferencePolicy::Beside).unwrap_err();
+                read(ReferencePolicy::Any).unwrap_err();
             }
         }
         // To look at the image nothing else is opened.

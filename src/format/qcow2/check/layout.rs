@@ -7,12 +7,13 @@ use std::sync::Arc;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Findings;
+use crate::driver::OpenContext;
 use crate::error::{Problem, Result};
-use crate::format::OpenContext;
 use crate::format::qcow2::header::Header;
 use crate::format::qcow2::{bitmap, snapshot};
-use crate::info::Reference;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::info::FileReference;
+use crate::io::ReadAt;
 use crate::name::Name;
 
 /// What uses clusters of the file, apart from the refcounts.
@@ -76,7 +77,7 @@ impl<'a> Layout<'a> {
             header,
         };
         if let Some(name) = &header.extensions.data_file {
-            let reference = Reference::new("data file", name.clone(), Some(Name::from("raw")));
+            let reference = FileReference::new("data file", name.clone(), Some(Name::from("raw")));
             if let Some(data_file) = (cx.file)(&reference)? {
                 layout.data_file_len = Some(table::length(&*data_file)?);
             }

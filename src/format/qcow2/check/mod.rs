@@ -19,8 +19,8 @@ use self::stored::Stored;
 use self::walk::{GuestCluster, Walk};
 use super::header::{Header, Incompatible};
 use super::{FORMAT_NAME, field};
+use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Fault, Problem, Result};
-use crate::format::{CheckReport, OpenContext};
 use crate::io::ReadAt;
 
 /// Clusters whose uses are counted at once: 32 MiB of counts.
@@ -107,10 +107,10 @@ struct Findings {
 impl Findings {
     fn note_state(&mut self, header: &Header) {
         if header.incompatible.contains(Incompatible::DIRTY) {
-            self.report.say("Note", || "the image was not closed; its reference counts may be out of date".into());
+            self.report.message("Note", || "the image was not closed; its reference counts may be out of date".into());
         }
         if header.incompatible.contains(Incompatible::CORRUPT) {
-            self.report.say("Note", || "the image is marked as corrupt".into());
+            self.report.message("Note", || "the image is marked as corrupt".into());
         }
     }
 
@@ -120,7 +120,7 @@ impl Findings {
 
     fn not_examined(&mut self, why: &Error) {
         self.report.check_errors += 1;
-        self.report.say("Not examined", || why.to_string());
+        self.report.message("Not examined", || why.to_string());
     }
 
     /// What was read, or nothing if the image is at fault.

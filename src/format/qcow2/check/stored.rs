@@ -8,7 +8,8 @@ use crate::error::{Problem, Result};
 use crate::format::qcow2::entry::OFFSET_MASK;
 use crate::format::qcow2::header::Header;
 use crate::format::qcow2::{field, refcount};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::Budget;
 
 /// Bytes of refcount blocks that are read at once.

@@ -37,7 +37,7 @@ fn verdict(report: &CheckReport) -> Verdict {
 fn check_source(source: Arc<dyn ReadAt>) -> Result<CheckReport> {
     let limits = Limits::default();
     let budget = Budget::new(limits.metadata);
-    check(source, &OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) })
+    check(source, &OpenContext::new(&limits, &budget))
 }
 
 fn check_bytes(bytes: &[u8]) -> CheckReport {

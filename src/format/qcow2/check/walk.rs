@@ -9,7 +9,7 @@ use super::{Findings, Work};
 use crate::error::{Problem, Result};
 use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
 use crate::format::qcow2::header::Header;
-use crate::io::table;
+use crate::format::shared::table;
 
 /// Entries that reach past the end of their file and whose place on the disk is looked up: they all share one cluster.
 const MAX_TAILS: usize = 64;

@@ -40,7 +40,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 0 => Step::Skip(len),
                 1 => Step::Zero(len),
                 2 if compress => Step::Compress(len.min(20 << bits)),
-                _ => Step::Place(len),
+                _ => Step::Endpoint(len),
             }
         });
         Case { size, options, compress, backing, device, steps: steps.collect() }
@@ -74,7 +74,7 @@ fn empty_images_of_any_size() {
 #[test]
 fn a_refcount_table_of_several_clusters() {
     // A block counts 64 clusters, a cluster of the table names 64 blocks: 2 MiB.
-    let written = Case::new(5 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Place(5 * MIB)]).verify();
+    let written = Case::new(5 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Endpoint(5 * MIB)]).verify();
     assert_eq!(header_of(&written.file).refcount_table_clusters, 3);
     // Almost no data, and an L1 table that crosses many blocks.
     let case = Case { compress: true, ..Case::new(1 << 36, "cluster_size=512,refcount_bits=64", &[]) };
@@ -87,7 +87,7 @@ fn a_refcount_table_of_several_clusters() {
 fn every_end_of_the_file_is_counted() {
     // The file ends before, at and past the end of a block's stretch, also where one more block makes the table longer.
     for clusters in (0..150).chain(3945..3985) {
-        let case = Case::new(3 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Place(clusters * 512)]);
+        let case = Case::new(3 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Endpoint(clusters * 512)]);
         audit(&case.write().file);
     }
 }
@@ -134,7 +134,7 @@ fn payloads_are_packed_without_gaps() {
 
 #[test]
 fn zeros_over_a_backing_file_cross_l2_tables() {
-    let steps = [Step::Place(700), Step::Zero(16 * MIB), Step::Place(MIB / 2), Step::Skip(5000), Step::Zero(MIB)];
+    let steps = [Step::Endpoint(700), Step::Zero(16 * MIB), Step::Endpoint(MIB / 2), Step::Skip(5000), Step::Zero(MIB)];
     for options in [
         "extended_l2=on,cluster_size=16k",
         "extended_l2=on,cluster_size=16k,preallocation=metadata",
@@ -170,7 +170,7 @@ fn a_range_is_one_placement_within_an_l2_table() {
 #[test]
 fn a_gap_over_l2_tables_is_preallocated_before_zeros() {
     let options = "extended_l2=on,cluster_size=16k,preallocation=metadata";
-    let steps = [Step::Place(700), Step::Skip(16 * MIB), Step::Zero(MIB)];
+    let steps = [Step::Endpoint(700), Step::Skip(16 * MIB), Step::Zero(MIB)];
     Case { backing: true, ..Case::new(18 * MIB, options, &steps) }.verify();
 }
 
@@ -191,7 +191,7 @@ fn bytes_placed_where_zeros_were_replace_them() {
 #[test]
 fn nothing_of_a_device_is_left_behind_the_end_of_the_disk() {
     for options in ["", "extended_l2=on"] {
-        let case = Case { device: true, ..Case::new(MIB + 512, options, &[Step::Place(MIB + 512)]) };
+        let case = Case { device: true, ..Case::new(MIB + 512, options, &[Step::Endpoint(MIB + 512)]) };
         let written = case.verify();
         let last = written.file.windows(512).rposition(|bytes| bytes == &written.guest[MIB as usize..]).unwrap();
         assert!(written.file[last + 512..(last + 1).next_multiple_of(1 << 16)].iter().all(|&byte| byte == 0));
@@ -216,15 +216,16 @@ fn granules() {
 
 #[test]
 fn the_header_is_written_last_and_no_byte_twice() {
-    let steps = [Step::Place(100 << 10), Step::Skip(7 << 10), Step::Place(MIB), Step::Zero(MIB), Step::Place(5 << 10)];
+    let steps =
+        [Step::Endpoint(100 << 10), Step::Skip(7 << 10), Step::Endpoint(MIB), Step::Zero(MIB), Step::Endpoint(5 << 10)];
     for options in ["cluster_size=512,refcount_bits=64", "", "preallocation=full", "preallocation=falloc"] {
         let case = Case::new(4 * MIB, options, &[]);
         let file = Arc::new(Target::new(false));
         let mut writer = case.create(file.clone()).unwrap();
         let mut at = 0;
         for step in steps {
-            let (Step::Skip(len) | Step::Place(len) | Step::Compress(len) | Step::Zero(len)) = step;
-            if matches!(step, Step::Place(_)) {
+            let (Step::Skip(len) | Step::Endpoint(len) | Step::Compress(len) | Step::Zero(len)) = step;
+            if matches!(step, Step::Endpoint(_)) {
                 place(&mut writer, at, &noise(len, at));
             }
             at += len;

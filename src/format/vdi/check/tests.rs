@@ -41,7 +41,7 @@ fn report(file: MemFile) -> CheckReport {
 
 fn report_within(file: MemFile, budget: u64) -> CheckReport {
     let (limits, budget) = (Limits::default(), Budget::new(budget));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     check(Arc::new(file), &cx).unwrap()
 }
 

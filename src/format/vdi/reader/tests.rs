@@ -81,12 +81,12 @@ impl Sample {
 
 fn open(file: Arc<dyn ReadAt>) -> Result<Reader> {
     let (limits, budget) = (Limits::default(), Budget::new(0));
-    Reader::open(file, &OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) })
+    Reader::open(file, &OpenContext::new(&limits, &budget))
 }
 
 fn entries() -> impl Strategy<Value = Vec<Entry>> {
     let entry = prop_oneof![Just(Entry::Free), Just(Entry::Zero), (0u32..12).prop_map(Entry::Block)];
-    // Runs are likely, so that extents of several blocks are.
+    // FileExtents are likely, so that extents of several blocks are.
     prop::collection::vec((entry, 1usize..4), 1..5).prop_map(|runs| {
         let run = |(entry, len): (Entry, usize)| {
             (0..len as u32)
@@ -120,7 +120,7 @@ proptest! {
             let block = u64::from(sample.block_size);
             let end = (at / block + 1) * block;
             let whole = sample.byte(end.min(sample.size) - 1).is_some();
-            match reader.extent_at(at) {
+            match reader.extent_at(at..u64::MAX) {
                 Ok(extent) => {
                     prop_assert!(whole && extent.offset == at && extent.len > 0 && extent.end() <= sample.size);
                     for by in 0..extent.len {
@@ -142,14 +142,14 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(reader.extent_at(sample.size).unwrap_err().kind(), "usage");
+        prop_assert_eq!(reader.extent_at(sample.size..u64::MAX).unwrap_err().kind(), "usage");
     }
 
     /// Places of blocks that differ share no unit, and those of the metadata are in others.
     #[test]
     fn the_unit_divides_all_places(sample in samples()) {
         let reader = sample.open();
-        let unit = reader.map_unit().unwrap();
+        let unit = reader.host_alignment().unwrap();
         prop_assert!(unit.is_power_of_two() && u64::from(sample.block_size) % unit == 0);
         for number in 0..12 {
             prop_assert_eq!(reader.map.place(number) % unit, 0);
@@ -170,7 +170,7 @@ proptest! {
         if let Ok(reader) = open(Arc::new(file)) {
             let size = reader.info().virtual_size;
             for offset in offsets.into_iter().flat_map(|offset| [offset, offset % size.max(1)]) {
-                if let Ok(extent) = reader.extent_at(offset) {
+                if let Ok(extent) = reader.extent_at(offset..u64::MAX) {
                     prop_assert!(extent.offset == offset && extent.len > 0 && extent.end() <= size);
                 }
             }
@@ -198,14 +198,14 @@ fn a_long_map_is_read_in_pieces() {
         let mut lens = Vec::new();
         let mut at = range.start * 512;
         while at < range.end * 512 {
-            let extent = reader.extent_at(at).unwrap();
+            let extent = reader.extent_at(at..u64::MAX).unwrap();
             lens.push(extent.len / 512);
             at = extent.end();
         }
         lens
     };
     assert_eq!(lens(0..9999), [4096, 904, 1, 3191, 1807]);
-    assert_eq!(reader.extent_at(9999 * 512).unwrap_err().kind(), "out-of-bounds");
+    assert_eq!(reader.extent_at(9999 * 512..u64::MAX).unwrap_err().kind(), "out-of-bounds");
     assert_eq!(lens(8000..8001), [192]);
 }
 
@@ -233,7 +233,7 @@ fn the_parent_is_known_by_its_uuid() {
 #[test]
 fn there_are_no_snapshots_inside() {
     let (limits, budget) = (Limits::default(), Budget::new(0));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: Some("1"), file: &|_| Ok(None) };
-    let error = Format::named("vdi").unwrap().open(Arc::new(MemFile::new()), &cx).err().unwrap();
+    let cx = OpenContext { snapshot: Some("1"), ..OpenContext::new(&limits, &budget) };
+    let error = Format::by_name("vdi").unwrap().open(Arc::new(MemFile::new()), &cx).err().unwrap();
     assert_eq!(error.kind(), "unsupported");
 }

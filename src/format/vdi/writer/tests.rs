@@ -3,15 +3,16 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::extent::ExtentKind;
+use crate::driver::ExtentKind;
+use crate::driver::{NewBacking, OpenContext};
+use crate::driver::{SparseRead, place_filled};
+use crate::format::Format;
 use crate::format::vdi::reader::Reader;
-use crate::format::{Format, NewBacking, OpenContext};
 use crate::info::ImageInfo;
-use crate::io::noted::NotedTarget;
+use crate::io::noted::RecordingTarget;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
-use crate::sparse::{SparseRead, place_filled};
 
 /// Bytes of a device.
 const DEVICE: u64 = 5 << 20;
@@ -19,12 +20,12 @@ const DEVICE: u64 = 5 << 20;
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
     options.add_list(list);
-    Format::named("vdi")?.create(&CreateContext::new(size, &options, out))
+    Format::by_name("vdi")?.create(&CreateContext::new(size, &options, out))
 }
 
 fn open(file: &MemFile) -> Reader {
     let (limits, budget) = (Limits::default(), Budget::new(0));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     Reader::open(Arc::new(MemFile::from(file.to_vec())), &cx).unwrap()
 }
 
@@ -34,7 +35,7 @@ fn read(file: &MemFile) -> Vec<u8> {
     let mut guest = vec![0; reader.info().virtual_size as usize];
     let mut at = 0;
     while at < guest.len() as u64 {
-        let extent = reader.extent_at(at).unwrap();
+        let extent = reader.extent_at(at..u64::MAX).unwrap();
         if let ExtentKind::Data(place) = extent.kind {
             file.read_exact_at(&mut guest[at as usize..extent.end() as usize], place.offset).unwrap();
         }
@@ -59,7 +60,7 @@ proptest! {
         steps in prop::collection::vec((0u64..900, 1u64..900), 0..8),
     ) {
         let size = sectors * 512;
-        let target = if device { NotedTarget::device(DEVICE) } else { NotedTarget::file() };
+        let target = if device { RecordingTarget::device(DEVICE) } else { RecordingTarget::file() };
         let list = format!("block_size={},static={}", 1 << shift, if is_static { "on" } else { "off" });
         let mut writer = create(size, &list, target.clone()).unwrap();
         let mut guest = vec![0; size as usize];
@@ -94,7 +95,7 @@ proptest! {
         prop_assert!(!file[Header::LEN..used_end].contains(&0xee));
 
         let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-        let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+        let cx = OpenContext::new(&limits, &budget);
         let report = crate::format::vdi::check::check(Arc::new(MemFile::from(file)), &cx).unwrap();
         prop_assert_eq!((report.corruptions, report.leaks, report.fragmented_clusters), (0, 0, 0));
     }
@@ -103,7 +104,7 @@ proptest! {
 #[test]
 fn the_header_is_written_last() {
     for device in [false, true] {
-        let target = if device { NotedTarget::device(DEVICE) } else { NotedTarget::file() };
+        let target = if device { RecordingTarget::device(DEVICE) } else { RecordingTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
@@ -117,7 +118,7 @@ fn the_header_is_written_last() {
 #[test]
 fn identifiers_are_never_null_and_can_be_pinned() {
     let header = |list: &str| {
-        let target = NotedTarget::file();
+        let target = RecordingTarget::file();
         create(512, list, target.clone()).unwrap().finish().unwrap();
         Header::read(&target.mem, &Limits::default()).unwrap()
     };
@@ -134,7 +135,7 @@ fn identifiers_are_never_null_and_can_be_pinned() {
 
 #[test]
 fn what_the_format_cannot_do_is_refused() {
-    let error = |size, list| create(size, list, NotedTarget::file()).err().unwrap();
+    let error = |size, list| create(size, list, RecordingTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
         (512, "block_size=64k", "option"),
@@ -152,24 +153,26 @@ fn what_the_format_cannot_do_is_refused() {
     }
     // The largest disk, by the limit that the message has.
     let Error::Limit { limit, .. } = error(1 << 60, "") else { panic!() };
-    assert!(create(limit, "", NotedTarget::file()).is_ok() && create(limit + 1, "", NotedTarget::file()).is_err());
+    assert!(
+        create(limit, "", RecordingTarget::file()).is_ok() && create(limit + 1, "", RecordingTarget::file()).is_err()
+    );
 
     let options = Options::new();
-    let plain = CreateContext::new(512, &options, NotedTarget::file());
-    let kind = |cx: CreateContext<'_>| Format::named("vdi").unwrap().create(&cx).err().unwrap().kind();
+    let plain = CreateContext::new(512, &options, RecordingTarget::file());
+    let kind = |cx: CreateContext<'_>| Format::by_name("vdi").unwrap().create(&cx).err().unwrap().kind();
     assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
     let info = ImageInfo::default();
-    let backing = Some(NewBacking { name: Name::from("base"), info: &info });
+    let backing = Some(NewBacking::new(Name::from("base"), &info));
     assert_eq!(kind(CreateContext { backing, ..plain }), "unsupported");
     // A device that is too small, before anything is written to it.
-    let device = NotedTarget::device(DEVICE);
+    let device = RecordingTarget::device(DEVICE);
     assert_eq!(create(DEVICE - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind(), "io");
     assert_eq!(device.mem.to_vec(), vec![0xee; DEVICE as usize]);
 }
 
 #[test]
 fn calls_out_of_order_are_the_callers_mistake() {
-    let mut writer = create(4 << 20, "", NotedTarget::file()).unwrap();
+    let mut writer = create(4 << 20, "", RecordingTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
     assert_eq!(writer.place(0..512).unwrap_err().kind(), "usage");
     assert_eq!(writer.place(4 << 20..(4 << 20) + 512).unwrap_err().kind(), "usage");
@@ -178,7 +181,7 @@ fn calls_out_of_order_are_the_callers_mistake() {
 
 #[test]
 fn a_long_map_is_written_in_pieces() {
-    let target = NotedTarget::file();
+    let target = RecordingTarget::file();
     let blocks = 3 * FLUSH as u64 + 5;
     let mut writer = create(blocks << 17, "block_size=128k", target.clone()).unwrap();
     let last = (blocks - 1) << 17;
@@ -190,7 +193,7 @@ fn a_long_map_is_written_in_pieces() {
     let mut numbers = Vec::new();
     let mut at = 0;
     while at < blocks << 17 {
-        let extent = reader.extent_at(at).unwrap();
+        let extent = reader.extent_at(at..u64::MAX).unwrap();
         if let ExtentKind::Data(place) = extent.kind {
             numbers.push((extent.offset >> 17, extent.len >> 17, (place.offset - (2 << 20)) >> 17));
         }

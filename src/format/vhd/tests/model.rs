@@ -6,15 +6,15 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::format;
+use crate::driver::ExtentKind;
+use crate::driver::SparseRead;
+use crate::driver::{CreateContext, NewBacking, OpenContext};
 use crate::error::Result;
-use crate::extent::ExtentKind;
 use crate::format::vhd::reader::Reader;
-use crate::format::{CreateContext, NewBacking, OpenContext};
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::SparseRead;
 
 /// A new image and what it is made of.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Skip(u64),
-    Place(u64),
+    Endpoint(u64),
     Zero(u64),
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Written {
 
 pub(super) fn case() -> impl Strategy<Value = Case> {
     let len = || prop_oneof![1u64..5000, 400_000u64..700_000];
-    let step = prop_oneof![len().prop_map(Step::Skip), len().prop_map(Step::Place), len().prop_map(Step::Zero)];
+    let step = prop_oneof![len().prop_map(Step::Skip), len().prop_map(Step::Endpoint), len().prop_map(Step::Zero)];
     let kind = prop_oneof![Just((false, "")), Just((true, "")), Just((false, "subformat=fixed"))];
     (0u64..2_000_000, kind, any::<bool>(), prop::collection::vec(step, 0..8)).prop_map(
         |(size, (differencing, list), device, steps)| {
@@ -63,7 +63,7 @@ impl Case {
         options.add_list(&self.options);
         let parent = open(super::image(super::DiskType::Dynamic, self.size.next_multiple_of(512), &[!0; 512], 4096));
         let parent = parent.unwrap().info().clone();
-        let backing = self.differencing.then(|| NewBacking { name: Name::from("base.vhd"), info: &parent });
+        let backing = self.differencing.then(|| NewBacking::new(Name::from("base.vhd"), &parent));
         let target = Arc::new(Device::new(self.device));
         let plain = CreateContext::new(self.size, &options, target.clone());
         let mut writer = format().create(&CreateContext { backing, ..plain }).unwrap();
@@ -75,7 +75,7 @@ impl Case {
         let mut guest = parent.clone();
         let mut at = 0u64;
         for (seed, step) in self.steps.iter().enumerate() {
-            let (Step::Skip(len) | Step::Place(len) | Step::Zero(len)) = *step;
+            let (Step::Skip(len) | Step::Endpoint(len) | Step::Zero(len)) = *step;
             let end = (at + len.next_multiple_of(granule)).min(spec.virtual_size);
             let bytes = &mut guest[at as usize..end as usize];
             match step {
@@ -85,7 +85,7 @@ impl Case {
                     bytes.fill(0);
                     writer.zero(at..end).unwrap();
                 }
-                Step::Place(_) => {
+                Step::Endpoint(_) => {
                     bytes.copy_from_slice(&noise(end - at, seed as u64));
                     let mut done = at;
                     while done < end {
@@ -161,7 +161,7 @@ impl WriteAt for Device {
 
 pub(super) fn open(bytes: Vec<u8>) -> Result<Reader> {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     Reader::open(Arc::new(MemFile::from(bytes)), &cx)
 }
 
@@ -169,7 +169,7 @@ pub(super) fn open(bytes: Vec<u8>) -> Result<Reader> {
 pub(super) fn read(reader: &Reader, file: &[u8], parent: &[u8]) -> Vec<u8> {
     let mut guest = Vec::new();
     while (guest.len() as u64) < reader.info().virtual_size {
-        let extent = reader.extent_at(guest.len() as u64).unwrap();
+        let extent = reader.extent_at(guest.len() as u64..u64::MAX).unwrap();
         let range = extent.offset as usize..extent.end() as usize;
         match extent.kind {
             ExtentKind::Data(at) => guest.extend(&file[at.offset as usize..][..extent.len as usize]),

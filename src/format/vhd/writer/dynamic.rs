@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{footer, no_compression, sync, write};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::format::vhd::SECTOR;
 use crate::format::vhd::blocks::ABSENT;
 use crate::format::vhd::footer::{DiskType, Footer};
@@ -17,7 +18,6 @@ use crate::format::vhd::locator::Locator;
 use crate::format::vhd::options::{Parent, Settings, limit};
 use crate::io::WriteAt;
 use crate::name::{Name, utf16};
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// What the guest's bytes in blocks are aligned to.
 const ALIGNMENT: u64 = 4096;

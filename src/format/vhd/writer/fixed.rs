@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{footer, no_compression, sync, write};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::options::Settings;
 use crate::format::vhd::{FORMAT_NAME, SECTOR};
 use crate::io::WriteAt;
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 pub(super) struct FixedWriter {
     spec: WriteSpec,

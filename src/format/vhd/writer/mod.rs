@@ -8,10 +8,10 @@ use self::fixed::FixedWriter;
 use super::FORMAT_NAME;
 use super::footer::{DiskType, Footer};
 use super::options::{Settings, Subformat};
+use crate::driver::CreateContext;
+use crate::driver::SparseWrite;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::io::WriteAt;
-use crate::sparse::SparseWrite;
 
 /// Begins a new image.
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {

@@ -20,7 +20,7 @@ fn unmapped(mib: u64) -> u64 {
 
 fn report_of(structure: &Structure, budget: u64) -> CheckReport {
     let (limits, budget) = (Limits::default(), Budget::new(budget));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     examine(structure, &cx).unwrap()
 }
 

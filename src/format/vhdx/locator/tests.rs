@@ -174,7 +174,7 @@ fn texts_in_one_place_are_no_way_to_fill_the_memory() {
 
 #[test]
 fn the_parent_is_known_by_its_paths_and_identities() {
-    let names = |reference: &Reference| -> Vec<String> {
+    let names = |reference: &FileReference| -> Vec<String> {
         [&reference.name].into_iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
     };
     let reference = windows().reference();

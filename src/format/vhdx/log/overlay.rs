@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::entry::{Data, is_data_sector};
 use super::ring::SECTOR;
 use crate::error::Result;
+use crate::format::shared::table::Field;
 use crate::io::ReadAt;
-use crate::io::table::Field;
 use crate::limits::Budget;
 
 /// A file, and over it zeros and sectors from its log. Behind the end of what is stored there are zeros.

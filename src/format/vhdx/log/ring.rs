@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 
 /// What the log consists of, and what all that it says is a multiple of, in bytes (2.3.1).
 pub(super) const SECTOR: u64 = 4096;

@@ -161,7 +161,7 @@ proptest! {
         let mut at = 0;
         let mut extents = Vec::new();
         while at < sample.size {
-            match reader.extent_at(at) {
+            match reader.extent_at(at..u64::MAX) {
                 Ok(extent) => {
                     prop_assert!(extent.offset == at && extent.len > 0 && extent.end() <= sample.size);
                     edges.extend([at, extent.end() - 1]);
@@ -183,12 +183,12 @@ proptest! {
             for at in [edge, edge.saturating_sub(1)] {
                 prop_assert_eq!(kind(at), sample.byte(at), "at {:#x}", at);
                 // An extent may be asked for from any byte on.
-                let extent = reader.extent_at(at).ok();
+                let extent = reader.extent_at(at..u64::MAX).ok();
                 prop_assert_eq!(extent.map(|extent| extent.kind), sample.byte(at), "from {:#x}", at);
             }
         }
         // Data never ends within a unit, so that nothing else is claimed in it.
-        let unit = reader.map_unit().unwrap();
+        let unit = reader.host_alignment().unwrap();
         for extent in &extents {
             if let ExtentKind::Data(place) = extent.kind {
                 prop_assert!(place.offset.is_multiple_of(unit));
@@ -206,7 +206,7 @@ fn an_empty_disk_is_few_extents() {
         let reader = sample.open();
         let (mut at, mut count) = (0, 0);
         while at < sample.size {
-            let extent = reader.extent_at(at).unwrap();
+            let extent = reader.extent_at(at..u64::MAX).unwrap();
             assert_eq!(extent.kind, ExtentKind::Zero { allocated: None });
             (at, count) = (extent.end(), count + 1);
         }
@@ -222,7 +222,7 @@ fn blocks_that_follow_each_other_are_one_extent() {
     sample.stored.push(4 * MIB..20 * MIB);
     let reader = sample.open();
     let extents: Vec<_> = [0, 3, 4, 6]
-        .map(|mib| reader.extent_at(mib * MIB).map(|extent| (extent.kind, extent.len / MIB)).unwrap())
+        .map(|mib| reader.extent_at(mib * MIB..u64::MAX).map(|extent| (extent.kind, extent.len / MIB)).unwrap())
         .into();
     let data = |mib: u64| ExtentKind::Data(Location { file: IMAGE, offset: mib * MIB });
     let zero = ExtentKind::Zero { allocated: None };
@@ -268,7 +268,7 @@ fn faulty_entries() {
     ] {
         let mut sample = Sample::new(MIB, differencing, &[entry], 7 * MIB);
         sample.bitmaps = vec![bitmap];
-        match sample.open().extent_at(0) {
+        match sample.open().extent_at(0..u64::MAX) {
             Err(Error::Corrupt(Fault { at: found, problem: told, .. })) => assert_eq!((found, told), (at, problem)),
             other => panic!("{other:?}, not {problem:?}"),
         }

@@ -19,10 +19,10 @@ use super::metadata::Metadata;
 use super::options::Settings;
 use super::region::{Region, Regions, TABLES_AT};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::io::WriteAt;
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// What the file says of who made it.
 const CREATOR: &str = "diskimage";

@@ -6,19 +6,20 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::format::{Format, NewBacking, OpenContext};
+use crate::driver::place_filled;
+use crate::driver::{NewBacking, OpenContext};
+use crate::format::Format;
 use crate::info::{ImageInfo, Value};
 use crate::io::MemFile;
-use crate::io::noted::NotedTarget;
+use crate::io::noted::RecordingTarget;
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::place_filled;
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
     options.add_list(list);
-    Format::named("vhdx")?.create(&CreateContext::new(size, &options, out))
+    Format::by_name("vhdx")?.create(&CreateContext::new(size, &options, out))
 }
 
 fn create_over(
@@ -30,8 +31,8 @@ fn create_over(
 ) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
     options.add_list(list);
-    let backing = Some(NewBacking { name: Name::from(name), info: parent });
-    Format::named("vhdx")?.create(&CreateContext { backing, ..CreateContext::new(size, &options, out) })
+    let backing = Some(NewBacking::new(Name::from(name), parent));
+    Format::by_name("vhdx")?.create(&CreateContext { backing, ..CreateContext::new(size, &options, out) })
 }
 
 const PARENT_GUID: &str = "7584f8fb-36d3-4091-afb5-b1afe587bfa8";
@@ -165,7 +166,7 @@ fn check_tiling(disk: &Disk<'_>, len: u64) {
 /// What `check` finds in an image.
 fn check_clean(file: &[u8]) {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     let report = crate::format::vhdx::check::check(Arc::new(MemFile::from(file.to_vec())), &cx).unwrap();
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{:?}", report.messages);
 }
@@ -190,7 +191,7 @@ proptest! {
     ) {
         let logical = if large_sectors { 4096 } else { 512 };
         let size = (sectors * 512).next_multiple_of(logical);
-        let target = if device { NotedTarget::device(14 << 20) } else { NotedTarget::file() };
+        let target = if device { RecordingTarget::device(14 << 20) } else { RecordingTarget::file() };
         let list = format!(
             "block_size={},subformat={},logical_sector_size={logical},block_state_zero={}",
             1 << shift,
@@ -241,7 +242,7 @@ proptest! {
     ) {
         let logical = if large_sectors { 4096 } else { 512 };
         let size = (sectors * 512).next_multiple_of(logical);
-        let target = if device { NotedTarget::device(16 << 20) } else { NotedTarget::file() };
+        let target = if device { RecordingTarget::device(16 << 20) } else { RecordingTarget::file() };
         let info = parent(size, logical);
         let mut writer = create_over(&info, "p.vhdx", size, "block_size=1M", target.clone()).unwrap();
         prop_assert!(writer.spec().over_backing);
@@ -295,7 +296,7 @@ proptest! {
 
 #[test]
 fn the_layout_is_that_of_windows() {
-    let target = NotedTarget::file();
+    let target = RecordingTarget::file();
     let mut writer = create((5 << 20) + 512, "log_size=2M,block_size=2M", target.clone()).unwrap();
     place_filled(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
     writer.finish().unwrap();
@@ -333,7 +334,7 @@ fn block_sizes_are_those_of_windows() {
     ] {
         let mut options = Options::new();
         options.add_list(list);
-        let settings = Settings::parse(&CreateContext::new(size, &options, NotedTarget::file())).unwrap();
+        let settings = Settings::parse(&CreateContext::new(size, &options, RecordingTarget::file())).unwrap();
         assert_eq!(settings.metadata.block_size, block_size << 20, "{size} {list}");
     }
 }
@@ -379,7 +380,7 @@ fn a_fixed_disk_has_its_own_size_and_that_of_its_tables() {
 #[test]
 fn headers_are_written_last() {
     for device in [false, true] {
-        let target = if device { NotedTarget::device(40 << 20) } else { NotedTarget::file() };
+        let target = if device { RecordingTarget::device(40 << 20) } else { RecordingTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
@@ -403,7 +404,7 @@ fn guids(file: &[u8]) -> [Uuid; 3] {
 #[test]
 fn guids_are_never_nil_and_can_be_pinned() {
     let written = |list: &str, over: Option<&ImageInfo>| {
-        let target = NotedTarget::file();
+        let target = RecordingTarget::file();
         let writer = match over {
             Some(info) => create_over(info, "p", 1 << 20, list, target.clone()),
             None => create(1 << 20, list, target.clone()),
@@ -433,8 +434,8 @@ fn parents_are_named_as_windows_does() {
     let info = parent(1 << 20, 512);
     let paths = |name| {
         let options = Options::new();
-        let backing = Some(NewBacking { name: Name::from(name), info: &info });
-        let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, NotedTarget::file()) };
+        let backing = Some(NewBacking::new(Name::from(name), &info));
+        let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, RecordingTarget::file()) };
         Settings::parse(&cx).map(|settings| settings.metadata.parent.unwrap().entries)
     };
     for (name, key, path) in [
@@ -456,7 +457,7 @@ fn parents_are_named_as_windows_does() {
 
 #[test]
 fn what_the_format_cannot_do_is_refused() {
-    let error = |size, list| create(size, list, NotedTarget::file()).err().unwrap();
+    let error = |size, list| create(size, list, RecordingTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
         (512, "block_size=512k", "option"),
@@ -479,15 +480,15 @@ fn what_the_format_cannot_do_is_refused() {
         assert_eq!(error(size, list).kind(), kind, "{size} {list}");
     }
     let options = Options::new();
-    let plain = CreateContext::new(512, &options, NotedTarget::file());
+    let plain = CreateContext::new(512, &options, RecordingTarget::file());
     let compressed = CreateContext { compress: true, ..plain };
-    assert_eq!(Format::named("vhdx").unwrap().create(&compressed).err().unwrap().kind(), "unsupported");
+    assert_eq!(Format::by_name("vhdx").unwrap().create(&compressed).err().unwrap().kind(), "unsupported");
     assert_eq!(
-        create(512, "", NotedTarget::file()).unwrap().place_compressed(0..512, 1).unwrap_err().kind(),
+        create(512, "", RecordingTarget::file()).unwrap().place_compressed(0..512, 1).unwrap_err().kind(),
         "unsupported"
     );
     // A device that is too small, before anything is written to it.
-    let device = NotedTarget::device(8 << 20);
+    let device = RecordingTarget::device(8 << 20);
     assert_eq!(create((4 << 20) + 512, "subformat=fixed", device.clone()).err().unwrap().kind(), "io");
     assert_eq!(device.mem.to_vec(), vec![0xee; 8 << 20]);
 }
@@ -495,7 +496,7 @@ fn what_the_format_cannot_do_is_refused() {
 #[test]
 fn a_parent_has_to_fit() {
     let over = |info: &ImageInfo, size, list| {
-        create_over(info, "p", size, list, NotedTarget::file()).map(|_| ()).map_err(|error| error.kind())
+        create_over(info, "p", size, list, RecordingTarget::file()).map(|_| ()).map_err(|error| error.kind())
     };
     let info = parent(1 << 20, 512);
     for (list, result) in [
@@ -527,13 +528,13 @@ fn a_parent_has_to_fit() {
 
 #[test]
 fn calls_out_of_order_are_the_callers_mistake() {
-    let mut writer = create(4 << 20, "", NotedTarget::file()).unwrap();
+    let mut writer = create(4 << 20, "", RecordingTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
     for range in [0..512, 4 << 20..(4 << 20) + 512, 3 << 20..3 << 20, (3 << 20) + 1..4 << 20] {
         assert_eq!(writer.place(range).unwrap_err().kind(), "usage");
     }
     writer.place(3 << 20..4 << 20).unwrap();
-    let mut writer = create_over(&parent(4 << 20, 4096), "p", 4 << 20, "", NotedTarget::file()).unwrap();
+    let mut writer = create_over(&parent(4 << 20, 4096), "p", 4 << 20, "", RecordingTarget::file()).unwrap();
     writer.zero(1 << 20..2 << 20).unwrap();
     assert_eq!(writer.place(0..4096).unwrap_err().kind(), "usage");
     assert_eq!(writer.zero(2 << 20..(2 << 20) + 512).unwrap_err().kind(), "usage");
@@ -542,7 +543,7 @@ fn calls_out_of_order_are_the_callers_mistake() {
 #[test]
 fn a_long_table_is_written_in_pieces() {
     for (list, absent) in [("block_size=1M", 2), ("block_size=1M,block_state_zero=off", 0)] {
-        let target = NotedTarget::file();
+        let target = RecordingTarget::file();
         let blocks = 3 * table::FLUSH as u64 + 5;
         let mut writer = create(blocks << 20, list, target.clone()).unwrap();
         // Some are at the ends of chunks.
@@ -572,7 +573,7 @@ fn each_chunk_has_a_sector_bitmap_if_it_needs_one() {
     // 4 GiB to a chunk. In the first one, one block is present as a whole; in the second, the first and the last block are in
     // part; the third has zeros only; the fourth, which is not whole, has its last sector.
     let size = (13 << 30) + 512;
-    let target = NotedTarget::file();
+    let target = RecordingTarget::file();
     let mut writer = create_over(&parent(size, 512), "p", size, "block_size=1M", target.clone()).unwrap();
     let mut place = |range: Range<u64>| assert_eq!(writer.place(range.clone()).unwrap().len, range.end - range.start);
     place(7 << 20..8 << 20);

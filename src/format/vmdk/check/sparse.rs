@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use super::sectors::{Sectors, Use};
 use super::{Findings, Work};
+use crate::driver::ExtentKind;
+use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
-use crate::extent::ExtentKind;
-use crate::format::OpenContext;
+use crate::format::shared::table;
 use crate::format::vmdk::grains::{DAMAGED, Entries, Entry, Grains, Packing, max_payload};
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::hosted::{GrainDirectory, Hosted};
 use crate::format::vmdk::marker::Marker;
 use crate::format::vmdk::{SECTOR, field};
-use crate::io::{ReadAt, table};
+use crate::io::ReadAt;
 
 /// Bytes of a table that are read at once, unless it is smaller.
 const PIECE: u64 = 64 << 10;

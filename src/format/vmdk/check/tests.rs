@@ -5,12 +5,12 @@ use byteorder::{ByteOrder, LittleEndian};
 use proptest::prelude::*;
 
 use super::*;
-use crate::claims::Claims;
+use crate::driver::SparseRead;
 use crate::format::vmdk::header::{Directory, Header};
 use crate::format::vmdk::reader::Reader;
 use crate::format::vmdk::reader::tests::build::{Built, Content, Order, Sparse, file, with_files};
 use crate::format::vmdk::sesparse;
-use crate::sparse::SparseRead;
+use crate::image::overlap::OverlapTracker;
 use crate::tempdir::TempDir;
 
 const DESCRIPTOR: &str = "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n\
@@ -279,10 +279,10 @@ fn extents_are_told_by_name() {
         assert_eq!((report.corruptions as usize, errors.len()), (messages.len(), messages.len()), "{report:?}");
         assert!(errors.iter().zip(messages).all(|(text, part)| text.contains(part)), "{report:?}");
     }
-    let refuse = |_: &Reference| Err(Error::Cancelled);
+    let refuse = |_: &FileReference| Err(Error::Cancelled);
     let limits = crate::limits::Limits::default();
     let budget = crate::limits::Budget::new(limits.metadata);
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &refuse };
+    let cx = OpenContext { file: &refuse, ..OpenContext::new(&limits, &budget) };
     assert!(matches!(check(file(&descriptor(&sound)), &cx), Err(Error::Cancelled)));
 }
 
@@ -330,7 +330,7 @@ fn what_is_far_away_is_looked_at_as_well() {
     // The places that the first five grains had, and what is before, between and behind their new ones.
     let near_end = place(&sound(), 9) + GRAIN;
     let gaps = [5 * GRAIN, window - 4 - near_end, 96, window - 109, window - 7, window - 15];
-    assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum());
+    assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum::<u64>());
 }
 
 #[test]
@@ -370,10 +370,10 @@ fn holes_are_not_read() {
 /// Whether a reader gets at everything, and nothing overlaps.
 fn reads(bytes: &[u8]) -> Result<()> {
     let reader = with_files(&[], |cx| Reader::open(file(bytes), cx))?;
-    let mut claims = Claims::new(&reader, [bytes.len() as u64].into_iter())?;
+    let mut claims = OverlapTracker::new(&reader, [bytes.len() as u64].into_iter())?;
     let mut at = 0;
     while at < reader.info().virtual_size {
-        let extent = reader.extent_at(at)?;
+        let extent = reader.extent_at(at..u64::MAX)?;
         claims.claim(&reader, &extent)?;
         at = extent.end();
     }

@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use self::build::{Built, Content as Grain, Order, Sparse, file, with_files};
 use super::*;
 use crate::codec::Codec;
-use crate::extent::{Compressed, Location};
+use crate::driver::{Compressed, Location};
 use crate::format::Format;
 use crate::format::vmdk::grains::Packing;
 use crate::format::vmdk::header::{Directory, Header};
-use crate::format::vmdk::{FORMAT, sesparse};
+use crate::format::vmdk::{FORMAT_NAME, sesparse};
 use crate::image::{Image, Layer, SourceFile};
 use crate::limits::Limits;
 
@@ -23,7 +23,7 @@ fn open(bytes: &[u8]) -> Result<Reader> {
 /// All of the guest's bytes, by the whole machinery.
 fn content(image: &Image) -> Result<Vec<u8>> {
     let mut bytes = vec![0xee; image.virtual_size() as usize];
-    image.read_at(&mut bytes, 0)?;
+    image.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 
@@ -36,8 +36,9 @@ fn read(descriptor: &str, files: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     let named = reader.info.files.iter().map(|reference| {
         files.iter().find(|(name, _)| name.as_bytes() == reference.name.as_bytes()).unwrap().1.clone()
     });
-    let sources = std::iter::once(main).chain(named).map(|source| SourceFile::new(source, None).unwrap()).collect();
-    let format = Format::named(FORMAT.name).unwrap();
+    let sources =
+        std::iter::once(main).chain(named).map(|source| SourceFile::from_file(source, None).unwrap()).collect();
+    let format = Format::by_name(FORMAT_NAME).unwrap();
     let image = Image::new(vec![Layer { reader: Box::new(reader), format, files: sources }]);
     let bytes = content(&image)?;
     image.spans_exclusive()?.try_for_each(|span| span.map(drop))?;
@@ -46,7 +47,7 @@ fn read(descriptor: &str, files: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
 
 /// The content of an image in one file.
 fn read_one(bytes: &[u8]) -> Result<Vec<u8>> {
-    let options = crate::open::OpenOptions::new().format(Format::named(FORMAT.name).unwrap());
+    let options = crate::image::OpenOptions::new().format(Format::by_name(FORMAT_NAME).unwrap());
     content(&options.open_source(file(bytes))?)
 }
 
@@ -95,7 +96,7 @@ fn verify(sparse: &Sparse, built: &Built) {
     let mut last: Option<Extent> = None;
     let mut at = 0;
     while at < size {
-        let extent = reader.extent_at(at).unwrap();
+        let extent = reader.extent_at(at..u64::MAX).unwrap();
         assert_eq!(extent.offset, at);
         assert!(extent.len > 0 && extent.end() <= size);
         (at..extent.end()).step_by(512).for_each(|at| check(extent, at));
@@ -106,12 +107,12 @@ fn verify(sparse: &Sparse, built: &Built) {
         (at, last) = (extent.end(), Some(extent));
     }
     for at in (0..size).step_by(512 * 7).chain([size - 1]) {
-        let extent = reader.extent_at(at).unwrap();
+        let extent = reader.extent_at(at..u64::MAX).unwrap();
         assert!(extent.offset == at && extent.len > 0 && extent.end() <= size);
         check(extent, at);
         check(extent, extent.end() - 1);
     }
-    assert!(reader.extent_at(size).is_err());
+    assert!(reader.extent_at(size..u64::MAX).is_err());
     assert!(read_one(&built.file).unwrap() == sparse.guest(), "the content");
 }
 
@@ -190,7 +191,7 @@ proptest! {
 fn grains_that_follow_each_other_are_one_extent() {
     let sparse = Sparse { entries: 512, ..Sparse::plain(600) };
     let reader = open(&sparse.build().file).unwrap();
-    let lens: Vec<_> = [0, 5, 512 * 4096].map(|at| reader.extent_at(at).unwrap().len).into();
+    let lens: Vec<_> = [0, 5, 512 * 4096].map(|at| reader.extent_at(at..u64::MAX).unwrap().len).into();
     assert_eq!(lens, [512 * 4096, 512 * 4096 - 5, 88 * 4096]);
 }
 
@@ -199,7 +200,7 @@ fn tables_that_are_not_there_are_one_hole() {
     let mut sparse = Sparse { entries: 1, ..Sparse::plain(30) };
     sparse.grains[1..29].fill(Grain::None);
     let reader = open(&sparse.build().file).unwrap();
-    let hole = reader.extent_at(4096).unwrap();
+    let hole = reader.extent_at(4096..u64::MAX).unwrap();
     assert_eq!(hole, Extent { offset: 4096, len: 28 * 4096, kind: ExtentKind::Hole });
     verify(&sparse, &sparse.build());
 }
@@ -334,7 +335,7 @@ fn entries_that_lead_nowhere() {
             assert_eq!(error.kind(), kind, "{packing:?}, grain {grain}: {error}");
             // What lies before it is there.
             let reader = open(&bytes).unwrap();
-            assert!((0..grain).all(|before| reader.extent_at(u64::from(before) * 4096).is_ok()));
+            assert!((0..grain).all(|before| reader.extent_at(u64::from(before) * 4096..u64::MAX).is_ok()));
         }
     }
 }
@@ -397,11 +398,11 @@ fn extents_of_several_files() {
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
     let names: Vec<_> = reader.info.files.iter().map(|reference| reference.name.to_text().into_owned()).collect();
     assert_eq!(names, ["flat", "sparse", "cowd", "stream"]);
-    let second = reader.extent_at((10 + 77 + 3 + 28) * 512).unwrap();
+    let second = reader.extent_at((10 + 77 + 3 + 28) * 512..u64::MAX).unwrap();
     let at = Location { file: FileId(1), offset: 60 * 512 };
     assert_eq!(second, Extent { offset: 118 * 512, len: 20 * 512, kind: ExtentKind::Data(at) });
     // Units are counted from the beginning of the disk.
-    let last = reader.extent_at(150 * 512).unwrap();
+    let last = reader.extent_at(150 * 512..u64::MAX).unwrap();
     let ExtentKind::Compressed(unit) = last.kind else { panic!("{last:?}") };
     assert_eq!((unit.at.file, unit.unit, unit.unit_len, unit.min_len), (FileId(4), 146 * 512, 4096, 5 * 512));
 }
@@ -478,7 +479,7 @@ fn space_efficient_sparse() {
     let opened = [("s", file(&bytes))];
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
     // A table is read in two pieces.
-    let found: Vec<_> = [0, 2 * 4096, 4 * 4096, 5 * 4096].map(|at| reader.extent_at(at).unwrap()).into();
+    let found: Vec<_> = [0, 2 * 4096, 4 * 4096, 5 * 4096].map(|at| reader.extent_at(at..u64::MAX).unwrap()).into();
     assert_eq!(found.iter().map(|extent| extent.len / 4096).collect::<Vec<_>>(), [2, 2, 1, 2043]);
     assert_eq!(found[1].kind, ExtentKind::Zero { allocated: None });
     assert_eq!(found[3].kind, ExtentKind::Hole);
@@ -499,13 +500,13 @@ fn space_efficient_sparse() {
 fn who_only_looks_opens_no_file() {
     let text = descriptor(&["RW 10 FLAT \"a\" 0", "RW 3 ZERO", "RW 80 SPARSE \"b\""]);
     let (limits, budget) = (Limits::default(), crate::limits::Budget::new(1 << 20));
-    let cx = OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &|_| Ok(None) };
+    let cx = OpenContext::new(&limits, &budget);
     let reader = Reader::open(file(text.as_bytes()), &cx).unwrap();
     assert_eq!(reader.info().virtual_size, 93 * 512);
     assert_eq!(reader.info().files.len(), 2);
-    assert_eq!(reader.extent_at(0).unwrap_err().kind(), "usage");
-    assert_eq!(reader.extent_at(10 * 512).unwrap().kind, ExtentKind::Zero { allocated: None });
-    assert_eq!(reader.extent_at(13 * 512).unwrap_err().kind(), "usage");
+    assert_eq!(reader.extent_at(0..u64::MAX).unwrap_err().kind(), "usage");
+    assert_eq!(reader.extent_at(10 * 512..u64::MAX).unwrap().kind, ExtentKind::Zero { allocated: None });
+    assert_eq!(reader.extent_at(13 * 512..u64::MAX).unwrap_err().kind(), "usage");
     // A snapshot inside an image is something that no VMDK has.
     assert!(Reader::open(file(text.as_bytes()), &OpenContext { snapshot: Some("1"), ..cx }).is_err());
 }

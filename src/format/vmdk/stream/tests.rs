@@ -13,8 +13,8 @@ use crate::format::vmdk::grains::Packing;
 use crate::format::vmdk::marker;
 use crate::format::vmdk::reader::tests::build::{Content as Grain, Order, Sparse, with_files};
 use crate::image::Image;
+use crate::image::OpenOptions;
 use crate::io::MemFile;
-use crate::open::OpenOptions;
 
 /// Bytes that come a few at a time, with interruptions.
 struct Dribble(Cursor<Vec<u8>>, usize);
@@ -31,7 +31,7 @@ impl Read for Dribble {
 }
 
 fn image(bytes: &[u8]) -> Result<Image> {
-    let options = OpenOptions::new().format(Format::named(FORMAT_NAME).unwrap());
+    let options = OpenOptions::new().format(Format::by_name(FORMAT_NAME).unwrap());
     options.open_stream(Dribble(Cursor::new(bytes.to_vec()), 0))
 }
 
@@ -220,13 +220,13 @@ fn it_is_read_once_and_in_order() {
     let whole = large(0..160, 160);
     let image = image(&whole).unwrap();
     let mut first = [0; 512];
-    image.read_at(&mut first, 0).unwrap();
+    image.read_exact_at(&mut first, 0).unwrap();
     // The same again is there, and what lies ahead, however far.
-    image.read_at(&mut first, 512).unwrap();
+    image.read_exact_at(&mut first, 512).unwrap();
     assert!(first[..] == noise(0)[512..1024]);
-    image.read_at(&mut first, 159 << 16).unwrap();
+    image.read_exact_at(&mut first, 159 << 16).unwrap();
     assert!(first[..] == noise(159)[..512]);
-    assert_eq!(image.read_at(&mut first, 0).unwrap_err().kind(), "usage");
+    assert_eq!(image.read_exact_at(&mut first, 0).unwrap_err().kind(), "usage");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn many_small_grains_take_little_time_and_memory() {
         let started = std::time::Instant::now();
         let mut buf = vec![0; payload.len()];
         for grain in 0..grains {
-            let extent = reader.extent_at(grain * 512).unwrap();
+            let extent = reader.extent_at(grain * 512..u64::MAX).unwrap();
             let ExtentKind::Compressed(unit) = extent.kind else { panic!("{extent:?}") };
             payloads.read_exact_at(&mut buf, unit.at.offset).unwrap();
             assert!(buf == payload);
@@ -276,7 +276,7 @@ fn a_slow_thread_still_gets_its_part_of_a_large_grain() {
     bytes.extend([0; 1024]);
     with_files(&[], |cx| {
         let (reader, payloads) = open(Box::new(Cursor::new(bytes)), cx).unwrap();
-        let places = (0..12).map(|grain| match reader.extent_at(grain << 21).unwrap().kind {
+        let places = (0..12).map(|grain| match reader.extent_at(grain << 21..u64::MAX).unwrap().kind {
             ExtentKind::Compressed(unit) => unit.at.offset,
             other => panic!("{other:?}"),
         });

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use super::sparse::SparseExtent;
 use super::{GRAIN_SECTORS, descriptor, extent_line};
+use crate::driver::CreateContext;
+use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::format::vmdk::descriptor::ExtentType;
 use crate::format::vmdk::options::{Settings, Subformat};
 use crate::format::vmdk::{FORMAT_NAME, SECTOR};
 use crate::io::WriteAt;
 use crate::name::Name;
-use crate::sparse::{Placement, SparseWrite, WriteSpec};
 
 /// Sectors of each extent of an image that is split, but the last: 2047 MiB, as VMware splits.
 pub(super) const SPLIT_SECTORS: u64 = 4_192_256;

@@ -9,12 +9,12 @@ use self::stream::StreamWriter;
 use super::FORMAT_NAME;
 use super::descriptor::{Access, Descriptor, ExtentLine, ExtentType, Geometry, long_content_id, uuid};
 use super::options::{Settings, Subformat};
+use crate::driver::CreateContext;
+use crate::driver::SparseWrite;
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::identifiers::ImageIdentifiers;
 use crate::limits::Limits;
 use crate::name::Name;
-use crate::sparse::SparseWrite;
 
 /// Sectors in a grain, as everybody writes it: 64 KiB.
 const GRAIN_SECTORS: u64 = 128;

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, descriptor, extent_line, sector_entry};
+use crate::driver::CreateContext;
+use crate::driver::{Frame, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::CreateContext;
 use crate::format::vmdk::descriptor::{Access, ExtentLine, ExtentType};
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
@@ -18,7 +19,6 @@ use crate::format::vmdk::options::Settings;
 use crate::format::vmdk::{FORMAT_NAME, SECTOR, embedded};
 use crate::io::WriteAt;
 use crate::name::Name;
-use crate::sparse::{Frame, Placement, SparseWrite, WriteSpec};
 
 /// What the extent is called in its own descriptor. The tools of VMware use this name for what they generate, and readers
 /// ignore it: the file is renamed as it travels, or is no file at all.

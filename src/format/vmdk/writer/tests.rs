@@ -9,9 +9,9 @@ use proptest::prelude::*;
 
 use self::model::{Case, Dir, SPLIT, Step, Target, context, place};
 use super::*;
+use crate::driver::NewBacking;
 use crate::error::Error;
-use crate::format::NewBacking;
-use crate::format::vmdk::FORMAT;
+use crate::format::vmdk::DRIVER;
 use crate::info::{ImageInfo, Value};
 use crate::options::Options;
 
@@ -229,9 +229,9 @@ fn names_of_the_files() {
 fn made(list: &str, compress: bool, parent: Option<&ImageInfo>) -> Result<String> {
     let mut options = Options::new();
     options.add_list(list);
-    options.check(FORMAT.name, FORMAT.options)?;
+    options.check(DRIVER.name, DRIVER.options)?;
     let (out, dir) = (Arc::new(Target::new()), Dir::new("disk.vmdk"));
-    let backing = parent.map(|info| NewBacking { name: Name::from("base.vmdk"), info });
+    let backing = parent.map(|info| NewBacking::new(Name::from("base.vmdk"), info));
     let context = context(10 << 30, &options, out.clone(), Some(&dir));
     let mut writer = create(&CreateContext { compress, backing, ..context })?;
     writer.finish()?;

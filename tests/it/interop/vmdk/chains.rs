@@ -7,7 +7,7 @@ use crate::interop::overlays::{changed, write_commands};
 use crate::support::pattern::Pattern;
 use crate::support::tools::{check_with_qemu_as, needs_qemu, qemu_img, qemu_io_as, read_with_qemu};
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vmdk};
-use diskimage::{Image, OpenOptions, References};
+use diskimage::{Image, OpenOptions, ReferencePolicy};
 
 #[test]
 fn overlays_that_we_write() {
@@ -47,7 +47,7 @@ fn overlays_that_we_write() {
                 check_with_qemu_as("vmdk", &target);
                 assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, &what);
                 let opened = open_beside(&target).unwrap();
-                assert_eq!(opened.depth(), 2, "{what}");
+                assert_eq!(opened.layer_count(), 2, "{what}");
                 assert_same(&content(&opened).unwrap(), &guest, &what);
             }
         }
@@ -93,7 +93,7 @@ fn chains_that_qemu_writes() {
             qemu_io_as("vmdk", child, &write_commands(size, seed as u64 + 70, 12));
         }
         let opened = open_beside(&top).unwrap();
-        assert_eq!(opened.depth(), 3, "{options}");
+        assert_eq!(opened.layer_count(), 3, "{options}");
         let theirs = read_with_qemu(&top, &["-f", "vmdk"]);
         assert_same(&content(&opened).unwrap(), &theirs, options);
 
@@ -103,8 +103,12 @@ fn chains_that_qemu_writes() {
         qemu_io_as("vmdk", &base, &["write -P 77 0 512".into()]);
         let changed = open_beside(&top).err().unwrap();
         assert_eq!(changed.kind(), "reference", "{changed}");
-        let mix = OpenOptions::new().references(References::Beside).allow_changed_backing(true).open(&top).unwrap();
-        assert_eq!(mix.depth(), 3);
+        let mix = OpenOptions::new()
+            .reference_policy(ReferencePolicy::Beside)
+            .allow_changed_backing(true)
+            .open(&top)
+            .unwrap();
+        assert_eq!(mix.layer_count(), 3);
         content(&mix).unwrap();
     }
 }
@@ -116,18 +120,18 @@ fn hints_of_other_machines() {
     let mut guest = base_guest.clone();
     guest[500_000] ^= 1;
     for hint in ["base.vmdk", "C:\\vms\\disk one\\base.vmdk", "/c/base.vmdk", "..\\base.vmdk", "vms/base.vmdk"] {
-        for references in [References::Beside, References::Any] {
+        for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
             let dir = TempDir::new();
             let (base, child) = (dir.join("base.vmdk"), dir.join("child.vmdk"));
             vmdk("").convert(&raw_image(&base_guest), &base).unwrap();
             vmdk("").backing(Image::open(&base).unwrap(), hint).convert(&raw_image(&guest), &child).unwrap();
             assert!(read_text(&child).contains(&format!("parentFileNameHint=\"{hint}\"")), "{hint}");
             let opened =
-                OpenOptions::new().references(references).open(&child).unwrap_or_else(|e| panic!("{hint}: {e}"));
+                OpenOptions::new().reference_policy(references).open(&child).unwrap_or_else(|e| panic!("{hint}: {e}"));
             assert_eq!(opened.file_path(1, Default::default()), Some(&*base), "{hint}");
             assert_same(&content(&opened).unwrap(), &guest, hint);
             std::fs::remove_file(&base).unwrap();
-            OpenOptions::new().references(references).open(&child).expect_err("no parent");
+            OpenOptions::new().reference_policy(references).open(&child).expect_err("no parent");
         }
     }
 }
@@ -151,7 +155,7 @@ fn the_content_id_of_the_parent() {
         assert_eq!(error.kind(), "reference", "{error}");
         let said = error.to_string();
         assert!(said.contains("0000abcd") && said.contains(cid), "{said}");
-        let allowed = OpenOptions::new().references(References::Beside).allow_changed_backing(true);
+        let allowed = OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true);
         assert_same(&content(&allowed.open(&child).unwrap()).unwrap(), &base_guest, cid);
     }
     // Not VMDK, or not a disk at all.
@@ -168,5 +172,5 @@ fn refuse_a_link(dir: &TempDir, base: &Path, child: &Path) {
     std::os::unix::fs::symlink(&real, base).unwrap();
     let error = open_beside(child).err().unwrap();
     assert_eq!(error.kind(), "io", "{error}");
-    OpenOptions::new().references(References::Any).open(child).unwrap();
+    OpenOptions::new().reference_policy(ReferencePolicy::Any).open(child).unwrap();
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::support::pattern::{Pattern, Random};
 use crate::support::tools::{needs_qemu, read_with_qemu};
 use crate::support::{TempDir, assert_same, content, open_beside, raw, raw_image, vmdk};
-use diskimage::{Image, OpenOptions, References, Result};
+use diskimage::{Image, OpenOptions, ReferencePolicy, Result};
 
 const MIB: usize = 1 << 20;
 
@@ -186,10 +186,10 @@ fn extents_by_policy() {
     for name in denied {
         let path: PathBuf =
             inner.file("disk.vmdk", descriptor("monolithicFlat", &format!("RW 2048 FLAT \"{name}\" 0")).as_bytes());
-        let open = |references| OpenOptions::new().references(references).open(&path);
+        let open = |references| OpenOptions::new().reference_policy(references).open(&path);
         let error = Image::open(&path).err().unwrap();
         assert_eq!(error.kind(), "reference", "{name}: {error}");
-        match open(References::Beside) {
+        match open(ReferencePolicy::Beside) {
             Ok(image) => {
                 assert!(name.ends_with("a.raw") && name != "../a.raw" && name != outside, "{name}");
                 assert_same(&content(&image).unwrap(), &a, name);
@@ -201,9 +201,9 @@ fn extents_by_policy() {
             }
         }
         if name.ends_with("a.raw") || name == "link.raw" {
-            assert_same(&content(&open(References::Any).unwrap()).unwrap(), &a, name);
+            assert_same(&content(&open(ReferencePolicy::Any).unwrap()).unwrap(), &a, name);
         } else {
-            open(References::Any).expect_err(name);
+            open(ReferencePolicy::Any).expect_err(name);
         }
     }
     // It may not be its own extent, nor name a file that ends too early.

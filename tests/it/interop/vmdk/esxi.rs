@@ -35,7 +35,7 @@ struct Delta {
 const POOL: usize = 1 << 20;
 
 impl Delta {
-    /// Runs of grains of all kinds; the table `absent` has nothing at all.
+    /// FileExtents of grains of all kinds; the table `absent` has nothing at all.
     fn new(seed: u64, sectors: u64, grain_bytes: usize, zeros: bool, absent: std::ops::Range<usize>) -> Delta {
         let mut random = Random::new(seed);
         let count = (sectors * SECTOR).div_ceil(grain_bytes as u64) as usize;
@@ -217,7 +217,7 @@ fn assert_read(dir: &TempDir, delta: &Delta, kind: &str, extent: &str, what: &st
         let path = dir.file("delta.vmdk", child(kind, extent, delta.sectors, over).as_bytes());
         let expected = delta.over(if over { &base_guest } else { &[] });
         let opened = open_beside(&path).unwrap_or_else(|e| panic!("{what}: {e}"));
-        assert_eq!(opened.depth(), 1 + usize::from(over), "{what}");
+        assert_eq!(opened.layer_count(), 1 + usize::from(over), "{what}");
         assert_same(&content(&opened).unwrap(), &expected, what);
         let copy = dir.join("copy.raw");
         raw().convert(&opened, &copy).unwrap();
@@ -272,7 +272,7 @@ fn spoiled_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     let dir = TempDir::new();
     OpenOptions::new()
-        .format(Format::named("vmdk")?)
+        .format(Format::by_name("vmdk")?)
         .open(dir.file("root.vmdk", &bytes))
         .and_then(|image| content(&image))
 }

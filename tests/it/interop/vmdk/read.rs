@@ -100,7 +100,7 @@ fn extents_of_2_gib() {
         for (at, with) in [(SPLIT, 1), (2 * SPLIT, 2), ((5 << 30) - (64 << 10), 3)] {
             let mut bytes = vec![9; 192 << 10];
             let start = at - (128 << 10);
-            opened.read_at(&mut bytes, start).unwrap();
+            opened.read_exact_at(&mut bytes, start).unwrap();
             let mut expected = vec![0; 192 << 10];
             expected[64 << 10..].fill(with);
             assert_same(&bytes, &expected, kind);

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::codec::{Decoder, Encoder};
+use crate::driver::{CreateContext, NewBacking};
+use crate::driver::{SparseWrite, WriteSpec};
 use crate::error::Result;
 use crate::format::qcow2::FORMAT_NAME;
 use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK};
@@ -16,13 +18,11 @@ use crate::format::qcow2::header::Header;
 use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
-use crate::format::{CreateContext, NewBacking};
 use crate::info::ImageInfo;
 use crate::io::{MemFile, WriteAt};
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::{SparseWrite, WriteSpec};
 
 pub(super) const BACKING_NAME: &str = "base.raw";
 
@@ -40,7 +40,7 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Skip(u64),
-    Place(u64),
+    Endpoint(u64),
     Compress(u64),
     Zero(u64),
 }
@@ -63,7 +63,7 @@ impl Case {
         options.add_list(&self.options);
         options.check(FORMAT_NAME, OPTIONS)?;
         let info = ImageInfo { format: "raw", ..ImageInfo::default() };
-        let backing = self.backing.then(|| NewBacking { name: Name::from(BACKING_NAME), info: &info });
+        let backing = self.backing.then(|| NewBacking::new(Name::from(BACKING_NAME), &info));
         let plain = CreateContext::new(self.size, &options, out);
         Writer::create(&CreateContext { compress: self.compress, backing, ..plain })
     }
@@ -77,14 +77,14 @@ impl Case {
         let mut guest = backing.clone();
         let mut at = 0u64;
         for (seed, step) in self.steps.iter().enumerate() {
-            let (Step::Skip(len) | Step::Place(len) | Step::Compress(len) | Step::Zero(len)) = *step;
+            let (Step::Skip(len) | Step::Endpoint(len) | Step::Compress(len) | Step::Zero(len)) = *step;
             let unit = if matches!(step, Step::Compress(_)) { block_size } else { granule };
             at = at.next_multiple_of(unit).min(size);
             let end = (at + len.next_multiple_of(unit)).min(size);
             match step {
                 _ if at == end => {}
                 Step::Skip(_) => {}
-                Step::Place(_) => {
+                Step::Endpoint(_) => {
                     let bytes = &mut guest[at as usize..end as usize];
                     bytes.copy_from_slice(&noise(end - at, seed as u64));
                     place(&mut writer, at, bytes);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use crate::codec::{Codec, Encoder, Encoding};
-use crate::format::OpenContext;
+use crate::driver::OpenContext;
 use crate::format::vmdk::SECTOR;
 use crate::format::vmdk::cowd::{self, CowdHeader};
 use crate::format::vmdk::grains::Packing;
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
-use crate::info::Reference;
+use crate::info::FileReference;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 
@@ -284,12 +284,12 @@ pub(in crate::format::vmdk) fn with_files<T>(
     files: &[(&str, Arc<dyn ReadAt>)],
     act: impl FnOnce(&OpenContext<'_>) -> T,
 ) -> T {
-    let find = |reference: &Reference| {
+    let find = |reference: &FileReference| {
         let found = files.iter().find(|(name, _)| name.as_bytes() == reference.name.as_bytes());
         Ok(Some(found.expect("a name that the image was given").1.clone()))
     };
     let (limits, budget) = (Limits::default(), Budget::new(64 << 20));
-    act(&OpenContext { limits: &limits, budget: &budget, snapshot: None, file: &find })
+    act(&OpenContext { file: &find, ..OpenContext::new(&limits, &budget) })
 }
 
 pub(in crate::format::vmdk) fn file(bytes: &[u8]) -> Arc<dyn ReadAt> {

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex};
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::codec::{Codec, Decoder, Encoder};
+use crate::driver::{CreateContext, NewBacking, TargetFiles};
+use crate::driver::{SparseWrite, WriteSpec};
 use crate::error::Result;
 use crate::format::vmdk::writer::create;
-use crate::format::{CreateContext, NewBacking, NewFiles};
 use crate::info::{ImageInfo, Value};
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
-use crate::sparse::{SparseWrite, WriteSpec};
 
 /// Bytes of each extent of a split disk: 2047 MiB.
 pub(super) const SPLIT: u64 = 2047 << 20;
@@ -63,7 +63,7 @@ impl Dir {
     }
 }
 
-impl NewFiles for Dir {
+impl TargetFiles for Dir {
     fn image_name(&self) -> &OsStr {
         &self.image
     }
@@ -81,7 +81,7 @@ pub(super) fn context<'a>(
     out: Arc<Target>,
     dir: Option<&'a Dir>,
 ) -> CreateContext<'a> {
-    CreateContext { files: dir.map(|dir| dir as &dyn NewFiles), ..CreateContext::new(size, options, out) }
+    CreateContext { files: dir.map(|dir| dir as &dyn TargetFiles), ..CreateContext::new(size, options, out) }
 }
 
 /// A file in memory that is watched.
@@ -173,7 +173,7 @@ impl Case {
         let mut options = Options::new();
         options.add_list(&self.options);
         let info = ImageInfo { format: "vmdk", specific: vec![("cid", Value::Number(1))], ..ImageInfo::default() };
-        let backing = self.parent.then(|| NewBacking { name: Name::from("base.vmdk"), info: &info });
+        let backing = self.parent.then(|| NewBacking::new(Name::from("base.vmdk"), &info));
         let stream = self.options.contains("streamOptimized");
         let kind = if stream { Kind::Forward } else { Kind::Plain };
         let out = Arc::new(Target::of(if self.device { Kind::Device } else { kind }));

@@ -3,21 +3,21 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::ReadAt;
+use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Error, Result};
-use crate::extent::{ExtentKind, FileId, Location};
+use crate::io::ReadAt;
 
 /// A file that holds guest bytes as they are. Its holes read as zeros.
-pub(crate) struct Runs {
+pub(crate) struct FileExtents {
     file: Arc<dyn ReadAt>,
     id: FileId,
     /// The run of data found last: looking for its end again can cost as much as reading it.
     last: Mutex<Range<u64>>,
 }
 
-impl Runs {
-    pub fn new(file: Arc<dyn ReadAt>, id: FileId) -> Runs {
-        Runs { file, id, last: Mutex::default() }
+impl FileExtents {
+    pub fn new(file: Arc<dyn ReadAt>, id: FileId) -> FileExtents {
+        FileExtents { file, id, last: Mutex::default() }
     }
 
     /// How the bytes from `offset` on live, and how many of those before `end` live in the same way.

@@ -7,18 +7,18 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use crate::bits::BitSet;
+use crate::driver::SparseRead;
+use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::extent::{Compressed, Extent, ExtentKind, FileId, Location};
-use crate::sparse::SparseRead;
+use crate::format::shared::bits::BitSet;
 
 /// The places in the files of one image that have been claimed so far.
 ///
-/// Memory is bounded: two bits for each mapping unit of the first [`Claims::UNITS`] units of the files, where they are
+/// Memory is bounded: two bits for each mapping unit of the first [`OverlapTracker::UNITS`] units of the files, where they are
 /// used, and what [`Payloads`] needs. Beyond those units, sharing is found by the sum: no more bytes can be stored there than
 /// the file has.
 #[derive(Debug)]
-pub(crate) struct Claims {
+pub(crate) struct OverlapTracker {
     unit: Option<u64>,
     /// By [`FileId`].
     files: Vec<FileClaims>,
@@ -38,18 +38,18 @@ struct FileClaims {
     untracked: u64,
 }
 
-impl Claims {
+impl OverlapTracker {
     /// 8 MiB of bits twice: 4 TiB of file with units of 64 KiB.
     const UNITS: u64 = 1 << 26;
     /// No sound image comes near it: sharing within one state of a disk is something that only tests do.
     const SHARED: usize = 1 << 16;
 
-    /// Claims for the files of `reader`, which are so long, with its metadata claimed already.
+    /// OverlapTracker for the files of `reader`, which are so long, with its metadata claimed already.
     ///
     /// # Errors
     /// When metadata overlaps in a way that makes reading senseless.
-    pub fn new(reader: &dyn SparseRead, file_lens: impl Iterator<Item = u64>) -> Result<Claims> {
-        let unit = reader.map_unit();
+    pub fn new(reader: &dyn SparseRead, file_lens: impl Iterator<Item = u64>) -> Result<OverlapTracker> {
+        let unit = reader.host_alignment();
         let mut left = Self::UNITS;
         let mut files: Vec<_> = file_lens
             .map(|len| {
@@ -63,16 +63,16 @@ impl Claims {
                 files.get_mut(file.0 as usize).is_none_or(|file| file.claim_metadata(unit, range))
             })?;
         }
-        Ok(Claims { unit, files, payloads: Payloads::default() })
+        Ok(OverlapTracker { unit, files, payloads: Payloads::default() })
     }
 
-    /// Claims what the bytes of `extent`, which is of `reader`, lie in.
+    /// OverlapTracker what the bytes of `extent`, which is of `reader`, lie in.
     pub fn claim(&mut self, reader: &dyn SparseRead, extent: &Extent) -> Result<()> {
         let Some(unit) = self.unit else { return Ok(()) };
         let (ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. })) = extent.kind else { return Ok(()) };
         let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Ok(()) };
         let problem = if let ExtentKind::Data(_) = extent.kind {
-            let references = |offset| if at.file == FileId::default() { reader.references(offset) } else { 1 };
+            let references = |offset| if at.file == FileId::default() { reader.refcount(offset) } else { 1 };
             file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &references)
         } else if file.metadata.contains(at.offset / unit) {
             Some("metadata")
@@ -110,7 +110,7 @@ impl FileClaims {
                 let uses = self.shared.entry(index).or_insert(1);
                 *uses += 1;
                 self.shared_uses += 1;
-                if *uses > references(index * unit) || self.shared_uses > Claims::SHARED {
+                if *uses > references(index * unit) || self.shared_uses > OverlapTracker::SHARED {
                     return Some("data of another guest range");
                 }
             }
@@ -185,15 +185,16 @@ mod tests {
             &self.0
         }
 
-        fn extent_at(&self, offset: u64) -> Result<Extent> {
+        fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+            let offset = range.start;
             Ok(Extent { offset, len: 1, kind: ExtentKind::Hole })
         }
 
-        fn map_unit(&self) -> Option<u64> {
+        fn host_alignment(&self) -> Option<u64> {
             Some(UNIT)
         }
 
-        fn references(&self, offset: u64) -> u64 {
+        fn refcount(&self, offset: u64) -> u64 {
             if offset == 7 * UNIT { 2 } else { 1 }
         }
 
@@ -205,10 +206,10 @@ mod tests {
         }
     }
 
-    /// Claims each of these, and returns what the first that fails overlaps.
+    /// OverlapTracker each of these, and returns what the first that fails overlaps.
     fn claim(kinds: impl IntoIterator<Item = (ExtentKind, u64)>) -> Option<&'static str> {
         let layer = Fake(ImageInfo::default());
-        let mut claims = Claims::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();
+        let mut claims = OverlapTracker::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();
         kinds.into_iter().find_map(|(kind, len)| match claims.claim(&layer, &Extent { offset: 0, len, kind }) {
             Err(Error::Corrupt(Fault { problem: Problem::Overlap { with, .. }, .. })) => Some(with),
             other => {
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn beyond_the_bits_the_sum_counts() {
-        let unit = Claims::UNITS + 5;
+        let unit = OverlapTracker::UNITS + 5;
         assert_eq!(claim((0..100).map(|_| data(unit, 1))), None);
         assert_eq!(claim((0..101).map(|_| data(unit, 1))), Some("data of another guest range"));
     }

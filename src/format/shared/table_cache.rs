@@ -2,25 +2,26 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ReadAt, table};
+use super::table;
+use crate::driver::Location;
 use crate::error::Result;
-use crate::extent::Location;
+use crate::io::ReadAt;
 
 /// A piece of a table.
-pub(crate) struct Slice {
+pub(crate) struct CachedTable {
     at: Location,
     pub bytes: Vec<u8>,
 }
 
 /// The slices used last, the latest first. Few: a chain may have hundreds of layers.
 #[derive(Default)]
-pub(crate) struct Slices(Mutex<Vec<Arc<Slice>>>);
+pub(crate) struct TableCache(Mutex<Vec<Arc<CachedTable>>>);
 
-impl Slices {
+impl TableCache {
     const KEPT: usize = 4;
 
     /// The `len` bytes at `at`, which is in `file`. The caller knows that they are there, and that they are few.
-    pub fn get(&self, file: &dyn ReadAt, at: Location, len: usize) -> Result<Arc<Slice>> {
+    pub fn get(&self, file: &dyn ReadAt, at: Location, len: usize) -> Result<Arc<CachedTable>> {
         let mut slices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = slices.iter().position(|slice| slice.at == at && slice.bytes.len() == len) {
             let slice = slices.remove(index);
@@ -29,14 +30,14 @@ impl Slices {
         }
         let mut bytes = vec![0; len];
         table::read(file, &mut bytes, at.offset)?;
-        let slice = Arc::new(Slice { at, bytes });
+        let slice = Arc::new(CachedTable { at, bytes });
         slices.truncate(Self::KEPT - 1);
         slices.insert(0, slice.clone());
         Ok(slice)
     }
 }
 
-impl Slice {
+impl CachedTable {
     /// Byte offset in its file.
     pub fn offset(&self) -> u64 {
         self.at.offset
@@ -46,13 +47,13 @@ impl Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::extent::FileId;
+    use crate::driver::FileId;
     use crate::io::MemFile;
 
     #[test]
     fn a_slice_is_read_once_while_it_is_kept() {
         let file = MemFile::from(vec![1; 100]);
-        let slices = Slices::default();
+        let slices = TableCache::default();
         let get = |number, offset| slices.get(&file, Location { file: FileId(number), offset }, 10).unwrap();
         let first = get(0, 10);
         for (number, offset) in [(1, 10), (0, 20), (0, 30), (0, 10)] {

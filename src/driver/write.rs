@@ -1,4 +1,4 @@
-//! The shared traits of all formats: where do guest bytes live, and where shall they go?
+//! Writing: allocating host ranges for guest ranges.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,45 +6,7 @@ use std::sync::Arc;
 
 use crate::codec::Encoding;
 use crate::error::Result;
-use crate::extent::{Extent, FileId};
-use crate::info::ImageInfo;
-use crate::io::{ReadAt, WriteAt};
-
-/// One opened layer of an image, for reading. It knows metadata only: the payload is read by whoever asks.
-pub trait SparseRead: Send + Sync {
-    /// What the image says of itself.
-    fn info(&self) -> &ImageInfo;
-
-    /// The extent that begins at guest byte `offset`, which is below the virtual size. Reads at most one metadata table and
-    /// never panics, whatever the image holds.
-    ///
-    /// # Errors
-    /// When the metadata cannot be read or is corrupt; a place outside its file is corrupt.
-    fn extent_at(&self, offset: u64) -> Result<Extent>;
-
-    /// The image file as it is to be read, where that is not as it is stored: a log in it may hold what is to be there.
-    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
-        None
-    }
-
-    /// What the places of guest bytes in the files are multiples of, a power of two; `None` when the image cannot but keep
-    /// every guest byte in a place of its own.
-    fn map_unit(&self) -> Option<u64>;
-
-    /// How often the image says that the unit at `offset` of its file is used; 1 where it does not count that.
-    fn references(&self, _offset: u64) -> u64 {
-        1
-    }
-
-    /// Tells `claim` the ranges of the files that hold metadata, so that data which overlaps them is found. `claim` returns
-    /// whether nothing claimed the range before.
-    ///
-    /// # Errors
-    /// When two tables that are needed for reading share a place.
-    fn metadata(&self, _claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
-        Ok(())
-    }
-}
+use crate::io::WriteAt;
 
 /// A new image that is being written. It knows metadata only: the payload is written by whoever asks.
 ///

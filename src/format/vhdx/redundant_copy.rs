@@ -4,10 +4,11 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::{FORMAT_NAME, checksum, checksum_holds};
 use crate::error::{Fault, Problem, Result};
-use crate::io::{ReadAt, table};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 
 /// One of two structures of `N` bytes.
-pub(super) struct Twin<const N: usize> {
+pub(super) struct RedundantCopy<const N: usize> {
     pub bytes: Box<[u8; N]>,
     /// Its byte offset in the file.
     pub at: u64,
@@ -15,13 +16,13 @@ pub(super) struct Twin<const N: usize> {
     pub damage: Option<Fault>,
 }
 
-impl<const N: usize> Twin<N> {
+impl<const N: usize> RedundantCopy<N> {
     /// Reads the one at offset `at`, which is to begin with `signature`.
     pub fn read(file: &dyn ReadAt, at: u64, signature: Signature) -> Result<Self> {
         let mut bytes = Box::new([0; N]);
         table::read(file, &mut *bytes, at)?;
         let damage = check_whole(&*bytes, at, signature).err();
-        Ok(Twin { bytes, at, damage })
+        Ok(RedundantCopy { bytes, at, damage })
     }
 
     /// What is wrong with it, where the other one of the two `what` is used.

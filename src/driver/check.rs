@@ -1,0 +1,67 @@
+//! The result of a check.
+
+/// Findings of a check of an image's metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// The format's name.
+    pub format: &'static str,
+    /// The findings in words, at most [`CheckReport::MESSAGES`] of them.
+    pub messages: Vec<String>,
+    /// Number of faults that lose or mix up guest data, or will when the image is written to.
+    pub corruptions: u64,
+    /// Number of host clusters that are allocated and not used.
+    pub leaks: u64,
+    /// Number of parts that could not be checked.
+    pub check_errors: u64,
+    /// Number of allocation units of the disk.
+    pub total_clusters: u64,
+    /// Number of allocation units that are stored in the file.
+    pub allocated_clusters: u64,
+    /// Of the allocated units, those that are compressed.
+    pub compressed_clusters: u64,
+    /// Of the allocated units, those that do not follow the preceding one in the file.
+    pub fragmented_clusters: u64,
+    /// Host offset of the end of the last cluster in use, in bytes.
+    pub image_end_offset: u64,
+}
+
+impl CheckReport {
+    /// Largest number of messages; further findings are only counted.
+    pub const MESSAGES: usize = 1000;
+
+    /// Counts a corruption. `message` is called only if the text is kept.
+    pub fn corruption(&mut self, message: impl FnOnce() -> String) {
+        self.corruptions += 1;
+        self.message("ERROR", message);
+    }
+
+    /// Counts a leaked cluster. `message` is called only if the text is kept.
+    pub fn leak(&mut self, message: impl FnOnce() -> String) {
+        self.leaks += 1;
+        self.message("Leaked", message);
+    }
+
+    /// Adds the message `severity: message` without counting it. The text is made only if it is kept: a corrupt image can
+    /// give millions of findings.
+    pub fn message(&mut self, severity: &str, message: impl FnOnce() -> String) {
+        if self.messages.len() < Self::MESSAGES {
+            self.messages.push(format!("{severity}: {}", message()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_bounded_and_counts_are_not() {
+        let mut report = CheckReport::default();
+        (0..CheckReport::MESSAGES + 5).for_each(|number| report.leak(|| number.to_string()));
+        report.corruption(|| panic!("the text of a finding beyond the limit was made"));
+        assert_eq!((report.leaks, report.corruptions), (CheckReport::MESSAGES as u64 + 5, 1));
+        assert_eq!(report.messages.len(), CheckReport::MESSAGES);
+        assert_eq!((&*report.messages[0], &*report.messages[999]), ("Leaked: 0", "Leaked: 999"));
+    }
+}

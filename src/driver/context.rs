@@ -1,0 +1,133 @@
+//! What a driver is given to open or create an image.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::identifiers::{Identifiers, ImageIdentifiers};
+use crate::info::{FileReference, ImageInfo};
+use crate::io::{ReadAt, WriteAt};
+use crate::limits::{Budget, Limits};
+use crate::name::Name;
+use crate::options::Options;
+
+/// Opens a referenced file that holds guest data, if the reference policy allows it; `Ok(None)` when the caller inspects the
+/// image and opens no referenced file.
+pub type FileOpener<'a> = dyn Fn(&FileReference) -> Result<Option<Arc<dyn ReadAt>>> + 'a;
+
+/// What a driver is given to open an image.
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct OpenContext<'a> {
+    /// The limits that numbers from the image are checked against.
+    pub limits: &'a Limits,
+    /// The memory that metadata of the whole chain may take.
+    pub budget: &'a Budget,
+    /// Id or name of the internal snapshot to read instead of the active state.
+    pub snapshot: Option<&'a str>,
+    /// Opens referenced data files and extents.
+    pub file: &'a FileOpener<'a>,
+}
+
+impl<'a> OpenContext<'a> {
+    /// A context for the active state of an image, with no access to referenced files.
+    pub fn new(limits: &'a Limits, budget: &'a Budget) -> Self {
+        OpenContext { limits, budget, snapshot: None, file: &|_| Ok(None) }
+    }
+
+    /// Refuses a snapshot, for drivers of formats without internal snapshots.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if a snapshot is asked for.
+    pub fn refuse_snapshots(&self, format: &'static str) -> Result<()> {
+        match self.snapshot {
+            Some(_) => Err(Error::unsupported(format, "internal snapshots")),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks a virtual size in bytes against [`Limits::virtual_size`].
+    ///
+    /// # Errors
+    /// [`Error::Limit`]
+    pub fn check_virtual_size(&self, format: &'static str, size: u64) -> Result<()> {
+        let limit = self.limits.virtual_size;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::Limit { format, field: "virtual size".into(), at: None, value: size, limit })
+    }
+}
+
+impl fmt::Debug for OpenContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OpenContext { limits, snapshot, .. } = self;
+        f.debug_struct("OpenContext").field("limits", limits).field("snapshot", snapshot).finish_non_exhaustive()
+    }
+}
+
+/// What a driver is given to create an image.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct CreateContext<'a> {
+    /// Virtual size in bytes. A driver may round it up and states the result in [`WriteSpec`](super::WriteSpec).
+    pub size: u64,
+    /// The options, of which each is one that the driver lists.
+    pub options: &'a Options,
+    /// Whether allocation units are compressed.
+    pub compress: bool,
+    /// The backing image of an overlay.
+    pub backing: Option<NewBacking<'a>>,
+    /// Identifiers and times for the new image. Drivers have no other source for them.
+    pub identifiers: ImageIdentifiers,
+    /// The image file.
+    pub out: Arc<dyn WriteAt>,
+    /// Creates the other files of the image; `None` if the image has to be a single file.
+    pub files: Option<&'a dyn TargetFiles>,
+}
+
+impl<'a> CreateContext<'a> {
+    /// A context for an uncompressed image in the single file `out`, with reproducible identifiers.
+    pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {
+        let identifiers = Identifiers::Reproducible { time: 0 }.for_image("", size, options);
+        CreateContext { size, options, compress: false, backing: None, identifiers, out, files: None }
+    }
+}
+
+impl fmt::Debug for CreateContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let CreateContext { size, options, compress, .. } = self;
+        let mut debug = f.debug_struct("CreateContext");
+        debug.field("size", size).field("options", options).field("compress", compress).finish_non_exhaustive()
+    }
+}
+
+/// The backing image of a new overlay.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NewBacking<'a> {
+    /// Its name, as it is written into the overlay.
+    pub name: Name,
+    /// Its properties.
+    pub info: &'a ImageInfo,
+}
+
+impl<'a> NewBacking<'a> {
+    /// The image with the properties `info`, which the overlay calls `name`.
+    pub fn new(name: Name, info: &'a ImageInfo) -> Self {
+        NewBacking { name, info }
+    }
+}
+
+/// Creates the files of an image that consists of several.
+pub trait TargetFiles {
+    /// File name of the image itself, without a directory.
+    fn image_name(&self) -> &OsStr;
+
+    /// Creates a file called `name` beside the image.
+    ///
+    /// # Errors
+    /// Errors of the storage, and [`Error::Usage`] for a name that is taken or is not a plain file name.
+    fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
+}

@@ -1,0 +1,208 @@
+//! The contract between format drivers and the core. Another crate adds a format with it.
+//!
+//! A driver is metadata only. For reading it maps guest ranges to host offsets ([`SparseRead::extent_at`]); for writing it
+//! allocates host ranges for guest ranges ([`SparseWrite::place`]). Payload is read, decoded, encoded and written by the
+//! core, which therefore holds zero detection, compression, backing chains, threads, progress and limits once for all formats.
+//!
+//! A driver is a static [`FormatDriver`]. [`Format::from_driver`](crate::Format::from_driver) makes a [`Format`](crate::Format)
+//! of it, and [`Formats::with`](crate::Formats::with) adds that to the formats that [`OpenOptions`](crate::OpenOptions) probes:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use diskimage::driver::{Extent, ExtentKind, FileId, FormatDriver, Location, OpenContext, Probe, SparseRead};
+//! use diskimage::io::{MemFile, ReadAt};
+//! use diskimage::{Error, Format, Formats, ImageInfo, OpenOptions};
+//!
+//! /// "TOY\0", then the bytes of the disk.
+//! static TOY: FormatDriver = FormatDriver::new("toy", probe, open);
+//!
+//! fn probe(probe: &Probe<'_>) -> bool {
+//!     probe.head.starts_with(b"TOY\0")
+//! }
+//!
+//! fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> diskimage::Result<Box<dyn SparseRead>> {
+//!     let size = file.size().map_err(Error::io("reading the file length", None))?.saturating_sub(4);
+//!     cx.check_virtual_size("toy", size)?;
+//!     Ok(Box::new(Toy(ImageInfo::new("toy", size))))
+//! }
+//!
+//! struct Toy(ImageInfo);
+//!
+//! impl SparseRead for Toy {
+//!     fn info(&self) -> &ImageInfo {
+//!         &self.0
+//!     }
+//!
+//!     fn extent_at(&self, range: std::ops::Range<u64>) -> diskimage::Result<Extent> {
+//!         let kind = ExtentKind::Data(Location { file: FileId(0), offset: range.start + 4 });
+//!         Ok(Extent { offset: range.start, len: range.end - range.start, kind })
+//!     }
+//!
+//!     fn host_alignment(&self) -> Option<u64> {
+//!         None
+//!     }
+//! }
+//!
+//! let formats = Formats::builtin().with(Format::from_driver(&TOY));
+//! let file = Arc::new(MemFile::from(b"TOY\0guest".to_vec()));
+//! let image = OpenOptions::new().formats(formats).open_source(file)?;
+//! let mut guest = [0; 5];
+//! image.read_exact_at(&mut guest, 0)?;
+//! assert_eq!(&guest, b"guest");
+//! # Ok::<(), diskimage::Error>(())
+//! ```
+
+mod check;
+mod context;
+mod extent;
+mod read;
+mod write;
+
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+
+pub use check::CheckReport;
+pub use context::{CreateContext, FileOpener, NewBacking, OpenContext, TargetFiles};
+pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
+pub use read::SparseRead;
+#[cfg(test)]
+pub(crate) use write::place_filled;
+pub use write::{Frame, Placement, SparseWrite, WriteSpec};
+
+use crate::error::Result;
+use crate::io::ReadAt;
+use crate::options::OptionSpec;
+
+/// The first and last bytes of a file, by which drivers detect their format.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    /// The first bytes, up to [`Probe::HEAD`].
+    pub head: &'a [u8],
+    /// The last bytes, up to [`Probe::TAIL`].
+    pub tail: &'a [u8],
+    /// File length in bytes.
+    pub len: u64,
+}
+
+impl Probe<'_> {
+    /// Largest number of bytes in [`head`](Self::head).
+    pub const HEAD: usize = 4096;
+    /// Largest number of bytes in [`tail`](Self::tail).
+    pub const TAIL: usize = 512;
+}
+
+/// Tells whether the bytes are an image of the driver's format. It does no I/O and sees untrusted bytes.
+pub type ProbeFn = fn(&Probe<'_>) -> bool;
+
+/// Opens an image file.
+pub type OpenFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<Box<dyn SparseRead>>;
+
+/// Opens an image that can be read once and in order, and returns its payload with it, as the file that extents refer to.
+pub type OpenStreamFn = fn(Box<dyn Read + Send>, &OpenContext<'_>) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)>;
+
+/// Creates an image.
+pub type CreateFn = fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>;
+
+/// Checks the metadata of an image file.
+pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
+
+/// A format: its names, its options and its entry points.
+///
+/// Opening is mandatory; creating, streams and checks are what a format can have besides.
+///
+/// ```
+/// use diskimage::OptionSpec;
+/// use diskimage::driver::{CreateFn, FormatDriver, OpenFn};
+///
+/// static OPTIONS: &[OptionSpec] = &[OptionSpec { name: "level", values: "1..=9", help: "compression level" }];
+///
+/// const fn driver(open: OpenFn, create: CreateFn) -> FormatDriver {
+///     FormatDriver::new("toy", |probe| probe.head.starts_with(b"TOY\0"), open)
+///         .aliases(&["toyimage"])
+///         .extensions(&["toy"])
+///         .description("an example")
+///         .create(create, OPTIONS)
+/// }
+/// ```
+#[derive(Clone)]
+pub struct FormatDriver {
+    pub(crate) name: &'static str,
+    pub(crate) aliases: &'static [&'static str],
+    pub(crate) extensions: &'static [&'static str],
+    pub(crate) description: &'static str,
+    pub(crate) options: &'static [OptionSpec],
+    pub(crate) probe: ProbeFn,
+    pub(crate) open: OpenFn,
+    pub(crate) create: Option<CreateFn>,
+    pub(crate) open_stream: Option<OpenStreamFn>,
+    pub(crate) check: Option<CheckFn>,
+}
+
+impl FormatDriver {
+    /// A driver that detects and opens images of the format called `name`.
+    pub const fn new(name: &'static str, probe: ProbeFn, open: OpenFn) -> Self {
+        FormatDriver {
+            name,
+            aliases: &[],
+            extensions: &[],
+            description: "",
+            options: &[],
+            probe,
+            open,
+            create: None,
+            open_stream: None,
+            check: None,
+        }
+    }
+
+    /// Sets other names of the format.
+    #[must_use]
+    pub const fn aliases(mut self, aliases: &'static [&'static str]) -> Self {
+        self.aliases = aliases;
+        self
+    }
+
+    /// Sets the file name extensions of the format, in lower case and without the dot.
+    #[must_use]
+    pub const fn extensions(mut self, extensions: &'static [&'static str]) -> Self {
+        self.extensions = extensions;
+        self
+    }
+
+    /// Sets a description of one line.
+    #[must_use]
+    pub const fn description(mut self, description: &'static str) -> Self {
+        self.description = description;
+        self
+    }
+
+    /// Adds writing. `options` are the options that `create` takes; an unknown one is refused before `create` is called.
+    #[must_use]
+    pub const fn create(mut self, create: CreateFn, options: &'static [OptionSpec]) -> Self {
+        self.create = Some(create);
+        self.options = options;
+        self
+    }
+
+    /// Adds reading from a pipe, for a format whose images can be read in the order in which they are stored.
+    #[must_use]
+    pub const fn open_stream(mut self, open_stream: OpenStreamFn) -> Self {
+        self.open_stream = Some(open_stream);
+        self
+    }
+
+    /// Adds checks of the metadata.
+    #[must_use]
+    pub const fn check(mut self, check: CheckFn) -> Self {
+        self.check = Some(check);
+        self
+    }
+}
+
+impl fmt::Debug for FormatDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FormatDriver").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,47 @@
+//! Reading: the map from guest ranges to host offsets.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Extent, FileId};
+use crate::error::Result;
+use crate::info::ImageInfo;
+use crate::io::ReadAt;
+
+/// An opened image of one file format: its metadata. The payload is read by the core.
+pub trait SparseRead: Send + Sync {
+    /// The image's properties.
+    fn info(&self) -> &ImageInfo;
+
+    /// Returns the extent that begins at guest offset `range.start`.
+    ///
+    /// `range` is not empty and ends at or before the virtual size. The driver reads and merges no table entries beyond
+    /// `range.end`; an extent that ends later anyway is clipped by the caller. It reads at most one metadata table and never
+    /// panics, whatever the image holds.
+    ///
+    /// # Errors
+    /// When the metadata cannot be read or is corrupt. A host offset out of bounds of its file is corruption.
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent>;
+
+    /// The image file with pending log entries applied, where the format has a log and it is not empty.
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        None
+    }
+
+    /// Alignment of mapped host offsets in bytes, a power of two, by which overlapping allocations are tracked; `None` when
+    /// the format cannot map two guest ranges to one host range.
+    fn host_alignment(&self) -> Option<u64>;
+
+    /// Reference count of the host cluster at `offset` of the image file; 1 for formats without reference counts.
+    fn refcount(&self, _offset: u64) -> u64 {
+        1
+    }
+
+    /// Reports each range of the image's files that holds metadata to `claim`, which returns whether the range was free.
+    ///
+    /// # Errors
+    /// When two tables that are needed for reading overlap.
+    fn metadata(&self, _claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,41 @@
+//! Merging table entries into extents.
+
+use crate::driver::{Extent, ExtentKind};
+
+/// Extends `first` by the extents that continue it, up to guest offset `end`.
+///
+/// `next` returns the kind and the length of the extent at a guest offset, and `None` where the table piece at hand ends or
+/// the entry is invalid: an invalid entry is an error once the caller gets there.
+pub(crate) fn merge(first: Extent, end: u64, mut next: impl FnMut(u64) -> Option<(ExtentKind, u64)>) -> Extent {
+    let mut extent = first;
+    while extent.end() < end {
+        match next(extent.end()) {
+            Some((kind, len)) if extent.kind.continues(extent.len, kind) => extent.len += len,
+            _ => break,
+        }
+    }
+    extent
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::driver::{FileId, Location};
+
+    #[test]
+    fn merging_stops_at_the_end_asked_for_and_at_a_gap() {
+        let data = |offset| ExtentKind::Data(Location { file: FileId(0), offset });
+        let first = Extent { offset: 10, len: 10, kind: data(110) };
+        let calls = Cell::new(0);
+        // Blocks of 10 bytes, of which the one at 50 is elsewhere.
+        let next = |at| {
+            calls.set(calls.get() + 1);
+            (at < 80).then(|| (data(if at == 50 { 0 } else { 100 + at }), 10))
+        };
+        assert_eq!((merge(first, 15, next).len, calls.take()), (10, 0));
+        assert_eq!((merge(first, 35, next).len, calls.take()), (30, 2));
+        assert_eq!((merge(first, u64::MAX, next).len, calls.take()), (40, 4));
+    }
+}

@@ -1,0 +1,260 @@
+//! An opened image: a chain of layers read as one disk.
+
+mod open;
+pub(crate) mod overlap;
+mod reader;
+mod references;
+mod source;
+mod span;
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use crate::codec::{DecodeError, Decoder};
+use crate::driver::{Compressed, ExtentKind, FileId, SparseRead};
+use crate::error::{Error, Problem, Result};
+use crate::format::Format;
+use crate::format::shared::table;
+use crate::info::ImageInfo;
+use crate::io::ReadAt;
+pub use open::{Inspection, OpenOptions};
+use overlap::OverlapTracker;
+pub use reader::Reader;
+pub use references::{ReferencePolicy, ResolveRequest};
+pub(crate) use source::{SizedFile, SourceFile};
+pub use span::{Span, Spans};
+
+/// A disk as its guest sees it.
+pub struct Image {
+    /// The top first. There is at least one.
+    layers: Vec<Layer>,
+    /// What the last small read decoded.
+    scratch: Mutex<Scratch>,
+}
+
+/// One image of a chain, with the other files that hold its guest data.
+pub(crate) struct Layer {
+    pub reader: Box<dyn SparseRead>,
+    pub format: Format,
+    /// By [`FileId`].
+    pub files: Vec<SourceFile>,
+}
+
+impl Image {
+    /// Size of the disk in bytes.
+    pub fn virtual_size(&self) -> u64 {
+        self.info().virtual_size
+    }
+
+    /// What the top layer says of itself.
+    pub fn info(&self) -> &ImageInfo {
+        self.layers[0].reader.info()
+    }
+
+    /// The format of the top layer.
+    pub fn format(&self) -> Format {
+        self.layers[0].format
+    }
+
+    /// The properties of each layer, the top first.
+    pub fn layers(&self) -> impl Iterator<Item = &ImageInfo> {
+        self.layers.iter().map(|layer| layer.reader.info())
+    }
+
+    /// Number of layers.
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The path of a file, by the layer and its number in it.
+    pub fn file_path(&self, layer: usize, file: FileId) -> Option<&Path> {
+        self.layers.get(layer)?.files.get(file.0 as usize)?.path()
+    }
+
+    /// Where the bytes of `range` live, in order. The range is cut off at the end of the disk.
+    pub fn spans(&self, range: Range<u64>) -> Spans<'_> {
+        Spans::new(self, range)
+    }
+
+    /// As [`spans`](Self::spans) over the whole disk, with an error where two guest ranges share a host range.
+    pub(crate) fn spans_exclusive(&self) -> Result<Spans<'_>> {
+        let trackers = self.layers.iter().map(|layer| {
+            let file_lens = layer.files.iter().map(|file| file.len);
+            OverlapTracker::new(&*layer.reader, file_lens).map_err(|e| layer.locate(e, FileId::default()))
+        });
+        Ok(self.spans(0..u64::MAX).with_trackers(trackers.collect::<Result<_>>()?))
+    }
+
+    /// Fills `buf` with the guest bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the disk ends before, and whatever reading meets.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.virtual_size());
+        let Some(end) = end else {
+            let (len, size) = (buf.len(), self.virtual_size());
+            return Err(Error::Usage(format!("cannot read {len} bytes at {offset:#x} of a disk of {size:#x} bytes")));
+        };
+        // Neighbouring small reads share what the last one decoded; reads at the same time do without.
+        let mut own = Scratch::default();
+        let mut shared = self.scratch.try_lock();
+        let scratch = shared.as_deref_mut().unwrap_or(&mut own);
+        let mut rest = buf;
+        for span in self.spans(offset..end) {
+            let span = span?;
+            let (part, behind) = rest.split_at_mut(span.len as usize);
+            self.load(&span, part, scratch)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// The disk as a stream. [`Reader::new`] makes one of a range, and one that owns the image.
+    pub fn reader(&self) -> Reader<&Image> {
+        Reader::new(self, 0..u64::MAX)
+    }
+
+    /// Fills `buf` with the bytes of `span`.
+    pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+        match span.kind {
+            ExtentKind::Hole | ExtentKind::Zero { .. } => {
+                buf.fill(0);
+                Ok(())
+            }
+            ExtentKind::Data(at) => {
+                let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
+                self.with_file(span, at.file, read)
+            }
+            // A whole unit is decoded where it is wanted.
+            ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {
+                self.decode(span, &unit, buf, scratch).map(drop)
+            }
+            ExtentKind::Compressed(unit) => {
+                let key = (span.layer, unit.at.offset, unit.unit);
+                if scratch.unit_key != Some(key) {
+                    scratch.unit_key = None;
+                    scratch.unit.resize(unit.unit_len as usize, 0);
+                    let mut decoded = std::mem::take(&mut scratch.unit);
+                    let result = self.decode(span, &unit, &mut decoded, scratch);
+                    scratch.unit = decoded;
+                    result?;
+                    scratch.unit_key = Some(key);
+                }
+                let from = (span.offset - unit.unit) as usize;
+                let decoded = scratch.unit.get(from..from + buf.len()).unwrap_or_default();
+                buf.copy_from_slice(decoded);
+                Ok(())
+            }
+        }
+    }
+
+    /// Decodes a compressed unit into `unit`, and returns whether its payload, which `scratch.stored` begins with, gives all
+    /// of it; if it is the last one of a disk, and ends beyond the disk's end, the rest was made zeros.
+    pub(crate) fn decode(&self, span: &Span, at: &Compressed, unit: &mut [u8], scratch: &mut Scratch) -> Result<bool> {
+        scratch.stored.resize(at.stored_len as usize, 0);
+        let format = self.layers[span.layer].format.name();
+        self.with_file(span, at.at.file, |file| {
+            table::read(&**file, &mut scratch.stored, at.at.offset)?;
+            match scratch.decoder.decode(at.codec, &scratch.stored, unit) {
+                Ok(_) => Ok(true),
+                Err(DecodeError::Short { got, ended: true, .. }) if got >= at.min_len as usize => {
+                    unit.get_mut(got..).unwrap_or_default().fill(0);
+                    Ok(false)
+                }
+                Err(source) => {
+                    let offset = at.at.offset;
+                    Err(Error::corrupt(format, "compressed block", offset, Problem::Decode { offset, source }))
+                }
+            }
+        })
+    }
+
+    fn with_file<T>(&self, span: &Span, id: FileId, read: impl FnOnce(&Arc<dyn ReadAt>) -> Result<T>) -> Result<T> {
+        let layer = &self.layers[span.layer];
+        let file = layer.files.get(id.0 as usize).ok_or_else(|| Error::Usage("the file has not been opened".into()));
+        file.and_then(|file| read(&file.source)).map_err(|e| layer.locate(e, id).in_guest(span.offset..span.end()))
+    }
+
+    /// The image whose layers these are, at least one, the top first.
+    pub(crate) fn new(layers: Vec<Layer>) -> Image {
+        Image { layers, scratch: Mutex::default() }
+    }
+
+    /// All files that guest bytes are read from.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &SourceFile> {
+        self.layers.iter().flat_map(|layer| &layer.files)
+    }
+
+    /// Checks that no file has grown or shrunk since it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.files().try_for_each(SourceFile::check_unchanged)
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.layers.iter().map(|layer| (layer.format, &layer.files[0].path))).finish()
+    }
+}
+
+impl Layer {
+    fn locate(&self, error: Error, id: FileId) -> Error {
+        error.in_file_at(self.files.get(id.0 as usize).and_then(|file| file.path.as_deref()))
+    }
+}
+
+/// An image inside an image: a disk can be opened like a file.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Format, OpenOptions};
+///
+/// let outer = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 1024])))?;
+/// let inner = OpenOptions::new().open_source(Arc::new(outer))?;
+/// assert_eq!(inner.virtual_size(), 1024);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+impl ReadAt for Image {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.virtual_size())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = self.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        Image::read_exact_at(self, buf.get_mut(..len).unwrap_or_default(), offset)?;
+        Ok(len)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let mut data: Option<Range<u64>> = None;
+        for span in self.spans(offset..u64::MAX) {
+            let span = span?;
+            match &mut data {
+                None if span.is_zero() => {}
+                None => data = Some(span.offset..span.end()),
+                Some(_) if span.is_zero() => break,
+                Some(data) => data.end = span.end(),
+            }
+        }
+        Ok(data)
+    }
+}
+
+/// Buffers and states that reading needs; one for each thread and image.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    pub decoder: Decoder,
+    /// The payload that was decoded last, with what followed it in its sectors.
+    pub stored: Vec<u8>,
+    unit: Vec<u8>,
+    /// Which unit `unit` holds: its layer, and where it is in the file and on the disk.
+    unit_key: Option<(usize, u64, u64)>,
+}
+
+#[cfg(test)]
+mod tests;

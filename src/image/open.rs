@@ -1,0 +1,428 @@
+//! Opening images: detection of the format, backing chains, inspection and checks.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::references::{ReferencePolicy, Resolver, refusal};
+use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
+use crate::driver::{CheckReport, FileOpener, OpenContext, Probe};
+use crate::error::{Error, ReferenceProblem, Result};
+use crate::format::shared::table;
+use crate::format::{Format, Formats};
+use crate::info::{FileReference, ImageInfo};
+use crate::io::{FileSource, ReadAt};
+use crate::limits::{Budget, Limits};
+
+/// Configures how images are opened.
+///
+/// By default the format is detected, no referenced file is opened, and [`Limits`] have their default values.
+///
+/// ```no_run
+/// use diskimage::{Format, OpenOptions, ReferencePolicy};
+///
+/// let overlay = OpenOptions::new()
+///     .format(Format::QCOW2)
+///     .reference_policy(ReferencePolicy::Beside)
+///     .open("overlay.qcow2")?;
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct OpenOptions {
+    formats: Formats,
+    format: Option<Format>,
+    backing_format: Option<Format>,
+    snapshot: Option<String>,
+    pub(super) policy: ReferencePolicy,
+    pub(super) resolver: Option<Arc<Resolver>>,
+    pub(super) changed_backing: bool,
+    pub(super) limits: Limits,
+}
+
+/// The properties of an image, found without opening any file that it references.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// Path of the image file, if it was opened by path.
+    pub path: Option<PathBuf>,
+    /// The format.
+    pub format: Format,
+    /// The properties.
+    pub info: ImageInfo,
+    /// File length in bytes.
+    pub file_len: u64,
+    /// Space that the file takes up on its file system in bytes, where the storage can tell.
+    pub allocated: Option<u64>,
+}
+
+impl OpenOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        OpenOptions::default()
+    }
+
+    /// Sets the formats that are detected and found by name, in place of [`Formats::builtin`].
+    #[must_use]
+    pub fn formats(mut self, formats: Formats) -> Self {
+        self.formats = formats;
+        self
+    }
+
+    /// States the format. State it for the raw disk of an untrusted guest, which can write the signature of any format.
+    #[must_use]
+    pub fn format(mut self, format: Format) -> Self {
+        self.format = Some(format);
+        self
+    }
+
+    /// States the format of backing files whose format is not stated by the image.
+    #[must_use]
+    pub fn backing_format(mut self, format: Format) -> Self {
+        self.backing_format = Some(format);
+        self
+    }
+
+    /// Opens an internal snapshot, given by id or name, in place of the active state.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: impl Into<String>) -> Self {
+        self.snapshot = Some(snapshot.into());
+        self
+    }
+
+    /// Sets which referenced files may be opened. Default: [`ReferencePolicy::Deny`].
+    #[must_use]
+    pub fn reference_policy(mut self, policy: ReferencePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Opens referenced files with `resolve` in place of the file system. The reference policy decides first; `resolve` is
+    /// called only for names that it allows.
+    ///
+    /// An error of kind [`NotFound`](std::io::ErrorKind::NotFound) makes the next name of the reference be tried.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::io;
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::{MemFile, ReadAt};
+    /// use diskimage::{OpenOptions, ReferencePolicy};
+    ///
+    /// let mut bucket: HashMap<String, Arc<dyn ReadAt>> = HashMap::new();
+    /// bucket.insert("disk-flat.vmdk".into(), Arc::new(MemFile::from(vec![7; 512])));
+    /// let descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+    ///     createType=\"monolithicFlat\"\nRW 1 FLAT \"disk-flat.vmdk\" 0\n";
+    /// let image = OpenOptions::new()
+    ///     .reference_policy(ReferencePolicy::Beside)
+    ///     .resolver(move |request| {
+    ///         let name = request.path.to_string_lossy();
+    ///         bucket.get(&*name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    ///     })
+    ///     .open_source(Arc::new(MemFile::from(descriptor.as_bytes().to_vec())))?;
+    /// let mut sector = [0; 512];
+    /// image.read_exact_at(&mut sector, 0)?;
+    /// assert_eq!(sector, [7; 512]);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn resolver(
+        mut self,
+        resolve: impl Fn(&ResolveRequest<'_>) -> std::io::Result<Arc<dyn ReadAt>> + Send + Sync + 'static,
+    ) -> Self {
+        self.resolver = Some(Arc::new(resolve));
+        self
+    }
+
+    /// Whether a backing file is accepted that was changed after the overlay was created, by the overlay's own record. The
+    /// guest then sees a mix of old and new data. Default: false.
+    #[must_use]
+    pub fn allow_changed_backing(mut self, allow: bool) -> Self {
+        self.changed_backing = allow;
+        self
+    }
+
+    /// Sets the limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Opens the image at `path` with all files that hold its guest data.
+    ///
+    /// # Errors
+    /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        self.open_chain(self.open_path(path.as_ref())?)
+    }
+
+    /// Opens the image in `source`. Referenced files are opened by the [`resolver`](Self::resolver), if there is one.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
+        self.open_chain(self.opened(source, None)?)
+    }
+
+    /// Opens an image that comes from a pipe. Its guest data can be read once and in order, by one conversion.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the format is not stated, [`Error::Unsupported`] if images of the format cannot be read in order,
+    /// and as [`open`](Self::open).
+    pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
+        let Some(format) = self.format else {
+            return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
+        };
+        let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
+        let budget = Budget::new(self.limits.metadata);
+        let (reader, source) = format.open_stream(Box::new(stream), &self.context(&budget, 0, &refuse))?;
+        check_readable(reader.info())?;
+        if let Some(backing) = &reader.info().backing {
+            refuse(backing)?;
+        }
+        let file = SourceFile::from_file(source, None)?.seen_by(&*reader)?;
+        Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
+    }
+
+    /// Returns the properties of the image at `path`. No other file is opened.
+    ///
+    /// # Errors
+    /// Errors of the system and of the image.
+    pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
+        self.inspect_opened(&self.open_path(path.as_ref())?)
+    }
+
+    /// Returns the properties of the image in `source`. No other file is opened.
+    ///
+    /// # Errors
+    /// As [`inspect`](Self::inspect).
+    pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
+        self.inspect_opened(&self.opened(source, None)?)
+    }
+
+    /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
+    /// backing chain, the top first.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
+        let mut chain: Vec<Inspection> = Vec::new();
+        let mut seen: Vec<SourceFile> = Vec::new();
+        let mut next = Some(self.open_path(path.as_ref())?);
+        while let Some(opened) = next {
+            let step = || {
+                let inspection = self.inspect_opened(&opened)?;
+                self.check_identity(&opened, &inspection.info)?;
+                let backing = inspection.info.backing.as_ref();
+                let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
+                Ok((inspection, SourceFile::new(opened.source.clone(), None)?, backing))
+            };
+            let (inspection, file, backing) = step().map_err(|e: Error| e.in_file_at(opened.path()))?;
+            if seen.iter().any(|other| other.is_same(&opened.source)) {
+                return Err(opened.closes_loop());
+            }
+            seen.push(file);
+            chain.push(inspection);
+            next = backing;
+        }
+        Ok(chain)
+    }
+
+    /// Checks the metadata of the image at `path`. The backing file is not opened.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there are no checks for the format, and as [`open`](Self::open).
+    pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
+        self.check_opened(&self.open_path(path.as_ref())?)
+    }
+
+    /// Checks the metadata of the image in `source`. The backing file is not opened.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
+        self.check_opened(&self.opened(source, None)?)
+    }
+
+    fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
+        let budget = Budget::new(self.limits.metadata);
+        let open = |reference: &FileReference| self.open_data_file(opened, reference).map(|file| Some(file.source));
+        let checked = opened.format.check(opened.source.clone(), &self.context(&budget, 0, &open));
+        checked.map_err(|e| e.in_file_at(opened.path()))
+    }
+
+    fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
+        let inspect = || {
+            let budget = Budget::new(self.limits.metadata);
+            let reader = opened.format.open(opened.source.clone(), &self.context(&budget, 1, &|_| Ok(None)))?;
+            Ok(Inspection {
+                path: opened.path.clone(),
+                format: opened.format,
+                info: reader.info().clone(),
+                file_len: table::length(&*opened.source)?,
+                allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
+            })
+        };
+        inspect().map_err(|e: Error| e.in_file_at(opened.path()))
+    }
+
+    fn open_chain(&self, top: Opened) -> Result<Image> {
+        let budget = Budget::new(self.limits.metadata);
+        let mut layers = Vec::new();
+        let mut next = Some(top);
+        while let Some(opened) = next {
+            next = self
+                .add_layer(&mut layers, &opened, &budget)
+                .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
+                .map_err(|e| e.in_file_at(opened.path()))?;
+        }
+        Ok(Image::new(layers))
+    }
+
+    /// Adds the opened file to the chain, and returns the reference to its backing file.
+    fn add_layer(&self, layers: &mut Vec<Layer>, opened: &Opened, budget: &Budget) -> Result<Option<FileReference>> {
+        if layers.iter().flat_map(|layer| &layer.files).any(|other| other.is_same(&opened.source)) {
+            return Err(opened.closes_loop());
+        }
+        let file = SourceFile::new(opened.source.clone(), opened.path.clone())?;
+        let data_files = RefCell::new(Vec::new());
+        let open_data_file = |reference: &FileReference| {
+            let file = self.open_data_file(opened, reference)?;
+            let source = file.source.clone();
+            data_files.borrow_mut().push(file);
+            Ok(Some(source))
+        };
+        let reader = opened.format.open(opened.source.clone(), &self.context(budget, layers.len(), &open_data_file))?;
+        let mut files = vec![file.seen_by(&*reader)?];
+        files.append(&mut data_files.into_inner());
+        check_readable(reader.info())?;
+        self.check_identity(opened, reader.info())?;
+        let backing = reader.info().backing.clone();
+        layers.push(Layer { reader, format: opened.format, files });
+        Ok(backing)
+    }
+
+    pub(super) fn context<'a>(&'a self, budget: &'a Budget, layer: usize, file: &'a FileOpener<'a>) -> OpenContext<'a> {
+        let snapshot = if layer == 0 { self.snapshot.as_deref() } else { None };
+        OpenContext { snapshot, file, ..OpenContext::new(&self.limits, budget) }
+    }
+
+    fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
+        let (path, source) = self.open_reference(image, reference)?;
+        let file = SourceFile::from_file(source, Some(path.clone())).map_err(|e| e.in_file(&path))?;
+        if file.is_same(&image.source) {
+            return Err(refusal(image.format, reference, ReferenceProblem::Loop));
+        }
+        Ok(file)
+    }
+
+    fn open_backing(&self, image: &Opened, reference: &FileReference, layer: usize) -> Result<Opened> {
+        if layer >= self.limits.chain_depth {
+            let limit = self.limits.chain_depth as u64;
+            let field = "the number of images in the chain".into();
+            return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
+        }
+        let (path, source) = self.open_reference(image, reference)?;
+        let opened = || {
+            let source = Arc::new(SizedFile::new(source)?);
+            let format = match (&reference.format, self.backing_format) {
+                (Some(stated), _) => self.formats.by_name(&stated.to_text())?,
+                (None, Some(format)) => format,
+                (None, None) => self.probe_backing(image, reference, &*source)?,
+            };
+            let named_by = Some((image.path.clone(), reference.clone()));
+            Ok((format, source, named_by))
+        };
+        let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
+        Ok(Opened { format, source, path: Some(path), named_by })
+    }
+
+    /// Detects the format of a backing file whose format is not stated. A file without a signature can only be raw; one
+    /// with a signature may be a raw disk whose guest wrote it.
+    fn probe_backing(&self, image: &Opened, reference: &FileReference, source: &dyn ReadAt) -> Result<Format> {
+        match self.probe(source)? {
+            format if format == Format::RAW => Ok(format),
+            format => Err(refusal(image.format, reference, ReferenceProblem::FormatNotStated(format.name()))),
+        }
+    }
+
+    /// Opens a file that the caller named, which may be anywhere.
+    fn open_path(&self, path: &Path) -> Result<Opened> {
+        let open = || {
+            let source = FileSource::open(path).map_err(Error::io("opening", None))?;
+            self.opened(Arc::new(source), Some(path.to_owned()))
+        };
+        open().map_err(|e: Error| e.in_file(path))
+    }
+
+    /// The format is detected unless it is stated.
+    fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
+        let source = Arc::new(SizedFile::new(source)?);
+        let format = self.format.map_or_else(|| self.probe(&*source), Ok)?;
+        Ok(Opened { path, source, format, named_by: None })
+    }
+
+    /// Detects the format by the first and the last bytes.
+    fn probe(&self, source: &dyn ReadAt) -> Result<Format> {
+        let len = table::length(source)?;
+        let read = |offset: u64, most: usize| {
+            let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
+            table::read(source, &mut bytes, offset).map(|()| bytes)
+        };
+        let head = read(0, Probe::HEAD)?;
+        let tail = read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?;
+        self.formats.probe(&Probe { head: &head, tail: &tail, len })
+    }
+}
+
+impl Image {
+    /// Opens the image at `path`, which references no other file. [`OpenOptions`] is for everything else.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Image> {
+        OpenOptions::new().open(path)
+    }
+}
+
+/// An image file whose format is known.
+pub(super) struct Opened {
+    pub path: Option<PathBuf>,
+    pub source: Arc<SizedFile>,
+    pub format: Format,
+    /// The path of the overlay and its reference to this file.
+    pub named_by: Option<(Option<PathBuf>, FileReference)>,
+}
+
+impl Opened {
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    fn closes_loop(&self) -> Error {
+        let name = self.path().unwrap_or(Path::new("")).into();
+        Error::Reference { format: self.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
+    }
+}
+
+fn check_readable(info: &ImageInfo) -> Result<()> {
+    match info.encryption {
+        None => Ok(()),
+        Some(method) => Err(Error::unsupported(info.format, format!("encryption ({method})"))),
+    }
+}
+
+impl fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OpenOptions { format, snapshot, policy, limits, .. } = self;
+        f.debug_struct("OpenOptions")
+            .field("format", format)
+            .field("snapshot", snapshot)
+            .field("policy", policy)
+            .field("limits", limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,223 @@
+//! Referenced files: the caller's policy, and finding the files.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf, absolute};
+use std::sync::Arc;
+
+use super::OpenOptions;
+use super::open::Opened;
+use crate::error::{Error, ReferenceProblem, Result};
+use crate::format::Format;
+use crate::info::{FileReference, ImageInfo};
+use crate::io::{FileSource, ReadAt};
+use crate::limits::Budget;
+use crate::name::Name;
+
+/// Which referenced files (backing files, data files, extents) may be opened.
+///
+/// An untrusted image can name any file of this machine, so that nothing is opened without permission.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReferencePolicy {
+    /// None. An image that needs one is refused.
+    #[default]
+    Deny,
+    /// Files in the directory of the image that references them, and no symbolic links.
+    Beside,
+    /// All.
+    Any,
+}
+
+/// A referenced file that a [resolver](OpenOptions::resolver) is asked for.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ResolveRequest<'a> {
+    /// The reference, with the role of the file and what the image states about it.
+    pub reference: &'a FileReference,
+    /// The name of the file, relative to the place of `image` unless it is absolute.
+    pub name: &'a Name,
+    /// The name joined to the directory of `image`; the name itself if that has no path.
+    pub path: &'a Path,
+    /// Path of the image that references the file: the path it was opened by, or `path` of its own request.
+    pub image: Option<&'a Path>,
+}
+
+/// The caller's way to open referenced files.
+pub(super) type Resolver = dyn Fn(&ResolveRequest<'_>) -> io::Result<Arc<dyn ReadAt>> + Send + Sync;
+
+/// A file with the path it was found by.
+type Found = (PathBuf, Arc<dyn ReadAt>);
+
+impl OpenOptions {
+    /// Opens a file that `image` references, if the policy allows it. A refusal does not depend on what exists.
+    pub(super) fn open_reference(&self, image: &Opened, reference: &FileReference) -> Result<Found> {
+        if image.path.is_none() && self.resolver.is_none() {
+            return Err(refusal(image.format, reference, ReferenceProblem::NoPlace));
+        }
+        if self.policy == ReferencePolicy::Deny {
+            return Err(refusal(image.format, reference, ReferenceProblem::NotAllowed));
+        }
+        let mut result = self.open_named(image, reference, &reference.name);
+        for name in &reference.alternatives {
+            match &result {
+                Err(error) if is_missing(error) => result = self.open_named(image, reference, name),
+                _ => break,
+            }
+        }
+        match (&result, reference.beside, image.path(), &self.resolver) {
+            (Err(error), Some(extension), Some(path), None) if is_missing(error) => {
+                self.find_beside(image, path, reference, extension)
+            }
+            _ => result,
+        }
+    }
+
+    /// Looks for the file that has an identity of the reference among those with `extension` in the directory of `image`;
+    /// where any file is allowed also in its parent directory, since VirtualBox keeps snapshots in a subdirectory.
+    fn find_beside(
+        &self,
+        image: &Opened,
+        image_path: &Path,
+        reference: &FileReference,
+        extension: &str,
+    ) -> Result<Found> {
+        let here = image_path.with_file_name("");
+        let mut candidates = files_with_extension(&here, extension)?;
+        if self.policy == ReferencePolicy::Any {
+            candidates.extend(files_with_extension(&here.join(".."), extension).unwrap_or_default());
+        }
+        let identity = reference.identity();
+        let mut found: Option<(PathBuf, Arc<FileSource>)> = None;
+        for path in candidates {
+            let Some(source) = self.with_identity(image, reference, &path) else { continue };
+            match &found {
+                None => found = Some((path, source)),
+                // Another name of the same file.
+                Some((_, first)) if first.identity().ok() == source.identity().ok() => {}
+                Some(_) => return Err(refusal(image.format, reference, ReferenceProblem::SeveralBeside(identity))),
+            }
+        }
+        match found {
+            Some((path, source)) => Ok((path, source)),
+            None => Err(refusal(image.format, reference, ReferenceProblem::NoneBeside(identity))),
+        }
+    }
+
+    /// Opens the file at `path` if it has an identity of the reference. A file that cannot be read is passed over.
+    fn with_identity(&self, image: &Opened, reference: &FileReference, path: &Path) -> Option<Arc<FileSource>> {
+        let source = Arc::new(FileSource::open_nofollow(path).ok()?);
+        if Some(source.identity().ok()?) == ReadAt::identity(&*image.source).ok()? {
+            return None;
+        }
+        let budget = Budget::new(self.limits.metadata);
+        let reader = image.format.open(source.clone(), &self.context(&budget, 1, &|_| Ok(None))).ok()?;
+        has_identity(reader.info(), reference).then_some(source)
+    }
+
+    fn open_named(&self, image: &Opened, reference: &FileReference, name: &Name) -> Result<Found> {
+        let refuse = |problem| Err(refusal(image.format, reference, problem));
+        if !name.is_file_name() {
+            return refuse(ReferenceProblem::NotAFile);
+        }
+        let directory = image.path().map(|path| path.parent().unwrap_or(Path::new("")));
+        if self.policy == ReferencePolicy::Beside && !is_beside(name.as_path(), directory) {
+            return refuse(ReferenceProblem::NotBeside);
+        }
+        let path = name.path_from(image.path().unwrap_or(Path::new("")));
+        let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
+            (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
+            (None, ReferencePolicy::Any) => FileSource::open(&path).map(|file| Arc::new(file) as _),
+            (None, _) => FileSource::open_nofollow(&path).map(|file| Arc::new(file) as _),
+        };
+        match source {
+            Ok(source) => Ok((path, source)),
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
+            Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
+        }
+    }
+
+    /// Checks that a backing file is the one that its overlay was created with.
+    pub(super) fn check_identity(&self, opened: &Opened, info: &ImageInfo) -> Result<()> {
+        match &opened.named_by {
+            Some((image, reference)) if !self.changed_backing && !reference.identities.is_empty() => {
+                if has_identity(info, reference) {
+                    return Ok(());
+                }
+                let expected = reference.identity();
+                let found = info.identities.first().cloned().unwrap_or_default();
+                let problem = ReferenceProblem::Changed { expected, found };
+                Err(refusal(opened.format, reference, problem).in_file_at(image.as_deref()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(super) fn refusal(format: Format, reference: &FileReference, problem: ReferenceProblem) -> Error {
+    Error::Reference { format: format.name(), role: reference.role, name: reference.name.clone(), problem }
+}
+
+/// Whether the image is the one that the reference means.
+fn has_identity(info: &ImageInfo, reference: &FileReference) -> bool {
+    reference.identities.iter().any(|identity| info.identities.contains(identity))
+}
+
+/// Whether the file may still be found under another name.
+fn is_missing(error: &Error) -> bool {
+    match error.root() {
+        Error::Io { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
+        Error::Reference { problem, .. } => {
+            matches!(problem, ReferenceProblem::NotAFile | ReferenceProblem::NotBeside)
+        }
+        _ => false,
+    }
+}
+
+/// The regular files with `extension` in a directory, sorted by name and without symbolic links; at most a thousand, since
+/// each is opened.
+fn files_with_extension(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+    const MOST: usize = 1000;
+    let real = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let list = || -> io::Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(real)? {
+            let entry = entry?;
+            let path = directory.join(entry.file_name());
+            if path.extension().is_some_and(|own| own.eq_ignore_ascii_case(extension)) && entry.file_type()?.is_file() {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        paths.truncate(MOST);
+        Ok(paths)
+    };
+    list().map_err(|e| Error::io("listing the directory", None)(e).in_file(real))
+}
+
+/// Whether a name means a file in `directory`, by its text alone. Without a directory only a plain file name does.
+fn is_beside(name: &Path, directory: Option<&Path>) -> bool {
+    let Some(file_name) = name.file_name() else { return false };
+    if name.is_absolute() {
+        let here = directory.and_then(|directory| absolute(directory.join(".")).ok());
+        return here.is_some_and(|here| name.parent() == Some(&*here));
+    }
+    name.components().filter(|part| *part != Component::CurDir).eq([Component::Normal(file_name)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beside_is_decided_by_the_text_of_the_name() {
+        let here = Some(Path::new("/images"));
+        for name in ["base.qcow2", "./base.qcow2", "/images/base.qcow2"] {
+            assert!(is_beside(Path::new(name), here), "{name}");
+        }
+        for name in ["../base", "a/base", "/etc/passwd", "/images/a/b", "/images/../base", "..", ".", "/", ""] {
+            assert!(!is_beside(Path::new(name), here), "{name}");
+        }
+        assert!(is_beside(Path::new("base"), None) && !is_beside(Path::new("/images/base"), None));
+    }
+}

@@ -1,0 +1,104 @@
+//! The files that an image's guest data is read from.
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::driver::SparseRead;
+use crate::error::{Error, Result};
+use crate::format::shared::table;
+use crate::io::{FileIdentity, ReadAt};
+
+/// A file whose length was asked for once. On an object store each such question is a request.
+pub(crate) struct SizedFile {
+    file: Arc<dyn ReadAt>,
+    len: u64,
+}
+
+impl SizedFile {
+    pub fn new(file: Arc<dyn ReadAt>) -> Result<SizedFile> {
+        let len = table::length(&*file)?;
+        Ok(SizedFile { file, len })
+    }
+}
+
+impl ReadAt for SizedFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.file.next_data(offset)
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        self.file.identity()
+    }
+
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        self.file.allocated()
+    }
+}
+
+/// A file that guest data is read from.
+pub(crate) struct SourceFile {
+    /// The file with pending log entries applied.
+    pub source: Arc<dyn ReadAt>,
+    pub path: Option<PathBuf>,
+    pub identity: Option<FileIdentity>,
+    /// Length of `source` in bytes.
+    pub len: u64,
+    /// The file as stored, with its length when it was opened.
+    stored: Arc<SizedFile>,
+}
+
+impl SourceFile {
+    /// The file `file`, of which nothing is known yet.
+    pub fn from_file(file: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<SourceFile> {
+        SourceFile::new(Arc::new(SizedFile::new(file)?), path)
+    }
+
+    pub fn new(file: Arc<SizedFile>, path: Option<PathBuf>) -> Result<SourceFile> {
+        let identity = file.identity().map_err(Error::io("reading the file identity", None))?;
+        Ok(SourceFile { source: file.clone(), path, identity, len: file.len, stored: file })
+    }
+
+    /// Replaces the source by the view of the file that the driver has.
+    pub fn seen_by(self, reader: &dyn SparseRead) -> Result<SourceFile> {
+        match reader.image_file() {
+            Some(source) => Ok(SourceFile { len: table::length(&*source)?, source, ..self }),
+            None => Ok(self),
+        }
+    }
+
+    /// Whether both are the same file: by the system's identity, or for other storage, the same object.
+    pub fn is_same(&self, other: &SizedFile) -> bool {
+        match (&self.identity, other.identity().ok().flatten()) {
+            (Some(ours), Some(theirs)) => *ours == theirs,
+            _ => Arc::ptr_eq(&self.stored.file, &other.file),
+        }
+    }
+
+    /// Checks that the file has neither grown nor shrunk since it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let before = self.stored.len;
+        let after = table::length(&*self.stored.file)?;
+        if after == before {
+            return Ok(());
+        }
+        Err(Error::Changed { before, after }.in_file_at(self.path.as_deref()))
+    }
+
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+}
