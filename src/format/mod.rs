@@ -282,7 +282,10 @@ impl fmt::Display for Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::NewBacking;
+    use crate::info::ImageInfo;
     use crate::io::MemFile;
+    use crate::name::Name;
     use crate::options::Options;
 
     fn probe(head: &[u8], tail: &[u8]) -> Result<Format> {
@@ -352,5 +355,34 @@ mod tests {
             }
         }
         assert_eq!(out.to_vec(), b"");
+    }
+
+    #[test]
+    fn options_that_contradict_the_backing_image_are_refused() {
+        let info = ImageInfo { format: "vpc", ..ImageInfo::default() };
+        let out = Arc::new(MemFile::new());
+        let takes_backing = |format: &Format| format.options().iter().any(|option| option.name == "backing_file");
+        for format in Format::all().filter(takes_backing) {
+            for (list, name) in [
+                ("backing_file=other", "backing_file"),
+                ("backing_file=base,backing_fmt=qcow2", "backing_fmt"),
+                ("backing_fmt=none", "backing_fmt"),
+            ] {
+                let mut options = Options::new();
+                options.add_list(list);
+                let backing = Some(NewBacking::new(Name::from("base"), &info));
+                let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, out.clone()) };
+                let error = format.create(&cx).err().unwrap();
+                assert!(
+                    matches!(&error, Error::Option { name: found, .. } if found == name),
+                    "{format} {list}: {error}"
+                );
+            }
+            let mut options = Options::new();
+            options.add_list("backing_file=base,backing_fmt=vhd");
+            let backing = Some(NewBacking::new(Name::from("base"), &info));
+            let cx = CreateContext { backing, ..CreateContext::new(1 << 20, &options, out.clone()) };
+            assert!(format.check_backing_options(&cx).is_ok(), "{format}: an alias is a name of the format");
+        }
     }
 }

@@ -105,11 +105,10 @@ fn json_file(image: &Inspection) -> Value {
 /// The image in qemu-img's words.
 fn human(image: &Inspection) -> String {
     let info = &image.info;
-    let path = Name::from(path(image));
     let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
     let mut text = String::new();
     let mut say = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
-    say("image", &path);
+    say("image", &Name::from(path(image)));
     say("file format", &image.format);
     say("virtual size", &size(info.virtual_size));
     say("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));

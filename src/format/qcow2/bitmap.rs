@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
+use super::FIELDS;
 use super::extension::BitmapDirectory;
-use super::field;
 use super::header::{Autoclear, Header};
 use crate::error::{Problem, Result};
 use crate::format::shared::table;
@@ -57,10 +57,14 @@ pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Bud
     let Some(directory) = valid_directory(header) else { return Ok(Vec::new()) };
     let BitmapDirectory { count, len, offset, at } = directory;
     if !(1..=MAX_BITMAPS).contains(&count.into()) {
-        return Err(field("nb_bitmaps", at).fault(Problem::Range { value: count.into(), min: 1, max: MAX_BITMAPS }));
+        return Err(FIELDS.at("nb_bitmaps", at).fault(Problem::Range {
+            value: count.into(),
+            min: 1,
+            max: MAX_BITMAPS,
+        }));
     }
-    field("bitmap_directory_offset", at + 16).aligned(offset, header.cluster_size())?;
-    let bytes = table::read_table(&**file, offset, len, field("bitmap_directory_size", at + 8), budget)?;
+    FIELDS.at("bitmap_directory_offset", at + 16).aligned(offset, header.cluster_size())?;
+    let bytes = table::read_table(&**file, offset, len, FIELDS.at("bitmap_directory_size", at + 8), budget)?;
 
     let mut bitmaps = Vec::new();
     let mut place = 0..0;
@@ -71,7 +75,7 @@ pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Bud
     }
     if place.end != bytes.len() {
         let rule = "the entries end before that";
-        return Err(field("bitmap_directory_size", at + 8).fault(Problem::Rule { value: len, rule }));
+        return Err(FIELDS.at("bitmap_directory_size", at + 8).fault(Problem::Rule { value: len, rule }));
     }
     Ok(bitmaps)
 }
@@ -85,23 +89,23 @@ pub(super) fn valid_directory(header: &Header) -> Option<BitmapDirectory> {
 fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, Range<usize>)> {
     let at = offset + start as u64;
     let rest = directory.get(start..).unwrap_or_default();
-    field("bitmap directory entry", at).within(0, FIXED_LENGTH as u64, rest.len() as u64)?;
+    FIELDS.at("bitmap directory entry", at).within(0, FIXED_LENGTH as u64, rest.len() as u64)?;
     let (granularity_bits, name_len) = (rest[17], BigEndian::read_u16(&rest[18..]));
     if rest[16] != DIRTY_TRACKING {
         let rule = "1 (dirty tracking) is the only type";
-        return Err(field("bitmap type", at + 16).fault(Problem::Rule { value: rest[16].into(), rule }));
+        return Err(FIELDS.at("bitmap type", at + 16).fault(Problem::Rule { value: rest[16].into(), rule }));
     }
     if !(9..=31).contains(&granularity_bits) {
         let problem = Problem::Range { value: granularity_bits.into(), min: 9, max: 31 };
-        return Err(field("bitmap granularity_bits", at + 17).fault(problem));
+        return Err(FIELDS.at("bitmap granularity_bits", at + 17).fault(problem));
     }
     if !(1..=MAX_NAME).contains(&name_len.into()) {
         let problem = Problem::Range { value: name_len.into(), min: 1, max: MAX_NAME };
-        return Err(field("bitmap name_size", at + 18).fault(problem));
+        return Err(FIELDS.at("bitmap name_size", at + 18).fault(problem));
     }
     let name_start = FIXED_LENGTH as u64 + u64::from(BigEndian::read_u32(&rest[20..]));
     let len = (name_start + u64::from(name_len)).next_multiple_of(8);
-    field("bitmap directory entry", at).within(0, len, rest.len() as u64)?;
+    FIELDS.at("bitmap directory entry", at).within(0, len, rest.len() as u64)?;
     let name = &rest[name_start as usize..][..name_len.into()];
     let bitmap = Bitmap {
         name: Name::from(name),

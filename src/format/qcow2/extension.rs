@@ -2,7 +2,7 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::field;
+use super::FIELDS;
 use crate::error::{Problem, Result};
 use crate::name::Name;
 
@@ -64,7 +64,11 @@ impl Extensions {
                 break;
             }
             let data_at = at + 8;
-            field("header extension length", at as u64 + 4).within(data_at as u64, len.into(), header.len() as u64)?;
+            FIELDS.at("header extension length", at as u64 + 4).within(
+                data_at as u64,
+                len.into(),
+                header.len() as u64,
+            )?;
             let Some(data) = header.get(data_at..data_at + len as usize) else { break };
             extensions.take(kind, data, data_at as u64)?;
             at = data_at + (len as usize).next_multiple_of(8);
@@ -173,7 +177,7 @@ fn exact_length(name: &'static str, data: &[u8], len: usize, at: u64) -> Result<
         return Ok(());
     }
     let (value, len) = (data.len() as u64, len as u64);
-    Err(field(name, at - 4).fault(Problem::Range { value, min: len, max: len }))
+    Err(FIELDS.at(name, at - 4).fault(Problem::Range { value, min: len, max: len }))
 }
 
 #[cfg(test)]

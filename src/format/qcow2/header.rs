@@ -8,7 +8,7 @@ use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::extension::Extensions;
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::codec::Codec;
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
@@ -101,7 +101,7 @@ impl Header {
     pub fn read(file: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Header> {
         let file_len = table::length(&**file)?;
         let mut start = [0; 24];
-        field("header", 0).within(0, start.len() as u64, file_len)?;
+        FIELDS.at("header", 0).within(0, start.len() as u64, file_len)?;
         table::read(&**file, &mut start, 0)?;
         let cluster_bits = parse_cluster_bits(&start)?;
         let mut cluster = vec![0; (1 << cluster_bits).min(file_len) as usize];
@@ -112,14 +112,14 @@ impl Header {
     /// Parses the header that `cluster` begins with: the first cluster, or the whole file if that is shorter.
     pub fn parse(cluster: &[u8], file_len: u64, limits: &Limits) -> Result<Header> {
         let length = if parse_version(cluster)? == 2 { V2_LENGTH } else { V3_LENGTH };
-        field("header", 0).within(0, length.into(), cluster.len() as u64)?;
+        FIELDS.at("header", 0).within(0, length.into(), cluster.len() as u64)?;
         let u32_at = |at: usize| BigEndian::read_u32(&cluster[at..]);
         let u64_at = |at: usize| BigEndian::read_u64(&cluster[at..]);
 
         let version = parse_version(cluster)?;
         let cluster_bits = parse_cluster_bits(cluster)?;
         let size = u64_at(24);
-        field("size", 24).at_most(size, limits.virtual_size)?;
+        FIELDS.at("size", 24).at_most(size, limits.virtual_size)?;
         let encryption = match u32_at(32) {
             0 => Encryption::None,
             1 => Encryption::Aes,
@@ -245,8 +245,8 @@ impl Header {
         if u64::from(length) > self.cluster_size() || length < V3_LENGTH {
             return Err(range("header_length", 100, length.into(), V3_LENGTH.into(), self.cluster_size()));
         }
-        field("header_length", 100).aligned(length.into(), 8)?;
-        field("header_length", 100).within(0, length.into(), cluster.len() as u64)?;
+        FIELDS.at("header_length", 100).aligned(length.into(), 8)?;
+        FIELDS.at("header_length", 100).within(0, length.into(), cluster.len() as u64)?;
         let compression_type = if length > V3_LENGTH { cluster[104] } else { 0 };
         self.compression = match compression_type {
             0 => Codec::Deflate,
@@ -255,7 +255,9 @@ impl Header {
         };
         if self.incompatible.contains(Incompatible::COMPRESSION_TYPE) != (compression_type != 0) {
             let rule = "it must be 0 exactly when incompatible feature bit 3 is clear";
-            return Err(field("compression_type", 104).fault(Problem::Rule { value: compression_type.into(), rule }));
+            return Err(FIELDS
+                .at("compression_type", 104)
+                .fault(Problem::Rule { value: compression_type.into(), rule }));
         }
         Ok(())
     }
@@ -268,10 +270,10 @@ impl Header {
         if u64::from(len) > MAX_BACKING_NAME {
             return Err(range("backing_file_size", 16, len.into(), 0, MAX_BACKING_NAME));
         }
-        field("backing_file_offset", 8).within(offset, len.into(), cluster.len() as u64)?;
+        FIELDS.at("backing_file_offset", 8).within(offset, len.into(), cluster.len() as u64)?;
         if offset < self.header_length.into() {
             let rule = "the name must lie after the header";
-            return Err(field("backing_file_offset", 8).fault(Problem::Rule { value: offset, rule }));
+            return Err(FIELDS.at("backing_file_offset", 8).fault(Problem::Rule { value: offset, rule }));
         }
         Ok(cluster.get(offset as usize..offset as usize + len as usize).map(Name::from))
     }
@@ -301,34 +303,35 @@ impl Header {
         }
         if self.extensions.data_file.is_some() && !self.has_data_file() {
             let rule = "an image that names a data file must have incompatible feature bit 2 set";
-            return Err(
-                field("incompatible_features", 72).fault(Problem::Rule { value: self.incompatible.bits(), rule })
-            );
+            return Err(FIELDS
+                .at("incompatible_features", 72)
+                .fault(Problem::Rule { value: self.incompatible.bits(), rule }));
         }
         Ok(())
     }
 
     fn check_tables(&self, file_len: u64) -> Result<()> {
         let cluster_size = self.cluster_size();
-        field("l1_size", 36).at_most(self.l1_size.into(), MAX_L1_ENTRIES)?;
+        FIELDS.at("l1_size", 36).at_most(self.l1_size.into(), MAX_L1_ENTRIES)?;
         let needed = self.l1_entries_for(self.size);
         if u64::from(self.l1_size) < needed {
             return Err(range("l1_size", 36, self.l1_size.into(), needed, MAX_L1_ENTRIES));
         }
-        field("l1_table_offset", 40).aligned(self.l1_table_offset, cluster_size)?;
-        field("l1_table_offset", 40).within(self.l1_table_offset, needed * 8, file_len)?;
+        FIELDS.at("l1_table_offset", 40).aligned(self.l1_table_offset, cluster_size)?;
+        FIELDS.at("l1_table_offset", 40).within(self.l1_table_offset, needed * 8, file_len)?;
         if needed > 0 && self.l1_table_offset == 0 {
             let overlap = Problem::Overlap { offset: 0, with: "the header" };
-            return Err(field("l1_table_offset", 40).fault(overlap));
+            return Err(FIELDS.at("l1_table_offset", 40).fault(overlap));
         }
-        field("refcount_table_offset", 48).aligned(self.refcount_table_offset, cluster_size)?;
+        FIELDS.at("refcount_table_offset", 48).aligned(self.refcount_table_offset, cluster_size)?;
         let refcount_table = u64::from(self.refcount_table_clusters) << self.cluster_bits;
-        field("refcount_table_clusters", 56)
+        FIELDS
+            .at("refcount_table_clusters", 56)
             .at_most(self.refcount_table_clusters.into(), (MAX_REFCOUNT_TABLE >> self.cluster_bits).max(1))?;
-        field("refcount_table_offset", 48).fits_u63(self.refcount_table_offset, refcount_table)?;
-        field("nb_snapshots", 60).at_most(self.nb_snapshots.into(), MAX_SNAPSHOTS)?;
+        FIELDS.at("refcount_table_offset", 48).fits_u63(self.refcount_table_offset, refcount_table)?;
+        FIELDS.at("nb_snapshots", 60).at_most(self.nb_snapshots.into(), MAX_SNAPSHOTS)?;
         if self.nb_snapshots > 0 {
-            field("snapshots_offset", 64).aligned(self.snapshots_offset, cluster_size)?;
+            FIELDS.at("snapshots_offset", 64).aligned(self.snapshots_offset, cluster_size)?;
         }
         Ok(())
     }
@@ -337,11 +340,11 @@ impl Header {
 fn parse_version(start: &[u8]) -> Result<u32> {
     let Some(start) = start.get(..8) else {
         let problem = Problem::OutOfBounds { offset: 0, len: V2_LENGTH.into(), file_len: start.len() as u64 };
-        return Err(field("header", 0).fault(problem));
+        return Err(FIELDS.at("header", 0).fault(problem));
     };
     if !start.starts_with(MAGIC) {
         let rule = "a qcow2 image begins with 0x514649fb";
-        return Err(field("magic", 0).fault(Problem::Rule { value: BigEndian::read_u32(start).into(), rule }));
+        return Err(FIELDS.at("magic", 0).fault(Problem::Rule { value: BigEndian::read_u32(start).into(), rule }));
     }
     match BigEndian::read_u32(&start[4..]) {
         version @ (2 | 3) => Ok(version),
@@ -354,7 +357,7 @@ fn parse_cluster_bits(start: &[u8]) -> Result<u32> {
     match start.get(20..24).map(BigEndian::read_u32) {
         Some(bits @ 9..=21) => Ok(bits),
         Some(bits) => Err(range("cluster_bits", 20, bits.into(), 9, 21)),
-        None => Err(field("header", 0).fault(Problem::OutOfBounds {
+        None => Err(FIELDS.at("header", 0).fault(Problem::OutOfBounds {
             offset: 0,
             len: V2_LENGTH.into(),
             file_len: start.len() as u64,
@@ -363,7 +366,7 @@ fn parse_cluster_bits(start: &[u8]) -> Result<u32> {
 }
 
 fn range(name: &'static str, at: u64, value: u64, min: u64, max: u64) -> Error {
-    field(name, at).fault(Problem::Range { value, min, max })
+    FIELDS.at(name, at).fault(Problem::Range { value, min, max })
 }
 
 fn unsupported(feature: String, at: u64) -> Error {

@@ -54,7 +54,7 @@ mod snapshot;
 mod writer;
 
 use crate::driver::{FormatDriver, Probe};
-use crate::format::shared::table::Field;
+use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
@@ -70,7 +70,5 @@ fn probe(probe: &Probe<'_>) -> bool {
     probe.head.starts_with(header::MAGIC) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
 }
 
-/// A field of this format, for messages.
-fn field(name: &'static str, at: u64) -> Field {
-    Field { format: FORMAT_NAME, name, at }
-}
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);

@@ -8,7 +8,7 @@ use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
@@ -52,13 +52,13 @@ impl Reader {
                 let snapshot = find_snapshot(&snapshots, wanted)?;
                 snapshot.check(&header, file_len)?;
                 let at = snapshot.place.start;
-                field("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
+                FIELDS.at("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
                 info.virtual_size = snapshot.info.virtual_size;
                 (snapshot.l1_table_offset, header.snapshots_offset)
             }
         };
         let entries = header.l1_entries_for(info.virtual_size);
-        let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, field("L1 table", at), cx.budget)?;
+        let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, FIELDS.at("L1 table", at), cx.budget)?;
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
@@ -137,7 +137,7 @@ impl Reader {
     }
 
     fn l1_field(&self, index: usize) -> Field {
-        field("L1 entry", self.l1_table_offset + index as u64 * 8)
+        FIELDS.at("L1 entry", self.l1_table_offset + index as u64 * 8)
     }
 
     /// The place of the L2 table that L1 entry `index` names, if it names one.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::header::{Header, MAX_L1_ENTRIES};
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::error::{Problem, Result};
 use crate::format::shared::table;
 use crate::info::Snapshot;
@@ -38,7 +38,7 @@ pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &B
     let mut at = header.snapshots_offset;
     for _ in 0..header.nb_snapshots {
         let entry = read_entry(&**file, at, file_len, header, budget)?;
-        field("snapshot table", entry.place.start).at_most(entry.place.end - header.snapshots_offset, MAX_TABLE)?;
+        FIELDS.at("snapshot table", entry.place.start).at_most(entry.place.end - header.snapshots_offset, MAX_TABLE)?;
         // The end lies within the file, far below 2^64.
         at = entry.place.end.next_multiple_of(8);
         snapshots.push(entry);
@@ -47,7 +47,7 @@ pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &B
 }
 
 fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget: &Budget) -> Result<SnapshotEntry> {
-    field("snapshot table entry", at).within(at, FIXED_LENGTH as u64, file_len)?;
+    FIELDS.at("snapshot table entry", at).within(at, FIXED_LENGTH as u64, file_len)?;
     let mut fixed = [0; FIXED_LENGTH];
     table::read(file, &mut fixed, at)?;
     let (id_len, name_len) = (BigEndian::read_u16(&fixed[12..]), BigEndian::read_u16(&fixed[14..]));
@@ -55,7 +55,7 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
 
     let extra_at = at + FIXED_LENGTH as u64;
     let names_len = u64::from(id_len) + u64::from(name_len);
-    field("snapshot table entry", at).within(extra_at, u64::from(extra_len) + names_len, file_len)?;
+    FIELDS.at("snapshot table entry", at).within(extra_at, u64::from(extra_len) + names_len, file_len)?;
     budget.take(names_len + size_of::<SnapshotEntry>() as u64, FORMAT_NAME, "snapshot table", at)?;
     let mut extra = [0; KNOWN_EXTRA];
     let known = KNOWN_EXTRA.min(extra_len as usize);
@@ -90,12 +90,14 @@ impl SnapshotEntry {
         let needed = header.l1_entries_for(self.info.virtual_size);
         if size < needed || size > MAX_L1_ENTRIES {
             let problem = Problem::Range { value: size, min: needed, max: MAX_L1_ENTRIES.max(needed) };
-            return Err(field("snapshot l1_size", at + 8).fault(problem));
+            return Err(FIELDS.at("snapshot l1_size", at + 8).fault(problem));
         }
-        field("snapshot l1_table_offset", at).aligned(offset, header.cluster_size())?;
-        field("snapshot l1_table_offset", at).within(offset, needed * 8, file_len)?;
+        FIELDS.at("snapshot l1_table_offset", at).aligned(offset, header.cluster_size())?;
+        FIELDS.at("snapshot l1_table_offset", at).within(offset, needed * 8, file_len)?;
         if needed > 0 && offset == 0 {
-            return Err(field("snapshot l1_table_offset", at).fault(Problem::Overlap { offset, with: "the header" }));
+            return Err(FIELDS
+                .at("snapshot l1_table_offset", at)
+                .fault(Problem::Overlap { offset, with: "the header" }));
         }
         Ok(())
     }

@@ -14,6 +14,16 @@ pub(crate) struct Field {
     pub at: u64,
 }
 
+/// The fields of the format with this name.
+pub(crate) struct Fields(pub &'static str);
+
+impl Fields {
+    /// The field `name` at byte `at` of the file.
+    pub const fn at(&self, name: &'static str, at: u64) -> Field {
+        Field { format: self.0, name, at }
+    }
+}
+
 impl Field {
     /// Checks that `len` bytes at `offset` lie within a file of `file_len` bytes.
     pub fn within(&self, offset: u64, len: u64, file_len: u64) -> Result<()> {

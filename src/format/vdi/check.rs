@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::field;
+use super::FIELDS;
 use super::header::{BLOCKS_ALLOCATED_AT, Header};
 use super::map::{BlockMap, Entry};
 use crate::driver::{CheckReport, OpenContext};
@@ -83,7 +83,7 @@ fn examine(map: &BlockMap, mut used: BitSet, report: &mut CheckReport) -> Result
 fn no_blocks(blocks: u64, cx: &OpenContext<'_>) -> Result<BitSet> {
     // No entry has a larger number than fits in 32 bits.
     let blocks = blocks.min(1 << 32);
-    let offset_field = field("offData", 344);
+    let offset_field = FIELDS.at("offData", 344);
     cx.budget.take(blocks.div_ceil(8), offset_field.format, "the bits of blocks in use", offset_field.at)?;
     Ok(BitSet::new(blocks))
 }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
@@ -109,10 +109,12 @@ impl Header {
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
         let uuid_at = |offset: usize| Uuid::from_bytes_le(bytes[offset..].first_chunk().copied().unwrap_or_default());
 
-        field("header", 0).within(0, START + 4, file_len)?;
+        FIELDS.at("header", 0).within(0, START + 4, file_len)?;
         if u32_at(SIGNATURE_AT) != SIGNATURE {
             let rule = "the signature is 0xbeda107f";
-            return Err(field("u32Signature", 64).fault(Problem::Rule { value: u32_at(SIGNATURE_AT).into(), rule }));
+            return Err(FIELDS
+                .at("u32Signature", 64)
+                .fault(Problem::Rule { value: u32_at(SIGNATURE_AT).into(), rule }));
         }
         let (version, minor_version) = (u32_at(68) >> 16, u32_at(68) as u16);
         if version != 1 {
@@ -123,17 +125,17 @@ impl Header {
         let header_size = u32_at(72);
         if header_size < SIZES[0] {
             let problem = Problem::Range { value: header_size.into(), min: SIZES[0].into(), max: u32::MAX.into() };
-            return Err(field("cbHeader", 72).fault(problem));
+            return Err(FIELDS.at("cbHeader", 72).fault(problem));
         }
         // What follows the fields that are known is not looked at.
         let header_end = START + u64::from(header_size.min(SIZES[1]));
-        field("cbHeader", 72).within(0, header_end, file_len)?;
+        FIELDS.at("cbHeader", 72).within(0, header_end, file_len)?;
 
         let kind = parse_kind(u32_at(76))?;
         let flags = u32_at(80);
         if flags & !ZERO_EXPAND != 0 {
             let problem = Problem::Reserved { value: flags.into(), bits: (flags & !ZERO_EXPAND).into() };
-            return Err(field("fFlags", 80).fault(problem));
+            return Err(FIELDS.at("fFlags", 80).fault(problem));
         }
         let comment: &[u8] = bytes[84..84 + COMMENT_LEN].split(|&byte| byte == 0).next().unwrap_or_default();
         let header = Header {
@@ -161,20 +163,20 @@ impl Header {
 
     /// The block map is in the file and behind the header, and the data is behind the block map: no block lies over metadata.
     fn check_places(&self, header_end: u64, file_len: u64) -> Result<()> {
-        field("cBlocks", 384).within(self.map_offset, self.map_len(), file_len)?;
+        FIELDS.at("cBlocks", 384).within(self.map_offset, self.map_len(), file_len)?;
         if self.map_offset < header_end {
             let problem = Problem::Overlap { offset: self.map_offset, with: "the header" };
-            return Err(field("offBlocks", 340).fault(problem));
+            return Err(FIELDS.at("offBlocks", 340).fault(problem));
         }
         if self.data_offset < self.map_offset + self.map_len() {
             let problem = Problem::Overlap { offset: self.data_offset, with: "the block map" };
-            return Err(field("offData", 344).fault(problem));
+            return Err(FIELDS.at("offData", 344).fault(problem));
         }
         Ok(())
     }
 
     fn check_size(&self, limits: &Limits) -> Result<()> {
-        let size = field("cbDisk", 368);
+        let size = FIELDS.at("cbDisk", 368);
         size.at_most(self.disk_size, limits.virtual_size)?;
         let max = u64::from(self.blocks) * u64::from(self.block_size);
         if self.disk_size > max {
@@ -186,7 +188,7 @@ impl Header {
     fn check_linkage(&self) -> Result<()> {
         if self.kind.has_parent() && self.linkage.is_nil() {
             let rule = "an image of this type has a parent, and uuidLinkage is null";
-            return Err(field("u32Type", 76).fault(Problem::Rule { value: self.kind as u64 + 1, rule }));
+            return Err(FIELDS.at("u32Type", 76).fault(Problem::Rule { value: self.kind as u64 + 1, rule }));
         }
         Ok(())
     }
@@ -255,12 +257,12 @@ impl Header {
 fn parse_kind(number: u32) -> Result<Kind> {
     number.checked_sub(1).and_then(|index| Kind::ALL.get(index as usize)).copied().ok_or_else(|| {
         let max = Kind::ALL.len() as u64;
-        field("u32Type", 76).fault(Problem::Range { value: number.into(), min: 1, max })
+        FIELDS.at("u32Type", 76).fault(Problem::Range { value: number.into(), min: 1, max })
     })
 }
 
 fn parse_block_size(size: u32) -> Result<u32> {
-    let (field, value) = (field("cbBlock", 376), u64::from(size));
+    let (field, value) = (FIELDS.at("cbBlock", 376), u64::from(size));
     if value < SECTOR {
         return Err(field.fault(Problem::Range { value, min: SECTOR, max: 1 << 31 }));
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::field;
+use super::FIELDS;
 use super::header::Header;
 use crate::driver::{FileId, Location};
 use crate::error::Result;
@@ -90,7 +90,7 @@ impl BlockMap {
     /// Checks that `len` bytes at `place`, to which entry `index` leads, are in the file. The last block may end with the disk.
     pub fn check(&self, index: u64, place: u64, len: u64) -> Result<()> {
         let at = self.header.map_offset + index * Entry::LEN;
-        field("block map entry", at).within(place, len, self.file_len)
+        FIELDS.at("block map entry", at).within(place, len, self.file_len)
     }
 
     /// Bytes of the disk in block `index`.

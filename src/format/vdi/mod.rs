@@ -51,7 +51,7 @@ mod reader;
 mod writer;
 
 use crate::driver::{FormatDriver, Probe};
-use crate::format::shared::table::Field;
+use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
@@ -68,7 +68,5 @@ fn probe(probe: &Probe<'_>) -> bool {
     probe.head.get(header::SIGNATURE_AT..).is_some_and(|rest| rest.starts_with(&header::SIGNATURE.to_le_bytes()))
 }
 
-/// A field of this format, for messages.
-fn field(name: &'static str, at: u64) -> Field {
-    Field { format: FORMAT_NAME, name, at }
-}
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);

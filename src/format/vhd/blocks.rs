@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::footer::Footer;
 use super::header::Header;
-use super::{SECTOR, field};
+use super::{FIELDS, SECTOR};
 use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
@@ -63,7 +63,7 @@ impl Blocks {
         differencing: bool,
         mut other: Vec<Range<u64>>,
     ) -> Result<Blocks> {
-        let entries = field("max table entries", header_at + 28);
+        let entries = FIELDS.at("max table entries", header_at + 28);
         entries.within(header.table_offset, header.table_len(), file_len)?;
         let needed = size.div_ceil(header.block_size.into());
         if needed > header.max_table_entries.into() {
@@ -138,7 +138,7 @@ impl Blocks {
         for range in &self.metadata {
             if !claim(IMAGE, range.clone()) {
                 let overlap = Problem::Overlap { offset: range.start, with: "other metadata" };
-                return Err(field("header or table", range.start).fault(overlap));
+                return Err(FIELDS.at("header or table", range.start).fault(overlap));
             }
         }
         let mut index = 0;
@@ -150,7 +150,7 @@ impl Blocks {
                     && !claim(IMAGE, offset..offset + self.bitmap_len)
                 {
                     let overlap = Problem::Overlap { offset, with: "other metadata" };
-                    return Err(field("block allocation table entry", entry.at).fault(overlap));
+                    return Err(FIELDS.at("block allocation table entry", entry.at).fault(overlap));
                 }
             }
         }
@@ -159,7 +159,7 @@ impl Blocks {
 
     /// How the bytes of a block that exists live, from `offset` on.
     fn block(&self, entry: Entry, block: u64, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
-        let field = field("block allocation table entry", entry.at);
+        let field = FIELDS.at("block allocation table entry", entry.at);
         if block < Footer::LEN {
             return Err(field.fault(Problem::Overlap { offset: block, with: "the copy of the footer" }));
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::blocks::{Blocks, Entry};
 use super::reader::{Content, Reader};
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::driver::SparseRead;
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Fault, Problem, Result};
@@ -46,7 +46,7 @@ fn collect(blocks: &Blocks, cx: &OpenContext<'_>, report: &mut CheckReport) -> R
             index = number + 1;
             let Some(offset) = block else { continue };
             let len = blocks.bitmap_len + blocks.used_len(number);
-            if let Err(error) = field("block allocation table entry", at).within(offset, len, blocks.file_len) {
+            if let Err(error) = FIELDS.at("block allocation table entry", at).within(offset, len, blocks.file_len) {
                 report.corruption(|| error.to_string());
                 continue;
             }

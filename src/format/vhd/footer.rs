@@ -7,7 +7,7 @@ use byteorder::{BigEndian, ByteOrder};
 use uuid::Uuid;
 
 use super::geometry::Geometry;
-use super::{FORMAT_NAME, SECTOR, checksum, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR, checksum};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
@@ -60,7 +60,7 @@ impl Footer {
 
     /// Parses the footer `bytes`, which stands at offset `at` of the file.
     pub fn parse(bytes: &[u8; Footer::LEN as usize], at: u64, limits: &Limits) -> Result<Footer> {
-        let field = |name, offset| field(name, at + offset);
+        let field = |name, offset: u64| FIELDS.at(name, at + offset);
         let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
         let u64_at = |offset: usize| BigEndian::read_u64(&bytes[offset..]);
         let four_at = |offset: usize| u32_at(offset).to_be_bytes();
@@ -183,7 +183,7 @@ impl Footers {
     /// # Errors
     /// When none of the two is sound, and when they say different things of the disk.
     pub fn read(file: &dyn ReadAt, file_len: u64, limits: &Limits) -> Result<Footers> {
-        field("footer", 0).within(0, Footer::OLD_LEN, file_len)?;
+        FIELDS.at("footer", 0).within(0, Footer::OLD_LEN, file_len)?;
         let first = look(file, 0, Footer::LEN.min(file_len), limits)?;
         let last_at = file_len.saturating_sub(Footer::LEN);
         let (last, at) = match look(file, last_at, Footer::LEN.min(file_len), limits)? {
@@ -199,7 +199,7 @@ impl Footers {
                 if !first.agrees_with(&last) {
                     let rule = "the footer and its copy at the beginning of the file do not describe the same disk";
                     let value = last.current_size;
-                    return Err(field("current size", at + CURRENT_SIZE_AT).fault(Problem::Rule { value, rule }));
+                    return Err(FIELDS.at("current size", at + CURRENT_SIZE_AT).fault(Problem::Rule { value, rule }));
                 }
                 Ok(Footers { footer: last, at, end: Some(at), warning: None })
             }
@@ -219,7 +219,7 @@ impl Footers {
             (_, Found::Damaged(error)) | (Found::Damaged(error), Found::None) => Err(error),
             (Found::None | Found::Sound(_), Found::None) => {
                 let rule = "neither the beginning nor the end of the file is a footer";
-                Err(field("cookie", last_at).fault(Problem::Rule { value: 0, rule }))
+                Err(FIELDS.at("cookie", last_at).fault(Problem::Rule { value: 0, rule }))
             }
         }
     }

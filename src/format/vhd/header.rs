@@ -6,7 +6,7 @@ use byteorder::{BigEndian, ByteOrder};
 use uuid::Uuid;
 
 use super::locator::Locator;
-use super::{FORMAT_NAME, SECTOR, checksum, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR, checksum};
 use crate::error::{Error, Problem, Result};
 use crate::name::{Name, utf16, utf16_text};
 
@@ -57,7 +57,7 @@ impl Header {
 
     /// Parses the header `bytes`, which stands at offset `at` of the file.
     pub fn parse(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Header> {
-        let field = |name, offset: u64| field(name, at.saturating_add(offset));
+        let field = |name, offset: u64| FIELDS.at(name, at.saturating_add(offset));
         let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
         let u64_at = |offset: usize| BigEndian::read_u64(&bytes[offset..]);
 

@@ -3,7 +3,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::header::Parent;
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::error::Result;
 use crate::format::shared::table;
 use crate::info::FileReference;
@@ -72,8 +72,8 @@ impl Locator {
             // "Mac " is an alias, a structure of Mac OS Classic.
             _ => return Ok(None),
         };
-        field("platform data length", self.at + 8).at_most(self.len.into(), MAX_LEN)?;
-        let at = field("platform data offset", self.at + 16);
+        FIELDS.at("platform data length", self.at + 8).at_most(self.len.into(), MAX_LEN)?;
+        let at = FIELDS.at("platform data offset", self.at + 16);
         let bytes = table::read_table(file, self.offset, self.len.into(), at, budget)?;
         Ok(Some(decode(&bytes)).filter(|name| !name.as_bytes().is_empty()))
     }

@@ -63,7 +63,7 @@ mod tests;
 mod writer;
 
 use crate::driver::{FormatDriver, Probe};
-use crate::format::shared::table::Field;
+use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
@@ -86,10 +86,8 @@ fn probe(probe: &Probe<'_>) -> bool {
     [probe.head, tail(0), tail(1)].iter().any(|bytes| bytes.starts_with(footer::COOKIE))
 }
 
-/// A field of this format, for messages.
-fn field(name: &'static str, at: u64) -> Field {
-    Field { format: FORMAT_NAME, name, at }
-}
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);
 
 /// The complement of the sum of all bytes, as for the checksums of this format (the document, "Checksum"). Those of the field
 /// itself, 4 bytes at `at`, do not count.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
 use super::header::Header;
-use super::{EPOCH, FORMAT_NAME, SECTOR, field, geometry, locator};
+use super::{EPOCH, FIELDS, FORMAT_NAME, SECTOR, geometry, locator};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Extent, FileId};
@@ -37,7 +37,7 @@ impl Reader {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let file_len = table::length(&*file)?;
         let Footers { footer, at, end, warning } = Footers::read(&*file, file_len, cx.limits)?;
-        let size_field = field("current size", at + CURRENT_SIZE_AT);
+        let size_field = FIELDS.at("current size", at + CURRENT_SIZE_AT);
         if footer.disk_type == DiskType::Fixed {
             let (size, doubt) = geometry::disk_size(&footer, at);
             size_field.within(0, size, at)?;
@@ -65,7 +65,7 @@ impl Reader {
 
 /// Reads the header at offset `header_at`, which the footer at offset `footer_at` names.
 fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64) -> Result<Header> {
-    let field = field("data offset", footer_at + 16);
+    let field = FIELDS.at("data offset", footer_at + 16);
     if header_at < Footer::LEN {
         return Err(field.fault(Problem::Overlap { offset: header_at, with: "the copy of the footer" }));
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::structure::Structure;
-use super::{HEADER_SECTION, MIB, field};
+use super::{FIELDS, HEADER_SECTION, MIB};
 use crate::driver::{FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
@@ -97,7 +97,7 @@ impl Bat {
         let len = regions.bat.range.end - regions.bat.range.start;
         let needed = bat.entries() * ENTRY_LEN;
         if len < needed {
-            let field = field("Length", regions.bat.at + 24);
+            let field = FIELDS.at("Length", regions.bat.at + 24);
             return Err(field.fault(Problem::Range { value: len, min: needed, max: u32::MAX.into() }));
         }
         Ok(bat)
@@ -137,7 +137,7 @@ impl Bat {
     pub fn sector_bitmap(&self, chunk: u64) -> Result<(Option<u64>, Field)> {
         let at = self.chunk_at(chunk) + self.chunk_ratio * ENTRY_LEN;
         let slice = self.slices.get(&*self.file, Location { file: IMAGE, offset: at }, ENTRY_LEN as usize)?;
-        let field = field("sector bitmap BAT entry", at);
+        let field = FIELDS.at("sector bitmap BAT entry", at);
         let entry = entry(&slice, 0);
         let (state, place) = split(entry, field)?;
         match state {
@@ -173,7 +173,7 @@ impl Bat {
 impl Piece<'_> {
     /// The field that holds the entry of a block, for messages.
     pub fn field(&self, block: u64) -> Field {
-        field("payload BAT entry", self.slice.offset() + (block - self.blocks.start) * ENTRY_LEN)
+        FIELDS.at("payload BAT entry", self.slice.offset() + (block - self.blocks.start) * ENTRY_LEN)
     }
 
     /// How a block of the piece is. The bytes of the disk that it has are in the file; an image need not store what its last block

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::bat::{Bat, Payload};
 use super::structure::Structure;
-use super::{MIB, field};
+use super::{FIELDS, MIB};
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::bits::BitSet;
@@ -178,7 +178,7 @@ impl Places {
     fn new(structure: &Structure, cx: &OpenContext<'_>) -> Result<Places> {
         let file_len = structure.file_len;
         let bound = file_len.div_ceil(MIB);
-        let Field { format, at, .. } = field("file", 0);
+        let Field { format, at, .. } = FIELDS.at("file", 0);
         cx.budget.take(2 * bound.div_ceil(8), format, "the bits of what is taken of the file", at)?;
         let known: Vec<_> = structure.ranges().collect();
         let mut places = Places { file_len, known: Vec::new(), taken: BitSet::new(bound), kept: BitSet::new(bound) };

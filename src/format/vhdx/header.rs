@@ -9,7 +9,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
 use super::redundant_copy::{RedundantCopy, Signature, check_whole, seal};
-use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
+use super::{FIELDS, FORMAT_NAME, HEADER_SECTION, MIB};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
@@ -108,7 +108,7 @@ fn sequence_number(bytes: &[u8; Header::LEN]) -> u64 {
 /// The place of the log. It may have no bytes where there is nothing in it.
 fn parse_log(bytes: &[u8; Header::LEN], at: u64, file_len: u64, unused: bool) -> Result<Range<u64>> {
     let (len, start) = (LittleEndian::read_u32(&bytes[68..]), LittleEndian::read_u64(&bytes[72..]));
-    let (len_field, start_field) = (field("LogLength", at + 68), field("LogOffset", at + 72));
+    let (len_field, start_field) = (FIELDS.at("LogLength", at + 68), FIELDS.at("LogOffset", at + 72));
     let len = u64::from(len);
     len_field.aligned(len, MIB)?;
     start_field.aligned(start, MIB)?;
@@ -125,7 +125,7 @@ fn parse_log(bytes: &[u8; Header::LEN], at: u64, file_len: u64, unused: bool) ->
 impl Headers {
     /// Reads the file identifier and the headers.
     pub fn read(file: &dyn ReadAt, file_len: u64) -> Result<Headers> {
-        field("the header section", 0).within(0, HEADER_SECTION, file_len)?;
+        FIELDS.at("the header section", 0).within(0, HEADER_SECTION, file_len)?;
         let creator = read_creator(file)?;
         let [first, second] = HEADERS_AT.map(|at| RedundantCopy::read(file, at, SIGNATURE));
         let (used, other) = current(first?, second?)?;
@@ -150,7 +150,7 @@ fn current(first: Stored, second: Stored) -> Result<(Stored, Stored)> {
     if number == second_number && first.bytes != second.bytes {
         let value = second_number.unwrap_or_default();
         let problem = Problem::Rule { value, rule: "the other header has the same, and is another one" };
-        return Err(field("SequenceNumber", second.at + 8).fault(problem));
+        return Err(FIELDS.at("SequenceNumber", second.at + 8).fault(problem));
     }
     Ok(if number >= second_number { (first, second) } else { (second, first) })
 }
@@ -161,7 +161,7 @@ fn read_creator(file: &dyn ReadAt) -> Result<Name> {
     table::read(file, &mut bytes, 0)?;
     let Some(creator) = bytes.strip_prefix(FILE_SIGNATURE) else {
         let rule = "the signature is \"vhdxfile\"";
-        return Err(field("Signature", 0).fault(Problem::Rule { value: LittleEndian::read_u64(&bytes), rule }));
+        return Err(FIELDS.at("Signature", 0).fault(Problem::Rule { value: LittleEndian::read_u64(&bytes), rule }));
     };
     Ok(Name::from(utf16_text(creator, u16::from_le_bytes)))
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::{Uuid, uuid};
 
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
 use crate::info::FileReference;
@@ -34,7 +34,7 @@ impl ParentLocator {
     pub fn parse(bytes: &[u8], at: u64) -> Result<ParentLocator> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
             let problem = Problem::Rule { value: bytes.len() as u64, rule: "its header has 20 bytes" };
-            return Err(field("the length of Parent Locator", at).fault(problem));
+            return Err(FIELDS.at("the length of Parent Locator", at).fault(problem));
         };
         let locator_type = Uuid::from_bytes_le(header.first_chunk().copied().unwrap_or_default());
         if locator_type != VHDX {
@@ -44,7 +44,7 @@ impl ParentLocator {
         let (count, entries) = (LittleEndian::read_u16(&header[18..]), rest.as_chunks().0);
         let Some(entries) = entries.get(..count.into()) else {
             let problem = Problem::Range { value: count.into(), min: 0, max: entries.len() as u64 };
-            return Err(field("KeyValueCount", at + 18).fault(problem));
+            return Err(FIELDS.at("KeyValueCount", at + 18).fault(problem));
         };
 
         let mut texts = Texts::behind(HEADER_LEN + entries.len() * ENTRY_LEN, bytes);
@@ -55,13 +55,13 @@ impl ParentLocator {
             if [LINKAGE, LINKAGE2].contains(&key.as_str()) && parse_linkage(&value).is_none() {
                 let rule = "the value of this key is a GUID in braces";
                 let value = LittleEndian::read_u32(&entry[4..]).into();
-                return Err(field("ValueOffset", at + 4).fault(Problem::Rule { value, rule }));
+                return Err(FIELDS.at("ValueOffset", at + 4).fault(Problem::Rule { value, rule }));
             }
             if !keys.insert(key.clone()) {
                 let value = LittleEndian::read_u32(entry).into();
-                return Err(
-                    field("KeyOffset", at).fault(Problem::Rule { value, rule: "another entry has the same key" })
-                );
+                return Err(FIELDS
+                    .at("KeyOffset", at)
+                    .fault(Problem::Rule { value, rule: "another entry has the same key" }));
             }
             if [LINKAGE, LINKAGE2].iter().chain(&PATHS).any(|known| *known == key) {
                 locator.entries.push((key, value));
@@ -69,7 +69,7 @@ impl ParentLocator {
         }
         if locator.get(LINKAGE).is_none() {
             let problem = Problem::Rule { value: count.into(), rule: "no key is parent_linkage" };
-            return Err(field("KeyValueCount", at + 18).fault(problem));
+            return Err(FIELDS.at("KeyValueCount", at + 18).fault(problem));
         }
         Ok(locator)
     }
@@ -144,8 +144,9 @@ impl<'a> Texts<'a> {
     fn read(&mut self, entry: &[u8; ENTRY_LEN], at: u64) -> Result<(String, String)> {
         let u32_at = |offset: usize| LittleEndian::read_u32(&entry[offset..]);
         let u16_at = |offset: usize| LittleEndian::read_u16(&entry[offset..]);
-        let key = self.text(u32_at(0), field("KeyOffset", at), u16_at(8), field("KeyLength", at + 8))?;
-        let value = self.text(u32_at(4), field("ValueOffset", at + 4), u16_at(10), field("ValueLength", at + 10))?;
+        let key = self.text(u32_at(0), FIELDS.at("KeyOffset", at), u16_at(8), FIELDS.at("KeyLength", at + 8))?;
+        let value =
+            self.text(u32_at(4), FIELDS.at("ValueOffset", at + 4), u16_at(10), FIELDS.at("ValueLength", at + 10))?;
         Ok((key, value))
     }
 

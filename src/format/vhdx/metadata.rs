@@ -8,7 +8,7 @@ use uuid::{Uuid, uuid};
 
 use super::locator::ParentLocator;
 use super::region::{Region, first_overlap};
-use super::{FORMAT_NAME, MIB, field};
+use super::{FIELDS, FORMAT_NAME, MIB};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
@@ -105,7 +105,7 @@ impl Metadata {
         let reserved = flags & !(LEAVE_BLOCK_ALLOCATED | HAS_PARENT);
         if reserved != 0 {
             let problem = Problem::Reserved { value: flags.into(), bits: reserved.into() };
-            return Err(field("File Parameters", block_size_at + 4).fault(problem));
+            return Err(FIELDS.at("File Parameters", block_size_at + 4).fault(problem));
         }
         // A locator without HasParent is not looked at: that flag alone makes a disk a differencing one (2.6.2.1). Nothing of the
         // file would show a parent, so that there is nothing to warn of.
@@ -171,7 +171,7 @@ impl Metadata {
 }
 
 fn parse_block_size(size: u32, at: u64) -> Result<u32> {
-    let (field, value) = (field("BlockSize", at), u64::from(size));
+    let (field, value) = (FIELDS.at("BlockSize", at), u64::from(size));
     if !(MIB..=MAX_BLOCK_SIZE).contains(&value) {
         return Err(field.fault(Problem::Range { value, min: MIB, max: MAX_BLOCK_SIZE }));
     }
@@ -182,7 +182,7 @@ fn parse_block_size(size: u32, at: u64) -> Result<u32> {
 }
 
 fn parse_size(size: u64, sector_size: u32, at: u64, limits: &Limits) -> Result<u64> {
-    let field = field("VirtualDiskSize", at);
+    let field = FIELDS.at("VirtualDiskSize", at);
     if size > MAX_DISK_SIZE {
         return Err(field.fault(Problem::Range { value: size, min: 0, max: MAX_DISK_SIZE }));
     }
@@ -225,19 +225,19 @@ impl Table {
         let len = region.range.end - at;
         if len < Table::LEN as u64 {
             let problem = Problem::Rule { value: len, rule: "the metadata table has 64 KiB" };
-            return Err(field("Length", region.at + 24).fault(problem));
+            return Err(FIELDS.at("Length", region.at + 24).fault(problem));
         }
         let mut bytes = vec![0; Table::LEN];
         table::read(file, &mut bytes, at)?;
         let (header, entries) = bytes.split_at(Table::HEADER_LEN);
         if !header.starts_with(Table::SIGNATURE) {
             let problem = Problem::Rule { value: LittleEndian::read_u64(header), rule: "it is \"metadata\"" };
-            return Err(field("Signature", at).fault(problem));
+            return Err(FIELDS.at("Signature", at).fault(problem));
         }
         let count = u64::from(LittleEndian::read_u16(&header[10..]));
         if count > Table::MAX_ENTRIES {
             let problem = Problem::Range { value: count, min: 0, max: Table::MAX_ENTRIES };
-            return Err(field("EntryCount", at + 10).fault(problem));
+            return Err(FIELDS.at("EntryCount", at + 10).fault(problem));
         }
         let entries = entries.as_chunks().0.iter().take(count as usize);
         let places = (at + Table::HEADER_LEN as u64..).step_by(Table::ENTRY_LEN);
@@ -251,7 +251,7 @@ impl Table {
     fn get(&self, known: &Known) -> Result<&Item> {
         self.items.iter().find(|item| item.id == known.id).ok_or_else(|| {
             let problem = Problem::Rule { value: self.count, rule: known.missing };
-            field("EntryCount", self.at + 10).fault(problem)
+            FIELDS.at("EntryCount", self.at + 10).fault(problem)
         })
     }
 
@@ -260,7 +260,7 @@ impl Table {
         let Item { range, at, .. } = self.get(known)?;
         let (value, len) = (range.end - range.start, N as u64);
         if value != len {
-            return Err(field("Length", at + 20).fault(Problem::Range { value, min: len, max: len }));
+            return Err(FIELDS.at("Length", at + 20).fault(Problem::Range { value, min: len, max: len }));
         }
         let mut bytes = [0; N];
         table::read(file, &mut bytes, range.start)?;
@@ -271,14 +271,16 @@ impl Table {
         let (bytes, at) = self.fixed(file, known)?;
         match u32::from_le_bytes(bytes) {
             size @ (512 | 4096) => Ok(size),
-            other => Err(field(name, at).fault(Problem::Rule { value: other.into(), rule: "it must be 512 or 4096" })),
+            other => {
+                Err(FIELDS.at(name, at).fault(Problem::Rule { value: other.into(), rule: "it must be 512 or 4096" }))
+            }
         }
     }
 
     fn locator(&self, file: &dyn ReadAt, budget: &Budget) -> Result<ParentLocator> {
         let Item { range, at, .. } = self.get(&PARENT_LOCATOR)?;
         let len = range.end - range.start;
-        let bytes = table::read_table(file, range.start, len, field("Parent Locator", *at), budget)?;
+        let bytes = table::read_table(file, range.start, len, FIELDS.at("Parent Locator", *at), budget)?;
         ParentLocator::parse(&bytes, range.start)
     }
 }
@@ -290,9 +292,9 @@ fn parse_entry(entry: &[u8; Table::ENTRY_LEN], at: u64, region: &Region) -> Resu
     let (offset, len, flags) = (u64::from(u32_at(16)), u64::from(u32_at(20)), u32_at(24));
     let reserved = flags & !(IS_USER | IS_VIRTUAL_DISK | IS_REQUIRED);
     if reserved != 0 {
-        return Err(
-            field("IsRequired", at + 24).fault(Problem::Reserved { value: flags.into(), bits: reserved.into() })
-        );
+        return Err(FIELDS
+            .at("IsRequired", at + 24)
+            .fault(Problem::Reserved { value: flags.into(), bits: reserved.into() }));
     }
     let is_user = flags & IS_USER != 0;
     let known = !is_user && KNOWN.iter().any(|known| known.id == id);
@@ -302,12 +304,12 @@ fn parse_entry(entry: &[u8; Table::ENTRY_LEN], at: u64, region: &Region) -> Resu
     }
     let max = MIB.min(region.range.end - region.range.start - Table::LEN as u64);
     if len > max {
-        return Err(field("Length", at + 20).fault(Problem::Range { value: len, min: 0, max }));
+        return Err(FIELDS.at("Length", at + 20).fault(Problem::Range { value: len, min: 0, max }));
     }
     // An item of no bytes is nowhere.
     let (min, max) = (Table::LEN as u64, region.range.end - region.range.start - len);
     if len != 0 && !(min..=max).contains(&offset) {
-        return Err(field("Offset", at + 16).fault(Problem::Range { value: offset, min, max }));
+        return Err(FIELDS.at("Offset", at + 16).fault(Problem::Range { value: offset, min, max }));
     }
     let start = region.range.start + if len == 0 { 0 } else { offset };
     Ok((Item { id, range: start..start + len, at }, is_user))
@@ -318,18 +320,18 @@ fn check_entries(items: &[(Item, bool)], at: u64) -> Result<()> {
     let users = items.iter().filter(|(_, is_user)| *is_user).count();
     if users > Table::MAX_USER_ENTRIES {
         let problem = Problem::Rule { value: items.len() as u64, rule: "more than 1024 of them are user metadata" };
-        return Err(field("EntryCount", at + 10).fault(problem));
+        return Err(FIELDS.at("EntryCount", at + 10).fault(problem));
     }
     let mut ids = HashSet::new();
     for (Item { id, at, .. }, is_user) in items {
         if !ids.insert((id, is_user)) {
             let problem = Problem::Rule { value: id.as_fields().0.into(), rule: "another entry has the same" };
-            return Err(field("ItemID", *at).fault(problem));
+            return Err(FIELDS.at("ItemID", *at).fault(problem));
         }
     }
     match first_overlap(items.iter().map(|(item, _)| (item.range.clone(), item.at)).collect()) {
         Some((offset, [_, at])) => {
-            Err(field("Offset", at + 16).fault(Problem::Overlap { offset, with: "another metadata item" }))
+            Err(FIELDS.at("Offset", at + 16).fault(Problem::Overlap { offset, with: "another metadata item" }))
         }
         None => Ok(()),
     }

@@ -100,7 +100,7 @@ mod structure;
 mod writer;
 
 use crate::driver::{FormatDriver, Probe};
-use crate::format::shared::table::Field;
+use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
@@ -119,10 +119,8 @@ fn probe(probe: &Probe<'_>) -> bool {
     probe.head.starts_with(header::FILE_SIGNATURE)
 }
 
-/// A field of this format, for messages.
-fn field(name: &'static str, at: u64) -> Field {
-    Field { format: FORMAT_NAME, name, at }
-}
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);
 
 /// Whether the checksum of a structure holds, which is its 4 bytes at offset 4. Fuzzers are let past it.
 fn checksum_holds(bytes: &[u8]) -> bool {

@@ -7,7 +7,7 @@ use super::bat::{Bat, IMAGE, Payload};
 use super::locator;
 use super::metadata::Metadata;
 use super::structure::{Replay, Structure};
-use super::{FORMAT_NAME, MIB, field};
+use super::{FIELDS, FORMAT_NAME, MIB};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Extent, ExtentKind, FileId, Location};
@@ -163,7 +163,7 @@ impl SparseRead for Reader {
         for range in &self.metadata {
             if !claim(IMAGE, range.clone()) {
                 let overlap = Problem::Overlap { offset: range.start, with: "other metadata" };
-                return Err(field("region", range.start).fault(overlap));
+                return Err(FIELDS.at("region", range.start).fault(overlap));
             }
         }
         let chunks = if self.bat.differencing { self.bat.chunks() } else { 0 };

@@ -9,7 +9,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use uuid::{Uuid, uuid};
 
 use super::redundant_copy::{RedundantCopy, Signature, seal};
-use super::{FORMAT_NAME, HEADER_SECTION, MIB, field};
+use super::{FIELDS, FORMAT_NAME, HEADER_SECTION, MIB};
 use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
 
@@ -81,7 +81,7 @@ fn entries(table: &RedundantCopy<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
     let (count, entries) = (LittleEndian::read_u32(&header[8..]), entries.as_chunks().0);
     entries.get(..count as usize).ok_or_else(|| {
         let problem = Problem::Range { value: count.into(), min: 0, max: entries.len() as u64 };
-        field("EntryCount", table.at + 8).fault(problem)
+        FIELDS.at("EntryCount", table.at + 8).fault(problem)
     })
 }
 
@@ -94,7 +94,7 @@ fn parse(entries: &[[u8; ENTRY_LEN]], at: u64, file_len: u64, log: &Range<u64>) 
         let guid = Uuid::from_bytes_le(entry.first_chunk().copied().unwrap_or_default());
         if !guids.insert(guid) {
             let problem = Problem::Rule { value: guid.as_fields().0.into(), rule: "another entry has the same" };
-            return Err(field("Guid", at).fault(problem));
+            return Err(FIELDS.at("Guid", at).fault(problem));
         }
         let region = Region { range: parse_range(entry, at, file_len)?, at };
         let (name, required) = (region_name(guid), LittleEndian::read_u32(&entry[28..]) & 1 != 0);
@@ -112,7 +112,7 @@ fn parse(entries: &[[u8; ENTRY_LEN]], at: u64, file_len: u64, log: &Range<u64>) 
     check_places(places)?;
     let missing = |rule| {
         let problem = Problem::Rule { value: entries.len() as u64, rule };
-        move || field("EntryCount", at + 8).fault(problem)
+        move || FIELDS.at("EntryCount", at + 8).fault(problem)
     };
     let bat = bat.ok_or_else(missing("none of them is the BAT"))?;
     let metadata = metadata.ok_or_else(missing("none of them is the metadata region"))?;
@@ -122,9 +122,9 @@ fn parse(entries: &[[u8; ENTRY_LEN]], at: u64, file_len: u64, log: &Range<u64>) 
 /// Where the region of an entry is. One of no bytes is not refused here: who needs it finds it too short.
 fn parse_range(entry: &[u8; ENTRY_LEN], at: u64, file_len: u64) -> Result<Range<u64>> {
     let (start, len) = (LittleEndian::read_u64(&entry[16..]), u64::from(LittleEndian::read_u32(&entry[24..])));
-    let start_field = field("FileOffset", at + 16);
+    let start_field = FIELDS.at("FileOffset", at + 16);
     start_field.aligned(start, MIB)?;
-    field("Length", at + 24).aligned(len, MIB)?;
+    FIELDS.at("Length", at + 24).aligned(len, MIB)?;
     if start < HEADER_SECTION {
         return Err(start_field.fault(Problem::Overlap { offset: start, with: "the header section" }));
     }
@@ -151,7 +151,7 @@ fn check_places(places: Vec<Endpoint>) -> Result<()> {
         // There is only one log.
         ((_, None), (_, None)) => return Ok(()),
     };
-    Err(field("FileOffset", at + 16).fault(Problem::Overlap { offset, with }))
+    Err(FIELDS.at("FileOffset", at + 16).fault(Problem::Overlap { offset, with }))
 }
 
 /// The first of these places, by their offsets, that begins inside another one: its offset, and what both of them are.

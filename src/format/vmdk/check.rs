@@ -19,7 +19,7 @@ use super::cowd::CowdHeader;
 use super::descriptor::{Descriptor, ExtentLine, ExtentType};
 use super::hosted::Hosted;
 use super::reader::{self, check_capacity, describe_hosted, exact_len, name_extent};
-use super::{FORMAT_NAME, Kind, SECTOR, esxi, field};
+use super::{FIELDS, FORMAT_NAME, Kind, SECTOR, esxi};
 use crate::driver::FileId;
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
@@ -91,7 +91,7 @@ fn check_extent(file: Arc<dyn ReadAt>, line: &ExtentLine, cx: &OpenContext<'_>, 
     match line.kind {
         ExtentType::Zero => Ok(()),
         ExtentType::Flat | ExtentType::Vmfs => {
-            field("place", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
+            FIELDS.at("place", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
         }
         ExtentType::Sparse => {
             let hosted = Hosted::read(file, FileId::default(), cx)?;
@@ -210,6 +210,6 @@ impl Work {
     /// [`Error::Limit`] when it becomes too much.
     fn spend(&mut self, entries: u64) -> Result<()> {
         self.0 = self.0.saturating_add(entries);
-        field("number of table entries to be examined", 0).at_most(self.0, Self::LIMIT)
+        FIELDS.at("number of table entries to be examined", 0).at_most(self.0, Self::LIMIT)
     }
 }

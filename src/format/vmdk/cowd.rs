@@ -5,7 +5,7 @@ use bitflags::bitflags;
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::header::{parse_capacity, unsupported};
-use super::{SECTOR, field};
+use super::{FIELDS, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Limits;
 
@@ -46,12 +46,12 @@ impl CowdHeader {
 
     /// Parses the header that `bytes`, the beginning of the file, begin with.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<CowdHeader> {
-        field("header", 0).within(0, CowdHeader::LEN, bytes.len() as u64)?;
+        FIELDS.at("header", 0).within(0, CowdHeader::LEN, bytes.len() as u64)?;
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
 
         if !bytes.starts_with(MAGIC) {
             let rule = "an ESX sparse extent begins with \"COWD\"";
-            return Err(field("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
+            return Err(FIELDS.at("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
         }
         if u32_at(4) != 1 {
             return Err(unsupported(format!("version {} of an ESX sparse extent", u32_at(4)), 4));
@@ -59,23 +59,23 @@ impl CowdHeader {
         let flags = Flags::from_bits_retain(u32_at(8));
         let header = CowdHeader {
             flags,
-            capacity: parse_capacity(u32_at(12).into(), field("numSectors", 12), limits)?,
+            capacity: parse_capacity(u32_at(12).into(), FIELDS.at("numSectors", 12), limits)?,
             grain_size: u32_at(16).into(),
             directory: u32_at(20).into(),
             unclean: u32_at(1648) != 0 || flags.contains(Flags::INCONSISTENT),
         };
         if !(1..=MAX_GRAIN_SIZE).contains(&header.grain_size) {
             let problem = Problem::Range { value: header.grain_size, min: 1, max: MAX_GRAIN_SIZE };
-            return Err(field("grainSize", 16).fault(problem));
+            return Err(FIELDS.at("grainSize", 16).fault(problem));
         }
         if header.capacity > 0 && header.directory * SECTOR < CowdHeader::LEN {
             let problem = Problem::Overlap { offset: header.directory * SECTOR, with: "the header" };
-            return Err(field("gdOffset", 20).fault(problem));
+            return Err(FIELDS.at("gdOffset", 20).fault(problem));
         }
         let (entries, needed) = (u32_at(24).into(), header.directory_entries());
         if entries < needed {
             let problem = Problem::Range { value: entries, min: needed, max: u32::MAX.into() };
-            return Err(field("numGDEntries", 24).fault(problem));
+            return Err(FIELDS.at("numGDEntries", 24).fault(problem));
         }
         Ok(header)
     }

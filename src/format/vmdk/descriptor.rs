@@ -20,7 +20,7 @@ mod tests;
 
 use self::lines::Lines;
 use self::text::{Charset, Text};
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::limits::Limits;
 use crate::name::Name;
@@ -278,7 +278,7 @@ fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits)
         sum = in_range("sum of the extent sizes", line.at, extent.sectors.saturating_add(sum), MAX_SECTORS)?;
         extents.push(extent);
     }
-    field("sum of the extent sizes", first.at).at_most(sum.saturating_mul(SECTOR), limits.virtual_size)?;
+    FIELDS.at("sum of the extent sizes", first.at).at_most(sum.saturating_mul(SECTOR), limits.virtual_size)?;
     Ok(extents)
 }
 
@@ -312,7 +312,7 @@ fn extent(line: Text<'_>, charset: Charset) -> Result<ExtentLine> {
 
 /// `value`, which is at most `max`.
 fn in_range(name: &'static str, at: u64, value: u64, max: u64) -> Result<u64> {
-    if value <= max { Ok(value) } else { Err(field(name, at).fault(Problem::Range { value, min: 0, max })) }
+    if value <= max { Ok(value) } else { Err(FIELDS.at(name, at).fault(Problem::Range { value, min: 0, max })) }
 }
 
 /// How the table spells `value`.

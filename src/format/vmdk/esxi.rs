@@ -6,7 +6,7 @@ use super::cowd::{self, CowdHeader};
 use super::directory::{Damaged, read_directory, table_at_sector};
 use super::grains::{Entries, Grains};
 use super::sesparse::{self, DirectoryEntry, SeSparseHeader};
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::driver::FileId;
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ use crate::io::ReadAt;
 /// Reads the header of a COWD extent.
 pub(super) fn read_cowd(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<CowdHeader> {
     let mut bytes = [0; CowdHeader::LEN as usize];
-    field("header", 0).within(0, CowdHeader::LEN, table::length(file)?)?;
+    FIELDS.at("header", 0).within(0, CowdHeader::LEN, table::length(file)?)?;
     table::read(file, &mut bytes, 0)?;
     CowdHeader::parse(&bytes, cx.limits)
 }
@@ -39,7 +39,7 @@ pub(super) fn cowd_grains(
         let in_table = grains.saturating_sub(index * cowd::TABLE_ENTRIES).min(cowd::TABLE_ENTRIES);
         table_at_sector(entry, in_table * 4, field, file_len)
     };
-    let directory = read_directory(&*file, start, entries, field("gdOffset", 20), place, cx, damaged)?;
+    let directory = read_directory(&*file, start, entries, FIELDS.at("gdOffset", 20), place, cx, damaged)?;
     Ok(Grains {
         file,
         id,
@@ -66,7 +66,7 @@ pub(super) fn open_sesparse(
 ) -> Result<Grains> {
     let file_len = table::length(&*file)?;
     let read_sector = |name, offset| {
-        field(name, 0).within(offset, SeSparseHeader::LEN, file_len)?;
+        FIELDS.at(name, 0).within(offset, SeSparseHeader::LEN, file_len)?;
         let mut bytes = [0; SeSparseHeader::LEN as usize];
         table::read(&*file, &mut bytes, offset).map(|()| bytes)
     };
@@ -82,7 +82,7 @@ pub(super) fn open_sesparse(
             None => Ok(0),
         }
     };
-    let directory = read_directory(&*file, start, entries, field("grain_dir_offset", 128), place, cx, damaged)?;
+    let directory = read_directory(&*file, start, entries, FIELDS.at("grain_dir_offset", 128), place, cx, damaged)?;
     let constant_header = 0..SeSparseHeader::LEN;
     Ok(Grains {
         file,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::marker::Marker;
 use super::sesparse::TableEntry;
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, has_zlib_header};
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
@@ -100,7 +100,7 @@ impl Grains {
         {
             // Which of them is damaged is not for a reader to decide, but zeros would be a guess.
             let rule = "it has no grains, and its copy has";
-            return Err(field("grain table", table_offset).fault(Problem::Rule { value: 0, rule }));
+            return Err(FIELDS.at("grain table", table_offset).fault(Problem::Rule { value: 0, rule }));
         }
 
         let slice_end = index - in_table + first + count;
@@ -208,7 +208,7 @@ impl Grains {
                 }
                 _ => {
                     // The last grain of a file may end with the disk.
-                    field("grain table entry", at).within(place, within + len, self.file_len)?;
+                    FIELDS.at("grain table entry", at).within(place, within + len, self.file_len)?;
                     ExtentKind::Data(Location { file: self.id, offset: place + within })
                 }
             },
@@ -228,7 +228,7 @@ impl Grains {
             }
             Entries::SeSparse { grains } => {
                 let entry = bytes.first_chunk().map_or(0, |entry| u64::from_le_bytes(*entry));
-                let field = field("grain table entry", at);
+                let field = FIELDS.at("grain table entry", at);
                 match TableEntry::parse(entry).map_err(|problem| field.fault(problem))? {
                     TableEntry::Unallocated => Entry::None,
                     TableEntry::Unmapped | TableEntry::Zero => Entry::Zero,
@@ -247,13 +247,13 @@ impl Grains {
     /// The payload of the grain at `unit`, which is stored at `place` by the entry at `at`.
     fn payload(&self, packing: Packing, place: u64, unit: u64, at: u64) -> Result<Compressed> {
         let mut start = [0; Marker::LEN];
-        field("grain table entry", at).within(place, start.len() as u64, self.file_len)?;
+        FIELDS.at("grain table entry", at).within(place, start.len() as u64, self.file_len)?;
         table::read(&*self.file, &mut start, place)?;
         let (offset, stored_len) = match packing {
             Packing::Marked => {
                 let len = grain_len(Marker::parse(&start, place)?, unit / SECTOR, self.grain, place)?;
                 let offset = place + Marker::GRAIN_HEADER as u64;
-                field("size", place + 8).within(offset, len, self.file_len)?;
+                FIELDS.at("size", place + 8).within(offset, len, self.file_len)?;
                 (offset, len)
             }
             // Nothing says how long it is.
@@ -276,12 +276,12 @@ fn grain_len(marker: Marker, lba: u64, grain: u64, at: u64) -> Result<u64> {
     match marker {
         Marker::Grain { lba: found, .. } if found != lba => {
             let rule = "it is not the sector of the grain whose table entry leads here";
-            Err(field("lba", at).fault(Problem::Rule { value: found, rule }))
+            Err(FIELDS.at("lba", at).fault(Problem::Rule { value: found, rule }))
         }
         Marker::Grain { size, .. } => checked_grain_len(size, grain, at),
         _ => {
             let rule = "a grain table entry leads to a marker of something else";
-            Err(field("size", at + 8).fault(Problem::Rule { value: 0, rule }))
+            Err(FIELDS.at("size", at + 8).fault(Problem::Rule { value: 0, rule }))
         }
     }
 }
@@ -290,7 +290,7 @@ fn grain_len(marker: Marker, lba: u64, grain: u64, at: u64) -> Result<u64> {
 pub(super) fn checked_grain_len(size: u32, grain: u64, at: u64) -> Result<u64> {
     let (value, max) = (u64::from(size), max_payload(grain));
     if value > max {
-        return Err(field("size", at + 8).fault(Problem::Range { value, min: 1, max }));
+        return Err(FIELDS.at("size", at + 8).fault(Problem::Range { value, min: 1, max }));
     }
     Ok(value)
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use bitflags::bitflags;
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::{FORMAT_NAME, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
 use crate::limits::Limits;
@@ -87,7 +87,7 @@ impl Header {
     /// Parses the header that `bytes`, which stand at offset `at` of the file, begin with.
     pub fn parse(bytes: &[u8], at: u64, limits: &Limits) -> Result<Header> {
         let bytes = sector(bytes, at)?;
-        let field = |name, offset| field(name, at + offset);
+        let field = |name, offset: u64| FIELDS.at(name, at + offset);
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
         let u64_at = |offset: usize| LittleEndian::read_u64(&bytes[offset..]);
 
@@ -216,7 +216,7 @@ fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
     if flags.contains(Flags::NEWLINE_TEST) && newlines != NEWLINES {
         let rule = "0x0a200d0a must stand there: the file was damaged by a transfer in text mode";
         let value = LittleEndian::read_u32(newlines).swap_bytes().into();
-        return Err(field("singleEndLineChar", at + 73).fault(Problem::Rule { value, rule }));
+        return Err(FIELDS.at("singleEndLineChar", at + 73).fault(Problem::Rule { value, rule }));
     }
     let unknown = flags.bits() & INCOMPATIBLE & !(Flags::COMPRESSED | Flags::MARKERS).bits();
     if unknown != 0 {
@@ -232,7 +232,7 @@ fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
         algorithm @ (0 | DEFLATE) if (algorithm == DEFLATE) == compressed => Ok(flags),
         algorithm @ (0 | DEFLATE) => {
             let rule = "it must be 1 exactly when flag bit 16 is set";
-            Err(field("compressAlgorithm", at + 77).fault(Problem::Rule { value: algorithm.into(), rule }))
+            Err(FIELDS.at("compressAlgorithm", at + 77).fault(Problem::Rule { value: algorithm.into(), rule }))
         }
         other => Err(unsupported(format!("compression algorithm {other}"), at + 77)),
     }
@@ -257,13 +257,13 @@ fn parse_descriptor(offset: u64, size: u64, at: u64) -> Result<Option<Range<u64>
     if offset == 0 || size == 0 {
         return Ok(None);
     }
-    region(offset, size, field("descriptorOffset", at + 28), field("descriptorSize", at + 36)).map(Some)
+    region(offset, size, FIELDS.at("descriptorOffset", at + 28), FIELDS.at("descriptorSize", at + 36)).map(Some)
 }
 
 /// The sector that `bytes`, which stand at offset `at` of the file, begin with.
 pub(super) fn sector(bytes: &[u8], at: u64) -> Result<&[u8; SECTOR as usize]> {
     let problem = Problem::OutOfBounds { offset: at, len: SECTOR, file_len: at.saturating_add(bytes.len() as u64) };
-    bytes.first_chunk().ok_or_else(|| field("header", at).fault(problem))
+    bytes.first_chunk().ok_or_else(|| FIELDS.at("header", at).fault(problem))
 }
 
 /// Checks the size of a disk in sectors.

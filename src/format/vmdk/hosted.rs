@@ -8,7 +8,7 @@ use super::grains::{Entries, Grains, Packing};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
 use super::reader::MAX_DESCRIPTOR;
-use super::{SECTOR, field};
+use super::{FIELDS, SECTOR};
 use crate::driver::FileId;
 use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
@@ -38,7 +38,7 @@ impl Hosted {
     /// Reads the header of `file`.
     pub fn read(file: Arc<dyn ReadAt>, id: FileId, cx: &OpenContext<'_>) -> Result<Hosted> {
         let file_len = table::length(&*file)?;
-        field("header", 0).within(0, Header::LEN, file_len)?;
+        FIELDS.at("header", 0).within(0, Header::LEN, file_len)?;
         let mut bytes = [0; Header::LEN as usize];
         table::read(&*file, &mut bytes, 0)?;
         let header = Header::parse(&bytes, 0, cx.limits)?;
@@ -49,9 +49,9 @@ impl Hosted {
     pub fn descriptor(&self, cx: &OpenContext<'_>) -> Result<Option<(Vec<u8>, u64)>> {
         let Some(Range { start, end }) = self.header.descriptor.clone() else { return Ok(None) };
         let len = end - start;
-        field("descriptorOffset", 28).within(start, len, self.file_len)?;
-        field("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
-        let text = table::read_table(&*self.file, start, len, field("descriptorOffset", 28), cx.budget)?;
+        FIELDS.at("descriptorOffset", 28).within(start, len, self.file_len)?;
+        FIELDS.at("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
+        let text = table::read_table(&*self.file, start, len, FIELDS.at("descriptorOffset", 28), cx.budget)?;
         Ok(is_there(&text).then_some((text, start)))
     }
 
@@ -84,8 +84,8 @@ impl Hosted {
             Directory::AtEnd => (self.footer_directory(cx), None),
         };
         let directory =
-            directory.and_then(|(sector, at)| self.read_directory(sector, field("gdOffset", at), cx, damaged));
-        (directory, redundant.map(|sector| self.read_directory(sector, field("rgdOffset", 48), cx, damaged)))
+            directory.and_then(|(sector, at)| self.read_directory(sector, FIELDS.at("gdOffset", at), cx, damaged));
+        (directory, redundant.map(|sector| self.read_directory(sector, FIELDS.at("rgdOffset", 48), cx, damaged)))
     }
 
     /// The grains by this directory, of an extent of which `len` bytes belong to the disk.
@@ -138,13 +138,13 @@ impl Hosted {
         let same = |header: &Header| (header.capacity, header.grain_size, header.entries_per_table);
         if same(&footer) != same(&self.header) {
             let rule = "the footer is not a copy of the header";
-            return Err(field("capacity", at + 12).fault(Problem::Rule { value: footer.capacity, rule }));
+            return Err(FIELDS.at("capacity", at + 12).fault(Problem::Rule { value: footer.capacity, rule }));
         }
         match footer.directory {
             Directory::At(sector) => Ok((sector, at + 56)),
             Directory::AtEnd => {
                 let rule = "the footer has to say where the grain directory is";
-                Err(field("gdOffset", at + 56).fault(Problem::Rule { value: u64::MAX, rule }))
+                Err(FIELDS.at("gdOffset", at + 56).fault(Problem::Rule { value: u64::MAX, rule }))
             }
         }
     }
@@ -171,7 +171,7 @@ impl Hosted {
             }
         }
         let rule = "the grain directory is at the end, and the file ends without a footer";
-        Err(field("gdOffset", 56).fault(Problem::Rule { value: u64::MAX, rule }))
+        Err(FIELDS.at("gdOffset", 56).fault(Problem::Rule { value: u64::MAX, rule }))
     }
 }
 

@@ -6,7 +6,7 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::header::MAX_SECTORS;
-use super::{SECTOR, field};
+use super::{FIELDS, SECTOR};
 use crate::error::{Problem, Result};
 
 pub(crate) const END_OF_STREAM: u32 = 0;
@@ -50,14 +50,14 @@ impl Marker {
         let Some(bytes) = sector.first_chunk::<{ Marker::LEN }>() else {
             let file_len = at.saturating_add(sector.len() as u64);
             let problem = Problem::OutOfBounds { offset: at, len: Marker::LEN as u64, file_len };
-            return Err(field("marker", at).fault(problem));
+            return Err(FIELDS.at("marker", at).fault(problem));
         };
         let val = LittleEndian::read_u64(bytes);
         let size = LittleEndian::read_u32(&bytes[8..]);
         let kind = LittleEndian::read_u32(&bytes[12..]);
         let max = if size == 0 && kind == END_OF_STREAM { 0 } else { MAX_SECTORS };
         if val > max {
-            return Err(field("marker val", at).fault(Problem::Range { value: val, min: 0, max }));
+            return Err(FIELDS.at("marker val", at).fault(Problem::Range { value: val, min: 0, max }));
         }
         Ok(match (size, kind) {
             (1.., _) => Marker::Grain { lba: val, size },

@@ -70,7 +70,7 @@ use std::ops::Range;
 
 use crate::driver::{FormatDriver, Probe};
 use crate::error::{Error, Result};
-use crate::format::shared::table::Field;
+use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
@@ -111,10 +111,8 @@ fn probe(probe: &Probe<'_>) -> bool {
     Kind::of(probe.head).is_some() || descriptor::looks_like_descriptor(probe.head)
 }
 
-/// A field of this format, for messages.
-fn field(name: &'static str, at: u64) -> Field {
-    Field { format: FORMAT_NAME, name, at }
-}
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);
 
 /// A descriptor as it stands in the sectors that are set aside for it.
 fn embedded(text: &[u8], sectors: Range<u64>) -> Result<Vec<u8>> {

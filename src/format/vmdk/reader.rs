@@ -8,7 +8,7 @@ use super::descriptor::{Descriptor, ExtentLine, ExtentType};
 use super::grains::Grains;
 use super::header::{Flags, Header};
 use super::hosted::Hosted;
-use super::{FORMAT_NAME, SECTOR, cowd, esxi, field};
+use super::{FIELDS, FORMAT_NAME, SECTOR, cowd, esxi};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Extent, ExtentKind, FileId};
@@ -125,8 +125,8 @@ pub(super) fn kind(file: &dyn ReadAt) -> Result<Option<super::Kind>> {
 /// Reads a descriptor that is a file of its own.
 pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Descriptor> {
     let len = table::length(file)?;
-    field("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
-    let text = table::read_table(file, 0, len, field("descriptor", 0), cx.budget)?;
+    FIELDS.at("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
+    let text = table::read_table(file, 0, len, FIELDS.at("descriptor", 0), cx.budget)?;
     Descriptor::parse(&text, 0, cx.limits)
 }
 
@@ -168,13 +168,13 @@ impl Files<'_, '_> {
         let is_sparse = !matches!(line.kind, ExtentType::Zero | ExtentType::Flat | ExtentType::Vmfs);
         if is_sparse && !self.sparse.insert(id) {
             // Its metadata would be read again and again.
-            return Err(field("place", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
+            return Err(FIELDS.at("place", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
         }
         let grains = match line.kind {
             ExtentType::Zero => return Ok(Content::Zero),
             ExtentType::Flat | ExtentType::Vmfs => {
                 let offset = line.offset * SECTOR;
-                field("place", line.at).within(offset, len, table::length(&*file)?)?;
+                FIELDS.at("place", line.at).within(offset, len, table::length(&*file)?)?;
                 return Ok(Content::Flat { runs: FileExtents::new(file, id), offset });
             }
             ExtentType::Sparse => {
@@ -223,7 +223,7 @@ pub(super) fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
     if capacity >= line.sectors {
         return Ok(());
     }
-    Err(field("extent size", line.at).fault(Problem::Range { value: line.sectors, min: 0, max: capacity }))
+    Err(FIELDS.at("extent size", line.at).fault(Problem::Range { value: line.sectors, min: 0, max: capacity }))
 }
 
 /// What an image in one hosted sparse extent says of itself.
@@ -238,7 +238,7 @@ pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) 
             };
             if line.kind != ExtentType::Sparse {
                 let rule = "an embedded descriptor describes the sparse extent around it";
-                return Err(field("extent", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
+                return Err(FIELDS.at("extent", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
             }
             check_capacity(header.capacity, line)?;
             describe(descriptor, exact_len(header.capacity, header.grain_size, line), Some(header))

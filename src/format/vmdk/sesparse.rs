@@ -9,7 +9,7 @@ use std::ops::Range;
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::header::{MAX_SECTORS, parse_capacity, region, sector, unsupported};
-use super::{SECTOR, field};
+use super::{FIELDS, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Limits;
 
@@ -26,7 +26,7 @@ pub(crate) const TABLE_ENTRIES: u64 = TABLE / 8;
 /// Guest bytes that one grain table maps.
 pub(crate) const TABLE_COVERAGE: u64 = TABLE_ENTRIES * GRAIN;
 /// Bytes of a header that have a meaning.
-const FIELDS: usize = 208;
+const HEADER_LEN: usize = 208;
 
 /// A valid constant header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,13 +50,13 @@ impl SeSparseHeader {
         let bytes = sector(bytes, 0)?;
         let u64_at = |offset: usize| LittleEndian::read_u64(&bytes[offset..]);
         let part = |at: usize, offset_name, size_name| {
-            let (offset_field, size_field) = (field(offset_name, at as u64), field(size_name, at as u64 + 8));
+            let (offset_field, size_field) = (FIELDS.at(offset_name, at as u64), FIELDS.at(size_name, at as u64 + 8));
             region(u64_at(at), u64_at(at + 8), offset_field, size_field)
         };
 
         if u64_at(0) != MAGIC {
             let rule = "a space-efficient sparse extent begins with 0xcafebabe";
-            return Err(field("constMagic", 0).fault(Problem::Rule { value: u64_at(0), rule }));
+            return Err(FIELDS.at("constMagic", 0).fault(Problem::Rule { value: u64_at(0), rule }));
         }
         for (at, name, known) in [(8, "version", VERSION), (24, "grain size", 8), (32, "grain table size", 64)] {
             if u64_at(at) != known {
@@ -67,8 +67,8 @@ impl SeSparseHeader {
             }
         }
         refuse_unknown(bytes, 40..80)?;
-        refuse_unknown(bytes, FIELDS..bytes.len())?;
-        let capacity = parse_capacity(u64_at(16), field("capacity", 16), limits)?;
+        refuse_unknown(bytes, HEADER_LEN..bytes.len())?;
+        let capacity = parse_capacity(u64_at(16), FIELDS.at("capacity", 16), limits)?;
         let volatile_header = part(80, "volatile_header_offset", "volatile_header_size")?;
         part(96, "journal_header_offset", "journal_header_size")?;
         part(112, "journal_offset", "journal_size")?;
@@ -86,7 +86,7 @@ impl SeSparseHeader {
         ] {
             let value = (part.end - part.start) / SECTOR;
             if value < min {
-                return Err(field(name, at).fault(Problem::Range { value, min, max: MAX_SECTORS }));
+                return Err(FIELDS.at(name, at).fault(Problem::Range { value, min, max: MAX_SECTORS }));
             }
         }
         Ok(header)
@@ -99,7 +99,7 @@ impl SeSparseHeader {
         let magic = LittleEndian::read_u64(bytes);
         if magic != VOLATILE_MAGIC {
             let rule = "a volatile header begins with 0xcafecafe";
-            return Err(field("volatileMagic", at).fault(Problem::Rule { value: magic, rule }));
+            return Err(FIELDS.at("volatileMagic", at).fault(Problem::Rule { value: magic, rule }));
         }
         // Grains and tables are older than what the journal says of them.
         if LittleEndian::read_u64(&bytes[24..]) != 0 {

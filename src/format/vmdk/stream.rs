@@ -15,7 +15,7 @@ use super::header::{Directory, Flags, Header};
 use super::hosted::is_there;
 use super::marker::Marker;
 use super::reader::{MAX_DESCRIPTOR, describe_hosted};
-use super::{FORMAT_NAME, Kind, SECTOR, field};
+use super::{FIELDS, FORMAT_NAME, Kind, SECTOR};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
@@ -48,7 +48,7 @@ pub(super) fn open(
         return Err(other_kind(8));
     }
     if let Some(place) = &header.descriptor {
-        field("descriptorSize", 36).at_most(place.end - place.start, MAX_DESCRIPTOR)?;
+        FIELDS.at("descriptorSize", 36).at_most(place.end - place.start, MAX_DESCRIPTOR)?;
     }
     let front = read_front(&mut input, &header, cx)?;
     let in_front = |range: std::ops::Range<u64>| {
@@ -95,7 +95,7 @@ fn read_front(input: &mut Input, header: &Header, cx: &OpenContext<'_>) -> Resul
     let mut front = Vec::new();
     let got = (&mut input.stream).take(len).read_to_end(&mut front).map_err(Error::io("reading", input.at))?;
     input.at += got as u64;
-    field("overHead", 64).within(Header::LEN, len, Header::LEN + got as u64)?;
+    FIELDS.at("overHead", 64).within(Header::LEN, len, Header::LEN + got as u64)?;
     Ok(front)
 }
 
@@ -214,7 +214,7 @@ impl Walk {
         let unit = lba.saturating_mul(SECTOR);
         if unit >= self.capacity || !unit.is_multiple_of(self.grain) {
             let rule = "it is not the first sector of a grain of the disk";
-            return Err(field("lba", at).fault(Problem::Rule { value: lba, rule }));
+            return Err(FIELDS.at("lba", at).fault(Problem::Rule { value: lba, rule }));
         }
         if unit < self.answered {
             let feature = "a stream from a pipe with grains far out of order; it can be read from a file".into();
@@ -251,7 +251,7 @@ impl Walk {
             None => Ok(()),
             Some(other) => {
                 let problem = Problem::Overlap { offset: other.at.offset, with: "the same grain" };
-                Err(field("lba", at).fault(problem))
+                Err(FIELDS.at("lba", at).fault(problem))
             }
         }
     }
@@ -260,7 +260,7 @@ impl Walk {
     fn end(&mut self, at: u64) -> Result<()> {
         if self.has_footer && !self.footer_seen {
             let rule = "the stream ends without a footer";
-            return Err(field("marker", at).fault(Problem::Rule { value: 0, rule }));
+            return Err(FIELDS.at("marker", at).fault(Problem::Rule { value: 0, rule }));
         }
         // Whoever writes to the pipe is not to fail.
         self.input.skip_all()?;
@@ -279,7 +279,7 @@ impl Walk {
         match self.grains_in_tables {
             Some(count) if self.grains < count => {
                 let rule = "the stream ends after fewer grains than its tables have";
-                Err(field("grain tables", 56).fault(Problem::Rule { value: count, rule }))
+                Err(FIELDS.at("grain tables", 56).fault(Problem::Rule { value: count, rule }))
             }
             _ => {
                 self.ended = true;
@@ -340,7 +340,7 @@ impl Input {
 
 /// The stream ends after `got` of the `len` bytes at `offset`.
 fn cut_off(offset: u64, len: u64, got: u64) -> Error {
-    field("stream", offset).fault(Problem::OutOfBounds { offset, len, file_len: offset + got })
+    FIELDS.at("stream", offset).fault(Problem::OutOfBounds { offset, len, file_len: offset + got })
 }
 
 /// Payloads that have come, until they have been read.

@@ -18,7 +18,7 @@ use self::layout::Layout;
 use self::stored::Stored;
 use self::walk::{GuestCluster, Walk};
 use super::header::{Header, Incompatible};
-use super::{FORMAT_NAME, field};
+use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Fault, Problem, Result};
 use crate::io::ReadAt;
@@ -160,6 +160,6 @@ impl Work {
     /// [`Error::Limit`] when it becomes too much.
     fn spend(&mut self, entries: u64) -> Result<()> {
         self.0 = self.0.saturating_add(entries);
-        field("number of references to be examined", 0).at_most(self.0, Self::LIMIT)
+        FIELDS.at("number of references to be examined", 0).at_most(self.0, Self::LIMIT)
     }
 }

@@ -7,7 +7,7 @@ use super::{Findings, Work};
 use crate::error::{Problem, Result};
 use crate::format::qcow2::entry::OFFSET_MASK;
 use crate::format::qcow2::header::Header;
-use crate::format::qcow2::{field, refcount};
+use crate::format::qcow2::{FIELDS, refcount};
 use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Budget;
@@ -36,7 +36,7 @@ impl Stored {
         let offset = header.refcount_table_offset;
         let len = u64::from(header.refcount_table_clusters) << header.cluster_bits;
         let there = len.min(file_len.saturating_sub(offset)) / 8;
-        let name = field("refcount table", 48);
+        let name = FIELDS.at("refcount table", 48);
         let mut table = match there {
             0 => Vec::new(),
             entries => table::read_table_u64_be(&**file, offset, entries, name, budget)?,

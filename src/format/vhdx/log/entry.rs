@@ -3,7 +3,7 @@
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
-use super::super::{FORMAT_NAME, checksum, field};
+use super::super::{FIELDS, FORMAT_NAME, checksum};
 use super::ring::{Ring, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Budget;
@@ -165,7 +165,7 @@ impl Entry {
                 let Some(is_data) = is_data_descriptor(bytes, self.sequence_number) else {
                     let value = LittleEndian::read_u64(&bytes[24..]);
                     let rule = "the descriptor was valid when the log was searched";
-                    return Err(field("SequenceNumber", at + 24).fault(Problem::Rule { value, rule }));
+                    return Err(FIELDS.at("SequenceNumber", at + 24).fault(Problem::Rule { value, rule }));
                 };
                 let update = if is_data {
                     let place = ring.place(data_offset);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use self::entry::{Descriptor, Entry, Update};
 use self::overlay::{Content, Overlay};
 use self::ring::{Ring, SECTOR};
-use super::field;
+use super::FIELDS;
 use super::header::Header;
 use crate::error::{Problem, Result};
 use crate::io::ReadAt;
@@ -53,10 +53,10 @@ pub(super) fn replay(
     let active = sequence::active(&mut entries, ring.len());
     let Some(head) = active.last() else {
         let rule = "the log there has to be replayed and has no valid sequence of entries";
-        return Err(field("LogOffset", header_at + 72).fault(Problem::Rule { value: header.log.start, rule }));
+        return Err(FIELDS.at("LogOffset", header_at + 72).fault(Problem::Rule { value: header.log.start, rule }));
     };
     let head_at = ring.place(head.offset());
-    field("FlushedFileOffset", head_at + 48).within(0, head.flushed_file_offset, file_len)?;
+    FIELDS.at("FlushedFileOffset", head_at + 48).within(0, head.flushed_file_offset, file_len)?;
 
     // An entry without descriptors may say that the file has grown, too.
     let descriptors = active.iter().map(Entry::descriptor_count).sum::<u64>();
@@ -65,7 +65,7 @@ pub(super) fn replay(
     for entry in active {
         entry.descriptors(&mut ring, |descriptor| apply(&descriptor, &mut overlay, max_len, budget))?;
     }
-    field("LastFileOffset", head_at + 56).within(0, head.last_file_offset, max_len)?;
+    FIELDS.at("LastFileOffset", head_at + 56).within(0, head.last_file_offset, max_len)?;
     overlay.grow(head.last_file_offset);
     let (replayed, bytes, newest) = (active.len() as u64, overlay.changed(), head.sequence_number);
     let left_out = entries.iter().filter(|entry| entry.sequence_number > newest).count() as u64;
@@ -79,8 +79,8 @@ fn apply(descriptor: &Descriptor, overlay: &mut Overlay, max_len: u64, budget: &
         Update::Zero { zero_length } => (zero_length, Content::Zeros),
         Update::Data(data) => (SECTOR, Content::Data(data)),
     };
-    field("FileOffset", at + 16).within(file_offset, len, max_len)?;
-    overlay.put(file_offset, len, content, field("descriptor", at), budget)
+    FIELDS.at("FileOffset", at + 16).within(file_offset, len, max_len)?;
+    overlay.put(file_offset, len, content, FIELDS.at("descriptor", at), budget)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::format::vmdk::grains::{DAMAGED, Entries, Entry, Grains, Packing, max_
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::hosted::{GrainDirectory, Hosted};
 use crate::format::vmdk::marker::Marker;
-use crate::format::vmdk::{SECTOR, field};
+use crate::format::vmdk::{FIELDS, SECTOR};
 use crate::io::ReadAt;
 
 /// Bytes of a table that are read at once, unless it is smaller.
@@ -124,7 +124,7 @@ impl<'a> Examination<'a> {
     /// a large disk.
     fn check_metadata(&mut self) -> Result<()> {
         for place in &self.grains.metadata {
-            let field = field("header, descriptor or directory", place.start);
+            let field = FIELDS.at("header, descriptor or directory", place.start);
             if let Err(error) = field.within(place.start, place.end - place.start, self.grains.file_len) {
                 self.findings.note_error(error)?;
             }
@@ -343,7 +343,7 @@ impl<'a> Examination<'a> {
             return Ok(());
         }
         let mut marker = [0; Marker::LEN];
-        if field("marker", end).within(end, SECTOR, self.grains.file_len).is_ok() {
+        if FIELDS.at("marker", end).within(end, SECTOR, self.grains.file_len).is_ok() {
             table::read(&*self.grains.file, &mut marker, end)?;
             if let Ok(Marker::EndOfStream) = Marker::parse(&marker, end) {
                 return Ok(());

@@ -312,8 +312,6 @@ fn options_that_do_not_go_together() {
         ("cid=xyz", false, None, "cid"),
         ("backing_file=base.vmdk", false, None, "backing_file"),
         ("backing_fmt=vmdk", false, None, "backing_fmt"),
-        ("backing_fmt=qcow2", false, Some(&parent), "backing_fmt"),
-        ("backing_file=other.vmdk", false, Some(&parent), "backing_file"),
         ("subformat=twoGbMaxExtentSparse", false, Some(&parent), "backing_file"),
         ("", true, Some(&parent), "backing_file"),
         ("", false, Some(&raw), "backing_file"),
