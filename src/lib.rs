@@ -65,7 +65,7 @@
 //! * An image names other files: its backing file, its data file, its extents. None is opened unless [`References`] says so, and a
 //!   refusal reads the same whether the file exists or not. A format module cannot open files at all; it asks its caller.
 //! * Every number from an image is checked against the file's length and the [`Limits`] before it is used in arithmetic or
-//!   as the size of an allocation. The crate has no `unsafe` code.
+//!   as the size of an allocation. The only `unsafe` code is system calls, in one module of `io`.
 //! * Bytes that are missing are an [`Error`], never zeros. Errors say which field at which offset breaks which rule.
 //! * Guest ranges that share one place of a file, though the image does not count it as shared, are an error during a
 //!   conversion. It is corruption, and also how a file of a few KiB becomes a disk of many TiB.
@@ -84,8 +84,10 @@
 //!   each format had been planned: callers tell a value out of range from an overlap without knowing the format.
 //! * **A reader is handed the files that its image names through a callback** while it opens, instead of after: formats
 //!   exist that have to look into those files first.
-//! * **`nix` rather than `rustix`** for the few system calls that `std` lacks: it has a `close` that tells its error, and a
-//!   file whose `close` failed may not be what was written.
+//! * **`rustix` rather than `nix`** for the few system calls of Unix and WASI that `std` lacks. It has 64-bit offsets on every
+//!   target, where `fallocate` of `nix` takes the `off_t` of i686, which ends at 2 GiB; it covers WASI; and on Linux it needs
+//!   no C library. `nix` has a safe `close` that returns its error, which matters since a file whose `close` failed may not be
+//!   what was written; that of `rustix` is one of the few `unsafe` calls in `io`, as are those of Windows (`windows-sys`).
 //! * **Default levels of compression**: deflate 5 with the full window of 32 KiB, which qemu reads and does not write; zstd
 //!   1 with a larger hash table. They are the best that still compress several times as fast as qemu-img on two cores.
 //! * **Cells of 1 MiB** are what a thread loads, places and writes at once: larger ones are not faster and take more memory.
@@ -106,7 +108,7 @@
 //!
 //! None is on by default. `cli` is for the program `imgconv` and what only it needs. `mmap` is for [`io`] over a memory map.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 mod bits;

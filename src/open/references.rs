@@ -69,13 +69,13 @@ impl OpenOptions {
     fn open_named(&self, image: &Opened, reference: &Reference, name: &Name) -> Result<(PathBuf, FileSource)> {
         let refuse = |problem| Err(refusal(image.format, reference, problem));
         let directory = image.path.parent().unwrap_or(Path::new(""));
-        if !name.is_file_name() {
+        let (true, Some(name_path), Some(path)) = (name.is_file_name(), name.as_path(), name.path_from(&image.path))
+        else {
             return refuse(ReferenceProblem::NotAFile);
-        }
-        if self.references == References::Beside && !is_beside(name.as_path(), directory) {
+        };
+        if self.references == References::Beside && !is_beside(name_path, directory) {
             return refuse(ReferenceProblem::NotBeside);
         }
-        let path = name.path_from(&image.path);
         let source = match self.references {
             References::Any => FileSource::open(&path),
             _ => FileSource::open_nofollow(&path),

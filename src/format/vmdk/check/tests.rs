@@ -330,7 +330,7 @@ fn what_is_far_away_is_looked_at_as_well() {
     // The places that the first five grains had, and what is before, between and behind their new ones.
     let near_end = place(&sound(), 9) + GRAIN;
     let gaps = [5 * GRAIN, window - 4 - near_end, 96, window - 109, window - 7, window - 15];
-    assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum());
+    assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum::<u64>());
 }
 
 #[test]
