@@ -2,14 +2,15 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::io::unix_time;
 use crate::options::Options;
 
 /// Where the identifiers and times in new images come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identifiers {
-    /// From the system's source of randomness and its clock.
+    /// From the system's source of randomness and its clock. As [`Reproducible`](Self::Reproducible) with time 0 on
+    /// `wasm32-unknown-unknown`, which has neither: state a time there, and options that differ for images that must differ.
     Random,
     /// Derived from the format, size and options of the image, so that making it again gives the same bytes.
     Reproducible {
@@ -34,14 +35,14 @@ impl Identifiers {
 
     /// Those for one image.
     pub fn for_image(self, format: &str, size: u64, options: &Options) -> ImageIdentifiers {
-        match self {
-            Identifiers::Random => {
+        match (self, unix_time()) {
+            (Identifiers::Random, Some(time)) => {
                 // Each state has keys of its own, from the system's source of randomness.
                 let random = || RandomState::new().build_hasher().finish();
-                let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
                 ImageIdentifiers { seed: [random(), random()], time }
             }
-            Identifiers::Reproducible { time } => {
+            (Identifiers::Random, None) => Identifiers::Reproducible { time: 0 }.for_image(format, size, options),
+            (Identifiers::Reproducible { time }, _) => {
                 let text = format!("{format} {size} {options:?}");
                 ImageIdentifiers { seed: [0, 1].map(|lane| hash(lane, text.as_bytes())), time }
             }

@@ -76,7 +76,7 @@
 //! None is on by default. `cli` is for the program `imgconv`, `mmap` for [`io`] over a memory map.
 //!
 #![doc = include_str!("examples.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

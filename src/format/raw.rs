@@ -187,7 +187,7 @@ mod tests {
         let dir = TempDir::new();
         for (preallocation, dense) in [("off", false), ("falloc", false), ("full", true)] {
             let path = dir.join(preallocation);
-            let target = Arc::new(FileTarget::create_new(&path, 0o600).unwrap());
+            let target = Arc::new(FileTarget::create_new(&path).unwrap());
             let mut writer = create(SIZE, &format!("preallocation={preallocation}"), target.clone()).unwrap();
             assert_eq!(writer.spec().dense, dense);
             let placement = writer.place(4096..8192).unwrap();
