@@ -196,6 +196,13 @@ pub enum Problem {
         /// The rule, to be read after "but": "must be 0 without a backing file".
         rule: &'static str,
     },
+    /// A value that contradicts another part of the image.
+    Conflict {
+        /// The value found.
+        value: u64,
+        /// What it contradicts: "another entry maps the same block".
+        finding: &'static str,
+    },
     /// A compressed payload that does not decode.
     Decode {
         /// Byte offset of the payload.
@@ -295,25 +302,92 @@ impl Error {
         }
     }
 
-    /// The cause's name: a word that stays the same between versions, for programs.
-    ///
-    /// `io`; for a corrupt image `invalid-field`, `out-of-bounds`, `overlap` or `decode`; `limit`, `unsupported`, `reference`,
-    /// `option`, `usage`, `unknown-format`, `ambiguous-format`, `changed`, `cancelled`.
-    pub fn kind(&self) -> &'static str {
+    /// The kind of the cause.
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Error::File { cause, .. } | Error::Guest { cause, .. } => cause.kind(),
-            Error::Io { .. } => "io",
+            Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
-            Error::Limit { .. } => "limit",
-            Error::Unsupported { .. } | Error::Unreadable(_) => "unsupported",
-            Error::Reference { .. } => "reference",
-            Error::Option { .. } => "option",
-            Error::Usage(_) => "usage",
-            Error::UnknownFormat(_) => "unknown-format",
-            Error::Ambiguous(_) => "ambiguous-format",
-            Error::Changed { .. } => "changed",
-            Error::Cancelled => "cancelled",
+            Error::Limit { .. } => ErrorKind::Limit,
+            Error::Unsupported { .. } | Error::Unreadable(_) => ErrorKind::Unsupported,
+            Error::Reference { .. } => ErrorKind::Reference,
+            Error::Option { .. } => ErrorKind::Option,
+            Error::Usage(_) => ErrorKind::Usage,
+            Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
+            Error::Ambiguous(_) => ErrorKind::AmbiguousFormat,
+            Error::Changed { .. } => ErrorKind::Changed,
+            Error::Cancelled => ErrorKind::Cancelled,
         }
+    }
+}
+
+/// The kinds of [`Error`], for programs that act on them.
+///
+/// ```
+/// use diskimage::{ErrorKind, Image};
+///
+/// let error = Image::open("missing.qcow2").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Io);
+/// assert_eq!(error.kind().as_str(), "io");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system, or the storage of the caller, reported an error.
+    Io,
+    /// A field of the image breaks a rule of its format.
+    InvalidField,
+    /// A field of the image points beyond the end of its file.
+    OutOfBounds,
+    /// Two structures of the image occupy the same host range.
+    Overlap,
+    /// A compressed payload does not decode.
+    Decode,
+    /// A value exceeds a limit of the caller or of the format.
+    Limit,
+    /// A valid image or a valid request needs something that this crate does not implement.
+    Unsupported,
+    /// A referenced file was not opened.
+    Reference,
+    /// A format option is unknown or invalid.
+    Option,
+    /// The request is invalid for these files.
+    Usage,
+    /// No format has the given name.
+    UnknownFormat,
+    /// The file is valid in several formats.
+    AmbiguousFormat,
+    /// A file changed its length while it was read.
+    Changed,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+impl ErrorKind {
+    /// The kind as one word in kebab case, which stays the same between versions.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::Io => "io",
+            ErrorKind::InvalidField => "invalid-field",
+            ErrorKind::OutOfBounds => "out-of-bounds",
+            ErrorKind::Overlap => "overlap",
+            ErrorKind::Decode => "decode",
+            ErrorKind::Limit => "limit",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Reference => "reference",
+            ErrorKind::Option => "option",
+            ErrorKind::Usage => "usage",
+            ErrorKind::UnknownFormat => "unknown-format",
+            ErrorKind::AmbiguousFormat => "ambiguous-format",
+            ErrorKind::Changed => "changed",
+            ErrorKind::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -333,12 +407,12 @@ impl From<Error> for io::Error {
 }
 
 impl Problem {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> ErrorKind {
         match self {
-            Problem::OutOfBounds { .. } => "out-of-bounds",
-            Problem::Overlap { .. } => "overlap",
-            Problem::Decode { .. } => "decode",
-            _ => "invalid-field",
+            Problem::OutOfBounds { .. } => ErrorKind::OutOfBounds,
+            Problem::Overlap { .. } => ErrorKind::Overlap,
+            Problem::Decode { .. } => ErrorKind::Decode,
+            _ => ErrorKind::InvalidField,
         }
     }
 }
@@ -362,6 +436,7 @@ impl fmt::Display for Problem {
             Problem::Reserved { value, bits } => write!(f, "is {value:#x}, with the reserved bits {bits:#x} set"),
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, where {with} is already"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
+            Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }
@@ -426,7 +501,7 @@ mod tests {
     fn a_fault_reads_as_a_sentence() {
         let error = Error::corrupt("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 });
         assert_eq!(error.to_string(), "qcow2: corrupt image at file offset 0x14: cluster_bits is 40, outside 9..=21");
-        assert_eq!(error.kind(), "invalid-field");
+        assert_eq!(error.kind(), ErrorKind::InvalidField);
     }
 
     #[test]
@@ -436,7 +511,7 @@ mod tests {
             .in_file(Path::new("b.img"))
             .in_guest(0..0x200);
         assert_eq!(error.path(), Some(Path::new("a.img")));
-        assert_eq!(error.kind(), "io");
+        assert_eq!(error.kind(), ErrorKind::Io);
         assert_eq!(
             error.to_string(),
             "guest bytes 0x0..0x200: a.img: reading 512 bytes at file offset 0x1000: unexpected end of file"
