@@ -81,7 +81,7 @@ impl Failure {
                 }
                 self.detail("cause", cause.to_string());
             }
-            Error::Corrupt(Fault { format, field, at, problem }) => {
+            Error::Corrupt(Fault { format, field, at, problem, .. }) => {
                 let (value, rule) = value_and_rule(problem);
                 self.place(format, field, Some(*at));
                 if let Some(value) = value {
