@@ -63,7 +63,7 @@ impl Interrupt {
         let signal = self.signal.load(Ordering::Relaxed);
         match (error.root(), u8::try_from(128 + signal)) {
             (cause, Ok(code)) if signal > 0 && is_cancelled(cause) => {
-                Failure::new(Error::Cancelled.kind(), format!("cancelled by signal {signal}")).exit(code)
+                Failure::new(Error::Cancelled.kind().as_str(), format!("cancelled by signal {signal}")).exit(code)
             }
             _ => error.into(),
         }
