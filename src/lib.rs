@@ -104,7 +104,8 @@
 //!
 //! # Features
 //!
-//! None is on by default. `cli` is for the program `imgconv` and what only it needs. `mmap` is for [`io`] over a memory map.
+//! None is on by default. `cli` is for the program `imgconv` and what only it needs. `mmap` is for [`io`] over a memory map. `serde`
+//! implements `Serialize` for reports and properties.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -122,6 +123,8 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+#[cfg(feature = "serde")]
+mod serialize;
 #[cfg(test)]
 mod tempdir;
 pub mod zero;

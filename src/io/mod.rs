@@ -1,5 +1,6 @@
 //! Files as this crate sees them: positioned reads and writes, shared by threads, no cursor.
 
+mod directory;
 mod file;
 mod mem;
 #[cfg(feature = "mmap")]
@@ -13,6 +14,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+pub use directory::{MemDirectory, TargetDirectory};
 pub use file::{FileIdentity, FileSource, FileTarget};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
