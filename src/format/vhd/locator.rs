@@ -93,7 +93,7 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     }
     absolute.push(Name::from_windows_path(parent.name.as_bytes()));
     let names = relative.into_iter().chain(absolute).collect();
-    let mut reference = FileReference::of_names("parent", names, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::from_names("parent", names, Some(Name::from(FORMAT_NAME)));
     if !parent.unique_id.is_nil() {
         reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
     }
