@@ -196,6 +196,13 @@ pub enum Problem {
         /// The rule, to be read after "but": "must be 0 without a backing file".
         rule: &'static str,
     },
+    /// A value that contradicts another part of the image.
+    Conflict {
+        /// The value found.
+        value: u64,
+        /// What it contradicts.
+        finding: &'static str,
+    },
     /// A compressed payload that does not decode.
     Decode {
         /// Byte offset of the payload.
@@ -362,6 +369,7 @@ impl fmt::Display for Problem {
             Problem::Reserved { value, bits } => write!(f, "is {value:#x}, with the reserved bits {bits:#x} set"),
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, where {with} is already"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
+            Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }
