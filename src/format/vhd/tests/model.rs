@@ -15,6 +15,7 @@ use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::noise;
 
 /// A new image and what it is made of.
 #[derive(Clone, Debug)]
@@ -201,9 +202,4 @@ pub(super) fn naive_guest(file: &[u8], parent: &[u8]) -> Vec<u8> {
         }
     }
     guest
-}
-
-/// Bytes of which no sector is zeros.
-fn noise(len: u64, seed: u64) -> Vec<u8> {
-    (0..len).map(|at| ((at / 512 * 31 + at + seed * 77) % 251) as u8 + 1).collect()
 }
