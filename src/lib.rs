@@ -107,7 +107,7 @@ pub mod zero;
 pub use compare::{Comparison, compare};
 pub use convert::{Converter, Progress, Report};
 pub use driver::CheckReport;
-pub use error::{Error, Fault, Problem, ReferenceProblem, Result};
+pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};

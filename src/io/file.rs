@@ -415,6 +415,7 @@ impl FileIdentity {
     }
 
     /// From the number of the volume, `u64::MAX` for a device, and that of the file or device.
+    #[cfg(any(unix, windows, target_os = "wasi"))]
     pub(super) fn from_parts(volume: u64, file: u128) -> Self {
         FileIdentity(volume, file)
     }

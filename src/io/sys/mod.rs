@@ -23,6 +23,7 @@ pub(crate) use system::*;
 
 /// What an open file or a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(unix, windows)), allow(dead_code))] // Neither WASI nor targets without files have devices.
 pub(crate) enum FileKind {
     Regular,
     /// A disk or a partition. Reads must start and end at multiples of `sector` bytes; 1 where any will do.
