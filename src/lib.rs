@@ -81,6 +81,10 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// The name that the helpers shared with the integration tests have for this crate.
+#[cfg(test)]
+extern crate self as diskimage;
+
 pub mod codec;
 mod compare;
 mod convert;
@@ -99,7 +103,8 @@ mod options;
 #[cfg(feature = "serde")]
 mod serialize;
 #[cfg(test)]
-mod tempdir;
+#[path = "../tests/support/mod.rs"]
+mod testing;
 pub mod zero;
 
 pub use compare::{Comparison, compare};

@@ -8,14 +8,7 @@ const CODECS: [Codec; 3] = [Codec::Deflate, Codec::Zlib, Codec::Zstd];
 
 /// Bytes that no codec can shorten.
 fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..len).map(step).collect()
+    crate::testing::noise(len as u64, 0)
 }
 
 /// Records with a counter, some noise and some text in each.

@@ -8,7 +8,8 @@ use crate::compare::{Comparison, compare};
 use crate::error::ErrorKind;
 use crate::image::{OpenOptions, ReferencePolicy};
 use crate::io::{MemDirectory, MemFile, ReadAt};
-use crate::tempdir::TempDir;
+use crate::testing::TempDir;
+pub(super) use crate::testing::noise;
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -60,16 +61,6 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
         ..WriteSpec::default()
     };
     Job { source, base, spec, sparse: 4096, starts_zeroed: true, target: None }
-}
-
-/// Bytes that do not compress.
-pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 56) as u8
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 /// Bytes that compress, and differ from place to place.

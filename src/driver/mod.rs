@@ -132,8 +132,6 @@ pub use check::CheckReport;
 pub use context::{CreateContext, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use read::SparseRead;
-#[cfg(test)]
-pub(crate) use write::place_filled;
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 
 use crate::error::Result;

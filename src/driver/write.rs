@@ -157,19 +157,3 @@ impl Placement {
         Placement { out, offset, before: Vec::new(), len }
     }
 }
-
-/// Places `guest[range]`, filled with bytes that are not zero, wherever a writer without metadata between blocks says.
-#[cfg(test)]
-pub(crate) fn place_filled(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range<u64>) {
-    let mut at = range.start;
-    while at < range.end {
-        let placement = writer.place(at..range.end).unwrap();
-        assert!(placement.before.is_empty() && placement.len % 512 == 0 && placement.len > 0);
-        let part = &mut guest[at as usize..(at + placement.len) as usize];
-        for (sector, number) in part.chunks_mut(512).zip(at / 512..) {
-            sector.fill((number % 200) as u8 + 1);
-        }
-        placement.out.write_all_at(part, placement.offset).unwrap();
-        at += placement.len;
-    }
-}

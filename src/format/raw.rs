@@ -173,7 +173,7 @@ mod tests {
     use crate::limits::{Budget, Limits};
     use crate::name::Name;
     use crate::options::Options;
-    use crate::tempdir::TempDir;
+    use crate::testing::TempDir;
 
     fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
         let mut options = Options::new();

@@ -457,7 +457,7 @@ mod tests {
     use std::{os::unix::fs::symlink, process::Command};
 
     use super::*;
-    use crate::tempdir::TempDir;
+    use crate::testing::TempDir;
 
     const KIB: u64 = 1 << 10;
 

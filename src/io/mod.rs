@@ -21,8 +21,6 @@ mod file;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
-#[cfg(test)]
-pub(crate) mod noted;
 mod pipe;
 mod sys;
 

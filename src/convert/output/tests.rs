@@ -10,7 +10,7 @@ use std::{
 use super::*;
 #[cfg(unix)]
 use crate::io::FileSource;
-use crate::tempdir::TempDir;
+use crate::testing::TempDir;
 
 fn create(target: impl AsRef<Path>) -> Result<Output> {
     Output::create(target.as_ref(), &[], true, true)

@@ -87,6 +87,6 @@ mod tests {
             assert_eq!((entry, page.host_offset(index)), (Some(index as u32), 8 + index * 4));
             assert_eq!([page.entry(indexes.start.wrapping_sub(1)), page.entry(indexes.end)], [None; 2]);
         }
-        assert_eq!(table.page(10_000, 0..10_001).err().unwrap().kind(), "io");
+        assert_eq!(table.page(10_000, 0..10_001).err().unwrap().kind().as_str(), "io");
     }
 }

@@ -7,11 +7,12 @@ use std::io;
 
 use proptest::prelude::*;
 
-use self::model::{BACKING_NAME, Call, Case, Step, Target, Written, check_refcounts, header_of, noise, place};
+use self::model::{BACKING_NAME, Case, Step, Written, check_refcounts, header_of};
 use super::*;
 use crate::io::MemFile;
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::{RecordingTarget, TargetEvent as Call, noise, place};
 
 const MIB: u64 = 1 << 20;
 
@@ -61,7 +62,7 @@ fn empty_images_of_any_size() {
     for size in [0, 1, 512, 64 << 10, 1 << 30] {
         for cluster_size in ["512", "64k", "2M"] {
             let case = Case::new(size, &format!("cluster_size={cluster_size}"), &[]);
-            let file = Arc::new(Target::new(false));
+            let file = RecordingTarget::file();
             let mut writer = case.create(file.clone()).unwrap();
             assert_eq!(writer.spec().virtual_size, size.next_multiple_of(512));
             writer.finish().unwrap();
@@ -78,7 +79,7 @@ fn a_refcount_table_of_several_clusters() {
     assert_eq!(header_of(&written.file).refcount_table_clusters, 3);
     // Almost no data, and an L1 table of many refcount blocks.
     let case = Case { compress: true, ..Case::new(1 << 36, "cluster_size=512,refcount_bits=64", &[]) };
-    let file = Arc::new(Target::new(false));
+    let file = RecordingTarget::file();
     case.create(file.clone()).unwrap().finish().unwrap();
     check_refcounts(&file.mem.to_vec());
 }
@@ -97,7 +98,7 @@ fn refcount_width_limits_shared_clusters() {
     for (refcount_bits, most) in [(1, 1), (2, 3), (4, 15), (16, 41)] {
         let options = format!("cluster_size=4k,refcount_bits={refcount_bits}");
         let case = Case { compress: true, ..Case::new(MIB, &options, &[]) };
-        let file = Arc::new(Target::new(false));
+        let file = RecordingTarget::file();
         let mut writer = case.create(file.clone()).unwrap();
         let mut starts = BTreeMap::<u64, u64>::new();
         for block in 0..200 {
@@ -177,7 +178,7 @@ fn a_gap_over_l2_tables_is_preallocated_before_zeros() {
 #[test]
 fn data_replaces_zeros() {
     let options = "extended_l2=on,cluster_size=16k,preallocation=metadata";
-    let file = Arc::new(Target::new(false));
+    let file = RecordingTarget::file();
     let mut writer = Case { backing: true, ..Case::new(MIB, options, &[]) }.create(file.clone()).unwrap();
     writer.zero(0..MIB).unwrap();
     let bytes = noise(1024, 0);
@@ -208,7 +209,7 @@ fn granules() {
         ("extended_l2=on", true, true, 2048),
     ] {
         let case = Case { backing, device, ..Case::new(MIB, options, &[]) };
-        let writer = case.create(Arc::new(Target::new(device))).unwrap();
+        let writer = case.create(model::target(device)).unwrap();
         assert_eq!(writer.spec().granule, granule, "{case:?}");
         assert!(!writer.spec().dense);
     }
@@ -219,7 +220,7 @@ fn the_header_is_written_last_and_no_byte_twice() {
     let steps = [Step::Place(100 << 10), Step::Skip(7 << 10), Step::Place(MIB), Step::Zero(MIB), Step::Place(5 << 10)];
     for options in ["cluster_size=512,refcount_bits=64", "", "preallocation=full", "preallocation=falloc"] {
         let case = Case::new(4 * MIB, options, &[]);
-        let file = Arc::new(Target::new(false));
+        let file = RecordingTarget::file();
         let mut writer = case.create(file.clone()).unwrap();
         let mut at = 0;
         for step in steps {
@@ -230,7 +231,7 @@ fn the_header_is_written_last_and_no_byte_twice() {
             at += len;
         }
         writer.finish().unwrap();
-        let calls = file.calls.lock().unwrap().clone();
+        let calls = file.events.lock().unwrap().clone();
         let [.., Call::SetLen(len), Call::Sync, Call::Write(header), Call::Sync] = calls.as_slice() else {
             panic!("{calls:?}");
         };

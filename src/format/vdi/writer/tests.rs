@@ -3,14 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::{ExtentKind, NewBacking, OpenContext, SparseRead, place_filled};
+use crate::driver::{ExtentKind, NewBacking, OpenContext, SparseRead};
 use crate::format::Format;
 use crate::format::vdi::reader::Reader;
 use crate::info::ImageInfo;
-use crate::io::noted::RecordingTarget;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
+use crate::testing::{RecordingTarget, place_filled};
 
 /// Size of a device in bytes.
 const DEVICE: u64 = 5 << 20;
@@ -106,7 +106,7 @@ fn the_header_is_written_last() {
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
-        let events = target.events.lock().unwrap();
+        let events = target.writes_and_syncs();
         assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);
         let early = events[..events.len() - 3].iter().filter(|event| **event == ("write", 0)).count();
         assert_eq!(early, usize::from(device), "a device is zeroed first");

@@ -13,6 +13,7 @@ use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::noise;
 
 /// A new image: its options and the calls that write it.
 #[derive(Clone, Debug)]
@@ -199,9 +200,4 @@ pub(super) fn naive_guest(file: &[u8], parent: &[u8]) -> Vec<u8> {
         }
     }
     guest
-}
-
-/// Bytes without zeros.
-fn noise(len: u64, seed: u64) -> Vec<u8> {
-    (0..len).map(|at| ((at / 512 * 31 + at + seed * 77) % 251) as u8 + 1).collect()
 }

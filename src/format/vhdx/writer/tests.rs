@@ -6,15 +6,14 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::place_filled;
 use crate::driver::{NewBacking, OpenContext};
 use crate::format::Format;
 use crate::info::{ImageInfo, Value};
 use crate::io::MemFile;
-use crate::io::noted::RecordingTarget;
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::{RecordingTarget, place_filled};
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
     let mut options = Options::new();
@@ -384,7 +383,7 @@ fn headers_are_written_last() {
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
-        let events = target.events.lock().unwrap();
+        let events = target.writes_and_syncs();
         let (early, late) = events.split_at(events.len() - 5);
         let headers = [("write", 0), ("write", 64 << 10), ("write", 128 << 10)];
         assert_eq!(late, [&[("sync", 0)][..], &headers, &[("sync", 0)]].concat());

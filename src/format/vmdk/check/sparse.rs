@@ -344,8 +344,7 @@ impl<'a> SparseCheck<'a> {
 
     /// Checks that a stream ends with an end-of-stream marker. Reading from a file does not need it.
     fn check_end_marker(&mut self, end: u64) -> Result<()> {
-        let marked =
-            matches!(self.grains.entry_format, EntryFormat::Sectors { framing: Some(Framing::Marked), .. });
+        let marked = matches!(self.grains.entry_format, EntryFormat::Sectors { framing: Some(Framing::Marked), .. });
         if !marked {
             return Ok(());
         }

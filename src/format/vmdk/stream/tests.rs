@@ -172,12 +172,7 @@ fn grains_that_cannot_be() {
 
 /// A grain of 64 KiB that does not compress.
 fn noise(seed: u64) -> Vec<u8> {
-    let mut state = seed * 2 + 1;
-    let next = |_| {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 56) as u8
-    };
-    (0..64 << 10).map(next).collect()
+    crate::testing::noise(64 << 10, seed)
 }
 
 /// A stream of `grains` incompressible grains of 64 KiB in this order.

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::io;
-use std::ops::Range;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use crate::codec::{Decoder, Encoder};
 use crate::driver::{CreateContext, NewBacking};
@@ -19,10 +17,11 @@ use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
 use crate::info::ImageInfo;
-use crate::io::{MemFile, WriteAt};
+use crate::io::WriteAt;
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::{RecordingTarget, noise, place};
 
 pub(super) const BACKING_NAME: &str = "base.raw";
 
@@ -70,7 +69,7 @@ impl Case {
 
     /// Runs the steps. Lengths are rounded up to granules and clipped to the disk.
     pub fn write(&self) -> Written {
-        let mem = Arc::new(Target::new(self.device));
+        let mem = target(self.device);
         let mut writer = self.create(mem.clone()).unwrap();
         let WriteSpec { virtual_size: size, block_size, granule, encoding, .. } = writer.spec().clone();
         let backing = if self.backing { noise(size, 99) } else { vec![0; size as usize] };
@@ -140,77 +139,9 @@ impl Written {
     }
 }
 
-/// Places all of `bytes`.
-pub(super) fn place(writer: &mut Writer, mut at: u64, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        let placement = writer.place(at..at + bytes.len() as u64).unwrap();
-        let (now, later) = bytes.split_at(placement.len as usize);
-        placement.out.write_all_at(now, placement.offset).unwrap();
-        (at, bytes) = (at + placement.len, later);
-    }
-}
-
-pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..len).map(step).collect()
-}
-
-/// A file in memory, or a simulated device, that records calls.
-pub(super) struct Target {
-    pub mem: MemFile,
-    pub device: bool,
-    pub calls: Mutex<Vec<Call>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Call {
-    Write(Range<u64>),
-    Allocate(Range<u64>),
-    SetLen(u64),
-    Sync,
-}
-
-impl Target {
-    pub fn new(device: bool) -> Target {
-        let mem = MemFile::from(if device { vec![0xdd; 12 << 20] } else { Vec::new() });
-        Target { mem, device, calls: Mutex::default() }
-    }
-
-    fn record(&self, call: Call) {
-        self.calls.lock().unwrap().push(call);
-    }
-}
-
-impl WriteAt for Target {
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.record(Call::Write(offset..offset + buf.len() as u64));
-        self.mem.write_all_at(buf, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.record(Call::SetLen(len));
-        if self.device { Ok(()) } else { self.mem.set_len(len) }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.record(Call::Sync);
-        Ok(())
-    }
-
-    fn starts_zeroed(&self) -> bool {
-        !self.device
-    }
-
-    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.record(Call::Allocate(range));
-        Ok(())
-    }
+/// A new file, or a device with more bytes than any image here.
+pub(super) fn target(device: bool) -> Arc<RecordingTarget> {
+    if device { RecordingTarget::device(12 << 20) } else { RecordingTarget::file() }
 }
 
 pub(super) fn header_of(file: &[u8]) -> Header {
