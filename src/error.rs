@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::codec::DecodeError;
+use crate::codec::{DecodeError, MissingCodec};
 use crate::name::Name;
 
 /// The result of everything in this crate that can fail.
@@ -246,6 +246,11 @@ impl Error {
     /// The error for something that the driver of `format` does not support, as "compression".
     pub fn unsupported(format: &'static str, feature: impl Into<Cow<'static, str>>) -> Self {
         Error::Unsupported { format, feature: feature.into(), at: None }
+    }
+
+    /// The error for a codec whose feature is off.
+    pub(crate) fn missing_codec(missing: MissingCodec) -> Self {
+        Error::unsupported(missing.codec.name(), missing.to_string())
     }
 
     /// The error for a field of an image, which stands at byte `at` of the file.
