@@ -109,8 +109,8 @@ impl FileReference {
     }
 
     /// Where the name leads from the image at `image`: a relative one starts at the image's directory. By the text alone,
-    /// nothing is looked up.
-    pub fn path_from(&self, image: &Path) -> PathBuf {
+    /// nothing is looked up. `None` for bytes that cannot be a path of this system, where paths are Unicode.
+    pub fn path_from(&self, image: &Path) -> Option<PathBuf> {
         self.name.path_from(image)
     }
 }
@@ -202,7 +202,7 @@ mod tests {
             ("/a/o.qcow2", "../base.qcow2", "/a/../base.qcow2"),
             ("sub/o.qcow2", "/abs", "/abs"),
         ] {
-            assert_eq!(reference(name).path_from(Path::new(image)), Path::new(path));
+            assert_eq!(reference(name).path_from(Path::new(image)), Some(PathBuf::from(path)));
         }
     }
 }

@@ -187,7 +187,7 @@ mod tests {
         let dir = TempDir::new();
         for (preallocation, dense) in [("off", false), ("falloc", false), ("full", true)] {
             let path = dir.join(preallocation);
-            let target = Arc::new(FileTarget::create_new(&path, 0o600).unwrap());
+            let target = Arc::new(FileTarget::create_new(&path).unwrap());
             let mut writer = create(SIZE, &format!("preallocation={preallocation}"), target.clone()).unwrap();
             assert_eq!(writer.spec().dense, dense);
             let placement = writer.place(4096..8192).unwrap();
@@ -239,7 +239,7 @@ mod tests {
         let expected: Vec<_> =
             (0..4096).map(|at| (512..1536).contains(&at) || (2560..3000).contains(&at) || at >= 3072).collect();
         assert_eq!(kept, expected);
-        assert_eq!(create(4097, "", device).err().unwrap().kind(), "io");
+        assert_eq!(create(4097, "", device).err().unwrap().kind().as_str(), "io");
     }
 
     #[test]
@@ -247,17 +247,20 @@ mod tests {
         let out = Arc::new(MemFile::new());
         let options = Options::new();
         let plain = CreateContext::new(512, &options, out);
-        let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind();
+        let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind().as_str();
         assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
         let info = ImageInfo::default();
         let backing = Some(NewBacking::new(Name::from("base"), &info));
         assert_eq!(kind(CreateContext { backing, ..plain.clone() }), "unsupported");
-        assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind(), "option");
+        assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind().as_str(), "option");
 
         let (limits, budget) = (Limits { virtual_size: 100, ..Limits::default() }, Budget::new(0));
         let open = |len: usize, snapshot| {
             let cx = OpenContext { snapshot, ..OpenContext::new(&limits, &budget) };
-            Format::RAW.open(Arc::new(MemFile::from(vec![0; len])), &cx).map(drop).map_err(|error| error.kind())
+            Format::RAW
+                .open(Arc::new(MemFile::from(vec![0; len])), &cx)
+                .map(drop)
+                .map_err(|error| error.kind().as_str())
         };
         assert_eq!(open(100, None), Ok(()));
         assert_eq!(open(101, None), Err("limit"));

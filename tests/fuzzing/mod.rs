@@ -289,7 +289,7 @@ fn reconvert(image: &Image) {
 fn describe(error: &Error) {
     let text = error.to_string();
     assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?}");
-    assert_ne!(error.kind(), "context");
+    assert_ne!(error.kind().as_str(), "context");
 }
 
 fn to_qcow2(choice: &[u8]) -> Converter {

@@ -81,7 +81,7 @@ impl Failure {
                 }
                 self.detail("cause", cause.to_string());
             }
-            Error::Corrupt(Fault { format, field, at, problem }) => {
+            Error::Corrupt(Fault { format, field, at, problem, .. }) => {
                 let (value, rule) = value_and_rule(problem);
                 self.place(format, field, Some(*at));
                 if let Some(value) = value {
@@ -134,7 +134,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let hint = hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();
-        let mut failure = Failure::new(error.kind(), format!("{error}{hint}"));
+        let mut failure = Failure::new(error.kind().as_str(), format!("{error}{hint}"));
         failure.describe(&error);
         failure
     }
@@ -169,6 +169,7 @@ fn value_and_rule(problem: &Problem) -> (Option<u64>, String) {
         Problem::Reserved { value, bits } => (Some(*value), format!("the bits {bits:#x} are reserved")),
         Problem::Overlap { offset, with } => (Some(*offset), format!("must not overlap {with}")),
         Problem::Rule { value, rule } => (Some(*value), (*rule).to_owned()),
+        Problem::Conflict { value, finding } => (Some(*value), (*finding).to_owned()),
         Problem::Decode { offset, source } => (Some(*offset), format!("the payload there must decode: {source}")),
         other => (None, other.to_string()),
     }

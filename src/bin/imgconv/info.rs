@@ -146,5 +146,6 @@ fn human(image: &Inspection) -> String {
 
 /// Where the name of a backing file leads. Addresses and descriptions (`nbd:`, `json:`) stay as they are.
 fn full_name(path: &Path, backing: &FileReference) -> Name {
-    if backing.is_file_name() { Name::from(&*backing.path_from(path)) } else { backing.name.clone() }
+    let path = backing.path_from(path).filter(|_| backing.is_file_name());
+    path.map_or_else(|| backing.name.clone(), |path| Name::from(&*path))
 }

@@ -22,9 +22,8 @@ mod streams;
 
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 fn main() -> ExitCode {
+    #[cfg(unix)]
     allow_many_files();
     let command = match args::parse() {
         Ok(command) => command,
@@ -38,8 +37,10 @@ fn main() -> ExitCode {
 
 /// A disk of 2 TiB in extents of 2 GiB has a thousand files, which is where the system usually sets the limit; but every
 /// process may raise it. Where that fails, opening the file that is too many will say so.
+#[cfg(unix)]
 fn allow_many_files() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -108,5 +108,5 @@ fn looking_for_data_can_be_cancelled() {
     let job = job(&source, None, 64 * KIB);
     let settings = qcow2("").cancel(Arc::new(AtomicBool::new(true)));
     let error = Planner::new(&job, &settings).unwrap().next().err().unwrap();
-    assert_eq!(error.kind(), "cancelled");
+    assert_eq!(error.kind().as_str(), "cancelled");
 }

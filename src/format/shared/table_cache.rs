@@ -65,6 +65,9 @@ mod tests {
         }
         let again = get(0, 10);
         assert!(!Arc::ptr_eq(&first, &again) && again.bytes == [1; 10], "read again");
-        assert_eq!(slices.get(&file, Location { file: FileId(0), offset: 95 }, 10).err().unwrap().kind(), "io");
+        assert_eq!(
+            slices.get(&file, Location { file: FileId(0), offset: 95 }, 10).err().unwrap().kind().as_str(),
+            "io"
+        );
     }
 }

@@ -290,14 +290,14 @@ fn a_snapshot_is_named_by_its_id_or_else_by_its_name() {
     assert_eq!(first(Some("2")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
     assert_eq!(first(Some("f")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
     let error = first(Some("3")).unwrap_err();
-    assert_eq!(error.kind(), "usage");
+    assert_eq!(error.kind().as_str(), "usage");
     assert_eq!(error.to_string(), r#"there is no snapshot "3" in the image; there are 2, f"#);
     // A fault is told in the snapshot's table, and spoils this snapshot only.
     put(&file, 10 * CLUSTER, 3);
     let error = first(Some("1")).unwrap_err();
     assert_eq!(blame(error), ("L1 entry".to_owned(), 10 * CLUSTER, Problem::Reserved { value: 3, bits: 3 }));
     put(&file, 8 * CLUSTER, 0);
-    assert_eq!(first(Some("1")).unwrap_err().kind(), "overlap");
+    assert_eq!(first(Some("1")).unwrap_err().kind().as_str(), "overlap");
     assert!(first(Some("2")).is_ok());
 }
 
