@@ -135,12 +135,7 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::Option`] for any other value.
-    pub fn power_of_two(
-        &self,
-        format: &'static str,
-        name: &str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Option<u64>> {
+    pub fn power_of_two(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
         match self.size(format, name, range)? {
             Some(size) if !size.is_power_of_two() => Err(wrong(format, name, format!("{size} is not a power of two"))),
             size => Ok(size),
@@ -157,7 +152,11 @@ impl Options {
         let Some(value) = self.value(name) else { return Ok(None) };
         match parse(value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(wrong(format, name, format!("invalid value {value:?}: expected a number from {} to {}", range.start(), range.end()))),
+            _ => Err(wrong(
+                format,
+                name,
+                format!("invalid value {value:?}: expected a number from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 }

@@ -21,7 +21,6 @@
 //! ```
 
 mod decode;
-#[cfg(feature = "write")]
 mod encode;
 mod encoding;
 mod zlib;
@@ -33,8 +32,10 @@ use thiserror::Error;
 pub use decode::{DecodeError, Decoder};
 #[cfg(feature = "write")]
 pub use encode::Encoder;
+#[cfg(not(feature = "write"))]
+pub(crate) use encode::Encoder;
 pub use encoding::Encoding;
-pub(crate) use zlib::has_zlib_header;
+pub use zlib::has_zlib_header;
 
 /// How a payload is compressed.
 ///

@@ -22,12 +22,19 @@ pub(super) fn stored_len(len: usize) -> usize {
     len + len.div_ceil(MAX_STORED_BLOCK).max(1) * 5
 }
 
-/// Whether a payload with these first bytes can be zlib (RFC 1950, section 2.2): CM and CINFO say DEFLATE with a valid
-/// window, FDICT is clear, and FCHECK is right.
+/// Returns whether a payload with these first bytes can be zlib (RFC 1950, section 2.2): CM and CINFO say DEFLATE with a
+/// valid window, FDICT is clear, and FCHECK is right.
 ///
-/// What DEFLATE encoders write practically never passes for it: by its first three bits such a stream would start with a
-/// stored block that is not the last, with bits set in the padding.
-pub(crate) fn has_zlib_header(start: [u8; 2]) -> bool {
+/// For formats whose writers disagree about the wrapper. A DEFLATE stream with these bytes would start with a stored block
+/// that is not the last, with bits set in the padding, which no encoder writes.
+///
+/// ```
+/// use diskimage::codec::has_zlib_header;
+///
+/// assert!(has_zlib_header([0x78, 0x9c]));
+/// assert!(!has_zlib_header([0xed, 0xc1]));
+/// ```
+pub fn has_zlib_header(start: [u8; 2]) -> bool {
     let [cmf, flg] = start;
     cmf & 0x0f == 8 && cmf >> 4 <= 7 && flg & 0x20 == 0 && u16::from_be_bytes(start).is_multiple_of(31)
 }

@@ -32,6 +32,24 @@ impl Decode for Inflate {
         let length = usize::try_from(self.total_in()).unwrap_or(stored.len());
         Ok(Payload { codec, length, whole: ended })
     }
+
+    fn rewrap(&self, payload: &[u8], to: Codec, decoded: &[u8], out: &mut Vec<u8>) -> bool {
+        match to {
+            Codec::Zlib => {
+                out.extend_from_slice(&zlib::HEADER);
+                out.extend_from_slice(payload);
+                out.extend_from_slice(&adler32(zlib::ADLER32_OF_NOTHING, decoded).to_be_bytes());
+                true
+            }
+            Codec::Deflate => {
+                let deflate = payload.get(zlib::HEADER.len()..).and_then(|rest| rest.split_last_chunk::<4>());
+                let Some((deflate, _adler32)) = deflate else { return false };
+                out.extend_from_slice(deflate);
+                true
+            }
+            Codec::Zstd => false,
+        }
+    }
 }
 
 /// Decodes as much of `stored` as fits in `out`, and returns whether the stream ended there.
@@ -40,19 +58,4 @@ fn inflate(inflate: &mut Inflate, codec: Codec, stored: &[u8], out: &mut [u8]) -
         Ok(status) => Ok(status == Status::StreamEnd),
         Err(error) => Err(DecodeError::invalid(codec, inflate.error_message().unwrap_or(error.as_str()))),
     }
-}
-
-/// Appends the DEFLATE stream of `decoded` as a zlib stream.
-pub(super) fn add_wrapper(deflate: &[u8], decoded: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(&zlib::HEADER);
-    out.extend_from_slice(deflate);
-    out.extend_from_slice(&adler32(zlib::ADLER32_OF_NOTHING, decoded).to_be_bytes());
-}
-
-/// Appends a zlib stream as a DEFLATE stream; `false` if it is too short to be one.
-pub(super) fn strip_wrapper(zlib: &[u8], out: &mut Vec<u8>) -> bool {
-    let deflate = zlib.get(zlib::HEADER.len()..).and_then(|rest| rest.split_last_chunk::<4>());
-    let Some((deflate, _adler32)) = deflate else { return false };
-    out.extend_from_slice(deflate);
-    true
 }

@@ -72,6 +72,11 @@ pub struct Decoder {
 /// A decoder of one codec, or of several that share their tables.
 trait Decode: Send {
     fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<Payload, DecodeError>;
+
+    /// Appends `payload`, which holds `decoded`, with the wrapper of codec `to`; `false` if it has no other wrapper.
+    fn rewrap(&self, _payload: &[u8], _to: Codec, _decoded: &[u8], _out: &mut Vec<u8>) -> bool {
+        false
+    }
 }
 
 /// What was decoded.
@@ -140,24 +145,18 @@ impl Decoder {
     /// same codec is always possible; [`Codec::Deflate`] and [`Codec::Zlib`] only differ in what is
     /// around the stream, so each can become the other. But not a DEFLATE stream that goes on
     /// after `decoded`, or whose end is missing: it would be no valid zlib stream.
-    #[cfg_attr(not(feature = "write"), allow(dead_code, reason = "for conversions only"))]
     pub(crate) fn rewrap(&self, stored: &[u8], to: Codec, decoded: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(Payload { codec, length, whole }) = self.last else { return false };
         let Some(payload) = stored.get(..length) else { return false };
-        match (codec, to) {
-            (from, to) if from == to => {
-                out.extend_from_slice(payload);
-                true
-            }
-            #[cfg(feature = "deflate")]
-            (Codec::Deflate, Codec::Zlib) if whole => {
-                deflate::add_wrapper(payload, decoded, out);
-                true
-            }
-            #[cfg(feature = "deflate")]
-            (Codec::Zlib, Codec::Deflate) => deflate::strip_wrapper(payload, out),
-            _ => false,
+        if codec == to {
+            out.extend_from_slice(payload);
+            return true;
         }
+        let decoder = match codec {
+            Codec::Deflate | Codec::Zlib => &self.deflate,
+            Codec::Zstd => &self.zstd,
+        };
+        whole && decoder.as_ref().is_some_and(|decoder| decoder.rewrap(payload, to, decoded, out))
     }
 }
 

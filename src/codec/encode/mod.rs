@@ -7,7 +7,7 @@ pub(super) mod zstd;
 
 use std::fmt;
 
-use super::{Codec, Encoding, MissingCodec};
+use super::{Encoding, MissingCodec};
 
 /// Encodes units as payloads; keeps its tables from one unit to the next.
 ///
@@ -63,9 +63,9 @@ impl Encoder {
 fn encoder_of(encoding: &Encoding) -> Result<Box<dyn Encode>, MissingCodec> {
     match encoding.codec {
         #[cfg(feature = "deflate")]
-        Codec::Deflate | Codec::Zlib => Ok(deflate::encoder(encoding)),
+        super::Codec::Deflate | super::Codec::Zlib => Ok(deflate::encoder(encoding)),
         #[cfg(feature = "zstd")]
-        Codec::Zstd => Ok(zstd::encoder(encoding)),
+        super::Codec::Zstd => Ok(zstd::encoder(encoding)),
         #[cfg(not(all(feature = "deflate", feature = "zstd")))]
         codec => Err(MissingCodec { codec }),
     }
