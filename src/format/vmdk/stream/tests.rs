@@ -232,7 +232,7 @@ fn many_small_grains_take_little_time_and_memory() {
     let grains = 100_000u64;
     let header = Sparse { capacity: grains, grain: 1, entries: 512, grains: vec![], ..Sparse::stream(0) }.header();
     let mut bytes = crate::format::vmdk::header::Header { overhead: 1, ..header }.encode().to_vec();
-    let mut encoder = crate::codec::Encoder::new(&crate::codec::Encoding::new(Codec::Zlib));
+    let mut encoder = crate::codec::Encoder::new(&crate::codec::Encoding::new(Codec::Zlib)).unwrap();
     let payload = encoder.encode(&[7; 512], usize::MAX).unwrap().to_vec();
     bytes.reserve(grains as usize * 512);
     for grain in 0..grains {

@@ -224,7 +224,7 @@ fn grains_of_another_size() {
     let guest = Pattern::Dense.make(2 * GRAIN);
     let Built { mut bytes, markers, .. } =
         Build { maker: Vmware, guest: &guest, order: vec![0, 1], packing: Packing::Zlib, padding: 0 }.build();
-    let mut encoder = Encoder::new(&Encoding::new(Codec::Zlib));
+    let mut encoder = Encoder::new(&Encoding::new(Codec::Zlib)).unwrap();
     for data in [&zeros[..], &zeros[..GRAIN + 1], &zeros[..GRAIN - 1], &zeros[..1]] {
         let payload = encoder.encode(data, usize::MAX).unwrap();
         let room = markers[1] - markers[0] - 12;

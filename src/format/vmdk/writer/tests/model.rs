@@ -217,7 +217,7 @@ impl Case {
                     place(writer, at, bytes);
                 }
                 (Step::Store(_), Some(encoding)) => {
-                    let (mut encoder, frame) = (Encoder::new(encoding), frame.unwrap());
+                    let (mut encoder, frame) = (Encoder::new(encoding).unwrap(), frame.unwrap());
                     for (number, bytes) in bytes.chunks_mut(block_size as usize).enumerate() {
                         let start = at + number as u64 * block_size;
                         // From a block of one byte to one that does not shrink.
