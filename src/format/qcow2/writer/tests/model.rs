@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::io;
-use std::ops::Range;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::codec::{Decoder, Encoder};
 use crate::driver::{CreateContext, NewBacking};
@@ -19,7 +17,7 @@ use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
 use crate::info::ImageInfo;
-use crate::io::{MemFile, WriteAt};
+use crate::io::WriteAt;
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::options::Options;
