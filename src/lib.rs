@@ -73,7 +73,8 @@
 //!
 //! # Features
 //!
-//! None is on by default. `cli` is for the program `imgconv`, `mmap` for [`io`] over a memory map.
+//! None is on by default. `cli` is for the program `imgconv`, `mmap` for [`io`] over a memory map, `serde` implements
+//! `Serialize` for reports and properties.
 //!
 #![doc = include_str!("examples.md")]
 #![deny(unsafe_code)]
@@ -99,6 +100,8 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+#[cfg(feature = "serde")]
+mod serialize;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod testing;

@@ -81,8 +81,8 @@ impl<'a> Loader<'a> {
     pub fn load(&mut self, work: &Work) -> Result<()> {
         self.items.clear();
         self.packed.clear();
-        let cell = self.job.cell() as usize;
-        self.data.resize(cell, 0);
+        let chunk_size = self.job.chunk_size() as usize;
+        self.data.resize(chunk_size, 0);
         for segment in self.segments(work) {
             match (self.job.base, self.encoder.is_some()) {
                 (None, false) => {
@@ -91,7 +91,7 @@ impl<'a> Loader<'a> {
                 }
                 (None, true) => self.encode_segment(work, segment)?,
                 (Some(base), encode) => {
-                    self.base.resize(cell, 0);
+                    self.base.resize(chunk_size, 0);
                     read(self.job.source, &mut self.data, work.range.start, &work.source, &segment, &mut self.scratch)?;
                     read(base, &mut self.base, work.range.start, &work.base, &segment, &mut self.base_scratch)?;
                     let first = self.items.len();

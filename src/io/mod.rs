@@ -16,6 +16,7 @@
 //! Targets without files, such as `wasm32-unknown-unknown`, have images in memory and in storage of the caller's; whatever
 //! takes a path fails there with [`io::ErrorKind::Unsupported`].
 
+mod directory;
 mod file;
 mod mem;
 #[cfg(feature = "mmap")]
@@ -29,6 +30,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileTarget};
 pub use mem::MemFile;

@@ -260,9 +260,9 @@ impl Args {
         if self.style() == Style::Json {
             output::print_json(&json!({
                 "source": self.source.name("-").to_string_lossy(),
-                "source-format": report.source_format,
+                "source-format": report.source_format.map_or("", |format| format.name()),
                 "target": self.target_name().to_string_lossy(),
-                "target-format": report.format,
+                "target-format": report.format.name(),
                 "virtual-size": report.virtual_size,
                 "padding": report.padding,
                 "data-bytes": report.data_bytes,

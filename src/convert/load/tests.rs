@@ -107,7 +107,7 @@ fn a_block_that_does_not_shrink_stays_as_it_is() {
 
 #[test]
 fn the_last_block_is_encoded_as_a_whole_one() {
-    // The first cell leaves the buffer full of other bytes.
+    // The first chunk leaves the buffer full of other bytes.
     let bytes = text((1 << 20) + 700);
     let source = raw(&bytes);
     let base = raw(&vec![9; bytes.len()]);
@@ -203,7 +203,7 @@ fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
 
 #[test]
 fn frames_are_around_payloads_and_these_are_never_too_long() {
-    // Noise in one cell and the next, with zeros between.
+    // Noise in one chunk and the next, with zeros between.
     let mut bytes = [noise(2 * BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat();
     bytes.resize(1 << 20, 0);
     bytes.extend(noise(BLOCK + 700, 3));

@@ -1,8 +1,8 @@
-//! The examination of an image's metadata: do all tables and grains lie within their file, has each its place for itself, and
-//! do the two copies of the tables agree?
+//! Checks the metadata of an image: tables and grains are within their file and do not overlap, and the redundant grain tables
+//! are equal.
 //!
-//! What the image is, its header or descriptor, has to be sound. Then `sparse` goes through the tables of each sparse extent
-//! and notes in `sectors` what is taken. Payloads are not read. Memory is bounded: a file of more than 32 GiB is taken window by window.
+//! The header or the descriptor must be valid. `sparse` then walks the tables of each sparse extent and marks the sectors in use
+//! in `sectors`. Payloads are not read. Memory is bounded: files larger than 32 GiB are checked window by window.
 
 mod sectors;
 mod sparse;
@@ -18,8 +18,8 @@ use self::sparse::{check_grains, check_hosted};
 use super::cowd::CowdHeader;
 use super::descriptor::{Descriptor, ExtentLine, ExtentType};
 use super::hosted::Hosted;
-use super::reader::{self, check_capacity, describe_hosted, exact_len, name_extent};
-use super::{FIELDS, FORMAT_NAME, Kind, SECTOR, esxi};
+use super::reader::{self, check_capacity, describe_hosted, exact_len, in_extent};
+use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind, esxi};
 use crate::driver::FileId;
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
@@ -28,61 +28,61 @@ use crate::info::FileReference;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// Examines the metadata of an image and of the extents that it names, but not of its parent.
+/// Checks the metadata of an image and its extents, but not of its parent.
 ///
 /// # Errors
-/// When the header or the descriptor is not that of an image which this crate reads, when an extent may not be opened, and
-/// when a file cannot be read.
+/// When the header or the descriptor is invalid or not supported, when the reference policy denies an extent, and when a file
+/// cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let mut findings = Findings::default();
-    let examined = match reader::kind(&*file)? {
-        Some(Kind::Hosted) => {
+    let result = match reader::sparse_kind(&*file)? {
+        Some(SparseKind::Hosted) => {
             let hosted = Hosted::read(file, FileId::default(), cx)?;
             let text = hosted.descriptor(cx)?;
             let descriptor = text.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
             let len = describe_hosted(&hosted.header, descriptor.as_ref())?.virtual_size;
             check_hosted(hosted, len, cx, &mut findings)
         }
-        Some(Kind::Cowd) => {
-            // It may lie over another one. Its own tables can be examined.
+        Some(SparseKind::Cowd) => {
+            // Without the descriptor its parent is unknown, but its own tables can be checked.
             let header = esxi::read_cowd(&*file, cx)?;
             check_cowd(file, &header, header.capacity_bytes(), cx, &mut findings)
         }
-        Some(Kind::SeSparse) => return Err(esxi::needs_descriptor("a space-efficient sparse extent")),
+        Some(SparseKind::SeSparse) => return Err(esxi::needs_descriptor("a space-efficient sparse extent")),
         None => check_extents(&reader::read_descriptor(&*file, cx)?, cx, &mut findings),
     };
-    examined.or_else(|error| findings.note_error(error))?;
+    result.or_else(|error| findings.note_error(error))?;
     Ok(findings.report)
 }
 
-/// Examines one extent after the other, so that few files are open.
+/// Checks the extents one by one, so that few files are open at a time.
 fn check_extents(descriptor: &Descriptor, cx: &OpenContext<'_>, findings: &mut Findings) -> Result<()> {
-    let mut taken = HashMap::new();
+    let mut used = HashMap::new();
     for line in &descriptor.extents {
         let Some(name) = &line.file else { continue };
         findings.extent = Some(name.clone());
-        let place = match line.kind {
+        let range = match line.kind {
             ExtentType::Flat | ExtentType::Vmfs => line.offset * SECTOR..(line.offset + line.sectors) * SECTOR,
             _ => 0..u64::MAX,
         };
-        let free = take(taken.entry(name).or_default(), place.clone());
+        let free = add_range(used.entry(name).or_default(), range.clone());
         if !free {
-            findings.fault("place", line.at, Problem::Overlap { offset: place.start, with: "another extent" });
+            findings.fault("file range", line.at, Problem::Overlap { offset: range.start, with: "another extent" });
         }
         match (cx.file)(&FileReference::new("extent", name.clone(), None))? {
-            // What is wrong with it has been said.
+            // Already reported.
             Some(_) if !free => {}
             Some(file) => check_extent(file, line, cx, findings).or_else(|error| findings.note_error(error))?,
-            None => findings.not_examined(|| format!("the extent {name}")),
+            None => findings.unchecked(|| format!("extent {name}")),
         }
     }
     Ok(())
 }
 
-/// Adds a part of a file to those that are taken, and tells whether it was free.
-fn take(taken: &mut Vec<Range<u64>>, place: Range<u64>) -> bool {
-    let free = place.is_empty() || taken.iter().all(|other| other.end <= place.start || place.end <= other.start);
-    taken.push(place);
+/// Adds a range to the ranges in use of a file. Returns whether it was free.
+fn add_range(used: &mut Vec<Range<u64>>, range: Range<u64>) -> bool {
+    let free = range.is_empty() || used.iter().all(|other| other.end <= range.start || range.end <= other.start);
+    used.push(range);
     free
 }
 
@@ -91,7 +91,7 @@ fn check_extent(file: Arc<dyn ReadAt>, line: &ExtentLine, cx: &OpenContext<'_>, 
     match line.kind {
         ExtentType::Zero => Ok(()),
         ExtentType::Flat | ExtentType::Vmfs => {
-            FIELDS.at("place", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
+            FIELDS.at("file range", line.at).within(line.offset * SECTOR, len, table::length(&*file)?)
         }
         ExtentType::Sparse => {
             let hosted = Hosted::read(file, FileId::default(), cx)?;
@@ -106,8 +106,8 @@ fn check_extent(file: Arc<dyn ReadAt>, line: &ExtentLine, cx: &OpenContext<'_>, 
         }
         ExtentType::SeSparse => {
             let check = |capacity| check_capacity(capacity, line);
-            let mut damaged = |error| findings.note_error(error);
-            let grains = esxi::open_sesparse(file, FileId::default(), len, check, cx, &mut damaged)?;
+            let mut on_damage = |error| findings.note_error(error);
+            let grains = esxi::open_sesparse(file, FileId::default(), len, check, cx, &mut on_damage)?;
             check_grains(grains, findings)
         }
     }
@@ -120,32 +120,32 @@ fn check_cowd(
     cx: &OpenContext<'_>,
     findings: &mut Findings,
 ) -> Result<()> {
-    findings.note_state(header.unclean);
-    let mut damaged = |error| findings.note_error(error);
-    let grains = esxi::cowd_grains(file, FileId::default(), header, len, cx, &mut damaged)?;
+    findings.note_unclean(header.unclean);
+    let mut on_damage = |error| findings.note_error(error);
+    let grains = esxi::open_cowd(file, FileId::default(), header, len, cx, &mut on_damage)?;
     check_grains(grains, findings)
 }
 
-/// The report, as it grows.
+/// The report under construction.
 #[derive(Default)]
 struct Findings {
     report: CheckReport,
-    /// The extent that is examined, if it is a file of its own.
+    /// The file name of the current extent, if it is not the image file.
     extent: Option<Name>,
     work: Work,
 }
 
 impl Findings {
-    fn note_state(&mut self, unclean: bool) {
+    fn note_unclean(&mut self, unclean: bool) {
         if unclean {
-            self.note("it was not closed; what was written last may be missing");
+            self.note("not closed cleanly; the last writes may be missing");
         }
     }
 
     fn note(&mut self, what: &'static str) {
         let extent = &self.extent;
         self.report.message("Note", || match extent {
-            Some(name) => format!("the extent {name}: {what}"),
+            Some(name) => format!("extent {name}: {what}"),
             None => what.into(),
         });
     }
@@ -157,37 +157,37 @@ impl Findings {
     fn corruption(&mut self, error: Error) {
         let extent = &self.extent;
         self.report.corruption(|| match extent {
-            Some(name) => name_extent(error, name).to_string(),
+            Some(name) => in_extent(error, name).to_string(),
             None => error.to_string(),
         });
     }
 
-    /// Space that nothing uses: `blocks` of them at byte `at`.
-    fn leak(&mut self, blocks: u64, at: u64) {
+    /// Reports space for `grains` unreferenced grains at host offset `at`.
+    fn leak(&mut self, grains: u64, at: u64) {
         let extent = &self.extent;
-        self.report.leaks = self.report.leaks.saturating_add(blocks);
+        self.report.leaks = self.report.leaks.saturating_add(grains);
         self.report.message("Leaked", || match extent {
-            Some(name) => format!("{blocks} grains at file offset {at:#x} of the extent {name}: nothing uses them"),
-            None => format!("{blocks} grains at file offset {at:#x}: nothing uses them"),
+            Some(name) => format!("extent {name}: unreferenced grains at file offset {at:#x}: {grains}"),
+            None => format!("unreferenced grains at file offset {at:#x}: {grains}"),
         });
     }
 
-    fn not_examined(&mut self, what: impl FnOnce() -> String) {
+    fn unchecked(&mut self, what: impl FnOnce() -> String) {
         self.report.check_errors += 1;
-        self.report.message("Not examined", what);
+        self.report.message("Unchecked", what);
     }
 
-    /// Notes what is wrong with the image, or too much to be looked at; other errors come back.
+    /// Reports corruption and exceeded limits; returns other errors.
     fn note_error(&mut self, error: Error) -> Result<()> {
         match error {
             Error::Corrupt(_) => self.corruption(error),
-            Error::Limit { .. } => self.not_examined(|| error.to_string()),
+            Error::Limit { .. } => self.unchecked(|| error.to_string()),
             other => return Err(other),
         }
         Ok(())
     }
 
-    /// What was read, or nothing if the image is at fault.
+    /// Returns the value, or `None` after reporting the error.
     fn usable<T>(&mut self, result: Result<T>) -> Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -196,20 +196,20 @@ impl Findings {
     }
 }
 
-/// How much was looked at: table entries and sectors. Small images can name the same things again and again.
+/// The amount of work done, counted in table entries. A small image can reference the same data any number of times.
 #[derive(Default)]
 struct Work(u64);
 
 impl Work {
-    /// Some ten seconds. A sound image of 16 TiB stays below.
+    /// About ten seconds. A valid image of 16 TiB stays below.
     const LIMIT: u64 = 1 << 32;
-    /// What a read costs, in entries.
+    /// Cost of one read in entries.
     const READ: u64 = 128;
 
     /// # Errors
-    /// [`Error::Limit`] when it becomes too much.
+    /// [`Error::Limit`] above [`Work::LIMIT`].
     fn spend(&mut self, entries: u64) -> Result<()> {
         self.0 = self.0.saturating_add(entries);
-        FIELDS.at("number of table entries to be examined", 0).at_most(self.0, Self::LIMIT)
+        FIELDS.at("number of table entries to check", 0).at_most(self.0, Self::LIMIT)
     }
 }

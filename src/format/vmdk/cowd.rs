@@ -1,4 +1,4 @@
-//! The header of an ESX sparse extent, as ESX writes for snapshots under the type `vmfsSparse` (Virtual Disk Format 5.0,
+//! The header of a COWD sparse extent, which ESXi writes for snapshots of the type `vmfsSparse` (Virtual Disk Format 5.0,
 //! "ESXi Host Sparse Extents").
 
 use bitflags::bitflags;
@@ -12,11 +12,11 @@ use crate::limits::Limits;
 pub(crate) const MAGIC: &[u8; 4] = b"COWD";
 /// Entries in a grain table.
 pub(crate) const TABLE_ENTRIES: u64 = 4096;
-/// Largest grain in sectors: the document's 1 MiB.
+/// Largest grain in sectors: 1 MiB, by the document.
 const MAX_GRAIN_SIZE: u64 = 2048;
 
 bitflags! {
-    /// What is special about the extent. The document knows 3 only.
+    /// `flags` of the header. The document defines only the value 3.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Flags: u32 {
         const ROOT = 1 << 0;
@@ -32,29 +32,29 @@ pub(crate) struct CowdHeader {
     pub flags: Flags,
     /// Size of the disk in sectors.
     pub capacity: u64,
-    /// Sectors in a grain, 1 to 2048; need not be a power of two.
+    /// Sectors in a grain, 1 to 2048, not necessarily a power of two.
     pub grain_size: u64,
-    /// Sector of the grain directory; behind the header unless the disk is empty.
+    /// Sector of the grain directory, after the header unless the disk is empty.
     pub directory: u64,
-    /// Whether the extent was not closed, or is marked as inconsistent.
+    /// Whether the extent was not closed cleanly or is marked inconsistent.
     pub unclean: bool,
 }
 
 impl CowdHeader {
-    /// Bytes in the file.
+    /// Bytes on disk.
     pub const LEN: u64 = 2048;
 
-    /// Parses the header that `bytes`, the beginning of the file, begin with.
+    /// Parses the header at the start of `bytes`, the beginning of the file.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<CowdHeader> {
         FIELDS.at("header", 0).within(0, CowdHeader::LEN, bytes.len() as u64)?;
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
 
         if !bytes.starts_with(MAGIC) {
-            let rule = "an ESX sparse extent begins with \"COWD\"";
+            let rule = "must be 0x44574f43 (\"COWD\")";
             return Err(FIELDS.at("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
         }
         if u32_at(4) != 1 {
-            return Err(unsupported(format!("version {} of an ESX sparse extent", u32_at(4)), 4));
+            return Err(unsupported(format!("version {} of a COWD extent", u32_at(4)), 4));
         }
         let flags = Flags::from_bits_retain(u32_at(8));
         let header = CowdHeader {
@@ -90,12 +90,12 @@ impl CowdHeader {
         self.grain_size * SECTOR
     }
 
-    /// Guest bytes that one grain table maps.
+    /// Guest bytes mapped by one grain table.
     pub fn table_coverage(&self) -> u64 {
         self.grain_bytes() * TABLE_ENTRIES
     }
 
-    /// Entries of the grain directory that the disk needs, one for each grain table. The file has at least as many.
+    /// Number of grain tables of the disk. The grain directory has at least as many entries.
     pub fn directory_entries(&self) -> u64 {
         self.capacity_bytes().div_ceil(self.table_coverage())
     }
@@ -107,7 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     impl CowdHeader {
-        /// The header as it stands in the file, for fixtures.
+        /// Returns the header as stored on disk.
         pub(crate) fn encode(&self) -> [u8; CowdHeader::LEN as usize] {
             let mut bytes = [0; CowdHeader::LEN as usize];
             bytes[..4].copy_from_slice(MAGIC);
@@ -123,7 +123,7 @@ mod tests {
         }
     }
 
-    /// A disk of 8 MiB and one sector, as the document describes such an extent.
+    /// A disk of 8 MiB and one sector, with the values of the document.
     fn header() -> CowdHeader {
         CowdHeader {
             flags: Flags::ROOT | Flags::CHECK_CAPABLE,
@@ -134,14 +134,14 @@ mod tests {
         }
     }
 
-    fn changed(at: usize, value: u32) -> Result<CowdHeader> {
+    fn with_field(at: usize, value: u32) -> Result<CowdHeader> {
         let mut bytes = header().encode();
         LittleEndian::write_u32(&mut bytes[at..], value);
         CowdHeader::parse(&bytes, &Limits::default())
     }
 
     #[test]
-    fn the_header_of_the_document() {
+    fn header_matches_the_document() {
         let bytes = header().encode();
         let fields = "434f5744 01000000 03000000 01400000 01000000 04000000 05000000".replace(' ', "");
         let found: String = bytes[..28].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_field() {
+    fn invalid_fields_are_refused() {
         for (at, value, kind) in [
             (0, 0x564d_444b, "invalid-field"),
             (4, 0, "unsupported"),
@@ -161,7 +161,7 @@ mod tests {
             (20, 3, "overlap"),
             (24, 4, "invalid-field"),
         ] {
-            let error = changed(at, value).unwrap_err();
+            let error = with_field(at, value).unwrap_err();
             assert_eq!(error.kind().as_str(), kind, "{value} at {at}: {error}");
             assert!(error.to_string().contains(&format!("offset {at:#x}")), "{value} at {at}: {error}");
         }
@@ -170,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_value_that_is_right() {
+    fn limits_of_valid_fields() {
         for (at, value) in [(8, u32::MAX), (16, 3), (16, 2048), (20, u32::MAX), (24, u32::MAX), (12, 5 * 4096)] {
-            changed(at, value).unwrap();
+            with_field(at, value).unwrap();
         }
         let empty = CowdHeader { capacity: 0, directory: 0, ..header() };
         assert_eq!(CowdHeader::parse(&empty.encode(), &Limits::default()).unwrap(), empty);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_is_refused() {
+    fn truncated_headers_are_refused() {
         let bytes = header().encode();
         for len in 0..bytes.len() {
             assert_eq!(
@@ -193,17 +193,17 @@ mod tests {
     }
 
     #[test]
-    fn it_says_when_it_was_not_closed() {
-        assert!(changed(1648, 1).unwrap().unclean);
-        assert!(changed(8, 7).unwrap().unclean);
-        assert!(!changed(8, 3).unwrap().unclean);
+    fn unclean_extents_are_reported() {
+        assert!(with_field(1648, 1).unwrap().unclean);
+        assert!(with_field(8, 7).unwrap().unclean);
+        assert!(!with_field(8, 3).unwrap().unclean);
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn headers_survive(
+        fn headers_round_trip(
             flags in any::<u32>(), capacity in any::<u32>(), grain_size in 1u64..=2048,
             directory in 4u64..=u32::MAX.into(), unclean in any::<bool>(),
         ) {
@@ -218,7 +218,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_bytes_are_it_does_not_panic(
+        fn arbitrary_bytes_do_not_panic(
             fields in any::<[u8; 32]>(), magic in any::<bool>(), cut in 0usize..=2048,
         ) {
             let mut bytes = header().encode();

@@ -1,15 +1,15 @@
-//! The descriptor: the text that says what a disk consists of, in a file of its own or within a sparse extent.
+//! The descriptor: the text that lists the extents of a disk, in a file of its own or embedded in a sparse extent.
 //!
 //! VMware, "Virtual Disk Format 5.0", "The Descriptor File": a header of `key=value` lines, one line for each extent, and the
-//! disk data base of `ddb.` lines. "The descriptor file is not case sensitive." What the document leaves open is read as the
-//! programs of VMware, VirtualBox and qemu write it:
+//! disk data base of `ddb.` lines. "The descriptor file is not case sensitive." Where the document is silent, this parser
+//! follows what VMware, VirtualBox and qemu write:
 //!
-//! - Lines end in LF, CR LF or CR, and the text ends at the first NUL, with which it is padded.
-//! - `version` is 1 if missing, as the document says, and `CID` that of a disk which never changed. `createType` and an extent
-//!   have to be there.
-//! - Of two lines with one key the first counts, as in qemu, so that both open the same files.
-//! - Keys that are not known are skipped. A line that is neither a comment, nor `key=value`, nor an extent is an error: one
-//!   extent less would shift the guest's data.
+//! - Lines end with LF, CR LF or CR. The text ends at the first NUL, the padding.
+//! - A missing `version` means 1, by the document, and a missing `CID` the content ID of a new disk. `createType` and at least
+//!   one extent are required.
+//! - The first of several lines with the same key is used, as in qemu, so that both open the same files.
+//! - Unknown keys are skipped. A line that is neither a comment, nor `key=value`, nor an extent is an error, because a missing
+//!   extent would shift the guest data.
 
 mod database;
 mod lines;
@@ -27,16 +27,16 @@ use crate::name::Name;
 
 pub(crate) use self::database::{Geometry, long_content_id, uuid};
 
-/// Largest size and offset in sectors whose byte offsets have 64 bits.
+/// Largest size and offset in sectors whose value in bytes fits in 64 bits.
 const MAX_SECTORS: u64 = u64::MAX / SECTOR;
 
-/// What `parentCID` is without a parent.
+/// `parentCID` of a disk without a parent.
 const NO_PARENT: u32 = u32::MAX;
 
-/// What `CID` is in VMware's new disks, as in the document's examples.
-const NEVER_CHANGED: u32 = 0xffff_fffe;
+/// `CID` of a new disk by VMware, as in the examples of the document.
+const NEW_DISK_CID: u32 = 0xffff_fffe;
 
-/// The values of `createType` that this crate reads, as the document and the programs write them.
+/// Supported values of `createType`, in the spelling of the document and of known writers.
 const CREATE_TYPES: &[&str] = &[
     "monolithicSparse",
     "monolithicFlat",
@@ -55,10 +55,10 @@ const CREATE_TYPES: &[&str] = &[
     "vmfsSeSparse",
 ];
 
-/// Those whose data is on a device of the host.
+/// Values of `createType` for disks stored on a host device, and their meanings.
 const DEVICE_TYPES: &[(&str, &str)] = &[
-    ("fullDevice", "a disk of the host"),
-    ("partitionedDevice", "partitions of a disk of the host"),
+    ("fullDevice", "a host disk"),
+    ("partitionedDevice", "partitions of a host disk"),
     ("vmfsRaw", "a raw device"),
     ("vmfsRDM", "a raw device map"),
     ("vmfsRawDeviceMap", "a raw device map"),
@@ -69,19 +69,19 @@ const DEVICE_TYPES: &[(&str, &str)] = &[
 /// A valid descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptor {
-    /// 1, 2 or 3, which read the same.
+    /// 1, 2 or 3, which have the same syntax.
     pub version: u32,
-    /// The content ID, which changes with the content.
+    /// The content ID, which writers change with the content.
     pub cid: u32,
-    /// The content ID that the parent had when this image was made, if there is a parent.
+    /// The content ID of the parent when this image was created; `None` without a parent.
     pub parent_cid: Option<u32>,
-    /// One of the names in the document, in its upper and lower case.
+    /// One of the supported values, in its canonical spelling.
     pub create_type: &'static str,
-    /// Where the parent was.
+    /// The file name of the parent.
     pub parent_hint: Option<Name>,
-    /// At least one, in the order of the guest's sectors.
+    /// At least one, in guest order.
     pub extents: Vec<ExtentLine>,
-    /// Keys without `ddb.` and values without quotes, in order, with replacement characters for what is no text.
+    /// Keys without `ddb.` and values without quotes, in file order. Invalid characters are replaced.
     pub database: Vec<(String, String)>,
 }
 
@@ -89,40 +89,40 @@ pub(crate) struct Descriptor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ExtentLine {
     pub access: Access,
-    /// Sectors of the guest's disk; with `offset` so small that the end in bytes has 64 bits.
+    /// Size in sectors. The end of the extent in bytes, from `offset`, fits in 64 bits.
     pub sectors: u64,
     pub kind: ExtentType,
-    /// The file as the image names it; `None` exactly for [`ExtentType::Zero`].
+    /// The file name in the image; `None` if and only if the type is [`ExtentType::Zero`].
     pub file: Option<Name>,
-    /// Sectors of the file before the data; other than 0 only for [`ExtentType::Flat`] and [`ExtentType::Vmfs`].
+    /// Offset of the data in the file, in sectors; nonzero only for [`ExtentType::Flat`] and [`ExtentType::Vmfs`].
     pub offset: u64,
-    /// Byte offset of the line in the file, for errors.
+    /// File offset of the line, for errors.
     pub at: u64,
 }
 
-/// What a guest may do with an extent.
+/// The access of the guest to an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::enum_variant_names, reason = "they are the words of the document")]
+#[expect(clippy::enum_variant_names, reason = "the keywords of the document")]
 pub(crate) enum Access {
     Rw,
     RdOnly,
     NoAccess,
 }
 
-/// How the data of an extent is stored.
+/// The storage of an extent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExtentType {
-    /// As it is.
+    /// Guest data only.
     Flat,
-    /// In a hosted sparse extent.
+    /// A hosted sparse extent.
     Sparse,
-    /// Not at all: it is zeros.
+    /// Not stored: reads as zeros.
     Zero,
-    /// As it is, on an ESXi datastore.
+    /// Guest data only, on an ESXi datastore.
     Vmfs,
-    /// In a COWD file.
+    /// A COWD sparse extent.
     VmfsSparse,
-    /// In a space-efficient sparse file.
+    /// A space-efficient sparse extent.
     SeSparse,
 }
 
@@ -139,25 +139,26 @@ const EXTENT_TYPES: &[(&str, ExtentType)] = &[
 
 const DEVICE_EXTENTS: &[(&str, &str)] = &[("VMFSRDM", "a raw device map"), ("VMFSRAW", "a raw device")];
 
-/// Whether a file with these first bytes is a descriptor: after comments and blank lines comes `version=`, as VMware demands.
+/// Whether a file with these first bytes is a descriptor: `version=` is the first line after comments and blank lines, as VMware
+/// requires.
 pub(crate) fn looks_like_descriptor(head: &[u8]) -> bool {
     Text::new(head, 0).lines().next().and_then(Text::key_value).is_some_and(|(key, _)| key.is("version"))
 }
 
 impl Descriptor {
-    /// Parses `text`, which stands at file offset `at`.
+    /// Parses `text`, which is at file offset `at`.
     pub fn parse(text: &[u8], at: u64, limits: &Limits) -> Result<Descriptor> {
         let text = Text::new(text, at);
-        let lines = Lines::sort(text, limits)?;
+        let lines = Lines::parse(text, limits)?;
         let version = version(lines.version)?;
-        // Devices are refused by name before their extents, some of which have a syntax of their own.
+        // Before the extents: some devices have extents with another syntax.
         let create_type = create_type(lines.create_type, text)?;
         if let Some(key) = lines.key_id {
             return Err(key.unsupported("encryption".to_owned()));
         }
         let charset = match lines.encoding.or_else(|| lines.database_value("encoding")) {
-            Some(label) => Charset::of_label(label.unquoted("encoding")?.bytes),
-            None => Charset::AsItIs,
+            Some(label) => Charset::from_label(label.unquoted("encoding")?.bytes),
+            None => Charset::Verbatim,
         };
         let hint = lines.parent_hint.map(|hint| hint.unquoted("parentFileNameHint")).transpose()?;
         let decoded = |(key, value): &(Text<'_>, Text<'_>)| {
@@ -166,7 +167,7 @@ impl Descriptor {
         };
         Ok(Descriptor {
             version,
-            cid: content_id(lines.cid, "CID")?.unwrap_or(NEVER_CHANGED),
+            cid: content_id(lines.cid, "CID")?.unwrap_or(NEW_DISK_CID),
             parent_cid: content_id(lines.parent_cid, "parentCID")?.filter(|&cid| cid != NO_PARENT),
             create_type,
             parent_hint: hint.filter(|hint| !hint.bytes.is_empty()).map(|hint| charset.decode(hint)),
@@ -175,20 +176,20 @@ impl Descriptor {
         })
     }
 
-    /// Size of the disk in sectors; in bytes it is within [`Limits::virtual_size`] if the descriptor was parsed.
+    /// Size of the disk in sectors. For a parsed descriptor, the size in bytes is within [`Limits::virtual_size`].
     pub fn sectors(&self) -> u64 {
         self.extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.sectors))
     }
 
-    /// The first value of `ddb.key`.
+    /// Returns the first value of `ddb.key`.
     pub fn database_value(&self, key: &str) -> Option<&str> {
         self.database.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.as_str())
     }
 
-    /// The text, as the programs of VMware lay it out.
+    /// Returns the text, in the layout of VMware.
     ///
     /// # Errors
-    /// [`Error::Usage`] for what cannot stand between quotes in UTF-8.
+    /// [`Error::Usage`] for a name or value that a quoted UTF-8 string cannot hold.
     pub fn encode(&self) -> Result<Vec<u8>> {
         let &Descriptor { version, cid, create_type, .. } = self;
         let parent_cid = self.parent_cid.unwrap_or(NO_PARENT);
@@ -197,7 +198,7 @@ impl Descriptor {
              createType=\"{create_type}\"\n"
         );
         if let Some(hint) = &self.parent_hint {
-            text += &format!("parentFileNameHint=\"{}\"\n", writable(hint)?);
+            text += &format!("parentFileNameHint=\"{}\"\n", quotable_name(hint)?);
         }
         text += "\n# Extent description\n";
         for extent in &self.extents {
@@ -205,21 +206,21 @@ impl Descriptor {
         }
         text += "\n# The Disk Data Base\n#DDB\n\n";
         for (key, value) in &self.database {
-            text += &entry(key, value)?;
+            text += &database_line(key, value)?;
         }
         Ok(text.into_bytes())
     }
 }
 
 impl Access {
-    /// The word for it in a descriptor.
+    /// The keyword in a descriptor.
     pub fn keyword(self) -> &'static str {
         keyword(ACCESS, self)
     }
 }
 
 impl ExtentType {
-    /// The word for it in a descriptor.
+    /// The keyword in a descriptor.
     pub fn keyword(self) -> &'static str {
         keyword(EXTENT_TYPES, self)
     }
@@ -229,7 +230,7 @@ impl ExtentLine {
     fn encode(&self) -> Result<String> {
         let mut line = format!("{} {} {}", self.access.keyword(), self.sectors, self.kind.keyword());
         if let Some(file) = &self.file {
-            line += &format!(" \"{}\"", writable(file)?);
+            line += &format!(" \"{}\"", quotable_name(file)?);
         }
         if self.kind == ExtentType::Flat || self.offset != 0 {
             line += &format!(" {}", self.offset);
@@ -243,7 +244,7 @@ fn version(text: Option<Text<'_>>) -> Result<u32> {
     let Some(text) = text else { return Ok(1) };
     match text.unquoted("version")?.decimal("version")? {
         version @ 1..=3 => Ok(version as u32),
-        _ => Err(text.unsupported(format!("descriptor version {}", text.shown()))),
+        _ => Err(text.unsupported(format!("descriptor version {}", text.excerpt()))),
     }
 }
 
@@ -254,11 +255,11 @@ fn content_id(text: Option<Text<'_>>, field: &'static str) -> Result<Option<u32>
     let digits = str::from_utf8(text.bytes).ok().filter(|digits| !digits.starts_with('+'));
     match digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()) {
         Some(cid) => Ok(Some(cid)),
-        None => Err(text.fault(field, "must be a hexadecimal number of 32 bits")),
+        None => Err(text.fault(field, "must be a hexadecimal 32-bit number")),
     }
 }
 
-/// The type in the spelling of the table; `all` is the descriptor.
+/// Parses `createType`; returns its canonical spelling.
 fn create_type(text: Option<Text<'_>>, all: Text<'_>) -> Result<&'static str> {
     let Some(text) = text else { return Err(all.missing("createType")) };
     let text = text.unquoted("createType")?;
@@ -268,7 +269,7 @@ fn create_type(text: Option<Text<'_>>, all: Text<'_>) -> Result<&'static str> {
     Err(text.unsupported_name("createType", DEVICE_TYPES))
 }
 
-/// The extents, which are within the limit of the disk's size.
+/// Parses the extents and checks the size of the disk against the limit.
 fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits) -> Result<Vec<ExtentLine>> {
     let Some(first) = lines.first() else { return Err(all.missing("extent description")) };
     let mut sum = 0;
@@ -282,61 +283,68 @@ fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits)
     Ok(extents)
 }
 
-/// "Access, size in sectors, type of extent, file name, offset". What follows is for devices and is skipped.
+/// Parses an extent line: "access, size in sectors, type of extent, file name, offset". Further words, which describe devices, are
+/// skipped.
 fn extent(line: Text<'_>, charset: Charset) -> Result<ExtentLine> {
     let (access, rest) = line.word();
     let (size, rest) = rest.word();
     let (kind, rest) = rest.word();
-    let access = access.of(ACCESS).ok_or_else(|| access.fault("extent access", "must be RW, RDONLY or NOACCESS"))?;
-    // An empty disk is one extent of 0 sectors in qemu.
+    let access =
+        access.lookup(ACCESS).ok_or_else(|| access.fault("extent access", "must be RW, RDONLY or NOACCESS"))?;
+    // 0 is valid: qemu writes an empty disk as one extent of 0 sectors.
     let sectors = in_range("extent size", size.at, size.decimal("extent size")?, MAX_SECTORS)?;
-    let kind = kind.of(EXTENT_TYPES).ok_or_else(|| kind.unsupported_name("extent type", DEVICE_EXTENTS))?;
-    // Some programs name a file here too, that of the partition which is not to be seen.
+    let kind = kind.lookup(EXTENT_TYPES).ok_or_else(|| kind.unsupported_name("extent type", DEVICE_EXTENTS))?;
+    // Some writers add a file name, the partition hidden by this extent.
     if kind == ExtentType::Zero {
         return Ok(ExtentLine { access, sectors, kind, file: None, offset: 0, at: line.at });
     }
     let (file, rest) = rest
         .quoted()
         .filter(|(file, _)| !file.bytes.is_empty())
-        .ok_or_else(|| rest.fault("extent file name", "must be a name in quotes"))?;
-    // The document wants it for FLAT, and VMFS has none. One that is missing can only be 0.
+        .ok_or_else(|| rest.fault("extent file name", "must be a quoted name"))?;
+    // The document requires an offset for FLAT; VMFS has none. A missing one is 0.
     let (offset, _) = rest.word();
-    let most = match kind {
+    let max = match kind {
         ExtentType::Flat | ExtentType::Vmfs => MAX_SECTORS.saturating_sub(sectors),
         _ => 0,
     };
     let value = if offset.bytes.is_empty() { 0 } else { offset.decimal("extent offset")? };
-    let offset = in_range("extent offset", offset.at, value, most)?;
+    let offset = in_range("extent offset", offset.at, value, max)?;
     Ok(ExtentLine { access, sectors, kind, file: Some(charset.decode(file)), offset, at: line.at })
 }
 
-/// `value`, which is at most `max`.
+/// Checks that `value` is at most `max`.
 fn in_range(name: &'static str, at: u64, value: u64, max: u64) -> Result<u64> {
     if value <= max { Ok(value) } else { Err(FIELDS.at(name, at).fault(Problem::Range { value, min: 0, max })) }
 }
 
-/// How the table spells `value`.
+/// Returns the keyword for `value` in a table.
 fn keyword<T: Copy + PartialEq>(table: &[(&'static str, T)], value: T) -> &'static str {
     table.iter().find(|(_, other)| *other == value).map_or("", |(keyword, _)| keyword)
 }
 
-/// The text of a name, if a line can hold it between quotes.
-fn writable(name: &Name) -> Result<&str> {
-    text_between_quotes(name.as_bytes())
-        .filter(|text| !text.is_empty())
-        .ok_or_else(|| Error::Usage(format!("{FORMAT_NAME}: a descriptor cannot hold the name {name}")))
+/// Returns a name as text for a quoted string.
+fn quotable_name(name: &Name) -> Result<&str> {
+    quotable(name.as_bytes()).filter(|text| !text.is_empty()).ok_or_else(|| {
+        Error::Usage(format!(
+            "{FORMAT_NAME}: invalid file name {name}: expected UTF-8 without quotes, line breaks and NUL"
+        ))
+    })
 }
 
-/// The line of the disk data base.
-fn entry(key: &str, value: &str) -> Result<String> {
-    let value = text_between_quotes(value.as_bytes())
-        .filter(|_| key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'='));
+/// Returns a line of the disk data base.
+fn database_line(key: &str, value: &str) -> Result<String> {
+    let value = quotable(value.as_bytes()).filter(|_| key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'='));
     match value {
         Some(value) => Ok(format!("ddb.{key} = \"{value}\"\n")),
-        None => Err(Error::Usage(format!("{FORMAT_NAME}: a descriptor cannot hold ddb.{}", Name::from(key)))),
+        None => Err(Error::Usage(format!(
+            "{FORMAT_NAME}: invalid key or value of ddb.{} for a descriptor",
+            Name::from(key)
+        ))),
     }
 }
 
-fn text_between_quotes(bytes: &[u8]) -> Option<&str> {
+/// Returns `bytes` as text, if a quoted string can hold it.
+fn quotable(bytes: &[u8]) -> Option<&str> {
     str::from_utf8(bytes).ok().filter(|text| !text.contains(['"', '\n', '\r', '\0']))
 }

@@ -1,8 +1,8 @@
-//! The header of a hosted sparse extent, and its copy at the end of a stream, the footer (Virtual Disk Format 5.0, "Hosted
-//! Sparse Extents" and "Stream-Optimized Compressed").
+//! The header of a hosted sparse extent and the footer of a stream, which has the same layout (Virtual Disk Format 5.0,
+//! "Hosted Sparse Extents" and "Stream-Optimized Compressed").
 //!
-//! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it. Offsets and sizes are in sectors, as in the
-//! file, and small enough to be turned into bytes.
+//! [`Header::parse`] returns only valid headers; [`Header::encode`] is its inverse. Offsets and sizes are in sectors, as on
+//! disk, and their conversion to bytes does not overflow.
 
 use std::ops::Range;
 
@@ -15,27 +15,27 @@ use crate::format::shared::table::Field;
 use crate::limits::Limits;
 
 pub(crate) const MAGIC: &[u8; 4] = b"KDMV";
-/// The last sector number, and the largest number of sectors, that file offsets can express in bytes.
+/// Largest sector number and largest number of sectors whose byte offset is a valid file offset.
 pub(crate) const MAX_SECTORS: u64 = i64::MAX as u64 / SECTOR;
-/// Byte offset of `capacity` in the header, for messages.
+/// Byte offset of `capacity` in the header.
 pub(crate) const CAPACITY_AT: u64 = 12;
-/// Value of `gdOffset` and `rgdOffset` where the footer has the real one.
+/// Value of `gdOffset` and `rgdOffset` if the footer holds the actual sector.
 const AT_END: u64 = !0;
-/// What stands in the file for an end of line, none, and another end of line, to see if a program has "corrected" them.
+/// `singleEndLineChar` to `doubleEndLineChar2`: they detect a transfer in text mode, which changes line ends.
 const NEWLINES: &[u8; 4] = b"\n \r\n";
-/// The bits of the flags that a reader has to know: VMware's `SPARSEFLAG_INCOMPAT_FLAGS`.
+/// Flags that a reader must know: VMware's `SPARSEFLAG_INCOMPAT_FLAGS`.
 const INCOMPATIBLE: u32 = 0xffff_0000;
-/// Largest grain that is stored as it is: 1 GiB, qemu's limit.
+/// Largest uncompressed grain in sectors: 1 GiB, qemu's limit.
 const MAX_GRAIN_SIZE: u64 = 1 << 21;
-/// Largest compressed grain: 2 MiB, since one is decoded in memory. All that is known of write 64 KiB.
+/// Largest compressed grain in sectors: 2 MiB, since grains are decoded in memory. Known writers use 64 KiB.
 const MAX_COMPRESSED_GRAIN_SIZE: u64 = 1 << 12;
-/// Most entries in a grain table, which is read as a whole: 4 MiB of them. The document says 512.
+/// Largest number of entries in a grain table: 4 MiB. The document says 512.
 const MAX_TABLE_ENTRIES: u32 = 1 << 20;
-/// Value of `compressAlgorithm`, the only one beside 0.
+/// Value of `compressAlgorithm` for deflated grains; 0 is uncompressed.
 const DEFLATE: u16 = 1;
 
 bitflags! {
-    /// What is special about the extent.
+    /// `flags` of the header.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Flags: u32 {
         const NEWLINE_TEST = 1 << 0;
@@ -47,12 +47,12 @@ bitflags! {
     }
 }
 
-/// Where a grain directory is.
+/// Location of a grain directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Directory {
     /// At this sector.
     At(u64),
-    /// Where the footer says.
+    /// At the sector in the footer.
     AtEnd,
 }
 
@@ -61,30 +61,30 @@ pub(crate) enum Directory {
 pub(crate) struct Header {
     /// 1 to 3.
     pub version: u32,
-    /// `MARKERS` only together with `COMPRESSED`.
+    /// `MARKERS` is set only together with `COMPRESSED`.
     pub flags: Flags,
-    /// Size of the disk in sectors; need not be a multiple of the grain size, and 0 is a disk as well.
+    /// Size of the disk in sectors, possibly 0, not necessarily a multiple of the grain size.
     pub capacity: u64,
     /// Sectors in a grain, a power of two.
     pub grain_size: u64,
-    /// Where the embedded descriptor is, in bytes of the file; not empty.
+    /// Byte range of the embedded descriptor in the file, not empty.
     pub descriptor: Option<Range<u64>>,
     /// `numGTEsPerGT`, at least 1.
     pub entries_per_table: u32,
-    /// `rgdOffset`, if the flags say that there is a redundant directory.
+    /// `rgdOffset`, if the flag `REDUNDANT` is set.
     pub redundant_directory: Option<Directory>,
     /// `gdOffset`.
     pub directory: Directory,
-    /// Sectors that the metadata takes at the beginning. A hint: nothing is checked, and some writers have it wrong.
+    /// Sectors of metadata at the beginning of the file. A hint, not validated: some writers store wrong values.
     pub overhead: u64,
     pub unclean: bool,
 }
 
 impl Header {
-    /// Bytes in the file.
+    /// Bytes on disk.
     pub const LEN: u64 = SECTOR;
 
-    /// Parses the header that `bytes`, which stand at offset `at` of the file, begin with.
+    /// Parses the header at the start of `bytes`, which are from file offset `at`.
     pub fn parse(bytes: &[u8], at: u64, limits: &Limits) -> Result<Header> {
         let bytes = sector(bytes, at)?;
         let field = |name, offset: u64| FIELDS.at(name, at + offset);
@@ -92,7 +92,7 @@ impl Header {
         let u64_at = |offset: usize| LittleEndian::read_u64(&bytes[offset..]);
 
         if !bytes.starts_with(MAGIC) {
-            let rule = "a hosted sparse extent begins with \"KDMV\"";
+            let rule = "must be 0x564d444b (\"KDMV\")";
             return Err(field("magicNumber", 0).fault(Problem::Rule { value: u32_at(0).into(), rule }));
         }
         let version = u32_at(4);
@@ -109,7 +109,7 @@ impl Header {
             let (value, max) = (entries_per_table.into(), MAX_TABLE_ENTRIES.into());
             return Err(field("numGTEsPerGT", 44).fault(Problem::Range { value, min: 1, max }));
         }
-        // VirtualBox fills both directories' offsets with ones in a stream.
+        // In streams, VirtualBox sets rgdOffset to all ones as well.
         let redundant_directory = match u64_at(48) {
             0 => None,
             _ if !flags.contains(Flags::REDUNDANT) => None,
@@ -130,7 +130,7 @@ impl Header {
         })
     }
 
-    /// The header as it stands in the file.
+    /// Returns the header as stored on disk.
     pub fn encode(&self) -> [u8; Header::LEN as usize] {
         let mut bytes = [0; Header::LEN as usize];
         let descriptor = self.descriptor.clone().unwrap_or_default();
@@ -151,7 +151,7 @@ impl Header {
         bytes
     }
 
-    /// Whether grains are deflated.
+    /// Whether grains are compressed.
     pub fn is_compressed(&self) -> bool {
         self.flags.contains(Flags::COMPRESSED)
     }
@@ -166,24 +166,24 @@ impl Header {
         self.grain_size * SECTOR
     }
 
-    /// Guest bytes that one grain table maps; at most 1 PiB.
+    /// Guest bytes mapped by one grain table, at most 1 PiB.
     pub fn table_coverage(&self) -> u64 {
         self.grain_bytes() * u64::from(self.entries_per_table)
     }
 
-    /// Bytes of grain table number `index` that are for grains of the disk: all of them, but in the last table.
+    /// Bytes of grain table `index` in use: the last table may end after the last grain of the disk.
     pub fn table_bytes(&self, index: u64) -> u64 {
         let entries = u64::from(self.entries_per_table);
         let grains = self.capacity.div_ceil(self.grain_size);
         grains.saturating_sub(index.saturating_mul(entries)).min(entries) * 4
     }
 
-    /// Entries in the grain directory: one for each grain table.
+    /// Number of entries in the grain directory, one for each grain table.
     pub fn directory_entries(&self) -> u64 {
         self.capacity_bytes().div_ceil(self.table_coverage())
     }
 
-    /// Sector of the redundant directory, if there is one and its place is known.
+    /// Sector of the redundant grain directory, if the header has one.
     pub fn redundant_directory_sector(&self) -> Option<u64> {
         match self.redundant_directory {
             Some(Directory::At(sector)) => Some(sector),
@@ -197,7 +197,7 @@ impl Directory {
         match offset {
             AT_END => Ok(Directory::AtEnd),
             0..=MAX_SECTORS => Ok(Directory::At(offset)),
-            _ => Err(beyond_files(offset, MAX_SECTORS, field)),
+            _ => Err(out_of_range(offset, MAX_SECTORS, field)),
         }
     }
 
@@ -209,12 +209,13 @@ impl Directory {
     }
 }
 
-/// The flags, and what they say of other fields. First of all whether those are still what was written.
+/// Parses the flags and checks the fields that depend on them. The newline test comes first: a transfer in text mode explains
+/// every other error.
 fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
     let flags = Flags::from_bits_retain(LittleEndian::read_u32(&bytes[8..]));
     let newlines = &bytes[73..77];
     if flags.contains(Flags::NEWLINE_TEST) && newlines != NEWLINES {
-        let rule = "0x0a200d0a must stand there: the file was damaged by a transfer in text mode";
+        let rule = "must be 0x0a200d0a: the file was damaged by a transfer in text mode";
         let value = LittleEndian::read_u32(newlines).swap_bytes().into();
         return Err(FIELDS.at("singleEndLineChar", at + 73).fault(Problem::Rule { value, rule }));
     }
@@ -222,37 +223,37 @@ fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
     if unknown != 0 {
         return Err(unsupported(format!("flags {unknown:#x} of a sparse extent"), at + 8));
     }
-    // VMware's open-vmdk refuses it as well, and nobody is known to write it.
+    // VMware's open-vmdk refuses this as well; no known program writes it.
     let compressed = flags.contains(Flags::COMPRESSED);
     if flags.contains(Flags::MARKERS) && !compressed {
         return Err(unsupported("markers without compressed grains".into(), at + 8));
     }
-    // VMware goes by the flag and qemu by the algorithm, so that they have to agree.
+    // VMware evaluates the flag, qemu the algorithm: they must agree.
     match LittleEndian::read_u16(&bytes[77..]) {
         algorithm @ (0 | DEFLATE) if (algorithm == DEFLATE) == compressed => Ok(flags),
         algorithm @ (0 | DEFLATE) => {
-            let rule = "it must be 1 exactly when flag bit 16 is set";
+            let rule = "must be 1 if and only if flag bit 16 is set";
             Err(FIELDS.at("compressAlgorithm", at + 77).fault(Problem::Rule { value: algorithm.into(), rule }))
         }
         other => Err(unsupported(format!("compression algorithm {other}"), at + 77)),
     }
 }
 
-/// The document wants more than 8 sectors in a grain. Its authors may have meant "not less than 8", and VMware's own COWD has
-/// grains of 1. Any power of two has only one meaning, so that smaller ones are read.
+/// Parses the grain size in sectors. The document requires more than 8, possibly meaning "at least 8", and VMware's own COWD
+/// extents use 1. Smaller powers of two are unambiguous, so they are accepted.
 fn parse_grain_size(sectors: u64, compressed: bool, field: Field) -> Result<u64> {
     let max = if compressed { MAX_COMPRESSED_GRAIN_SIZE } else { MAX_GRAIN_SIZE };
     if sectors == 0 {
         return Err(field.fault(Problem::Range { value: sectors, min: 1, max }));
     }
     if !sectors.is_power_of_two() {
-        return Err(field.fault(Problem::Rule { value: sectors, rule: "it must be a power of two" }));
+        return Err(field.fault(Problem::Rule { value: sectors, rule: "must be a power of two" }));
     }
     field.at_most(sectors, max)?;
     Ok(sectors)
 }
 
-/// The descriptor's place in bytes, if there is one. Whether that is within the file is not known here.
+/// Parses the byte range of the embedded descriptor, if there is one. The caller checks it against the file length.
 fn parse_descriptor(offset: u64, size: u64, at: u64) -> Result<Option<Range<u64>>> {
     if offset == 0 || size == 0 {
         return Ok(None);
@@ -260,38 +261,39 @@ fn parse_descriptor(offset: u64, size: u64, at: u64) -> Result<Option<Range<u64>
     region(offset, size, FIELDS.at("descriptorOffset", at + 28), FIELDS.at("descriptorSize", at + 36)).map(Some)
 }
 
-/// The sector that `bytes`, which stand at offset `at` of the file, begin with.
+/// Returns the first sector of `bytes`, which are from file offset `at`.
 pub(super) fn sector(bytes: &[u8], at: u64) -> Result<&[u8; SECTOR as usize]> {
     let problem = Problem::OutOfBounds { offset: at, len: SECTOR, file_len: at.saturating_add(bytes.len() as u64) };
     bytes.first_chunk().ok_or_else(|| FIELDS.at("header", at).fault(problem))
 }
 
-/// Checks the size of a disk in sectors.
+/// Parses the size of a disk in sectors.
 pub(super) fn parse_capacity(sectors: u64, field: Field, limits: &Limits) -> Result<u64> {
     if sectors > MAX_SECTORS {
-        return Err(beyond_files(sectors, MAX_SECTORS, field));
+        return Err(out_of_range(sectors, MAX_SECTORS, field));
     }
     field.at_most(sectors, limits.virtual_size / SECTOR)?;
     Ok(sectors)
 }
 
-/// The bytes of a part of the file of `size` sectors from sector `offset` on.
+/// Returns the byte range of `size` sectors from sector `offset`.
 pub(super) fn region(offset: u64, size: u64, offset_field: Field, size_field: Field) -> Result<Range<u64>> {
-    let Some(room) = MAX_SECTORS.checked_sub(offset) else {
-        return Err(beyond_files(offset, MAX_SECTORS, offset_field));
+    let Some(max_size) = MAX_SECTORS.checked_sub(offset) else {
+        return Err(out_of_range(offset, MAX_SECTORS, offset_field));
     };
-    if size > room {
-        return Err(beyond_files(size, room, size_field));
+    if size > max_size {
+        return Err(out_of_range(size, max_size, size_field));
     }
     Ok(offset * SECTOR..(offset + size) * SECTOR)
 }
 
+/// The error for an unsupported feature, requested by the field at file offset `at`.
 pub(super) fn unsupported(feature: String, at: u64) -> Error {
     Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: Some(at) }
 }
 
-/// The error for a number of sectors above `max`, which no file has.
-fn beyond_files(value: u64, max: u64, field: Field) -> Error {
+/// The error for a number of sectors above `max`.
+fn out_of_range(value: u64, max: u64, field: Field) -> Error {
     field.fault(Problem::Range { value, min: 0, max })
 }
 

@@ -1,10 +1,10 @@
-//! Opening hosted sparse extents, and those of `streamOptimized`.
+//! Opens hosted sparse extents, including streams (`streamOptimized`).
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::directory::{Damaged, read_directory, table_at_sector};
-use super::grains::{Entries, Grains, Packing};
+use super::directory::{OnDamage, read_directory, table_at_sector};
+use super::grains::{EntryFormat, Framing, GrainMap};
 use super::header::{Directory, Flags, Header};
 use super::marker::Marker;
 use super::reader::MAX_DESCRIPTOR;
@@ -16,14 +16,14 @@ use crate::format::shared::table;
 use crate::format::shared::table::Field;
 use crate::io::ReadAt;
 
-/// Said of an extent that is read by its second directory.
-const REDUNDANT_USED: &str = "the grain directory is damaged, and the redundant one is used";
-/// Zeros that may follow the end of a stream: tapes and object stores round up.
+/// Warning for an extent that is read by its redundant grain directory.
+const REDUNDANT_USED: &str = "the grain directory is damaged; using the redundant grain directory";
+/// Largest zero padding after the end of a stream, in bytes: tapes and object stores round up.
 const MAX_PADDING: u64 = 1 << 20;
-/// Bytes that are read at once to find a stream's end: whole sectors.
-const FOOTER_PIECE: usize = 16 << 10;
+/// Bytes per read while searching for the footer, a multiple of the sector size.
+const FOOTER_READ: usize = 16 << 10;
 
-/// A grain directory: the place of each grain table, 0 for none, and the directory's own place.
+/// A grain directory: the host offset of each grain table, 0 if unallocated, and the host range of the directory itself.
 pub(super) type GrainDirectory = (Vec<u64>, Range<u64>);
 
 /// A hosted sparse extent whose header has been read.
@@ -45,91 +45,95 @@ impl Hosted {
         Ok(Hosted { file, id, file_len, header })
     }
 
-    /// The embedded descriptor, if there is one, with its place in the file.
+    /// Returns the embedded descriptor, if there is one, and its host offset.
     pub fn descriptor(&self, cx: &OpenContext<'_>) -> Result<Option<(Vec<u8>, u64)>> {
         let Some(Range { start, end }) = self.header.descriptor.clone() else { return Ok(None) };
         let len = end - start;
         FIELDS.at("descriptorOffset", 28).within(start, len, self.file_len)?;
         FIELDS.at("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
         let text = table::read_table(&*self.file, start, len, FIELDS.at("descriptorOffset", 28), cx.budget)?;
-        Ok(is_there(&text).then_some((text, start)))
+        Ok(has_text(&text).then_some((text, start)))
     }
 
-    /// Reads the directory, for an extent of which `len` bytes belong to the disk. Says what is worth a warning.
-    pub fn grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(Grains, Option<&'static str>)> {
+    /// Reads the grain directory of an extent of `len` guest bytes. Returns a warning if the redundant directory was needed.
+    pub fn into_grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(GrainMap, Option<&'static str>)> {
         let (directory, warning) = match self.directories(cx, &mut Err) {
-            // What cannot be read at all may be read at another time, or is too much.
+            // I/O errors and exceeded limits are no reason to use the other directory.
             (Err(error), _) | (_, Some(Err(error))) if !matches!(error.root(), Error::Corrupt(_)) => return Err(error),
             (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
-            // Each table exists in both or in none.
-            (Ok((tables, place)), Some(Ok((redundant, _)))) => {
-                let warning = lacks(&tables, &redundant).then_some(REDUNDANT_USED);
-                let grains = self.with_directory(len, (filled_in(tables, &redundant), place));
-                return Ok((Grains { copies: redundant, ..grains }, warning));
+            // A table is allocated in both directories or in neither.
+            (Ok((tables, range)), Some(Ok((redundant, _)))) => {
+                let warning = lacks_tables(&tables, &redundant).then_some(REDUNDANT_USED);
+                let grains = self.with_directory(len, (merge_tables(tables, &redundant), range));
+                return Ok((GrainMap { redundant_directory: redundant, ..grains }, warning));
             }
             (primary, _) => (primary?, None),
         };
         Ok((self.with_directory(len, directory), warning))
     }
 
-    /// Reads the directory and the redundant one, which a stream has not. What is said of `damaged` entries comes back as
-    /// the error, or they are [`DAMAGED`].
+    /// Reads the grain directory and, unless this is a stream, the redundant one, if there is one. `on_damage` handles invalid
+    /// directory entries.
     pub fn directories(
         &self,
         cx: &OpenContext<'_>,
-        damaged: &mut Damaged<'_>,
+        on_damage: &mut OnDamage<'_>,
     ) -> (Result<GrainDirectory>, Option<Result<GrainDirectory>>) {
         let (directory, redundant) = match self.header.directory {
             Directory::At(sector) => (Ok((sector, 56)), self.header.redundant_directory_sector()),
             Directory::AtEnd => (self.footer_directory(cx), None),
         };
         let directory =
-            directory.and_then(|(sector, at)| self.read_directory(sector, FIELDS.at("gdOffset", at), cx, damaged));
-        (directory, redundant.map(|sector| self.read_directory(sector, FIELDS.at("rgdOffset", 48), cx, damaged)))
+            directory.and_then(|(sector, at)| self.read_directory(sector, FIELDS.at("gdOffset", at), cx, on_damage));
+        (directory, redundant.map(|sector| self.read_directory(sector, FIELDS.at("rgdOffset", 48), cx, on_damage)))
     }
 
-    /// The grains by this directory, of an extent of which `len` bytes belong to the disk.
-    pub fn with_directory(self, len: u64, (directory, place): GrainDirectory) -> Grains {
-        let mut metadata = vec![0..Header::LEN, place];
+    /// Returns the grains of an extent of `len` guest bytes by this grain directory.
+    pub fn with_directory(self, len: u64, (directory, range): GrainDirectory) -> GrainMap {
+        let mut metadata = vec![0..Header::LEN, range];
         metadata.extend(self.header.descriptor.clone());
-        let packing = self
+        let framing = self
             .header
             .flags
             .contains(Flags::COMPRESSED)
-            .then(|| if self.header.flags.contains(Flags::MARKERS) { Packing::Marked } else { Packing::Bare });
-        Grains {
+            .then(|| if self.header.flags.contains(Flags::MARKERS) { Framing::Marked } else { Framing::Bare });
+        GrainMap {
             file: self.file,
             id: self.id,
             file_len: self.file_len,
             len,
-            grain: self.header.grain_bytes(),
+            grain_bytes: self.header.grain_bytes(),
             entries_per_table: self.header.entries_per_table.into(),
-            entries: Entries::Sectors { zeroed_grains: self.header.flags.contains(Flags::ZEROED_GRAIN), packing },
+            entry_format: EntryFormat::Sectors {
+                zeroed_grains: self.header.flags.contains(Flags::ZEROED_GRAIN),
+                framing,
+            },
             directory,
-            copies: Vec::new(),
+            redundant_directory: Vec::new(),
             metadata,
         }
     }
 
-    /// The place of each grain table by the directory at `sector`, and the directory's own place.
+    /// Reads the grain directory at `sector`, the value of `field`.
     fn read_directory(
         &self,
         sector: u64,
         field: Field,
         cx: &OpenContext<'_>,
-        damaged: &mut Damaged<'_>,
+        on_damage: &mut OnDamage<'_>,
     ) -> Result<GrainDirectory> {
         let len = self.header.directory_entries().saturating_mul(4);
         let start = sector.saturating_mul(SECTOR);
         if sector == 0 && len > 0 {
             return Err(field.fault(Problem::Overlap { offset: 0, with: "the header" }));
         }
-        let place = |index, entry, field| table_at_sector(entry, self.header.table_bytes(index), field, self.file_len);
+        let table_offset =
+            |index, entry, field| table_at_sector(entry, self.header.table_bytes(index), field, self.file_len);
         let entries = self.header.directory_entries();
-        Ok((read_directory(&*self.file, start, entries, field, place, cx, damaged)?, start..start + len))
+        Ok((read_directory(&*self.file, start, entries, field, table_offset, cx, on_damage)?, start..start + len))
     }
 
-    /// The sector of the directory, by the footer, and the byte offset of the field that says so.
+    /// Returns the sector of the grain directory from the footer, and the file offset of that field.
     fn footer_directory(&self, cx: &OpenContext<'_>) -> Result<(u64, u64)> {
         let at = self.footer_offset()?;
         let mut bytes = [0; Header::LEN as usize];
@@ -137,27 +141,27 @@ impl Hosted {
         let footer = Header::parse(&bytes, at, cx.limits)?;
         let same = |header: &Header| (header.capacity, header.grain_size, header.entries_per_table);
         if same(&footer) != same(&self.header) {
-            let rule = "the footer is not a copy of the header";
+            let rule = "must match the header, as must grainSize and numGTEsPerGT";
             return Err(FIELDS.at("capacity", at + 12).fault(Problem::Rule { value: footer.capacity, rule }));
         }
         match footer.directory {
             Directory::At(sector) => Ok((sector, at + 56)),
             Directory::AtEnd => {
-                let rule = "the footer has to say where the grain directory is";
+                let rule = "must be a sector number in the footer";
                 Err(FIELDS.at("gdOffset", at + 56).fault(Problem::Rule { value: u64::MAX, rule }))
             }
         }
     }
 
-    /// The footer is the last sector that is not zeros: the marker of the stream's end is zeros, and so is padding.
+    /// Returns the host offset of the footer: the last nonzero sector, since the end-of-stream marker and padding are zeros.
     pub fn footer_offset(&self) -> Result<u64> {
         let end = self.file_len / SECTOR * SECTOR;
-        let mut piece = [0; FOOTER_PIECE];
+        let mut buf = [0; FOOTER_READ];
         let mut at = end;
         while at > Header::LEN && end - at <= MAX_PADDING {
-            let len = (at - Header::LEN).min(FOOTER_PIECE as u64);
+            let len = (at - Header::LEN).min(FOOTER_READ as u64);
             at -= len;
-            let bytes = piece.get_mut(..len as usize).unwrap_or_default();
+            let bytes = buf.get_mut(..len as usize).unwrap_or_default();
             table::read(&*self.file, bytes, at)?;
             if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
                 let at = at + last as u64 / SECTOR * SECTOR;
@@ -170,23 +174,23 @@ impl Hosted {
                 break;
             }
         }
-        let rule = "the grain directory is at the end, and the file ends without a footer";
-        Err(FIELDS.at("gdOffset", 56).fault(Problem::Rule { value: u64::MAX, rule }))
+        let finding = "the file does not end with a footer; it may be truncated";
+        Err(FIELDS.at("gdOffset", 56).fault(Problem::Conflict { value: u64::MAX, finding }))
     }
 }
 
-/// Whether there is a descriptor in the room that is set aside for it. A split disk has zeros there, and its descriptor
-/// elsewhere. A damaged one is not the same as none: what it says of a parent would be lost.
-pub(super) fn is_there(text: &[u8]) -> bool {
+/// Whether the range of the embedded descriptor holds a text. The extents of a split disk have zeros there and the descriptor in
+/// a file of its own. A damaged descriptor is not treated as absent, since it may name a parent.
+pub(super) fn has_text(text: &[u8]) -> bool {
     text.iter().any(|&byte| byte != 0)
 }
 
-/// Whether a table is missing in `primary` that is there in `redundant`.
-fn lacks(primary: &[u64], redundant: &[u64]) -> bool {
+/// Whether `primary` lacks a table that `redundant` has.
+fn lacks_tables(primary: &[u64], redundant: &[u64]) -> bool {
     primary.iter().zip(redundant).any(|(&primary, &redundant)| primary == 0 && redundant != 0)
 }
 
-/// The tables of `primary` and, where it has none, those of `redundant`.
-fn filled_in(primary: Vec<u64>, redundant: &[u64]) -> Vec<u64> {
+/// Returns the tables of `primary`, completed by those of `redundant`.
+fn merge_tables(primary: Vec<u64>, redundant: &[u64]) -> Vec<u64> {
     primary.iter().zip(redundant).map(|(&primary, &redundant)| if primary == 0 { redundant } else { primary }).collect()
 }

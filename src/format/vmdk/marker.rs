@@ -1,7 +1,8 @@
-//! Markers: what each part of a stream begins with (Virtual Disk Format 5.0, "Stream-Optimized Compressed").
+//! Markers, which precede each structure of a stream (Virtual Disk Format 5.0, "Stream-Optimized Compressed").
 //!
-//! A marker is `val`, `size` and `type`. With a size it is that of a grain, whose data follows at once in place of the type;
-//! else it fills its sector, and `val` sectors follow. The next marker is at the next sector.
+//! A marker consists of `val`, `size` and `type`. A nonzero size marks a grain: `val` is its guest sector, and the payload
+//! follows immediately, in place of `type`. A metadata marker has size 0 and fills its sector; `val` sectors follow. The next
+//! marker begins at the next sector boundary.
 
 use byteorder::{ByteOrder, LittleEndian};
 
@@ -14,10 +15,10 @@ pub(crate) const GRAIN_TABLE: u32 = 1;
 pub(crate) const GRAIN_DIRECTORY: u32 = 2;
 pub(crate) const FOOTER: u32 = 3;
 
-/// What follows in a stream.
+/// A marker, which describes the following structure of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Marker {
-    /// A grain for guest sector `lba`, deflated to `size` bytes; at least 1.
+    /// The grain at guest sector `lba`, compressed to `size` bytes, at least 1.
     Grain {
         lba: u64,
         size: u32,
@@ -32,7 +33,7 @@ pub(crate) enum Marker {
     Footer {
         sectors: u64,
     },
-    /// Something else, to be skipped: 4 is VMware's report of progress.
+    /// Another structure, to be skipped: type 4 is VMware's progress report.
     Other {
         kind: u32,
         sectors: u64,
@@ -40,12 +41,12 @@ pub(crate) enum Marker {
 }
 
 impl Marker {
-    /// Bytes before a grain's data.
+    /// Bytes before the payload of a grain.
     pub const GRAIN_HEADER: usize = 12;
-    /// Bytes that are needed to know a marker.
+    /// Bytes of a metadata marker in use, enough to parse any marker.
     pub const LEN: usize = 16;
 
-    /// Parses the marker that `sector`, which stands at offset `at` of the file, begins with.
+    /// Parses the marker at the start of `sector`, which is at file offset `at`.
     pub fn parse(sector: &[u8], at: u64) -> Result<Marker> {
         let Some(bytes) = sector.first_chunk::<{ Marker::LEN }>() else {
             let file_len = at.saturating_add(sector.len() as u64);
@@ -69,8 +70,8 @@ impl Marker {
         })
     }
 
-    /// Bytes from this marker to the next one.
-    pub fn stored_len(&self) -> u64 {
+    /// Bytes from the start of this marker to the next one.
+    pub fn total_len(&self) -> u64 {
         match *self {
             Marker::Grain { size, .. } => (Marker::GRAIN_HEADER as u64 + u64::from(size)).next_multiple_of(SECTOR),
             Marker::EndOfStream => SECTOR,
@@ -82,7 +83,7 @@ impl Marker {
     }
 }
 
-/// What stands before the `size` bytes, at least 1, of the grain for guest sector `lba`.
+/// Returns the marker of the grain at guest sector `lba` with a payload of `size` bytes, at least 1.
 pub(crate) fn grain_header(lba: u64, size: u32) -> [u8; Marker::GRAIN_HEADER] {
     let mut bytes = [0; Marker::GRAIN_HEADER];
     LittleEndian::write_u64(&mut bytes, lba);
@@ -90,7 +91,7 @@ pub(crate) fn grain_header(lba: u64, size: u32) -> [u8; Marker::GRAIN_HEADER] {
     bytes
 }
 
-/// The sector before `sectors` sectors of this kind.
+/// Returns the metadata marker, one sector, of a structure of type `kind` and `sectors` sectors.
 pub(crate) fn metadata_marker(kind: u32, sectors: u64) -> [u8; SECTOR as usize] {
     let mut bytes = [0; SECTOR as usize];
     LittleEndian::write_u64(&mut bytes, sectors);
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Markers of a stream that VirtualBox 7 wrote, each with its offset and that of the next one.
+    /// Markers of a stream written by VirtualBox 7, each with its offset and the offset of the next marker.
     const STREAM: [(u64, &str, Marker, u64); 6] = [
         (65536, "0000000000000000cb8a0000789cecdd", Marker::Grain { lba: 0, size: 35531 }, 101_376),
         (175_616, "80010000000000009f070000789ced96", Marker::Grain { lba: 384, size: 1951 }, 177_664),
@@ -114,11 +115,11 @@ mod tests {
     ];
 
     #[test]
-    fn a_stream_of_virtualbox() {
+    fn virtualbox_markers_are_parsed() {
         for (at, hex, marker, next) in STREAM {
             let bytes = u128::from_str_radix(hex, 16).unwrap().to_be_bytes();
             assert_eq!(Marker::parse(&bytes, at).unwrap(), marker);
-            assert_eq!(at + marker.stored_len(), next, "{marker:?}");
+            assert_eq!(at + marker.total_len(), next, "{marker:?}");
             match marker {
                 Marker::Grain { lba, size } => assert_eq!(grain_header(lba, size), bytes[..12]),
                 Marker::EndOfStream => assert_eq!(metadata_marker(END_OF_STREAM, 0), [0; 512]),
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_field() {
+    fn invalid_fields_are_refused() {
         for (marker, kind) in [
             (&metadata_marker(GRAIN_TABLE, MAX_SECTORS + 1)[..], "invalid-field"),
             (&metadata_marker(4, u64::MAX), "invalid-field"),
@@ -152,19 +153,19 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn markers_survive(val in 0..=MAX_SECTORS, size in 1u32.., kind in 1u32.., data in any::<[u8; 4]>()) {
+        fn markers_round_trip(val in 0..=MAX_SECTORS, size in 1u32.., kind in 1u32.., data in any::<[u8; 4]>()) {
             let grain = [grain_header(val, size).as_slice(), &data].concat();
             prop_assert_eq!(Marker::parse(&grain, 0).unwrap(), Marker::Grain { lba: val, size });
             let metadata = Marker::parse(&metadata_marker(kind, val), 0).unwrap();
-            prop_assert_eq!(metadata.stored_len(), (val + 1) * 512);
+            prop_assert_eq!(metadata.total_len(), (val + 1) * 512);
             let other = Marker::Other { kind, sectors: val };
             prop_assert_eq!(metadata == other, kind > FOOTER);
         }
 
         #[test]
-        fn whatever_the_bytes_are_it_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..20), at in any::<u64>()) {
+        fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..20), at in any::<u64>()) {
             if let Ok(marker) = Marker::parse(&bytes, at) {
-                prop_assert!(marker.stored_len().is_multiple_of(512));
+                prop_assert!(marker.total_len().is_multiple_of(512));
             }
         }
     }

@@ -1,55 +1,61 @@
-//! VMDK, the format of VMware: every kind read, six kinds written.
+//! VMDK, the format of VMware: reads every subformat that is stored in files, writes six.
 //!
 //! # Layout
 //!
-//! A disk is a list of extents, in a text that is called the descriptor. All offsets and sizes are in sectors of 512 bytes,
-//! integers are little-endian.
+//! A disk is a list of extents, given by a text called the descriptor. An extent is a contiguous range of the disk, stored
+//! flat (guest data only) or sparse (allocated in grains, found by two levels of tables). Offsets and sizes on disk are in
+//! sectors of 512 bytes, integers are little-endian.
 //!
-//! | where | what | file |
+//! | location | structure | module |
 //! |---|---|---|
-//! | a file of its own, or sector 1 of a sparse extent | descriptor: the extents in order, the parent, properties | `descriptor` |
-//! | `NAME-flat.vmdk`, `NAME-fNNN.vmdk` | a flat extent: the bytes of the disk | |
-//! | a hosted sparse extent: sector 0 | header | `header` |
-//! | its `gdOffset` and `rgdOffset` | grain directory: the sector of each grain table; twice | `hosted` |
-//! | from the directory | grain tables: the sector of each grain | `grains` |
-//! | a stream: before each of its parts | marker: what follows | `marker` |
-//! | a stream: its end | footer: the header again, with the place of the directory | `hosted` |
-//! | an extent of ESXi, COWD or space-efficient sparse | the same two levels, other headers and entries | `cowd`, `sesparse`, `esxi` |
+//! | a file of its own, or from sector 1 of a sparse extent | descriptor: extents in guest order, parent, properties | `descriptor` |
+//! | `NAME-flat.vmdk`, `NAME-fNNN.vmdk` | flat extent | `reader` |
+//! | hosted sparse extent, sector 0 | header | `header` |
+//! | header fields `gdOffset` and `rgdOffset` | grain directory and redundant grain directory: sectors of the grain tables | `directory`, `hosted` |
+//! | grain directory entry | grain table: sectors of the grains | `grains` |
+//! | stream (`streamOptimized`), before each structure | marker: type and length of the structure | `marker` |
+//! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `hosted` |
+//! | ESXi extent (COWD or space-efficient sparse) | the same two levels of tables with other headers and entries | `cowd`, `sesparse`, `esxi` |
+//!
+//! `reader` combines the extents of an image and maps guest ranges; `stream` reads from pipes, `check` checks the metadata,
+//! `options` and `writer` create images.
 //!
 //! # Support
 //!
-//! | what | read | written |
+//! | feature | read | written |
 //! |---|---|---|
 //! | monolithicSparse | yes | yes |
-//! | streamOptimized, as VMware, VirtualBox, open-vmdk and qemu write it, from files and from pipes | yes | yes, to files and to pipes |
+//! | streamOptimized as VMware, VirtualBox, open-vmdk and qemu write it | from files and pipes | to files and pipes |
 //! | monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat | yes | yes |
-//! | vmfs, for the datastore of an ESXi | yes | yes |
+//! | vmfs, for ESXi datastores | yes | yes |
 //! | vmfsPreallocated, vmfsEagerZeroedThick, vmfsThin, vmfsSparse (COWD), seSparse, custom | yes | no |
-//! | extents that are read-only, of no access, of zeros | yes, each at its place | no |
-//! | versions 1, 2 and 3 of sparse extents, zeroed grains, any grain size | yes | 1, with zeroed grains 2, in a stream 3 |
-//! | redundant grain directory | used when the other one is damaged, with a warning; a table that is empty is an error if its copy is not, and `check` compares all | yes |
-//! | parents (snapshots, linked clones) | yes | yes, for monolithicSparse |
-//! | devices: fullDevice, partitionedDevice, raw device maps | refused by name | no |
+//! | extents with the access RDONLY or NOACCESS, extents of the type ZERO | yes | no |
+//! | sparse extent version | 1, 2, 3 | 1; 2 with zeroed grains; 3 in streams |
+//! | zeroed grains, any power-of-two grain size | yes | zeroed grains over a parent; grains of 64 KiB |
+//! | redundant grain directory | used with a warning if the primary one is damaged; compared by `check` | yes |
+//! | parents (snapshots, linked clones) | yes | yes, monolithicSparse only |
+//! | fullDevice, partitionedDevice, raw device maps | refused by name | no |
 //! | encryption | refused | no |
 //!
-//! What other programs do and this module does not: qemu leaves out extents that are not `RW`, so that what follows moves;
-//! qemu and others read what lies behind the end of the file as zeros.
+//! # Decisions
 //!
-//! The size of a disk in one sparse extent is that in the descriptor, where the header's capacity is the same but for
-//! rounding it up to a grain: VirtualBox writes such images. qemu shows the rounded size.
+//! - Every extent keeps its position on the disk, whatever its access. qemu skips extents that are not `RW`, which shifts
+//!   the following data.
+//! - Data after the end of a file is an error. qemu and others read it as zeros.
+//! - An empty grain table whose redundant copy is not empty is an error: either one may be damaged.
+//! - The size of a disk with an embedded descriptor is the size in the descriptor if the header's capacity is that size
+//!   rounded up to a grain. VirtualBox writes such images; qemu shows the rounded size.
+//! - The header of a stream is written first, unlike that of every other image of this crate, because a pipe cannot seek. The
+//!   footer marks a stream complete; a truncated stream has none and is refused.
+//! - A parent is searched by its name, then by the last component of that name beside the image, because directories are
+//!   moved as a whole. Its content ID must match. VirtualBox stores only a UUID: then the parent is the `.vmdk` beside the
+//!   image with this UUID.
 //!
-//! A stream says at its beginning what it is, unlike every other image that is written here: it cannot be otherwise when it
-//! goes through a pipe. What is broken off lacks the footer, and is refused.
+//! # References
 //!
-//! A parent is looked for by its name and, since whole directories are moved, beside the image by the last part of it. The
-//! content ID tells whether it is the right one. VirtualBox has only a UUID for it: then it is the `.vmdk` beside the image
-//! that has this UUID.
-//!
-//! # ReferencePolicy
-//!
-//! VMware, "Virtual Disk Format 5.0" (technical note), quoted as the document with its section. It says nothing of version 3,
-//! of space-efficient sparse extents, and that grains are zlib streams (RFC 1950) where it names RFC 1951: there, what VMware,
-//! VirtualBox, open-vmdk and qemu read and write is followed, and said so in the place.
+//! VMware, "Virtual Disk Format 5.0" (technical note), quoted as "the document" or with its section titles. It does not cover
+//! version 3, nor space-efficient sparse extents, and it names RFC 1951 for grains that are zlib streams (RFC 1950). There,
+//! this module follows what VMware, VirtualBox, open-vmdk and qemu read and write, and comments say so.
 
 mod check;
 mod cowd;
@@ -75,32 +81,34 @@ use crate::format::shared::table::Fields;
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["vmdk"])
-        .description("VMware virtual disk, of any kind")
+        .description("VMware virtual disk, all subformats")
         .create(writer::create, options::OPTIONS)
         .open_stream(stream::open)
         .check(check::check);
 
 const FORMAT_NAME: &str = "vmdk";
-/// Bytes in a sector, the unit of all offsets and sizes of this format.
+/// Bytes in a sector, the unit of offsets and sizes on disk.
 const SECTOR: u64 = 512;
+/// The fields of this format, for messages.
+const FIELDS: Fields = Fields(FORMAT_NAME);
 
-/// The binary files that this format has.
+/// The types of sparse extents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum SparseKind {
     Hosted,
     Cowd,
     SeSparse,
 }
 
-impl Kind {
-    /// By the first bytes of a file; what is none of them may be a descriptor.
-    fn of(start: &[u8]) -> Option<Kind> {
+impl SparseKind {
+    /// Detects a sparse extent by the first bytes of a file; `None` for other files, such as descriptors.
+    fn from_magic(start: &[u8]) -> Option<SparseKind> {
         if start.starts_with(header::MAGIC) {
-            Some(Kind::Hosted)
+            Some(SparseKind::Hosted)
         } else if start.starts_with(cowd::MAGIC) {
-            Some(Kind::Cowd)
+            Some(SparseKind::Cowd)
         } else if start.starts_with(&sesparse::MAGIC.to_le_bytes()) {
-            Some(Kind::SeSparse)
+            Some(SparseKind::SeSparse)
         } else {
             None
         }
@@ -108,20 +116,20 @@ impl Kind {
 }
 
 fn probe(probe: &Probe<'_>) -> bool {
-    Kind::of(probe.head).is_some() || descriptor::looks_like_descriptor(probe.head)
+    SparseKind::from_magic(probe.head).is_some() || descriptor::looks_like_descriptor(probe.head)
 }
 
-/// The fields of this format, for messages.
-const FIELDS: Fields = Fields(FORMAT_NAME);
-
-/// A descriptor as it stands in the sectors that are set aside for it.
-fn embedded(text: &[u8], sectors: Range<u64>) -> Result<Vec<u8>> {
-    let room = ((sectors.end - sectors.start) * SECTOR) as usize;
-    if text.len() > room {
-        let problem = format!("the descriptor has {} bytes, and there is room for {room}", text.len());
+/// Returns a descriptor padded with zeros to fill `sectors`, its range in an extent.
+///
+/// # Errors
+/// [`Error::Usage`] if the text is longer than the range.
+fn pad_descriptor(text: &[u8], sectors: Range<u64>) -> Result<Vec<u8>> {
+    let capacity = ((sectors.end - sectors.start) * SECTOR) as usize;
+    if text.len() > capacity {
+        let problem = format!("{FORMAT_NAME}: descriptor of {} bytes, expected at most {capacity}", text.len());
         return Err(Error::Usage(problem));
     }
     let mut bytes = text.to_vec();
-    bytes.resize(room, 0);
+    bytes.resize(capacity, 0);
     Ok(bytes)
 }

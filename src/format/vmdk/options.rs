@@ -1,4 +1,4 @@
-//! The options of a new image.
+//! Options for new images.
 
 use super::{FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, Encoding};
@@ -11,42 +11,42 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "subformat",
         values: "monolithicSparse|streamOptimized|monolithicFlat|twoGbMaxExtentSparse|twoGbMaxExtentFlat|vmfs",
-        help: "createType (default monolithicSparse, and streamOptimized if compressed); all but these two are several files, \
-               and vmfs is for the datastore of an ESXi",
+        help: "createType (default monolithicSparse, or streamOptimized with compression); the others are stored in several \
+               files, vmfs is for ESXi datastores",
     },
     OptionSpec {
         name: "adapter_type",
         values: "lsilogic|ide|buslogic|legacyESX",
-        help: "the controller that the disk is made for (default lsilogic)",
+        help: "disk controller of the guest (default lsilogic)",
     },
-    OptionSpec { name: "hwversion", values: "1..99", help: "version of the virtual hardware (default 4)" },
-    OptionSpec { name: "compat6", values: "on|off", help: "the same as hwversion=6 (default off)" },
-    OptionSpec { name: "toolsversion", values: "0..2147483647", help: "version of VMware Tools (default 2147483647)" },
+    OptionSpec { name: "hwversion", values: "1..99", help: "virtual hardware version (default 4)" },
+    OptionSpec { name: "compat6", values: "on|off", help: "same as hwversion=6 (default off)" },
+    OptionSpec { name: "toolsversion", values: "0..2147483647", help: "VMware Tools version (default 2147483647)" },
     OptionSpec {
         name: "zeroed_grain",
         values: "on|off",
-        help: "mark grains of zeros over a parent instead of storing them, in version 2, which VirtualBox does not read \
+        help: "mark zero grains over a parent instead of storing them; needs version 2, which VirtualBox does not read \
                (default off)",
     },
     OptionSpec {
         name: "cid",
         values: "HEX",
-        help: "content ID, up to 8 hexadecimal digits; the other identifiers follow from it (default: all are random)",
+        help: "content ID, up to 8 hexadecimal digits, from which the other identifiers are derived (default: all random)",
     },
     OptionSpec {
         name: "compression_level",
         values: "1..9",
-        help: "how hard streamOptimized is compressed, from the fastest to the smallest (default 5)",
+        help: "compression level of streamOptimized, from fastest to smallest (default 5)",
     },
     OptionSpec {
         name: "backing_file",
         values: "name",
-        help: "the parent, a VMDK, written as it is given; only with monolithicSparse",
+        help: "parent, a VMDK, stored as given; only with monolithicSparse",
     },
     OptionSpec { name: "backing_fmt", values: "vmdk", help: "format of the parent" },
 ];
 
-/// What a new image consists of.
+/// The subformat of a new image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subformat {
     MonolithicSparse,
@@ -67,7 +67,7 @@ impl Subformat {
         Subformat::Vmfs,
     ];
 
-    /// The createType in the descriptor.
+    /// `createType` in the descriptor.
     pub fn name(self) -> &'static str {
         match self {
             Subformat::MonolithicSparse => "monolithicSparse",
@@ -79,13 +79,13 @@ impl Subformat {
         }
     }
 
-    /// Whether guest bytes are stored as they are, each at its place.
+    /// Whether all extents are flat.
     pub fn is_flat(self) -> bool {
         matches!(self, Subformat::MonolithicFlat | Subformat::TwoGbMaxExtentFlat | Subformat::Vmfs)
     }
 }
 
-/// Valid options.
+/// Parsed and validated options.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub subformat: Subformat,
@@ -100,7 +100,7 @@ pub(super) struct Settings {
     pub parent: Option<Parent>,
 }
 
-/// The image that a new one lies over.
+/// The parent of a new image.
 #[derive(Clone, Debug)]
 pub(super) struct Parent {
     pub name: Name,
@@ -113,21 +113,21 @@ impl Settings {
         let default = if cx.compress { Subformat::StreamOptimized } else { Subformat::MonolithicSparse };
         let subformat = cx.options.choice(FORMAT_NAME, "subformat", &words)?.unwrap_or(default);
         if cx.compress && subformat != Subformat::StreamOptimized {
-            return Err(refuse("subformat", "only streamOptimized is compressed"));
+            return Err(refuse("subformat", "compression requires streamOptimized"));
         }
         let adapters = ["lsilogic", "ide", "buslogic", "legacyESX"].map(|name| (name, name));
         let number = |name, range| cx.options.number(FORMAT_NAME, name, range);
         let level = number("compression_level", 1..=9)?;
         if level.is_some() && subformat != Subformat::StreamOptimized {
-            return Err(refuse("compression_level", "only streamOptimized is compressed"));
+            return Err(refuse("compression_level", "requires streamOptimized"));
         }
         let zeroed_grain = cx.options.flag(FORMAT_NAME, "zeroed_grain")?.unwrap_or(false);
         if zeroed_grain && (subformat.is_flat() || subformat == Subformat::StreamOptimized) {
-            return Err(refuse("zeroed_grain", format!("{} has no such entries", subformat.name())));
+            return Err(refuse("zeroed_grain", format!("not supported by {}", subformat.name())));
         }
         let parent = parent(cx)?;
         if parent.is_some() && subformat != Subformat::MonolithicSparse {
-            return Err(refuse("backing_file", format!("{} cannot lie over another image", subformat.name())));
+            return Err(refuse("backing_file", format!("not supported by {}", subformat.name())));
         }
         Ok(Settings {
             subformat,
@@ -143,44 +143,44 @@ impl Settings {
     }
 }
 
-/// The number, or what stands for one in the words of qemu-img.
+/// Parses the hardware version from `hwversion` or `compat6`, which are qemu-img's options.
 fn hardware_version(cx: &CreateContext<'_>) -> Result<u64> {
     let number = cx.options.number(FORMAT_NAME, "hwversion", 1..=99)?;
     match (cx.options.flag(FORMAT_NAME, "compat6")?.unwrap_or(false), number) {
-        (true, Some(number)) if number != 6 => Err(refuse("compat6", format!("hwversion is {number}"))),
+        (true, Some(number)) if number != 6 => Err(refuse("compat6", format!("conflicts with hwversion={number}"))),
         (true, _) => Ok(6),
         (false, number) => Ok(number.unwrap_or(4)),
     }
 }
 
-/// A content ID as descriptors have it.
+/// Parses a content ID as in a descriptor.
 fn parse_cid(text: &str) -> Result<u32> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     match u32::from_str_radix(digits, 16) {
-        // The first stands for no parent, the second for a content ID that was never set.
+        // ffffffff means no parent, fffffffe a new disk.
         Ok(cid) if cid < 0xffff_fffe && !digits.starts_with('+') => Ok(cid),
-        _ => Err(refuse("cid", format!("{text:?} is no hexadecimal number below fffffffe"))),
+        _ => Err(refuse("cid", format!("invalid content ID {text:?}: expected a hexadecimal number below fffffffe"))),
     }
 }
 
-/// The image that the caller gives apart from the options, with which these have to agree: it takes more than a name.
+/// Returns the parent. It is given as an opened image, because its content ID is needed, and the options must agree with it.
 fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     let (file, format) = (cx.options.value("backing_file"), cx.options.value("backing_fmt"));
     let Some(backing) = &cx.backing else {
         return match (file, format) {
-            (Some(_), _) => Err(refuse("backing_file", "the parent has to be opened, for its content ID")),
-            (None, Some(_)) => Err(refuse("backing_fmt", "there is no backing_file")),
+            (Some(_), _) => Err(refuse("backing_file", "the parent must be opened to get its content ID")),
+            (None, Some(_)) => Err(refuse("backing_fmt", "requires backing_file")),
             (None, None) => Ok(None),
         };
     };
-    // A snapshot chain of VMDKs holds nothing else.
+    // The parent of a VMDK must be a VMDK.
     match backing.info.property("cid") {
         Some(crate::info::Value::Number(cid)) if backing.info.format == FORMAT_NAME => {
             Ok(Some(Parent { name: backing.name.clone(), cid: *cid as u32 }))
         }
         _ => Err(refuse(
             "backing_file",
-            format!("the parent has to be a VMDK with a descriptor, and it is {}", backing.info.format),
+            format!("the parent must be a VMDK with a descriptor, not {}", backing.info.format),
         )),
     }
 }

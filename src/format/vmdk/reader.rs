@@ -1,14 +1,14 @@
-//! Where the bytes of a guest range live: which extent they are in, and where in that.
+//! Opens images and maps guest ranges to the host ranges of their extents.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::descriptor::{Descriptor, ExtentLine, ExtentType};
-use super::grains::Grains;
+use super::grains::GrainMap;
 use super::header::{Flags, Header};
 use super::hosted::Hosted;
-use super::{FIELDS, FORMAT_NAME, SECTOR, cowd, esxi};
+use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind, cowd, esxi};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Extent, ExtentKind, FileId};
@@ -20,109 +20,112 @@ use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// The image file itself.
+/// The image file.
 const IMAGE: FileId = FileId(0);
-/// The largest text that is read as a descriptor: four times what the largest number of extents needs.
+/// Largest descriptor in bytes: four times the length that the largest number of extents needs.
 pub(super) const MAX_DESCRIPTOR: u64 = 4 << 20;
+/// Warning for an extent that is opened by itself.
 const NO_DESCRIPTOR: &str =
-    "it has no descriptor: it is one extent, and may be a part of a disk, or lie over another one";
+    "no descriptor: the file is a single extent, possibly a part of a disk or a snapshot of a parent";
 
 /// An opened image.
 pub(super) struct Reader {
     info: ImageInfo,
-    parts: Vec<Part>,
-    slices: TableCache,
+    extents: Vec<DiskExtent>,
+    table_cache: TableCache,
 }
 
-/// An extent, in the words of the document: a contiguous part of the disk.
-struct Part {
-    /// Guest bytes.
-    range: Range<u64>,
-    content: Content,
+/// An extent as in the document: a contiguous range of the disk.
+struct DiskExtent {
+    guest_range: Range<u64>,
+    storage: Storage,
 }
 
-enum Content {
+/// The storage of an extent.
+enum Storage {
+    /// Not stored: reads as zeros.
     Zero,
-    /// In a file, from this byte on.
     Flat {
-        runs: FileExtents,
-        offset: u64,
+        file_extents: FileExtents,
+        /// Host offset of the extent.
+        host_offset: u64,
     },
-    Sparse(Grains),
-    /// In a file that is not opened, because only what the image says of itself is wanted.
+    Sparse(GrainMap),
+    /// The file was not opened, since only the image's properties are needed.
     Unopened,
 }
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
-        match kind(&*file)? {
-            Some(super::Kind::Hosted) => Self::open_hosted(file, cx),
-            Some(super::Kind::Cowd) => {
+        match sparse_kind(&*file)? {
+            Some(SparseKind::Hosted) => Self::open_hosted(file, cx),
+            Some(SparseKind::Cowd) => {
                 let header = esxi::read_cowd(&*file, cx)?;
                 if !header.flags.contains(cowd::Flags::ROOT) {
                     return Err(esxi::needs_descriptor("a COWD extent"));
                 }
-                let grains = esxi::cowd_grains(file, IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
-                let mut info = describe_lone(header.capacity_bytes());
+                let grains = esxi::open_cowd(file, IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
+                let mut info = describe_without_descriptor(header.capacity_bytes());
                 (info.block_size, info.dirty) = (Some(header.grain_bytes() as u32), header.unclean);
-                Ok(Reader::of_one(grains, info))
+                Ok(Reader::from_grains(grains, info))
             }
-            Some(super::Kind::SeSparse) => Err(esxi::needs_descriptor("a space-efficient sparse extent")),
+            Some(SparseKind::SeSparse) => Err(esxi::needs_descriptor("a space-efficient sparse extent")),
             None => Self::open_descriptor(file, cx),
         }
     }
 
-    /// A hosted sparse extent, which has its descriptor inside, if it has one.
+    /// Opens a hosted sparse extent, with its embedded descriptor if it has one.
     fn open_hosted(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let hosted = Hosted::read(file, IMAGE, cx)?;
         let descriptor =
             hosted.descriptor(cx)?.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
         let mut info = describe_hosted(&hosted.header, descriptor.as_ref())?;
-        let (grains, warning) = hosted.grains(info.virtual_size, cx)?;
+        let (grains, warning) = hosted.into_grains(info.virtual_size, cx)?;
         info.warnings.extend(warning.map(Into::into));
-        Ok(Reader::of_one(grains, info))
+        Ok(Reader::from_grains(grains, info))
     }
 
-    /// Says in which file a fault is, if that is not the image itself.
-    fn name_file(&self, error: Error, id: FileId) -> Error {
+    /// Adds the name of the file to an error, unless it is the image file.
+    fn in_file(&self, error: Error, id: FileId) -> Error {
         match self.info.files.get((id.0 as usize).wrapping_sub(1)) {
-            Some(file) => name_extent(error, &file.name),
+            Some(file) => in_extent(error, &file.name),
             None => error,
         }
     }
 
-    fn of_one(grains: Grains, info: ImageInfo) -> Reader {
-        let parts = vec![Part { range: 0..info.virtual_size, content: Content::Sparse(grains) }];
-        Reader { info, parts, slices: TableCache::default() }
+    /// Returns the reader of an image with one sparse extent.
+    fn from_grains(grains: GrainMap, info: ImageInfo) -> Reader {
+        let extents = vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(grains) }];
+        Reader { info, extents, table_cache: TableCache::default() }
     }
 
-    /// A descriptor in a file of its own.
+    /// Opens a descriptor file and its extents.
     fn open_descriptor(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let descriptor = read_descriptor(&*file, cx)?;
         let mut info = describe(&descriptor, descriptor.sectors() * SECTOR, None);
-        let mut files = Files { opened: Vec::new(), sparse: HashSet::new(), info: &mut info, cx };
-        let mut parts = Vec::new();
+        let mut files = ExtentFiles { opened: Vec::new(), sparse: HashSet::new(), info: &mut info, cx };
+        let mut extents = Vec::new();
         let mut start = 0;
         for line in &descriptor.extents {
             let len = line.sectors * SECTOR;
-            parts.push(Part { range: start..start + len, content: files.content(line, len)? });
+            extents.push(DiskExtent { guest_range: start..start + len, storage: files.open_extent(line, len)? });
             start += len;
         }
-        parts.retain(|part| !part.range.is_empty());
-        Ok(Reader { info, parts, slices: TableCache::default() })
+        extents.retain(|extent| !extent.guest_range.is_empty());
+        Ok(Reader { info, extents, table_cache: TableCache::default() })
     }
 }
 
-/// Which of the binary files it is, if it is one.
-pub(super) fn kind(file: &dyn ReadAt) -> Result<Option<super::Kind>> {
+/// Detects the type of a sparse extent; `None` for other files.
+pub(super) fn sparse_kind(file: &dyn ReadAt) -> Result<Option<SparseKind>> {
     let mut start = [0; 8];
     let len = (start.len() as u64).min(table::length(file)?) as usize;
     table::read(file, start.get_mut(..len).unwrap_or_default(), 0)?;
-    Ok(super::Kind::of(&start))
+    Ok(SparseKind::from_magic(&start))
 }
 
-/// Reads a descriptor that is a file of its own.
+/// Reads a descriptor file.
 pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Descriptor> {
     let len = table::length(file)?;
     FIELDS.at("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
@@ -130,18 +133,18 @@ pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result
     Descriptor::parse(&text, 0, cx.limits)
 }
 
-/// The files of a descriptor's extents, opened as they come up.
-struct Files<'a, 'b> {
-    /// By [`FileId`], from 1 on.
+/// The files of the extents in a descriptor, opened on demand.
+struct ExtentFiles<'a, 'b> {
+    /// Index 0 is [`FileId`] 1.
     opened: Vec<(Name, Option<Arc<dyn ReadAt>>)>,
-    /// Those that are sparse extents.
+    /// Files that are already in use as sparse extents.
     sparse: HashSet<FileId>,
     info: &'a mut ImageInfo,
     cx: &'a OpenContext<'b>,
 }
 
-impl Files<'_, '_> {
-    /// The file of this name, unless only what the image says of itself is wanted.
+impl ExtentFiles<'_, '_> {
+    /// Opens the file `name` once; `None` if only the image's properties are needed.
     fn file(&mut self, name: &Name) -> Result<(Option<Arc<dyn ReadAt>>, FileId)> {
         let known = self.opened.iter().position(|(opened, _)| opened == name);
         let index = match known {
@@ -157,32 +160,32 @@ impl Files<'_, '_> {
         Ok((file, FileId(index as u32 + 1)))
     }
 
-    /// The content of an extent of `len` bytes.
-    fn content(&mut self, line: &ExtentLine, len: u64) -> Result<Content> {
-        let Some(name) = &line.file else { return Ok(Content::Zero) };
-        let (Some(file), id) = self.file(name)? else { return Ok(Content::Unopened) };
-        self.open(file, id, line, len).map_err(|error| name_extent(error, name))
+    /// Opens an extent of `len` bytes.
+    fn open_extent(&mut self, line: &ExtentLine, len: u64) -> Result<Storage> {
+        let Some(name) = &line.file else { return Ok(Storage::Zero) };
+        let (Some(file), id) = self.file(name)? else { return Ok(Storage::Unopened) };
+        self.open(file, id, line, len).map_err(|error| in_extent(error, name))
     }
 
-    fn open(&mut self, file: Arc<dyn ReadAt>, id: FileId, line: &ExtentLine, len: u64) -> Result<Content> {
+    fn open(&mut self, file: Arc<dyn ReadAt>, id: FileId, line: &ExtentLine, len: u64) -> Result<Storage> {
         let is_sparse = !matches!(line.kind, ExtentType::Zero | ExtentType::Flat | ExtentType::Vmfs);
         if is_sparse && !self.sparse.insert(id) {
-            // Its metadata would be read again and again.
-            return Err(FIELDS.at("place", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
+            // Its metadata would be read once for each extent.
+            return Err(FIELDS.at("file range", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
         }
         let grains = match line.kind {
-            ExtentType::Zero => return Ok(Content::Zero),
+            ExtentType::Zero => return Ok(Storage::Zero),
             ExtentType::Flat | ExtentType::Vmfs => {
-                let offset = line.offset * SECTOR;
-                FIELDS.at("place", line.at).within(offset, len, table::length(&*file)?)?;
-                return Ok(Content::Flat { runs: FileExtents::new(file, id), offset });
+                let host_offset = line.offset * SECTOR;
+                FIELDS.at("file range", line.at).within(host_offset, len, table::length(&*file)?)?;
+                return Ok(Storage::Flat { file_extents: FileExtents::new(file, id), host_offset });
             }
             ExtentType::Sparse => {
                 let hosted = Hosted::read(file, id, self.cx)?;
                 check_capacity(hosted.header.capacity, line)?;
                 self.info.dirty |= hosted.header.unclean;
                 self.info.block_size = Some(hosted.header.grain_bytes() as u32);
-                let (grains, warning) = hosted.grains(len, self.cx)?;
+                let (grains, warning) = hosted.into_grains(len, self.cx)?;
                 self.info.warnings.extend(warning.map(Into::into));
                 grains
             }
@@ -191,34 +194,34 @@ impl Files<'_, '_> {
                 check_capacity(header.capacity, line)?;
                 self.info.dirty |= header.unclean;
                 self.info.block_size = Some(header.grain_bytes() as u32);
-                esxi::cowd_grains(file, id, &header, len, self.cx, &mut Err)?
+                esxi::open_cowd(file, id, &header, len, self.cx, &mut Err)?
             }
             ExtentType::SeSparse => {
                 let check = |capacity| check_capacity(capacity, line);
                 let grains = esxi::open_sesparse(file, id, len, check, self.cx, &mut Err)?;
-                self.info.block_size = Some(grains.grain as u32);
+                self.info.block_size = Some(grains.grain_bytes as u32);
                 grains
             }
         };
-        Ok(Content::Sparse(grains))
+        Ok(Storage::Sparse(grains))
     }
 }
 
-/// Says in which of the files of an image a fault is, as far as there is a place for it.
-pub(super) fn name_extent(error: Error, name: &Name) -> Error {
+/// Adds the name of an extent's file to an error, if the error has a field or an action.
+pub(super) fn in_extent(error: Error, name: &Name) -> Error {
     match error {
         Error::Corrupt(mut fault) => {
-            fault.field = format!("{} of the extent {name}", fault.field).into();
+            fault.field = format!("extent {name}: {}", fault.field).into();
             Error::Corrupt(fault)
         }
         Error::Io { action, offset, cause } => {
-            Error::Io { action: format!("{action} of the extent {name}").into(), offset, cause }
+            Error::Io { action: format!("extent {name}: {action}").into(), offset, cause }
         }
         other => other,
     }
 }
 
-/// Checks that an extent has the sectors that the descriptor counts on.
+/// Checks the capacity of an extent in sectors against the size in the descriptor.
 pub(super) fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
     if capacity >= line.sectors {
         return Ok(());
@@ -226,44 +229,44 @@ pub(super) fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
     Err(FIELDS.at("extent size", line.at).fault(Problem::Range { value: line.sectors, min: 0, max: capacity }))
 }
 
-/// What an image in one hosted sparse extent says of itself.
+/// Returns the properties of an image in one hosted sparse extent.
 pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) -> Result<ImageInfo> {
     let capacity = header.capacity_bytes();
     let mut info = match descriptor {
         Some(descriptor) => {
-            // The name that the extent has there is ignored: files are renamed.
+            // The file name in an embedded descriptor is ignored, since files are renamed.
             let [line] = descriptor.extents.as_slice() else {
                 let feature = format!("{} extents in an embedded descriptor", descriptor.extents.len());
                 return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
             };
             if line.kind != ExtentType::Sparse {
-                let rule = "an embedded descriptor describes the sparse extent around it";
-                return Err(FIELDS.at("extent", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
+                let rule = "must be SPARSE in an embedded descriptor";
+                return Err(FIELDS.at("extent type", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
             }
             check_capacity(header.capacity, line)?;
             describe(descriptor, exact_len(header.capacity, header.grain_size, line), Some(header))
         }
-        None => describe_lone(capacity),
+        None => describe_without_descriptor(capacity),
     };
     info.block_size = Some(header.grain_bytes() as u32);
     info.dirty = header.unclean;
     Ok(info)
 }
 
-/// The bytes that grain tables are for. VirtualBox rounds the capacity up to a grain, and has the size of the disk in the
-/// descriptor.
+/// Returns the size of an extent in bytes. If the capacity is the size in the descriptor rounded up to a grain, as VirtualBox
+/// writes it, this is the size in the descriptor.
 pub(super) fn exact_len(capacity: u64, grain_size: u64, line: &ExtentLine) -> u64 {
     let exact = line.sectors.next_multiple_of(grain_size) >= capacity;
     (if exact { line.sectors } else { capacity }) * SECTOR
 }
 
-/// What there is to say of an extent without a descriptor.
-fn describe_lone(virtual_size: u64) -> ImageInfo {
+/// Returns the properties of an extent without a descriptor.
+fn describe_without_descriptor(virtual_size: u64) -> ImageInfo {
     let warnings = vec![NO_DESCRIPTOR.into()];
     ImageInfo { format: FORMAT_NAME, virtual_size, warnings, ..ImageInfo::default() }
 }
 
-/// What a descriptor says, and the header of the extent that it stands in, by the names that qemu-img uses.
+/// Returns the properties in a descriptor and, if it is embedded, in the header of its extent, with qemu-img's key names.
 fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>) -> ImageInfo {
     let mut specific = vec![
         ("cid", u64::from(descriptor.cid).into()),
@@ -296,10 +299,10 @@ fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>)
     }
 }
 
-/// The image that this one lies over.
+/// Returns the reference to the parent, if there is one.
 fn parent(descriptor: &Descriptor) -> Option<FileReference> {
     if descriptor.parent_cid.is_none() && descriptor.parent_hint.is_none() {
-        // VirtualBox states only a UUID, and has the name in its registry.
+        // VirtualBox stores only a UUID; the name is in its registry.
         let uuid = descriptor.database_value("uuid.parent").and_then(uuid_identity)?;
         let mut reference = FileReference::new("parent", uuid.clone(), Some(Name::from(FORMAT_NAME)));
         (reference.identities, reference.beside) = (vec![uuid], Some("vmdk"));
@@ -307,7 +310,7 @@ fn parent(descriptor: &Descriptor) -> Option<FileReference> {
     }
     let hint = descriptor.parent_hint.clone().unwrap_or_default();
     let mut reference = FileReference::new("parent", hint, Some(Name::from(FORMAT_NAME)));
-    // A chain that was moved has the old path, which may be one of another system.
+    // After a chain is moved, the hint is the old path, possibly of another operating system.
     let last = reference.name.as_bytes().rsplit(|byte| matches!(byte, b'/' | b'\\')).next().unwrap_or_default();
     if !last.is_empty() && last.len() < reference.name.as_bytes().len() {
         reference.alternatives.push(Name::from(last));
@@ -316,12 +319,13 @@ fn parent(descriptor: &Descriptor) -> Option<FileReference> {
     Some(reference)
 }
 
-/// The identity by a UUID in the data base of VirtualBox, if it is not the one of nothing.
+/// Returns the identity by a UUID in the disk data base, as VirtualBox writes it, unless it is the nil UUID.
 fn uuid_identity(text: &str) -> Option<Name> {
-    let is_something = text.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0');
-    is_something.then(|| Name::from(format!("UUID {}", text.trim().to_ascii_lowercase())))
+    let is_nil = !text.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0');
+    (!is_nil).then(|| Name::from(format!("UUID {}", text.trim().to_ascii_lowercase())))
 }
 
+/// Returns the identity by a content ID.
 fn content_id(cid: u32) -> Name {
     Name::from(format!("CID {cid:08x}"))
 }
@@ -333,26 +337,26 @@ impl SparseRead for Reader {
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         let (offset, end) = (range.start, range.end);
-        let index = self.parts.partition_point(|part| part.range.end <= offset);
-        let Some(Part { range, content }) = self.parts.get(index) else {
-            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")));
+        let index = self.extents.partition_point(|extent| extent.guest_range.end <= offset);
+        let Some(DiskExtent { guest_range, storage }) = self.extents.get(index) else {
+            return Err(Error::Usage(format!("guest offset {offset:#x} is beyond the end of the disk")));
         };
-        let end = end.min(range.end);
-        let (kind, len) = match content {
-            Content::Zero => (ExtentKind::Zero { allocated: None }, range.end - offset),
-            Content::Flat { runs, offset: start } => {
-                let from = start + (offset - range.start);
-                runs.extent(from, start + (end - range.start))?
+        let end = end.min(guest_range.end);
+        let (kind, len) = match storage {
+            Storage::Zero => (ExtentKind::Zero { allocated: None }, guest_range.end - offset),
+            Storage::Flat { file_extents, host_offset } => {
+                let from = host_offset + (offset - guest_range.start);
+                file_extents.extent(from, host_offset + (end - guest_range.start))?
             }
-            Content::Sparse(grains) => {
-                let extent = grains.extent(&self.slices, offset - range.start, end - range.start);
-                extent.map_err(|error| self.name_file(error, grains.id))?
+            Storage::Sparse(grains) => {
+                let extent = grains.extent(&self.table_cache, offset - guest_range.start, end - guest_range.start);
+                extent.map_err(|error| self.in_file(error, grains.id))?
             }
-            Content::Unopened => return Err(Error::Usage("the extent's file was not opened".into())),
+            Storage::Unopened => return Err(Error::Usage("the file of the extent was not opened".into())),
         };
         let kind = match kind {
             ExtentKind::Compressed(mut payload) => {
-                payload.unit += range.start;
+                payload.unit += guest_range.start;
                 ExtentKind::Compressed(payload)
             }
             kind => kind,
@@ -365,8 +369,8 @@ impl SparseRead for Reader {
     }
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
-        self.parts.iter().try_for_each(|part| match &part.content {
-            Content::Sparse(grains) => grains.metadata(claim).map_err(|error| self.name_file(error, grains.id)),
+        self.extents.iter().try_for_each(|extent| match &extent.storage {
+            Storage::Sparse(grains) => grains.metadata(claim).map_err(|error| self.in_file(error, grains.id)),
             _ => Ok(()),
         })
     }

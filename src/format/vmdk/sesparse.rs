@@ -1,8 +1,8 @@
-//! The two headers of a space-efficient sparse extent, and its table entries.
+//! The two headers and the table entries of a space-efficient sparse extent.
 //!
-//! VMware has not published this format. What is known comes from people who looked at snapshots that ESXi had made, all of
-//! one version and with the same sizes of grains and tables; anything else is refused. Integers have 64 bits; the header's
-//! offsets and sizes are in sectors.
+//! VMware has not published this format. The layout is known from the analysis of snapshots written by ESXi, all with the same
+//! version, grain size and table size; other values are refused. Integers have 64 bits; header offsets and sizes are in
+//! sectors.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::limits::Limits;
 
 pub(crate) const MAGIC: u64 = 0xcafe_babe;
 const VOLATILE_MAGIC: u64 = 0xcafe_cafe;
-/// 2.1
+/// Version 2.1.
 const VERSION: u64 = 0x2_0000_0001;
 /// Bytes in a grain.
 pub(crate) const GRAIN: u64 = 8 * SECTOR;
@@ -23,9 +23,9 @@ pub(crate) const GRAIN: u64 = 8 * SECTOR;
 pub(crate) const TABLE: u64 = 64 * SECTOR;
 /// Entries in a grain table, of 8 bytes each.
 pub(crate) const TABLE_ENTRIES: u64 = TABLE / 8;
-/// Guest bytes that one grain table maps.
+/// Guest bytes mapped by one grain table.
 pub(crate) const TABLE_COVERAGE: u64 = TABLE_ENTRIES * GRAIN;
-/// Bytes of a header that have a meaning.
+/// Bytes of the constant header with a known meaning.
 const HEADER_LEN: usize = 208;
 
 /// A valid constant header.
@@ -33,19 +33,21 @@ const HEADER_LEN: usize = 208;
 pub(crate) struct SeSparseHeader {
     /// Size of the disk in sectors.
     pub capacity: u64,
-    /// Parts of the file, in bytes. Whether they are within it is not known here.
+    /// Byte range in the file; the caller checks it against the file length.
     pub volatile_header: Range<u64>,
-    /// Large enough for [`SeSparseHeader::directory_entries`].
+    /// Byte range in the file, large enough for [`SeSparseHeader::directory_entries`].
     pub grain_directory: Range<u64>,
+    /// Byte range of all grain tables in the file.
     pub grain_tables: Range<u64>,
+    /// Byte range of all grains in the file.
     pub grains: Range<u64>,
 }
 
 impl SeSparseHeader {
-    /// Bytes of this header, and of the volatile one.
+    /// Bytes of this header on disk, and of the volatile header.
     pub const LEN: u64 = SECTOR;
 
-    /// Parses the constant header that `bytes`, the beginning of the file, begin with.
+    /// Parses the constant header at the start of `bytes`, the beginning of the file.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<SeSparseHeader> {
         let bytes = sector(bytes, 0)?;
         let u64_at = |offset: usize| LittleEndian::read_u64(&bytes[offset..]);
@@ -55,13 +57,13 @@ impl SeSparseHeader {
         };
 
         if u64_at(0) != MAGIC {
-            let rule = "a space-efficient sparse extent begins with 0xcafebabe";
+            let rule = "must be 0xcafebabe";
             return Err(FIELDS.at("constMagic", 0).fault(Problem::Rule { value: u64_at(0), rule }));
         }
         for (at, name, known) in [(8, "version", VERSION), (24, "grain size", 8), (32, "grain table size", 64)] {
             if u64_at(at) != known {
                 return Err(unsupported(
-                    format!("{name} {:#x} of a space-efficient sparse extent", u64_at(at)),
+                    format!("{name} {:#x} in a space-efficient sparse extent", u64_at(at)),
                     at as u64,
                 ));
             }
@@ -92,18 +94,18 @@ impl SeSparseHeader {
         Ok(header)
     }
 
-    /// Checks the volatile header that `bytes`, which stand at `volatile_header`, begin with.
+    /// Checks the volatile header at the start of `bytes`, which are from `volatile_header`.
     pub fn check_volatile(&self, bytes: &[u8]) -> Result<()> {
         let at = self.volatile_header.start;
         let bytes = sector(bytes, at)?;
         let magic = LittleEndian::read_u64(bytes);
         if magic != VOLATILE_MAGIC {
-            let rule = "a volatile header begins with 0xcafecafe";
+            let rule = "must be 0xcafecafe";
             return Err(FIELDS.at("volatileMagic", at).fault(Problem::Rule { value: magic, rule }));
         }
-        // Grains and tables are older than what the journal says of them.
+        // Until the journal is replayed, grains and tables may be out of date.
         if LittleEndian::read_u64(&bytes[24..]) != 0 {
-            return Err(unsupported("a space-efficient sparse extent whose journal is to be replayed".into(), at + 24));
+            return Err(unsupported("a space-efficient sparse extent with a journal to replay".into(), at + 24));
         }
         Ok(())
     }
@@ -113,61 +115,56 @@ impl SeSparseHeader {
         self.capacity * SECTOR
     }
 
-    /// Entries of the grain directory that the disk needs, one for each grain table.
+    /// Number of entries in the grain directory, one for each grain table.
     pub fn directory_entries(&self) -> u64 {
         self.capacity_bytes().div_ceil(TABLE_COVERAGE)
     }
 
-    /// Byte offset of grain table number `index`.
-    pub fn table(&self, index: u64) -> Result<u64, Problem> {
+    /// Returns the host offset of grain table `index`.
+    pub fn table_offset(&self, index: u64) -> Result<u64, Problem> {
         if index >= (self.grain_tables.end - self.grain_tables.start) / TABLE {
-            return Err(Problem::Rule { value: index, rule: "there are fewer grain tables" });
+            return Err(Problem::Rule { value: index, rule: "must be less than the number of grain tables" });
         }
         Ok(self.grain_tables.start + index * TABLE)
     }
 }
 
-/// Entries of the grain directory.
-pub(crate) struct DirectoryEntry;
-
-impl DirectoryEntry {
-    /// The number of the grain table that the entry names, if it names one.
-    pub fn parse(entry: u64) -> Result<Option<u64>, Problem> {
-        match (entry >> 32, entry & 0xffff_ffff) {
-            (0, 0) => Ok(None),
-            (0x1000_0000, index) => Ok(Some(index)),
-            _ => Err(Problem::Rule { value: entry, rule: "it must be 0 or 0x10000000 followed by 32 bits" }),
-        }
+/// Parses an entry of the grain directory: the index of a grain table, or `None` if the table is unallocated.
+pub(crate) fn parse_directory_entry(entry: u64) -> Result<Option<u64>, Problem> {
+    match (entry >> 32, entry & 0xffff_ffff) {
+        (0, 0) => Ok(None),
+        (0x1000_0000, index) => Ok(Some(index)),
+        _ => Err(Problem::Rule { value: entry, rule: "must be 0 or have 0x10000000 in the upper 32 bits" }),
     }
 }
 
-/// What an entry of a grain table says of its grain.
+/// An entry of a grain table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TableEntry {
-    /// Nothing: the parent's bytes, or zeros.
+pub(crate) enum SeSparseEntry {
+    /// Reads from the parent, or as zeros without one.
     Unallocated,
-    /// The guest has discarded it: zeros.
+    /// Discarded by the guest: reads as zeros.
     Unmapped,
     Zero,
-    /// It is stored as the grain of this number.
+    /// Stored as the grain with this index in the file.
     Data(u64),
 }
 
-impl TableEntry {
-    pub fn parse(entry: u64) -> Result<TableEntry, Problem> {
+impl SeSparseEntry {
+    pub fn parse(entry: u64) -> Result<SeSparseEntry, Problem> {
         match entry >> 60 {
-            0 if entry == 0 => Ok(TableEntry::Unallocated),
+            0 if entry == 0 => Ok(SeSparseEntry::Unallocated),
             0 => Err(Problem::Reserved { value: entry, bits: entry }),
-            1 => Ok(TableEntry::Unmapped),
-            2 => Ok(TableEntry::Zero),
-            // The low 12 bits of the number are above its high 48.
-            3 => Ok(TableEntry::Data(entry >> 48 & 0xfff | (entry & 0xffff_ffff_ffff) << 12)),
-            _ => Err(Problem::Rule { value: entry, rule: "its highest 4 bits must be 0 to 3" }),
+            1 => Ok(SeSparseEntry::Unmapped),
+            2 => Ok(SeSparseEntry::Zero),
+            // The low 12 bits of the index are stored above its high 48 bits.
+            3 => Ok(SeSparseEntry::Data(entry >> 48 & 0xfff | (entry & 0xffff_ffff_ffff) << 12)),
+            _ => Err(Problem::Rule { value: entry, rule: "must have 0 to 3 in the upper 4 bits" }),
         }
     }
 }
 
-/// Refuses an extent that uses what is not known to mean anything.
+/// Refuses an extent with a nonzero field of unknown meaning.
 fn refuse_unknown(bytes: &[u8], fields: Range<usize>) -> Result<()> {
     let start = fields.start;
     match bytes[fields].iter().position(|&byte| byte != 0) {

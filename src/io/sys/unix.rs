@@ -103,7 +103,9 @@ pub(crate) fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
 }
 
 #[cfg(target_vendor = "apple")]
-pub(crate) use calls::punch_hole;
+pub(crate) fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
+    calls::punch_hole(file, range)
+}
 
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {

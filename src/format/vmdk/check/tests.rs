@@ -15,16 +15,16 @@ use crate::testing::TempDir;
 
 const DESCRIPTOR: &str = "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n\
                           createType=\"monolithicSparse\"\nRW 80 SPARSE \"case.vmdk\"\n";
-/// Sectors in a grain of the images made here.
+/// Sectors in a grain of the test images.
 const GRAIN: u32 = 8;
-/// Entries in a grain table, likewise.
+/// Entries in a grain table of the test images.
 const ENTRIES: usize = 4;
 
 fn check_bytes(bytes: &[u8]) -> Result<CheckReport> {
     with_files(&[], |cx| check(file(bytes), cx))
 }
 
-/// Ten grains, in three tables that are there twice.
+/// Ten grains in three tables with redundant copies.
 fn sound() -> Built {
     Sparse { descriptor: Some(DESCRIPTOR.into()), ..Sparse::plain(10) }.build()
 }
@@ -37,7 +37,7 @@ fn put(built: &mut Built, at: usize, value: u32) {
     LittleEndian::write_u32(&mut built.file[at..], value);
 }
 
-/// Where the entry of a table is in one of the directories.
+/// File offset of the entry of a table in one of the directories.
 fn table_entry(built: &Built, directory: usize, table: usize) -> usize {
     built.directories[directory] + table * 4
 }
@@ -46,7 +46,7 @@ fn grain_entry(built: &Built, directory: usize, grain: usize) -> usize {
     u32_at(built, table_entry(built, directory, grain / ENTRIES)) as usize * 512 + grain % ENTRIES * 4
 }
 
-/// Changes a grain's entry in both copies of its table.
+/// Changes the entry of a grain in its table and in the redundant copy.
 fn put_grain(built: &mut Built, grain: usize, sector: u32) {
     for directory in 0..2 {
         let at = grain_entry(built, directory, grain);
@@ -59,59 +59,109 @@ fn put_table(built: &mut Built, directory: usize, table: usize, sector: u32) {
     put(built, at, sector);
 }
 
-fn place(built: &Built, grain: usize) -> u32 {
+/// Sector of a grain.
+fn grain_sector(built: &Built, grain: usize) -> u32 {
     built.places[grain].0
 }
 
-/// What qemu-img thinks of a case: it looks only for grains past the end.
+/// The result of `qemu-img check`, which finds only grains out of bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Qemu {
-    Sound,
-    Objects,
+    Passes,
+    Fails,
 }
 
-/// What is changed in a sound image, how many corruptions and leaks there are then, and what one message has to say.
+/// A change to a valid image, the expected number of corruptions and leaks, and the text of one message.
 type Case = (&'static str, fn(&mut Built), u64, u64, &'static str, Qemu);
 
 const CASES: &[Case] = &[
-    ("nothing", |_| (), 0, 0, "", Qemu::Sound),
-    ("unclean", |image| image.file[72] = 1, 0, 0, "Note: it was not closed", Qemu::Sound),
-    ("a grain past the end", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, but the file ends", Qemu::Objects),
-    ("the last grain cut off", |i| drop_end(i, 1), 1, 0, "puts 4096 bytes", Qemu::Sound),
-    ("a grain cut off", |i| drop_end(i, 4096), 1, 0, "puts 4096 bytes", Qemu::Objects),
-    ("a grain twice", |i| put_grain(i, 0, place(i, 1)), 1, 1, "another grain is already", Qemu::Sound),
-    ("a grain in two others", |i| put_grain(i, 0, place(i, 1) + 1), 2, 1, "another grain is already", Qemu::Sound),
-    ("a grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "metadata is already", Qemu::Sound),
-    ("a grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "metadata is", Qemu::Sound),
-    ("a grain that nothing uses", |i| put_grain(i, 5, 0), 0, 1, "Leaked: 1 grains at file offset", Qemu::Sound),
-    ("room at the end", |i| i.file.resize(i.file.len() + 8191, 0), 0, 1, "Leaked: 1 grains", Qemu::Sound),
+    ("nothing", |_| (), 0, 0, "", Qemu::Passes),
+    ("unclean", |image| image.file[72] = 1, 0, 0, "Note: not closed cleanly", Qemu::Passes),
+    ("grain out of bounds", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, but the file ends", Qemu::Fails),
+    ("last grain truncated by a byte", |i| drop_end(i, 1), 1, 0, "puts 4096 bytes", Qemu::Passes),
+    ("last grain truncated", |i| drop_end(i, 4096), 1, 0, "puts 4096 bytes", Qemu::Fails),
     (
-        "another copy",
+        "two grains at the same offset",
+        |i| put_grain(i, 0, grain_sector(i, 1)),
+        1,
+        1,
+        "another grain is already",
+        Qemu::Passes,
+    ),
+    (
+        "grain overlapping two others",
+        |i| put_grain(i, 0, grain_sector(i, 1) + 1),
+        2,
+        1,
+        "another grain is already",
+        Qemu::Passes,
+    ),
+    ("grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "metadata is already", Qemu::Passes),
+    ("grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "metadata is", Qemu::Passes),
+    ("unreferenced grain", |i| put_grain(i, 5, 0), 0, 1, "Leaked: unreferenced grains at file offset", Qemu::Passes),
+    (
+        "unused space at the end",
+        |i| i.file.resize(i.file.len() + 8191, 0),
+        0,
+        1,
+        "Leaked: unreferenced grains",
+        Qemu::Passes,
+    ),
+    (
+        "redundant entry changed",
         |i| put(i, grain_entry(i, 1, 6), 9),
         1,
         0,
-        "grain table 1 differs from its copy is 0x1",
-        Qemu::Sound,
+        "grain table 1 that differ from the redundant copy is 0x1",
+        Qemu::Passes,
     ),
     (
-        "a copy of nothing",
+        "entry removed",
         |i| put(i, grain_entry(i, 0, 6), 0),
         1,
         1,
-        "grain table 1 differs from its copy",
-        Qemu::Sound,
+        "grain table 1 that differ from the redundant copy",
+        Qemu::Passes,
     ),
-    ("no table", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant directory has", Qemu::Sound),
-    ("no copy of a table", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Sound),
-    ("a table past the end", |i| put_table(i, 0, 1, 1 << 20), 1, 0, "grain directory entry puts 16 bytes", Qemu::Sound),
-    ("a copy past the end", |i| put_table(i, 1, 1, 1 << 20), 1, 0, "grain directory entry puts 16 bytes", Qemu::Sound),
-    ("no table at all", |i| (0..2).for_each(|copy| put_table(i, copy, 1, 1 << 20)), 2, 4, "16 bytes", Qemu::Sound),
-    ("a table twice", |i| put_table(i, 0, 1, u32_at(i, table_entry(i, 0, 0))), 1, 0, "grain table 1", Qemu::Sound),
-    ("a copy that is the table", |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))), 0, 0, "", Qemu::Sound),
-    // Four grains past the end, one in it, and a copy that differs; the true table's grains are used by nothing.
-    ("a grain for a table", |i| put_table(i, 0, 1, place(i, 9)), 6, 4, "metadata is already", Qemu::Objects),
-    ("no directory", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset puts", Qemu::Sound),
-    ("no redundant directory", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset puts", Qemu::Sound),
+    ("table missing", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant grain directory has", Qemu::Passes),
+    ("redundant table missing", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Passes),
+    ("table out of bounds", |i| put_table(i, 0, 1, 1 << 20), 1, 0, "grain directory entry puts 16 bytes", Qemu::Passes),
+    (
+        "redundant table out of bounds",
+        |i| put_table(i, 1, 1, 1 << 20),
+        1,
+        0,
+        "grain directory entry puts 16 bytes",
+        Qemu::Passes,
+    ),
+    (
+        "both tables out of bounds",
+        |i| (0..2).for_each(|copy| put_table(i, copy, 1, 1 << 20)),
+        2,
+        4,
+        "16 bytes",
+        Qemu::Passes,
+    ),
+    (
+        "two tables at the same offset",
+        |i| put_table(i, 0, 1, u32_at(i, table_entry(i, 0, 0))),
+        1,
+        0,
+        "grain table 1",
+        Qemu::Passes,
+    ),
+    (
+        "table shared by both directories",
+        |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))),
+        0,
+        0,
+        "",
+        Qemu::Passes,
+    ),
+    // Four grains out of bounds, one on the table, and a redundant copy that differs; the grains of the actual table are leaked.
+    ("table on a grain", |i| put_table(i, 0, 1, grain_sector(i, 9)), 6, 4, "metadata is already", Qemu::Fails),
+    ("directory out of bounds", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset puts", Qemu::Passes),
+    ("redundant directory out of bounds", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset puts", Qemu::Passes),
 ];
 
 fn drop_end(built: &mut Built, bytes: usize) {
@@ -119,7 +169,7 @@ fn drop_end(built: &mut Built, bytes: usize) {
 }
 
 #[test]
-fn each_change_is_found() {
+fn single_changes_are_found() {
     for (name, change, corruptions, leaks, message, _) in CASES {
         let mut image = sound();
         change(&mut image);
@@ -135,7 +185,7 @@ fn each_change_is_found() {
 }
 
 #[test]
-fn qemu_img_finds_no_more() {
+fn qemu_img_reports_no_other_errors() {
     if Command::new("qemu-img").arg("--version").output().is_err() {
         eprintln!("SKIPPED: qemu-img is not installed");
         return;
@@ -146,14 +196,14 @@ fn qemu_img_finds_no_more() {
         change(&mut image);
         let path = dir.file("case.vmdk", &image.file);
         let output = Command::new("qemu-img").args(["check", "-f", "vmdk"]).arg(path).output().unwrap();
-        // It does not go on after the first grain.
-        assert_eq!(output.status.code(), Some(i32::from(*qemu == Qemu::Objects)), "{name}: {output:?}");
-        assert!(*corruptions > 0 || *qemu == Qemu::Sound, "{name}");
+        // qemu-img exits with 1 at the first invalid grain.
+        assert_eq!(output.status.code(), Some(i32::from(*qemu == Qemu::Fails)), "{name}: {output:?}");
+        assert!(*corruptions > 0 || *qemu == Qemu::Passes, "{name}");
     }
 }
 
 #[test]
-fn the_numbers_of_a_sound_image() {
+fn counts_of_a_valid_image() {
     let mut sparse = Sparse { order: Order::Descending, ..Sparse::plain(10) };
     sparse.grains[2] = Content::None;
     sparse.grains[7] = Content::Zero;
@@ -167,60 +217,65 @@ fn the_numbers_of_a_sound_image() {
         ..CheckReport::default()
     };
     assert_eq!(check_bytes(&built.file).unwrap(), expected);
-    // A table that ends with the disk, and a grain likewise.
+    // The last table and the last grain end with the disk.
     let short = Sparse { capacity: 77, short: true, ..Sparse::plain(10) }.build();
     assert_eq!(short.file.len() % 4096, (77 * 512 + short.places[0].0 as usize * 512) % 4096);
     assert_eq!(check_bytes(&short.file).unwrap().messages, [""; 0]);
 }
 
 #[test]
-fn streams() {
+fn single_changes_to_streams_are_found() {
     type Case = (&'static str, fn(&mut Built), u64, &'static str);
     let cases: &[Case] = &[
         ("nothing", |_| (), 0, ""),
-        ("a payload of nonsense", |i| fill_payload(i, 3), 0, ""),
-        ("no end marker", |i| drop_end(i, 512), 0, "Note: the stream ends without an end marker"),
-        ("no footer", |i| drop_end(i, 1536), 1, "the file ends without a footer"),
+        ("invalid payload, which is not read", |i| fill_payload(i, 3), 0, ""),
+        ("no end marker", |i| drop_end(i, 512), 0, "Note: the stream has no end-of-stream marker"),
+        ("no footer", |i| drop_end(i, 1536), 1, "the file does not end with a footer"),
         (
-            "another footer",
+            "capacity changed in the footer",
             |i| {
                 let at = i.file.len() - 1024 + 12;
                 put(i, at, 79)
             },
             1,
-            "not a copy of the header",
+            "must match the header",
         ),
         (
-            "another grain's marker",
+            "marker of another grain",
             |i| {
-                let at = place(i, 3) as usize * 512;
+                let at = grain_sector(i, 3) as usize * 512;
                 put(i, at, 8)
             },
             1,
             "lba is 0x8",
         ),
-        ("one marker for two", |i| put_stream(i, 1, place(i, 0)), 1, "another grain is already"),
-        ("a marker of something else", |i| put_stream(i, 1, i.directories[0] as u32 / 512 - 1), 1, "something else"),
-        ("a place in a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "metadata is already"),
+        ("one marker for two grains", |i| put_stream(i, 1, grain_sector(i, 0)), 1, "another grain is already"),
         (
-            "a payload too long",
+            "metadata marker",
+            |i| put_stream(i, 1, i.directories[0] as u32 / 512 - 1),
+            1,
+            "size is 0x0, but must not be 0",
+        ),
+        ("grain on a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "metadata is already"),
+        (
+            "payload length above the limit",
             |i| {
-                let at = place(i, 0) as usize * 512 + 8;
+                let at = grain_sector(i, 0) as usize * 512 + 8;
                 put(i, at, 1 << 20)
             },
             1,
             "size is 1048576",
         ),
         (
-            "a payload over the next",
+            "payload overlapping the next grain",
             |i| {
-                let at = place(i, 0) as usize * 512 + 8;
+                let at = grain_sector(i, 0) as usize * 512 + 8;
                 put(i, at, 4600)
             },
             1,
             "another grain is already",
         ),
-        ("a grain past the end", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, but the file ends"),
+        ("grain out of bounds", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, but the file ends"),
     ];
     for (name, change, corruptions, message) in cases {
         let mut image = Sparse::stream(10).build();
@@ -245,7 +300,7 @@ fn fill_payload(built: &mut Built, grain: usize) {
 }
 
 #[test]
-fn extents_are_told_by_name() {
+fn messages_name_the_extent() {
     let line = |name: &str, kind: &str| format!("RW 80 {kind} \"{name}\"\n");
     let descriptor =
         |lines: &[String]| format!("version=1\nCID=1\ncreateType=\"custom\"\n{}", lines.concat()).into_bytes();
@@ -272,7 +327,7 @@ fn extents_are_told_by_name() {
         (vec![line("damaged", "SPARSE"), line("short", "FLAT")], vec!["extent damaged", "extent short"]),
         (vec![line("no-header", "SPARSE"), line("damaged-cowd", "VMFSSPARSE")], vec!["no-header", "damaged-cowd"]),
         (vec![line("flat", "FLAT"), line("flat", "FLAT")], vec!["where another extent is already"]),
-        (vec![line("cowd", "VMFSSPARSE"), line("cowd", "VMFSSPARSE")], vec!["extent cowd points to 0x0"]),
+        (vec![line("cowd", "VMFSSPARSE"), line("cowd", "VMFSSPARSE")], vec!["extent cowd: file range points to 0x0"]),
     ] {
         let report = report(&lines);
         let errors: Vec<_> = report.messages.iter().filter(|text| text.starts_with("ERROR")).collect();
@@ -286,7 +341,7 @@ fn extents_are_told_by_name() {
     assert!(matches!(check(file(&descriptor(&sound)), &cx), Err(Error::Cancelled)));
 }
 
-/// A file whose end is far away.
+/// A large file whose data is at its start.
 struct Far {
     start: Vec<u8>,
     len: u64,
@@ -315,10 +370,10 @@ fn check_far(start: Vec<u8>, len: u64) -> CheckReport {
 }
 
 #[test]
-fn what_is_far_away_is_looked_at_as_well() {
-    let window = sectors::Sectors::WINDOW as u32;
+fn all_windows_are_checked() {
+    let window = sectors::SectorTracker::WINDOW as u32;
     let mut image = sound();
-    // Each across a border or behind it, and one of them in the place of another.
+    // Grains across and after window boundaries, the last of which overlaps the one before.
     let far = [window - 4, window + 100, window * 2 - 1, window * 3, window * 3 + 7];
     far.iter().enumerate().for_each(|(grain, sector)| put_grain(&mut image, grain, *sector));
     let report = check_far(image.file, 4 * u64::from(window) * SECTOR);
@@ -327,14 +382,14 @@ fn what_is_far_away_is_looked_at_as_well() {
     assert!(report.corruptions == 1 && errors[0].contains(&wrong), "{report:?}");
     assert_eq!(report.image_end_offset, u64::from(window * 3 + 7 + GRAIN) * SECTOR);
     assert_eq!(report.allocated_clusters, 10);
-    // The places that the first five grains had, and what is before, between and behind their new ones.
-    let near_end = place(&sound(), 9) + GRAIN;
+    // The previous space of the first five grains, and the gaps around their new positions.
+    let near_end = grain_sector(&sound(), 9) + GRAIN;
     let gaps = [5 * GRAIN, window - 4 - near_end, 96, window - 109, window - 7, window - 15];
     assert_eq!(report.leaks, gaps.iter().map(|gap| u64::from(gap / GRAIN)).sum::<u64>());
 }
 
 #[test]
-fn one_table_for_a_large_disk_costs_little() {
+fn a_table_used_repeatedly_is_checked_once() {
     let mut image = Sparse { redundant: false, ..Sparse::plain(4) }.build();
     let table = u32_at(&image, image.directories[0]);
     let tables = 1_000_000;
@@ -367,14 +422,14 @@ fn holes_are_not_read() {
     assert_eq!((report.corruptions, report.check_errors, report.allocated_clusters), (0, 0, 0), "{report:?}");
 }
 
-/// Whether a reader gets at everything, and nothing overlaps.
-fn reads(bytes: &[u8]) -> Result<()> {
+/// Reads the whole map and checks it for overlaps.
+fn read_map(bytes: &[u8]) -> Result<()> {
     let reader = with_files(&[], |cx| Reader::open(file(bytes), cx))?;
-    let mut claims = OverlapTracker::new(&reader, [bytes.len() as u64].into_iter())?;
+    let mut overlaps = OverlapTracker::new(&reader, [bytes.len() as u64].into_iter())?;
     let mut at = 0;
     while at < reader.info().virtual_size {
         let extent = reader.extent_at(at..u64::MAX)?;
-        claims.claim(&reader, &extent)?;
+        overlaps.claim(&reader, &extent)?;
         at = extent.end();
     }
     Ok(())
@@ -383,9 +438,9 @@ fn reads(bytes: &[u8]) -> Result<()> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What is found sound can be read. Not all that can be read is sound: readers do not look at the redundant tables.
+    /// The converse does not hold: readers ignore damage of redundant tables.
     #[test]
-    fn what_is_sound_can_be_read(
+    fn images_that_pass_the_check_are_readable(
         kind in 0..3, order in prop::sample::select(vec![Order::Ascending, Order::Descending, Order::Interleaved]),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u32..8), 1..4), cut in 0usize..3000,
     ) {
@@ -399,15 +454,15 @@ proptest! {
             // Metadata is at both ends of the file.
             let (len, near) = (file.len(), at.index(6000));
             let at = if byte % 2 == 0 { near } else { len.saturating_sub(near + 1) };
-            if let Some(place) = file.get_mut(at) {
-                *place = if *shift == 0 { *byte } else { *place ^ 1 << shift };
+            if let Some(target) = file.get_mut(at) {
+                *target = if *shift == 0 { *byte } else { *target ^ 1 << shift };
             }
         }
         if cut < 1500 {
             file.truncate(file.len() - cut);
         }
         if let Ok(report) = check_bytes(&file) && report.corruptions + report.check_errors == 0 {
-            let read = reads(&file);
+            let read = read_map(&file);
             prop_assert!(read.is_ok(), "{read:?} {report:?}");
         }
     }
@@ -437,8 +492,8 @@ fn space_efficient_sparse() {
         (table + 8, data(4), vec!["but the file ends"]),
         (table + 8, 5, vec!["with the reserved bits"]),
         (directory + 8, 0x1000_0000 << 32, vec!["other metadata is already"]),
-        (directory + 8, 0x1000_0000 << 32 | 9999, vec!["there are fewer grain tables"]),
-        (directory + 8, 1, vec!["it must be 0 or"]),
+        (directory + 8, 0x1000_0000 << 32 | 9999, vec!["must be less than the number of grain tables"]),
+        (directory + 8, 1, vec!["must be 0 or"]),
     ] {
         let mut bytes = sound.clone();
         put(&mut bytes, at, value);

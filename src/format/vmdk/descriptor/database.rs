@@ -1,4 +1,4 @@
-//! What the disk data base of a new disk says: geometry and identifiers.
+//! The disk data base of a new disk: geometry and identifiers.
 
 use std::fmt::Write;
 
@@ -11,16 +11,16 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// The geometry that VMware's programs and qemu give a disk of this many sectors: 16 heads for `ide`, of which ATA-5
-    /// 6.2.1 allows 16383 cylinders, and 255 for SCSI; whole cylinders, though at least one.
+    /// Returns the geometry of a disk of `sectors` sectors as VMware and qemu choose it: 16 heads for `ide`, with at most
+    /// 16383 cylinders (ATA-5, 6.2.1), and 255 heads for SCSI. Cylinders are rounded down, but at least 1.
     pub fn new(sectors: u64, adapter_type: &str) -> Geometry {
         const SECTORS: u64 = 63;
-        let (heads, most) = if adapter_type.eq_ignore_ascii_case("ide") { (16, 16383) } else { (255, 65535) };
-        Geometry { cylinders: (sectors / (heads * SECTORS)).clamp(1, most), heads, sectors: SECTORS }
+        let (heads, max_cylinders) = if adapter_type.eq_ignore_ascii_case("ide") { (16, 16383) } else { (255, 65535) };
+        Geometry { cylinders: (sectors / (heads * SECTORS)).clamp(1, max_cylinders), heads, sectors: SECTORS }
     }
 }
 
-/// `ddb.uuid`. VMware's begin with its own prefix, which takes the place of the first three and a half bytes.
+/// Returns the value of `ddb.uuid`. VMware's prefix replaces the first three and a half bytes.
 pub(crate) fn uuid(mut bytes: [u8; 16]) -> String {
     let [a, b, c, d, ..] = &mut bytes;
     (*a, *b, *c, *d) = (0x60, 0x00, 0xc2, 0x90 | *d & 0x0f);
@@ -31,13 +31,13 @@ pub(crate) fn uuid(mut bytes: [u8; 16]) -> String {
             8 => "-",
             _ => " ",
         };
-        // The prefix alone has upper case.
+        // Only the prefix is in upper case.
         let _ = if i == 2 { write!(text, "{byte:02X}") } else { write!(text, "{byte:02x}") };
     }
     text
 }
 
-/// `ddb.longContentID`, which ends in the CID and so takes the place of the last four bytes.
+/// Returns the value of `ddb.longContentID`. The CID replaces the last four bytes.
 pub(crate) fn long_content_id(bytes: [u8; 16], cid: u32) -> String {
     format!("{:032x}", u128::from_be_bytes(bytes) & !u128::from(u32::MAX) | u128::from(cid))
 }

@@ -1,14 +1,14 @@
-//! The lines of a descriptor, sorted.
+//! The lines of a descriptor, grouped by key.
 
 use super::text::Text;
 use super::{ACCESS, FORMAT_NAME};
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 
-/// Entries of the disk data base; programs write about twenty.
+/// Largest number of entries of the disk data base. Known writers use about twenty.
 const MAX_DATABASE: usize = 4096;
 
-/// What a descriptor says, as it stands there.
+/// The values in a descriptor, not yet parsed.
 #[derive(Debug, Default)]
 pub(super) struct Lines<'a> {
     pub version: Option<Text<'a>>,
@@ -17,40 +17,41 @@ pub(super) struct Lines<'a> {
     pub parent_cid: Option<Text<'a>>,
     pub create_type: Option<Text<'a>>,
     pub parent_hint: Option<Text<'a>>,
-    /// The key of an encrypted disk.
+    /// Present in encrypted disks.
     pub key_id: Option<Text<'a>>,
     pub extents: Vec<Text<'a>>,
-    /// Keys without `ddb.`, and values.
+    /// Keys, without `ddb.`, and values.
     pub database: Vec<(Text<'a>, Text<'a>)>,
 }
 
 impl<'a> Lines<'a> {
-    pub fn sort(text: Text<'a>, limits: &Limits) -> Result<Self> {
+    /// Splits `text` into lines and groups them.
+    pub fn parse(text: Text<'a>, limits: &Limits) -> Result<Self> {
         let mut lines = Lines::default();
         for line in text.lines() {
-            if line.word().0.of(ACCESS).is_some() {
+            if line.word().0.lookup(ACCESS).is_some() {
                 push(&mut lines.extents, line, limits.extents, "number of extents", line.at)?;
                 continue;
             }
-            let rule = "must be a comment, key=value, or an extent with RW, RDONLY or NOACCESS";
+            let rule = "must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS";
             let (key, value) = line.key_value().ok_or_else(|| line.fault("line", rule))?;
-            if let Some(key) = key.without_prefix("ddb.") {
+            if let Some(key) = key.strip_prefix("ddb.") {
                 push(&mut lines.database, (key, value), MAX_DATABASE, "number of ddb entries", line.at)?;
-            } else if let Some(slot) = lines.slot(key) {
-                slot.get_or_insert(value);
+            } else if let Some(field) = lines.field(key) {
+                field.get_or_insert(value);
             }
         }
         Ok(lines)
     }
 
-    /// The first value of `ddb.key`.
+    /// Returns the first value of `ddb.key`.
     pub fn database_value(&self, key: &str) -> Option<Text<'a>> {
         self.database.iter().find(|(name, _)| name.is(key)).map(|(_, value)| *value)
     }
 
-    /// Where the value of a known key belongs.
-    fn slot(&mut self, key: Text<'_>) -> Option<&mut Option<Text<'a>>> {
-        let slots = [
+    /// Returns the field for the value of `key`, if the key is known.
+    fn field(&mut self, key: Text<'_>) -> Option<&mut Option<Text<'a>>> {
+        let fields = [
             ("version", &mut self.version),
             ("encoding", &mut self.encoding),
             ("CID", &mut self.cid),
@@ -59,11 +60,11 @@ impl<'a> Lines<'a> {
             ("parentFileNameHint", &mut self.parent_hint),
             ("keyID", &mut self.key_id),
         ];
-        slots.into_iter().find(|(name, _)| key.is(name)).map(|(_, slot)| slot)
+        fields.into_iter().find(|(name, _)| key.is(name)).map(|(_, field)| field)
     }
 }
 
-/// Adds to a list of at most `limit` elements.
+/// Appends to a list of at most `limit` elements.
 fn push<T>(list: &mut Vec<T>, element: T, limit: usize, what: &'static str, at: u64) -> Result<()> {
     if list.len() >= limit {
         let (value, limit) = ((limit as u64).saturating_add(1), limit as u64);

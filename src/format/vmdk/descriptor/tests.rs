@@ -1,10 +1,10 @@
-//! What programs write, each rule with a line that keeps it and one that breaks it, and every place of an error.
+//! Descriptors of known writers, each rule with valid and invalid lines, and the file offsets in errors.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// VMware Workstation, Windows.
+/// By VMware Workstation on Windows.
 const WORKSTATION: &str = "# Disk DescriptorFile
 version=1
 encoding=\"windows-1252\"
@@ -32,12 +32,12 @@ fn message(text: impl AsRef<[u8]>) -> String {
     parse(text).unwrap_err().to_string()
 }
 
-/// A descriptor of these lines, after the others that there must be.
+/// A descriptor of the required lines and `lines`.
 fn with(lines: &str) -> String {
     format!("version=1\ncreateType=custom\n{lines}\n")
 }
 
-/// The error for this line, with the offset counted from its beginning.
+/// The error for `line`, with the offset relative to its start.
 fn line_error(line: &str) -> (String, u64) {
     let start = with("").len() as u64 - 1;
     match parse(with(line)).unwrap_err() {
@@ -48,7 +48,7 @@ fn line_error(line: &str) -> (String, u64) {
 }
 
 #[test]
-fn what_workstation_writes() {
+fn workstation_descriptor() {
     let descriptor = parse(WORKSTATION).unwrap();
     let extent = ExtentLine {
         access: Access::Rw,
@@ -83,13 +83,13 @@ fn what_workstation_writes() {
 }
 
 #[test]
-fn other_spellings_of_the_same() {
-    let without_places = |text: &str| {
+fn equivalent_spellings() {
+    let without_offsets = |text: &str| {
         let mut descriptor = parse(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
         descriptor.extents.iter_mut().for_each(|extent| extent.at = 0);
         descriptor
     };
-    let plain = without_places(WORKSTATION);
+    let plain = without_offsets(WORKSTATION);
     let upper = |word: &str| WORKSTATION.replace(word, &word.to_ascii_uppercase());
     for text in [
         WORKSTATION.replace('\n', "\r\n"),
@@ -116,7 +116,7 @@ fn other_spellings_of_the_same() {
         upper("parentCID"),
         upper("ddb."),
     ] {
-        assert_eq!(without_places(&text), plain, "{text:?}");
+        assert_eq!(without_offsets(&text), plain, "{text:?}");
     }
 }
 
@@ -163,7 +163,7 @@ fn extents_of_each_kind() {
 }
 
 #[test]
-fn wrong_extents() {
+fn invalid_extents_are_refused() {
     let far = format!("RW 2 FLAT \"a\" {}", u64::MAX / 512 - 1);
     for (line, what, at) in [
         ("RW", "extent size is 0x0, but must be a decimal number", 2),
@@ -175,15 +175,23 @@ fn wrong_extents() {
         ("RW 1 PMEM \"a\"", "extent type PMEM", 5),
         ("RW 1 vmfsrdm \"a\"", "extent type vmfsrdm (a raw device map)", 5),
         ("RW 1 VMFSRAW \"a\"", "extent type VMFSRAW (a raw device)", 5),
-        ("RW 1 FLAT", "extent file name is 0x0, but must be a name in quotes", 9),
-        ("RW 1 FLAT a.raw 0", "extent file name is 0x61, but must be a name in quotes", 10),
-        ("RW 1 FLAT \"a.raw", "extent file name is 0x22, but must be a name in quotes", 10),
-        ("RW 1 VMFS \"\"", "extent file name is 0x22, but must be a name in quotes", 10),
+        ("RW 1 FLAT", "extent file name is 0x0, but must be a quoted name", 9),
+        ("RW 1 FLAT a.raw 0", "extent file name is 0x61, but must be a quoted name", 10),
+        ("RW 1 FLAT \"a.raw", "extent file name is 0x22, but must be a quoted name", 10),
+        ("RW 1 VMFS \"\"", "extent file name is 0x22, but must be a quoted name", 10),
         ("RW 1 FLAT \"a\" -1", "extent offset is 0x2d, but must be a decimal number", 14),
         (&far, "extent offset is 36028797018963966, outside 0..=36028797018963965", 14),
         ("RW 1 SPARSE \"a\" 1", "extent offset is 1, outside 0..=0", 16),
-        ("WO 1 ZERO", "line is 0x57, but must be a comment, key=value, or an extent with RW, RDONLY or NOACCESS", 0),
-        ("=1", "line is 0x3d, but must be a comment, key=value, or an extent with RW, RDONLY or NOACCESS", 0),
+        (
+            "WO 1 ZERO",
+            "line is 0x57, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS",
+            0,
+        ),
+        (
+            "=1",
+            "line is 0x3d, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS",
+            0,
+        ),
     ] {
         assert_eq!(line_error(line), (what.to_owned(), at), "{line}");
     }
@@ -198,7 +206,7 @@ fn header_values() {
     }
     assert_eq!(parse(zero("")).unwrap().cid, 0xfffffffe);
     for value in ["", "xyz", "+1", "100000000", "0x1"] {
-        assert!(line_error(&format!("CID={value}\nRW 1 ZERO")).0.contains("must be a hexadecimal number of 32 bits"));
+        assert!(line_error(&format!("CID={value}\nRW 1 ZERO")).0.contains("must be a hexadecimal 32-bit number"));
     }
     let hint = |value: &str| parse(zero(&format!("parentFileNameHint={value}"))).map(|found| found.parent_hint);
     assert_eq!(hint("\"a = b.vmdk\"").unwrap(), Some("a = b.vmdk".into()));
@@ -222,21 +230,21 @@ fn header_values() {
     }
     assert_eq!(line_error("keyID=1\nRW 1 ZERO"), ("encryption".to_owned(), 6));
     let missing =
-        |field| format!("vmdk: corrupt image at file offset 0x0: {field} is 0x0, but the descriptor must have it");
+        |field| format!("vmdk: corrupt image at file offset 0x0: {field} is 0x0, but must be present in a descriptor");
     assert_eq!(message(""), missing("createType"));
     assert_eq!(message(with("")), missing("extent description"));
 }
 
 #[test]
-fn types_of_disks() {
+fn create_types() {
     for spelling in CREATE_TYPES {
         let text = format!("createType=\"{}\"\nRW 1 ZERO", spelling.to_ascii_lowercase());
         assert_eq!(parse(text).unwrap().create_type, *spelling);
     }
-    // An extent that this crate cannot parse does not hide the device.
+    // The device is named even if its extents cannot be parsed.
     for (name, feature) in [
-        ("FULLDEVICE", "createType FULLDEVICE (a disk of the host)"),
-        ("partitionedDevice", "createType partitionedDevice (partitions of a disk of the host)"),
+        ("FULLDEVICE", "createType FULLDEVICE (a host disk)"),
+        ("partitionedDevice", "createType partitionedDevice (partitions of a host disk)"),
         ("vmfsRaw", "createType vmfsRaw (a raw device)"),
         ("vmfsRDM", "createType vmfsRDM (a raw device map)"),
         ("vmfsRDMP", "createType vmfsRDMP (a raw device map)"),
@@ -262,7 +270,7 @@ fn names_in_other_encodings() {
         ("GBK", b"\xd5\x5c\xb4\xc5", "誠磁".as_bytes()),
         ("windows-936", b"\xd5\x5c", "誠".as_bytes()),
         ("Big5", b"\xa5\x5c", "功".as_bytes()),
-        // Cut in the middle of a character, and encodings that are unknown or cannot be those of these very lines.
+        // A truncated character, an unknown encoding, and encodings that are not ASCII-compatible.
         ("GBK", b"\xb4", b"\xb4"),
         ("windows-1", b"\xf6", b"\xf6"),
         ("UTF-16LE", b"ab", b"ab"),
@@ -284,16 +292,16 @@ fn names_in_other_encodings() {
 }
 
 #[test]
-fn sizes_add_up_within_limits() {
+fn total_size_is_limited() {
     let gigabyte = Limits { virtual_size: 1 << 30, extents: 3, ..Limits::default() };
     let parse = |lines: &str| Descriptor::parse(with(lines).as_bytes(), 0x200, &gigabyte);
     assert_eq!(parse("RW 2097151 ZERO\nNOACCESS 1 ZERO\nRDONLY 0 ZERO").unwrap().sectors(), 2097152);
-    let place = 0x200 + with("").len() as u64 - 1;
+    let at = 0x200 + with("").len() as u64 - 1;
     for (lines, what) in [
         (
             "RW 2097151 ZERO\nRW 2 ZERO",
             format!(
-                "vmdk: sum of the extent sizes at file offset {place:#x} is 1073742336, above the limit of 1073741824"
+                "vmdk: sum of the extent sizes at file offset {at:#x} is 1073742336, above the limit of 1073741824"
             ),
         ),
         (
@@ -301,12 +309,12 @@ fn sizes_add_up_within_limits() {
             format!(
                 "vmdk: corrupt image at file offset {:#x}: sum of the extent sizes is 36028797018963968, outside \
                  0..=36028797018963967",
-                place + 26
+                at + 26
             ),
         ),
         (
             "RW 1 ZERO\nRW 1 ZERO\nRW 1 ZERO\nRW 1 ZERO",
-            format!("vmdk: number of extents at file offset {:#x} is 4, above the limit of 3", place + 30),
+            format!("vmdk: number of extents at file offset {:#x} is 4, above the limit of 3", at + 30),
         ),
     ] {
         assert_eq!(parse(lines).unwrap_err().to_string(), what);
@@ -315,9 +323,9 @@ fn sizes_add_up_within_limits() {
     assert!(message(many).contains("number of ddb entries"));
 }
 
-/// qemu-img 10.0.2 reads it, though without the extent of zeros.
+/// qemu-img 10.0.2 reads this text, but skips the ZERO extent.
 #[test]
-fn what_is_written() {
+fn descriptors_are_encoded() {
     let extent = |kind, file: Option<&str>, offset| ExtentLine {
         access: Access::Rw,
         sectors: 2048,
@@ -372,7 +380,7 @@ ddb.adapterType = \"ide\"
     }
 }
 
-/// As in images of VMware Workstation.
+/// Values from images by VMware Workstation.
 #[test]
 fn geometry_and_identifiers() {
     for (sectors, adapter, cylinders, heads) in [
@@ -436,7 +444,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read(descriptor in a_descriptor()) {
+    fn descriptors_round_trip(descriptor in a_descriptor()) {
         let text = descriptor.encode().unwrap();
         let mut read = parse(&text).unwrap();
         for extent in &mut read.extents {
@@ -447,9 +455,9 @@ proptest! {
         prop_assert_eq!(read, descriptor);
     }
 
-    /// The place of an error lies in the text, and a text that is read adds up.
+    /// The offset of an error is within the text, and the size of a parsed descriptor is within the limit.
     #[test]
-    fn any_text_is_read_or_refused(
+    fn arbitrary_text_is_parsed_or_refused(
         mutations in prop::collection::vec((any::<prop::sample::Index>(), prop::sample::select(&b"\0\n\r \"=#9RWaF\xff\x83"[..])), 1..6),
         cut in any::<prop::sample::Index>(),
         at in prop::sample::select(&[0, 512, u64::MAX][..]),

@@ -1,18 +1,18 @@
-//! Headers that qemu-img and VirtualBox wrote, single wrong fields, and every cut.
+//! Headers written by qemu-img and VirtualBox, single invalid fields, and truncation.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// `qemu-img create -f vmdk a.vmdk 1000M` (10.0.2), up to the padding.
+/// Header by `qemu-img create -f vmdk a.vmdk 1000M` (10.0.2), without the padding.
 const SPARSE: &str = "4b444d56 01000000 03000000 00401f0000000000 8000000000000000 0100000000000000 1400000000000000 \
                       00020000 1500000000000000 9600000000000000 8001000000000000 00 0a200d0a 0000";
 
-/// `qemu-img create -f vmdk -o zeroed_grain=on z.vmdk 10M`, in the same way.
+/// Header by `qemu-img create -f vmdk -o zeroed_grain=on z.vmdk 10M`, without the padding.
 const ZEROED: &str = "4b444d56 02000000 07000000 0050000000000000 8000000000000000 0100000000000000 1400000000000000 \
                       00020000 1500000000000000 1a00000000000000 8000000000000000 00 0a200d0a 0000";
 
-/// The header of a stream of 5 GiB that VirtualBox 7 exported; its footer differs in the directory only, at sector 1024.
+/// Header of a stream of 5 GiB exported by VirtualBox 7. Its footer differs only in `gdOffset`, which is 1024.
 const STREAM: &str = "4b444d56 03000000 01000300 0000a00000000000 8000000000000000 0100000000000000 0200000000000000 \
                       00020000 0000000000000000 ffffffffffffffff 8000000000000000 00 0a200d0a 0100";
 
@@ -30,7 +30,7 @@ fn parse(bytes: &[u8]) -> Result<Header> {
 }
 
 #[test]
-fn a_sparse_extent_of_qemu() {
+fn qemu_sparse_header() {
     let header = parse(&bytes(SPARSE)).unwrap();
     let expected = Header {
         version: 1,
@@ -54,14 +54,14 @@ fn a_sparse_extent_of_qemu() {
 }
 
 #[test]
-fn zeroed_grains_of_qemu() {
+fn qemu_zeroed_grain_header() {
     let header = parse(&bytes(ZEROED)).unwrap();
     assert_eq!((header.version, header.flags), (2, Flags::NEWLINE_TEST | Flags::REDUNDANT | Flags::ZEROED_GRAIN));
     assert_eq!(header.encode(), bytes(ZEROED));
 }
 
 #[test]
-fn a_stream_of_virtualbox() {
+fn virtualbox_stream_header_and_footer() {
     let header = parse(&bytes(STREAM)).unwrap();
     assert_eq!((header.version, header.capacity, header.descriptor.clone()), (3, 10_485_760, Some(512..1536)));
     assert_eq!((header.directory, header.redundant_directory), (Directory::AtEnd, None));
@@ -71,7 +71,7 @@ fn a_stream_of_virtualbox() {
     assert_eq!(Header::parse(&footer.encode(), 0x80000, &Limits::default()).unwrap(), footer);
 }
 
-/// The kind of an error, and where it says the field is.
+/// The kind of an error and the file offset of its field.
 fn blame(error: &Error) -> (&'static str, Option<u64>) {
     let at = match error {
         Error::Corrupt(fault) => Some(fault.at),
@@ -81,8 +81,8 @@ fn blame(error: &Error) -> (&'static str, Option<u64>) {
     (error.kind().as_str(), at)
 }
 
-/// The header with `width` bytes at `at` replaced by `value`.
-fn changed(hex: &str, changes: &[(usize, usize, u64)], at: u64) -> Result<Header> {
+/// Parses the header at file offset `at` with changes, each `(offset, width, value)`.
+fn parse_changed(hex: &str, changes: &[(usize, usize, u64)], at: u64) -> Result<Header> {
     let mut image = bytes(hex);
     for &(offset, width, value) in changes {
         image[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width]);
@@ -91,7 +91,7 @@ fn changed(hex: &str, changes: &[(usize, usize, u64)], at: u64) -> Result<Header
 }
 
 #[test]
-fn one_wrong_field() {
+fn invalid_fields_are_refused() {
     for (at, width, value, kind, blamed) in [
         (0, 4, 0, "invalid-field", 0),
         (4, 4, 0, "unsupported", 4),
@@ -124,14 +124,14 @@ fn one_wrong_field() {
         (77, 2, 1, "invalid-field", 77),
         (77, 2, 2, "unsupported", 77),
     ] {
-        // A footer is no different.
+        // The same in a footer.
         for base in [0, 0x12_3400] {
-            let error = changed(SPARSE, &[(at, width, value)], base).unwrap_err();
+            let error = parse_changed(SPARSE, &[(at, width, value)], base).unwrap_err();
             assert_eq!(blame(&error), (kind, Some(base + blamed)), "{value:#x} at {at}: {error}");
         }
     }
     for (at, width, value, kind) in [(20, 8, 8192, "limit"), (77, 2, 0, "invalid-field"), (77, 2, 3, "unsupported")] {
-        let error = changed(STREAM, &[(at, width, value)], 0).unwrap_err();
+        let error = parse_changed(STREAM, &[(at, width, value)], 0).unwrap_err();
         assert_eq!(blame(&error), (kind, Some(at as u64)), "{value:#x} at {at}: {error}");
     }
     let limits = Limits { virtual_size: 2_048_000 * 512 - 1, ..Limits::default() };
@@ -140,7 +140,7 @@ fn one_wrong_field() {
 }
 
 #[test]
-fn the_last_value_that_is_right() {
+fn limits_of_valid_fields() {
     for (at, width, value) in [
         (4, 4, 3),
         (8, 4, 0xffff),
@@ -159,30 +159,30 @@ fn the_last_value_that_is_right() {
         (64, 8, u64::MAX),
         (500, 8, u64::MAX),
     ] {
-        changed(SPARSE, &[(at, width, value)], 0).unwrap();
+        parse_changed(SPARSE, &[(at, width, value)], 0).unwrap();
     }
-    changed(STREAM, &[(20, 8, 4096)], 0).unwrap();
-    // Compressed grains without markers are strange, but allowed.
-    changed(STREAM, &[(8, 4, 0x10001)], 0).unwrap();
-    // VirtualBox says so of both directories.
-    let stream = changed(STREAM, &[(8, 4, 0x30003), (48, 8, u64::MAX)], 0).unwrap();
+    parse_changed(STREAM, &[(20, 8, 4096)], 0).unwrap();
+    // Compressed grains without markers are unusual, but valid.
+    parse_changed(STREAM, &[(8, 4, 0x10001)], 0).unwrap();
+    // VirtualBox sets both directory offsets to all ones.
+    let stream = parse_changed(STREAM, &[(8, 4, 0x30003), (48, 8, u64::MAX)], 0).unwrap();
     assert_eq!((stream.redundant_directory, stream.redundant_directory_sector()), (Some(Directory::AtEnd), None));
-    // Without their flags, the newlines and the redundant directory mean nothing.
-    let bare = changed(SPARSE, &[(8, 4, 0), (48, 8, 1 << 60), (73, 4, 0)], 0).unwrap();
+    // Without their flags, the newline test and the redundant directory are ignored.
+    let bare = parse_changed(SPARSE, &[(8, 4, 0), (48, 8, 1 << 60), (73, 4, 0)], 0).unwrap();
     assert_eq!(bare.redundant_directory, None);
-    // An empty disk has no directory to be anywhere.
-    let empty = changed(SPARSE, &[(12, 8, 0), (56, 8, 0)], 0).unwrap();
+    // An empty disk has no directory, so any offset is valid.
+    let empty = parse_changed(SPARSE, &[(12, 8, 0), (56, 8, 0)], 0).unwrap();
     assert_eq!(empty.directory_entries(), 0);
-    let no_descriptor = changed(SPARSE, &[(28, 8, 0), (36, 8, u64::MAX)], 0).unwrap();
+    let no_descriptor = parse_changed(SPARSE, &[(28, 8, 0), (36, 8, u64::MAX)], 0).unwrap();
     assert_eq!(no_descriptor.descriptor, None);
-    assert!(changed(SPARSE, &[(72, 1, 0xff)], 0).unwrap().unclean);
-    // The largest directory there can be.
-    let largest = changed(SPARSE, &[(12, 8, MAX_SECTORS), (20, 8, 1), (44, 4, 1)], 0).unwrap();
+    assert!(parse_changed(SPARSE, &[(72, 1, 0xff)], 0).unwrap().unclean);
+    // The largest possible directory.
+    let largest = parse_changed(SPARSE, &[(12, 8, MAX_SECTORS), (20, 8, 1), (44, 4, 1)], 0).unwrap();
     assert_eq!(largest.directory_entries(), MAX_SECTORS);
 }
 
 #[test]
-fn a_transfer_in_text_mode_is_called_by_its_name() {
+fn a_transfer_in_text_mode_is_detected() {
     let text: Vec<u8> =
         bytes(SPARSE).iter().flat_map(|&byte| if byte == b'\n' { vec![b'\r', byte] } else { vec![byte] }).collect();
     let error = parse(&text).unwrap_err();
@@ -191,7 +191,7 @@ fn a_transfer_in_text_mode_is_called_by_its_name() {
 }
 
 #[test]
-fn every_cut_is_refused() {
+fn truncated_headers_are_refused() {
     for len in 0..512 {
         assert_eq!(parse(&bytes(SPARSE)[..len]).unwrap_err().kind().as_str(), "out-of-bounds", "{len}");
     }
@@ -231,7 +231,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn headers_survive(header in headers()) {
+    fn headers_round_trip(header in headers()) {
         let image = header.encode();
         let back = parse(&image).unwrap();
         let last = back.directory_entries().saturating_sub(1);
@@ -243,7 +243,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_the_bytes_are_it_does_not_panic(
+    fn arbitrary_bytes_do_not_panic(
         fields in any::<[u8; 80]>(), from in 0usize..80, stream in any::<bool>(), at in any::<u32>(),
     ) {
         let mut image = bytes(if stream { STREAM } else { SPARSE });
@@ -254,8 +254,8 @@ proptest! {
     }
 
     #[test]
-    fn whatever_one_field_is_it_does_not_panic(at in 0usize..80, value in any::<u64>(), shift in 0u32..64) {
-        if let Ok(header) = changed(SPARSE, &[(at, 8, value >> shift)], 0) {
+    fn arbitrary_fields_do_not_panic(at in 0usize..80, value in any::<u64>(), shift in 0u32..64) {
+        if let Ok(header) = parse_changed(SPARSE, &[(at, 8, value >> shift)], 0) {
             prop_assert_eq!(parse(&header.encode()).unwrap(), header);
         }
     }

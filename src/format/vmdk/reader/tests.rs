@@ -10,7 +10,7 @@ use super::*;
 use crate::codec::Codec;
 use crate::driver::{Compressed, Location};
 use crate::format::Format;
-use crate::format::vmdk::grains::Packing;
+use crate::format::vmdk::grains::Framing;
 use crate::format::vmdk::header::{Directory, Header};
 use crate::format::vmdk::{FORMAT_NAME, sesparse};
 use crate::image::{Image, Layer, SourceFile};
@@ -57,12 +57,12 @@ fn expected(sparse: &Sparse, built: &Built, offset: u64) -> ExtentKind {
     let index = offset / grain;
     let (sector, len) = built.places[index as usize];
     let place = u64::from(sector) * SECTOR;
-    match (sparse.grains[index as usize], sparse.packing) {
+    match (sparse.grains[index as usize], sparse.framing) {
         (Grain::None, _) => ExtentKind::Hole,
         (Grain::Zero, _) => ExtentKind::Zero { allocated: None },
         (Grain::Data(_), None) => ExtentKind::Data(Location { file: IMAGE, offset: place + offset % grain }),
-        (Grain::Data(_), Some((packing, codec))) => ExtentKind::Compressed(Compressed {
-            at: Location { file: IMAGE, offset: place + if packing == Packing::Marked { 12 } else { 0 } },
+        (Grain::Data(_), Some((framing, codec))) => ExtentKind::Compressed(Compressed {
+            at: Location { file: IMAGE, offset: place + if framing == Framing::Marked { 12 } else { 0 } },
             stored_len: len as u32,
             codec,
             unit: index * grain,
@@ -84,7 +84,7 @@ fn verify(sparse: &Sparse, built: &Built) {
                 // Of bare payloads no length is stored.
                 assert!(found.stored_len >= wanted.stored_len);
                 assert!(found.at.offset + u64::from(found.stored_len) <= built.file.len() as u64);
-                if matches!(sparse.packing, Some((Packing::Bare, _))) {
+                if matches!(sparse.framing, Some((Framing::Bare, _))) {
                     found.stored_len = wanted.stored_len;
                 }
                 assert_eq!(found, wanted);
@@ -128,11 +128,11 @@ fn extents() -> impl Strategy<Value = Sparse> {
     let content = prop_oneof![2 => Just(None), 1 => Just(Some(false)), 4 => Just(Some(true))];
     let runs = prop::collection::vec((content, 1u64..9), 1..12);
     let codec = prop_oneof![Just(Codec::Zlib), Just(Codec::Deflate)];
-    let packing = prop::option::of((prop_oneof![Just(Packing::Marked), Just(Packing::Bare)], codec));
+    let framing = prop::option::of((prop_oneof![Just(Framing::Marked), Just(Framing::Bare)], codec));
     let order = prop_oneof![Just(Order::Ascending), Just(Order::Descending), Just(Order::Interleaved)];
     let flags = (any::<bool>(), any::<bool>(), prop::option::of(0usize..3));
-    (sizes, any::<prop::sample::Index>(), entries, runs, packing, order, flags).prop_map(
-        |((grain, count), tail, entries, runs, packing, order, (short, redundant, footer))| {
+    (sizes, any::<prop::sample::Index>(), entries, runs, framing, order, flags).prop_map(
+        |((grain, count), tail, entries, runs, framing, order, (short, redundant, footer))| {
             let kinds = runs.iter().flat_map(|&(kind, len)| (0..len).map(move |_| kind)).cycle();
             let grains = kinds.take(count as usize).enumerate().map(|(index, kind)| match kind {
                 None => Grain::None,
@@ -140,17 +140,17 @@ fn extents() -> impl Strategy<Value = Sparse> {
                 Some(true) => Grain::Data(index as u8),
             });
             // Many grains are for the pieces of large tables; to encode them would take long.
-            let packing = packing.filter(|_| count < 1000);
+            let framing = framing.filter(|_| count < 1000);
             // Only a stream has its tables at the end, and only compressed grains can end before the disk's last grain does
             // wherever they lie.
-            let footer = footer.filter(|_| matches!(packing, Some((Packing::Marked, _)))).map(|sectors| sectors * 700);
+            let footer = footer.filter(|_| matches!(framing, Some((Framing::Marked, _)))).map(|sectors| sectors * 700);
             Sparse {
                 capacity: (count - 1) * grain + 1 + tail.index(grain as usize) as u64,
                 grain,
                 entries,
                 grains: grains.collect(),
-                packing,
-                short: short && (packing.is_some() || order == Order::Ascending),
+                framing,
+                short: short && (framing.is_some() || order == Order::Ascending),
                 redundant: redundant && footer.is_none(),
                 footer,
                 order,
@@ -178,7 +178,7 @@ proptest! {
             grain,
             capacity: sparse.capacity.clamp((count - 1) * grain + 1, count * grain),
             grains: grains.collect(),
-            packing: None,
+            framing: None,
             short: false,
             entries: 4096,
             ..sparse
@@ -313,17 +313,17 @@ fn footers() {
 
 #[test]
 fn entries_that_lead_nowhere() {
-    for (packing, cases) in [
+    for (framing, cases) in [
         (None, [(0u32, 1u32 << 30, "out-of-bounds"), (3, u32::MAX, "out-of-bounds"), (9, 1 << 24, "out-of-bounds")]),
-        (Some(Packing::Bare), [(0, 1 << 30, "out-of-bounds"), (3, u32::MAX, "out-of-bounds"), (5, 0, "decode")]),
-        (Some(Packing::Marked), [(0, 1 << 30, "out-of-bounds"), (3, 0, "invalid-field"), (9, 0, "invalid-field")]),
+        (Some(Framing::Bare), [(0, 1 << 30, "out-of-bounds"), (3, u32::MAX, "out-of-bounds"), (5, 0, "decode")]),
+        (Some(Framing::Marked), [(0, 1 << 30, "out-of-bounds"), (3, 0, "invalid-field"), (9, 0, "invalid-field")]),
     ] {
-        let sparse = Sparse { packing: packing.map(|packing| (packing, Codec::Zlib)), ..Sparse::plain(10) };
+        let sparse = Sparse { framing: framing.map(|framing| (framing, Codec::Zlib)), ..Sparse::plain(10) };
         let built = sparse.build();
         for (grain, entry, kind) in cases {
             // The entry of another grain has another marker, and the header has none.
-            let entry = match (entry, packing) {
-                (0, Some(Packing::Marked)) => built.places[grain as usize - 1].0,
+            let entry = match (entry, framing) {
+                (0, Some(Framing::Marked)) => built.places[grain as usize - 1].0,
                 (0, _) => built.directories[0] as u32 / 512,
                 (entry, _) => entry,
             };
@@ -332,7 +332,7 @@ fn entries_that_lead_nowhere() {
             let mut bytes = built.file.clone();
             LittleEndian::write_u32(&mut bytes[at..], entry);
             let error = read_one(&bytes).unwrap_err();
-            assert_eq!(error.kind().as_str(), kind, "{packing:?}, grain {grain}: {error}");
+            assert_eq!(error.kind().as_str(), kind, "{framing:?}, grain {grain}: {error}");
             // What lies before it is there.
             let reader = open(&bytes).unwrap();
             assert!((0..grain).all(|before| reader.extent_at(u64::from(before) * 4096..u64::MAX).is_ok()));

@@ -9,7 +9,7 @@ use super::*;
 use crate::codec::Codec;
 use crate::convert::Converter;
 use crate::format::Format;
-use crate::format::vmdk::grains::Packing;
+use crate::format::vmdk::grains::Framing;
 use crate::format::vmdk::marker;
 use crate::format::vmdk::reader::tests::build::{Content as Grain, Order, Sparse, with_files};
 use crate::image::Image;
@@ -69,7 +69,7 @@ fn streams() -> impl Strategy<Value = Sparse> {
         grain,
         entries,
         grains: grains.into_iter().map(|data| data.map_or(Grain::None, Grain::Data)).collect(),
-        packing: Some((Packing::Marked, if zlib { Codec::Zlib } else { Codec::Deflate })),
+        framing: Some((Framing::Marked, if zlib { Codec::Zlib } else { Codec::Deflate })),
         short,
         order,
         footer: footer.then_some(1000),
@@ -288,7 +288,7 @@ fn a_slow_thread_still_gets_its_part_of_a_large_grain() {
 #[test]
 fn other_kinds_are_refused_by_name() {
     let plain = Sparse::plain(4).build().file;
-    let bare = Sparse { packing: Some((Packing::Bare, Codec::Zlib)), ..Sparse::plain(4) }.build().file;
+    let bare = Sparse { framing: Some((Framing::Bare, Codec::Zlib)), ..Sparse::plain(4) }.build().file;
     for bytes in [plain, bare] {
         let error = image(&bytes).err().unwrap();
         assert!(error.kind().as_str() == "unsupported" && error.to_string().contains("from a pipe"), "{error}");

@@ -1,4 +1,4 @@
-//! The kinds of images that are changed in place: of flat or hosted sparse extents, one or many.
+//! Writes images with flat or hosted sparse extents, in one file or several: all subformats except `streamOptimized`.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -16,27 +16,25 @@ use crate::format::vmdk::{FORMAT_NAME, SECTOR};
 use crate::io::WriteAt;
 use crate::name::Name;
 
-/// Sectors of each extent of an image that is split, but the last: 2047 MiB, as VMware splits.
+/// Sectors in an extent of a split image, except the last: 2047 MiB, as in VMware.
 pub(super) const SPLIT_SECTORS: u64 = 4_192_256;
-/// What an image is called in its own descriptor if it is written to no file.
+/// File name in the embedded descriptor of an image that is not written to a file.
 const NO_NAME: &str = "disk.vmdk";
 
 /// A new image.
 pub(super) struct ExtentsWriter {
     spec: WriteSpec,
     extents: Vec<Extent>,
-    /// A descriptor of its own, and where it goes.
+    /// The descriptor and its file, unless it is embedded.
     descriptor: Option<(Vec<u8>, Arc<dyn WriteAt>)>,
 }
 
 struct Extent {
-    /// Guest bytes.
-    range: Range<u64>,
-    content: Content,
+    guest_range: Range<u64>,
+    storage: Storage,
 }
 
-enum Content {
-    /// The guest's bytes as they are.
+enum Storage {
     Flat(Arc<dyn WriteAt>),
     Sparse(Box<SparseExtent>),
 }
@@ -52,7 +50,7 @@ impl ExtentsWriter {
         let spec = WriteSpec {
             virtual_size: settings.sectors * SECTOR,
             block_size: if settings.subformat.is_flat() { SECTOR } else { grain },
-            // Parts of a grain that are not placed are holes of a new file.
+            // In a new file, unwritten parts of a grain read as zeros.
             granule: if over_backing || !cx.out.starts_zeroed() { grain } else { SECTOR },
             over_backing,
             ..WriteSpec::default()
@@ -60,13 +58,13 @@ impl ExtentsWriter {
         Ok(ExtentsWriter { spec, extents, descriptor })
     }
 
-    /// The extent that holds guest byte `offset`.
+    /// Returns the extent at guest offset `offset`.
     fn extent(&mut self, offset: u64) -> Result<&mut Extent> {
-        let index = self.extents.partition_point(|extent| extent.range.end <= offset);
+        let index = self.extents.partition_point(|extent| extent.guest_range.end <= offset);
         let size = self.spec.virtual_size;
         self.extents
             .get_mut(index)
-            .ok_or_else(|| Error::Usage(format!("guest offset {offset:#x} is beyond the disk of {size:#x} bytes")))
+            .ok_or_else(|| Error::Usage(format!("guest offset {offset:#x} is beyond the end of the disk at {size:#x}")))
     }
 }
 
@@ -76,17 +74,17 @@ impl SparseWrite for ExtentsWriter {
     }
 
     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
-        let Extent { range, content } = self.extent(guest.start)?;
-        let local = guest.start - range.start..guest.end.min(range.end) - range.start;
-        let (out, host) = match content {
-            Content::Flat(out) => (out.clone(), local),
-            Content::Sparse(extent) => extent.place(local).map_err(|error| error.in_file_at(extent.path()))?,
+        let Extent { guest_range, storage } = self.extent(guest.start)?;
+        let local = guest.start - guest_range.start..guest.end.min(guest_range.end) - guest_range.start;
+        let (out, host) = match storage {
+            Storage::Flat(out) => (out.clone(), local),
+            Storage::Sparse(extent) => extent.allocate(local).map_err(|error| error.in_file_at(extent.path()))?,
         };
         Ok(Placement { out, offset: host.start, before: Vec::new(), len: host.end - host.start })
     }
 
     fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
-        let feature = "compression in anything but streamOptimized".into();
+        let feature = "compression in subformats other than streamOptimized".into();
         Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None })
     }
 
@@ -96,10 +94,10 @@ impl SparseWrite for ExtentsWriter {
         }
         let mut at = guest.start;
         while at < guest.end {
-            let Extent { range, content } = self.extent(at)?;
-            let end = guest.end.min(range.end);
-            if let Content::Sparse(extent) = content {
-                extent.zero(at - range.start..end - range.start)?;
+            let Extent { guest_range, storage } = self.extent(at)?;
+            let end = guest.end.min(guest_range.end);
+            if let Storage::Sparse(extent) = storage {
+                extent.zero(at - guest_range.start..end - guest_range.start)?;
             }
             at = end;
         }
@@ -107,10 +105,10 @@ impl SparseWrite for ExtentsWriter {
     }
 
     fn finish(&mut self) -> Result<()> {
-        for Extent { content, .. } in &mut self.extents {
-            let (path, finished) = match content {
-                Content::Flat(out) => (out.path(), out.sync().map_err(Error::io("syncing", None))),
-                Content::Sparse(extent) => {
+        for Extent { storage, .. } in &mut self.extents {
+            let (path, finished) = match storage {
+                Storage::Flat(out) => (out.path(), out.sync().map_err(Error::io("syncing", None))),
+                Storage::Sparse(extent) => {
                     let finished = extent.finish();
                     (extent.path(), finished)
                 }
@@ -125,49 +123,50 @@ impl SparseWrite for ExtentsWriter {
     }
 }
 
-impl Content {
-    fn create(out: Arc<dyn WriteAt>, sectors: u64, settings: &Settings) -> Result<Content> {
+impl Storage {
+    /// Creates an extent of a split image.
+    fn create(out: Arc<dyn WriteAt>, sectors: u64, settings: &Settings) -> Result<Storage> {
         if settings.subformat.is_flat() {
             let len = sectors * SECTOR;
             out.set_len(len).map_err(Error::io("setting the length", len))?;
-            Ok(Content::Flat(out))
+            Ok(Storage::Flat(out))
         } else {
-            Ok(Content::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings.zeroed_grain)?)))
+            Ok(Storage::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings.zeroed_grain)?)))
         }
     }
 }
 
-/// One sparse extent with its descriptor inside.
+/// Creates one sparse extent with an embedded descriptor.
 fn monolithic(cx: &CreateContext<'_>, settings: &Settings) -> Result<Vec<Extent>> {
     let text = |name: &OsStr| {
         let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)));
         descriptor(cx, settings, vec![line]).encode()
     };
-    // Nobody needs the name to find the extent, so one that a descriptor cannot hold is no obstacle.
+    // Readers ignore the file name in an embedded descriptor, so an unrepresentable one can be replaced.
     let own = cx.files.and_then(|files| text(files.image_name()).ok());
     let text = own.map_or_else(|| text(OsStr::new(NO_NAME)), Ok)?;
     let extent = SparseExtent::create(cx.out.clone(), settings.sectors, Some(&text), settings.zeroed_grain)?;
-    let content = Content::Sparse(Box::new(extent));
-    Ok(vec![Extent { range: 0..settings.sectors * SECTOR, content }])
+    let storage = Storage::Sparse(Box::new(extent));
+    Ok(vec![Extent { guest_range: 0..settings.sectors * SECTOR, storage }])
 }
 
-/// Extents in files of their own, and the text that names them.
+/// Creates extents in files of their own. Returns them with the text of the descriptor.
 fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Vec<u8>)> {
     let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
-        let feature = format!("{} where there can be one file only", settings.subformat.name());
+        let feature = format!("{}, which needs several files, on a target with one file", settings.subformat.name());
         return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
     };
     let (mut extents, mut lines) = (Vec::new(), Vec::new());
     let mut start = 0;
     for number in 1.. {
-        let sectors = (settings.sectors - start).min(extent_sectors(settings.subformat));
+        let sectors = (settings.sectors - start).min(max_extent_sectors(settings.subformat));
         let name = extent_name(files.image_name(), settings.subformat, number);
         let line = extent_line(sectors, extent_type(settings.subformat), Name::from(Path::new(&name)));
-        // What cannot stand in a descriptor is found before a file is made.
+        // An unrepresentable name is found before a file is created.
         descriptor(cx, settings, vec![line.clone()]).encode()?;
         lines.push(line);
-        let content = Content::create(files.add(&name)?, sectors, settings)?;
-        extents.push(Extent { range: start * SECTOR..(start + sectors) * SECTOR, content });
+        let storage = Storage::create(files.add(&name)?, sectors, settings)?;
+        extents.push(Extent { guest_range: start * SECTOR..(start + sectors) * SECTOR, storage });
         start += sectors;
         if start == settings.sectors {
             break;
@@ -176,8 +175,8 @@ fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Ve
     Ok((extents, descriptor(cx, settings, lines).encode()?))
 }
 
-/// The largest extent of an image.
-fn extent_sectors(subformat: Subformat) -> u64 {
+/// Returns the largest number of sectors in an extent.
+fn max_extent_sectors(subformat: Subformat) -> u64 {
     match subformat {
         Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat => SPLIT_SECTORS,
         _ => u64::MAX,
@@ -192,7 +191,7 @@ fn extent_type(subformat: Subformat) -> ExtentType {
     }
 }
 
-/// `disk-flat.vmdk`, `disk-f001.vmdk` or `disk-s001.vmdk` for `disk.vmdk`.
+/// Returns the file name of an extent: `disk-flat.vmdk`, `disk-f001.vmdk` or `disk-s001.vmdk` for the image `disk.vmdk`.
 fn extent_name(image: &OsStr, subformat: Subformat, number: u64) -> OsString {
     let mut name = Path::new(image).file_stem().unwrap_or(image).to_owned();
     name.push(match subformat {

@@ -1,4 +1,4 @@
-//! Writes an image in one pass: metadata here, guest bytes by whoever asks where they go.
+//! Creates images in one pass. Writers allocate host ranges and write metadata; the core writes the guest data.
 
 mod extents;
 mod sparse;
@@ -16,17 +16,18 @@ use crate::identifiers::ImageIdentifiers;
 use crate::limits::Limits;
 use crate::name::Name;
 
-/// Sectors in a grain, as everybody writes it: 64 KiB.
+/// Sectors in a grain: 64 KiB, the size that all known writers use.
 const GRAIN_SECTORS: u64 = 128;
 /// Entries in a grain table: "for virtual disks, 512".
 const ENTRIES_PER_TABLE: u32 = 512;
-/// Where an embedded descriptor is, and how many sectors are set aside for it.
+/// Sectors of an embedded descriptor.
 const DESCRIPTOR_SECTORS: std::ops::Range<u64> = 1..21;
 
-/// Largest disk in sparse extents: 64 TiB, whose directories are read within the default [`Limits`]. VMware's end at 62 TiB.
+/// Largest disk in a sparse extent: 64 TiB, the largest size whose directories are within the default [`Limits`]. VMware's limit is
+/// 62 TiB.
 const MAX_SPARSE_SECTORS: u64 = 1 << 37;
 
-/// Begins a new image.
+/// Creates an image.
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     check_size(&settings)?;
@@ -36,7 +37,7 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     })
 }
 
-/// Refuses what this crate would not read.
+/// Refuses sizes that this crate does not read.
 fn check_size(settings: &Settings) -> Result<()> {
     let limit = match settings.subformat {
         Subformat::MonolithicSparse | Subformat::StreamOptimized => MAX_SPARSE_SECTORS,
@@ -52,7 +53,7 @@ fn check_size(settings: &Settings) -> Result<()> {
     Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
 }
 
-/// The descriptor of a new image.
+/// Returns the descriptor of a new image.
 fn descriptor(cx: &CreateContext<'_>, settings: &Settings, extents: Vec<ExtentLine>) -> Descriptor {
     let identifiers = match settings.cid {
         Some(cid) => ImageIdentifiers::pinned(u64::from(cid) << 32 ^ settings.sectors),
@@ -83,7 +84,7 @@ fn descriptor(cx: &CreateContext<'_>, settings: &Settings, extents: Vec<ExtentLi
     }
 }
 
-/// A sector of a file as grain directories and tables have it: in 32 bits, so that files end at 2 TiB.
+/// Converts a sector to an entry of a grain directory or table: 32 bits, which limits files to 2 TiB.
 fn sector_entry(sector: u64) -> Result<u32> {
     u32::try_from(sector).map_err(|_| Error::Limit {
         format: FORMAT_NAME,
@@ -94,7 +95,7 @@ fn sector_entry(sector: u64) -> Result<u32> {
     })
 }
 
-/// The line of an extent that begins with its file.
+/// Returns the descriptor line of an extent at the beginning of `file`.
 fn extent_line(sectors: u64, kind: ExtentType, file: Name) -> ExtentLine {
     ExtentLine { access: Access::Rw, sectors, kind, file: Some(file), offset: 0, at: 0 }
 }

@@ -1,9 +1,9 @@
-//! `streamOptimized`: deflated grains in ascending order, each table behind its grains, and never a step back.
+//! Writes `streamOptimized`: compressed grains in ascending order, sequentially.
 //!
-//! In order ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents"): the header, which says that the grain
-//! directory is at the end; the descriptor; grains, each behind a marker; after the last grain of a grain table, that table
-//! behind a marker; the grain directory behind a marker; the footer behind a marker, which is the header with the place of the
-//! directory; the marker of the end. That the header comes first is in the nature of it: what is broken off has no footer.
+//! A stream ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents") consists of the header, whose `gdOffset`
+//! refers to the footer, the descriptor, the grains, each grain table after its last grain, the grain directory, the footer,
+//! which is the header with the sector of the grain directory, and the end-of-stream marker. A marker precedes each grain,
+//! table, directory and footer. The header comes first because a pipe cannot seek; a truncated stream has no footer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::format::vmdk::descriptor::{Access, ExtentLine, ExtentType};
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
 use crate::format::vmdk::options::Settings;
-use crate::format::vmdk::{FORMAT_NAME, SECTOR, embedded};
+use crate::format::vmdk::{FORMAT_NAME, SECTOR, pad_descriptor};
 use crate::io::WriteAt;
 use crate::name::Name;
 
-/// What the extent is called in its own descriptor. The tools of VMware use this name for what they generate, and readers
-/// ignore it: the file is renamed as it travels, or is no file at all.
+/// File name in the embedded descriptor, as VMware's tools write it. Readers ignore it, since files are renamed and a stream may
+/// not be a file.
 const EXTENT_NAME: &str = "generated-stream.vmdk";
-/// Where the first grain is.
+/// Sector of the first grain.
 const OVERHEAD: u64 = 128;
 
 /// A new image.
@@ -31,20 +31,20 @@ pub(super) struct StreamWriter {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
     header: Header,
-    /// Metadata that goes before what is placed next.
+    /// Metadata that precedes the next grain.
     pending: Vec<u8>,
-    /// Bytes of the file that are written or placed; `pending` goes there.
+    /// End of the data that was written or allocated, the offset of `pending`.
     end: u64,
-    /// The grain table that grains are entered in: its number, and its entries.
+    /// Index and entries of the current grain table.
     table: (u64, Vec<u32>),
-    /// The sector of each grain table, 0 for one without grains.
+    /// Sector of each grain table, 0 for one without grains.
     directory: Vec<u32>,
 }
 
 impl StreamWriter {
     pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<StreamWriter> {
         if !cx.out.starts_zeroed() {
-            // The footer is found from the end. What a device holds behind it could be the footer of another stream.
+            // Readers search the footer from the end of the file: old data of a device could contain another one.
             let feature = "streamOptimized on a device".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
@@ -64,7 +64,7 @@ impl StreamWriter {
             unclean: false,
         };
         let mut pending = header.encode().to_vec();
-        pending.extend(embedded(&text, DESCRIPTOR_SECTORS)?);
+        pending.extend(pad_descriptor(&text, DESCRIPTOR_SECTORS)?);
         pending.resize((OVERHEAD * SECTOR) as usize, 0);
         let spec = WriteSpec {
             virtual_size: settings.sectors * SECTOR,
@@ -81,21 +81,21 @@ impl StreamWriter {
         Ok(StreamWriter { out: cx.out.clone(), spec, header, pending, end: 0, table, directory })
     }
 
-    /// Where the next thing after what is pending goes.
+    /// Returns the sector after the pending metadata as a table entry.
     fn next_sector(&self) -> Result<u32> {
         sector_entry((self.end + self.pending.len() as u64) / SECTOR)
     }
 
-    /// Puts the table behind its grains, if it has any, and begins table `number`.
-    fn open_table(&mut self, number: u64) -> Result<()> {
+    /// Appends the current table, if it has grains, and begins table `index`.
+    fn open_table(&mut self, index: u64) -> Result<()> {
         let (current, entries) = &mut self.table;
-        if *current == number {
+        if *current == index {
             return Ok(());
         }
         let (current, entries) =
-            (std::mem::replace(current, number), std::mem::replace(entries, vec![0; entries.len()]));
+            (std::mem::replace(current, index), std::mem::replace(entries, vec![0; entries.len()]));
         if entries.iter().any(|&entry| entry != 0) {
-            let sector = self.put_table(marker::GRAIN_TABLE, &entries)?;
+            let sector = self.append_table(marker::GRAIN_TABLE, &entries)?;
             if let Some(entry) = self.directory.get_mut(current as usize) {
                 *entry = sector;
             }
@@ -103,8 +103,8 @@ impl StreamWriter {
         Ok(())
     }
 
-    /// Puts a table behind its marker, and returns its sector.
-    fn put_table(&mut self, kind: u32, entries: &[u32]) -> Result<u32> {
+    /// Appends a marker and a table. Returns the sector of the table.
+    fn append_table(&mut self, kind: u32, entries: &[u32]) -> Result<u32> {
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
         let sectors = (bytes.len() as u64).div_ceil(SECTOR);
         self.pending.extend(marker::metadata_marker(kind, sectors));
@@ -115,7 +115,7 @@ impl StreamWriter {
     }
 }
 
-/// The marker of a grain.
+/// Writes the marker of a grain.
 fn frame_header(bytes: &mut [u8], guest: u64, len: u32) {
     bytes.copy_from_slice(&marker::grain_header(guest / SECTOR, len));
 }
@@ -126,7 +126,7 @@ impl SparseWrite for StreamWriter {
     }
 
     fn place(&mut self, _guest: Range<u64>) -> Result<Placement> {
-        let feature = "grains that are not compressed in streamOptimized".into();
+        let feature = "uncompressed grains in streamOptimized".into();
         Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None })
     }
 
@@ -150,12 +150,12 @@ impl SparseWrite for StreamWriter {
     fn finish(&mut self) -> Result<()> {
         self.open_table(u64::MAX)?;
         let directory = std::mem::take(&mut self.directory);
-        let sector = self.put_table(marker::GRAIN_DIRECTORY, &directory)?;
+        let sector = self.append_table(marker::GRAIN_DIRECTORY, &directory)?;
         let footer = Header { directory: Directory::At(sector.into()), ..self.header.clone() };
         self.out.write_all_at(&self.pending, self.end).map_err(Error::io("writing the directory", self.end))?;
         self.end += self.pending.len() as u64;
         if self.out.seeks() {
-            // A footer says that all is there.
+            // The footer marks the stream complete, so the data must be durable first.
             self.out.sync().map_err(Error::io("syncing", None))?;
         }
         let end = [

@@ -6,7 +6,7 @@ use crate::codec::{Codec, Encoder, Encoding};
 use crate::driver::OpenContext;
 use crate::format::vmdk::SECTOR;
 use crate::format::vmdk::cowd::{self, CowdHeader};
-use crate::format::vmdk::grains::Packing;
+use crate::format::vmdk::grains::Framing;
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
 use crate::info::FileReference;
@@ -24,7 +24,7 @@ pub(in crate::format::vmdk) struct Sparse {
     /// One for each grain.
     pub grains: Vec<Content>,
     /// How grains are compressed, if they are.
-    pub packing: Option<(Packing, Codec)>,
+    pub framing: Option<(Framing, Codec)>,
     /// Whether the last grain ends with the disk.
     pub short: bool,
     pub redundant: bool,
@@ -69,7 +69,7 @@ impl Sparse {
             grain: 8,
             entries: 4,
             grains: (0..grains).map(|index| Content::Data(index as u8)).collect(),
-            packing: None,
+            framing: None,
             short: false,
             redundant: true,
             footer: None,
@@ -81,7 +81,7 @@ impl Sparse {
     /// As `streamOptimized` is.
     pub fn stream(grains: u64) -> Sparse {
         Sparse {
-            packing: Some((Packing::Marked, Codec::Zlib)),
+            framing: Some((Framing::Marked, Codec::Zlib)),
             footer: Some(0),
             redundant: false,
             ..Sparse::plain(grains)
@@ -115,11 +115,11 @@ impl Sparse {
         if self.short && index + 1 == self.grains.len() {
             bytes.truncate((self.capacity * SECTOR) as usize - index * (self.grain * SECTOR) as usize);
         }
-        let Some((packing, codec)) = self.packing else { return (bytes.clone(), bytes.len()) };
+        let Some((framing, codec)) = self.framing else { return (bytes.clone(), bytes.len()) };
         let payload = Encoder::new(&Encoding::new(codec)).encode(&bytes, usize::MAX).unwrap().to_vec();
-        let mut stored = match packing {
-            Packing::Marked => marker::grain_header(index as u64 * self.grain, payload.len() as u32).to_vec(),
-            Packing::Bare => Vec::new(),
+        let mut stored = match framing {
+            Framing::Marked => marker::grain_header(index as u64 * self.grain, payload.len() as u32).to_vec(),
+            Framing::Bare => Vec::new(),
         };
         stored.extend(&payload);
         stored.resize(stored.len().next_multiple_of(512).max(Marker::LEN), 0);
@@ -130,10 +130,10 @@ impl Sparse {
         let mut flags = Flags::NEWLINE_TEST;
         flags.set(Flags::REDUNDANT, self.redundant);
         flags.set(Flags::ZEROED_GRAIN, self.grains.contains(&Content::Zero));
-        flags.set(Flags::COMPRESSED, self.packing.is_some());
-        flags.set(Flags::MARKERS, matches!(self.packing, Some((Packing::Marked, _))));
+        flags.set(Flags::COMPRESSED, self.framing.is_some());
+        flags.set(Flags::MARKERS, matches!(self.framing, Some((Framing::Marked, _))));
         Header {
-            version: if self.packing.is_some() { 3 } else { 1 },
+            version: if self.framing.is_some() { 3 } else { 1 },
             flags,
             capacity: self.capacity,
             grain_size: self.grain,
