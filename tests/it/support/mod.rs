@@ -71,6 +71,11 @@ pub fn raw_image(bytes: &[u8]) -> Image {
     OpenOptions::new().format(format("raw")).open_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
 }
 
+/// Opens the bytes of an image.
+pub fn open_bytes(bytes: &[u8], format: Format) -> Result<Image> {
+    OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(bytes.to_vec())))
+}
+
 /// Opens the bytes of a qcow2 image.
 pub fn qcow2_image(bytes: &[u8]) -> Result<Image> {
     OpenOptions::new().format(format("qcow2")).open_source(Arc::new(MemFile::from(bytes.to_vec())))
