@@ -182,8 +182,16 @@ fn invalid_extents_are_refused() {
         ("RW 1 FLAT \"a\" -1", "extent offset is 0x2d, but must be a decimal number", 14),
         (&far, "extent offset is 36028797018963966, outside 0..=36028797018963965", 14),
         ("RW 1 SPARSE \"a\" 1", "extent offset is 1, outside 0..=0", 16),
-        ("WO 1 ZERO", "line is 0x57, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS", 0),
-        ("=1", "line is 0x3d, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS", 0),
+        (
+            "WO 1 ZERO",
+            "line is 0x57, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS",
+            0,
+        ),
+        (
+            "=1",
+            "line is 0x3d, but must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS",
+            0,
+        ),
     ] {
         assert_eq!(line_error(line), (what.to_owned(), at), "{line}");
     }
@@ -251,7 +259,8 @@ fn create_types() {
 
 #[test]
 fn names_in_other_encodings() {
-    // Each second byte of ソ (Shift_JIS 83 5c), 誠 (GBK d5 5c) and 功 (Big5 a5 5c) is a backslash, that of ポ (83 7c) a bar.
+    // Each second byte of ソ (Shift_JIS 83 5c), 誠 (GBK d5 5c) and 功 (Big5 a5 5c) is a backslash, that of ポ (83 7c) a
+    // bar.
     for (label, stored, name) in [
         ("", &b"Gr\xc3\xb6\xc3\x9fe"[..], "Größe".as_bytes()),
         ("UTF-8", b"Gr\xc3\xb6\xc3\x9fe", "Größe".as_bytes()),

@@ -1,4 +1,4 @@
-//! Images made here by hand, looked up everywhere and compared with what was put into them.
+//! Generated images, whose map and content are compared with the input of the generator.
 
 pub(in crate::format::vmdk) mod build;
 
@@ -20,19 +20,19 @@ fn open(bytes: &[u8]) -> Result<Reader> {
     with_files(&[], |cx| Reader::open(file(bytes), cx))
 }
 
-/// All of the guest's bytes, by the whole machinery.
+/// Returns the guest data, read through [`Image`].
 fn content(image: &Image) -> Result<Vec<u8>> {
     let mut bytes = vec![0xee; image.virtual_size() as usize];
     image.read_exact_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 
-/// The content of an image that is a descriptor with these files, which its conversion has to be able to read as well.
+/// Returns the guest data of a descriptor with these files, and walks its spans as a conversion does.
 fn read(descriptor: &str, files: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     let main = file(descriptor.as_bytes());
     let files: Vec<_> = files.iter().map(|(name, bytes)| (*name, file(bytes))).collect();
     let reader = with_files(&files, |cx| Reader::open(main.clone(), cx))?;
-    // In the order in which they are named.
+    // In the order of the references.
     let named = reader.info.files.iter().map(|reference| {
         files.iter().find(|(name, _)| name.as_bytes() == reference.name.as_bytes()).unwrap().1.clone()
     });
@@ -45,24 +45,24 @@ fn read(descriptor: &str, files: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The content of an image in one file.
+/// Returns the guest data of an image in one file.
 fn read_one(bytes: &[u8]) -> Result<Vec<u8>> {
     let options = crate::image::OpenOptions::new().format(Format::by_name(FORMAT_NAME).unwrap());
     content(&options.open_source(file(bytes))?)
 }
 
-/// How the byte at `offset` lives, by what was put where.
+/// Returns the expected kind of the extent at guest offset `offset`.
 fn expected(sparse: &Sparse, built: &Built, offset: u64) -> ExtentKind {
     let grain = sparse.grain * SECTOR;
     let index = offset / grain;
     let (sector, len) = built.places[index as usize];
-    let place = u64::from(sector) * SECTOR;
+    let host_offset = u64::from(sector) * SECTOR;
     match (sparse.grains[index as usize], sparse.framing) {
         (Grain::None, _) => ExtentKind::Hole,
         (Grain::Zero, _) => ExtentKind::Zero { allocated: None },
-        (Grain::Data(_), None) => ExtentKind::Data(Location { file: IMAGE, offset: place + offset % grain }),
+        (Grain::Data(_), None) => ExtentKind::Data(Location { file: IMAGE, offset: host_offset + offset % grain }),
         (Grain::Data(_), Some((framing, codec))) => ExtentKind::Compressed(Compressed {
-            at: Location { file: IMAGE, offset: place + if framing == Framing::Marked { 12 } else { 0 } },
+            at: Location { file: IMAGE, offset: host_offset + if framing == Framing::Marked { 12 } else { 0 } },
             stored_len: len as u32,
             codec,
             unit: index * grain,
@@ -72,7 +72,7 @@ fn expected(sparse: &Sparse, built: &Built, offset: u64) -> ExtentKind {
     }
 }
 
-/// Compares the extents with what is expected of each sector, from wherever one asks.
+/// Compares the extents with the expected kind of each sector, starting at various offsets.
 fn verify(sparse: &Sparse, built: &Built) {
     let reader = open(&built.file).unwrap();
     let size = sparse.capacity * SECTOR;
@@ -81,7 +81,7 @@ fn verify(sparse: &Sparse, built: &Built) {
         let expected = expected(sparse, built, at);
         match (extent.kind.advance(at - extent.offset), expected) {
             (ExtentKind::Compressed(mut found), ExtentKind::Compressed(wanted)) => {
-                // Of bare payloads no length is stored.
+                // The length of a bare payload is not stored.
                 assert!(found.stored_len >= wanted.stored_len);
                 assert!(found.at.offset + u64::from(found.stored_len) <= built.file.len() as u64);
                 if matches!(sparse.framing, Some((Framing::Bare, _))) {
@@ -102,7 +102,7 @@ fn verify(sparse: &Sparse, built: &Built) {
         (at..extent.end()).step_by(512).for_each(|at| check(extent, at));
         let in_table = at % table / (sparse.grain * SECTOR);
         if let Some(last) = last.filter(|_| !in_table.is_multiple_of(4096)) {
-            assert!(!last.kind.continues(last.len, extent.kind), "{last:?} and {extent:?} are one");
+            assert!(!last.kind.continues(last.len, extent.kind), "{last:?} and {extent:?} are not merged");
         }
         (at, last) = (extent.end(), Some(extent));
     }
@@ -139,10 +139,9 @@ fn extents() -> impl Strategy<Value = Sparse> {
                 Some(false) => Grain::Zero,
                 Some(true) => Grain::Data(index as u8),
             });
-            // Many grains are for the pieces of large tables; to encode them would take long.
+            // The large counts test table pages. Compressing so many grains would take long.
             let framing = framing.filter(|_| count < 1000);
-            // Only a stream has its tables at the end, and only compressed grains can end before the disk's last grain does
-            // wherever they lie.
+            // Only streams have tables at the end.
             let footer = footer.filter(|_| matches!(framing, Some((Framing::Marked, _)))).map(|sectors| sectors * 700);
             Sparse {
                 capacity: (count - 1) * grain + 1 + tail.index(grain as usize) as u64,
@@ -164,13 +163,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn extents_are_where_the_grains_are(sparse in extents()) {
+    fn hosted_extents_are_mapped(sparse in extents()) {
         verify(&sparse, &sparse.build());
     }
 
     #[test]
-    fn extents_of_esx(sparse in extents()) {
-        // Its grains need not be a power of two.
+    fn cowd_extents_are_mapped(sparse in extents()) {
+        // The grain size of COWD extents need not be a power of two.
         let grain = if sparse.grain == 8 { 7 } else { sparse.grain };
         let count = sparse.grains.len() as u64;
         let grains = sparse.grains.iter().map(|kind| if *kind == Grain::Zero { Grain::None } else { *kind });
@@ -188,7 +187,7 @@ proptest! {
 }
 
 #[test]
-fn grains_that_follow_each_other_are_one_extent() {
+fn contiguous_grains_are_merged() {
     let sparse = Sparse { entries: 512, ..Sparse::plain(600) };
     let reader = open(&sparse.build().file).unwrap();
     let lens: Vec<_> = [0, 5, 512 * 4096].map(|at| reader.extent_at(at..u64::MAX).unwrap().len).into();
@@ -196,7 +195,7 @@ fn grains_that_follow_each_other_are_one_extent() {
 }
 
 #[test]
-fn tables_that_are_not_there_are_one_hole() {
+fn unallocated_tables_are_merged() {
     let mut sparse = Sparse { entries: 1, ..Sparse::plain(30) };
     sparse.grains[1..29].fill(Grain::None);
     let reader = open(&sparse.build().file).unwrap();
@@ -205,50 +204,50 @@ fn tables_that_are_not_there_are_one_hole() {
     verify(&sparse, &sparse.build());
 }
 
-/// Spoils the directory, and tells what comes of it: the warnings, and whether the content is right.
-fn with_damage(sparse: &Sparse, spoil: impl Fn(&mut Vec<u8>, &Built)) -> Result<(usize, bool)> {
+/// Damages an image. Returns the number of warnings and whether the guest data is correct.
+fn with_damage(sparse: &Sparse, damage: impl Fn(&mut Vec<u8>, &Built)) -> Result<(usize, bool)> {
     let built = sparse.build();
     let mut bytes = built.file.clone();
-    spoil(&mut bytes, &built);
+    damage(&mut bytes, &built);
     let warnings = open(&bytes)?.info.warnings;
-    let told = warnings.iter().filter(|text| text.contains("redundant")).count();
-    Ok((told, read_one(&bytes)? == sparse.guest()))
+    let count = warnings.iter().filter(|text| text.contains("redundant")).count();
+    Ok((count, read_one(&bytes)? == sparse.guest()))
 }
 
 #[test]
-fn a_damaged_directory_has_a_second_one() {
+fn the_redundant_directory_replaces_a_damaged_one() {
     let sparse = Sparse::plain(10);
     let put = |bytes: &mut [u8], at: usize, value: u32| LittleEndian::write_u32(&mut bytes[at..], value);
-    type Spoil<'a> = &'a dyn Fn(&mut Vec<u8>, &Built);
-    let damages: [(&str, Spoil<'_>); 6] = [
-        ("the directory is said to be where the header is", &|bytes, _| put(bytes, 56, 0)),
-        ("the directory is beyond the file", &|bytes, _| put(bytes, 56, 1 << 20)),
-        ("the first table is beyond the file", &|bytes, built| put(bytes, built.directories[0], 1 << 20)),
-        ("the last table is", &|bytes, built| put(bytes, built.directories[0] + 8, u32::MAX)),
-        ("a table is missing", &|bytes, built| put(bytes, built.directories[0] + 4, 0)),
-        ("all tables are missing", &|bytes, built| bytes[built.directories[0]..][..12].fill(0)),
+    type Damage<'a> = &'a dyn Fn(&mut Vec<u8>, &Built);
+    let damages: [(&str, Damage<'_>); 6] = [
+        ("directory on the header", &|bytes, _| put(bytes, 56, 0)),
+        ("directory out of bounds", &|bytes, _| put(bytes, 56, 1 << 20)),
+        ("first table out of bounds", &|bytes, built| put(bytes, built.directories[0], 1 << 20)),
+        ("last table out of bounds", &|bytes, built| put(bytes, built.directories[0] + 8, u32::MAX)),
+        ("table missing", &|bytes, built| put(bytes, built.directories[0] + 4, 0)),
+        ("all tables missing", &|bytes, built| bytes[built.directories[0]..][..12].fill(0)),
     ];
-    for (what, spoil) in damages {
-        assert_eq!(with_damage(&sparse, spoil).unwrap(), (1, true), "{what}");
-        // Without a second one the first three are errors; an absent table is none.
-        let alone = with_damage(&Sparse { redundant: false, ..sparse.clone() }, spoil);
+    for (what, damage) in damages {
+        assert_eq!(with_damage(&sparse, damage).unwrap(), (1, true), "{what}");
+        // Without a redundant directory, the data is not correct.
+        let alone = with_damage(&Sparse { redundant: false, ..sparse.clone() }, damage);
         assert!(!matches!(alone, Ok((_, true))), "{what}");
-        // A spoilt second one does not matter, nor does one that the flags deny.
+        // Damage to the tables of the redundant directory has no effect.
         let second = |bytes: &mut Vec<u8>, built: &Built| {
             let mirrored = Built { directories: [built.directories[1], 0], file: Vec::new(), places: Vec::new() };
-            spoil(bytes, &mirrored);
+            damage(bytes, &mirrored);
         };
-        if !what.contains("directory") {
+        if !what.starts_with("directory") {
             assert_eq!(with_damage(&sparse, second).unwrap(), (0, true), "{what}");
         }
         let both = with_damage(&sparse, |bytes, built| {
-            spoil(bytes, built);
+            damage(bytes, built);
             put(bytes, 48, 1 << 20);
         });
         assert!(!matches!(both, Ok((_, true))), "{what}");
     }
     assert_eq!(with_damage(&sparse, |_, _| {}).unwrap(), (0, true));
-    // What only one of the two has must not be lost.
+    // A table in only one of the directories must not be lost.
     let each = with_damage(&sparse, |bytes, built| {
         put(bytes, built.directories[0], 0);
         put(bytes, built.directories[1] + 4, 0);
@@ -257,7 +256,7 @@ fn a_damaged_directory_has_a_second_one() {
 }
 
 #[test]
-fn a_table_that_was_emptied_is_not_zeros() {
+fn an_empty_table_with_a_redundant_copy_is_refused() {
     let sparse = Sparse::plain(10);
     let built = sparse.build();
     let table = |which: usize| {
@@ -267,24 +266,24 @@ fn a_table_that_was_emptied_is_not_zeros() {
     let mut bytes = built.file.clone();
     bytes[table(0)..][..16].fill(0);
     let error = read_one(&bytes).unwrap_err();
-    assert!(error.to_string().contains("its copy has"), "{error}");
-    // The reader does not depend on the copy.
+    assert!(error.to_string().contains("redundant grain table has allocated grains"), "{error}");
+    // An empty redundant table has no effect.
     let mut bytes = built.file.clone();
     bytes[table(1)..][..16].fill(0);
     assert!(read_one(&bytes).unwrap() == sparse.guest());
 }
 
 #[test]
-fn footers() {
+fn footers_are_found_and_validated() {
     let sparse = Sparse::stream(10);
     for padding in [0, 512, 1024, 100, 511, 64 << 10, 1 << 19] {
         let built = Sparse { footer: Some(padding), ..sparse.clone() }.build();
-        assert!(read_one(&built.file).unwrap() == sparse.guest(), "{padding} zeros behind it");
+        assert!(read_one(&built.file).unwrap() == sparse.guest(), "{padding} bytes of padding");
     }
     let whole = sparse.build().file;
     let footer = whole.len() - 1024;
     let kind = |bytes: &[u8]| open(bytes).err().map(|error| error.kind());
-    // The end may be missing, but not the footer, nor the marker before it.
+    // The end-of-stream marker may be missing, but not the footer or its marker.
     assert_eq!(kind(&whole[..whole.len() - 512]), None);
     assert_eq!(kind(&whole[..footer]), Some("invalid-field"));
     for len in (512..footer).step_by(512) {
@@ -306,13 +305,13 @@ fn footers() {
     ] {
         assert_eq!(changed(at, value), Some(expected), "{value} at {at}");
     }
-    // Too much padding is not searched.
+    // More padding than the search limit.
     let built = Sparse { footer: Some(3 << 20), ..sparse.clone() }.build();
     assert_eq!(kind(&built.file), Some("invalid-field"));
 }
 
 #[test]
-fn entries_that_lead_nowhere() {
+fn invalid_entries_are_refused() {
     for (framing, cases) in [
         (None, [(0u32, 1u32 << 30, "out-of-bounds"), (3, u32::MAX, "out-of-bounds"), (9, 1 << 24, "out-of-bounds")]),
         (Some(Framing::Bare), [(0, 1 << 30, "out-of-bounds"), (3, u32::MAX, "out-of-bounds"), (5, 0, "decode")]),
@@ -321,7 +320,7 @@ fn entries_that_lead_nowhere() {
         let sparse = Sparse { framing: framing.map(|framing| (framing, Codec::Zlib)), ..Sparse::plain(10) };
         let built = sparse.build();
         for (grain, entry, kind) in cases {
-            // The entry of another grain has another marker, and the header has none.
+            // 0 stands for the entry of another grain, or for the directory, where no payload is.
             let entry = match (entry, framing) {
                 (0, Some(Framing::Marked)) => built.places[grain as usize - 1].0,
                 (0, _) => built.directories[0] as u32 / 512,
@@ -333,7 +332,7 @@ fn entries_that_lead_nowhere() {
             LittleEndian::write_u32(&mut bytes[at..], entry);
             let error = read_one(&bytes).unwrap_err();
             assert_eq!(error.kind(), kind, "{framing:?}, grain {grain}: {error}");
-            // What lies before it is there.
+            // Preceding grains are mapped.
             let reader = open(&bytes).unwrap();
             assert!((0..grain).all(|before| reader.extent_at(u64::from(before) * 4096..u64::MAX).is_ok()));
         }
@@ -341,7 +340,7 @@ fn entries_that_lead_nowhere() {
 }
 
 #[test]
-fn markers_are_believed_within_reason() {
+fn payload_lengths_are_validated() {
     let sparse = Sparse::stream(4);
     let built = sparse.build();
     let at = built.places[2].0 as usize * 512;
@@ -353,7 +352,7 @@ fn markers_are_believed_within_reason() {
     }
 }
 
-/// A disk of several extents.
+/// Returns a descriptor with these extent lines.
 fn descriptor(lines: &[&str]) -> String {
     let lines = lines.join("\n");
     format!("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"custom\"\n{lines}\n")
@@ -364,7 +363,7 @@ fn filled(byte: u8, sectors: usize) -> Vec<u8> {
 }
 
 #[test]
-fn extents_of_several_files() {
+fn extents_in_several_files() {
     let sparse = Sparse { capacity: 77, ..Sparse::plain(10) };
     let stream = Sparse { capacity: 13, ..Sparse::stream(2) };
     let cowd = Sparse { grain: 3, capacity: 28, ..Sparse::plain(10) };
@@ -393,7 +392,7 @@ fn extents_of_several_files() {
         stream.guest(),
     ];
     assert!(read(&text, &files).unwrap() == parts.concat());
-    // The one file that is used twice is opened once, and all are counted in the order of their names.
+    // A file that is used twice is opened once. File ids follow the order of the descriptor.
     let opened: Vec<_> = files.iter().map(|(name, bytes)| (*name, file(bytes))).collect();
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
     let names: Vec<_> = reader.info.files.iter().map(|reference| reference.name.to_text().into_owned()).collect();
@@ -401,14 +400,14 @@ fn extents_of_several_files() {
     let second = reader.extent_at((10 + 77 + 3 + 28) * 512..u64::MAX).unwrap();
     let at = Location { file: FileId(1), offset: 60 * 512 };
     assert_eq!(second, Extent { offset: 118 * 512, len: 20 * 512, kind: ExtentKind::Data(at) });
-    // Units are counted from the beginning of the disk.
+    // Units are guest offsets, not offsets in the extent.
     let last = reader.extent_at(150 * 512..u64::MAX).unwrap();
     let ExtentKind::Compressed(unit) = last.kind else { panic!("{last:?}") };
     assert_eq!((unit.at.file, unit.unit, unit.unit_len, unit.min_len), (FileId(4), 146 * 512, 4096, 5 * 512));
 }
 
 #[test]
-fn an_extent_may_be_shorter_than_its_file_but_not_longer() {
+fn extents_may_be_shorter_than_their_files() {
     let sparse = Sparse { entries: 3, ..Sparse::plain(10) };
     let files = [("a", sparse.build().file), ("b", filled(1, 10))];
     for sectors in [1, 8, 9, 24, 79, 80] {
@@ -427,20 +426,20 @@ fn an_extent_may_be_shorter_than_its_file_but_not_longer() {
         let error = read(&descriptor(&[line]), &files).unwrap_err();
         assert_eq!(error.kind(), kind, "{line}: {error}");
     }
-    // A flat file may hold several extents, a sparse one is one.
+    // A flat file may hold several extents, a sparse extent is a whole file.
     read(&descriptor(&["RW 4 FLAT \"b\" 0", "RW 6 FLAT \"b\" 4"]), &files).unwrap();
     let error = read(&descriptor(&["RW 8 SPARSE \"a\"", "RW 8 SPARSE \"a\""]), &files).unwrap_err();
     assert_eq!(error.kind(), "overlap", "{error}");
 }
 
 #[test]
-fn places_are_claimed_in_each_file() {
+fn overlaps_are_tracked_by_file() {
     let files = [("a", filled(1, 10)), ("b", filled(2, 10))];
     let both = |first: &str, second: &str| read(&descriptor(&[first, second]), &files).map_err(|error| error.kind());
     assert!(both("RW 10 FLAT \"a\" 0", "RW 10 FLAT \"b\" 0").is_ok());
     assert!(both("RW 5 FLAT \"a\" 0", "RW 5 FLAT \"a\" 5").is_ok());
     assert_eq!(both("RW 5 FLAT \"a\" 0", "RW 5 FLAT \"a\" 4"), Err("overlap"));
-    // One sparse file as two extents.
+    // One sparse file in two extents.
     let files = [("a", Sparse::plain(10).build().file)];
     let twice = read(&descriptor(&["RW 80 SPARSE \"a\"", "RW 80 SPARSE \"a\""]), &files);
     assert_eq!(twice.unwrap_err().kind(), "overlap");
@@ -454,7 +453,7 @@ fn space_efficient_sparse() {
     bytes[..512].copy_from_slice(&constant);
     bytes[header.volatile_header.start as usize..][..512].copy_from_slice(&volatile);
     let put = |bytes: &mut Vec<u8>, at: u64, value: u64| LittleEndian::write_u64(&mut bytes[at as usize..], value);
-    // Table 2 stands first, table 1 is not there.
+    // Table 2 is stored first, table 1 is unallocated.
     let directory = header.grain_directory.start;
     put(&mut bytes, directory, 0x1000_0000 << 32 | 1);
     put(&mut bytes, directory + 16, 0x1000_0000 << 32);
@@ -478,12 +477,12 @@ fn space_efficient_sparse() {
     assert!(guest == expected);
     let opened = [("s", file(&bytes))];
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
-    // A table is read in two pieces.
+    // A table is read in two pages.
     let found: Vec<_> = [0, 2 * 4096, 4 * 4096, 5 * 4096].map(|at| reader.extent_at(at..u64::MAX).unwrap()).into();
     assert_eq!(found.iter().map(|extent| extent.len / 4096).collect::<Vec<_>>(), [2, 2, 1, 2043]);
     assert_eq!(found[1].kind, ExtentKind::Zero { allocated: None });
     assert_eq!(found[3].kind, ExtentKind::Hole);
-    // Beyond the grains, a table that does not exist, and by itself.
+    // Grains out of bounds, invalid entries, and the extent without its descriptor.
     let kind = |at: u64, value: u64| {
         let mut bytes = bytes.clone();
         put(&mut bytes, at, value);
@@ -497,7 +496,7 @@ fn space_efficient_sparse() {
 }
 
 #[test]
-fn who_only_looks_opens_no_file() {
+fn properties_need_no_extent_files() {
     let text = descriptor(&["RW 10 FLAT \"a\" 0", "RW 3 ZERO", "RW 80 SPARSE \"b\""]);
     let (limits, budget) = (Limits::default(), crate::limits::Budget::new(1 << 20));
     let cx = OpenContext::new(&limits, &budget);
@@ -507,18 +506,18 @@ fn who_only_looks_opens_no_file() {
     assert_eq!(reader.extent_at(0..u64::MAX).unwrap_err().kind(), "usage");
     assert_eq!(reader.extent_at(10 * 512..u64::MAX).unwrap().kind, ExtentKind::Zero { allocated: None });
     assert_eq!(reader.extent_at(13 * 512..u64::MAX).unwrap_err().kind(), "usage");
-    // A snapshot inside an image is something that no VMDK has.
+    // VMDK has no internal snapshots.
     assert!(Reader::open(file(text.as_bytes()), &OpenContext { snapshot: Some("1"), ..cx }).is_err());
 }
 
 #[test]
-fn an_embedded_descriptor() {
+fn embedded_descriptors() {
     let with = |lines: &[&str]| {
         let text = descriptor(lines);
         assert!(text.len() <= 512);
         Sparse { descriptor: Some(text), ..Sparse::plain(10) }
     };
-    // Whatever the extent is called there.
+    // The file name is ignored.
     let sparse = with(&["RW 80 SPARSE \"/etc/passwd\""]);
     let reader = open(&sparse.build().file).unwrap();
     assert_eq!(reader.info().identities, [content_id(0x1234_5678)]);
@@ -527,7 +526,7 @@ fn an_embedded_descriptor() {
     // VirtualBox rounds the capacity up to a whole grain.
     let rounded = with(&["RW 75 SPARSE \"a\""]).build().file;
     assert!(read_one(&rounded).unwrap() == sparse.guest()[..75 * 512]);
-    // That is no rounding any more.
+    // A larger difference is not rounding.
     assert_eq!(open(&with(&["RW 64 SPARSE \"a\""]).build().file).unwrap().info().virtual_size, 80 * 512);
     for (lines, kind) in [
         (&["RW 81 SPARSE \"a\""][..], "invalid-field"),
@@ -537,17 +536,17 @@ fn an_embedded_descriptor() {
         let error = open(&with(lines).build().file).err().unwrap();
         assert_eq!(error.kind(), kind, "{lines:?}: {error}");
     }
-    // Split disks have room for one, and nothing in it.
+    // Extents of split disks have zeros instead of a descriptor.
     let whole = sparse.build().file;
     let mut file = whole.clone();
     file[512..1024].fill(0);
     let reader = open(&file).unwrap();
     assert_eq!(reader.info().warnings, [NO_DESCRIPTOR]);
-    // What is damaged is not the same as none: a parent may be named there.
+    // A damaged descriptor is an error, since it may name a parent.
     let mut file = whole.clone();
     file[512..516].copy_from_slice(b"void");
     assert_eq!(open(&file).err().map(|error| error.kind()), Some("invalid-field"));
-    // Nobody needs so much text, and each of its copies takes memory.
+    // The length of the descriptor is limited.
     let mut file = whole;
     file.resize(6 << 20, 0);
     LittleEndian::write_u64(&mut file[36..], MAX_DESCRIPTOR / 512);
@@ -557,7 +556,7 @@ fn an_embedded_descriptor() {
 }
 
 #[test]
-fn disks_without_a_sector() {
+fn empty_disks_are_read() {
     for sparse in [Sparse::plain(0), Sparse::stream(0)] {
         let built = sparse.build();
         assert!(read_one(&built.file).unwrap().is_empty());
@@ -567,7 +566,7 @@ fn disks_without_a_sector() {
 }
 
 #[test]
-fn an_extent_that_was_not_closed() {
+fn unclean_extents_are_reported() {
     let sparse = Sparse::plain(2);
     let mut bytes = sparse.build().file;
     let mut header = Header::parse(&bytes[..512], 0, &Limits::default()).unwrap();
@@ -583,7 +582,7 @@ fn an_extent_that_was_not_closed() {
 }
 
 #[test]
-fn anything_else_is_an_error() {
+fn truncated_metadata_is_refused() {
     let whole = Sparse { descriptor: Some(descriptor(&["RW 80 SPARSE \"a\""])), ..Sparse::plain(10) }.build().file;
     for len in 0..whole.len().min(5000) {
         match open(&whole[..len]) {

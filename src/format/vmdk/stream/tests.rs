@@ -1,4 +1,4 @@
-//! Streams made by hand, whole and spoilt.
+//! Generated streams, complete, truncated and corrupt.
 
 use std::io::Cursor;
 
@@ -16,7 +16,7 @@ use crate::image::Image;
 use crate::image::OpenOptions;
 use crate::io::MemFile;
 
-/// Bytes that come a few at a time, with interruptions.
+/// A reader that returns few bytes at a time, with interruptions.
 struct Dribble(Cursor<Vec<u8>>, usize);
 
 impl Read for Dribble {
@@ -35,7 +35,7 @@ fn image(bytes: &[u8]) -> Result<Image> {
     options.open_stream(Dribble(Cursor::new(bytes.to_vec()), 0))
 }
 
-/// The guest's bytes, by a conversion.
+/// Returns the guest data, converted to raw.
 fn read(bytes: &[u8]) -> Result<Vec<u8>> {
     let out = Arc::new(MemFile::new());
     Converter::new(Format::RAW).threads(2).convert_to(&image(bytes)?, out.clone())?;
@@ -46,17 +46,17 @@ fn kind(bytes: &[u8]) -> Option<&'static str> {
     read(bytes).err().map(|error| error.kind())
 }
 
-/// As qemu writes them: the tables in front, no marker at the end.
-fn in_front(grains: u64) -> Sparse {
+/// A stream in the layout of qemu: tables before the grains, no end-of-stream marker.
+fn tables_first(grains: u64) -> Sparse {
     Sparse { footer: None, ..Sparse::stream(grains) }
 }
 
-/// Bytes of the markers of the grains, in the order of the stream.
+/// Stream offsets of the grain markers, in ascending order.
 fn grain_markers(sparse: &Sparse) -> Vec<usize> {
-    let mut places: Vec<_> = sparse.build().places.iter().map(|place| place.0 as usize * 512).collect();
-    places.retain(|place| *place > 512);
-    places.sort_unstable();
-    places
+    let mut offsets: Vec<_> = sparse.build().places.iter().map(|place| place.0 as usize * 512).collect();
+    offsets.retain(|offset| *offset > 512);
+    offsets.sort_unstable();
+    offsets
 }
 
 fn streams() -> impl Strategy<Value = Sparse> {
@@ -81,16 +81,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_stream_is_what_the_file_is(sparse in streams()) {
+    fn streams_are_read(sparse in streams()) {
         prop_assert!(read(&sparse.build().file).unwrap() == sparse.guest());
     }
 
     #[test]
-    fn what_is_cut_off_is_an_error(sparse in streams(), cut in any::<prop::sample::Index>()) {
+    fn truncated_streams_are_refused(sparse in streams(), cut in any::<prop::sample::Index>()) {
         let sparse = Sparse { footer: sparse.footer.map(|_| 0), ..sparse };
         let whole = sparse.build().file;
-        // Zeros behind the last payload, when there are tables in front, are all that may be missing, and the whole of the
-        // last sector, the end.
         let cut = cut.index(whole.len());
         let kind = kind(&whole[..cut]);
         prop_assert!(matches!(kind, Some("out-of-bounds" | "invalid-field" | "decode")), "{cut} of {}: {kind:?}", whole.len());
@@ -98,8 +96,8 @@ proptest! {
 }
 
 #[test]
-fn every_sector_is_needed() {
-    for sparse in [Sparse::stream(9), in_front(9)] {
+fn every_truncation_is_refused() {
+    for sparse in [Sparse::stream(9), tables_first(9)] {
         let whole = sparse.build().file;
         assert!(read(&whole).unwrap() == sparse.guest());
         for len in (0..whole.len()).step_by(512).chain(0..512).chain([whole.len() - 1]) {
@@ -109,33 +107,33 @@ fn every_sector_is_needed() {
 }
 
 #[test]
-fn a_stream_that_ends_without_its_footer() {
+fn a_missing_footer_is_refused() {
     let whole = Sparse::stream(4).build().file;
     let footer_marker = whole.len() - 3 * 512;
     let without = [&whole[..footer_marker], &[0; 512]].concat();
     let error = read(&without).unwrap_err();
     assert!(error.to_string().contains("without a footer"), "{error}");
-    // Padding behind the end is read, so that who writes it does not fail, and says nothing.
+    // Padding after the end is read, so that the writing process does not fail.
     assert_eq!(kind(&[&whole[..], &[0xee; 5000]].concat()), None);
-    // VMware's report of progress, and what else nobody knows.
+    // VMware's progress report and other unknown structures are skipped.
     let other = [marker::metadata_marker(4, 2).as_slice(), &[0xee; 1024]].concat();
     let first = grain_markers(&Sparse::stream(4))[0];
     assert_eq!(kind(&[&whole[..first], &other, &whole[first..]].concat()), None);
 }
 
 #[test]
-fn tables_in_front_are_counted() {
-    let sparse = in_front(9);
+fn grains_are_counted_by_tables_before_them() {
+    let sparse = tables_first(9);
     let whole = sparse.build().file;
     let last = *grain_markers(&sparse).last().unwrap();
-    // An end marker changes nothing.
+    // The same with an end-of-stream marker.
     let ended = |bytes: &[u8]| [bytes, &[0; 512]].concat();
     assert_eq!(kind(&ended(&whole)), None);
     for bytes in [whole[..last].to_vec(), ended(&whole[..last])] {
         let error = read(&bytes).unwrap_err();
-        assert!(error.to_string().contains("fewer grains than its tables have"), "{error}");
+        assert!(error.to_string().contains("the stream contains fewer grains"), "{error}");
     }
-    // Where a table is not in front, there is no way to tell, unless the end is marked.
+    // With a table elsewhere, only an end-of-stream marker shows that the stream is complete.
     let mut elsewhere = whole.clone();
     let directory = sparse.build().directories[0];
     LittleEndian::write_u32(&mut elsewhere[directory..], 1 << 16);
@@ -144,7 +142,7 @@ fn tables_in_front_are_counted() {
 }
 
 #[test]
-fn grains_that_cannot_be() {
+fn invalid_grain_markers_are_refused() {
     let sparse = Sparse { capacity: 60, ..Sparse::stream(8) };
     let built = sparse.build();
     let at = built.places[3].0 as usize * 512;
@@ -155,10 +153,10 @@ fn grains_that_cannot_be() {
     };
     assert_eq!(with(24), Ok(()));
     assert_eq!(with(25), Err(("invalid-field", true)), "within a grain");
-    assert_eq!(with(64), Err(("invalid-field", true)), "beyond the disk");
+    assert_eq!(with(64), Err(("invalid-field", true)), "beyond the end of the disk");
     assert_eq!(with(1 << 60), Err(("invalid-field", true)));
-    assert_eq!(with(16), Err(("overlap", true)), "the one before it");
-    assert_eq!(with(32), Err(("overlap", false)), "the one behind it");
+    assert_eq!(with(16), Err(("overlap", true)), "the preceding grain");
+    assert_eq!(with(32), Err(("overlap", false)), "the following grain");
     let sized = |size: u32| {
         let mut bytes = built.file.clone();
         LittleEndian::write_u32(&mut bytes[at + 8..], size);
@@ -168,7 +166,7 @@ fn grains_that_cannot_be() {
     assert!(sized(2).is_some());
 }
 
-/// A grain of 64 KiB that does not compress.
+/// An incompressible grain of 64 KiB.
 fn noise(seed: u64) -> Vec<u8> {
     let mut state = seed * 2 + 1;
     let next = |_| {
@@ -178,14 +176,14 @@ fn noise(seed: u64) -> Vec<u8> {
     (0..64 << 10).map(next).collect()
 }
 
-/// A stream of `grains` incompressible grains of 64 KiB in this order.
+/// A stream of `grains` incompressible grains of 64 KiB in the order `order`.
 fn large(order: impl IntoIterator<Item = u64>, grains: u64) -> Vec<u8> {
     let capacity = grains * 128;
     let header = Sparse { grain: 128, entries: 512, capacity, grains: vec![], ..Sparse::stream(0) }.header();
     let mut bytes = crate::format::vmdk::header::Header { overhead: 1, ..header }.encode().to_vec();
     for grain in order {
         let block = noise(grain);
-        // Stored blocks of RFC 1951, which are quickly made.
+        // Stored blocks (RFC 1951), which are fast to generate.
         let mut payload = Vec::new();
         for (last, half) in block.chunks(32 << 10).enumerate() {
             let len = half.len() as u16;
@@ -203,25 +201,25 @@ fn large(order: impl IntoIterator<Item = u64>, grains: u64) -> Vec<u8> {
 #[test]
 fn grains_may_be_somewhat_out_of_order() {
     let expected: Vec<_> = (0..160).flat_map(noise).collect();
-    // 100 grains are less than what is read ahead, 150 are more.
+    // 100 grains are below the read-ahead limit, 150 above.
     let swapped = |by: u64| (1..=by).chain([0]).chain(by + 1..160);
     assert!(read(&large(swapped(100), 160)).unwrap() == expected);
     let error = read(&large(swapped(150), 160)).unwrap_err();
     assert_eq!(error.kind(), "unsupported", "{error}");
-    assert!(error.to_string().contains("can be read from a file"), "{error}");
-    // A grain that comes again after it was handed out is one of them.
+    assert!(error.to_string().contains("read it from a file"), "{error}");
+    // So is a grain that was already returned.
     let again = (0..160).chain([0]);
     assert_eq!(kind(&large(again, 160)), Some("unsupported"));
     assert_eq!(kind(&large((0..160).chain([159]), 160)), Some("overlap"));
 }
 
 #[test]
-fn it_is_read_once_and_in_order() {
+fn streams_are_read_once_and_in_order() {
     let whole = large(0..160, 160);
     let image = image(&whole).unwrap();
     let mut first = [0; 512];
     image.read_exact_at(&mut first, 0).unwrap();
-    // The same again is there, and what lies ahead, however far.
+    // The last grain again, and any distance ahead.
     image.read_exact_at(&mut first, 512).unwrap();
     assert!(first[..] == noise(0)[512..1024]);
     image.read_exact_at(&mut first, 159 << 16).unwrap();
@@ -230,8 +228,8 @@ fn it_is_read_once_and_in_order() {
 }
 
 #[test]
-fn many_small_grains_take_little_time_and_memory() {
-    // Each takes a sector of the stream, and 20 bytes.
+fn many_small_grains_are_handled_in_bounded_time_and_memory() {
+    // Each grain has a payload of 20 bytes, in one sector of the stream.
     let grains = 100_000u64;
     let header = Sparse { capacity: grains, grain: 1, entries: 512, grains: vec![], ..Sparse::stream(0) }.header();
     let mut bytes = crate::format::vmdk::header::Header { overhead: 1, ..header }.encode().to_vec();
@@ -255,16 +253,16 @@ fn many_small_grains_take_little_time_and_memory() {
             payloads.read_exact_at(&mut buf, unit.at.offset).unwrap();
             assert!(buf == payload);
         }
-        // It is a matter of one second, and was one of many minutes when each step looked at all that was kept.
+        // Takes about a second. Quadratic eviction takes minutes.
         assert!(started.elapsed().as_secs() < 30, "{:?}", started.elapsed());
-        // What was read first is gone.
+        // The first payload was evicted.
         assert!(payloads.read_exact_at(&mut buf, 512 + 12).is_err());
     });
 }
 
 #[test]
-fn a_slow_thread_still_gets_its_part_of_a_large_grain() {
-    // Grains of 2 MiB: of small ones only so much is kept as four of these take.
+fn large_grains_stay_cached_for_slow_threads() {
+    // Grains of 2 MiB: the byte limit of the cache alone would keep four.
     let header =
         Sparse { capacity: 12 << 12, grain: 1 << 12, entries: 512, grains: vec![], ..Sparse::stream(0) }.header();
     let mut bytes = crate::format::vmdk::header::Header { overhead: 1, ..header }.encode().to_vec();
@@ -276,20 +274,20 @@ fn a_slow_thread_still_gets_its_part_of_a_large_grain() {
     bytes.extend([0; 1024]);
     with_files(&[], |cx| {
         let (reader, payloads) = open(Box::new(Cursor::new(bytes)), cx).unwrap();
-        let places = (0..12).map(|grain| match reader.extent_at(grain << 21..u64::MAX).unwrap().kind {
+        let offsets = (0..12).map(|grain| match reader.extent_at(grain << 21..u64::MAX).unwrap().kind {
             ExtentKind::Compressed(unit) => unit.at.offset,
             other => panic!("{other:?}"),
         });
         let mut buf = vec![0; 2 << 20];
-        let places: Vec<_> = places.inspect(|place| payloads.read_exact_at(&mut buf, *place).unwrap()).collect();
+        let offsets: Vec<_> = offsets.inspect(|offset| payloads.read_exact_at(&mut buf, *offset).unwrap()).collect();
         // Ten grains later.
-        payloads.read_exact_at(&mut buf, places[1]).unwrap();
+        payloads.read_exact_at(&mut buf, offsets[1]).unwrap();
         assert!(buf.iter().all(|&byte| byte == 1));
     });
 }
 
 #[test]
-fn other_kinds_are_refused_by_name() {
+fn other_subformats_are_refused() {
     let plain = Sparse::plain(4).build().file;
     let bare = Sparse { framing: Some((Framing::Bare, Codec::Zlib)), ..Sparse::plain(4) }.build().file;
     for bytes in [plain, bare] {
@@ -298,7 +296,7 @@ fn other_kinds_are_refused_by_name() {
     }
     assert_eq!(image(b"# Disk DescriptorFile\nversion=1\n").err().unwrap().kind(), "unsupported");
     assert_eq!(image(b"KDMV").err().unwrap().kind(), "out-of-bounds");
-    // A length that nobody has is not believed.
+    // An overhead beyond the end of the stream.
     let mut bytes = Sparse::stream(4).build().file;
     LittleEndian::write_u64(&mut bytes[64..], u64::MAX);
     assert!(matches!(image(&bytes).err().unwrap().kind(), "limit" | "out-of-bounds"));
@@ -307,6 +305,6 @@ fn other_kinds_are_refused_by_name() {
 }
 
 #[test]
-fn a_disk_without_a_sector() {
+fn empty_disks_are_read() {
     assert!(read(&Sparse::stream(0).build().file).unwrap().is_empty());
 }

@@ -1,4 +1,4 @@
-//! What the writers promise, on images that a naive reader and qemu-img look at.
+//! Images by the writers, read by an independent simple reader and by qemu-img.
 
 mod model;
 
@@ -35,7 +35,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn scripts(
+    fn written_images_are_valid(
         subformat in prop::sample::select(SUBFORMATS.to_vec()), size in prop_oneof![0u64..2000, 0u64..700_000],
         steps in steps(), device in any::<bool>(), parent in any::<bool>(), zeroed in any::<bool>(),
     ) {
@@ -47,8 +47,8 @@ proptest! {
 }
 
 #[test]
-fn each_table_and_the_end() {
-    // One grain on each side of a table's end, a table without grains, and a last grain of one sector.
+fn tables_and_the_last_grain() {
+    // A grain on both sides of a table boundary, a table without grains, and a last grain of one sector.
     let steps = [
         Step::Skip(TABLE - GRAIN),
         Step::Store(2 * GRAIN),
@@ -64,7 +64,7 @@ fn each_table_and_the_end() {
 }
 
 #[test]
-fn zeros_over_a_parent() {
+fn zero_grains_over_a_parent() {
     let steps = [Step::Store(GRAIN), Step::Zero(3 * GRAIN), Step::Skip(GRAIN), Step::Zero(TABLE), Step::Store(1)];
     for device in [false, true] {
         let case = |options: &str| {
@@ -74,14 +74,18 @@ fn zeros_over_a_parent() {
         let with_data = case("").verify();
         let with_entries = case("zeroed_grain=on").verify();
         if !device {
-            assert_eq!(with_data.len() - with_entries.len(), (3 * GRAIN + TABLE) as usize, "each zero has a grain");
+            assert_eq!(
+                with_data.len() - with_entries.len(),
+                (3 * GRAIN + TABLE) as usize,
+                "each zero grain is allocated"
+            );
         }
     }
 }
 
 #[test]
-fn a_stream_goes_only_forward() {
-    // The target checks that each write begins where the last one ended.
+fn streams_are_written_sequentially() {
+    // The target checks that writes are sequential.
     let steps: Vec<_> = (0..40).map(|n| if n % 3 == 0 { Step::Skip(n * GRAIN) } else { Step::Store(GRAIN) }).collect();
     for level in 1..=9 {
         let options = format!("subformat=streamOptimized,compression_level={level}");
@@ -113,7 +117,7 @@ fn extents_end_at_2047_mib() {
             let mut writer = create(&context(size, &options, out.clone(), Some(&dir))).unwrap();
             let names: Vec<_> = (1..=lens.len()).map(|number| format!("disk-{letter}{number:03}.vmdk")).collect();
             assert_eq!(dir.names(), names);
-            // Bytes on both sides of an end go to both files.
+            // A range across the boundary is split.
             if size > SPLIT {
                 let guest = SPLIT - GRAIN..(SPLIT + GRAIN).min(size.next_multiple_of(512));
                 let first = writer.place(guest.clone()).unwrap();
@@ -125,7 +129,7 @@ fn extents_end_at_2047_mib() {
                     assert_eq!((first.offset, second.offset), (SPLIT - GRAIN, 0));
                 }
             }
-            assert!(writer.place(size.next_multiple_of(512)..size + 1024).is_err(), "beyond the disk");
+            assert!(writer.place(size.next_multiple_of(512)..size + 1024).is_err(), "beyond the end of the disk");
             writer.finish().unwrap();
             let text = String::from_utf8(out.text()).unwrap();
             let word = if letter == 'f' { "FLAT" } else { "SPARSE" };
@@ -139,7 +143,7 @@ fn extents_end_at_2047_mib() {
 }
 
 #[test]
-fn a_file_ends_at_2_tib() {
+fn files_are_limited_to_2_tib() {
     let create = |list: &str, size: u64| {
         let mut options = Options::new();
         options.add_list(list);
@@ -179,11 +183,11 @@ fn a_file_ends_at_2_tib() {
     split.add_list("subformat=twoGbMaxExtentSparse");
     let error = super::create(&context(8192 * SPLIT + 1, &split, Arc::new(Target::counting()), Some(&dir)));
     assert_eq!(error.err().unwrap().kind(), "limit");
-    assert!(dir.names().is_empty(), "no file was made before that was known");
+    assert!(dir.names().is_empty(), "no file is created before the size is checked");
 }
 
 #[test]
-fn names_of_the_files() {
+fn extent_file_names() {
     for (image, names) in [
         ("disk.vmdk", ["disk-flat.vmdk", "disk-s001.vmdk"]),
         ("disk", ["disk-flat.vmdk", "disk-s001.vmdk"]),
@@ -203,7 +207,7 @@ fn names_of_the_files() {
             assert!(String::from_utf8(out.text()).unwrap().contains(&format!("\"{name}\"")));
         }
     }
-    // What cannot stand between quotes is refused before a file is made.
+    // A name that a descriptor cannot hold is refused before a file is created.
     use std::os::unix::ffi::OsStrExt;
     for image in [&b"a\"b.vmdk"[..], b"a\nb.vmdk", b"\xff.vmdk"] {
         let dir = Dir::new(OsStr::from_bytes(image));
@@ -212,11 +216,11 @@ fn names_of_the_files() {
         let error = create(&context(512, &options, Arc::new(Target::new()), Some(&dir))).err().unwrap();
         assert_eq!(error.kind(), "usage", "{error}");
         assert!(dir.names().is_empty());
-        // With one file, nobody needs the name.
+        // The name in an embedded descriptor is not needed.
         let plain = Options::new();
         assert!(create(&context(512, &plain, Arc::new(Target::new()), Some(&dir))).is_ok());
     }
-    // Without a name of its own an image has only one file.
+    // Without a directory, an image can have only one file.
     for subformat in &SUBFORMATS[2..] {
         let mut options = Options::new();
         options.set("subformat", (*subformat).to_owned());
@@ -225,8 +229,8 @@ fn names_of_the_files() {
     }
 }
 
-/// Makes an empty image, and returns its descriptor or what is wrong with the options.
-fn made(list: &str, compress: bool, parent: Option<&ImageInfo>) -> Result<String> {
+/// Creates an empty image and returns its descriptor.
+fn create_empty(list: &str, compress: bool, parent: Option<&ImageInfo>) -> Result<String> {
     let mut options = Options::new();
     options.add_list(list);
     options.check(DRIVER.name, DRIVER.options)?;
@@ -239,7 +243,7 @@ fn made(list: &str, compress: bool, parent: Option<&ImageInfo>) -> Result<String
 }
 
 #[test]
-fn options_are_in_the_descriptor() {
+fn options_are_written_to_the_descriptor() {
     let parent =
         ImageInfo { format: "vmdk", specific: vec![("cid", Value::Number(0xabcd_ef01))], ..ImageInfo::default() };
     for (list, lines) in [
@@ -268,25 +272,25 @@ fn options_are_in_the_descriptor() {
         ("subformat=vmfs", &["createType=\"vmfs\"\n", "VMFS \"disk-flat.vmdk\"\n"]),
         ("subformat=monolithicFlat", &["createType=\"monolithicFlat\"\n", "FLAT \"disk-flat.vmdk\" 0\n"]),
     ] {
-        let text = made(list, false, None).unwrap();
+        let text = create_empty(list, false, None).unwrap();
         lines.iter().for_each(|line| assert!(text.contains(line), "{list}: {line}\n{text}"));
         assert!(!text.contains("parentFileNameHint"));
     }
-    let text = made("", false, Some(&parent)).unwrap();
+    let text = create_empty("", false, Some(&parent)).unwrap();
     assert!(text.contains("parentCID=abcdef01\n") && text.contains("parentFileNameHint=\"base.vmdk\"\n"), "{text}");
-    assert!(made("", true, None).unwrap().contains("createType=\"streamOptimized\"\n"));
-    // The same ones again, unless the content ID is another one.
-    assert_eq!(made("cid=1", false, None).unwrap(), made("cid=00000001", false, None).unwrap());
+    assert!(create_empty("", true, None).unwrap().contains("createType=\"streamOptimized\"\n"));
+    // The content ID determines the other identifiers.
+    assert_eq!(create_empty("cid=1", false, None).unwrap(), create_empty("cid=00000001", false, None).unwrap());
     let ids = |text: String| {
         let wanted = |line: &&str| ["CID", "longContentID", "uuid"].iter().any(|key| line.contains(key));
         text.lines().filter(wanted).map(str::to_owned).collect::<Vec<_>>()
     };
-    let [one, two] = ["cid=1", "cid=2"].map(|list| ids(made(list, false, None).unwrap()));
+    let [one, two] = ["cid=1", "cid=2"].map(|list| ids(create_empty(list, false, None).unwrap()));
     assert!(one.len() == 4 && one.iter().zip(&two).filter(|(one, two)| one == two).count() == 1, "{one:?} {two:?}");
 }
 
 #[test]
-fn options_that_do_not_go_together() {
+fn conflicting_options_are_refused() {
     let raw = ImageInfo { format: "raw", ..ImageInfo::default() };
     let no_cid = ImageInfo { format: "vmdk", ..ImageInfo::default() };
     let parent = ImageInfo { format: "vmdk", specific: vec![("cid", Value::Number(1))], ..ImageInfo::default() };
@@ -318,14 +322,14 @@ fn options_that_do_not_go_together() {
         ("", false, Some(&no_cid), "backing_file"),
         ("size=1", false, None, "size"),
     ] {
-        let error = made(list, compress, backing).unwrap_err();
+        let error = create_empty(list, compress, backing).unwrap_err();
         assert!(matches!(&error, Error::Option { name: found, .. } if *found == name), "{list}: {error}");
     }
-    made("backing_file=base.vmdk,backing_fmt=vmdk", false, Some(&parent)).unwrap();
+    create_empty("backing_file=base.vmdk,backing_fmt=vmdk", false, Some(&parent)).unwrap();
 }
 
 #[test]
-fn a_block_may_be_placed_in_parts() {
+fn grains_can_be_placed_in_parts() {
     let options = Options::new();
     let out = Arc::new(Target::new());
     let mut writer = create(&context(4 * GRAIN, &options, out.clone(), None)).unwrap();

@@ -1,4 +1,4 @@
-//! Snapshot chains: children that we write over a VMDK, and those of others.
+//! Snapshot chains written by this crate and by qemu.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_i
 use diskimage::{Image, OpenOptions, ReferencePolicy};
 
 #[test]
-fn overlays_that_we_write() {
-    needs_qemu!("VMDK overlays that we write");
+fn written_children() {
+    needs_qemu!("written VMDK children");
     let dir = TempDir::new();
     let base_guest = Pattern::Islands.make(1 << 20);
     let base_source = dir.file("base.raw", &base_guest);
@@ -35,7 +35,7 @@ fn overlays_that_we_write() {
                 seed += 1;
                 let what = format!("zeroed_grain={zeroed_grain} over {base_kind}, by us: {base_by_us}, seed {seed}");
                 let mut guest = changed(&base_guest, base_guest.len(), seed);
-                // Whole grains of zeros over data, too.
+                // With whole zero grains over data.
                 guest[128 << 10..(256 << 10) + 512].fill(0);
                 let source = dir.file("source.raw", &guest);
                 let target = dir.join("overlay.vmdk");
@@ -54,9 +54,9 @@ fn overlays_that_we_write() {
     }
 }
 
-/// Without it, zeros over data are stored; with it they are marked, in a version of the format that says so.
+/// `zeroed_grain=on` marks zeros over data, in version 2; `off` stores them.
 #[test]
-fn zeroed_grains_are_only_marked() {
+fn zeroed_grains_are_not_stored() {
     let dir = TempDir::new();
     let base_guest = Pattern::Incompressible.make(1 << 20);
     let base = dir.join("base.vmdk");
@@ -75,8 +75,8 @@ fn zeroed_grains_are_only_marked() {
 }
 
 #[test]
-fn chains_that_qemu_writes() {
-    needs_qemu!("VMDK chains that qemu-img writes");
+fn chains_by_qemu() {
+    needs_qemu!("VMDK chains by qemu-img");
     for (seed, options) in ["", "zeroed_grain=on", "compat6=on"].into_iter().enumerate() {
         let dir = TempDir::new();
         let size = (3 << 20) + 512;
@@ -99,23 +99,23 @@ fn chains_that_qemu_writes() {
 
         let denied = Image::open(&top).err().unwrap();
         assert_eq!(denied.kind(), "reference", "{denied}");
-        // A parent that is written to changes its content ID.
+        // A write to the parent changes its content ID.
         qemu_io_as("vmdk", &base, &["write -P 77 0 512".into()]);
         let changed = open_beside(&top).err().unwrap();
         assert_eq!(changed.kind(), "reference", "{changed}");
-        let mix = OpenOptions::new()
+        let allowed = OpenOptions::new()
             .reference_policy(ReferencePolicy::Beside)
             .allow_changed_backing(true)
             .open(&top)
             .unwrap();
-        assert_eq!(mix.layer_count(), 3);
-        content(&mix).unwrap();
+        assert_eq!(allowed.layer_count(), 3);
+        content(&allowed).unwrap();
     }
 }
 
-/// The same child, and its parent by the path of another machine: it is found beside the child.
+/// A parent hint with the path of another machine: the parent is found beside the child.
 #[test]
-fn hints_of_other_machines() {
+fn parents_are_found_beside_the_child() {
     let base_guest = Pattern::Dense.make(1 << 20);
     let mut guest = base_guest.clone();
     guest[500_000] ^= 1;
@@ -137,7 +137,7 @@ fn hints_of_other_machines() {
 }
 
 #[test]
-fn the_content_id_of_the_parent() {
+fn the_content_id_of_the_parent_must_match() {
     let dir = TempDir::new();
     let base_guest = Pattern::Dense.make(256 << 10);
     let convert = |cid: &str, name: &str| {
@@ -153,12 +153,12 @@ fn the_content_id_of_the_parent() {
         convert(cid, "base.vmdk");
         let error = open_beside(&child).err().unwrap();
         assert_eq!(error.kind(), "reference", "{error}");
-        let said = error.to_string();
-        assert!(said.contains("0000abcd") && said.contains(cid), "{said}");
+        let message = error.to_string();
+        assert!(message.contains("0000abcd") && message.contains(cid), "{message}");
         let allowed = OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true);
         assert_same(&content(&allowed.open(&child).unwrap()).unwrap(), &base_guest, cid);
     }
-    // Not VMDK, or not a disk at all.
+    // A parent that is not a VMDK.
     std::fs::write(&base, &base_guest).unwrap();
     assert!(open_beside(&child).is_err());
     refuse_a_link(&dir, &base, &child);

@@ -1,4 +1,4 @@
-//! The sparse extents of ESXi, which no program at hand writes: built here, read by us and by `qemu-img`.
+//! Generated sparse extents of ESXi, read by this crate and by `qemu-img`. No available program writes them.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,13 +12,13 @@ use diskimage::{Image, OpenOptions, Result, format::Format};
 
 const SECTOR: u64 = 512;
 
-/// What an extent says of a grain.
+/// The state of a grain in an extent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Grain {
-    /// Nothing: the parent's bytes show.
+    /// Reads from the parent.
     Absent,
     Zero,
-    /// Zeros too, by another entry.
+    /// Reads as zeros, with another entry.
     Unmapped,
     Data,
 }
@@ -28,14 +28,14 @@ struct Delta {
     sectors: u64,
     grain_bytes: usize,
     grains: Vec<Grain>,
-    /// Each grain with data has a part of it.
+    /// Random bytes, from which the data of each grain is taken.
     pool: Vec<u8>,
 }
 
 const POOL: usize = 1 << 20;
 
 impl Delta {
-    /// FileExtents of grains of all kinds; the table `absent` has nothing at all.
+    /// Creates runs of grains of all states. The grains of the range `absent` are not allocated.
     fn new(seed: u64, sectors: u64, grain_bytes: usize, zeros: bool, absent: std::ops::Range<usize>) -> Delta {
         let mut random = Random::new(seed);
         let count = (sectors * SECTOR).div_ceil(grain_bytes as u64) as usize;
@@ -51,7 +51,7 @@ impl Delta {
         }
         let absent = absent.start.min(count)..absent.end.min(count);
         grains[absent].fill(Grain::Absent);
-        // The last one is a part of a grain.
+        // The last grain may be partial.
         grains[count - 1] = Grain::Data;
         Delta { sectors, grain_bytes, grains, pool: random.bytes(POOL + grain_bytes) }
     }
@@ -60,12 +60,12 @@ impl Delta {
         &self.pool[index * 7919 % POOL..][..self.grain_bytes]
     }
 
-    /// The grains that are stored, in the order in which they are: the last one first.
+    /// Returns the stored grains in file order, which is descending.
     fn stored(&self) -> Vec<usize> {
         (0..self.grains.len()).rev().filter(|&index| self.grains[index] == Grain::Data).collect()
     }
 
-    /// What the guest sees over these bytes.
+    /// Returns the guest data over a parent with this data.
     fn over(&self, base: &[u8]) -> Vec<u8> {
         let mut guest = base.to_vec();
         guest.resize((self.sectors * SECTOR) as usize, 0);
@@ -79,10 +79,10 @@ impl Delta {
         guest
     }
 
-    /// As a COWD extent ("Virtual Disk Format 5.0", "ESXi Host Sparse Extents").
+    /// Builds a COWD extent ("Virtual Disk Format 5.0", "ESXi Host Sparse Extents").
     fn cowd(&self, root: bool) -> Vec<u8> {
         const ENTRIES: usize = 4096;
-        let grain_sectors = self.grain_bytes / 512;
+        let sectors_per_grain = self.grain_bytes / 512;
         let tables = self.grains.len().div_ceil(ENTRIES);
         let directory_sectors = (tables * 4).div_ceil(512);
         let mut bytes = vec![0; (4 + directory_sectors) * 512];
@@ -90,31 +90,31 @@ impl Delta {
             bytes[at..at + 4].copy_from_slice(&(value as u32).to_le_bytes());
         };
         bytes[..4].copy_from_slice(b"COWD");
-        let fields = [1, if root { 3 } else { 2 }, self.sectors as usize, grain_sectors, 4, tables];
+        let fields = [1, if root { 3 } else { 2 }, self.sectors as usize, sectors_per_grain, 4, tables];
         for (index, value) in fields.into_iter().enumerate() {
             put(&mut bytes, 4 + index * 4, value);
         }
-        let mut places = vec![0; self.grains.len()];
-        let mut table_places = vec![0; tables];
+        let mut grain_sectors = vec![0; self.grains.len()];
+        let mut table_sectors = vec![0; tables];
         for index in self.stored() {
-            // A table comes into being with its first grain.
-            if table_places[index / ENTRIES] == 0 {
-                table_places[index / ENTRIES] = bytes.len() / 512;
+            // A table is allocated with its first grain.
+            if table_sectors[index / ENTRIES] == 0 {
+                table_sectors[index / ENTRIES] = bytes.len() / 512;
                 bytes.resize(bytes.len() + ENTRIES * 4, 0);
             }
-            places[index] = bytes.len() / 512;
+            grain_sectors[index] = bytes.len() / 512;
             bytes.extend(self.grain(index));
         }
-        for (table, &place) in table_places.iter().enumerate() {
-            put(&mut bytes, 4 * 512 + table * 4, place);
+        for (table, &sector) in table_sectors.iter().enumerate() {
+            put(&mut bytes, 4 * 512 + table * 4, sector);
         }
-        for (index, &place) in places.iter().enumerate().filter(|(_, place)| **place != 0) {
-            put(&mut bytes, table_places[index / ENTRIES] * 512 + index % ENTRIES * 4, place);
+        for (index, &sector) in grain_sectors.iter().enumerate().filter(|(_, sector)| **sector != 0) {
+            put(&mut bytes, table_sectors[index / ENTRIES] * 512 + index % ENTRIES * 4, sector);
         }
         bytes
     }
 
-    /// As a space-efficient sparse extent, with the parts where ESXi is reported to put them.
+    /// Builds a space-efficient sparse extent in the layout reported for ESXi.
     fn sesparse(&self) -> Parts {
         const ENTRIES: usize = 4096;
         const MIB: u64 = 2048;
@@ -136,7 +136,7 @@ impl Delta {
             if grains.iter().all(|&grain| grain == Grain::Absent) {
                 continue;
             }
-            // Tables are numbered as they come into being, too.
+            // Tables are numbered in the order of allocation.
             let number = numbers.next().unwrap();
             directory[table] = 0x1000_0000 << 32 | number as u64;
             for (index, grain) in grains.iter().enumerate() {
@@ -145,9 +145,9 @@ impl Delta {
                     Grain::Unmapped => 1 << 60,
                     Grain::Zero => 2 << 60,
                     Grain::Data => {
-                        let place = data.len() as u64 / 4096;
+                        let number = data.len() as u64 / 4096;
                         data.extend(self.grain(table * ENTRIES + index));
-                        3 << 60 | (place & 0xfff) << 48 | place >> 12
+                        3 << 60 | (number & 0xfff) << 48 | number >> 12
                     }
                 };
             }
@@ -166,7 +166,7 @@ impl Delta {
     }
 }
 
-/// A file that is mostly holes.
+/// A sparse file.
 struct Parts {
     len: u64,
     parts: Vec<(u64, Vec<u8>)>,
@@ -189,7 +189,7 @@ fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// The descriptor of a delta, alone or over `base.vmdk`.
+/// Returns the descriptor of a delta, with or without the parent `base.vmdk`.
 fn child(kind: &str, extent: &str, sectors: u64, over: bool) -> String {
     let text = descriptor(kind, &format!("RW {sectors} {extent} \"delta-s.vmdk\""));
     if over {
@@ -203,7 +203,7 @@ fn child(kind: &str, extent: &str, sectors: u64, over: bool) -> String {
     }
 }
 
-/// Reads it alone and over a flat parent, and has `qemu-img` do so if it is there.
+/// Reads a delta without and with a flat parent, also by `qemu-img` if it is installed.
 fn assert_read(dir: &TempDir, delta: &Delta, kind: &str, extent: &str, what: &str) {
     let len = (delta.sectors * SECTOR) as usize;
     let mut base_guest = Random::new(99).bytes(POOL).repeat(len.div_ceil(POOL));
@@ -248,7 +248,7 @@ fn a_cowd_extent_without_its_descriptor() {
     let root = Image::open(dir.file("root.vmdk", &delta.cowd(true))).unwrap();
     assert_eq!(root.info().warnings.len(), 1);
     assert_same(&content(&root).unwrap(), &delta.over(&[]), "a root");
-    // What it lies over is not known.
+    // Its parent is unknown.
     let error = Image::open(dir.file("child.vmdk", &delta.cowd(false))).err().unwrap();
     assert_eq!(error.kind(), "unsupported", "{error}");
 }
@@ -265,8 +265,8 @@ fn sesparse() {
     }
 }
 
-/// A COWD extent with one number spoiled.
-fn spoiled_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
+/// Reads a COWD extent with one changed field.
+fn read_changed_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
     let delta = Delta::new(7, 9000, 512, false, 0..0);
     let mut bytes = delta.cowd(true);
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -278,7 +278,7 @@ fn spoiled_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn entries_that_lead_nowhere() {
+fn invalid_fields_are_refused() {
     for (at, value, kind) in [
         (12, 0xffff_ffff, "invalid-field"),
         (16, 0, "invalid-field"),
@@ -286,12 +286,12 @@ fn entries_that_lead_nowhere() {
         (2048, 0x00ff_ffff, "out-of-bounds"),
         (2052, 0x7fff_ffff, "out-of-bounds"),
     ] {
-        let error = spoiled_cowd(at, value).unwrap_err();
+        let error = read_changed_cowd(at, value).unwrap_err();
         assert_eq!(error.kind(), kind, "{value:#x} at {at}: {error}");
     }
-    // The first entry of the first table that came into being.
+    // The first entry of the table that was allocated first.
     let first_table = 5 * 512;
-    assert_eq!(spoiled_cowd(first_table, 0x7fff_ffff).unwrap_err().kind(), "out-of-bounds");
+    assert_eq!(read_changed_cowd(first_table, 0x7fff_ffff).unwrap_err().kind(), "out-of-bounds");
 
     let dir = TempDir::new();
     let delta = Delta::new(1, 33 * 2048 + 1, 4096, true, 0..0);

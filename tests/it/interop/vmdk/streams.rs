@@ -1,4 +1,4 @@
-//! `streamOptimized` as each program writes it, from a file and through a pipe.
+//! `streamOptimized` images of all known writers, from files and pipes.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use diskimage::codec::{Codec, Encoder, Encoding};
 use diskimage::io::MemFile;
 use diskimage::{Image, OpenOptions, Result};
 
-/// A pipe that has a little at a time.
+/// A pipe that returns few bytes at a time.
 struct Trickle(io::Cursor<Vec<u8>>, usize);
 
 impl Read for Trickle {
@@ -31,14 +31,14 @@ fn open_file(bytes: &[u8]) -> Result<Image> {
     OpenOptions::new().format(format("vmdk")).open_source(Arc::new(MemFile::from(bytes.to_vec())))
 }
 
-/// As raw bytes.
+/// Returns the guest data, converted to raw.
 fn read(image: Result<Image>) -> Result<Vec<u8>> {
     let dir = TempDir::new();
     raw().convert(&image?, dir.join("copy.raw"))?;
     Ok(std::fs::read(dir.join("copy.raw")).unwrap())
 }
 
-/// Both ways, each of which has to end with these bytes.
+/// Reads from a file and from a pipe and compares the guest data.
 #[track_caller]
 fn assert_read(bytes: &[u8], guest: &[u8], what: &str) {
     let from_file = read(open_file(bytes)).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -48,8 +48,8 @@ fn assert_read(bytes: &[u8], guest: &[u8], what: &str) {
 }
 
 #[test]
-fn as_each_program_writes_it() {
-    let qemu = find("streams by hand", &["qemu-img"]).is_some();
+fn layouts_of_all_writers() {
+    let qemu = find("generated streams", &["qemu-img"]).is_some();
     let dir = TempDir::new();
     for (pattern, size) in [
         (Pattern::Empty, 300 << 10),
@@ -60,7 +60,7 @@ fn as_each_program_writes_it() {
     ] {
         let guest = pattern.make(size);
         let ascending = grains(&guest);
-        // As several threads write them: within reach of each other.
+        // Slightly out of order, as from a writer with several threads.
         let mut swapped = ascending.clone();
         swapped.chunks_mut(8).for_each(<[usize]>::reverse);
         for maker in [Vmware, OpenVmdk, Qemu] {
@@ -70,14 +70,14 @@ fn as_each_program_writes_it() {
                 (&ascending, Packing::Stored, 0),
                 (&swapped, Packing::Deflate, if maker == Qemu { 0 } else { 5 * 512 }),
             ] {
-                // Several tables take their time, and are the same however a grain is packed.
+                // The large size tests several tables, for which the encoding does not matter.
                 if size > 1 << 20 && (packing != Packing::Zlib || order != &swapped) {
                     continue;
                 }
                 let what = format!("{maker:?}, {pattern:?}, {packing:?}, {padding} bytes of padding");
                 let stream = Build { maker, guest: &guest, order: order.clone(), packing, padding }.build();
                 assert_read(&stream.bytes, &guest, &what);
-                // What is built here is what others take for one.
+                // qemu accepts the generated stream.
                 if qemu && packing == Packing::Zlib {
                     let path = dir.file("stream.vmdk", &stream.bytes);
                     assert_same(&read_with_qemu(&path, &["-f", "vmdk"]), &guest, &format!("{what}, by qemu-img"));
@@ -88,7 +88,7 @@ fn as_each_program_writes_it() {
 }
 
 #[test]
-fn our_own_and_those_of_qemu() {
+fn streams_by_this_crate_and_by_qemu() {
     needs_qemu!("streams of qemu-img");
     let dir = TempDir::new();
     for pattern in crate::support::pattern::ALL {
@@ -103,13 +103,13 @@ fn our_own_and_those_of_qemu() {
 }
 
 #[test]
-fn those_of_the_corpus() {
+fn streams_of_the_corpus() {
     for name in ["vmware-stream.vmdk", "virtualbox-stream.vmdk", "open-vmdk-stream.vmdk", "qemu-stream.vmdk"] {
         let bytes = unpacked(name);
         let guest = read(open_file(&bytes)).unwrap();
         assert!(guest.iter().any(|&byte| byte != 0), "{name}");
         assert_read(&bytes, &guest, name);
-        // Once more through a writer: from a pipe, into what could be one, the bytes are those from a file.
+        // Converting from a pipe writes the same bytes as converting from a file.
         let converter = vmdk("subformat=streamOptimized,cid=00000001");
         let [from_pipe, from_file] =
             [open_pipe(&bytes, 1 << 16), open_file(&bytes)].map(|image| convert(&converter, &image.unwrap()));
@@ -117,13 +117,13 @@ fn those_of_the_corpus() {
         assert_eq!(from_pipe.1.passthrough_blocks, from_file.1.passthrough_blocks, "{name}");
         assert!(from_file.1.passthrough_blocks > 0, "{name}: {}", from_file.1);
         assert_read(&from_file.0, &guest, name);
-        cut_everywhere(&bytes, &guest, name);
+        truncate_everywhere(&bytes, &guest, name);
     }
 }
 
-/// What is not a stream needs a file.
+/// Other subformats cannot be read from a pipe.
 #[test]
-fn other_kinds_through_a_pipe() {
+fn other_subformats_from_a_pipe() {
     let (sparse, _) = convert(&vmdk("subformat=monolithicSparse"), &raw_image(&Pattern::Dense.make(GRAIN)));
     let error = open_pipe(&sparse, 1 << 16).err().unwrap();
     assert_eq!(error.kind(), "unsupported", "{error}");
@@ -131,7 +131,7 @@ fn other_kinds_through_a_pipe() {
     assert!(open_pipe(text.as_bytes(), 1 << 16).is_err());
 }
 
-/// More than a pipe can put in order; a file has all of it at hand.
+/// Grains farther out of order than the read-ahead limit can be read only from a file.
 #[test]
 fn far_out_of_order() {
     let guest = Random::new(3).bytes(160 * GRAIN);
@@ -145,28 +145,28 @@ fn far_out_of_order() {
     }
 }
 
-/// A stream that is cut off is an error, from a file and from a pipe, unless nothing but zeros is missing: what fills up the last
-/// sector, and the marker of the end.
+/// A truncated stream is refused from a file and from a pipe, unless only zeros are missing: the padding of the last
+/// sector and the end-of-stream marker.
 #[test]
-fn cut_off() {
+fn truncated_streams() {
     for (pattern, size) in [(Pattern::Islands, 700 << 10), (Pattern::Empty, 300 << 10), (Pattern::Sparse, 34 << 20)] {
         let guest = pattern.make(size);
         for maker in [Vmware, OpenVmdk, Qemu] {
-            // One of qemu has its tables twice, and without grains the first are enough. In a large one the tables between
-            // the grains matter.
+            // qemu stores the tables twice, and without grains one copy suffices. The large size tests tables between
+            // grains.
             if maker == Qemu && pattern == Pattern::Empty || maker != Vmware && size > 1 << 20 {
                 continue;
             }
             let stream =
                 Build { maker, guest: &guest, order: grains(&guest), packing: Packing::Zlib, padding: 0 }.build();
-            cut_everywhere(&stream.bytes, &guest, &format!("{maker:?}, {pattern:?}"));
+            truncate_everywhere(&stream.bytes, &guest, &format!("{maker:?}, {pattern:?}"));
         }
     }
 }
 
-fn cut_everywhere(bytes: &[u8], guest: &[u8], what: &str) {
+fn truncate_everywhere(bytes: &[u8], guest: &[u8], what: &str) {
     let needed = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
-    // The larger, the fewer.
+    // Fewer positions for larger images.
     let step = (bytes.len() / if guest.len() > 8 << 20 { 6 } else { 30 }).next_multiple_of(512);
     let ends = [1, 12, 511, 512, 513, 1024, 1025, 1536, 2048, 4096].map(|back| bytes.len().saturating_sub(back));
     let cuts = (0..bytes.len()).step_by(step).chain(ends).chain([needed - 1, needed.saturating_sub(600)]);
@@ -190,7 +190,7 @@ fn cut_everywhere(bytes: &[u8], guest: &[u8], what: &str) {
 }
 
 #[test]
-fn markers_that_lie() {
+fn invalid_markers() {
     let guest = Pattern::Dense.make(4 * GRAIN);
     for maker in [Vmware, OpenVmdk, Qemu] {
         let Built { bytes, markers, .. } =
@@ -199,8 +199,8 @@ fn markers_that_lie() {
             ("another grain", markers[1], &256_u64.to_le_bytes()[..]),
             ("the grain before", markers[1], &0_u64.to_le_bytes()),
             ("not a grain", markers[1], &127_u64.to_le_bytes()),
-            ("past the disk", markers[1], &512_u64.to_le_bytes()),
-            ("far past the disk", markers[1], &u64::MAX.to_le_bytes()),
+            ("beyond the end of the disk", markers[1], &512_u64.to_le_bytes()),
+            ("far beyond the end of the disk", markers[1], &u64::MAX.to_le_bytes()),
             ("no size", markers[1] + 8, &[0; 4]),
             ("a large size", markers[1] + 8, &0x00ff_ffff_u32.to_le_bytes()),
             ("the largest size", markers[3] + 8, &u32::MAX.to_le_bytes()),
@@ -217,7 +217,7 @@ fn markers_that_lie() {
     }
 }
 
-/// A payload that unpacks to more than a grain, or less.
+/// Payloads that decode to more or less than a grain.
 #[test]
 fn grains_of_another_size() {
     let zeros = vec![0; 4 << 20];
@@ -234,7 +234,7 @@ fn grains_of_another_size() {
         let at = markers[0];
         bytes[at + 8..at + 12].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         bytes[at + 12..at + 12 + payload.len()].copy_from_slice(payload);
-        // The next marker is where the payload says.
+        // The rest up to the next marker is zeros.
         let next = at + (12 + payload.len()).next_multiple_of(512);
         bytes[next..markers[1]].fill(0);
         let error = read(open_file(&bytes)).unwrap_err();
@@ -243,8 +243,8 @@ fn grains_of_another_size() {
 }
 
 #[test]
-fn payloads_are_carried_over() {
-    needs_qemu!("payloads carried over");
+fn payloads_pass_through() {
+    needs_qemu!("payload passthrough");
     let dir = TempDir::new();
     let guest = [Pattern::Dense, Pattern::Islands, Pattern::Empty].map(|pattern| pattern.make(1 << 20)).concat();
     let source = dir.file("source.raw", &[&guest[..], &guest[..512]].concat());
@@ -265,16 +265,16 @@ fn payloads_are_carried_over() {
             assert_eq!(report.passthrough_blocks, report.compressed_blocks, "{report}");
             qemu_img(&[&"compare", &"-q", &source, target]);
             image = Image::open(target).unwrap();
-            assert_same(&content(&image).unwrap(), &std::fs::read(&source).unwrap(), "carried over");
+            assert_same(&content(&image).unwrap(), &std::fs::read(&source).unwrap(), "passthrough");
         }
-        // Other units are encoded again.
+        // Other unit sizes are encoded again.
         let report = qcow2("cluster_size=16k").compress(true).convert(&image, &back).unwrap();
         assert_eq!(report.passthrough_blocks, 0, "{report}");
         qemu_img(&[&"compare", &"-q", &source, &back]);
     }
 }
 
-/// The directory is damaged; its copy leads to tables of its own.
+/// With a damaged grain directory, the redundant directory and its tables are used.
 #[test]
 fn the_redundant_directory() {
     needs_qemu!("the redundant directory");
@@ -288,7 +288,7 @@ fn the_redundant_directory() {
         let whole = std::fs::read(&path).unwrap();
         let sector = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
         let (redundant, primary) = (sector(48) * 512, sector(56) * 512);
-        let spoil = |changes: &[(usize, &[u8])]| {
+        let open_changed = |changes: &[(usize, &[u8])]| {
             let mut bytes = whole.clone();
             for (at, change) in changes {
                 bytes[*at..at + change.len()].copy_from_slice(change);
@@ -299,23 +299,23 @@ fn the_redundant_directory() {
         for change in
             [(primary, &[0; 12][..]), (primary, &[0; 4]), (primary + 4, &far), (56, &(1_u64 << 40).to_le_bytes())]
         {
-            let image = spoil(&[change]).unwrap();
+            let image = open_changed(&[change]).unwrap();
             let warnings = &image.info().warnings;
             assert!(warnings.len() == 1 && warnings[0].to_string().contains("redundant"), "{change:?}: {warnings:?}");
             assert_same(&content(&image).unwrap(), &guest, "by the redundant directory");
         }
-        // A damaged copy does no harm.
+        // Damage to the redundant directory has no effect.
         for change in [(redundant, &[0; 12][..]), (redundant, &far)] {
-            let image = spoil(&[change]).unwrap();
+            let image = open_changed(&[change]).unwrap();
             assert!(image.info().warnings.is_empty());
             assert_same(&content(&image).unwrap(), &guest, "by the directory");
         }
-        let error = spoil(&[(primary, &far), (redundant + 4, &far)]).err().unwrap();
+        let error = open_changed(&[(primary, &far), (redundant + 4, &far)]).err().unwrap();
         assert_eq!(error.kind(), "out-of-bounds", "{error}");
-        // A table is lost where neither names it.
+        // A damaged entry in a table of the primary directory is an error.
         let entry = sector(56) * 512;
         let table = u32::from_le_bytes(whole[entry..entry + 4].try_into().unwrap()) as usize * 512;
-        let image = spoil(&[(table, &far)]).unwrap();
+        let image = open_changed(&[(table, &far)]).unwrap();
         assert_eq!(content(&image).unwrap_err().kind(), "out-of-bounds");
     }
 }
