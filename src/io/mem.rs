@@ -1,6 +1,7 @@
 //! A file in memory, for images that never touch a disk, and for tests.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{ReadAt, WriteAt};
@@ -45,6 +46,11 @@ impl ReadAt for MemFile {
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.lock().len() as u64;
+        Ok((offset < len).then_some(offset..len))
     }
 }
 

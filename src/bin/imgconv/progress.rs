@@ -65,7 +65,7 @@ impl Shown {
         Shown { bar, due }
     }
 
-    fn update(&self, Progress { done, total }: Progress) {
+    fn update(&self, Progress { done, total, .. }: Progress) {
         self.bar.set_length(total);
         self.bar.set_position(done);
         if self.bar.is_hidden() && Instant::now() >= self.due {
