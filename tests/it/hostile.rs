@@ -1,4 +1,4 @@
-//! Images that are cut off, spoiled, or not what they look like.
+//! Untrusted images: truncated, corrupt, or inconsistent.
 
 use std::fs;
 use std::io::Cursor;
@@ -30,7 +30,7 @@ fn read(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn an_image_that_is_cut_off() {
+fn truncated_images_are_refused() {
     let guest = Pattern::Islands.make(40 << 10);
     for (options, compress) in [
         ("cluster_size=512", false),
@@ -131,7 +131,7 @@ fn l1_entries() {
 }
 
 #[test]
-fn an_entry_is_judged_in_a_run_as_it_is_alone() {
+fn an_entry_gives_the_same_error_in_a_run_and_alone() {
     // Three L2 tables, of which there is the first.
     let mut guest = Pattern::Dense.make(64 << 10);
     guest.resize(6 << 20, 0);
@@ -146,7 +146,7 @@ fn an_entry_is_judged_in_a_run_as_it_is_alone() {
 }
 
 #[test]
-fn a_compressed_cluster_that_does_not_decode() {
+fn undecodable_compressed_clusters_are_refused() {
     let guest = Pattern::Dense.make(256 << 10);
     for options in ["", "compression_type=zstd"] {
         let bytes = qcow2_bytes(&qcow2(options).compress(true), &guest);
@@ -170,7 +170,7 @@ fn a_compressed_cluster_that_does_not_decode() {
 }
 
 #[test]
-fn two_guest_clusters_in_one_place() {
+fn overlapping_clusters_are_refused() {
     let mut image = plain();
     let (first, second) = (image.l2_entry(3), image.l2_entry(9));
     image.put_u64(second, image.u64(first));
@@ -229,7 +229,7 @@ fn header_fields() {
 }
 
 #[test]
-fn encryption_is_named_and_the_image_still_described() {
+fn encrypted_images_are_inspected_but_not_opened() {
     let dir = TempDir::new();
     for (method, name) in [(1, "AES"), (2, "LUKS")] {
         let mut image = plain();
@@ -243,7 +243,7 @@ fn encryption_is_named_and_the_image_still_described() {
 }
 
 #[test]
-fn limits_are_kept() {
+fn limits_are_enforced() {
     let dir = TempDir::new();
     let path = dir.join("image.qcow2");
     qcow2("cluster_size=2M").create(1 << 50, &path).unwrap();
@@ -279,7 +279,7 @@ fn signatures() {
 }
 
 #[test]
-fn files_without_content() {
+fn empty_and_tiny_files() {
     let dir = TempDir::new();
     let empty = dir.file("empty", b"");
     let image = Image::open(&empty).unwrap();
@@ -299,7 +299,7 @@ fn files_without_content() {
 }
 
 #[test]
-fn options_that_cannot_be() {
+fn invalid_options_are_refused() {
     let source = raw_image(&[0; 512]);
     for (list, option) in [
         ("cluster_size=1000", "cluster_size"),
@@ -332,7 +332,7 @@ fn options_that_cannot_be() {
 }
 
 #[test]
-fn the_source_is_never_written() {
+fn sources_are_never_written() {
     let dir = TempDir::new();
     let bytes = plain().0;
     let path = dir.file("source.qcow2", &bytes);
@@ -353,7 +353,7 @@ fn vmdk_image(bytes: &[u8]) -> Result<Image> {
 }
 
 #[test]
-fn a_vmdk_that_is_cut_off() {
+fn truncated_vmdks_are_refused() {
     let guest = Pattern::Islands.make(300 << 10);
     for list in ["", "subformat=streamOptimized"] {
         let (whole, _) = convert(&vmdk(list), &raw_image(&guest));
@@ -414,7 +414,7 @@ fn not_converted(bytes: &[u8], kind: &str) {
 }
 
 #[test]
-fn vmdk_grains_in_one_place() {
+fn overlapping_vmdk_grains_are_refused() {
     // 2 GiB in 68 KiB, and all grains of a terabyte in one that does not compress to nothing.
     let table = entries(std::iter::repeat_n(64 + 4, 512));
     let tables = [vmdk_header(1, 1, 512 * 128, 128, 512), entries([2]), table].concat();
@@ -434,7 +434,7 @@ fn vmdk_grains_in_one_place() {
 }
 
 #[test]
-fn vmdk_tables_in_one_place() {
+fn overlapping_vmdk_tables_are_refused() {
     // 16 TiB in three sectors.
     let header = vmdk_header(1, 1, 1 << 35, 1 << 21, 128);
     let same = [header, entries(std::iter::repeat_n(2, 128)), entries([0; 128])].concat();
@@ -448,7 +448,7 @@ fn vmdk_tables_in_one_place() {
 }
 
 #[test]
-fn a_vmdk_of_16_tib_in_a_few_kib() {
+fn a_vmdk_of_16_tib_in_a_few_kib_is_refused() {
     let started = Instant::now();
     for (version, grain, per_table, flags, entry) in
         [(1, 1 << 21, 128, 1, 0), (1, 128, 1 << 20, 1, 0), (2, 1 << 21, 128, 5, 1)]
@@ -476,7 +476,7 @@ fn a_vmdk_of_16_tib_in_a_few_kib() {
 }
 
 #[test]
-fn vmdk_directories_as_large_as_they_say() {
+fn vmdk_directory_sizes_are_limited() {
     // Nothing is allocated for what is not in the file, nor for more than the limit.
     let largest = i64::MAX as u64 / 512;
     for (capacity, grain, per_table) in [(largest, 1, 1), (largest, 128, 512), (1 << 35, 1, 1), (1 << 35, 128, 512)] {
@@ -495,7 +495,7 @@ fn vmdk_directories_as_large_as_they_say() {
 }
 
 #[test]
-fn descriptors_without_measure() {
+fn oversized_descriptors_are_refused() {
     let start = "# Disk DescriptorFile\nversion=1\ncreateType=\"custom\"\n";
     let of = |lines: &str, times: usize| vmdk_image(format!("{start}{}", lines.repeat(times)).as_bytes());
     let started = Instant::now();
@@ -529,7 +529,7 @@ fn descriptors_without_measure() {
 }
 
 #[test]
-fn a_descriptor_that_names_itself_or_what_it_must_not() {
+fn descriptors_with_loops_or_forbidden_names_are_refused() {
     let dir = TempDir::new();
     let text = |line: &str| format!("# Disk DescriptorFile\nversion=1\ncreateType=\"custom\"\n{line}\n");
     let path = dir.join("disk.vmdk");
@@ -570,7 +570,7 @@ pub fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
 }
 
 #[test]
-fn a_vhd_a_vdi_or_a_vhdx_that_is_cut_off() {
+fn truncated_vhds_vdis_and_vhdxs_are_refused() {
     let guest = Pattern::Islands.make(300 << 10);
     // What comes first in the file, before the bytes of the disk; without its last byte a fixed VHD is one from before Virtual PC 2004.
     for (name, converter, before) in [
@@ -618,7 +618,7 @@ fn vhd(size: u64, max_table_entries: u32, block_size: u32, table: &[u8]) -> Vec<
 }
 
 #[test]
-fn vhd_blocks_in_one_place() {
+fn overlapping_vhd_blocks_are_refused() {
     // 2040 GiB in 6 MiB: all blocks are the same one.
     let table = 8192u32.to_be_bytes().repeat(1_044_480);
     let mut bomb = vhd(2040 << 30, 1_044_480, 2 << 20, &table);
@@ -644,7 +644,7 @@ fn vhd_blocks_in_one_place() {
 }
 
 #[test]
-fn vhds_as_large_as_they_say() {
+fn vhd_table_sizes_are_limited() {
     let started = Instant::now();
     // Nothing is allocated for what is not in the file.
     for (size, entries, block_size, kind) in [
@@ -699,7 +699,7 @@ fn vdi_of(size: u64, block_size: u32, extra: u32, blocks: u32, map: &[u8]) -> Ve
 }
 
 #[test]
-fn vdi_blocks_in_one_place() {
+fn overlapping_vdi_blocks_are_refused() {
     // A TiB in 6 MiB.
     let mut bomb = vdi_of(1 << 40, 1 << 20, 0, 1 << 20, &[0; 4 << 20]);
     bomb.resize(bomb.len() + (1 << 20), 7);
@@ -713,7 +713,7 @@ fn vdi_blocks_in_one_place() {
 }
 
 #[test]
-fn vdis_as_large_as_they_say() {
+fn vdi_map_sizes_are_limited() {
     let started = Instant::now();
     for (size, block_size, extra, blocks, kind) in [
         (1 << 20, 1 << 20, 0, u32::MAX, "out-of-bounds"),

@@ -1,4 +1,5 @@
-//! VHDX images as the document has them, which no program here makes: every state of a block, chains of differencing disks.
+//! VHDX images built from the specification, which no available program writes: every block state, chains of differencing
+//! images.
 
 mod hostile;
 mod logs;
@@ -245,7 +246,7 @@ fn chains_of_three() {
 
 /// With blocks of 256 MiB a sector bitmap block describes 16 or 128 of them.
 #[test]
-fn both_sides_of_a_chunk() {
+fn chunk_boundaries() {
     const BLOCK: u64 = 256 * MIB;
     for sector_size in SECTORS {
         let dir = TempDir::new();
@@ -320,7 +321,7 @@ fn both_sides_of_a_chunk() {
 
 /// qemu once wrote the last block only as far as the disk reaches.
 #[test]
-fn a_last_block_that_is_short() {
+fn a_partial_last_block() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for sector_size in SECTORS {
@@ -340,7 +341,7 @@ fn a_last_block_that_is_short() {
 }
 
 #[test]
-fn a_disk_of_no_bytes() {
+fn an_empty_disk() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     Vhdx::new(0, MIB, 512).write(&path);
@@ -350,7 +351,7 @@ fn a_disk_of_no_bytes() {
 }
 
 #[test]
-fn blocks_that_cannot_be() {
+fn invalid_block_states_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for (entry, with_parent, kind) in [
@@ -382,7 +383,7 @@ fn blocks_that_cannot_be() {
 }
 
 #[test]
-fn blocks_in_one_place() {
+fn overlapping_blocks_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     // The log, the metadata, the BAT, and another block.
@@ -401,7 +402,7 @@ fn blocks_in_one_place() {
 }
 
 #[test]
-fn what_nobody_has_to_understand() {
+fn unknown_optional_items_are_ignored() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let stranger = numbered(77);
@@ -432,7 +433,7 @@ fn what_nobody_has_to_understand() {
 
 /// A damaged header or region table has another one beside it.
 #[test]
-fn one_of_two_is_enough() {
+fn one_valid_copy_is_enough() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let spoil = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();

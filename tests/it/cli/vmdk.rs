@@ -1,4 +1,4 @@
-//! What is said of VMDKs, made of them and laid over them.
+//! The program with VMDKs: info, conversion, overlays.
 
 use std::fs;
 use std::process::Command;
@@ -28,7 +28,7 @@ fn as_qemu_img_says(info: &mut Value) {
 }
 
 #[test]
-fn info_is_that_of_qemu_img() {
+fn info_matches_qemu_img() {
     needs_qemu!("info of a VMDK");
     let dir = TempDir::new();
     dir.file("source.raw", &Pattern::Islands.make(1 << 20));
@@ -54,7 +54,7 @@ fn info_is_that_of_qemu_img() {
 }
 
 #[test]
-fn every_kind_is_created_and_converted() {
+fn every_subformat_is_created_and_converted() {
     let dir = TempDir::new();
     let guest = Pattern::Tail.make(3 << 20);
     dir.file("source.raw", &guest);
@@ -73,7 +73,7 @@ fn every_kind_is_created_and_converted() {
 }
 
 #[test]
-fn children_know_their_parents_content() {
+fn overlays_state_the_identity_of_their_parent() {
     let dir = TempDir::new();
     let mut guest = Pattern::Dense.make(3 << 20);
     dir.file("old.raw", &guest);
@@ -116,7 +116,7 @@ fn children_know_their_parents_content() {
 }
 
 #[test]
-fn a_disk_may_have_more_files_than_the_soft_limit() {
+fn more_extents_than_the_soft_limit_of_open_files() {
     let dir = TempDir::new();
     fs::File::create(dir.join("source.raw")).unwrap().set_len(100 << 30).unwrap();
     let run = |limit: &str, args: &str| {
@@ -138,7 +138,7 @@ fn a_disk_may_have_more_files_than_the_soft_limit() {
 }
 
 #[test]
-fn warnings_are_told() {
+fn warnings_are_printed() {
     let dir = TempDir::new();
     dir.file("source.raw", &Pattern::Islands.make(1 << 20));
     succeed(&dir, &["convert", "-o", "subformat=twoGbMaxExtentSparse", "source.raw", "disk.vmdk"]);

@@ -1,4 +1,4 @@
-//! Content compared with other people's programs, in both directions.
+//! Comparison with other programs, in both directions.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Logs to be replayed: what is in them is read as if it were in its place, and the file stays as it is.
+//! Logs that have to be replayed: reads see their content, the file is not changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -87,7 +87,7 @@ fn logs_are_replayed() {
 
 /// Sequences that are older, and one that was being written when the power failed.
 #[test]
-fn only_the_active_sequence_counts() {
+fn only_the_active_sequence_is_replayed() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
@@ -133,7 +133,7 @@ fn only_the_active_sequence_counts() {
 }
 
 #[test]
-fn a_log_makes_the_file_longer() {
+fn a_log_can_extend_the_file() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
@@ -212,7 +212,7 @@ fn logs_without_a_valid_sequence() {
 
 /// In the middle of a chain: what is over it and under it is read through it.
 #[test]
-fn a_log_in_the_middle_of_a_chain() {
+fn a_log_of_a_backing_file_is_replayed() {
     for seed in 0..4 {
         let dir = TempDir::new();
         let mut random = Random::new(seed + 100);

@@ -1,4 +1,4 @@
-//! Streams in the manner of each program, put together by hand.
+//! Builders of streams as each program writes them.
 
 use self::Maker::{OpenVmdk, Qemu, Vmware};
 use diskimage::codec::{Codec, Encoder, Encoding};

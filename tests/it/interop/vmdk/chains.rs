@@ -1,4 +1,4 @@
-//! Snapshot chains: children that we write over a VMDK, and those of others.
+//! Snapshot chains: overlays written here, and those of other programs.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_i
 use diskimage::{Image, OpenOptions, ReferencePolicy};
 
 #[test]
-fn overlays_that_we_write() {
+fn written_overlays_are_valid() {
     needs_qemu!("VMDK overlays that we write");
     let dir = TempDir::new();
     let base_guest = Pattern::Islands.make(1 << 20);
@@ -56,7 +56,7 @@ fn overlays_that_we_write() {
 
 /// Without it, zeros over data are stored; with it they are marked, in a version of the format that says so.
 #[test]
-fn zeroed_grains_are_only_marked() {
+fn zeroed_grains_take_no_space() {
     let dir = TempDir::new();
     let base_guest = Pattern::Incompressible.make(1 << 20);
     let base = dir.join("base.vmdk");
@@ -75,7 +75,7 @@ fn zeroed_grains_are_only_marked() {
 }
 
 #[test]
-fn chains_that_qemu_writes() {
+fn chains_of_qemu_are_read() {
     needs_qemu!("VMDK chains that qemu-img writes");
     for (seed, options) in ["", "zeroed_grain=on", "compat6=on"].into_iter().enumerate() {
         let dir = TempDir::new();
@@ -115,7 +115,7 @@ fn chains_that_qemu_writes() {
 
 /// The same child, and its parent by the path of another machine: it is found beside the child.
 #[test]
-fn hints_of_other_machines() {
+fn parent_hints_of_other_machines() {
     let base_guest = Pattern::Dense.make(1 << 20);
     let mut guest = base_guest.clone();
     guest[500_000] ^= 1;
@@ -137,7 +137,7 @@ fn hints_of_other_machines() {
 }
 
 #[test]
-fn the_content_id_of_the_parent() {
+fn the_content_id_of_the_parent_is_verified() {
     let dir = TempDir::new();
     let base_guest = Pattern::Dense.make(256 << 10);
     let convert = |cid: &str, name: &str| {

@@ -1,4 +1,4 @@
-//! Descriptors as other programs write them, and what they lead to.
+//! Descriptors as other programs write them, and their extents.
 
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ fn read(dir: &TempDir, text: impl AsRef<[u8]>) -> Result<Vec<u8>> {
 
 /// qemu-img leaves out what is not `RW`, and shifts the rest.
 #[test]
-fn every_extent_counts_at_its_place() {
+fn extents_are_placed_in_the_order_of_the_descriptor() {
     let (dir, [a, b, c]) = three_files();
     let zeros = vec![0; MIB];
     for create_type in ["monolithicFlat", "twoGbMaxExtentFlat", "2GbMaxExtentFlat", "custom", "vmfs", "vmfsThin"] {
@@ -63,7 +63,7 @@ fn every_extent_counts_at_its_place() {
 }
 
 #[test]
-fn sparse_extents_of_others_beside_flat_ones() {
+fn sparse_and_flat_extents_in_one_image() {
     let (dir, [a, ..]) = three_files();
     let [sparse, stream] = [Pattern::Islands, Pattern::Dense].map(|pattern| pattern.make(MIB));
     vmdk("").convert(&raw_image(&sparse), dir.join("sparse.vmdk")).unwrap();
@@ -83,7 +83,7 @@ fn sparse_extents_of_others_beside_flat_ones() {
 }
 
 #[test]
-fn qemu_reads_the_same() {
+fn qemu_reads_the_same_content() {
     needs_qemu!("descriptors by hand");
     let (dir, [a, b, _]) = three_files();
     let text = descriptor(
@@ -103,7 +103,7 @@ const ESXI: &str = "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=01
     ddb.virtualHWVersion = \"14\"\n";
 
 #[test]
-fn spellings() {
+fn spellings_of_descriptors() {
     let dir = TempDir::new();
     let guest = Pattern::Dense.make(2 * MIB);
     dir.file("vmfs_thick-flat.vmdk", &guest);
@@ -221,7 +221,7 @@ fn extents_by_policy() {
 }
 
 #[test]
-fn sums_that_overflow() {
+fn overflowing_extent_sizes_are_refused() {
     let (dir, _) = three_files();
     for line in ["RW 36028797018963967 ZERO\n", "RW 18014398509481984 ZERO\n", "RW 9007199254740992 ZERO\n"] {
         let error = read(&dir, descriptor("custom", &line.repeat(4))).unwrap_err();

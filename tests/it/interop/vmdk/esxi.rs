@@ -1,4 +1,4 @@
-//! The sparse extents of ESXi, which no program at hand writes: built here, read by us and by `qemu-img`.
+//! Sparse extents of ESXi, which no available program writes: built here, read by this crate and by `qemu-img`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -35,7 +35,7 @@ struct Delta {
 const POOL: usize = 1 << 20;
 
 impl Delta {
-    /// FileExtents of grains of all kinds; the table `absent` has nothing at all.
+    /// Runs of grains of all kinds; the table `absent` has nothing at all.
     fn new(seed: u64, sectors: u64, grain_bytes: usize, zeros: bool, absent: std::ops::Range<usize>) -> Delta {
         let mut random = Random::new(seed);
         let count = (sectors * SECTOR).div_ceil(grain_bytes as u64) as usize;
@@ -278,7 +278,7 @@ fn spoiled_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn entries_that_lead_nowhere() {
+fn entries_out_of_bounds_are_refused() {
     for (at, value, kind) in [
         (12, 0xffff_ffff, "invalid-field"),
         (16, 0, "invalid-field"),

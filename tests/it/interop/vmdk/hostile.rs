@@ -1,4 +1,4 @@
-//! Images with one field that leads nowhere: the error says which, before anything is allocated by it.
+//! Images with one invalid field: the error names it, before memory is allocated for it.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn read(bytes: Vec<u8>) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn fields_of_the_header() {
+fn invalid_header_fields_are_refused() {
     let whole = image("subformat=monolithicSparse,cid=1");
     let u64_at = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap());
     let (redundant, directory) = (u64_at(48) as usize * 512, u64_at(56) as usize * 512);
@@ -71,7 +71,7 @@ fn fields_of_the_header() {
 
 /// Grains that are stored where the image has something else, or twice.
 #[test]
-fn grains_on_each_other() {
+fn overlapping_grains_are_refused() {
     let whole = image("subformat=monolithicSparse,cid=1");
     let directory = u64::from_le_bytes(whole[56..64].try_into().unwrap()) as usize * 512;
     let table = u32::from_le_bytes(whole[directory..directory + 4].try_into().unwrap()) as usize * 512;

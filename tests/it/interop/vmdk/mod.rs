@@ -1,4 +1,4 @@
-//! VMDK: every kind both ways, and what only by hand can be made.
+//! VMDK: every subformat in both directions, and images built by hand.
 
 mod build;
 mod chains;

@@ -1,4 +1,4 @@
-//! What `qemu-img` and `qemu-io` write, we read.
+//! Images written by `qemu-img` and `qemu-io` are read.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ fn create(path: &Path, options: &str, size: &str) {
 
 /// Writes, zero writes and discards, on disks that end within a grain and have several tables.
 #[test]
-fn changed_in_place() {
+fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VMDKs that qemu-io writes");
     let mut seed = 0;
     for kind in ["monolithicSparse", "twoGbMaxExtentSparse", "monolithicFlat", "twoGbMaxExtentFlat"] {

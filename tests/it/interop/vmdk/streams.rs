@@ -48,7 +48,7 @@ fn assert_read(bytes: &[u8], guest: &[u8], what: &str) {
 }
 
 #[test]
-fn as_each_program_writes_it() {
+fn streams_of_every_program() {
     let qemu = find("streams by hand", &["qemu-img"]).is_some();
     let dir = TempDir::new();
     for (pattern, size) in [
@@ -88,7 +88,7 @@ fn as_each_program_writes_it() {
 }
 
 #[test]
-fn our_own_and_those_of_qemu() {
+fn streams_of_this_crate_and_of_qemu() {
     needs_qemu!("streams of qemu-img");
     let dir = TempDir::new();
     for pattern in crate::support::pattern::ALL {
@@ -103,7 +103,7 @@ fn our_own_and_those_of_qemu() {
 }
 
 #[test]
-fn those_of_the_corpus() {
+fn streams_of_the_corpus() {
     for name in ["vmware-stream.vmdk", "virtualbox-stream.vmdk", "open-vmdk-stream.vmdk", "qemu-stream.vmdk"] {
         let bytes = unpacked(name);
         let guest = read(open_file(&bytes)).unwrap();
@@ -123,7 +123,7 @@ fn those_of_the_corpus() {
 
 /// What is not a stream needs a file.
 #[test]
-fn other_kinds_through_a_pipe() {
+fn other_subformats_through_a_pipe_are_refused() {
     let (sparse, _) = convert(&vmdk("subformat=monolithicSparse"), &raw_image(&Pattern::Dense.make(GRAIN)));
     let error = open_pipe(&sparse, 1 << 16).err().unwrap();
     assert_eq!(error.kind().as_str(), "unsupported", "{error}");
@@ -133,7 +133,7 @@ fn other_kinds_through_a_pipe() {
 
 /// More than a pipe can put in order; a file has all of it at hand.
 #[test]
-fn far_out_of_order() {
+fn grains_far_out_of_order() {
     let guest = Random::new(3).bytes(160 * GRAIN);
     let mut order = grains(&guest);
     order.rotate_left(1);
@@ -148,7 +148,7 @@ fn far_out_of_order() {
 /// A stream that is cut off is an error, from a file and from a pipe, unless nothing but zeros is missing: what fills up the last
 /// sector, and the marker of the end.
 #[test]
-fn cut_off() {
+fn truncated_streams_are_refused() {
     for (pattern, size) in [(Pattern::Islands, 700 << 10), (Pattern::Empty, 300 << 10), (Pattern::Sparse, 34 << 20)] {
         let guest = pattern.make(size);
         for maker in [Vmware, OpenVmdk, Qemu] {
@@ -190,7 +190,7 @@ fn cut_everywhere(bytes: &[u8], guest: &[u8], what: &str) {
 }
 
 #[test]
-fn markers_that_lie() {
+fn inconsistent_markers_are_refused() {
     let guest = Pattern::Dense.make(4 * GRAIN);
     for maker in [Vmware, OpenVmdk, Qemu] {
         let Built { bytes, markers, .. } =
@@ -219,7 +219,7 @@ fn markers_that_lie() {
 
 /// A payload that unpacks to more than a grain, or less.
 #[test]
-fn grains_of_another_size() {
+fn other_grain_sizes() {
     let zeros = vec![0; 4 << 20];
     let guest = Pattern::Dense.make(2 * GRAIN);
     let Built { mut bytes, markers, .. } =
@@ -243,7 +243,7 @@ fn grains_of_another_size() {
 }
 
 #[test]
-fn payloads_are_carried_over() {
+fn payloads_pass_through() {
     needs_qemu!("payloads carried over");
     let dir = TempDir::new();
     let guest = [Pattern::Dense, Pattern::Islands, Pattern::Empty].map(|pattern| pattern.make(1 << 20)).concat();

@@ -1,4 +1,4 @@
-//! What we write, `qemu-img` checks and reads, and 7-Zip reads.
+//! Written images are checked and read by `qemu-img`, and read by 7-Zip.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -80,7 +80,7 @@ fn vmfs() {
 }
 
 #[test]
-fn seven_zip_reads_each_kind() {
+fn seven_zip_reads_each_subformat() {
     let Some(seven_zip) = find("the VMDKs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
     let dir = TempDir::new();
     let mut read = 0;
@@ -133,7 +133,7 @@ fn extents_of_2047_mib() {
 
 /// No other program reads one.
 #[test]
-fn a_disk_without_sectors() {
+fn an_empty_disk() {
     for kind in KINDS {
         let dir = TempDir::new();
         let target = dir.join("ours.vmdk");
