@@ -25,8 +25,9 @@ fn convert(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(SIZE as u64)).sample_size(10);
         for source in &kinds {
             let image = source.image(disk(SIZE, holds_data));
-            let pairs =
-                |target: &&Kind| [source.format, target.format].contains(&Format::RAW) || source.format == target.format;
+            let pairs = |target: &&Kind| {
+                [source.format, target.format].contains(&Format::RAW) || source.format == target.format
+            };
             for target in kinds.iter().filter(pairs) {
                 let converter = target.converter();
                 group.bench_function(format!("{} to {}", source.name, target.name), |b| {

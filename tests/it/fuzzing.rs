@@ -136,7 +136,8 @@ fn inputs(format: Format) -> BoxedStrategy<Vec<u8>> {
 fn damaged(seeds: Vec<Vec<u8>>, near: usize) -> impl Strategy<Value = Vec<u8>> {
     let value = prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>(), (0u64..64).prop_map(|bit| 1 << bit)];
     // Some offsets are from the end.
-    let offset = prop_oneof![0usize..112, 0usize..near, any::<usize>(), (1usize..1600).prop_map(|end| usize::MAX - end)];
+    let offset =
+        prop_oneof![0usize..112, 0usize..near, any::<usize>(), (1usize..1600).prop_map(|end| usize::MAX - end)];
     let changes = prop::collection::vec((offset, value, 0u32..4), 0..6);
     (0..seeds.len(), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(move |(seed, changes, cut)| {
         let mut bytes = seeds[seed].clone();

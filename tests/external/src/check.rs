@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use diskimage::driver::{CheckReport, OpenContext};
 use diskimage::Result;
+use diskimage::driver::{CheckReport, OpenContext};
 use diskimage::io::ReadAt;
 
 use crate::header::{Header, file_len};

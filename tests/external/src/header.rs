@@ -47,7 +47,8 @@ impl Header {
         file.read_exact_at(&mut bytes, 0).map_err(Error::io("reading the header", 0))?;
         let stored = u32_at(&bytes, 4);
         if stored != checksum(&bytes) {
-            let problem = Problem::Conflict { value: stored.into(), finding: "the checksum of the header is different" };
+            let problem =
+                Problem::Conflict { value: stored.into(), finding: "the checksum of the header is different" };
             return Err(Error::corrupt(NAME, "checksum", 4, problem));
         }
         let header = Header {

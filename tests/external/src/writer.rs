@@ -29,11 +29,7 @@ pub fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
         return Err(Error::unsupported(NAME, "backing files"));
     }
     let cluster_size = cx.options.power_of_two(NAME, "cluster_size", CLUSTER_SIZES)?.unwrap_or(DEFAULT_CLUSTER_SIZE);
-    let header = Header {
-        virtual_size: cx.size.next_multiple_of(512),
-        cluster_size,
-        table_offset: HEADER_LEN as u64,
-    };
+    let header = Header { virtual_size: cx.size.next_multiple_of(512), cluster_size, table_offset: HEADER_LEN as u64 };
     // Host clusters have numbers of 32 bits, and each guest cluster may need one.
     let limit = u64::from(u32::MAX) / 2 * cluster_size;
     if header.virtual_size > limit {

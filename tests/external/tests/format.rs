@@ -43,7 +43,8 @@ fn image_bytes() -> Vec<u8> {
 fn with_header(at: usize, value: &[u8]) -> Vec<u8> {
     let mut bytes = image_bytes();
     bytes[at..at + value.len()].copy_from_slice(value);
-    let sum: u32 = bytes[..4096].iter().enumerate().filter(|(at, _)| !(4..8).contains(at)).map(|(_, b)| u32::from(*b)).sum();
+    let sum: u32 =
+        bytes[..4096].iter().enumerate().filter(|(at, _)| !(4..8).contains(at)).map(|(_, b)| u32::from(*b)).sum();
     bytes[4..8].copy_from_slice(&sum.to_le_bytes());
     bytes
 }

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use diskimage::io::{MemDirectory, MemFile, ReadAt};
-use diskimage::{
-    Converter, Error, Format, Image, OpenOptions, Options, ReferencePolicy, ReferenceProblem, Result,
-};
+use diskimage::{Converter, Error, Format, Image, OpenOptions, Options, ReferencePolicy, ReferenceProblem, Result};
 
 use crate::{content, disk, raw_image};
 
