@@ -50,7 +50,7 @@ impl Row {
     }
 }
 
-/// A file of `testdata`, which may be packed.
+/// A file of `testdata`, which may be compressed.
 fn read(plain: &Path) -> Vec<u8> {
     fs::read(plain).unwrap_or_else(|_| gzip::unpack(&fs::read(plain.with_added_extension("gz")).unwrap()))
 }

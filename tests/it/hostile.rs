@@ -92,24 +92,24 @@ fn l2_entries() {
     let at = good.l2_entry(5);
     let entry = good.u64(at);
     let len = good.0.len() as u64;
-    let spoil = |value: u64| {
+    let damage = |value: u64| {
         let mut image = good.clone();
         image.put_u64(at, value);
         fault(&image)
     };
 
-    let past_the_end = spoil((1 << 63) | (len.next_multiple_of(4096) + 0x10_0000));
+    let past_the_end = damage((1 << 63) | (len.next_multiple_of(4096) + 0x10_0000));
     assert_eq!((&*past_the_end.field, past_the_end.at), ("L2 entry", at));
     assert!(matches!(past_the_end.problem, Problem::OutOfBounds { offset, len: 4096, file_len }
         if offset == len.next_multiple_of(4096) + 0x10_0000 && file_len == len));
-    let huge = spoil(entry & !0xfff | 0x00ff_ffff_ffff_f000);
+    let huge = damage(entry & !0xfff | 0x00ff_ffff_ffff_f000);
     assert!(matches!(huge.problem, Problem::OutOfBounds { .. }), "{huge}");
-    let unaligned = spoil(entry + 512);
+    let unaligned = damage(entry + 512);
     assert!(matches!(unaligned.problem, Problem::Misaligned { alignment: 4096, .. }), "{unaligned}");
-    let reserved = spoil(entry | 1 << 57);
+    let reserved = damage(entry | 1 << 57);
     assert!(matches!(reserved.problem, Problem::Reserved { bits: 0x0200_0000_0000_0000, .. }), "{reserved}");
     assert_eq!((reserved.at, unaligned.at), (at, at));
-    let compressed = spoil(1 << 62 | 0x3f_ffff_ffff);
+    let compressed = damage(1 << 62 | 0x3f_ffff_ffff);
     assert!(matches!(compressed.problem, Problem::OutOfBounds { .. }), "{compressed}");
 }
 
@@ -118,16 +118,16 @@ fn l1_entries() {
     let good = plain();
     let at = good.l1_entry(0);
     let len = good.0.len() as u64;
-    let spoil = |value: u64| {
+    let damage = |value: u64| {
         let mut image = good.clone();
         image.put_u64(at, value);
         fault(&image)
     };
-    let past_the_end = spoil((1 << 63) | len.next_multiple_of(4096));
+    let past_the_end = damage((1 << 63) | len.next_multiple_of(4096));
     assert_eq!((&*past_the_end.field, past_the_end.at), ("L1 entry", at));
     assert!(matches!(past_the_end.problem, Problem::OutOfBounds { len: 4096, .. }));
-    assert!(matches!(spoil((1 << 63) | 512).problem, Problem::Misaligned { .. }));
-    assert!(matches!(spoil(1).problem, Problem::Reserved { bits: 1, .. }));
+    assert!(matches!(damage((1 << 63) | 512).problem, Problem::Misaligned { .. }));
+    assert!(matches!(damage(1).problem, Problem::Reserved { bits: 1, .. }));
 }
 
 #[test]
@@ -217,9 +217,9 @@ fn header_fields() {
             image.put(60, &[&[0, 0, 0, 1][..], &100u64.to_be_bytes()].concat())
         }),
     ];
-    for (field, kind, at, spoil) in cases {
+    for (field, kind, at, damage) in cases {
         let mut image = good.clone();
-        spoil(&mut image, len);
+        damage(&mut image, len);
         let error = read(&image.0).unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind().as_str(), kind, "{field}: {text}");
@@ -289,7 +289,7 @@ fn empty_and_tiny_files() {
         converter.convert(&image, &target).unwrap();
         assert_eq!(Image::open(&target).unwrap().virtual_size(), 0);
     }
-    // A magic and nothing else is an image that is cut off, not a raw disk.
+    // A signature alone is a truncated image, not a raw disk.
     for magic in [&b"QFI\xfb\0\0\0\x03"[..], b"vhdxfile"] {
         let magic = dir.file("magic", magic);
         assert_eq!(Image::open(&magic).err().unwrap().kind().as_str(), "out-of-bounds");
@@ -673,7 +673,7 @@ fn vhd_table_sizes_are_limited() {
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
-/// A VDI of nothing but the header and `map`, with the data behind that.
+/// A VDI of a header and `map`, followed by the data.
 fn vdi_of(size: u64, block_size: u32, extra: u32, blocks: u32, map: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 512];
     for (at, number) in [

@@ -12,11 +12,11 @@ use crate::support::{TempDir, assert_same, content, open_raw, qcow2, qcow2_bytes
 use diskimage::{Converter, Error, Image};
 
 /// An image that can be opened and whose last cluster cannot be read.
-fn spoiled(dir: &TempDir) -> Image {
+fn damaged(dir: &TempDir) -> Image {
     let mut bytes = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &Pattern::Dense.make(1 << 20)));
     let last = bytes.l2_entry(255);
     bytes.put_u64(last, 1 << 40);
-    Image::open(dir.file("spoiled.qcow2", &bytes.0)).unwrap()
+    Image::open(dir.file("damaged.qcow2", &bytes.0)).unwrap()
 }
 
 fn converters() -> [Converter; 4] {
@@ -26,12 +26,12 @@ fn converters() -> [Converter; 4] {
 #[test]
 fn no_files_are_left_after_a_failure() {
     let dir = TempDir::new();
-    let source = spoiled(&dir);
+    let source = damaged(&dir);
     for converter in converters() {
         for threads in [1, 3] {
             let error = converter.clone().threads(threads).convert(&source, dir.join("new")).unwrap_err();
             assert_eq!(error.kind().as_str(), "out-of-bounds", "{error}");
-            assert_eq!(dir.names(), ["spoiled.qcow2"]);
+            assert_eq!(dir.names(), ["damaged.qcow2"]);
         }
     }
 }
@@ -39,12 +39,12 @@ fn no_files_are_left_after_a_failure() {
 #[test]
 fn an_old_target_survives_a_failure() {
     let dir = TempDir::new();
-    let source = spoiled(&dir);
+    let source = damaged(&dir);
     let old = dir.file("old", b"precious");
     for converter in converters() {
         converter.convert(&source, &old).unwrap_err();
         assert_eq!(fs::read(&old).unwrap(), b"precious");
-        assert_eq!(dir.names(), ["old", "spoiled.qcow2"]);
+        assert_eq!(dir.names(), ["old", "damaged.qcow2"]);
     }
 }
 

@@ -22,7 +22,7 @@ fn image(path: &Path, uuid: &str, blocks: [u8; 3]) -> PathBuf {
     path.to_owned()
 }
 
-/// Turns an image into one that lies over the image at `parent`, with a block of zeros at the end, as VirtualBox would.
+/// Turns an image into an overlay of `parent` with a zero block at the end, as VirtualBox would write it.
 fn lay_over(path: &Path, parent: &Path) {
     let (mut file, parent) = (fs::read(path).unwrap(), fs::read(parent).unwrap());
     file[76] = 4;

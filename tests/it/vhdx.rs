@@ -19,7 +19,7 @@ use diskimage::{Comparison, Error, Image, OpenOptions, compare};
 
 const SECTORS: [u64; 2] = [512, 4096];
 
-/// What the guest sees of an image that lies over these bytes.
+/// The guest data of an overlay of these bytes.
 pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     guest.resize(image.size as usize, 0);
     for (index, block) in image.blocks.iter().enumerate() {
@@ -255,7 +255,7 @@ fn chunk_boundaries() {
         let size = chunk + 2 * BLOCK + 4096;
         let mut random = Random::new(sector_size);
         let sectors = BLOCK / sector_size;
-        // The last block before the seam, and the three behind it.
+        // The last block before the boundary, and the three after it.
         let mut blocks = |partial: bool| {
             let mut blocks = vec![Block::Without(NOT_PRESENT); ratio as usize - 1];
             for _ in 0..4 {
@@ -405,14 +405,14 @@ fn overlapping_blocks_are_refused() {
 fn unknown_optional_items_are_ignored() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let stranger = numbered(77);
+    let unrelated = numbered(77);
     for (regions, items) in [
-        (vec![(stranger.0, false)], vec![]),
-        (vec![(stranger.0, true)], vec![]),
-        (vec![], vec![(stranger.0, 0)]),
-        (vec![], vec![(stranger.0, 1), (stranger.0, 2)]),
-        (vec![], vec![(stranger.0, 4)]),
-        (vec![(numbered(78).0, false)], vec![(stranger.0, 5)]),
+        (vec![(unrelated.0, false)], vec![]),
+        (vec![(unrelated.0, true)], vec![]),
+        (vec![], vec![(unrelated.0, 0)]),
+        (vec![], vec![(unrelated.0, 1), (unrelated.0, 2)]),
+        (vec![], vec![(unrelated.0, 4)]),
+        (vec![(numbered(78).0, false)], vec![(unrelated.0, 5)]),
     ] {
         let mut image = Vhdx::new(2 * MIB, MIB, 512);
         image.blocks = vec![Block::Full(vec![(0, vec![1; 512])])];
@@ -427,7 +427,7 @@ fn unknown_optional_items_are_ignored() {
         }
         let error = error(&path);
         assert_eq!(error.kind().as_str(), "unsupported", "{error}");
-        assert!(error.to_string().contains(&stranger.1), "{error}");
+        assert!(error.to_string().contains(&unrelated.1), "{error}");
     }
 }
 
@@ -436,19 +436,19 @@ fn unknown_optional_items_are_ignored() {
 fn one_valid_copy_is_enough() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let spoil = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
+    let damage = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
     for maker in MAKERS {
         let mut image = Vhdx::new(MIB, MIB, 512);
         image.maker = maker;
         image.blocks = vec![Block::Full(vec![(0, vec![3; 1 << 20])])];
         for pair in [[64 * KIB, 128 * KIB], [192 * KIB, 256 * KIB]] {
-            for (spoilt, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            for (damaged, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
                 image.write(&path);
-                spoil(spoilt + 20);
+                damage(damaged + 20);
                 let opened = Image::open(&path).unwrap();
-                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one is spoilt");
+                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one copy is damaged");
                 assert_eq!(opened.info().warnings.len(), 1, "{maker:?}: {:?}", opened.info().warnings);
-                spoil(other + 20);
+                damage(other + 20);
                 let error = error(&path);
                 assert_eq!(error.kind().as_str(), "invalid-field", "{error}");
             }

@@ -124,7 +124,7 @@ fn force_size_off_rounds_as_qemu_does() {
         let mut last = [0; 1024];
         image.read_exact_at(&mut last[..(rounded - size + 512).min(1024) as usize], size - 512).unwrap();
         assert!(last[..512] == [7; 512] && last[512..] == [0; 512], "{size}");
-        // It takes zeros behind the end for no difference.
+        // It ignores zeros after the end.
         if size < 1 << 30 {
             qemu_img(&[&"compare", &"-q", &"-f", &"raw", &"-F", &"vpc", &source, &ours]);
         }

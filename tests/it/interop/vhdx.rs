@@ -329,7 +329,7 @@ mod made_up {
         }
     }
 
-    /// Images of which each lies over the one before it.
+    /// A backing chain, the base first.
     fn layers(seed: u64, count: u64, sector_size: u64) -> Vec<Vhdx> {
         let mut random = Random::new(seed);
         let layers = (0..count).map(|depth| {

@@ -9,7 +9,7 @@ const TABLE_GRAINS: usize = 512;
 /// Who writes the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// Tables behind the grains, a footer and the marker of the end. VirtualBox too.
+    /// Tables after the grains, a footer and the end-of-stream marker. VirtualBox too.
     Vmware,
     /// Tables before the grains, and the marker of the end.
     OpenVmdk,

@@ -173,7 +173,7 @@ fn devices_are_refused_by_name() {
     }
 }
 
-/// What a stranger's descriptor names is opened only as the policy allows.
+/// The extents of an untrusted descriptor are opened only as the policy allows.
 #[test]
 fn extents_by_policy() {
     let (dir, [a, ..]) = three_files();

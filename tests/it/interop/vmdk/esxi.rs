@@ -248,7 +248,7 @@ fn a_cowd_extent_without_its_descriptor() {
     let root = Image::open(dir.file("root.vmdk", &delta.cowd(true))).unwrap();
     assert_eq!(root.info().warnings.len(), 1);
     assert_same(&content(&root).unwrap(), &delta.over(&[]), "a root");
-    // What it lies over is not known.
+    // The parent is unknown.
     let error = Image::open(dir.file("child.vmdk", &delta.cowd(false))).err().unwrap();
     assert_eq!(error.kind().as_str(), "unsupported", "{error}");
 }
@@ -265,8 +265,8 @@ fn sesparse() {
     }
 }
 
-/// A COWD extent with one number spoiled.
-fn spoiled_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
+/// A COWD extent with one field changed.
+fn damaged_cowd(at: usize, value: u32) -> Result<Vec<u8>> {
     let delta = Delta::new(7, 9000, 512, false, 0..0);
     let mut bytes = delta.cowd(true);
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -286,12 +286,12 @@ fn entries_out_of_bounds_are_refused() {
         (2048, 0x00ff_ffff, "out-of-bounds"),
         (2052, 0x7fff_ffff, "out-of-bounds"),
     ] {
-        let error = spoiled_cowd(at, value).unwrap_err();
+        let error = damaged_cowd(at, value).unwrap_err();
         assert_eq!(error.kind().as_str(), kind, "{value:#x} at {at}: {error}");
     }
     // The first entry of the first table that came into being.
     let first_table = 5 * 512;
-    assert_eq!(spoiled_cowd(first_table, 0x7fff_ffff).unwrap_err().kind().as_str(), "out-of-bounds");
+    assert_eq!(damaged_cowd(first_table, 0x7fff_ffff).unwrap_err().kind().as_str(), "out-of-bounds");
 
     let dir = TempDir::new();
     let delta = Delta::new(1, 33 * 2048 + 1, 4096, true, 0..0);

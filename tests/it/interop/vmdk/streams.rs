@@ -70,7 +70,7 @@ fn streams_of_every_program() {
                 (&ascending, Packing::Stored, 0),
                 (&swapped, Packing::Deflate, if maker == Qemu { 0 } else { 5 * 512 }),
             ] {
-                // Several tables take their time, and are the same however a grain is packed.
+                // Several tables take their time, and do not depend on the compression.
                 if size > 1 << 20 && (packing != Packing::Zlib || order != &swapped) {
                     continue;
                 }
@@ -145,7 +145,7 @@ fn grains_far_out_of_order() {
     }
 }
 
-/// A stream that is cut off is an error, from a file and from a pipe, unless nothing but zeros is missing: what fills up the last
+/// A truncated stream is an error, from a file and from a pipe, unless nothing but zeros is missing: what fills up the last
 /// sector, and the marker of the end.
 #[test]
 fn truncated_streams_are_refused() {
@@ -288,7 +288,7 @@ fn the_redundant_directory() {
         let whole = std::fs::read(&path).unwrap();
         let sector = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap()) as usize;
         let (redundant, primary) = (sector(48) * 512, sector(56) * 512);
-        let spoil = |changes: &[(usize, &[u8])]| {
+        let damage = |changes: &[(usize, &[u8])]| {
             let mut bytes = whole.clone();
             for (at, change) in changes {
                 bytes[*at..at + change.len()].copy_from_slice(change);
@@ -299,23 +299,23 @@ fn the_redundant_directory() {
         for change in
             [(primary, &[0; 12][..]), (primary, &[0; 4]), (primary + 4, &far), (56, &(1_u64 << 40).to_le_bytes())]
         {
-            let image = spoil(&[change]).unwrap();
+            let image = damage(&[change]).unwrap();
             let warnings = &image.info().warnings;
             assert!(warnings.len() == 1 && warnings[0].to_string().contains("redundant"), "{change:?}: {warnings:?}");
             assert_same(&content(&image).unwrap(), &guest, "by the redundant directory");
         }
         // A damaged copy does no harm.
         for change in [(redundant, &[0; 12][..]), (redundant, &far)] {
-            let image = spoil(&[change]).unwrap();
+            let image = damage(&[change]).unwrap();
             assert!(image.info().warnings.is_empty());
             assert_same(&content(&image).unwrap(), &guest, "by the directory");
         }
-        let error = spoil(&[(primary, &far), (redundant + 4, &far)]).err().unwrap();
+        let error = damage(&[(primary, &far), (redundant + 4, &far)]).err().unwrap();
         assert_eq!(error.kind().as_str(), "out-of-bounds", "{error}");
         // A table is lost where neither names it.
         let entry = sector(56) * 512;
         let table = u32::from_le_bytes(whole[entry..entry + 4].try_into().unwrap()) as usize * 512;
-        let image = spoil(&[(table, &far)]).unwrap();
+        let image = damage(&[(table, &far)]).unwrap();
         assert_eq!(content(&image).unwrap_err().kind().as_str(), "out-of-bounds");
     }
 }
