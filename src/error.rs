@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::codec::DecodeError;
+use crate::codec::{DecodeError, MissingCodec};
 use crate::name::Name;
 
 /// The result of every fallible function of this crate.
@@ -320,6 +320,11 @@ impl Error {
     /// Creates the error for a feature that the driver of `format` does not implement: "compression".
     pub fn unsupported(format: &'static str, feature: impl Into<Cow<'static, str>>) -> Self {
         Error::Unsupported { format, feature: feature.into(), at: None }
+    }
+
+    /// The error for a codec whose feature is off.
+    pub(crate) fn missing_codec(missing: MissingCodec) -> Self {
+        Error::unsupported(missing.codec.name(), missing.to_string())
     }
 
     /// Creates the error for the field at byte `at` of an image file.

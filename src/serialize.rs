@@ -9,13 +9,13 @@ use std::path::Path;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::convert::{Progress, Report};
 use crate::driver::{CheckReport, Extent, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
 use crate::image::{Inspection, Span};
 use crate::info::{FileReference, ImageInfo, Snapshot, Value};
 use crate::name::Name;
-use crate::{Progress, Report};
 
 impl Serialize for Name {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

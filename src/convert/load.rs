@@ -7,7 +7,7 @@ use super::plan::Work;
 use crate::codec::Encoder;
 use crate::driver::ExtentKind;
 use crate::driver::Frame;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{Image, Scratch, Span};
 use crate::zero;
 
@@ -49,8 +49,8 @@ pub(super) enum ItemKind {
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(job: &'a Job<'a>) -> Self {
-        Loader {
+    pub fn new(job: &'a Job<'a>) -> Result<Self> {
+        Ok(Loader {
             job,
             data: Vec::new(),
             base: Vec::new(),
@@ -58,8 +58,8 @@ impl<'a> Loader<'a> {
             items: Vec::new(),
             scratch: Scratch::default(),
             base_scratch: Scratch::default(),
-            encoder: job.spec.encoding.as_ref().map(Encoder::new),
-        }
+            encoder: job.spec.encoding.as_ref().map(Encoder::new).transpose().map_err(Error::missing_codec)?,
+        })
     }
 
     /// What the last [`load`](Self::load) found to store, in guest order.

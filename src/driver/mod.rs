@@ -257,10 +257,14 @@ impl FormatDriver {
     }
 
     /// Adds writing. `options` are the options that `create` takes; an unknown one is refused before `create` is called.
+    ///
+    /// Without the feature `write` it does nothing. Since a driver is a constant, `create` is then neither compiled nor linked.
     #[must_use]
     pub const fn create(mut self, create: CreateFn, options: &'static [OptionSpec]) -> Self {
-        self.create = Some(create);
-        self.options = options;
+        if cfg!(feature = "write") {
+            self.create = Some(create);
+            self.options = options;
+        }
         self
     }
 

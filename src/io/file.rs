@@ -10,7 +10,7 @@ use super::{ReadAt, WriteAt, write_zeros};
 
 /// A regular file or block device, opened for reading only.
 ///
-/// Devices are `/dev/sda`, `/dev/disk2` or `/dev/rdisk2` (macOS), `/dev/da0` (FreeBSD) and `\\\\.\\PhysicalDrive0` (Windows).
+/// Devices are `/dev/sda`, `/dev/disk2` or `/dev/rdisk2` (macOS), `/dev/da0` (FreeBSD) and `\\.\PhysicalDrive0` (Windows).
 ///
 /// # Examples
 ///

@@ -11,7 +11,7 @@ const BLOCK: u64 = 4 * KIB;
 fn load_all(job: &Job<'_>, mut look: impl FnMut(&Work, &Loader<'_>)) {
     let settings = qcow2("");
     let mut planner = Planner::new(job, &settings).unwrap();
-    let mut loader = Loader::new(job);
+    let mut loader = Loader::new(job).unwrap();
     while let Some(work) = planner.next().unwrap() {
         loader.load(&work).unwrap();
         look(&work, &loader);
@@ -157,7 +157,7 @@ fn payloads_are_taken_over_only_if_any_would_do() {
             packed.push(loader.packed(place).to_vec());
         }
     });
-    let mut encoder = Encoder::new(&default);
+    let mut encoder = Encoder::new(&default).unwrap();
     let blocks = [&bytes[..3 * BLOCK as usize], &bytes[4 * BLOCK as usize..], &[0; BLOCK as usize - 512]].concat();
     let expected: Vec<_> =
         blocks.chunks(BLOCK as usize).map(|block| encoder.encode(block, block.len()).unwrap().to_vec()).collect();

@@ -1,8 +1,9 @@
-//! Checks the metadata of an image: tables and grains are within their file and do not overlap, and the redundant grain tables
-//! are equal.
+//! Checks the metadata of an image: tables and grains are within their file and do not overlap, and the redundant grain
+//! tables are equal.
 //!
-//! The header or the descriptor must be valid. `sparse` then walks the tables of each sparse extent and marks the sectors in use
-//! in `sectors`. Payloads are not read. Memory is bounded: files larger than 32 GiB are checked window by window.
+//! The header or the descriptor must be valid. `sparse` then walks the tables of each sparse extent and marks the
+//! sectors in use in `sectors`. Payloads are not read. Memory is bounded: files larger than 32 GiB are checked window
+//! by window.
 
 mod sectors;
 mod sparse;
@@ -31,8 +32,8 @@ use crate::name::Name;
 /// Checks the metadata of an image and its extents, but not of its parent.
 ///
 /// # Errors
-/// When the header or the descriptor is invalid or not supported, when the reference policy denies an extent, and when a file
-/// cannot be read.
+/// When the header or the descriptor is invalid or not supported, when the reference policy denies an extent, and when
+/// a file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let mut findings = Findings::default();
     let result = match reader::sparse_kind(&*file)? {

@@ -1,5 +1,5 @@
-//! The header of a COWD sparse extent, which ESXi writes for snapshots of the type `vmfsSparse` (Virtual Disk Format 5.0,
-//! "ESXi Host Sparse Extents").
+//! The header of a COWD sparse extent, which ESXi writes for snapshots of the type `vmfsSparse` (Virtual Disk Format
+//! 5.0, "ESXi Host Sparse Extents").
 
 use bitflags::bitflags;
 use byteorder::{ByteOrder, LittleEndian};

@@ -1,15 +1,15 @@
 //! The descriptor: the text that lists the extents of a disk, in a file of its own or embedded in a sparse extent.
 //!
-//! VMware, "Virtual Disk Format 5.0", "The Descriptor File": a header of `key=value` lines, one line for each extent, and the
-//! disk data base of `ddb.` lines. "The descriptor file is not case sensitive." Where the document is silent, this parser
-//! follows what VMware, VirtualBox and qemu write:
+//! VMware, "Virtual Disk Format 5.0", "The Descriptor File": a header of `key=value` lines, one line for each extent,
+//! and the disk data base of `ddb.` lines. "The descriptor file is not case sensitive." Where the document is silent,
+//! this parser follows what VMware, VirtualBox and qemu write:
 //!
 //! - Lines end with LF, CR LF or CR. The text ends at the first NUL, the padding.
-//! - A missing `version` means 1, by the document, and a missing `CID` the content ID of a new disk. `createType` and at least
-//!   one extent are required.
+//! - A missing `version` means 1, by the document, and a missing `CID` the content ID of a new disk. `createType` and
+//!   at least one extent are required.
 //! - The first of several lines with the same key is used, as in qemu, so that both open the same files.
-//! - Unknown keys are skipped. A line that is neither a comment, nor `key=value`, nor an extent is an error, because a missing
-//!   extent would shift the guest data.
+//! - Unknown keys are skipped. A line that is neither a comment, nor `key=value`, nor an extent is an error, because a
+//!   missing extent would shift the guest data.
 
 mod database;
 mod lines;
@@ -139,8 +139,8 @@ const EXTENT_TYPES: &[(&str, ExtentType)] = &[
 
 const DEVICE_EXTENTS: &[(&str, &str)] = &[("VMFSRDM", "a raw device map"), ("VMFSRAW", "a raw device")];
 
-/// Whether a file with these first bytes is a descriptor: `version=` is the first line after comments and blank lines, as VMware
-/// requires.
+/// Whether a file with these first bytes is a descriptor: `version=` is the first line after comments and blank lines,
+/// as VMware requires.
 pub(crate) fn looks_like_descriptor(head: &[u8]) -> bool {
     Text::new(head, 0).lines().next().and_then(Text::key_value).is_some_and(|(key, _)| key.is("version"))
 }
@@ -283,8 +283,8 @@ fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits)
     Ok(extents)
 }
 
-/// Parses an extent line: "access, size in sectors, type of extent, file name, offset". Further words, which describe devices, are
-/// skipped.
+/// Parses an extent line: "access, size in sectors, type of extent, file name, offset". Further words, which describe
+/// devices, are skipped.
 fn extent(line: Text<'_>, charset: Charset) -> Result<ExtentLine> {
     let (access, rest) = line.word();
     let (size, rest) = rest.word();

@@ -7,13 +7,14 @@ use crate::error::{Error, Result};
 use crate::format::shared::table::{self, Field};
 use crate::io::ReadAt;
 
-/// Handles the error of an invalid directory entry: returns it, or returns `Ok` to have the table recorded as [`DAMAGED`].
+/// Handles the error of an invalid directory entry: returns it, or returns `Ok` to have the table recorded as
+/// [`DAMAGED`].
 pub(super) type OnDamage<'a> = dyn FnMut(Error) -> Result<()> + 'a;
 
 /// Reads the grain directory of `entries` entries of `SIZE` bytes at `start`, the value of `field`.
 ///
-/// `table_offset` parses an entry: it gets the index of the table, the entry and the field for errors, and returns the host
-/// offset of the table, checked against the file length, or 0 if the table is unallocated.
+/// `table_offset` parses an entry: it gets the index of the table, the entry and the field for errors, and returns the
+/// host offset of the table, checked against the file length, or 0 if the table is unallocated.
 pub(super) fn read_directory<const SIZE: usize>(
     file: &dyn ReadAt,
     start: u64,

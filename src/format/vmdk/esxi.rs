@@ -53,8 +53,8 @@ pub(super) fn open_cowd(
     })
 }
 
-/// Reads the headers and the grain directory of a space-efficient sparse extent of `len` guest bytes. `check` validates its
-/// capacity in sectors; `on_damage` handles invalid directory entries.
+/// Reads the headers and the grain directory of a space-efficient sparse extent of `len` guest bytes. `check` validates
+/// its capacity in sectors; `on_damage` handles invalid directory entries.
 pub(super) fn open_sesparse(
     file: Arc<dyn ReadAt>,
     id: FileId,

@@ -73,8 +73,8 @@ impl GrainMap {
     /// Largest part of a table that is read at once, in bytes.
     const PAGE_LEN: u64 = 16 << 10;
 
-    /// Returns the kind and the length of the run of grains at `offset`. A run ends at the latest with a table page, and no
-    /// entry for grains after `end` is read. Offsets are relative to the extent.
+    /// Returns the kind and the length of the run of grains at `offset`. A run ends at the latest with a table page,
+    /// and no entry for grains after `end` is read. Offsets are relative to the extent.
     pub fn extent(&self, table_cache: &TableCache, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let index = offset / self.grain_bytes;
         let table = (index / self.entries_per_table) as usize;
@@ -173,8 +173,8 @@ impl GrainMap {
         (ExtentKind::Hole, end.min(self.len) - offset)
     }
 
-    /// Number of tables from `table`, at `table_offset`, in the same hole of the file, if any. A sparsely filled disk has all
-    /// tables allocated, but most were never written.
+    /// Number of tables from `table`, at `table_offset`, in the same hole of the file, if any. A sparsely filled disk
+    /// has all tables allocated, but most were never written.
     fn tables_in_hole(&self, table: usize, table_offset: u64, end: u64) -> Result<Option<usize>> {
         let in_hole = |directory: &[u64], offset| {
             let data = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
@@ -249,7 +249,8 @@ impl GrainMap {
         })
     }
 
-    /// The payload at `host_offset` of the grain at offset `unit` of the extent. The table entry is at file offset `at`.
+    /// The payload at `host_offset` of the grain at offset `unit` of the extent. The table entry is at file offset
+    /// `at`.
     fn payload(&self, framing: Framing, host_offset: u64, unit: u64, at: u64) -> Result<Compressed> {
         let mut start = [0; Marker::LEN];
         FIELDS.at("grain table entry", at).within(host_offset, start.len() as u64, self.file_len)?;
@@ -277,7 +278,8 @@ impl GrainMap {
     }
 }
 
-/// Returns the payload length from a marker at file offset `at`, which must be the marker of the grain at guest sector `lba`.
+/// Returns the payload length from a marker at file offset `at`, which must be the marker of the grain at guest sector
+/// `lba`.
 fn payload_len(marker: Marker, lba: u64, grain_bytes: u64, at: u64) -> Result<u64> {
     match marker {
         Marker::Grain { lba: found, .. } if found != lba => {
@@ -301,7 +303,8 @@ pub(super) fn check_payload_len(size: u32, grain_bytes: u64, at: u64) -> Result<
     Ok(value)
 }
 
-/// Largest payload of a grain. Deflate expands incompressible data slightly: payloads of 65562 bytes for grains of 64 KiB exist.
+/// Largest payload of a grain. Deflate expands incompressible data slightly: payloads of 65562 bytes for grains of 64
+/// KiB exist.
 pub(super) fn max_payload_len(grain_bytes: u64) -> u64 {
     grain_bytes + grain_bytes / 8 + 1024
 }

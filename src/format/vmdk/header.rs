@@ -1,8 +1,8 @@
 //! The header of a hosted sparse extent and the footer of a stream, which has the same layout (Virtual Disk Format 5.0,
 //! "Hosted Sparse Extents" and "Stream-Optimized Compressed").
 //!
-//! [`Header::parse`] returns only valid headers; [`Header::encode`] is its inverse. Offsets and sizes are in sectors, as on
-//! disk, and their conversion to bytes does not overflow.
+//! [`Header::parse`] returns only valid headers; [`Header::encode`] is its inverse. Offsets and sizes are in sectors,
+//! as on disk, and their conversion to bytes does not overflow.
 
 use std::ops::Range;
 
@@ -209,8 +209,8 @@ impl Directory {
     }
 }
 
-/// Parses the flags and checks the fields that depend on them. The newline test comes first: a transfer in text mode explains
-/// every other error.
+/// Parses the flags and checks the fields that depend on them. The newline test comes first: a transfer in text mode
+/// explains every other error.
 fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
     let flags = Flags::from_bits_retain(LittleEndian::read_u32(&bytes[8..]));
     let newlines = &bytes[73..77];
@@ -239,8 +239,8 @@ fn parse_flags(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Flags> {
     }
 }
 
-/// Parses the grain size in sectors. The document requires more than 8, possibly meaning "at least 8", and VMware's own COWD
-/// extents use 1. Smaller powers of two are unambiguous, so they are accepted.
+/// Parses the grain size in sectors. The document requires more than 8, possibly meaning "at least 8", and VMware's own
+/// COWD extents use 1. Smaller powers of two are unambiguous, so they are accepted.
 fn parse_grain_size(sectors: u64, compressed: bool, field: Field) -> Result<u64> {
     let max = if compressed { MAX_COMPRESSED_GRAIN_SIZE } else { MAX_GRAIN_SIZE };
     if sectors == 0 {

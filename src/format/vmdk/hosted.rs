@@ -23,7 +23,8 @@ const MAX_PADDING: u64 = 1 << 20;
 /// Bytes per read while searching for the footer, a multiple of the sector size.
 const FOOTER_READ: usize = 16 << 10;
 
-/// A grain directory: the host offset of each grain table, 0 if unallocated, and the host range of the directory itself.
+/// A grain directory: the host offset of each grain table, 0 if unallocated, and the host range of the directory
+/// itself.
 pub(super) type GrainDirectory = (Vec<u64>, Range<u64>);
 
 /// A hosted sparse extent whose header has been read.
@@ -55,7 +56,8 @@ impl Hosted {
         Ok(has_text(&text).then_some((text, start)))
     }
 
-    /// Reads the grain directory of an extent of `len` guest bytes. Returns a warning if the redundant directory was needed.
+    /// Reads the grain directory of an extent of `len` guest bytes. Returns a warning if the redundant directory was
+    /// needed.
     pub fn into_grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(GrainMap, Option<&'static str>)> {
         let (directory, warning) = match self.directories(cx, &mut Err) {
             // I/O errors and exceeded limits are no reason to use the other directory.
@@ -72,8 +74,8 @@ impl Hosted {
         Ok((self.with_directory(len, directory), warning))
     }
 
-    /// Reads the grain directory and, unless this is a stream, the redundant one, if there is one. `on_damage` handles invalid
-    /// directory entries.
+    /// Reads the grain directory and, unless this is a stream, the redundant one, if there is one. `on_damage` handles
+    /// invalid directory entries.
     pub fn directories(
         &self,
         cx: &OpenContext<'_>,
@@ -153,7 +155,8 @@ impl Hosted {
         }
     }
 
-    /// Returns the host offset of the footer: the last nonzero sector, since the end-of-stream marker and padding are zeros.
+    /// Returns the host offset of the footer: the last nonzero sector, since the end-of-stream marker and padding are
+    /// zeros.
     pub fn footer_offset(&self) -> Result<u64> {
         let end = self.file_len / SECTOR * SECTOR;
         let mut buf = [0; FOOTER_READ];
@@ -179,8 +182,8 @@ impl Hosted {
     }
 }
 
-/// Whether the range of the embedded descriptor holds a text. The extents of a split disk have zeros there and the descriptor in
-/// a file of its own. A damaged descriptor is not treated as absent, since it may name a parent.
+/// Whether the range of the embedded descriptor holds a text. The extents of a split disk have zeros there and the
+/// descriptor in a file of its own. A damaged descriptor is not treated as absent, since it may name a parent.
 pub(super) fn has_text(text: &[u8]) -> bool {
     text.iter().any(|&byte| byte != 0)
 }

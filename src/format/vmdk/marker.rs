@@ -1,8 +1,8 @@
 //! Markers, which precede each structure of a stream (Virtual Disk Format 5.0, "Stream-Optimized Compressed").
 //!
-//! A marker consists of `val`, `size` and `type`. A nonzero size marks a grain: `val` is its guest sector, and the payload
-//! follows immediately, in place of `type`. A metadata marker has size 0 and fills its sector; `val` sectors follow. The next
-//! marker begins at the next sector boundary.
+//! A marker consists of `val`, `size` and `type`. A nonzero size marks a grain: `val` is its guest sector, and the
+//! payload follows immediately, in place of `type`. A metadata marker has size 0 and fills its sector; `val` sectors
+//! follow. The next marker begins at the next sector boundary.
 
 use byteorder::{ByteOrder, LittleEndian};
 

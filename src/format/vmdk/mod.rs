@@ -2,9 +2,9 @@
 //!
 //! # Layout
 //!
-//! A disk is a list of extents, given by a text called the descriptor. An extent is a contiguous range of the disk, stored
-//! flat (guest data only) or sparse (allocated in grains, found by two levels of tables). Offsets and sizes on disk are in
-//! sectors of 512 bytes, integers are little-endian.
+//! A disk is a list of extents, given by a text called the descriptor. An extent is a contiguous range of the disk,
+//! stored flat (guest data only) or sparse (allocated in grains, found by two levels of tables). Offsets and sizes on
+//! disk are in sectors of 512 bytes, integers are little-endian.
 //!
 //! | location | structure | module |
 //! |---|---|---|
@@ -17,8 +17,8 @@
 //! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `hosted` |
 //! | ESXi extent (COWD or space-efficient sparse) | the same two levels of tables with other headers and entries | `cowd`, `sesparse`, `esxi` |
 //!
-//! `reader` combines the extents of an image and maps guest ranges; `stream` reads from pipes, `check` checks the metadata,
-//! `options` and `writer` create images.
+//! `reader` combines the extents of an image and maps guest ranges; `stream` reads from pipes, `check` checks the
+//! metadata, `options` and `writer` create images.
 //!
 //! # Support
 //!
@@ -39,23 +39,23 @@
 //!
 //! # Decisions
 //!
-//! - Every extent keeps its position on the disk, whatever its access. qemu skips extents that are not `RW`, which shifts
-//!   the following data.
+//! - Every extent keeps its position on the disk, whatever its access. qemu skips extents that are not `RW`, which
+//!   shifts the following data.
 //! - Data after the end of a file is an error. qemu and others read it as zeros.
 //! - An empty grain table whose redundant copy is not empty is an error: either one may be damaged.
 //! - The size of a disk with an embedded descriptor is the size in the descriptor if the header's capacity is that size
 //!   rounded up to a grain. VirtualBox writes such images; qemu shows the rounded size.
-//! - The header of a stream is written first, unlike that of every other image of this crate, because a pipe cannot seek. The
-//!   footer marks a stream complete; a truncated stream has none and is refused.
-//! - A parent is searched by its name, then by the last component of that name beside the image, because directories are
-//!   moved as a whole. Its content ID must match. VirtualBox stores only a UUID: then the parent is the `.vmdk` beside the
-//!   image with this UUID.
+//! - The header of a stream is written first, unlike that of every other image of this crate, because a pipe cannot
+//!   seek. The footer marks a stream complete; a truncated stream has none and is refused.
+//! - A parent is searched by its name, then by the last component of that name beside the image, because directories
+//!   are moved as a whole. Its content ID must match. VirtualBox stores only a UUID: then the parent is the `.vmdk`
+//!   beside the image with this UUID.
 //!
 //! # References
 //!
-//! VMware, "Virtual Disk Format 5.0" (technical note), quoted as "the document" or with its section titles. It does not cover
-//! version 3, nor space-efficient sparse extents, and it names RFC 1951 for grains that are zlib streams (RFC 1950). There,
-//! this module follows what VMware, VirtualBox, open-vmdk and qemu read and write, and comments say so.
+//! VMware, "Virtual Disk Format 5.0" (technical note), quoted as "the document" or with its section titles. It does not
+//! cover version 3, nor space-efficient sparse extents, and it names RFC 1951 for grains that are zlib streams (RFC
+//! 1950). There, this module follows what VMware, VirtualBox, open-vmdk and qemu read and write, and comments say so.
 
 mod check;
 mod cowd;

@@ -11,7 +11,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "subformat",
         values: "monolithicSparse|streamOptimized|monolithicFlat|twoGbMaxExtentSparse|twoGbMaxExtentFlat|vmfs",
-        help: "createType (default monolithicSparse, or streamOptimized with compression); the others are stored in several \
+        help: "createType (default monolithicSparse, or streamOptimized with compression); the others consist of several \
                files, vmfs is for ESXi datastores",
     },
     OptionSpec {
@@ -163,7 +163,8 @@ fn parse_cid(text: &str) -> Result<u32> {
     }
 }
 
-/// Returns the parent. It is given as an opened image, because its content ID is needed, and the options must agree with it.
+/// Returns the parent. It is given as an opened image, because its content ID is needed, and the options must agree
+/// with it.
 fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     let (file, format) = (cx.options.value("backing_file"), cx.options.value("backing_fmt"));
     let Some(backing) = &cx.backing else {

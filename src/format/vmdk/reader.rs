@@ -253,8 +253,8 @@ pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) 
     Ok(info)
 }
 
-/// Returns the size of an extent in bytes. If the capacity is the size in the descriptor rounded up to a grain, as VirtualBox
-/// writes it, this is the size in the descriptor.
+/// Returns the size of an extent in bytes. If the capacity is the size in the descriptor rounded up to a grain, as
+/// VirtualBox writes it, this is the size in the descriptor.
 pub(super) fn exact_len(capacity: u64, grain_size: u64, line: &ExtentLine) -> u64 {
     let exact = line.sectors.next_multiple_of(grain_size) >= capacity;
     (if exact { line.sectors } else { capacity }) * SECTOR
@@ -266,7 +266,8 @@ fn describe_without_descriptor(virtual_size: u64) -> ImageInfo {
     ImageInfo { format: FORMAT_NAME, virtual_size, warnings, ..ImageInfo::default() }
 }
 
-/// Returns the properties in a descriptor and, if it is embedded, in the header of its extent, with qemu-img's key names.
+/// Returns the properties in a descriptor and, if it is embedded, in the header of its extent, with qemu-img's key
+/// names.
 fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>) -> ImageInfo {
     let mut specific = vec![
         ("cid", u64::from(descriptor.cid).into()),

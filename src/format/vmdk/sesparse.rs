@@ -1,8 +1,8 @@
 //! The two headers and the table entries of a space-efficient sparse extent.
 //!
-//! VMware has not published this format. The layout is known from the analysis of snapshots written by ESXi, all with the same
-//! version, grain size and table size; other values are refused. Integers have 64 bits; header offsets and sizes are in
-//! sectors.
+//! VMware has not published this format. The layout is known from the analysis of snapshots written by ESXi, all with
+//! the same version, grain size and table size; other values are refused. Integers have 64 bits; header offsets and
+//! sizes are in sectors.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Reads a `streamOptimized` image from a pipe, by its markers, from the beginning to the end.
 //!
-//! The grain tables are not needed, because each marker holds the guest sector of its grain. Grains may be somewhat out of
-//! order, as from a writer with several threads. A grain before the guest range that was already returned is an error; such a
-//! stream can be read from a file.
+//! The grain tables are not needed, because each marker holds the guest sector of its grain. Grains may be somewhat out
+//! of order, as from a writer with several threads. A grain before the guest range that was already returned is an
+//! error; such a stream can be read from a file.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
@@ -273,8 +273,8 @@ impl StreamWalk {
         self.check_count()
     }
 
-    /// Handles the end of the input at stream offset `at` without an end-of-stream marker, as qemu writes it. Only tables before the
-    /// grains can show that the stream is complete.
+    /// Handles the end of the input at stream offset `at` without an end-of-stream marker, as qemu writes it. Only
+    /// tables before the grains can show that the stream is complete.
     fn end_without_marker(&mut self, at: u64) -> Result<()> {
         if self.grains_in_tables.is_none() {
             return Err(truncated(at, SECTOR, 0));
@@ -297,8 +297,8 @@ impl StreamWalk {
     }
 }
 
-/// Returns the length in the stream of a grain with a payload of `size` bytes. Limits count this length, which is closer to the
-/// memory needed for a short payload.
+/// Returns the length in the stream of a grain with a payload of `size` bytes. Limits count this length, which is
+/// closer to the memory needed for a short payload.
 fn framed_len(size: u32) -> u64 {
     Marker::Grain { lba: 0, size }.total_len()
 }

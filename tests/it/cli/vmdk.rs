@@ -1,4 +1,4 @@
-//! The program with VMDKs: info, conversion, overlays.
+//! VMDK: info, creation, conversion and overlays.
 
 use std::fs;
 use std::process::Command;
@@ -13,9 +13,8 @@ use crate::support::tools::{needs_qemu, qemu_img};
 const KINDS: [&str; 6] =
     ["monolithicSparse", "streamOptimized", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfs"];
 
-/// Ours without what qemu-img does not say, or says otherwise: it knows no access, and has no word for sparse extents in
-/// one file.
-fn as_qemu_img_says(info: &mut Value) {
+/// Converts our info to that of qemu-img, which has no access and an empty format for sparse extents in one file.
+fn to_qemu_info(info: &mut Value) {
     super::round_file_length(info);
     let data = info["format-specific"]["data"].as_object_mut().unwrap();
     assert_eq!(data.remove("adapter-type"), Some("lsilogic".into()));
@@ -37,9 +36,9 @@ fn info_matches_qemu_img() {
     succeed(&dir, &["create", "-q", "-B", "base.vmdk", "child.vmdk"]);
     for name in ["base.vmdk", "stream.vmdk", "child.vmdk"] {
         let mut ours = json(&dir, &["info", "--output", "json", name]);
-        as_qemu_img_says(&mut ours);
+        to_qemu_info(&mut ours);
         let mut theirs = qemu_json(&dir, &["info", "--output=json", name]);
-        // The name that stands in the descriptor, and that of the file.
+        // qemu-img shows the file name, we show the name in the descriptor.
         let extent = &mut theirs["format-specific"]["data"]["extents"][0];
         assert_eq!(extent["filename"], name);
         extent["filename"] = ours["format-specific"]["data"]["extents"][0]["filename"].clone();
@@ -47,7 +46,7 @@ fn info_matches_qemu_img() {
     }
     let args = ["info", "--output=json", "--backing-chain"];
     let mut ours = json(&dir, &[&args[..], &["--references", "beside", "child.vmdk"]].concat());
-    ours.as_array_mut().unwrap().iter_mut().for_each(as_qemu_img_says);
+    ours.as_array_mut().unwrap().iter_mut().for_each(to_qemu_info);
     assert_json(&ours, &qemu_json(&dir, &[&args[..], &["child.vmdk"]].concat()), "chain");
     let text = succeed(&dir, &["info", "child.vmdk"]);
     assert!(text.contains("backing file: base.vmdk\nbacking file format: vmdk\n"), "{text}");
@@ -73,7 +72,7 @@ fn every_subformat_is_created_and_converted() {
 }
 
 #[test]
-fn overlays_state_the_identity_of_their_parent() {
+fn children_verify_the_content_id_of_the_parent() {
     let dir = TempDir::new();
     let mut guest = Pattern::Dense.make(3 << 20);
     dir.file("old.raw", &guest);
@@ -84,7 +83,7 @@ fn overlays_state_the_identity_of_their_parent() {
     succeed(&dir, &["compare", "--references", "beside", "empty.vmdk", "old.raw"]);
     succeed(&dir, &["convert", "-O", "vmdk", "-B", "base.vmdk", "new.raw", "child.vmdk"]);
     succeed(&dir, &["compare", "--references", "beside", "child.vmdk", "new.raw"]);
-    assert!(fs::metadata(dir.join("child.vmdk")).unwrap().len() < 1 << 20, "only what differs");
+    assert!(fs::metadata(dir.join("child.vmdk")).unwrap().len() < 1 << 20, "only differing grains are stored");
     succeed(&dir, &["create", "-q", "--references", "beside", "-B", "child.vmdk", "grandchild.vmdk"]);
     succeed(&dir, &["compare", "--references", "beside", "grandchild.vmdk", "new.raw"]);
     if Command::new("qemu-img").arg("--version").output().is_ok() {
@@ -101,7 +100,7 @@ fn overlays_state_the_identity_of_their_parent() {
         assert!(refused.contains("backing_file"), "{args:?}: {refused}");
     }
 
-    // The same bytes, but they say that they are others.
+    // The same data with another content ID.
     succeed(&dir, &["convert", "-o", "cid=22222222", "old.raw", "base.vmdk"]);
     let open = ["convert", "--references", "beside", "child.vmdk", "x.raw"];
     let refused = fail(&dir, 1, &open);
@@ -116,7 +115,7 @@ fn overlays_state_the_identity_of_their_parent() {
 }
 
 #[test]
-fn more_extents_than_the_soft_limit_of_open_files() {
+fn a_disk_may_have_more_files_than_the_soft_limit() {
     let dir = TempDir::new();
     fs::File::create(dir.join("source.raw")).unwrap().set_len(100 << 30).unwrap();
     let run = |limit: &str, args: &str| {
@@ -131,25 +130,25 @@ fn more_extents_than_the_soft_limit_of_open_files() {
         assert!(done.status.success(), "{args}: {}", String::from_utf8_lossy(&done.stderr));
     }
     assert_eq!(dir.names().len(), 1 + 1 + 51);
-    // The hard limit stands, and what is beyond it fails as it should.
+    // The hard limit is an error.
     let done = run("-n", "convert --references beside split.vmdk x.raw");
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stderr).contains("split-s"), "{done:?}");
 }
 
 #[test]
-fn warnings_are_printed() {
+fn warnings_are_shown() {
     let dir = TempDir::new();
     dir.file("source.raw", &Pattern::Islands.make(1 << 20));
     succeed(&dir, &["convert", "-o", "subformat=twoGbMaxExtentSparse", "source.raw", "disk.vmdk"]);
-    // An extent alone has no descriptor.
+    // A single extent has no descriptor.
     let text = succeed(&dir, &["info", "disk-s001.vmdk"]);
-    assert!(text.contains("\nwarning: it has no descriptor"), "{text}");
+    assert!(text.contains("\nwarning: no descriptor"), "{text}");
     let info = json(&dir, &["info", "--output", "json", "disk-s001.vmdk"]);
     assert!(info["warnings"][0].as_str().unwrap().contains("no descriptor"), "{info}");
     assert!(json(&dir, &["info", "--output", "json", "disk.vmdk"]).get("warnings").is_none());
     let done = imgconv(&dir, &["convert", "disk-s001.vmdk", "x.raw"]);
     let said = String::from_utf8(done.stderr).unwrap();
-    assert!(done.status.success() && said.starts_with("imgconv: disk-s001.vmdk: it has no descriptor"), "{said}");
+    assert!(done.status.success() && said.starts_with("imgconv: disk-s001.vmdk: no descriptor"), "{said}");
     succeed(&dir, &["convert", "-q", "disk-s001.vmdk", "x.raw"]);
 }

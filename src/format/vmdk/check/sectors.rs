@@ -31,8 +31,8 @@ impl SectorTracker {
     /// Sectors in the default window: 32 GiB of the file, in two bitmaps of 8 MiB.
     pub const WINDOW: u64 = 1 << 26;
 
-    /// Creates a tracker for a file of `file_len` bytes. The window has at most `window` sectors, a power of two and at least 64,
-    /// and begins at offset 0.
+    /// Creates a tracker for a file of `file_len` bytes. The window has at most `window` sectors, a power of two and at
+    /// least 64, and begins at offset 0.
     pub fn new(file_len: u64, window: u64) -> Self {
         let words = file_len.div_ceil(SECTOR).min(window).div_ceil(64) as usize;
         SectorTracker { first: 0, window, file_len, metadata: vec![0; words], grains: vec![0; words], beyond: None }
@@ -70,7 +70,8 @@ impl SectorTracker {
         }
     }
 
-    /// Marks the sectors of the byte range `range` within the window. Returns the previous use if one was in use already.
+    /// Marks the sectors of the byte range `range` within the window. Returns the previous use if one was in use
+    /// already.
     pub fn mark(&mut self, range: &Range<u64>, by: SectorUse) -> Option<SectorUse> {
         if range.is_empty() {
             return None;
@@ -108,7 +109,8 @@ impl SectorTracker {
         })
     }
 
-    /// Returns the first sector at or after `from`, relative to the window, that is in use, or unused if `used` is false.
+    /// Returns the first sector at or after `from`, relative to the window, that is in use, or unused if `used` is
+    /// false.
     fn find(&self, from: u64, used: bool) -> Option<u64> {
         let first = (from / 64) as usize;
         let words = self.metadata.iter().zip(&self.grains).enumerate().skip(first);

@@ -61,8 +61,8 @@ pub(super) fn check_grains(grains: GrainMap, findings: &mut Findings) -> Result<
     SparseCheck::new(grains, Vec::new(), findings).run()
 }
 
-/// Compares the two directories. Adds tables that only the redundant one has to `directory`, and returns the redundant copy of
-/// each of the other tables, 0 if it has none.
+/// Compares the two directories. Adds tables that only the redundant one has to `directory`, and returns the redundant
+/// copy of each of the other tables, 0 if it has none.
 fn compare_directories(
     (directory, range): (&mut [u64], &Range<u64>),
     (redundant, redundant_range): GrainDirectory,
@@ -119,8 +119,8 @@ impl<'a> SparseCheck<'a> {
         self.check_end_marker(end)
     }
 
-    /// Finds overlapping metadata. An overlapping table is recorded as damaged and not read, because a small image can use one
-    /// table for each part of a large disk.
+    /// Finds overlapping metadata. An overlapping table is recorded as damaged and not read, because a small image can
+    /// use one table for each part of a large disk.
     fn check_metadata(&mut self) -> Result<()> {
         for range in &self.grains.metadata {
             let field = FIELDS.at("header, descriptor or directory", range.start);
@@ -273,8 +273,8 @@ impl<'a> SparseCheck<'a> {
         Ok(())
     }
 
-    /// Checks the entry at file offset `at`, which maps the grain at offset `offset` of the extent. `next` is the host offset
-    /// after the preceding grain, if it is known.
+    /// Checks the entry at file offset `at`, which maps the grain at offset `offset` of the extent. `next` is the host
+    /// offset after the preceding grain, if it is known.
     fn check_entry(
         &mut self,
         bytes: &[u8],

@@ -11,8 +11,8 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// Returns the geometry of a disk of `sectors` sectors as VMware and qemu choose it: 16 heads for `ide`, with at most
-    /// 16383 cylinders (ATA-5, 6.2.1), and 255 heads for SCSI. Cylinders are rounded down, but at least 1.
+    /// Returns the geometry of a disk of `sectors` sectors as VMware and qemu choose it: 16 heads for `ide`, with at
+    /// most 16383 cylinders (ATA-5, 6.2.1), and 255 heads for SCSI. Cylinders are rounded down, but at least 1.
     pub fn new(sectors: u64, adapter_type: &str) -> Geometry {
         const SECTORS: u64 = 63;
         let (heads, max_cylinders) = if adapter_type.eq_ignore_ascii_case("ide") { (16, 16383) } else { (255, 65535) };

@@ -259,7 +259,8 @@ fn create_types() {
 
 #[test]
 fn names_in_other_encodings() {
-    // Each second byte of ソ (Shift_JIS 83 5c), 誠 (GBK d5 5c) and 功 (Big5 a5 5c) is a backslash, that of ポ (83 7c) a bar.
+    // Each second byte of ソ (Shift_JIS 83 5c), 誠 (GBK d5 5c) and 功 (Big5 a5 5c) is a backslash, that of ポ (83 7c) a
+    // bar.
     for (label, stored, name) in [
         ("", &b"Gr\xc3\xb6\xc3\x9fe"[..], "Größe".as_bytes()),
         ("UTF-8", b"Gr\xc3\xb6\xc3\x9fe", "Größe".as_bytes()),

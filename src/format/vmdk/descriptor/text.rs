@@ -8,9 +8,9 @@ use crate::name::Name;
 
 /// A part of a descriptor.
 ///
-/// The text is split before it is decoded, so that offsets are file offsets. The result is the same as after decoding: in every
-/// ASCII-compatible encoding of the WHATWG standard, a byte of a multi-byte character is a digit, `@` or above, never a line
-/// break, blank, quote, `#` or `=`.
+/// The text is split before it is decoded, so that offsets are file offsets. The result is the same as after decoding:
+/// in every ASCII-compatible encoding of the WHATWG standard, a byte of a multi-byte character is a digit, `@` or
+/// above, never a line break, blank, quote, `#` or `=`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Text<'a> {
     /// File offset of the first byte.
@@ -61,8 +61,8 @@ impl<'a> Text<'a> {
         Some((quoted, rest.split(1).1.trim()))
     }
 
-    /// Returns the value of the key `field` without the surrounding quotes, if there are any. Inner quotes are kept, since
-    /// VirtualBox writes them into comments.
+    /// Returns the value of the key `field` without the surrounding quotes, if there are any. Inner quotes are kept,
+    /// since VirtualBox writes them into comments.
     pub fn unquoted(self, field: &'static str) -> Result<Text<'a>> {
         let (quote, inner) = self.split(1);
         if quote.bytes != b"\"" {

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Error;
 
-/// Returns the constant and the volatile header of a disk of `capacity` sectors. As in ESXi, regions are consecutive and
-/// multiples of 1 MiB.
+/// Returns the constant and the volatile header of a disk of `capacity` sectors. As in ESXi, regions are consecutive
+/// and multiples of 1 MiB.
 pub(crate) fn encode(capacity: u64) -> (SeSparseHeader, [u8; 512], [u8; 512]) {
     const MIB: u64 = 2048;
     let tables = (capacity * SECTOR).div_ceil(TABLE_COVERAGE);

@@ -191,7 +191,8 @@ fn extent_type(subformat: Subformat) -> ExtentType {
     }
 }
 
-/// Returns the file name of an extent: `disk-flat.vmdk`, `disk-f001.vmdk` or `disk-s001.vmdk` for the image `disk.vmdk`.
+/// Returns the file name of an extent: `disk-flat.vmdk`, `disk-f001.vmdk` or `disk-s001.vmdk` for the image
+/// `disk.vmdk`.
 fn extent_name(image: &OsStr, subformat: Subformat, number: u64) -> OsString {
     let mut name = Path::new(image).file_stem().unwrap_or(image).to_owned();
     name.push(match subformat {

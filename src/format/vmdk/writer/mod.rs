@@ -23,8 +23,8 @@ const ENTRIES_PER_TABLE: u32 = 512;
 /// Sectors of an embedded descriptor.
 const DESCRIPTOR_SECTORS: std::ops::Range<u64> = 1..21;
 
-/// Largest disk in a sparse extent: 64 TiB, the largest size whose directories are within the default [`Limits`]. VMware's limit is
-/// 62 TiB.
+/// Largest disk in a sparse extent: 64 TiB, the largest size whose directories are within the default [`Limits`].
+/// VMware's limit is 62 TiB.
 const MAX_SPARSE_SECTORS: u64 = 1 << 37;
 
 /// Creates an image.

@@ -1,8 +1,8 @@
 //! Writes a hosted sparse extent: all metadata first, then the grains.
 //!
-//! The file consists of the header, the embedded descriptor if there is one, the redundant grain directory and its tables, the
-//! grain directory and its tables, and the grains, aligned to the grain size. All tables are allocated. Grains arrive in
-//! ascending order, so one table is in memory at a time.
+//! The file consists of the header, the embedded descriptor if there is one, the redundant grain directory and its
+//! tables, the grain directory and its tables, and the grains, aligned to the grain size. All tables are allocated.
+//! Grains arrive in ascending order, so one table is in memory at a time.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,9 +1,10 @@
 //! Writes `streamOptimized`: compressed grains in ascending order, sequentially.
 //!
-//! A stream ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents") consists of the header, whose `gdOffset`
-//! refers to the footer, the descriptor, the grains, each grain table after its last grain, the grain directory, the footer,
-//! which is the header with the sector of the grain directory, and the end-of-stream marker. A marker precedes each grain,
-//! table, directory and footer. The header comes first because a pipe cannot seek; a truncated stream has no footer.
+//! A stream ("Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents") consists of the header, whose
+//! `gdOffset` refers to the footer, the descriptor, the grains, each grain table after its last grain, the grain
+//! directory, the footer, which is the header with the sector of the grain directory, and the end-of-stream marker. A
+//! marker precedes each grain, table, directory and footer. The header comes first because a pipe cannot seek; a
+//! truncated stream has no footer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,8 +21,8 @@ use crate::format::vmdk::{FORMAT_NAME, SECTOR, pad_descriptor};
 use crate::io::WriteAt;
 use crate::name::Name;
 
-/// File name in the embedded descriptor, as VMware's tools write it. Readers ignore it, since files are renamed and a stream may
-/// not be a file.
+/// File name in the embedded descriptor, as VMware's tools write it. Readers ignore it, since files are renamed and a
+/// stream may not be a file.
 const EXTENT_NAME: &str = "generated-stream.vmdk";
 /// Sector of the first grain.
 const OVERHEAD: u64 = 128;

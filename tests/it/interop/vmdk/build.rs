@@ -1,4 +1,4 @@
-//! Builders of streams as each program writes them.
+//! Generates streams in the layouts of VMware, open-vmdk and qemu.
 
 use self::Maker::{OpenVmdk, Qemu, Vmware};
 use diskimage::codec::{Codec, Encoder, Encoding};
@@ -6,24 +6,24 @@ use diskimage::codec::{Codec, Encoder, Encoding};
 pub const GRAIN: usize = 64 << 10;
 const TABLE_GRAINS: usize = 512;
 
-/// Who writes the stream.
+/// The program whose layout a stream has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// Tables after the grains, a footer and the end-of-stream marker. VirtualBox too.
+    /// Tables after the grains, a footer and an end-of-stream marker. Also VirtualBox.
     Vmware,
-    /// Tables before the grains, and the marker of the end.
+    /// Tables before the grains, and an end-of-stream marker.
     OpenVmdk,
-    /// Tables before the grains, and no marker of the end.
+    /// Tables before the grains, no end-of-stream marker.
     Qemu,
 }
 
-/// What a grain becomes.
+/// The encoding of grains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
     Zlib,
-    /// Without the header and the check sum.
+    /// Raw deflate (RFC 1951), without header and checksum.
     Deflate,
-    /// The same, of blocks that are not compressed.
+    /// Raw deflate with stored blocks.
     Stored,
 }
 
@@ -41,23 +41,23 @@ impl Packing {
                 return [block(0, first), block(1, last)].concat();
             }
         };
-        Encoder::new(&Encoding::new(codec)).encode(grain, usize::MAX).unwrap().to_vec()
+        Encoder::new(&Encoding::new(codec)).unwrap().encode(grain, usize::MAX).unwrap().to_vec()
     }
 }
 
-/// A stream in the manner of `maker`, with the grains of `order`; the others are zeros.
+/// A stream in the layout of `maker` with the grains of `order`; other grains are zeros.
 pub struct Build<'a> {
     pub maker: Maker,
     pub guest: &'a [u8],
     pub order: Vec<usize>,
     pub packing: Packing,
-    /// Zeros after the end.
+    /// Zero bytes after the end.
     pub padding: usize,
 }
 
 pub struct Built {
     pub bytes: Vec<u8>,
-    /// Offsets of the grain markers, in the order in which they are stored.
+    /// Offsets of the grain markers, in stream order.
     pub markers: Vec<usize>,
 }
 
@@ -117,8 +117,8 @@ impl Build<'_> {
                 for _ in 0..copies {
                     let (directory, first) = (sector * 512, sector + directory_sectors);
                     for table in 0..tables {
-                        let place = (first + table * table_sectors) as u32;
-                        bytes[directory + table * 4..][..4].copy_from_slice(&place.to_le_bytes());
+                        let sector = (first + table * table_sectors) as u32;
+                        bytes[directory + table * 4..][..4].copy_from_slice(&sector.to_le_bytes());
                     }
                     for (index, entry) in entries.iter().enumerate() {
                         bytes[first * 512 + index * 4..][..4].copy_from_slice(&entry.to_le_bytes());
@@ -164,7 +164,7 @@ fn marker(bytes: &mut Vec<u8>, sectors: u64, kind: u32) {
     pad(bytes);
 }
 
-/// The grains that have data.
+/// Returns the indexes of the nonzero grains.
 pub fn grains(guest: &[u8]) -> Vec<usize> {
     let zeros = [0; GRAIN];
     let not_zero = |(index, grain): (usize, &[u8])| (*grain != zeros[..grain.len()]).then_some(index);

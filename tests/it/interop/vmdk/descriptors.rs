@@ -1,4 +1,4 @@
-//! Descriptors as other programs write them, and their extents.
+//! Descriptors of other programs and the extents they reference.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use diskimage::{Image, OpenOptions, ReferencePolicy, Result};
 
 const MIB: usize = 1 << 20;
 
-/// A descriptor of this type, with these lines.
+/// Returns a descriptor with this `createType` and these extent lines.
 pub fn descriptor(create_type: &str, extents: &str) -> String {
     format!(
         "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"{create_type}\"\n\n\
@@ -17,7 +17,7 @@ pub fn descriptor(create_type: &str, extents: &str) -> String {
     )
 }
 
-/// A directory with the files `a.raw`, `b.raw` and `c.raw` of 1 MiB, and those bytes.
+/// Creates a directory with the files `a.raw`, `b.raw` and `c.raw` of 1 MiB. Returns it with their contents.
 fn three_files() -> (TempDir, [Vec<u8>; 3]) {
     let dir = TempDir::new();
     let files = [1, 2, 3].map(|seed| Random::new(seed).bytes(MIB));
@@ -30,7 +30,7 @@ fn three_files() -> (TempDir, [Vec<u8>; 3]) {
 fn read(dir: &TempDir, text: impl AsRef<[u8]>) -> Result<Vec<u8>> {
     let path = dir.file("disk.vmdk", text.as_ref());
     let image = open_beside(&path)?;
-    // As a whole, and by the pipeline.
+    // By a conversion and directly.
     let target = dir.join("copy");
     raw().convert(&image, &target)?;
     let bytes = content(&image)?;
@@ -38,9 +38,9 @@ fn read(dir: &TempDir, text: impl AsRef<[u8]>) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// qemu-img leaves out what is not `RW`, and shifts the rest.
+/// qemu-img skips extents that are not `RW`, which shifts the others.
 #[test]
-fn extents_are_placed_in_the_order_of_the_descriptor() {
+fn every_extent_keeps_its_position() {
     let (dir, [a, b, c]) = three_files();
     let zeros = vec![0; MIB];
     for create_type in ["monolithicFlat", "twoGbMaxExtentFlat", "2GbMaxExtentFlat", "custom", "vmfs", "vmfsThin"] {
@@ -63,7 +63,7 @@ fn extents_are_placed_in_the_order_of_the_descriptor() {
 }
 
 #[test]
-fn sparse_and_flat_extents_in_one_image() {
+fn sparse_and_flat_extents_in_one_disk() {
     let (dir, [a, ..]) = three_files();
     let [sparse, stream] = [Pattern::Islands, Pattern::Dense].map(|pattern| pattern.make(MIB));
     vmdk("").convert(&raw_image(&sparse), dir.join("sparse.vmdk")).unwrap();
@@ -75,7 +75,7 @@ fn sparse_and_flat_extents_in_one_image() {
     assert_same(&read(&dir, text).unwrap(), &[&sparse[..], &a, &stream].concat(), "custom");
     let text = descriptor("streamOptimized", "RDONLY 2048 SPARSE \"stream.vmdk\"");
     assert_same(&read(&dir, text).unwrap(), &stream, "a stream with a descriptor of its own");
-    // The extent may have more than the disk, and not less.
+    // The capacity of an extent may exceed its size in the descriptor, not the reverse.
     let text = descriptor("custom", "RW 2047 SPARSE \"sparse.vmdk\"\nRW 1 ZERO");
     assert_same(&read(&dir, text).unwrap()[..2047 * 512], &sparse[..2047 * 512], "a part");
     let error = read(&dir, descriptor("custom", "RW 2049 SPARSE \"sparse.vmdk\"")).unwrap_err();
@@ -83,8 +83,8 @@ fn sparse_and_flat_extents_in_one_image() {
 }
 
 #[test]
-fn qemu_reads_the_same_content() {
-    needs_qemu!("descriptors by hand");
+fn qemu_reads_the_same_data() {
+    needs_qemu!("handwritten descriptors");
     let (dir, [a, b, _]) = three_files();
     let text = descriptor(
         "twoGbMaxExtentFlat",
@@ -95,7 +95,7 @@ fn qemu_reads_the_same_content() {
     assert_same(&read_with_qemu(&dir.join("disk.vmdk"), &["-f", "vmdk"]), &bytes, "qemu-img");
 }
 
-/// The descriptor of a disk on a datastore, as ESXi 6.7 writes it (strozfriedberg/vmdk-rs, `data/vmfs_thick.vmdk`).
+/// Descriptor of a disk on a datastore by ESXi 6.7 (strozfriedberg/vmdk-rs, `data/vmfs_thick.vmdk`).
 const ESXI: &str = "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=0172e8a4\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\n\
     # Extent description\nRW 4096 VMFS \"vmfs_thick-flat.vmdk\"\n\n# The Disk Data Base \n#DDB\n\n\
     ddb.adapterType = \"lsilogic\"\nddb.geometry.cylinders = \"2\"\nddb.geometry.heads = \"64\"\nddb.geometry.sectors = \"32\"\n\
@@ -103,13 +103,13 @@ const ESXI: &str = "# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\nCID=01
     ddb.virtualHWVersion = \"14\"\n";
 
 #[test]
-fn spellings_of_descriptors() {
+fn spellings() {
     let dir = TempDir::new();
     let guest = Pattern::Dense.make(2 * MIB);
     dir.file("vmfs_thick-flat.vmdk", &guest);
     let with_type = |name| ESXI.replace("\"vmfs\"", &format!("\"{name}\""));
     for (what, text) in [
-        ("as it is", ESXI.to_owned()),
+        ("unchanged", ESXI.to_owned()),
         ("CR LF", ESXI.replace('\n', "\r\n")),
         ("CR", ESXI.replace('\n', "\r")),
         ("capital letters", ESXI.to_uppercase().replace("VMFS_THICK-FLAT.VMDK", "vmfs_thick-flat.vmdk")),
@@ -124,7 +124,7 @@ fn spellings_of_descriptors() {
         ("a short file", ESXI.to_owned() + "ddb.thinProvisioned = \"1\"\n"),
     ] {
         assert_same(&read(&dir, &text).unwrap_or_else(|e| panic!("{what}: {e}")), &guest, what);
-        if what == "as it is" && crate::support::tools::find("descriptors", &["qemu-img"]).is_some() {
+        if what == "unchanged" && crate::support::tools::find("descriptors", &["qemu-img"]).is_some() {
             assert_same(&read_with_qemu(&dir.join("disk.vmdk"), &["-f", "vmdk"]), &guest, "qemu-img");
         }
     }
@@ -173,9 +173,9 @@ fn devices_are_refused_by_name() {
     }
 }
 
-/// The extents of an untrusted descriptor are opened only as the policy allows.
+/// Extent files of an untrusted descriptor are opened only as the policy allows.
 #[test]
-fn extents_by_policy() {
+fn the_reference_policy_applies_to_extents() {
     let (dir, [a, ..]) = three_files();
     let inner = TempDir::under(dir.path());
     std::os::unix::fs::symlink(dir.join("a.raw"), inner.join("link.raw")).unwrap();
@@ -208,7 +208,7 @@ fn extents_by_policy() {
             open(ReferencePolicy::Any).expect_err(name);
         }
     }
-    // It may not be its own extent, nor name a file that ends too early.
+    // A descriptor that is its own extent, and extents out of bounds of their files.
     for (line, kind) in [
         ("RW 1 FLAT \"disk.vmdk\" 0", "reference"),
         ("RW 2049 FLAT \"a.raw\" 0", "out-of-bounds"),
@@ -221,13 +221,13 @@ fn extents_by_policy() {
 }
 
 #[test]
-fn overflowing_extent_sizes_are_refused() {
+fn large_totals_are_refused() {
     let (dir, _) = three_files();
     for line in ["RW 36028797018963967 ZERO\n", "RW 18014398509481984 ZERO\n", "RW 9007199254740992 ZERO\n"] {
         let error = read(&dir, descriptor("custom", &line.repeat(4))).unwrap_err();
         assert!(["limit", "invalid-field"].contains(&error.kind().as_str()), "{line}: {error}");
     }
-    // A disk that is large and empty takes no time.
+    // A large empty disk is read without delay.
     let path = dir.file("disk.vmdk", descriptor("custom", &"RW 34359738368 ZERO\n".repeat(3)).as_bytes());
     let image = open_beside(&path).unwrap();
     assert_eq!(image.virtual_size(), 48 << 40);

@@ -1,4 +1,4 @@
-//! Images with one invalid field: the error names it, before memory is allocated for it.
+//! Images with a single invalid field, which is named in the error before memory is allocated by its value.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use crate::support::{content, convert, format, options, raw_image, vmdk};
 use diskimage::io::MemFile;
 use diskimage::{Converter, OpenOptions, Result};
 
-/// A disk of 200 KiB.
+/// Creates a disk of 200 KiB.
 fn image(list: &str) -> Vec<u8> {
     let converter = Converter::new(format("vmdk")).options(options(list));
     convert(&converter, &raw_image(&Pattern::Dense.make(200 << 10))).0
@@ -21,7 +21,7 @@ fn read(bytes: Vec<u8>) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn invalid_header_fields_are_refused() {
+fn invalid_metadata_fields() {
     let whole = image("subformat=monolithicSparse,cid=1");
     let u64_at = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().unwrap());
     let (redundant, directory) = (u64_at(48) as usize * 512, u64_at(56) as usize * 512);
@@ -37,25 +37,25 @@ fn invalid_header_fields_are_refused() {
         ("markers without compression", &[(8, &0x0002_0003_u32.to_le_bytes())], "unsupported"),
         ("the largest capacity", &[(12, max)], "invalid-field"),
         ("a large capacity", &[(12, &(1_u64 << 53).to_le_bytes())], "out-of-bounds"),
-        ("a capacity below the extent's", &[(12, &[1, 0])], "invalid-field"),
+        ("a capacity below the size of the extent", &[(12, &[1, 0])], "invalid-field"),
         ("grain 0", &[(20, &[0; 8])], "invalid-field"),
         ("grain 3", &[(20, &[3])], "invalid-field"),
         ("the largest grain", &[(20, max)], "invalid-field"),
-        ("a descriptor past the end", &[(28, &(1_u64 << 40).to_le_bytes())], "out-of-bounds"),
+        ("a descriptor out of bounds", &[(28, &(1_u64 << 40).to_le_bytes())], "out-of-bounds"),
         ("the largest descriptor", &[(36, max)], "invalid-field"),
         ("no entries in a table", &[(44, &[0; 4])], "invalid-field"),
-        ("the most entries in a table", &[(44, &max[..4])], "invalid-field"),
+        ("the largest number of entries in a table", &[(44, &max[..4])], "invalid-field"),
         (
-            "directories past the end",
+            "directories out of bounds",
             &[(48, &(1_u64 << 40).to_le_bytes()), (56, &(1_u64 << 41).to_le_bytes())],
             "out-of-bounds",
         ),
-        ("newlines that a program has changed", &[(73, b"\r\n \n")], "invalid-field"),
-        ("an unknown compression", &[(8, &0x0001_0003_u32.to_le_bytes()), (77, &[2])], "unsupported"),
-        ("both directories lead past the end", &[(redundant, far), (directory, far)], "out-of-bounds"),
-        ("a grain past the end", &[(table(directory), far)], "out-of-bounds"),
+        ("changed newlines", &[(73, b"\r\n \n")], "invalid-field"),
+        ("an unknown compression algorithm", &[(8, &0x0001_0003_u32.to_le_bytes()), (77, &[2])], "unsupported"),
+        ("tables of both directories out of bounds", &[(redundant, far), (directory, far)], "out-of-bounds"),
+        ("a grain out of bounds", &[(table(directory), far)], "out-of-bounds"),
         (
-            "a grain that ends past the end",
+            "a grain that ends out of bounds",
             &[(table(directory), &((whole.len() / 512) as u32 - 1).to_le_bytes())],
             "out-of-bounds",
         ),
@@ -69,9 +69,9 @@ fn invalid_header_fields_are_refused() {
     }
 }
 
-/// Grains that are stored where the image has something else, or twice.
+/// Grains that overlap metadata or another grain.
 #[test]
-fn overlapping_grains_are_refused() {
+fn overlapping_grains() {
     let whole = image("subformat=monolithicSparse,cid=1");
     let directory = u64::from_le_bytes(whole[56..64].try_into().unwrap()) as usize * 512;
     let table = u32::from_le_bytes(whole[directory..directory + 4].try_into().unwrap()) as usize * 512;

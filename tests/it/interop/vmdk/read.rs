@@ -1,4 +1,4 @@
-//! Images written by `qemu-img` and `qemu-io` are read.
+//! Images written by `qemu-img` and `qemu-io`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::support::tools::{needs_qemu, qemu_img, qemu_io_as};
 use crate::support::{TempDir, assert_same, content, open_beside, raw, vmdk};
 use diskimage::{Comparison, Image, Value, compare};
 
-/// It has the bytes that `qemu-img` reads.
+/// Compares the content with what `qemu-img` reads.
 fn assert_read(image: &Path, what: &str) -> Image {
     let opened = open_beside(image).unwrap_or_else(|e| panic!("{what}: {e}"));
     let back = image.with_extension("raw");
@@ -23,10 +23,10 @@ fn create(path: &Path, options: &str, size: &str) {
     qemu_img(&[&"create", &"-q", &"-f", &"vmdk", &"-o", &options, &path, &size]);
 }
 
-/// Writes, zero writes and discards, on disks that end within a grain and have several tables.
+/// Writes, zero writes and discards on disks with several tables and a partial last grain.
 #[test]
-fn images_changed_by_qemu_are_read() {
-    needs_qemu!("the VMDKs that qemu-io writes");
+fn images_written_by_qemu_io() {
+    needs_qemu!("VMDKs written by qemu-io");
     let mut seed = 0;
     for kind in ["monolithicSparse", "twoGbMaxExtentSparse", "monolithicFlat", "twoGbMaxExtentFlat"] {
         for options in ["", ",zeroed_grain=on", ",compat6=on", ",hwversion=13,toolsversion=7", ",adapter_type=lsilogic"]
@@ -55,10 +55,10 @@ fn images_changed_by_qemu_are_read() {
 }
 
 #[test]
-fn converted() {
-    needs_qemu!("the VMDKs that qemu-img converts to");
+fn images_written_by_qemu_img() {
+    needs_qemu!("VMDKs written by qemu-img");
     let dir = TempDir::new();
-    // qemu-img makes no disk for ESXi.
+    // qemu-img does not create vmfs.
     for kind in &KINDS[..5] {
         for pattern in crate::support::pattern::ALL {
             for size in [512, (300 << 10) + 512] {
@@ -84,7 +84,7 @@ fn converted() {
     }
 }
 
-/// qemu splits at 2 GiB, and not where we and VMware do.
+/// qemu splits at 2 GiB; VMware and this crate split at 2047 MiB.
 #[test]
 fn extents_of_2_gib() {
     needs_qemu!("extents of 2 GiB");
@@ -112,9 +112,9 @@ fn extents_of_2_gib() {
     }
 }
 
-/// The embedded descriptor names a file that is not there any more, or another one.
+/// The embedded descriptor has the old file name, now the name of another file.
 #[test]
-fn a_renamed_file() {
+fn renamed_files() {
     needs_qemu!("renamed VMDKs");
     let dir = TempDir::new();
     let guest = Pattern::Dense.make(300 << 10);
@@ -124,7 +124,7 @@ fn a_renamed_file() {
         qemu_img(&[&"convert", &"-O", &"vmdk", &"-o", &format!("subformat={kind}"), &source, &before]);
         std::fs::rename(&before, &after).unwrap();
         std::fs::write(&before, b"something else").unwrap();
-        // It names no other file that the policy would have to allow.
+        // The default policy denies referenced files, so the name is ignored.
         assert_same(&content(&Image::open(&after).unwrap()).unwrap(), &guest, kind);
     }
 }

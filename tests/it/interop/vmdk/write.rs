@@ -1,4 +1,4 @@
-//! Written images are checked and read by `qemu-img`, and read by 7-Zip.
+//! Images by this crate, checked and read by `qemu-img` and read by 7-Zip.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -10,7 +10,7 @@ use crate::support::tools::{check_with_qemu_as, find, needs_qemu, output, qemu_i
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vmdk};
 use diskimage::{Comparison, Image, compare};
 
-/// What the guest has: each pattern, on a disk smaller than a grain, and on one that ends in the middle of a grain.
+/// Returns guest data of each pattern, smaller than a grain and with a partial last grain.
 fn guests() -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for pattern in pattern::ALL {
@@ -21,7 +21,7 @@ fn guests() -> Vec<(String, Vec<u8>)> {
     guests
 }
 
-/// Converts to an image of this kind in a directory of its own, and has it checked and compared.
+/// Converts to an image of subformat `kind`, checks it and compares its content.
 fn write_and_compare(dir: &TempDir, source: &Path, kind: &str, what: &str) {
     let target = dir.join("ours.vmdk");
     let report = vmdk(&format!("subformat={kind}"))
@@ -36,52 +36,52 @@ fn write_and_compare(dir: &TempDir, source: &Path, kind: &str, what: &str) {
     assert_eq!(compare(&open_raw(source), &image).unwrap(), Comparison::Identical, "{what}");
 }
 
-/// The kinds that differ in how they store bytes; the others differ in the descriptor only.
-fn written_by_us(kind: &str) {
-    needs_qemu!("the VMDKs that we write");
+/// Writes images of subformat `kind` with all patterns.
+fn write_all_patterns(kind: &str) {
+    needs_qemu!("written VMDKs");
     let dir = TempDir::new();
     for (what, guest) in guests() {
         let source = dir.file("source.raw", &guest);
         write_and_compare(&dir, &source, kind, &format!("{kind}, {what}"));
     }
-    // Several grain tables; some stay empty.
+    // Several grain tables, some of them empty.
     let source = dir.file("source.raw", &Pattern::Sparse.make((70 << 20) + 512));
     write_and_compare(&dir, &source, kind, &format!("{kind}, several tables"));
 }
 
 #[test]
 fn monolithic_sparse() {
-    written_by_us("monolithicSparse");
+    write_all_patterns("monolithicSparse");
 }
 
 #[test]
 fn stream_optimized() {
-    written_by_us("streamOptimized");
+    write_all_patterns("streamOptimized");
 }
 
 #[test]
 fn monolithic_flat() {
-    written_by_us("monolithicFlat");
+    write_all_patterns("monolithicFlat");
 }
 
 #[test]
 fn two_gb_max_extent_sparse() {
-    written_by_us("twoGbMaxExtentSparse");
+    write_all_patterns("twoGbMaxExtentSparse");
 }
 
 #[test]
 fn two_gb_max_extent_flat() {
-    written_by_us("twoGbMaxExtentFlat");
+    write_all_patterns("twoGbMaxExtentFlat");
 }
 
 #[test]
 fn vmfs() {
-    written_by_us("vmfs");
+    write_all_patterns("vmfs");
 }
 
 #[test]
-fn seven_zip_reads_each_subformat() {
-    let Some(seven_zip) = find("the VMDKs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+fn seven_zip_reads_every_subformat() {
+    let Some(seven_zip) = find("written VMDKs with 7-Zip", &["7zz", "7z"]) else { return };
     let dir = TempDir::new();
     let mut read = 0;
     for (what, guest) in guests() {
@@ -98,7 +98,7 @@ fn seven_zip_reads_each_subformat() {
     assert_eq!(read, 72);
 }
 
-/// A disk that is split: each extent but the last has 2047 MiB, and nothing is lost where they meet.
+/// A split disk: all extents except the last have 2047 MiB, with data across their boundaries.
 #[test]
 fn extents_of_2047_mib() {
     needs_qemu!("extents of 2047 MiB");
@@ -131,9 +131,9 @@ fn extents_of_2047_mib() {
     write_and_compare(&dir, &source, "streamOptimized", "5 GiB");
 }
 
-/// No other program reads one.
+/// Empty disks, which no other program reads.
 #[test]
-fn an_empty_disk() {
+fn empty_disks() {
     for kind in KINDS {
         let dir = TempDir::new();
         let target = dir.join("ours.vmdk");
@@ -144,11 +144,11 @@ fn an_empty_disk() {
 
 #[test]
 fn options() {
-    needs_qemu!("the options of the VMDKs that we write");
+    needs_qemu!("options of written VMDKs");
     let dir = TempDir::new();
     let guest = Pattern::Islands.make(1 << 20);
     let source = dir.file("source.raw", &guest);
-    let said = |target: &Path| String::from_utf8(qemu_img(&[&"info", &"--output=json", &target])).unwrap();
+    let info = |target: &Path| String::from_utf8(qemu_img(&[&"info", &"--output=json", &target])).unwrap();
     for kind in KINDS {
         for adapter in ["lsilogic", "ide", "buslogic", "legacyESX"] {
             let target = dir.join("ours.vmdk");
@@ -156,10 +156,10 @@ fn options() {
             vmdk(&list).convert(&open_raw(&source), &target).unwrap();
             check_with_qemu_as("vmdk", &target);
             assert_same(&read_with_qemu(&target, &["-f", "vmdk"]), &guest, &list);
-            let said = said(&target);
+            let info = info(&target);
             let cid = format!("\"cid\": {}", 0x1234_abcd);
             let create_type = format!("\"create-type\": \"{kind}\"");
-            assert!(said.contains(&cid) && said.contains(&create_type), "{list}: {said}");
+            assert!(info.contains(&cid) && info.contains(&create_type), "{list}: {info}");
             let text = read_text(&target);
             for line in [
                 format!("ddb.adapterType = \"{adapter}\""),

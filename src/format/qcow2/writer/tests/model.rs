@@ -93,7 +93,7 @@ impl Case {
                     writer.zero(at..end).unwrap();
                 }
                 Step::Compress(_) => {
-                    let mut encoder = Encoder::new(encoding.as_ref().unwrap());
+                    let mut encoder = Encoder::new(encoding.as_ref().unwrap()).unwrap();
                     for block in (at..end).step_by(block_size as usize) {
                         let block = block..(block + block_size).min(end);
                         let bytes = &mut guest[block.start as usize..block.end as usize];

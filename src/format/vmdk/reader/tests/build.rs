@@ -1,4 +1,4 @@
-//! Sparse extents that are put together byte by byte, with a record of what is where.
+//! Generates sparse extents and records the offsets of their structures.
 
 use std::sync::Arc;
 
@@ -13,22 +13,22 @@ use crate::info::FileReference;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 
-/// What an extent is to hold.
+/// The content and layout of an extent.
 #[derive(Clone, Debug)]
 pub(in crate::format::vmdk) struct Sparse {
-    /// Sectors of the disk.
+    /// Size of the disk in sectors.
     pub capacity: u64,
     /// Sectors in a grain.
     pub grain: u64,
     pub entries: u32,
     /// One for each grain.
     pub grains: Vec<Content>,
-    /// How grains are compressed, if they are.
+    /// Framing and codec of compressed grains.
     pub framing: Option<(Framing, Codec)>,
-    /// Whether the last grain ends with the disk.
+    /// Whether the last grain is truncated at the end of the disk.
     pub short: bool,
     pub redundant: bool,
-    /// The tables are behind the grains, as a footer says, and so many zeros behind that.
+    /// For a stream with a footer, the zero bytes after its end.
     pub footer: Option<usize>,
     pub order: Order,
     /// An embedded descriptor, in one sector.
@@ -39,30 +39,30 @@ pub(in crate::format::vmdk) struct Sparse {
 pub(in crate::format::vmdk) enum Content {
     None,
     Zero,
-    /// Bytes that follow from the number.
+    /// Data derived from this seed.
     Data(u8),
 }
 
-/// How the grains lie in the file.
+/// The order of the grains in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::format::vmdk) enum Order {
     Ascending,
     Descending,
-    /// First the even ones, then the odd ones.
+    /// Grains with an even index, then those with an odd index.
     Interleaved,
 }
 
-/// An extent, and where its parts are.
+/// A generated extent with the offsets of its structures.
 pub(in crate::format::vmdk) struct Built {
     pub file: Vec<u8>,
-    /// What each grain's entry says, and the length of its payload.
+    /// The table entry of each grain and the length of its payload.
     pub places: Vec<(u32, usize)>,
-    /// Byte offsets of the directory and of the redundant one.
+    /// File offsets of the grain directory and the redundant one.
     pub directories: [usize; 2],
 }
 
 impl Sparse {
-    /// Grains of 4 KiB, all of them stored, in tables of 4 in front of them.
+    /// An extent of allocated grains of 4 KiB, after tables of 4 entries.
     pub fn plain(grains: u64) -> Sparse {
         Sparse {
             capacity: grains * 8,
@@ -78,7 +78,7 @@ impl Sparse {
         }
     }
 
-    /// As `streamOptimized` is.
+    /// A `streamOptimized` extent.
     pub fn stream(grains: u64) -> Sparse {
         Sparse {
             framing: Some((Framing::Marked, Codec::Zlib)),
@@ -88,7 +88,7 @@ impl Sparse {
         }
     }
 
-    /// The guest's bytes.
+    /// Returns the guest data.
     pub fn guest(&self) -> Vec<u8> {
         let mut guest: Vec<u8> = (0..self.grains.len()).flat_map(|index| self.grain_bytes(index)).collect();
         guest.truncate((self.capacity * SECTOR) as usize);
@@ -99,7 +99,7 @@ impl Sparse {
         let len = (self.grain * SECTOR) as usize;
         match self.grains[index] {
             Content::None | Content::Zero => vec![0; len],
-            // Each sector says where it belongs.
+            // The data depends on the sector number.
             Content::Data(seed) => (0..len)
                 .map(|at| {
                     let sector = index as u64 * self.grain + at as u64 / SECTOR;
@@ -109,14 +109,14 @@ impl Sparse {
         }
     }
 
-    /// What stands in the file of the grain, frame and padding included, and the length of its payload.
+    /// Returns the grain as stored, with marker and padding, and the length of its payload.
     fn stored(&self, index: usize) -> (Vec<u8>, usize) {
         let mut bytes = self.grain_bytes(index);
         if self.short && index + 1 == self.grains.len() {
             bytes.truncate((self.capacity * SECTOR) as usize - index * (self.grain * SECTOR) as usize);
         }
         let Some((framing, codec)) = self.framing else { return (bytes.clone(), bytes.len()) };
-        let payload = Encoder::new(&Encoding::new(codec)).encode(&bytes, usize::MAX).unwrap().to_vec();
+        let payload = Encoder::new(&Encoding::new(codec)).unwrap().encode(&bytes, usize::MAX).unwrap().to_vec();
         let mut stored = match framing {
             Framing::Marked => marker::grain_header(index as u64 * self.grain, payload.len() as u32).to_vec(),
             Framing::Bare => Vec::new(),
@@ -160,13 +160,13 @@ impl Sparse {
         let mut header = self.header();
         let mut file = header.encode().to_vec();
         file.extend(self.descriptor.iter().flat_map(|text| text.as_bytes()));
-        // The first grain must not be in sector 1, which stands for zeros.
+        // The first grain must not be in sector 1, the entry of a zeroed grain.
         file.resize(1024, 0);
         match self.footer {
             Some(padding) => self.build_stream(header, file, padding),
             None => {
                 let mut directories = [0; 2];
-                // Room first, the tables when it is known where the grains are.
+                // The space is reserved first; tables are written after the grains.
                 let copies = if self.redundant { 1..=2 } else { 1..=1 };
                 for copy in copies.clone().rev() {
                     directories[copy - 1] = file.len();
@@ -198,7 +198,7 @@ impl Sparse {
         }
     }
 
-    /// Appends a directory and those tables that have an entry, and returns where the directory is.
+    /// Appends a grain directory and the tables with allocated grains.
     fn put_tables(&self, file: &mut Vec<u8>, entries: &[u32]) {
         let tables: Vec<_> = entries.chunks(self.entries as usize).collect();
         let directory = file.len();
@@ -214,7 +214,7 @@ impl Sparse {
         }
     }
 
-    /// Grains with each table behind its last one, the directory, the footer and the end.
+    /// Builds a stream: grains, tables, the directory, the footer and the end-of-stream marker.
     fn build_stream(&self, mut header: Header, mut file: Vec<u8>, padding: usize) -> Built {
         header.overhead = file.len() as u64 / 512;
         file[..512].copy_from_slice(&header.encode());
@@ -253,7 +253,7 @@ impl Sparse {
         Built { file, places, directories: [directory_at, 0] }
     }
 
-    /// The same grains as ESX keeps them.
+    /// Builds a COWD extent with the same grains.
     pub fn build_cowd(&self) -> Built {
         let header = CowdHeader {
             flags: cowd::Flags::ROOT,
@@ -279,7 +279,7 @@ impl Sparse {
     }
 }
 
-/// Hands `act` a context in which these files can be opened.
+/// Calls `act` with a context that opens these files.
 pub(in crate::format::vmdk) fn with_files<T>(
     files: &[(&str, Arc<dyn ReadAt>)],
     act: impl FnOnce(&OpenContext<'_>) -> T,

@@ -1,4 +1,4 @@
-//! Writes images by scripts, reads them back as simply as it can be done, and asks qemu-img.
+//! Writes images by a list of steps, reads them with a simple independent reader, and compares with qemu-img.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -26,7 +26,7 @@ pub(super) use crate::testing::place;
 pub(super) const SPLIT: u64 = 2047 << 20;
 const GRAIN: usize = 64 << 10;
 
-/// A new image and what it is made of.
+/// A new image and the steps that write it.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub size: u64,
@@ -39,12 +39,11 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Skip(u64),
-    /// Compressed, where that is how it is done.
     Store(u64),
     Zero(u64),
 }
 
-/// Where the files of an image go.
+/// The files of an image, in memory.
 pub(super) struct Dir {
     image: OsString,
     files: Mutex<Vec<(String, Arc<Target>)>>,
@@ -86,22 +85,22 @@ pub(super) fn context<'a>(
     CreateContext { files: dir.map(|dir| dir as &dyn TargetFiles), ..CreateContext::new(size, options, out) }
 }
 
-/// A file in memory that is watched.
+/// A file in memory that checks the writes.
 pub(super) struct Target {
     pub file: MemFile,
     kind: Kind,
-    /// Where the last write ended.
+    /// End of the last write.
     end: Mutex<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Plain,
-    /// Old content is in it.
+    /// Has old content.
     Device,
-    /// Each write has to begin where the last one ended.
+    /// Accepts only sequential writes.
     Forward,
-    /// Keeps only what is in its first MiB.
+    /// Keeps only the first MiB.
     Counting,
 }
 
@@ -123,7 +122,7 @@ impl Target {
         Target::of(Kind::Counting)
     }
 
-    /// The descriptor, in a file of its own or within another.
+    /// Returns the descriptor, embedded or not.
     pub fn text(&self) -> Vec<u8> {
         let bytes = self.file.to_vec();
         let text = if bytes.starts_with(b"KDMV") { &bytes[512..21 * 512] } else { &bytes };
@@ -170,7 +169,7 @@ impl Case {
         Case { size, options: options.to_owned(), device: false, parent: false, steps: steps.to_vec() }
     }
 
-    /// Takes the steps, reads what comes of them, and returns the file.
+    /// Writes the image, checks its content and returns the file.
     pub fn verify(&self) -> Vec<u8> {
         let mut options = Options::new();
         options.add_list(&self.options);
@@ -189,7 +188,7 @@ impl Case {
         self.steps(&mut *writer, &mut guest);
         writer.finish().unwrap();
         let file = out.file.to_vec();
-        assert!(read(&file, &dir, parent.as_deref()) == guest, "other guest bytes: {self:?}");
+        assert!(read(&file, &dir, parent.as_deref()) == guest, "guest data differs: {self:?}");
         if parent.is_none() && size > 0 {
             ask_qemu(&file, &dir, &guest, self);
         }
@@ -217,10 +216,10 @@ impl Case {
                     place(writer, at, bytes);
                 }
                 (Step::Store(_), Some(encoding)) => {
-                    let (mut encoder, frame) = (Encoder::new(encoding), frame.unwrap());
+                    let (mut encoder, frame) = (Encoder::new(encoding).unwrap(), frame.unwrap());
                     for (number, bytes) in bytes.chunks_mut(block_size as usize).enumerate() {
                         let start = at + number as u64 * block_size;
-                        // From a block of one byte to one that does not shrink.
+                        // From highly compressible to incompressible.
                         let random = noise(bytes.len() as u64, start + seed as u64);
                         let len = start / 7 % (bytes.len() as u64 * 5 / 4);
                         bytes.fill(seed as u8 + 1);
@@ -264,7 +263,7 @@ pub(super) fn read(image: &[u8], dir: &Dir, parent: Option<&[u8]>) -> Vec<u8> {
     guest
 }
 
-/// Sectors, type and file of each extent.
+/// Returns size in sectors, type and file of each extent.
 fn extent_lines(text: &[u8]) -> Vec<(usize, String, String)> {
     let text = std::str::from_utf8(text).unwrap();
     let lines = text.lines().filter(|line| line.starts_with("RW ") || line.starts_with("RDONLY "));
@@ -277,11 +276,11 @@ fn extent_lines(text: &[u8]) -> Vec<(usize, String, String)> {
         .collect()
 }
 
-/// The bytes of a hosted sparse extent.
+/// Returns the data of a hosted sparse extent.
 fn sparse(file: &[u8], parent: Option<&[u8]>) -> Vec<u8> {
     let u32_at = |at: usize| LittleEndian::read_u32(&file[at..]);
     let u64_at = |at: usize| LittleEndian::read_u64(&file[at..]) as usize;
-    assert_eq!((u64_at(20), u32_at(44)), (128, 512), "the sizes that everybody has");
+    assert_eq!((u64_at(20), u32_at(44)), (128, 512), "grain and table size");
     let (size, flags) = (u64_at(12) * 512, u32_at(8));
     let compressed = flags & 0x30000 != 0;
     let grains = size.div_ceil(GRAIN);
@@ -297,8 +296,8 @@ fn sparse(file: &[u8], parent: Option<&[u8]>) -> Vec<u8> {
     let directory = if compressed { walk(file) } else { u64_at(56) };
     let entries_found = entries(directory);
     if !compressed {
-        assert_eq!(entries(u64_at(48)), entries_found, "the redundant tables");
-        assert!((0..tables).all(|table| u32_at(directory * 512 + table * 4) != 0), "each table has its place");
+        assert_eq!(entries(u64_at(48)), entries_found, "redundant tables");
+        assert!((0..tables).all(|table| u32_at(directory * 512 + table * 4) != 0), "every table is allocated");
     }
     let mut guest = parent.map_or_else(|| vec![0; size], <[u8]>::to_vec);
     guest.resize(grains * GRAIN, 0);
@@ -307,7 +306,7 @@ fn sparse(file: &[u8], parent: Option<&[u8]>) -> Vec<u8> {
         match entry {
             0 => {}
             1 => {
-                assert_eq!((flags & 4, u32_at(4)), (4, 2), "only version 2 has grains of zeros");
+                assert_eq!((flags & 4, u32_at(4)), (4, 2), "zeroed grains need the flag and version 2");
                 bytes.fill(0);
             }
             sector => {
@@ -327,7 +326,7 @@ fn sparse(file: &[u8], parent: Option<&[u8]>) -> Vec<u8> {
     guest
 }
 
-/// Walks a stream from marker to marker, in the order of the document, and returns the sector of the grain directory.
+/// Walks the markers of a stream and returns the sector of the grain directory.
 fn walk(file: &[u8]) -> usize {
     let u32_at = |at: usize| LittleEndian::read_u32(&file[at..]);
     let u64_at = |at: usize| LittleEndian::read_u64(&file[at..]) as usize;
@@ -384,14 +383,14 @@ fn ask_qemu(image: &[u8], dir: &Dir, guest: &[u8], what: &dyn Debug) {
         return;
     }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let place = std::env::temp_dir().join(format!("diskimage-vmdk-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&place).unwrap();
-    let write = |name: &str, bytes: &[u8]| std::fs::write(place.join(name), bytes).unwrap();
+    let dir_path = std::env::temp_dir().join(format!("diskimage-vmdk-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&dir_path).unwrap();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(dir_path.join(name), bytes).unwrap();
     dir.names().iter().for_each(|name| write(name, &dir.file(name)));
     write("image.vmdk", image);
     write("guest", guest);
     let run = |arguments: &[&str]| {
-        let output = Command::new("qemu-img").args(arguments).current_dir(&place).output().unwrap();
+        let output = Command::new("qemu-img").args(arguments).current_dir(&dir_path).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "qemu-img {arguments:?}: {text}\n{what:?}");
     };
@@ -399,5 +398,5 @@ fn ask_qemu(image: &[u8], dir: &Dir, guest: &[u8], what: &dyn Debug) {
     if image.starts_with(b"KDMV") {
         run(&["check", "-q", "-f", "vmdk", "image.vmdk"]);
     }
-    std::fs::remove_dir_all(&place).unwrap();
+    std::fs::remove_dir_all(&dir_path).unwrap();
 }
