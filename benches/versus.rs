@@ -265,7 +265,7 @@ struct Run {
 }
 
 impl Contestant {
-    /// FileExtents once, as the child of a small process that knows the peak memory of its only child.
+    /// Runs it once, as the child of a small process that knows the peak memory of its only child.
     fn run(&mut self) -> Result<()> {
         if self.target.exists() {
             fs::remove_file(&self.target)?;
@@ -305,7 +305,7 @@ fn convert(program: &str, from: Kind, to: Kind, flags: &[&str], source: &Path, t
     command
 }
 
-/// FileExtents a program and returns what it prints.
+/// Runs a program and returns what it prints.
 fn run(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().map_err(|e| format!("{command:?}: {e}"))?;
     if !output.status.success() {

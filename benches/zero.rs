@@ -1,4 +1,4 @@
-//! The search for zeros, through which every byte passes.
+//! Zero detection, through which every uncompressed byte passes.
 
 mod common;
 

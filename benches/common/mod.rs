@@ -1,4 +1,4 @@
-//! What the benches share: content that looks like a disk's, and images of it in memory.
+//! Helpers of the benches: content as on a real disk, and images of it in memory.
 
 #![allow(dead_code, reason = "no bench needs all of it")]
 
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use diskimage::io::{MemFile, WriteAt};
 use diskimage::{Converter, Format, Image, OpenOptions, Options};
 
-/// Real bytes: this program, which is machine code, tables and text, over and over.
+/// Real bytes: this program (machine code, tables and text), repeated.
 pub fn content(len: usize) -> Vec<u8> {
     let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     program.into_iter().cycle().take(len).collect()
 }
 
-/// A disk of `size` bytes with content in those of its 4 KiB blocks whose number `holds_data` likes.
+/// A disk of `size` bytes with content in those 4 KiB blocks for whose index `holds_data` is true.
 pub fn disk(size: usize, holds_data: impl Fn(usize) -> bool) -> Vec<u8> {
     let mut bytes = content(size);
     for (number, block) in bytes.chunks_mut(4096).enumerate() {
@@ -25,50 +25,72 @@ pub fn disk(size: usize, holds_data: impl Fn(usize) -> bool) -> Vec<u8> {
     bytes
 }
 
-/// Which blocks of a disk hold data, with a name for it.
+/// A name, and which blocks of a disk hold data.
 pub type Density = (&'static str, fn(usize) -> bool);
 
-/// What to make, as people say it: a format, and how it is compressed if it is.
-#[derive(Clone, Copy)]
-pub struct Kind(pub &'static str);
+/// A format, and how it is compressed if it is.
+#[derive(Clone, Debug)]
+pub struct Kind {
+    /// The format's name, with that of the codec: "qcow2-zstd".
+    pub name: String,
+    pub format: Format,
+    compress: bool,
+    codec: Option<&'static str>,
+}
 
 impl Kind {
-    /// Plain and compressed, of each format that the benches know.
-    pub const ALL: [Kind; 4] = [Kind("raw"), Kind("qcow2"), Kind("qcow2-zlib"), Kind("qcow2-zstd")];
+    /// Every format that can be written, uncompressed and with each of its codecs.
+    pub fn all() -> Vec<Kind> {
+        Format::all().filter(Format::can_create).flat_map(Kind::of_format).collect()
+    }
 
-    /// A converter to this kind that does its work on one thread, so that a result is the cost of the work and not of the
-    /// machine's load.
-    pub fn converter(self) -> Converter {
-        let (format, codec) = self.format_and_codec();
+    fn of_format(format: Format) -> Vec<Kind> {
+        let mut kinds = vec![Kind { name: format.name().to_owned(), format, compress: false, codec: None }];
+        let types = format.options().iter().find(|option| option.name == "compression_type");
+        // Another name of zlib.
+        let codecs = types.iter().flat_map(|option| option.values.split('|')).filter(|codec| *codec != "deflate");
+        kinds.extend(codecs.map(|codec| Kind {
+            name: format!("{format}-{codec}"),
+            format,
+            compress: true,
+            codec: Some(codec),
+        }));
+        let compressed = Kind { name: format!("{format}-compressed"), format, compress: true, codec: None };
+        if types.is_none() && compressed.converter().create_to(0, Arc::new(MemFile::new())).is_ok() {
+            kinds.push(compressed);
+        }
+        kinds
+    }
+
+    /// Finds a kind by its name.
+    pub fn by_name(name: &str) -> Kind {
+        Kind::all().into_iter().find(|kind| kind.name == name).unwrap()
+    }
+
+    /// A converter to this kind. It has one thread, so that a result is the cost of the work, whatever the load of the machine.
+    pub fn converter(&self) -> Converter {
         let mut options = Options::new();
-        if let Some(codec) = codec {
+        if let Some(codec) = self.codec {
             options.set("compression_type", codec);
         }
-        Converter::new(Format::by_name(format).unwrap()).options(options).compress(codec.is_some()).threads(1)
+        Converter::new(self.format).options(options).compress(self.compress).threads(1)
     }
 
     /// An image of this kind in memory that holds `disk`.
-    pub fn image(self, disk: Vec<u8>) -> Image {
-        let raw = open("raw", MemFile::from(disk));
+    pub fn image(&self, disk: Vec<u8>) -> Image {
+        let raw = open(Format::RAW, MemFile::from(disk));
         let file = Arc::new(MemFile::new());
         self.converter().convert_to(&raw, file.clone()).unwrap();
-        open(self.format_and_codec().0, MemFile::from(file.to_vec()))
-    }
-
-    fn format_and_codec(self) -> (&'static str, Option<&'static str>) {
-        match self.0.split_once('-') {
-            Some((format, codec)) => (format, Some(codec)),
-            None => (self.0, None),
-        }
+        open(self.format, MemFile::from(file.to_vec()))
     }
 }
 
 /// An image in memory.
-pub fn open(format: &str, file: MemFile) -> Image {
-    OpenOptions::new().format(Format::by_name(format).unwrap()).open_source(Arc::new(file)).unwrap()
+pub fn open(format: Format, file: MemFile) -> Image {
+    OpenOptions::new().format(format).open_source(Arc::new(file)).unwrap()
 }
 
-/// A file that forgets what is written to it.
+/// A target that discards what is written.
 pub struct Null;
 
 impl WriteAt for Null {

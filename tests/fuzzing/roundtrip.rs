@@ -1,8 +1,14 @@
 //! Conversion to a format with options, and back.
 
+use std::ffi::OsString;
 use std::io::Cursor;
+use std::sync::Arc;
 
-use diskimage::{Comparison, Converter, Error, Format, Identifiers, OptionSpec, Options, compare, parse_size};
+use diskimage::io::{MemDirectory, MemFile};
+use diskimage::{
+    Comparison, Converter, Error, Format, Identifiers, Image, OptionSpec, Options, ReferencePolicy, Result, compare,
+    parse_size,
+};
 
 use super::{convert, file, limited};
 
@@ -19,7 +25,6 @@ pub fn roundtrip(data: &[u8]) {
     let (options, padding) = options(format, choices);
     let pick = |shift: u8, of: usize| usize::from(settings >> shift & 3) % of;
     let compress = settings & 1 != 0;
-    let several_files = options.value("subformat").is_some();
     let converter = Converter::new(format)
         .options(options)
         .identifiers(Identifiers::Reproducible { time: 0 })
@@ -27,29 +32,55 @@ pub fn roundtrip(data: &[u8]) {
         .sparse([0, 512, 4096, 65536][pick(1, 4)])
         .threads(1 + pick(3, 3));
     let source = limited().format(Format::RAW).open_source(file(&guest)).unwrap();
-    let first = match convert(&converter, &source) {
+    let first = match Files::convert(&converter, &source) {
         Ok(first) => first,
         // Options that exclude each other.
         Err(Error::Option { .. }) => return,
-        Err(Error::Unsupported { .. }) if compress || several_files || guest.is_empty() => return,
+        Err(Error::Unsupported { .. }) if compress || guest.is_empty() => return,
         Err(error) => panic!("{error}"),
     };
-    let opening = limited().format(format);
-    let image = opening.open_source(file(&first)).unwrap();
+    let image = first.open(format).unwrap();
     assert!(image.info().warnings.is_empty(), "{:?}", image.info());
     let unit = if format == Format::RAW { 1 } else { 512 };
     let size = (guest.len() as u64).next_multiple_of(unit);
     assert!((size..=size + padding).contains(&image.virtual_size()), "{}", image.virtual_size());
     assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
     let other_threads = converter.clone().threads(1 + pick(5, 3));
-    assert!(first == convert(&other_threads, &image).unwrap(), "a second conversion gives the same bytes");
+    assert!(first == Files::convert(&other_threads, &image).unwrap(), "a second conversion gives the same bytes");
     let to_raw = Converter::new(Format::RAW).threads(1);
     let flat = convert(&to_raw, &image).unwrap();
     assert!(flat[..guest.len()] == guest[..], "back to raw");
-    if let Ok(stream) = opening.open_stream(Cursor::new(first.clone())) {
+    let [(_, bytes)] = first.0.as_slice() else { return };
+    let open_stream = || limited().format(format).open_stream(Cursor::new(bytes.clone()));
+    if let Ok(stream) = open_stream() {
         assert!(convert(&to_raw, &stream).unwrap() == flat, "through a pipe");
-        let again = opening.open_stream(Cursor::new(first.clone())).unwrap();
-        assert!(convert(&other_threads, &again).unwrap() == first, "a second conversion through a pipe");
+        let again = Files::convert(&other_threads, &open_stream().unwrap()).unwrap();
+        assert!(again == first, "a second conversion through a pipe");
+    }
+}
+
+/// The files of an image, by their names in ascending order.
+#[derive(PartialEq)]
+struct Files(Vec<(OsString, Vec<u8>)>);
+
+impl Files {
+    const IMAGE: &str = "image";
+
+    fn convert(converter: &Converter, source: &Image) -> Result<Files> {
+        let directory = MemDirectory::new();
+        converter.convert_into(source, &directory, Files::IMAGE)?;
+        let bytes = |name: &OsString| directory.file(name).unwrap().to_vec();
+        Ok(Files(directory.names().into_iter().map(|name| (name.clone(), bytes(&name))).collect()))
+    }
+
+    fn open(&self, format: Format) -> Result<Image> {
+        let directory = MemDirectory::new();
+        for (name, bytes) in &self.0 {
+            directory.insert(name, Arc::new(MemFile::from(bytes.clone())));
+        }
+        let image = directory.file(Files::IMAGE).unwrap();
+        let options = limited().format(format).reference_policy(ReferencePolicy::Beside);
+        options.resolver(move |request| directory.open(request.path)).open_source(image)
     }
 }
 

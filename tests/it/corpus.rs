@@ -1,4 +1,4 @@
-//! The images of `testdata`: the good ones give the content they are listed with, the bad ones the error.
+//! The images of `testdata`: the good ones have the listed content, the bad ones give the listed error.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -50,7 +50,7 @@ impl Row {
     }
 }
 
-/// A file of `testdata`, which may be packed.
+/// A file of `testdata`, which may be compressed.
 fn read(plain: &Path) -> Vec<u8> {
     fs::read(plain).unwrap_or_else(|_| gzip::unpack(&fs::read(plain.with_added_extension("gz")).unwrap()))
 }
@@ -183,7 +183,7 @@ fn bad_images() {
 }
 
 #[test]
-fn good_images_that_are_cut_off() {
+fn truncated_good_images() {
     for row in rows("good").iter().filter(|row| row.format != "raw" && row.others.is_empty()) {
         let whole = row.bytes();
         let open = |bytes: &[u8]| row.options().open_source(Arc::new(MemFile::from(bytes.to_vec())));
@@ -204,7 +204,7 @@ fn good_images_that_are_cut_off() {
 }
 
 #[test]
-fn the_unpacker_unpacks() {
+fn gzip_files_are_unpacked() {
     let image = unpacked("etcher-mbr.raw");
     assert_eq!(image.len(), 51200);
     assert_eq!(image[510..512], [0x55, 0xaa]);

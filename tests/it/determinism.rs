@@ -1,4 +1,4 @@
-//! The same bytes from any number of threads, and from a second conversion.
+//! The output does not depend on the number of threads, and a second conversion gives the same bytes.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -48,7 +48,7 @@ const OPTIONS: [(&str, bool); 9] = [
 ];
 
 #[test]
-fn any_number_of_threads() {
+fn output_does_not_depend_on_threads() {
     let source = raw_image(&guest());
     for (options, compress) in OPTIONS {
         same_for_all_threads(&qcow2(options).compress(compress), &source, options);
@@ -57,7 +57,7 @@ fn any_number_of_threads() {
 }
 
 #[test]
-fn a_result_is_a_fixed_point() {
+fn a_second_conversion_gives_the_same_bytes() {
     let guest = guest();
     for (options, compress) in OPTIONS {
         let converter = qcow2(options).compress(compress);
@@ -71,7 +71,7 @@ fn a_result_is_a_fixed_point() {
 }
 
 #[test]
-fn compressed_clusters_are_copied() {
+fn compressed_clusters_pass_through() {
     let guest = guest();
     for options in ["", "compression_type=zstd", "cluster_size=4k"] {
         let source = qcow2_image(&qcow2_bytes(&qcow2(options).compress(true), &guest)).unwrap();
@@ -114,7 +114,7 @@ fn overlays() {
 }
 
 #[test]
-fn zero_detection_is_as_fine_as_asked_for() {
+fn zero_detection_follows_the_sparse_setting() {
     let mut guest = vec![0; 1 << 20];
     for at in (0..guest.len()).step_by(64 << 10) {
         guest[at + 8192..at + 8704].fill(1);
@@ -160,7 +160,7 @@ fn assert_same_files(left: &[(String, Vec<u8>)], right: &[(String, Vec<u8>)], wh
 }
 
 #[test]
-fn vmdk_of_any_kind() {
+fn vmdk_output_is_deterministic() {
     let guest = guest();
     for list in VMDK {
         let converter = vmdk(list).identifiers(Identifiers::Reproducible { time: 0 });
@@ -179,7 +179,7 @@ fn vmdk_of_any_kind() {
 }
 
 #[test]
-fn vpc_vdi_and_vhdx_of_any_kind() {
+fn vpc_vdi_and_vhdx_output_is_deterministic() {
     let guest = guest();
     for (converter, list) in ["", "block_size=512k", "subformat=fixed", "timestamp=1000000000"]
         .map(|list| (vpc(list), list))
@@ -201,7 +201,7 @@ fn vpc_vdi_and_vhdx_of_any_kind() {
 }
 
 #[test]
-fn static_disks_with_holes_of_the_file() {
+fn fixed_images_keep_holes_of_the_file() {
     let dir = TempDir::new();
     let mut guest = guest();
     // Some bytes amid a block that is a hole but for them, and others at its end.
@@ -223,7 +223,7 @@ fn static_disks_with_holes_of_the_file() {
 }
 
 #[test]
-fn a_padded_disk_has_the_identifiers_of_a_whole_one() {
+fn padding_does_not_change_identifiers() {
     let converter = vmdk("").identifiers(Identifiers::Reproducible { time: 0 });
     let (first, _) = convert(&converter, &raw_image(&[1; 700]));
     let (second, _) = convert(&converter, &raw_image(&[[1; 700].as_slice(), &[0; 324]].concat()));
@@ -231,7 +231,7 @@ fn a_padded_disk_has_the_identifiers_of_a_whole_one() {
 }
 
 #[test]
-fn identifiers_are_random_unless_they_must_not_be() {
+fn identifiers_are_random_by_default() {
     let source = raw_image(&[1; 4096]);
     for list in ["", "subformat=streamOptimized", "subformat=monolithicFlat"] {
         let text = |converter: Converter| {
@@ -254,7 +254,7 @@ fn identifiers_are_random_unless_they_must_not_be() {
 }
 
 #[test]
-fn a_split_disk_is_the_same_at_its_seams() {
+fn extent_boundaries_of_split_disks_keep_content() {
     const SPLIT: u64 = 2047 << 20;
     let dir = TempDir::new();
     let path = dir.join("source.raw");
@@ -278,7 +278,7 @@ fn a_split_disk_is_the_same_at_its_seams() {
 }
 
 #[test]
-fn deflate_is_carried_over_between_formats() {
+fn deflate_passes_through_between_formats() {
     let guest = guest();
     let qcow2_image = qcow2_image(&qcow2_bytes(&qcow2("").compress(true), &guest)).unwrap();
     let stream = vmdk("subformat=streamOptimized").identifiers(Identifiers::Reproducible { time: 0 });

@@ -1,4 +1,4 @@
-//! Storage that fails: at each call in turn, and by a power cut after each of them.
+//! Storage that fails: at each call in turn, and by a power failure after each of them.
 
 use std::io;
 use std::ops::Range;
@@ -179,7 +179,7 @@ fn every_read_can_fail() {
 }
 
 #[test]
-fn several_threads_fail_as_one_does() {
+fn failures_do_not_depend_on_threads() {
     let source = raw_image(&guest().repeat(12));
     let converter = qcow2("cluster_size=4k").threads(3);
     let whole = Failing::new(Vec::new(), u64::MAX);
@@ -238,7 +238,7 @@ fn replay(file: &mut Vec<u8>, event: &Event) {
 
 /// After a power cut the disk holds everything up to the last sync and, of what came after it, any part.
 #[test]
-fn a_power_cut_leaves_the_whole_image_or_none() {
+fn a_power_failure_leaves_a_complete_image_or_none() {
     let guest = guest();
     let source = raw_image(&guest);
     for (what, converter) in converters().into_iter().filter(|(what, _)| !what.starts_with("raw")) {
@@ -349,7 +349,7 @@ impl WriteAt for Device {
 }
 
 #[test]
-fn a_device_is_written_over() {
+fn old_content_of_a_device_is_overwritten() {
     for pattern in crate::support::pattern::ALL {
         let guest = pattern.make(300 << 10);
         let mut old = qcow2_bytes(&qcow2(""), &Pattern::Incompressible.make(300 << 10));
@@ -375,7 +375,7 @@ fn a_device_is_written_over() {
 }
 
 #[test]
-fn a_device_that_is_too_small() {
+fn a_device_too_small_is_refused() {
     let guest = Pattern::Incompressible.make(1 << 20);
     for (what, converter) in converters().into_iter().filter(|(what, _)| !NOT_ON_DEVICES.contains(what)) {
         let old = qcow2_bytes(&qcow2(""), &Pattern::Islands.make(500 << 10));
@@ -400,7 +400,7 @@ fn all(dir: &TempDir) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn several_files_come_together_or_not_at_all() {
+fn images_of_several_files_are_created_completely_or_not_at_all() {
     let guest = guest();
     let mut damaged = crate::support::convert(&vmdk("subformat=streamOptimized"), &raw_image(&guest)).0;
     let middle = damaged.len() / 2;
@@ -449,7 +449,7 @@ fn several_files_come_together_or_not_at_all() {
 }
 
 #[test]
-fn a_part_that_is_gone_or_cut_is_an_error() {
+fn a_missing_or_truncated_extent_is_an_error() {
     let guest = guest();
     for (list, part) in SEVERAL {
         let dir = TempDir::new();

@@ -1,4 +1,4 @@
-//! Images that are cut off, spoiled, or not what they look like.
+//! Untrusted images: truncated, corrupt, or inconsistent.
 
 use std::fs;
 use std::io::Cursor;
@@ -30,7 +30,7 @@ fn read(bytes: &[u8]) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn an_image_that_is_cut_off() {
+fn truncated_images_are_refused() {
     let guest = Pattern::Islands.make(40 << 10);
     for (options, compress) in [
         ("cluster_size=512", false),
@@ -92,24 +92,24 @@ fn l2_entries() {
     let at = good.l2_entry(5);
     let entry = good.u64(at);
     let len = good.0.len() as u64;
-    let spoil = |value: u64| {
+    let damage = |value: u64| {
         let mut image = good.clone();
         image.put_u64(at, value);
         fault(&image)
     };
 
-    let past_the_end = spoil((1 << 63) | (len.next_multiple_of(4096) + 0x10_0000));
+    let past_the_end = damage((1 << 63) | (len.next_multiple_of(4096) + 0x10_0000));
     assert_eq!((&*past_the_end.field, past_the_end.at), ("L2 entry", at));
     assert!(matches!(past_the_end.problem, Problem::OutOfBounds { offset, len: 4096, file_len }
         if offset == len.next_multiple_of(4096) + 0x10_0000 && file_len == len));
-    let huge = spoil(entry & !0xfff | 0x00ff_ffff_ffff_f000);
+    let huge = damage(entry & !0xfff | 0x00ff_ffff_ffff_f000);
     assert!(matches!(huge.problem, Problem::OutOfBounds { .. }), "{huge}");
-    let unaligned = spoil(entry + 512);
+    let unaligned = damage(entry + 512);
     assert!(matches!(unaligned.problem, Problem::Misaligned { alignment: 4096, .. }), "{unaligned}");
-    let reserved = spoil(entry | 1 << 57);
+    let reserved = damage(entry | 1 << 57);
     assert!(matches!(reserved.problem, Problem::Reserved { bits: 0x0200_0000_0000_0000, .. }), "{reserved}");
     assert_eq!((reserved.at, unaligned.at), (at, at));
-    let compressed = spoil(1 << 62 | 0x3f_ffff_ffff);
+    let compressed = damage(1 << 62 | 0x3f_ffff_ffff);
     assert!(matches!(compressed.problem, Problem::OutOfBounds { .. }), "{compressed}");
 }
 
@@ -118,20 +118,20 @@ fn l1_entries() {
     let good = plain();
     let at = good.l1_entry(0);
     let len = good.0.len() as u64;
-    let spoil = |value: u64| {
+    let damage = |value: u64| {
         let mut image = good.clone();
         image.put_u64(at, value);
         fault(&image)
     };
-    let past_the_end = spoil((1 << 63) | len.next_multiple_of(4096));
+    let past_the_end = damage((1 << 63) | len.next_multiple_of(4096));
     assert_eq!((&*past_the_end.field, past_the_end.at), ("L1 entry", at));
     assert!(matches!(past_the_end.problem, Problem::OutOfBounds { len: 4096, .. }));
-    assert!(matches!(spoil((1 << 63) | 512).problem, Problem::Misaligned { .. }));
-    assert!(matches!(spoil(1).problem, Problem::Reserved { bits: 1, .. }));
+    assert!(matches!(damage((1 << 63) | 512).problem, Problem::Misaligned { .. }));
+    assert!(matches!(damage(1).problem, Problem::Reserved { bits: 1, .. }));
 }
 
 #[test]
-fn an_entry_is_judged_in_a_run_as_it_is_alone() {
+fn an_entry_gives_the_same_error_in_a_run_and_alone() {
     // Three L2 tables, of which there is the first.
     let mut guest = Pattern::Dense.make(64 << 10);
     guest.resize(6 << 20, 0);
@@ -146,7 +146,7 @@ fn an_entry_is_judged_in_a_run_as_it_is_alone() {
 }
 
 #[test]
-fn a_compressed_cluster_that_does_not_decode() {
+fn undecodable_compressed_clusters_are_refused() {
     let guest = Pattern::Dense.make(256 << 10);
     for options in ["", "compression_type=zstd"] {
         let bytes = qcow2_bytes(&qcow2(options).compress(true), &guest);
@@ -170,7 +170,7 @@ fn a_compressed_cluster_that_does_not_decode() {
 }
 
 #[test]
-fn two_guest_clusters_in_one_place() {
+fn overlapping_clusters_are_refused() {
     let mut image = plain();
     let (first, second) = (image.l2_entry(3), image.l2_entry(9));
     image.put_u64(second, image.u64(first));
@@ -217,9 +217,9 @@ fn header_fields() {
             image.put(60, &[&[0, 0, 0, 1][..], &100u64.to_be_bytes()].concat())
         }),
     ];
-    for (field, kind, at, spoil) in cases {
+    for (field, kind, at, damage) in cases {
         let mut image = good.clone();
-        spoil(&mut image, len);
+        damage(&mut image, len);
         let error = read(&image.0).unwrap_err();
         let text = error.to_string();
         assert_eq!(error.kind().as_str(), kind, "{field}: {text}");
@@ -229,7 +229,7 @@ fn header_fields() {
 }
 
 #[test]
-fn encryption_is_named_and_the_image_still_described() {
+fn encrypted_images_are_inspected_but_not_opened() {
     let dir = TempDir::new();
     for (method, name) in [(1, "AES"), (2, "LUKS")] {
         let mut image = plain();
@@ -243,7 +243,7 @@ fn encryption_is_named_and_the_image_still_described() {
 }
 
 #[test]
-fn limits_are_kept() {
+fn limits_are_enforced() {
     let dir = TempDir::new();
     let path = dir.join("image.qcow2");
     qcow2("cluster_size=2M").create(1 << 50, &path).unwrap();
@@ -279,7 +279,7 @@ fn signatures() {
 }
 
 #[test]
-fn files_without_content() {
+fn empty_and_tiny_files() {
     let dir = TempDir::new();
     let empty = dir.file("empty", b"");
     let image = Image::open(&empty).unwrap();
@@ -289,7 +289,7 @@ fn files_without_content() {
         converter.convert(&image, &target).unwrap();
         assert_eq!(Image::open(&target).unwrap().virtual_size(), 0);
     }
-    // A magic and nothing else is an image that is cut off, not a raw disk.
+    // A signature alone is a truncated image, not a raw disk.
     for magic in [&b"QFI\xfb\0\0\0\x03"[..], b"vhdxfile"] {
         let magic = dir.file("magic", magic);
         assert_eq!(Image::open(&magic).err().unwrap().kind().as_str(), "out-of-bounds");
@@ -299,7 +299,7 @@ fn files_without_content() {
 }
 
 #[test]
-fn options_that_cannot_be() {
+fn invalid_options_are_refused() {
     let source = raw_image(&[0; 512]);
     for (list, option) in [
         ("cluster_size=1000", "cluster_size"),
@@ -332,7 +332,7 @@ fn options_that_cannot_be() {
 }
 
 #[test]
-fn the_source_is_never_written() {
+fn sources_are_never_written() {
     let dir = TempDir::new();
     let bytes = plain().0;
     let path = dir.file("source.qcow2", &bytes);
@@ -353,7 +353,7 @@ fn vmdk_image(bytes: &[u8]) -> Result<Image> {
 }
 
 #[test]
-fn a_vmdk_that_is_cut_off() {
+fn truncated_vmdks_are_refused() {
     let guest = Pattern::Islands.make(300 << 10);
     for list in ["", "subformat=streamOptimized"] {
         let (whole, _) = convert(&vmdk(list), &raw_image(&guest));
@@ -414,7 +414,7 @@ fn not_converted(bytes: &[u8], kind: &str) {
 }
 
 #[test]
-fn vmdk_grains_in_one_place() {
+fn overlapping_vmdk_grains_are_refused() {
     // 2 GiB in 68 KiB, and all grains of a terabyte in one that does not compress to nothing.
     let table = entries(std::iter::repeat_n(64 + 4, 512));
     let tables = [vmdk_header(1, 1, 512 * 128, 128, 512), entries([2]), table].concat();
@@ -434,7 +434,7 @@ fn vmdk_grains_in_one_place() {
 }
 
 #[test]
-fn vmdk_tables_in_one_place() {
+fn overlapping_vmdk_tables_are_refused() {
     // 16 TiB in three sectors.
     let header = vmdk_header(1, 1, 1 << 35, 1 << 21, 128);
     let same = [header, entries(std::iter::repeat_n(2, 128)), entries([0; 128])].concat();
@@ -448,7 +448,7 @@ fn vmdk_tables_in_one_place() {
 }
 
 #[test]
-fn a_vmdk_of_16_tib_in_a_few_kib() {
+fn a_vmdk_of_16_tib_in_a_few_kib_is_refused() {
     let started = Instant::now();
     for (version, grain, per_table, flags, entry) in
         [(1, 1 << 21, 128, 1, 0), (1, 128, 1 << 20, 1, 0), (2, 1 << 21, 128, 5, 1)]
@@ -476,7 +476,7 @@ fn a_vmdk_of_16_tib_in_a_few_kib() {
 }
 
 #[test]
-fn vmdk_directories_as_large_as_they_say() {
+fn vmdk_directory_sizes_are_limited() {
     // Nothing is allocated for what is not in the file, nor for more than the limit.
     let largest = i64::MAX as u64 / 512;
     for (capacity, grain, per_table) in [(largest, 1, 1), (largest, 128, 512), (1 << 35, 1, 1), (1 << 35, 128, 512)] {
@@ -495,7 +495,7 @@ fn vmdk_directories_as_large_as_they_say() {
 }
 
 #[test]
-fn descriptors_without_measure() {
+fn oversized_descriptors_are_refused() {
     let start = "# Disk DescriptorFile\nversion=1\ncreateType=\"custom\"\n";
     let of = |lines: &str, times: usize| vmdk_image(format!("{start}{}", lines.repeat(times)).as_bytes());
     let started = Instant::now();
@@ -529,7 +529,7 @@ fn descriptors_without_measure() {
 }
 
 #[test]
-fn a_descriptor_that_names_itself_or_what_it_must_not() {
+fn descriptors_with_loops_or_forbidden_names_are_refused() {
     let dir = TempDir::new();
     let text = |line: &str| format!("# Disk DescriptorFile\nversion=1\ncreateType=\"custom\"\n{line}\n");
     let path = dir.join("disk.vmdk");
@@ -570,7 +570,7 @@ pub fn conversion_fails(name: &str, bytes: &[u8], kind: &str) {
 }
 
 #[test]
-fn a_vhd_a_vdi_or_a_vhdx_that_is_cut_off() {
+fn truncated_vhds_vdis_and_vhdxs_are_refused() {
     let guest = Pattern::Islands.make(300 << 10);
     // What comes first in the file, before the bytes of the disk; without its last byte a fixed VHD is one from before Virtual PC 2004.
     for (name, converter, before) in [
@@ -618,7 +618,7 @@ fn vhd(size: u64, max_table_entries: u32, block_size: u32, table: &[u8]) -> Vec<
 }
 
 #[test]
-fn vhd_blocks_in_one_place() {
+fn overlapping_vhd_blocks_are_refused() {
     // 2040 GiB in 6 MiB: all blocks are the same one.
     let table = 8192u32.to_be_bytes().repeat(1_044_480);
     let mut bomb = vhd(2040 << 30, 1_044_480, 2 << 20, &table);
@@ -644,7 +644,7 @@ fn vhd_blocks_in_one_place() {
 }
 
 #[test]
-fn vhds_as_large_as_they_say() {
+fn vhd_table_sizes_are_limited() {
     let started = Instant::now();
     // Nothing is allocated for what is not in the file.
     for (size, entries, block_size, kind) in [
@@ -673,7 +673,7 @@ fn vhds_as_large_as_they_say() {
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
-/// A VDI of nothing but the header and `map`, with the data behind that.
+/// A VDI of a header and `map`, followed by the data.
 fn vdi_of(size: u64, block_size: u32, extra: u32, blocks: u32, map: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 512];
     for (at, number) in [
@@ -699,7 +699,7 @@ fn vdi_of(size: u64, block_size: u32, extra: u32, blocks: u32, map: &[u8]) -> Ve
 }
 
 #[test]
-fn vdi_blocks_in_one_place() {
+fn overlapping_vdi_blocks_are_refused() {
     // A TiB in 6 MiB.
     let mut bomb = vdi_of(1 << 40, 1 << 20, 0, 1 << 20, &[0; 4 << 20]);
     bomb.resize(bomb.len() + (1 << 20), 7);
@@ -713,7 +713,7 @@ fn vdi_blocks_in_one_place() {
 }
 
 #[test]
-fn vdis_as_large_as_they_say() {
+fn vdi_map_sizes_are_limited() {
     let started = Instant::now();
     for (size, block_size, extra, blocks, kind) in [
         (1 << 20, 1 << 20, 0, u32::MAX, "out-of-bounds"),

@@ -1,4 +1,4 @@
-//! Disks far larger than what they hold: the cost follows the data.
+//! Disks far larger than their content: cost is proportional to stored data.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! The tests of the whole: one program, so that it links once.
+//! The integration tests: one program, so that it links once.
 //!
-//! `interop` compares with other people's programs. Where one is missing, its tests say `SKIPPED` on standard error and pass;
+//! `interop` compares with other programs. Where one is missing, its tests print `SKIPPED` to standard error and pass;
 //! with `DISKIMAGE_INTEROP=required` in the environment they fail.
 
 #[cfg(feature = "cli")]

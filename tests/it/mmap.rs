@@ -1,4 +1,4 @@
-//! Images over a memory map that the caller brings.
+//! Images read from a memory map.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::support::pattern::Pattern;
 use crate::support::{TempDir, qcow2, qcow2_bytes};
 
 #[test]
-fn a_map_reads_as_its_file() {
+fn a_memory_map_reads_like_its_file() {
     let dir = TempDir::new();
     let path = dir.file("disk.qcow2", &qcow2_bytes(&qcow2("").compress(true), &Pattern::Sparse.make(1 << 20)));
     // SAFETY: nobody else knows the file, so that nobody changes it while it is mapped.

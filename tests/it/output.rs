@@ -1,4 +1,4 @@
-//! What is left at the target and beside it, whatever happens.
+//! Files at and beside the target after success and failure.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,11 +12,11 @@ use crate::support::{TempDir, assert_same, content, open_raw, qcow2, qcow2_bytes
 use diskimage::{Converter, Error, Image};
 
 /// An image that can be opened and whose last cluster cannot be read.
-fn spoiled(dir: &TempDir) -> Image {
+fn damaged(dir: &TempDir) -> Image {
     let mut bytes = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &Pattern::Dense.make(1 << 20)));
     let last = bytes.l2_entry(255);
     bytes.put_u64(last, 1 << 40);
-    Image::open(dir.file("spoiled.qcow2", &bytes.0)).unwrap()
+    Image::open(dir.file("damaged.qcow2", &bytes.0)).unwrap()
 }
 
 fn converters() -> [Converter; 4] {
@@ -24,14 +24,14 @@ fn converters() -> [Converter; 4] {
 }
 
 #[test]
-fn nothing_is_left_after_a_failure() {
+fn no_files_are_left_after_a_failure() {
     let dir = TempDir::new();
-    let source = spoiled(&dir);
+    let source = damaged(&dir);
     for converter in converters() {
         for threads in [1, 3] {
             let error = converter.clone().threads(threads).convert(&source, dir.join("new")).unwrap_err();
             assert_eq!(error.kind().as_str(), "out-of-bounds", "{error}");
-            assert_eq!(dir.names(), ["spoiled.qcow2"]);
+            assert_eq!(dir.names(), ["damaged.qcow2"]);
         }
     }
 }
@@ -39,17 +39,17 @@ fn nothing_is_left_after_a_failure() {
 #[test]
 fn an_old_target_survives_a_failure() {
     let dir = TempDir::new();
-    let source = spoiled(&dir);
+    let source = damaged(&dir);
     let old = dir.file("old", b"precious");
     for converter in converters() {
         converter.convert(&source, &old).unwrap_err();
         assert_eq!(fs::read(&old).unwrap(), b"precious");
-        assert_eq!(dir.names(), ["old", "spoiled.qcow2"]);
+        assert_eq!(dir.names(), ["old", "damaged.qcow2"]);
     }
 }
 
 #[test]
-fn an_old_target_is_replaced_and_not_written() {
+fn an_old_target_is_replaced_and_not_overwritten() {
     let dir = TempDir::new();
     let guest = Pattern::Islands.make(300 << 10);
     let source = dir.file("source.raw", &guest);
@@ -76,7 +76,7 @@ fn refused(dir: &TempDir, converter: &Converter, source: &Image, target: &Path) 
 }
 
 #[test]
-fn the_target_is_no_file_of_the_source() {
+fn a_target_that_is_a_source_file_is_refused() {
     let dir = TempDir::new();
     let guest = Pattern::Dense.make(100 << 10);
     let base = dir.file("base.raw", &guest);
@@ -101,7 +101,7 @@ fn the_target_is_no_file_of_the_source() {
 }
 
 #[test]
-fn what_a_file_cannot_replace_is_refused() {
+fn targets_that_a_file_cannot_replace_are_refused() {
     let dir = TempDir::new();
     let source = open_raw(&dir.file("source.raw", &[1; 4096]));
     fs::create_dir(dir.join("directory")).unwrap();
@@ -146,7 +146,7 @@ fn a_target_that_appears_meanwhile_can_be_kept() {
 }
 
 #[test]
-fn cancelling() {
+fn cancelling_leaves_no_files() {
     let dir = TempDir::new();
     let source = open_raw(&dir.file("source.raw", &Pattern::Dense.make(9 << 20)));
     for (converter, threads) in [(raw(), 1), (qcow2("").compress(true), 1), (raw(), 3)] {
@@ -166,7 +166,7 @@ fn cancelling() {
 }
 
 #[test]
-fn progress_ends_at_the_end() {
+fn the_last_progress_is_the_total() {
     let source = crate::support::raw_image(&Pattern::Dense.make((5 << 20) + 512));
     let most = Arc::new(AtomicU64::new(0));
     let seen = most.clone();

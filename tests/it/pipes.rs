@@ -1,4 +1,4 @@
-//! The program between pipes.
+//! The program with pipes as source and target.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -19,7 +19,7 @@ fn spawn(dir: &TempDir, args: &[&str]) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// FileExtents the program with these bytes on its standard input, in these pieces.
+/// Runs the program with these bytes on its standard input, in these pieces.
 fn run_with(dir: &TempDir, args: &[&str], pieces: &[&[u8]]) -> Output {
     let mut child = spawn(dir, args);
     let mut stdin = child.stdin.take().unwrap();
@@ -101,7 +101,7 @@ fn a_pipe_gets_the_bytes_of_a_file() {
 }
 
 #[test]
-fn the_size_of_the_pieces_does_not_matter() {
+fn output_does_not_depend_on_the_size_of_reads() {
     let dir = TempDir::new();
     let guest = Pattern::Incompressible.make(400 << 10);
     let image = stream(&dir, &guest);
@@ -120,7 +120,7 @@ fn the_size_of_the_pieces_does_not_matter() {
 
 /// Files as standard input and output: the shell's `<` and `>>`.
 #[test]
-fn redirected_files_are_streams_too() {
+fn redirected_files_are_read_as_streams() {
     let dir = TempDir::new();
     let guest = Pattern::Islands.make(1 << 20);
     stream(&dir, &guest);
@@ -135,7 +135,7 @@ fn redirected_files_are_streams_too() {
 }
 
 #[test]
-fn a_stream_that_is_cut_off_leaves_nothing() {
+fn a_truncated_stream_leaves_no_files() {
     let dir = TempDir::new();
     let image = stream(&dir, &Pattern::Dense.make(2 << 20));
     dir.file("out.raw", b"old");
@@ -151,7 +151,7 @@ fn a_stream_that_is_cut_off_leaves_nothing() {
 }
 
 #[test]
-fn what_cannot_be_streamed_is_refused() {
+fn formats_without_streaming_are_refused() {
     let dir = TempDir::new();
     let image = stream(&dir, &Pattern::Dense.make(1 << 20));
     succeed(&dir, &["convert", "source.raw", "sparse.vmdk"]);
@@ -190,7 +190,7 @@ fn what_cannot_be_streamed_is_refused() {
 }
 
 #[test]
-fn no_image_comes_from_a_terminal_or_goes_to_one() {
+fn terminals_are_refused() {
     let dir = TempDir::new();
     dir.file("source.raw", &[1; 512]);
     let Ok(terminal) = File::options().read(true).write(true).open("/dev/ptmx") else {
@@ -214,7 +214,7 @@ fn no_image_comes_from_a_terminal_or_goes_to_one() {
 
 /// A reader that goes away is no reader that has all it wants: what it has is no image.
 #[test]
-fn a_reader_that_goes_away_is_a_failure() {
+fn a_closed_output_pipe_is_a_failure() {
     let dir = TempDir::new();
     stream(&dir, &Pattern::Incompressible.make(1 << 20));
     for args in [&["-O", "raw"][..], &STREAM] {
@@ -268,7 +268,7 @@ fn wait_until_blocked(child: &Child) {
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_input() {
+fn a_signal_interrupts_waiting_for_input() {
     let dir = TempDir::new();
     let image = stream(&dir, &Pattern::Dense.make(2 << 20));
     let names = dir.names();
@@ -285,7 +285,7 @@ fn a_signal_ends_the_wait_for_input() {
 }
 
 #[test]
-fn a_signal_ends_the_wait_for_the_reader() {
+fn a_signal_interrupts_waiting_for_the_reader() {
     let dir = TempDir::new();
     stream(&dir, &Pattern::Incompressible.make(1 << 20));
     for (signal, number) in [("TERM", 15), ("INT", 2)] {

@@ -1,4 +1,4 @@
-//! Files that an image names: opened only as the caller allows.
+//! Referenced files and the reference policy.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -43,7 +43,7 @@ fn refusal(path: &Path, references: ReferencePolicy) -> ReferenceProblem {
 }
 
 #[test]
-fn the_policy() {
+fn reference_policies() {
     let dir = TempDir::new();
     fs::create_dir(dir.join("sub")).unwrap();
     dir.file("base.raw", &[1; 65536]);
@@ -82,7 +82,7 @@ fn the_policy() {
 }
 
 #[test]
-fn a_refusal_tells_nothing_of_what_is_there() {
+fn refusals_do_not_reveal_what_exists() {
     let dir = TempDir::new();
     dir.file("there", &[0; 512]);
     fs::create_dir(dir.join("sub")).unwrap();
@@ -100,7 +100,7 @@ fn a_refusal_tells_nothing_of_what_is_there() {
 }
 
 #[test]
-fn what_is_no_file() {
+fn names_that_are_not_files_are_refused() {
     let dir = TempDir::new();
     assert!(std::process::Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
     fs::create_dir(dir.join("directory")).unwrap();
@@ -149,7 +149,7 @@ fn loops_and_long_chains() {
 }
 
 #[test]
-fn a_format_that_is_not_stated() {
+fn backing_files_of_unstated_format() {
     let dir = TempDir::new();
     let path = overlay(&dir, "overlay.qcow2", "base", "raw");
     // Turns the extension with the format into one that nobody knows.
@@ -180,7 +180,7 @@ fn a_format_that_is_not_stated() {
 }
 
 #[test]
-fn without_a_place_there_are_no_others() {
+fn sources_without_a_path_have_no_referenced_files() {
     let dir = TempDir::new();
     let path = overlay(&dir, "overlay.qcow2", "base.raw", "raw");
     let file = std::sync::Arc::new(diskimage::io::MemFile::from(fs::read(path).unwrap()));

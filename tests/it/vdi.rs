@@ -1,4 +1,4 @@
-//! Parents that are known by their UUID alone: found beside the image, by the caller's policy.
+//! Parents of VDI images, which are known by their UUID only: found beside the image, as the reference policy allows.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -22,7 +22,7 @@ fn image(path: &Path, uuid: &str, blocks: [u8; 3]) -> PathBuf {
     path.to_owned()
 }
 
-/// Turns an image into one that lies over the image at `parent`, with a block of zeros at the end, as VirtualBox would.
+/// Turns an image into an overlay of `parent` with a zero block at the end, as VirtualBox would write it.
 fn lay_over(path: &Path, parent: &Path) {
     let (mut file, parent) = (fs::read(path).unwrap(), fs::read(parent).unwrap());
     file[76] = 4;
@@ -55,7 +55,7 @@ fn blocks(path: &Path, references: ReferencePolicy) -> [u8; 3] {
 }
 
 #[test]
-fn the_parent_has_any_name() {
+fn the_parent_is_found_under_any_name() {
     let dir = TempDir::new();
     let base = image(&dir.join("the disk.VDI"), BASE, [1, 2, 3]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
@@ -77,7 +77,7 @@ fn the_parent_has_any_name() {
 }
 
 #[test]
-fn the_name_that_virtualbox_gives_comes_first() {
+fn the_file_name_of_virtualbox_is_tried_first() {
     let dir = TempDir::new();
     let base = image(&dir.join(&format!("{{{BASE}}}.vdi")), BASE, [1, 2, 3]);
     image(&dir.join("another.vdi"), BASE, [7, 7, 7]);
@@ -90,7 +90,7 @@ fn the_name_that_virtualbox_gives_comes_first() {
 }
 
 #[test]
-fn none_and_several_are_refused_with_the_uuid() {
+fn no_or_several_candidates_are_refused_with_the_uuid() {
     let dir = TempDir::new();
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
@@ -115,7 +115,7 @@ fn none_and_several_are_refused_with_the_uuid() {
 }
 
 #[test]
-fn the_directory_above_is_looked_at_only_where_any_file_is_allowed() {
+fn the_parent_directory_is_searched_only_under_policy_any() {
     let dir = TempDir::new();
     fs::create_dir(dir.join("Snapshots")).unwrap();
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);

@@ -1,4 +1,5 @@
-//! VHDX images as the document has them, which no program here makes: every state of a block, chains of differencing disks.
+//! VHDX images built from the specification, which no available program writes: every block state, chains of differencing
+//! images.
 
 mod hostile;
 mod logs;
@@ -18,7 +19,7 @@ use diskimage::{Comparison, Error, Image, OpenOptions, compare};
 
 const SECTORS: [u64; 2] = [512, 4096];
 
-/// What the guest sees of an image that lies over these bytes.
+/// The guest data of an overlay of these bytes.
 pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     guest.resize(image.size as usize, 0);
     for (index, block) in image.blocks.iter().enumerate() {
@@ -245,7 +246,7 @@ fn chains_of_three() {
 
 /// With blocks of 256 MiB a sector bitmap block describes 16 or 128 of them.
 #[test]
-fn both_sides_of_a_chunk() {
+fn chunk_boundaries() {
     const BLOCK: u64 = 256 * MIB;
     for sector_size in SECTORS {
         let dir = TempDir::new();
@@ -254,7 +255,7 @@ fn both_sides_of_a_chunk() {
         let size = chunk + 2 * BLOCK + 4096;
         let mut random = Random::new(sector_size);
         let sectors = BLOCK / sector_size;
-        // The last block before the seam, and the three behind it.
+        // The last block before the boundary, and the three after it.
         let mut blocks = |partial: bool| {
             let mut blocks = vec![Block::Without(NOT_PRESENT); ratio as usize - 1];
             for _ in 0..4 {
@@ -320,7 +321,7 @@ fn both_sides_of_a_chunk() {
 
 /// qemu once wrote the last block only as far as the disk reaches.
 #[test]
-fn a_last_block_that_is_short() {
+fn a_partial_last_block() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for sector_size in SECTORS {
@@ -340,7 +341,7 @@ fn a_last_block_that_is_short() {
 }
 
 #[test]
-fn a_disk_of_no_bytes() {
+fn an_empty_disk() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     Vhdx::new(0, MIB, 512).write(&path);
@@ -350,7 +351,7 @@ fn a_disk_of_no_bytes() {
 }
 
 #[test]
-fn blocks_that_cannot_be() {
+fn invalid_block_states_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for (entry, with_parent, kind) in [
@@ -382,7 +383,7 @@ fn blocks_that_cannot_be() {
 }
 
 #[test]
-fn blocks_in_one_place() {
+fn overlapping_blocks_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     // The log, the metadata, the BAT, and another block.
@@ -401,17 +402,17 @@ fn blocks_in_one_place() {
 }
 
 #[test]
-fn what_nobody_has_to_understand() {
+fn unknown_optional_items_are_ignored() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let stranger = numbered(77);
+    let unrelated = numbered(77);
     for (regions, items) in [
-        (vec![(stranger.0, false)], vec![]),
-        (vec![(stranger.0, true)], vec![]),
-        (vec![], vec![(stranger.0, 0)]),
-        (vec![], vec![(stranger.0, 1), (stranger.0, 2)]),
-        (vec![], vec![(stranger.0, 4)]),
-        (vec![(numbered(78).0, false)], vec![(stranger.0, 5)]),
+        (vec![(unrelated.0, false)], vec![]),
+        (vec![(unrelated.0, true)], vec![]),
+        (vec![], vec![(unrelated.0, 0)]),
+        (vec![], vec![(unrelated.0, 1), (unrelated.0, 2)]),
+        (vec![], vec![(unrelated.0, 4)]),
+        (vec![(numbered(78).0, false)], vec![(unrelated.0, 5)]),
     ] {
         let mut image = Vhdx::new(2 * MIB, MIB, 512);
         image.blocks = vec![Block::Full(vec![(0, vec![1; 512])])];
@@ -426,28 +427,28 @@ fn what_nobody_has_to_understand() {
         }
         let error = error(&path);
         assert_eq!(error.kind().as_str(), "unsupported", "{error}");
-        assert!(error.to_string().contains(&stranger.1), "{error}");
+        assert!(error.to_string().contains(&unrelated.1), "{error}");
     }
 }
 
 /// A damaged header or region table has another one beside it.
 #[test]
-fn one_of_two_is_enough() {
+fn one_valid_copy_is_enough() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let spoil = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
+    let damage = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
     for maker in MAKERS {
         let mut image = Vhdx::new(MIB, MIB, 512);
         image.maker = maker;
         image.blocks = vec![Block::Full(vec![(0, vec![3; 1 << 20])])];
         for pair in [[64 * KIB, 128 * KIB], [192 * KIB, 256 * KIB]] {
-            for (spoilt, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            for (damaged, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
                 image.write(&path);
-                spoil(spoilt + 20);
+                damage(damaged + 20);
                 let opened = Image::open(&path).unwrap();
-                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one is spoilt");
+                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one copy is damaged");
                 assert_eq!(opened.info().warnings.len(), 1, "{maker:?}: {:?}", opened.info().warnings);
-                spoil(other + 20);
+                damage(other + 20);
                 let error = error(&path);
                 assert_eq!(error.kind().as_str(), "invalid-field", "{error}");
             }

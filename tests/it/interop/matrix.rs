@@ -221,7 +221,7 @@ fn sizes_are_padded_to_sectors() {
 }
 
 #[test]
-fn qemu_img_compares_as_we_do() {
+fn compare_matches_qemu_img() {
     needs_qemu!("compare");
     let dir = TempDir::new();
     let guest = Pattern::Sparse.make(1 << 20);

@@ -1,4 +1,4 @@
-//! Content compared with other people's programs, in both directions.
+//! Comparison with other programs, in both directions.
 
 use std::fs;
 use std::path::Path;
@@ -15,9 +15,9 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 
-/// Checks that a child of another program's is refused without its parent, which it names, and that another disk of that name,
-/// made by `stranger`, is not taken for it. `compare` is told what the guest sees.
-fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, compare: impl Fn(&[u8])) {
+/// An overlay of another program is refused without its parent, and with an unrelated disk of that name, created by
+/// `unrelated`. `compare` gets the guest data.
+fn assert_knows_its_parent(child: &Path, parent: &Path, unrelated: &Converter, compare: impl Fn(&[u8])) {
     let error = Image::open(child).err().unwrap();
     assert_eq!(error.kind().as_str(), "reference", "{error}");
     assert!(error.to_string().contains(parent.file_name().unwrap().to_str().unwrap()), "{error}");
@@ -26,7 +26,7 @@ fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, co
     assert_eq!(opened.file_path(1, Default::default()), Some(parent));
     compare(&content(&opened).unwrap());
     fs::remove_file(parent).unwrap();
-    stranger.create(opened.virtual_size(), parent).unwrap();
+    unrelated.create(opened.virtual_size(), parent).unwrap();
     let error = open_beside(child).err().unwrap();
     assert_eq!(error.kind().as_str(), "reference", "{error}");
     OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true).open(child).unwrap();

@@ -1,4 +1,4 @@
-//! What we write, libraries of others read: libyal's and dissect, through their bindings for Python.
+//! Written images are read by libyal and dissect, through their bindings for Python.
 
 use std::path::PathBuf;
 
@@ -95,7 +95,7 @@ fn libvhdi_and_dissect_read_each_vhdx() {
 
 /// A reader that always agrees would be none.
 #[test]
-fn another_byte_is_another_digest() {
+fn a_changed_byte_changes_the_digest() {
     for reader in [LIBYAL, DISSECT] {
         if reader.is_there("readers that disagree") {
             let dir = TempDir::new();

@@ -1,4 +1,4 @@
-//! VDI: what we write, `qemu-img` checks and reads, and 7-Zip reads; what qemu and VirtualBox write, we read.
+//! VDI: written images are checked and read by `qemu-img` and 7-Zip; images of qemu and VirtualBox are read.
 
 use super::overlays::write_commands;
 use crate::corpus::unpack_to;
@@ -24,7 +24,7 @@ fn guests() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn what_we_write() {
+fn written_images_are_valid() {
     needs_qemu!("the VDIs that we write");
     for kind in KINDS {
         for (what, guest) in guests() {
@@ -45,7 +45,7 @@ fn what_we_write() {
 }
 
 #[test]
-fn seven_zip_reads_what_we_write() {
+fn seven_zip_reads_written_images() {
     let Some(seven_zip) = find("the VDIs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
     for kind in KINDS {
         for (what, guest) in guests() {
@@ -58,7 +58,7 @@ fn seven_zip_reads_what_we_write() {
 }
 
 #[test]
-fn a_disk_without_sectors_is_refused() {
+fn an_empty_disk_is_refused() {
     let dir = TempDir::new();
     for kind in KINDS {
         let error = vdi(kind).convert(&raw_image(&[]), dir.join("ours.vdi")).err().unwrap();
@@ -68,7 +68,7 @@ fn a_disk_without_sectors_is_refused() {
 }
 
 #[test]
-fn sizes_that_are_no_whole_sectors_are_padded() {
+fn sizes_are_padded_to_whole_sectors() {
     needs_qemu!("VDIs of sizes that are no whole sectors");
     let dir = TempDir::new();
     for len in [1, 511, 513, (1 << 20) - 1, (1 << 20) + 1] {
@@ -83,7 +83,7 @@ fn sizes_that_are_no_whole_sectors_are_padded() {
 }
 
 #[test]
-fn what_qemu_writes() {
+fn images_of_qemu_are_read() {
     needs_qemu!("the VDIs that qemu-img writes");
     let dir = TempDir::new();
     for kind in ["static=off", "static=on"] {
@@ -100,7 +100,7 @@ fn what_qemu_writes() {
 
 /// Blocks in the order in which they were written to.
 #[test]
-fn changed_in_place() {
+fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VDIs that qemu-io writes");
     let dir = TempDir::new();
     for (seed, kind) in KINDS.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! VHD: what we write, `qemu-img` and 7-Zip read; what qemu, Windows and VirtualBox write, we read.
+//! VHD: written images are read by `qemu-img` and 7-Zip; images of qemu, Windows and VirtualBox are read.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -43,7 +43,7 @@ fn sparse_file(path: &Path, len: u64) -> File {
 }
 
 #[test]
-fn what_we_write() {
+fn written_images_are_valid() {
     needs_qemu!("the VHDs that we write");
     for kind in KINDS {
         for (what, guest) in guests() {
@@ -61,7 +61,7 @@ fn what_we_write() {
 }
 
 #[test]
-fn seven_zip_reads_what_we_write() {
+fn seven_zip_reads_written_images() {
     let Some(seven_zip) = find("the VHDs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
     for kind in KINDS {
         for (what, guest) in guests() {
@@ -74,7 +74,7 @@ fn seven_zip_reads_what_we_write() {
 }
 
 #[test]
-fn a_disk_without_sectors() {
+fn an_empty_disk() {
     needs_qemu!("VHDs without sectors");
     let dir = TempDir::new();
     for kind in KINDS {
@@ -90,7 +90,7 @@ fn a_disk_without_sectors() {
 
 /// What is no whole sector is padded, and nothing more: 1 byte less than a sector as well as 1 more.
 #[test]
-fn the_size_is_exact() {
+fn the_default_size_is_exact() {
     needs_qemu!("the sizes of the VHDs that we write");
     let dir = TempDir::new();
     let source = dir.join("source.raw");
@@ -108,7 +108,7 @@ fn the_size_is_exact() {
 
 /// With `force_size=off` the size is rounded up to that of a geometry, the one that qemu takes.
 #[test]
-fn force_size_off_is_the_size_of_qemu() {
+fn force_size_off_rounds_as_qemu_does() {
     needs_qemu!("the sizes of VHDs with force_size=off");
     let dir = TempDir::new();
     let (source, ours, theirs) = (dir.join("source.raw"), dir.join("ours.vhd"), dir.join("theirs.vhd"));
@@ -124,7 +124,7 @@ fn force_size_off_is_the_size_of_qemu() {
         let mut last = [0; 1024];
         image.read_exact_at(&mut last[..(rounded - size + 512).min(1024) as usize], size - 512).unwrap();
         assert!(last[..512] == [7; 512] && last[512..] == [0; 512], "{size}");
-        // It takes zeros behind the end for no difference.
+        // It ignores zeros after the end.
         if size < 1 << 30 {
             qemu_img(&[&"compare", &"-q", &"-f", &"raw", &"-F", &"vpc", &source, &ours]);
         }
@@ -132,7 +132,7 @@ fn force_size_off_is_the_size_of_qemu() {
 }
 
 #[test]
-fn what_qemu_writes() {
+fn images_of_qemu_are_read() {
     needs_qemu!("the VHDs that qemu-img writes");
     let dir = TempDir::new();
     for kind in ["dynamic", "fixed"] {
@@ -156,7 +156,7 @@ fn what_qemu_writes() {
 }
 
 #[test]
-fn changed_in_place() {
+fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VHDs that qemu-io writes");
     let dir = TempDir::new();
     for (seed, kind) in ["dynamic", "dynamic,force_size=on", "fixed", "fixed,force_size=on"].into_iter().enumerate() {
@@ -247,7 +247,7 @@ fn parents_of_virtualbox() {
 }
 
 #[test]
-fn overlays_that_we_write() {
+fn written_overlays_are_valid() {
     let Some(seven_zip) = find("VHDs over others that we write", &["7zz", "7z"]) else { return };
     let base_guest = Pattern::Islands.make((5 << 20) + 512);
     for (seed, base_kind) in KINDS.into_iter().enumerate() {

@@ -1,5 +1,5 @@
-//! VHDX: what we write, `qemu-img`, 7-Zip, dissect and libvhdi read; what qemu writes, we read; and what the tests make up from
-//! the document, the others read as it is meant.
+//! VHDX: written images are read by `qemu-img`, 7-Zip, dissect and libvhdi, images of qemu are read here, and images built from the
+//! specification are read by all of them alike.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ fn guests(sector_size: usize) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn what_we_write() {
+fn written_images_are_valid() {
     needs_qemu!("the VHDXs that we write");
     for kind in KINDS {
         for (what, guest) in guests(512) {
@@ -81,7 +81,7 @@ fn assert_read_by_us(path: &Path, guest: &[u8], what: &str) {
 }
 
 #[test]
-fn seven_zip_reads_what_we_write() {
+fn seven_zip_reads_written_images() {
     let Some(seven_zip) = find("the VHDXs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
     for (kinds, sector_size) in [(&KINDS[..], 512), (&KINDS_4K, 4096)] {
         for kind in kinds {
@@ -100,7 +100,7 @@ fn seven_zip_reads_what_we_write() {
 
 /// What is no whole sector is padded with zeros.
 #[test]
-fn sizes_that_are_no_whole_sectors_are_padded() {
+fn sizes_are_padded_to_whole_sectors() {
     needs_qemu!("VHDXs of sizes that are no whole sectors");
     let dir = TempDir::new();
     for len in [1, 511, 513, (1 << 20) - 1, (1 << 20) + 1] {
@@ -122,7 +122,7 @@ fn sizes_that_are_no_whole_sectors_are_padded() {
 
 /// A fixed disk is the disk, what the document asks for, and nothing more; qemu-img's has holes of its own.
 #[test]
-fn fixed_disks_are_as_long_as_they_must_be() {
+fn fixed_images_have_the_minimum_length() {
     let dir = TempDir::new();
     let target = dir.join("ours.vhdx");
     for size in [MIB, 3 * MIB, 12 * MIB, 12 * MIB + 512] {
@@ -133,7 +133,7 @@ fn fixed_disks_are_as_long_as_they_must_be() {
 }
 
 #[test]
-fn what_qemu_writes() {
+fn images_of_qemu_are_read() {
     needs_qemu!("the VHDXs that qemu-img writes");
     for kind in [
         "",
@@ -162,7 +162,7 @@ fn what_qemu_writes() {
 
 /// Blocks in the order in which they were written to.
 #[test]
-fn changed_in_place() {
+fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VHDXs that qemu-io writes");
     let dir = TempDir::new();
     for (seed, kind) in
@@ -191,7 +191,7 @@ fn changed_in_place() {
 /// qemu refuses to read an image whose log has to be replayed before it has written to it; we read it as it is. 7-Zip, dissect and
 /// libvhdi are not asked: they do not replay logs.
 #[test]
-fn a_log_that_windows_left() {
+fn a_log_of_windows_is_replayed() {
     needs_qemu!("a log that Windows left");
     let dir = TempDir::new();
     let path = unpack_to(&dir, "vhdx-log-replay.vhdx");
@@ -247,7 +247,7 @@ fn backing_files() {
 }
 
 #[test]
-fn overlays_that_we_write() {
+fn written_overlays_are_valid() {
     for (seed, (base_kind, kind)) in [
         ("block_size=1M", ""),
         ("subformat=fixed", "block_size=1M"),
@@ -329,7 +329,7 @@ mod made_up {
         }
     }
 
-    /// Images of which each lies over the one before it.
+    /// A backing chain, the base first.
     fn layers(seed: u64, count: u64, sector_size: u64) -> Vec<Vhdx> {
         let mut random = Random::new(seed);
         let layers = (0..count).map(|depth| {

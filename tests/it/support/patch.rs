@@ -1,4 +1,4 @@
-//! Where things are in a qcow2 image, to spoil them.
+//! Offsets of the fields of a qcow2 image, to overwrite them.
 
 /// A qcow2 image in memory whose fields can be overwritten.
 #[derive(Clone)]

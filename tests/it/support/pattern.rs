@@ -1,4 +1,4 @@
-//! Guest content that is the same each time.
+//! Reproducible guest content.
 
 pub use super::Random;
 

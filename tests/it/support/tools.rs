@@ -1,4 +1,4 @@
-//! Other people's programs, to compare with.
+//! Other programs to compare with.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -112,7 +112,7 @@ pub fn output(program: &str, args: &[impl AsRef<OsStr>]) -> Output {
     Command::new(program).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// FileExtents a program that has to succeed, and returns what it printed.
+/// Runs a program that has to succeed, and returns what it printed.
 #[track_caller]
 pub fn run(program: &str, args: &[impl AsRef<OsStr>]) -> Vec<u8> {
     let done = output(program, args);
@@ -127,13 +127,13 @@ pub fn qemu_img(args: &[&dyn AsRef<OsStr>]) -> Vec<u8> {
     run("qemu-img", &args.iter().map(|arg| arg.as_ref().to_owned()).collect::<Vec<_>>())
 }
 
-/// FileExtents `qemu-io` commands on a qcow2 image.
+/// Runs `qemu-io` commands on a qcow2 image.
 #[track_caller]
 pub fn qemu_io(image: &Path, commands: &[String]) {
     qemu_io_as("qcow2", image, commands);
 }
 
-/// FileExtents `qemu-io` commands on an image of any format.
+/// Runs `qemu-io` commands on an image of any format.
 #[track_caller]
 pub fn qemu_io_as(format: &str, image: &Path, commands: &[String]) {
     let mut args: Vec<&OsStr> = vec!["-f".as_ref(), format.as_ref()];

@@ -1,5 +1,5 @@
-//! Writes VHDX images for the tests, from the document [MS-VHDX] alone: blocks in every state, parents, logs that were not
-//! replayed, and the habits of other programs. It shares nothing with the crate, and other programs read what it writes.
+//! Builds VHDX images from the specification [MS-VHDX] alone: blocks in every state, parents, pending logs, and the habits of
+//! other programs. It shares no code with the crate, and other programs read its images.
 
 mod log;
 

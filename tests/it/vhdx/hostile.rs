@@ -1,4 +1,4 @@
-//! Images that are not what they look like.
+//! Corrupt VHDX images.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use diskimage::io::MemFile;
 use diskimage::{Image, Limits, OpenOptions};
 
 #[test]
-fn blocks_in_one_place() {
+fn overlapping_blocks_are_refused() {
     // 64 GiB in 5 MiB.
     let dir = TempDir::new();
     let path = dir.join("bomb.vhdx");
@@ -27,7 +27,7 @@ fn blocks_in_one_place() {
 }
 
 #[test]
-fn as_large_as_they_say() {
+fn table_sizes_are_limited() {
     let started = Instant::now();
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");

@@ -1,4 +1,4 @@
-//! Logs to be replayed: what is in them is read as if it were in its place, and the file stays as it is.
+//! Logs that have to be replayed: reads see their content, the file is not changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -54,7 +54,7 @@ fn logs_are_replayed() {
                 ..Log::new(Vec::new())
             }),
             ("high numbers", |_| Log { sequence: (7 << 32) - 1, ..Log::new(Vec::new()) }),
-            ("a tail behind the first entry", |places| Log {
+            ("a tail after the first entry", |places| Log {
                 done: 1,
                 ..Log::new(vec![vec![Change::Write(places.blocks[0], vec![9; 4096])]])
             }),
@@ -87,14 +87,14 @@ fn logs_are_replayed() {
 
 /// Sequences that are older, and one that was being written when the power failed.
 #[test]
-fn only_the_active_sequence_counts() {
+fn only_the_active_sequence_is_replayed() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
     let guest = over(Vec::new(), &image);
     let wrong = || vec![Change::Write(places.bat, vec![0xff; 4096])];
     let right = || vec![Change::Move(places.bat)];
-    // An older one of this log, behind the place of the newer one.
+    // An older entry of this log, after the newer one.
     for older_at in [400 << 10, 0] {
         image.write(&path);
         Log { start: older_at, sequence: 5, ..Log::new(vec![wrong(), wrong()]) }.write(&path, &image, &places);
@@ -133,7 +133,7 @@ fn only_the_active_sequence_counts() {
 }
 
 #[test]
-fn a_log_makes_the_file_longer() {
+fn a_log_can_extend_the_file() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
@@ -171,7 +171,7 @@ fn logs_without_a_valid_sequence() {
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
     let entry = || vec![Change::Move(places.bat)];
-    let spoil = |at: u64, bytes: &[u8]| {
+    let damage = |at: u64, bytes: &[u8]| {
         File::options().write(true).open(&path).unwrap().write_all_at(bytes, places.log.start + at).unwrap();
     };
     Log::new(Vec::new()).write(&path, &image, &places);
@@ -195,7 +195,7 @@ fn logs_without_a_valid_sequence() {
         image.write(&path);
         Log::new(vec![entry()]).write(&path, &image, &places);
         crate::support::open_beside(&path).unwrap();
-        spoil(at, bytes);
+        damage(at, bytes);
         let error = error(&path);
         assert_eq!(error.kind().as_str(), "invalid-field", "{at}: {error}");
         let checked = OpenOptions::new().check(&path);
@@ -206,13 +206,13 @@ fn logs_without_a_valid_sequence() {
     Log { start: 4096, ..Log::new(vec![entry()]) }.write(&path, &image, &places);
     let mut sector = fs::read(&path).unwrap()[places.log.start as usize + 4096..][..8192].to_vec();
     sector[12..16].fill(0);
-    spoil(4096, &seal(sector));
+    damage(4096, &seal(sector));
     assert_eq!(error(&path).kind().as_str(), "invalid-field");
 }
 
 /// In the middle of a chain: what is over it and under it is read through it.
 #[test]
-fn a_log_in_the_middle_of_a_chain() {
+fn a_log_of_a_backing_file_is_replayed() {
     for seed in 0..4 {
         let dir = TempDir::new();
         let mut random = Random::new(seed + 100);

@@ -1,4 +1,4 @@
-//! What a differencing disk lies over: known by its GUID, found by its names.
+//! Parents of differencing images: identified by GUID, found by name.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn base_of(path: &Path, number: u64, byte: u8) {
 }
 
 #[test]
-fn the_parent_is_known_by_its_guid() {
+fn the_parent_is_identified_by_its_guid() {
     let dir = TempDir::new();
     let (base, child) = (dir.join("base.vhdx"), dir.join("child.vhdx"));
     base_of(&base, 1, 7);
@@ -71,7 +71,7 @@ fn the_parent_is_known_by_its_guid() {
 }
 
 #[test]
-fn the_names_of_the_parent() {
+fn names_of_the_parent() {
     let dir = TempDir::new();
     let child = dir.join("child.vhdx");
     fs::create_dir(dir.join("sub")).unwrap();
@@ -149,7 +149,7 @@ fn overlays() {
 }
 
 #[test]
-fn overlays_that_cannot_be() {
+fn invalid_overlays_are_refused() {
     let dir = TempDir::new();
     let base = dir.join("base.vhdx");
     base_of(&base, 1, 1);
