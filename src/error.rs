@@ -200,7 +200,7 @@ pub enum Problem {
     Conflict {
         /// The value found.
         value: u64,
-        /// What it contradicts.
+        /// What it contradicts: "another entry maps the same block".
         finding: &'static str,
     },
     /// A compressed payload that does not decode.
