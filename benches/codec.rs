@@ -15,7 +15,7 @@ fn codec(c: &mut Criterion) {
         let mut group = c.benchmark_group(codec.name());
         group.throughput(Throughput::Bytes(LEN as u64)).sample_size(10);
         for level in levels {
-            let mut encoder = Encoder::new(&Encoding { level: Some(level), ..Encoding::new(codec) });
+            let mut encoder = Encoder::new(&Encoding { level: Some(level), ..Encoding::new(codec) }).unwrap();
             let mut encode = |unit: &[u8]| encoder.encode(unit, usize::MAX).map(<[u8]>::to_vec).unwrap();
             let units: Vec<_> = disk.chunks(UNIT).map(&mut encode).collect();
             let size = units.iter().map(Vec::len).sum::<usize>() * 100 / LEN;

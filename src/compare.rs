@@ -1,13 +1,13 @@
-//! Comparing the guest bytes of two images.
+//! Comparison of the guest data of two images.
 
 use crate::error::Result;
 use crate::image::{Image, Scratch, Span};
 use crate::zero;
 
-/// What [`compare`] found.
+/// Result of [`compare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// The same bytes. Where one disk is longer, the rest of it is zeros.
+    /// The guest data is equal. If one disk is longer, the rest of it is zeros.
     Identical,
     /// The first byte that differs.
     Different {
@@ -16,13 +16,25 @@ pub enum Comparison {
     },
 }
 
-/// Bytes that are compared at once.
+/// Bytes compared at once.
 const STEP: u64 = 1 << 20;
 
-/// Compares what the guests of two images see. What both images know to be zeros is not read.
+/// Compares the guest data of two images. Ranges that are zeros in both by their metadata are not read.
 ///
 /// # Errors
-/// Whatever reading meets.
+/// Errors of the storage and of the images.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Comparison, Format, OpenOptions, compare};
+///
+/// let open = |bytes: Vec<u8>| OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(bytes)));
+/// let (a, b) = (open(vec![1, 2, 3])?, open(vec![1, 2, 4])?);
+/// assert_eq!(compare(&a, &b)?, Comparison::Different { offset: 2 });
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 pub fn compare(a: &Image, b: &Image) -> Result<Comparison> {
     let mut sides = [Side::new(a), Side::new(b)];
     let end = a.virtual_size().max(b.virtual_size());
@@ -32,7 +44,7 @@ pub fn compare(a: &Image, b: &Image) -> Result<Comparison> {
         let (x, y) = (left.span_at(at)?, right.span_at(at)?);
         let known = |span: Option<Span>| span.map_or(end, |span| span.end());
         let upto = known(x).min(known(y));
-        // Two runs of zeros are as long as they are; everything else goes step by step.
+        // Common zeros are skipped at once; everything else is compared in steps.
         let zeros = [x, y].map(|span| span.is_none_or(|span| span.is_zero()));
         let upto = if zeros == [true, true] { upto } else { upto.min(at + STEP) };
         let difference = match zeros {
@@ -49,7 +61,7 @@ pub fn compare(a: &Image, b: &Image) -> Result<Comparison> {
     Ok(Comparison::Identical)
 }
 
-/// One of the two images, and how far it has been read.
+/// One of the two images, with the current span.
 struct Side<'a> {
     image: &'a Image,
     spans: crate::image::Spans<'a>,
@@ -63,7 +75,7 @@ impl<'a> Side<'a> {
         Side { image, spans: image.spans(0..u64::MAX), current: None, scratch: Scratch::default(), buf: Vec::new() }
     }
 
-    /// The span that contains guest byte `at`, or nothing past the end of the disk. `at` ascends.
+    /// The span that contains guest offset `at`, or `None` after the end of the disk. `at` ascends.
     fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
         while self.current.is_none_or(|span| span.end() <= at) {
             match self.spans.next() {

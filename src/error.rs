@@ -1,4 +1,4 @@
-//! One error type, sorted by who is to blame: the operating system, the image, the caller, or nobody.
+//! The error type of the crate.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,103 +6,107 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::codec::DecodeError;
+use crate::codec::{DecodeError, MissingCodec};
 use crate::name::Name;
 
-/// The result of everything in this crate that can fail.
+/// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong.
+/// Any failure of this crate.
 ///
-/// A message says everything there is to say, so that no error has a [`source`](std::error::Error::source) to be printed as
-/// well. [`Error::root`] is the cause without the file and the guest range around it; [`Error::kind`] is its short name.
-#[derive(Debug, thiserror::Error)]
+/// The message is complete: it names the file, the guest range, the field and the cause, so that printing the error alone
+/// is enough. [`source`](std::error::Error::source) returns the [`io::Error`] or the [`DecodeError`] behind it for code that
+/// examines it; its text is part of the message already. [`root`](Self::root) is the error without the file and the guest
+/// range, [`kind`](Self::kind) what programs decide by.
+///
+/// ```
+/// use diskimage::{Error, ErrorKind, Problem};
+///
+/// // A driver reports a field with its offset in the file and the rule that it breaks.
+/// let error = Error::corrupt("toy", "version", 4, Problem::Range { value: 9, min: 1, max: 2 });
+/// assert_eq!(error.to_string(), "toy: corrupt image at file offset 0x4: version is 9, outside 1..=2");
+///
+/// // The core adds the file.
+/// let error = error.in_file("disk.toy".as_ref());
+/// assert_eq!(error.path(), Some("disk.toy".as_ref()));
+/// assert_eq!(error.kind(), ErrorKind::InvalidField);
+/// assert!(matches!(error.root(), Error::Corrupt(fault) if fault.at == 4));
+/// ```
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
-    #[error("{action}{}: {cause}", At(*offset))]
+    /// The operating system, or the storage of the caller, reported an error.
     Io {
-        /// What was being done, as "reading 512 bytes".
+        /// The operation, as a participle: "reading 512 bytes".
         action: Cow<'static, str>,
-        /// Byte offset in the file, where there is one.
+        /// Byte offset in the file, where the operation has one.
         offset: Option<u64>,
-        /// What the system said.
+        /// The error of the system.
         cause: io::Error,
     },
 
     /// The image breaks a rule of its format.
-    #[error("{0}")]
     Corrupt(Fault),
 
-    /// A number in the image, or of the disk, is larger than the caller's [`Limits`](crate::Limits) or the format's
-    /// programs allow.
-    #[error("{format}: {field}{} is {value}, above the limit of {limit}", At(*at))]
+    /// A number in the image, or a requested size, exceeds the caller's [`Limits`](crate::Limits) or the format's own limit.
     Limit {
-        /// The format's name.
+        /// Name of the format.
         format: &'static str,
-        /// Which number.
+        /// The field, or what is limited: "virtual size".
         field: Cow<'static, str>,
         /// Byte offset of the field in the file, where it has one.
         at: Option<u64>,
-        /// Its value.
+        /// The value.
         value: u64,
-        /// The largest value that would have been accepted.
+        /// The largest accepted value.
         limit: u64,
     },
 
-    /// The image is sound, but uses something that this crate does not do.
-    #[error("{format}: not supported{}: {feature}", At(*at))]
+    /// A valid image or a valid request needs something that this crate does not implement.
     Unsupported {
-        /// The format's name.
+        /// Name of the format.
         format: &'static str,
-        /// What is not supported: "encryption (LUKS)".
+        /// The feature: "encryption (LUKS)".
         feature: Cow<'static, str>,
-        /// Byte offset of the field that says so, where there is one.
+        /// Byte offset of the field that asks for it, where there is one.
         at: Option<u64>,
     },
 
-    /// The image names another file, which is not opened, and why.
-    #[error("{format}: the {role} {name} is not opened: {problem}")]
+    /// A referenced file was not opened.
     Reference {
-        /// The format's name.
+        /// Name of the format.
         format: &'static str,
-        /// What the file is to the image: "backing file", "data file".
+        /// Role of the file: "backing file", "data file".
         role: &'static str,
-        /// The name as it stands in the image.
+        /// The name as stored in the image.
         name: Name,
-        /// Why not.
+        /// The reason.
         problem: ReferenceProblem,
     },
 
-    /// An option of the caller is unknown or cannot be met.
-    #[error("{format}: option {name}: {problem}")]
+    /// A format option is unknown or invalid.
     Option {
-        /// The format's name.
+        /// Name of the format.
         format: &'static str,
-        /// The option's name.
+        /// Name of the option.
         name: String,
-        /// What is wrong with it, and what would be right.
+        /// What is wrong with it, and what is expected.
         problem: String,
     },
 
-    /// The caller's request makes no sense for these files.
-    #[error("{0}")]
+    /// The request is invalid for these files.
     Usage(String),
 
     /// No format has this name.
-    #[error("unknown format {0:?}")]
     UnknownFormat(String),
 
-    /// The file is an image of a format that this crate does not read.
-    #[error("this is a {0} image, which is not supported; as raw its bytes can be read as they are")]
+    /// The file is an image of this format, which cannot be read.
     Unreadable(&'static str),
 
-    /// The file is an image of several formats at once.
-    #[error("this file is valid as {}: its format has to be stated", .0.join(" and as "))]
+    /// The file is valid in each of these formats.
     Ambiguous(Vec<&'static str>),
 
     /// A file changed its length while it was read.
-    #[error("the file changed while it was read: it had {before} bytes and has {after}")]
     Changed {
         /// Length in bytes when it was opened.
         before: u64,
@@ -111,42 +115,92 @@ pub enum Error {
     },
 
     /// The caller cancelled.
-    #[error("cancelled")]
     Cancelled,
 
-    /// Something happened in this file.
-    #[error("{}: {cause}", crate::name::escaped_path(path))]
+    /// An error in a certain file.
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What happened.
+        /// The error.
         cause: Box<Error>,
     },
 
-    /// Something happened to these guest bytes.
-    #[error("{}: {cause}", Guest(range))]
+    /// An error in a certain guest range.
     Guest {
         /// Guest offsets in bytes.
         range: Range<u64>,
-        /// What happened.
+        /// The error.
         cause: Box<Error>,
     },
 }
 
-/// Where and how an image breaks a rule of its format.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io { action, offset, cause } => write!(f, "{action}{}: {cause}", At(*offset)),
+            Error::Corrupt(fault) => fault.fmt(f),
+            Error::Limit { format, field, at, value, limit } => {
+                write!(f, "{format}: {field}{} is {value}, above the limit of {limit}", At(*at))
+            }
+            Error::Unsupported { format, feature, at } => write!(f, "{format}: not supported{}: {feature}", At(*at)),
+            Error::Reference { format, role, name, problem } => {
+                write!(f, "{format}: the {role} {name} is not opened: {problem}")
+            }
+            Error::Option { format, name, problem } => write!(f, "{format}: option {name}: {problem}"),
+            Error::Usage(problem) => f.write_str(problem),
+            Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
+            Error::Unreadable(format) => {
+                write!(f, "{format} image: this format is not supported; with the format raw, its bytes are the disk")
+            }
+            Error::Ambiguous(formats) => {
+                write!(f, "ambiguous format: the file is valid as {}; state the format", formats.join(" and as "))
+            }
+            Error::Changed { before, after } => {
+                write!(f, "the file changed while it was read: it had {before} bytes and now has {after}")
+            }
+            Error::Cancelled => f.write_str("cancelled"),
+            Error::File { path, cause } => write!(f, "{}: {cause}", crate::name::escaped_path(path)),
+            Error::Guest { range, cause } => write!(f, "{}: {cause}", Guest(range)),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self.root() {
+            Error::Io { cause, .. } => Some(cause),
+            Error::Corrupt(Fault { problem: Problem::Decode { source, .. }, .. }) => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// A field of an image that breaks a rule of its format.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Fault {
-    /// The format's name.
+    /// Name of the format.
     pub format: &'static str,
-    /// The field, by its name in the specification.
+    /// The field, named as in the specification.
     pub field: Cow<'static, str>,
     /// Byte offset of the field in the file.
     pub at: u64,
-    /// The value found and the rule it breaks.
+    /// The value found, and the rule that it breaks.
     pub problem: Problem,
 }
 
-/// The rule that a field breaks, with the numbers that show it.
+/// A broken rule, with the value found.
+///
+/// The text is the rest of a sentence that begins with the name of the field.
+///
+/// ```
+/// use diskimage::Problem;
+///
+/// let problem = Problem::Misaligned { value: 0x1001, alignment: 512 };
+/// assert_eq!(problem.to_string(), "is 0x1001, not a multiple of 512");
+/// let problem = Problem::Rule { value: 7, rule: "must be 0 without a backing file" };
+/// assert_eq!(problem.to_string(), "is 0x7, but must be 0 without a backing file");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
@@ -159,20 +213,20 @@ pub enum Problem {
         /// The largest valid value.
         max: u64,
     },
-    /// Something that does not lie within the file.
+    /// A structure that reaches beyond the end of its file.
     OutOfBounds {
-        /// Byte offset of the thing.
+        /// Byte offset of the structure.
         offset: u64,
         /// Its length in bytes.
         len: u64,
         /// The file's length in bytes.
         file_len: u64,
     },
-    /// An offset that is not a multiple of what it has to be.
+    /// An offset that is not aligned.
     Misaligned {
         /// The value found.
         value: u64,
-        /// What it has to be a multiple of.
+        /// Its required alignment in bytes.
         alignment: u64,
     },
     /// Reserved bits that are set.
@@ -182,18 +236,18 @@ pub enum Problem {
         /// The reserved bits that are set in it.
         bits: u64,
     },
-    /// Two things in one place.
+    /// Two structures that occupy the same host range.
     Overlap {
-        /// Byte offset where the second one begins.
+        /// Byte offset of the second one.
         offset: u64,
-        /// What is there already.
+        /// The first one: "metadata".
         with: &'static str,
     },
     /// Any other rule.
     Rule {
         /// The value found.
         value: u64,
-        /// The rule, to be read after "but": "must be 0 without a backing file".
+        /// The rule, read after "but": "must be 0 without a backing file".
         rule: &'static str,
     },
     /// A value that contradicts another part of the image.
@@ -207,30 +261,30 @@ pub enum Problem {
     Decode {
         /// Byte offset of the payload.
         offset: u64,
-        /// Why.
+        /// The error of the decoder.
         source: DecodeError,
     },
 }
 
-/// Why a file that an image names is not opened.
+/// The reason why a referenced file was not opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReferenceProblem {
-    /// The caller's policy does not allow it. The same text whether the file exists or not.
+    /// The reference policy is [`Deny`](crate::ReferencePolicy::Deny). The text does not depend on what exists.
     NotAllowed,
-    /// The policy allows only files in the directory of the image.
+    /// The reference policy is [`Beside`](crate::ReferencePolicy::Beside), and the name leads out of the image's directory.
     NotBeside,
-    /// It is not a file name but an address (`nbd:`) or a description (`json:`).
+    /// The name is an address (`nbd:`) or a description (`json:`), not a file name.
     NotAFile,
-    /// Its format is not stated in the image, and its content looks like this format.
+    /// The image does not state the file's format, and the file has the signature of this one.
     FormatNotStated(&'static str),
-    /// The chain of files comes back to a file that is in it already.
+    /// The file is part of the chain already.
     Loop,
-    /// None of the files beside the image has the identity that the image states.
+    /// No file beside the image has this identity, which the image states.
     NoneBeside(Name),
-    /// Several of the files beside the image have the identity that the image states.
+    /// Several files beside the image have this identity, which the image states.
     SeveralBeside(Name),
-    /// The file is not, or is no longer, the one that the image was made over.
+    /// The file is not the one that the overlay was created with, or was changed since.
     Changed {
         /// The identity that the image states.
         expected: Name,
@@ -239,28 +293,46 @@ pub enum ReferenceProblem {
     },
     /// It is neither a regular file nor a block device.
     NotRegular,
-    /// The caller has only the image, no place to look for other files.
+    /// The image was not opened by path, and there is no resolver.
     NoPlace,
 }
 
 impl Error {
-    /// For `map_err`: an I/O error of `action` at byte `offset`.
+    /// Returns a function for `map_err` that adds the operation, as a participle, and the byte offset in the file.
+    ///
+    /// ```
+    /// use diskimage::Error;
+    /// use diskimage::io::{MemFile, ReadAt};
+    ///
+    /// fn first_sector(file: &dyn ReadAt) -> diskimage::Result<[u8; 512]> {
+    ///     let mut sector = [0; 512];
+    ///     file.read_exact_at(&mut sector, 0).map_err(Error::io("reading the header", 0))?;
+    ///     Ok(sector)
+    /// }
+    /// let error = first_sector(&MemFile::from(vec![0; 100])).unwrap_err();
+    /// assert_eq!(error.to_string(), "reading the header at file offset 0x0: unexpected end of file");
+    /// ```
     pub fn io(action: impl Into<Cow<'static, str>>, offset: impl Into<Option<u64>>) -> impl FnOnce(io::Error) -> Self {
         let (action, offset) = (action.into(), offset.into());
         move |cause| Error::Io { action, offset, cause }
     }
 
-    /// The error for something that the driver of `format` does not support, as "compression".
+    /// Creates the error for a feature that the driver of `format` does not implement: "compression".
     pub fn unsupported(format: &'static str, feature: impl Into<Cow<'static, str>>) -> Self {
         Error::Unsupported { format, feature: feature.into(), at: None }
     }
 
-    /// The error for a field of an image, which stands at byte `at` of the file.
-    pub fn corrupt(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
-        Error::Corrupt(Fault { format, field: field.into(), at, problem })
+    /// The error for a codec whose feature is off.
+    pub(crate) fn missing_codec(missing: MissingCodec) -> Self {
+        Error::unsupported(missing.codec.name(), missing.to_string())
     }
 
-    /// Says in which file the error happened, unless it says so already.
+    /// Creates the error for the field at byte `at` of an image file.
+    pub fn corrupt(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
+        Error::Corrupt(Fault::new(format, field, at, problem))
+    }
+
+    /// Adds the path of the file, unless the error has one.
     pub fn in_file(self, path: &Path) -> Self {
         match self {
             Error::File { .. } | Error::Cancelled => self,
@@ -269,7 +341,7 @@ impl Error {
         }
     }
 
-    /// Says in which file the error happened, if that has a path.
+    /// Adds the path of the file, if there is one.
     pub(crate) fn in_file_at(self, path: Option<&Path>) -> Self {
         match path {
             Some(path) => self.in_file(path),
@@ -277,7 +349,7 @@ impl Error {
         }
     }
 
-    /// Says which guest bytes the error concerns, unless it says so already.
+    /// Adds the guest range in bytes, unless the error has one.
     pub fn in_guest(self, range: Range<u64>) -> Self {
         match self {
             Error::Guest { .. } | Error::Cancelled => self,
@@ -285,7 +357,7 @@ impl Error {
         }
     }
 
-    /// The cause, without the file and the guest range around it.
+    /// Returns the error without the file and the guest range.
     pub fn root(&self) -> &Error {
         match self {
             Error::File { cause, .. } | Error::Guest { cause, .. } => cause.root(),
@@ -293,7 +365,7 @@ impl Error {
         }
     }
 
-    /// The file in which it happened, where that is known.
+    /// Returns the path of the file in which the error occurred, where it is known.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Error::File { path, .. } => Some(path),
@@ -302,29 +374,104 @@ impl Error {
         }
     }
 
-    /// The cause's name: a word that stays the same between versions, for programs.
-    ///
-    /// `io`; for a corrupt image `invalid-field`, `out-of-bounds`, `overlap` or `decode`; `limit`, `unsupported`, `reference`,
-    /// `option`, `usage`, `unknown-format`, `ambiguous-format`, `changed`, `cancelled`.
-    pub fn kind(&self) -> &'static str {
+    /// The kind of the cause.
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Error::File { cause, .. } | Error::Guest { cause, .. } => cause.kind(),
-            Error::Io { .. } => "io",
+            Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
-            Error::Limit { .. } => "limit",
-            Error::Unsupported { .. } | Error::Unreadable(_) => "unsupported",
-            Error::Reference { .. } => "reference",
-            Error::Option { .. } => "option",
-            Error::Usage(_) => "usage",
-            Error::UnknownFormat(_) => "unknown-format",
-            Error::Ambiguous(_) => "ambiguous-format",
-            Error::Changed { .. } => "changed",
-            Error::Cancelled => "cancelled",
+            Error::Limit { .. } => ErrorKind::Limit,
+            Error::Unsupported { .. } | Error::Unreadable(_) => ErrorKind::Unsupported,
+            Error::Reference { .. } => ErrorKind::Reference,
+            Error::Option { .. } => ErrorKind::Option,
+            Error::Usage(_) => ErrorKind::Usage,
+            Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
+            Error::Ambiguous(_) => ErrorKind::AmbiguousFormat,
+            Error::Changed { .. } => ErrorKind::Changed,
+            Error::Cancelled => ErrorKind::Cancelled,
         }
     }
 }
 
-/// For code that speaks [`io::Error`]: the kind is the cause's, and the error itself is kept inside.
+/// The kinds of [`Error`], for programs that act on them.
+///
+/// ```
+/// use diskimage::{ErrorKind, Image};
+///
+/// let error = Image::open("missing.qcow2").unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Io);
+/// assert_eq!(error.kind().as_str(), "io");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The operating system, or the storage of the caller, reported an error.
+    Io,
+    /// A field of the image breaks a rule of its format.
+    InvalidField,
+    /// A field of the image points beyond the end of its file.
+    OutOfBounds,
+    /// Two structures of the image occupy the same host range.
+    Overlap,
+    /// A compressed payload does not decode.
+    Decode,
+    /// A value exceeds a limit of the caller or of the format.
+    Limit,
+    /// A valid image or a valid request needs something that this crate does not implement.
+    Unsupported,
+    /// A referenced file was not opened.
+    Reference,
+    /// A format option is unknown or invalid.
+    Option,
+    /// The request is invalid for these files.
+    Usage,
+    /// No format has the given name.
+    UnknownFormat,
+    /// The file is valid in several formats.
+    AmbiguousFormat,
+    /// A file changed its length while it was read.
+    Changed,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+impl ErrorKind {
+    /// The kind as one word in kebab case, which stays the same between versions.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::Io => "io",
+            ErrorKind::InvalidField => "invalid-field",
+            ErrorKind::OutOfBounds => "out-of-bounds",
+            ErrorKind::Overlap => "overlap",
+            ErrorKind::Decode => "decode",
+            ErrorKind::Limit => "limit",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Reference => "reference",
+            ErrorKind::Option => "option",
+            ErrorKind::Usage => "usage",
+            ErrorKind::UnknownFormat => "unknown-format",
+            ErrorKind::AmbiguousFormat => "ambiguous-format",
+            ErrorKind::Changed => "changed",
+            ErrorKind::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The [kind](io::Error::kind) follows from the cause, and the error itself is kept inside.
+///
+/// ```
+/// use std::io;
+///
+/// let error = io::Error::from(diskimage::Image::open("missing.qcow2").unwrap_err());
+/// assert_eq!(error.kind(), io::ErrorKind::NotFound);
+/// assert!(error.get_ref().is_some_and(|inner| inner.is::<diskimage::Error>()));
+/// ```
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.root() {
@@ -339,13 +486,20 @@ impl From<Error> for io::Error {
     }
 }
 
+impl Fault {
+    /// The field at byte `at` of the file.
+    pub fn new(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
+        Fault { format, field: field.into(), at, problem }
+    }
+}
+
 impl Problem {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> ErrorKind {
         match self {
-            Problem::OutOfBounds { .. } => "out-of-bounds",
-            Problem::Overlap { .. } => "overlap",
-            Problem::Decode { .. } => "decode",
-            _ => "invalid-field",
+            Problem::OutOfBounds { .. } => ErrorKind::OutOfBounds,
+            Problem::Overlap { .. } => ErrorKind::Overlap,
+            Problem::Decode { .. } => ErrorKind::Decode,
+            _ => ErrorKind::InvalidField,
         }
     }
 }
@@ -378,29 +532,29 @@ impl fmt::Display for Problem {
 impl fmt::Display for ReferenceProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ReferenceProblem::NotAllowed => "files that an image names are opened only if that is asked for",
-            ReferenceProblem::NotBeside => "only files in the image's own directory are allowed",
-            ReferenceProblem::NotAFile => "it is not the name of a file",
+            ReferenceProblem::NotAllowed => "the reference policy denies referenced files",
+            ReferenceProblem::NotBeside => "the reference policy allows only files in the directory of the image",
+            ReferenceProblem::NotAFile => "not a file name",
             ReferenceProblem::FormatNotStated(format) => {
-                return write!(f, "its format is not stated, and it looks like {format}");
+                return write!(f, "its format is not stated, and its content looks like {format}");
             }
-            ReferenceProblem::Loop => "it is a part of this chain already",
+            ReferenceProblem::Loop => "backing chain contains a loop",
             ReferenceProblem::NoneBeside(identity) => {
-                return write!(f, "there is no such file, and none beside the image has {identity}");
+                return write!(f, "no such file, and no file beside the image has the identity {identity}");
             }
             ReferenceProblem::SeveralBeside(identity) => {
-                return write!(f, "there is no such file, and several beside the image have {identity}");
+                return write!(f, "no such file, and several files beside the image have the identity {identity}");
             }
             ReferenceProblem::Changed { expected, found } => {
-                return write!(f, "it has been changed since: the image was made over {expected}, and this is {found}");
+                return write!(f, "identity mismatch: {found}, expected {expected}; the file was changed after the overlay was created");
             }
-            ReferenceProblem::NotRegular => "it is neither a regular file nor a block device",
-            ReferenceProblem::NoPlace => "the image was not opened from a path",
+            ReferenceProblem::NotRegular => "neither a regular file nor a block device",
+            ReferenceProblem::NoPlace => "the image was not opened by path",
         })
     }
 }
 
-/// "guest bytes 0x0..0x200", or "guest offset 0x0" where it is not known how many.
+/// "guest bytes 0x0..0x200", or "guest offset 0x0" for a single byte.
 struct Guest<'a>(&'a Range<u64>);
 
 impl fmt::Display for Guest<'_> {
@@ -434,7 +588,20 @@ mod tests {
     fn a_fault_reads_as_a_sentence() {
         let error = Error::corrupt("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 });
         assert_eq!(error.to_string(), "qcow2: corrupt image at file offset 0x14: cluster_bits is 40, outside 9..=21");
-        assert_eq!(error.kind(), "invalid-field");
+        assert_eq!(error.kind(), ErrorKind::InvalidField);
+    }
+
+    #[test]
+    fn the_source_is_the_innermost_cause() {
+        use std::error::Error as _;
+
+        let io = Error::io("reading", None)(io::ErrorKind::NotFound.into()).in_file(Path::new("a")).in_guest(0..1);
+        let cause = io.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+        let source = DecodeError::Invalid { codec: crate::codec::Codec::Deflate, reason: "checksum mismatch".into() };
+        let decode = Error::corrupt("qcow2", "compressed block", 0, Problem::Decode { offset: 0, source });
+        assert!(decode.source().is_some_and(|source| source.is::<DecodeError>()));
+        assert!(Error::Cancelled.source().is_none());
     }
 
     #[test]
@@ -444,7 +611,7 @@ mod tests {
             .in_file(Path::new("b.img"))
             .in_guest(0..0x200);
         assert_eq!(error.path(), Some(Path::new("a.img")));
-        assert_eq!(error.kind(), "io");
+        assert_eq!(error.kind(), ErrorKind::Io);
         assert_eq!(
             error.to_string(),
             "guest bytes 0x0..0x200: a.img: reading 512 bytes at file offset 0x1000: unexpected end of file"

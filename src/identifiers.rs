@@ -1,25 +1,42 @@
-//! Identifiers in new images: all of them come from here.
+//! Identifiers and timestamps of new images.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::io::unix_time;
 use crate::options::Options;
 
-/// Where the identifiers and times in new images come from.
+/// Source of the identifiers and timestamps of new images.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format, Identifiers};
+///
+/// let converter = Converter::new(Format::VHDX).identifiers(Identifiers::Reproducible { time: 0 });
+/// let images = [Arc::new(MemFile::new()), Arc::new(MemFile::new())];
+/// for image in &images {
+///     converter.create_to(1 << 20, image.clone())?;
+/// }
+/// assert_eq!(images[0].to_vec(), images[1].to_vec());
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Identifiers {
-    /// From the system's source of randomness and its clock.
+    /// Random identifiers, and the time of the system. As [`Reproducible`](Self::Reproducible) with time 0 on
+    /// `wasm32-unknown-unknown`, which has neither: state a time there, and options that differ for images that must differ.
     Random,
-    /// Derived from the format, size and options of the image, so that making it again gives the same bytes.
+    /// Identifiers derived from the format, size and options of the image: the same request gives the same bytes.
     Reproducible {
-        /// When the image was made, as far as it says so: seconds since 1970.
+        /// Creation time for formats that store one, in seconds since 1970.
         time: u64,
     },
 }
 
 impl Identifiers {
-    /// Reproducible if the environment has `SOURCE_DATE_EPOCH`, and random otherwise. What is no number there means 0.
+    /// Reproducible if the environment variable `SOURCE_DATE_EPOCH` is set, random otherwise. A value that is not a number is
+    /// taken for 0.
     ///
     /// See <https://reproducible-builds.org/specs/source-date-epoch/>.
     pub fn from_env() -> Self {
@@ -32,16 +49,16 @@ impl Identifiers {
         }
     }
 
-    /// Those for one image.
+    /// Returns the identifiers for an image of `format` with `size` bytes.
     pub fn for_image(self, format: &str, size: u64, options: &Options) -> ImageIdentifiers {
-        match self {
-            Identifiers::Random => {
-                // Each state has keys of its own, from the system's source of randomness.
+        match (self, unix_time()) {
+            (Identifiers::Random, Some(time)) => {
+                // Each `RandomState` has keys from the system's source of randomness.
                 let random = || RandomState::new().build_hasher().finish();
-                let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
                 ImageIdentifiers { seed: [random(), random()], time }
             }
-            Identifiers::Reproducible { time } => {
+            (Identifiers::Random, None) => Identifiers::Reproducible { time: 0 }.for_image(format, size, options),
+            (Identifiers::Reproducible { time }, _) => {
                 let text = format!("{format} {size} {options:?}");
                 ImageIdentifiers { seed: [0, 1].map(|lane| hash(lane, text.as_bytes())), time }
             }
@@ -49,29 +66,37 @@ impl Identifiers {
     }
 }
 
-/// The identifiers of one image.
+/// The identifiers of one new image.
+///
+/// ```
+/// use diskimage::ImageIdentifiers;
+///
+/// let identifiers = ImageIdentifiers::pinned(1);
+/// assert_eq!(identifiers.bytes("disk"), identifiers.bytes("disk"));
+/// assert_ne!(identifiers.bytes("disk"), identifiers.bytes("file"));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ImageIdentifiers {
     seed: [u64; 2],
-    /// When the image is made: seconds since 1970.
+    /// Creation time in seconds since 1970.
     pub time: u64,
 }
 
 impl ImageIdentifiers {
-    /// Those that follow from `seed`, which the caller was given, and from nothing random. The time is 0.
+    /// Identifiers that depend on `seed` only. The time is 0.
     pub fn pinned(seed: u64) -> Self {
         ImageIdentifiers { seed: [seed, !seed], time: 0 }
     }
 
-    /// The identifier for `what`, always the same for one image and purpose.
+    /// Returns the identifier for the purpose `what`: the same bytes each time.
     pub fn bytes(&self, what: &str) -> [u8; 16] {
         let [high, low] = self.seed.map(|seed| hash(seed, what.as_bytes()));
         (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
     }
 }
 
-/// A number that looks random: FNV-1a over the bytes, and the finalizer of SplitMix64. Identifiers have to differ, they are
-/// no secrets; and they must not change with a version of a library.
+/// Hash: FNV-1a over the bytes, then the finalizer of SplitMix64. Identifiers have to be distinct but are not secrets, and
+/// must not change with the version of a library.
 fn hash(seed: u64, bytes: &[u8]) -> u64 {
     let start = mix(seed ^ 0xcbf2_9ce4_8422_2325);
     mix(bytes.iter().fold(start, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)))

@@ -1,4 +1,4 @@
-//! What an image says of itself.
+//! Properties of an image.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -6,83 +6,107 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::name::Name;
 
-/// What an image says of itself. Nothing that it names has been opened to find this out.
+/// Properties of an image, read from its own metadata. Referenced files are not opened for them.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format, OpenOptions};
+///
+/// let file = Arc::new(MemFile::new());
+/// Converter::new(Format::QCOW2).create_to(10 << 20, file.clone())?;
+/// let info = OpenOptions::new().inspect_source(file)?.info;
+/// assert_eq!((info.format, info.virtual_size, info.block_size), ("qcow2", 10 << 20, Some(65536)));
+/// assert!(info.backing.is_none() && !info.dirty);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ImageInfo {
-    /// The format's name.
+    /// Name of the format.
     pub format: &'static str,
-    /// Size of the disk that the guest sees, in bytes.
+    /// Virtual size in bytes.
     pub virtual_size: u64,
-    /// Bytes that the format allocates at once; `None` when it has no such unit.
+    /// Allocation unit in bytes: cluster, grain or block; `None` for formats without one.
     pub block_size: Option<u32>,
-    /// The image whose bytes show through the holes of this one.
+    /// The backing file or parent, which has the data of the holes.
     pub backing: Option<FileReference>,
-    /// What images that lie over this one know it by.
+    /// Identities by which overlays of this image recognize it.
     pub identities: Vec<Name>,
-    /// Other files that hold guest bytes of this image; `FileId` 1 is the first.
+    /// Data files and extents; the first has the [`FileId`](crate::driver::FileId) 1.
     pub files: Vec<FileReference>,
-    /// The method of encryption, by its name. An encrypted image is not readable.
+    /// Method of encryption. An encrypted image cannot be read.
     pub encryption: Option<&'static str>,
-    /// The writer did not close the image.
+    /// Whether the image was not closed by its writer.
     pub dirty: bool,
-    /// A program found the image corrupt and marked it so.
+    /// Whether the image is marked as corrupt.
     pub corrupt: bool,
-    /// What else its owner should know, though it does not keep the image from being read.
+    /// Other findings that do not prevent reading.
     pub warnings: Vec<Cow<'static, str>>,
-    /// Earlier states that are kept inside the image.
+    /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
-    /// What only this format has, in order, by the names that qemu-img uses where it has one.
+    /// Properties of this format only, in order. The names are qemu-img's where it has one.
     pub specific: Vec<(&'static str, Value)>,
 }
 
 impl ImageInfo {
-    /// The properties of an image of `format` whose disk has `virtual_size` bytes, and nothing else.
+    /// Properties of an image of `format` with a virtual size in bytes; all others are empty.
     pub fn new(format: &'static str, virtual_size: u64) -> Self {
         ImageInfo { format, virtual_size, ..ImageInfo::default() }
     }
 
-    /// Checks that there is a guest byte at `offset`.
+    /// Checks that guest offset `offset` is below the virtual size.
     pub(crate) fn check_offset(&self, offset: u64) -> Result<()> {
         if offset < self.virtual_size {
             return Ok(());
         }
-        Err(Error::Usage(format!("guest offset {offset:#x} is beyond the disk")))
+        Err(Error::Usage(format!("guest offset {offset:#x} is beyond the end of the disk")))
     }
 
-    /// What only this format has, by its name.
+    /// Returns a property of [`specific`](Self::specific).
     pub(crate) fn property(&self, name: &str) -> Option<&Value> {
         self.specific.iter().find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 }
 
-/// Another file that an image names.
+/// A reference from an image to another file: a backing file, a data file or an extent.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use diskimage::{FileReference, Name};
+///
+/// let reference = FileReference::new("backing file", Name::from("base.qcow2"), Some(Name::from("qcow2")));
+/// assert!(reference.is_file_name());
+/// assert_eq!(reference.path_from(Path::new("/vm/overlay.qcow2")), Path::new("/vm/base.qcow2"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileReference {
-    /// What it is to the image: "backing file", "data file".
+    /// Role of the file: "backing file", "data file".
     pub role: &'static str,
-    /// Its name, as the image has it; its identity, where the image has no name for it.
+    /// The name as stored in the image; the identity, if the image stores no name.
     pub name: Name,
-    /// Its format, if the image states it.
+    /// Format of the file, if the image states it.
     pub format: Option<Name>,
-    /// Other names, for when there is no file of that name: an image that was moved still has the old path.
+    /// Further names, tried in this order if no file has the first one. A moved image still stores its old path.
     pub alternatives: Vec<Name>,
-    /// Identities, of which the file must have one. Any file will do where there are none.
+    /// Identities, one of which the file must have. Empty if any file is accepted.
     pub identities: Vec<Name>,
-    /// With an extension here, a file that has an identity is looked for among those beside the image that have the extension.
+    /// Extension of the files beside the image among which one with such an identity is searched, if no name leads to a file.
     pub beside: Option<&'static str>,
 }
 
 impl FileReference {
-    /// A file called `name` that is `role` to the image.
+    /// A reference to the file `name` with the given role.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
         FileReference { role, name, format, alternatives: Vec::new(), identities: Vec::new(), beside: None }
     }
 
-    /// A file that is known by several names, the first of which are tried first. Since images are moved and come from other
-    /// systems, the last part of each is a name as well.
-    pub(crate) fn of_names(role: &'static str, stated: Vec<Name>, format: Option<Name>) -> Self {
+    /// A reference with several names, tried in this order. Since images are moved and come from other systems, the last
+    /// component of each name is tried as well.
+    pub(crate) fn from_names(role: &'static str, stated: Vec<Name>, format: Option<Name>) -> Self {
         let last = |name: &Name| Name::from(name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
         let last: Vec<_> = stated.iter().map(last).collect();
         let mut names: Vec<Name> = Vec::new();
@@ -96,65 +120,84 @@ impl FileReference {
         FileReference { alternatives: names.collect(), ..FileReference::new(role, name, format) }
     }
 
-    /// The identities, for messages.
+    /// The identities as text for messages.
     pub(crate) fn identity(&self) -> Name {
         let texts: Vec<_> = self.identities.iter().map(Name::to_text).collect();
         Name::from(texts.join(" or "))
     }
 
-    /// Whether the name is that of a file, and not empty, an address (`nbd://host`) or a description (`json:{}`) in the manner
-    /// of qemu: something before a colon, and no slash before that.
+    /// Whether the name is a file name. As in qemu, a colon with text but no slash before it marks an address (`nbd://host`)
+    /// or a description (`json:{}`).
     pub fn is_file_name(&self) -> bool {
         self.name.is_file_name()
     }
 
-    /// Where the name leads from the image at `image`: a relative one starts at the image's directory. By the text alone,
-    /// nothing is looked up.
-    pub fn path_from(&self, image: &Path) -> PathBuf {
+    /// Returns the path of the file. A relative name is joined to the directory of the image at `image`; the file system is
+    /// not accessed. `None` for bytes that cannot be a path on this system, where paths are Unicode.
+    pub fn path_from(&self, image: &Path) -> Option<PathBuf> {
         self.name.path_from(image)
     }
 }
 
-/// An earlier state of a disk, kept inside its image.
+/// An internal snapshot: an earlier state of the disk, stored in its image.
+///
+/// ```no_run
+/// use diskimage::OpenOptions;
+///
+/// let inspection = OpenOptions::new().inspect("disk.qcow2")?;
+/// for snapshot in &inspection.info.snapshots {
+///     println!("{} {}: {} bytes", snapshot.id, snapshot.name, snapshot.virtual_size);
+/// }
+/// let before = OpenOptions::new().snapshot("before-upgrade").open("disk.qcow2")?;
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Snapshot {
     /// Unique identifier.
     pub id: Name,
-    /// The name that its maker gave it.
+    /// Name given by the user.
     pub name: Name,
-    /// Size of the disk in that state, in bytes.
+    /// Virtual size in bytes at the time.
     pub virtual_size: u64,
-    /// Bytes of saved machine state.
+    /// Size of the saved machine state in bytes.
     pub vm_state_size: u64,
-    /// When it was made: seconds since 1970 and nanoseconds.
+    /// Time of creation: seconds since 1970, and nanoseconds.
     pub date: (u32, u32),
-    /// How long the guest had run, in nanoseconds.
+    /// Run time of the guest in nanoseconds.
     pub vm_clock_nsec: u64,
-    /// Number of instructions the guest had executed, where that was recorded.
+    /// Number of instructions executed by the guest, if recorded.
     pub icount: Option<u64>,
 }
 
 impl Snapshot {
-    /// A snapshot with nothing but its names.
+    /// A snapshot with its names and its virtual size in bytes; everything else is 0.
     pub fn new(id: Name, name: Name, virtual_size: u64) -> Self {
         Snapshot { id, name, virtual_size, vm_state_size: 0, date: (0, 0), vm_clock_nsec: 0, icount: None }
     }
 }
 
-/// A property's value.
+/// The value of a format-specific property.
+///
+/// ```
+/// use diskimage::{ImageInfo, Value};
+///
+/// let mut info = ImageInfo::new("toy", 1 << 20);
+/// info.specific = vec![("compat", "1.1".into()), ("lazy-refcounts", false.into()), ("refcount-bits", 16.into())];
+/// assert_eq!(info.specific[2].1, Value::Number(16));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Value {
-    /// Yes or no.
+    /// A Boolean.
     Bool(bool),
     /// A number.
     Number(u64),
-    /// Text, which may come from the image.
+    /// Text, possibly from the image.
     Text(Name),
-    /// Several values.
+    /// A list.
     List(Vec<Value>),
-    /// Properties of their own.
+    /// Properties by name, in order.
     Map(Vec<(&'static str, Value)>),
 }
 
@@ -202,7 +245,7 @@ mod tests {
             ("/a/o.qcow2", "../base.qcow2", "/a/../base.qcow2"),
             ("sub/o.qcow2", "/abs", "/abs"),
         ] {
-            assert_eq!(reference(name).path_from(Path::new(image)), Path::new(path));
+            assert_eq!(reference(name).path_from(Path::new(image)), Some(PathBuf::from(path)));
         }
     }
 }

@@ -1,22 +1,36 @@
-//! How much an image may ask for.
+//! Limits for untrusted images.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
 
-/// Upper bounds for what an image may make this crate do. An image beyond one is refused with [`Error::Limit`].
+/// Upper bounds for untrusted images. An image that exceeds one is refused with [`Error::Limit`].
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{ErrorKind, Format, Limits, OpenOptions};
+///
+/// let mut limits = Limits::default();
+/// limits.virtual_size = 1 << 20;
+/// limits.metadata = 1 << 20;
+/// let options = OpenOptions::new().format(Format::RAW).limits(limits);
+/// let error = options.open_source(Arc::new(MemFile::from(vec![0; 2 << 20]))).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Limit);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Largest virtual size in bytes. Default: 8 EiB less one sector, the largest that file offsets can express.
+    /// Largest virtual size in bytes. Default: 8 EiB less one sector, the largest file offset.
     pub virtual_size: u64,
-    /// Bytes of metadata (tables, names) that a chain of images may keep in memory at once. Default: 64 MiB.
+    /// Memory in bytes for the metadata (tables, names) of a whole chain. Default: 64 MiB.
     pub metadata: u64,
-    /// Number of images in a chain. Default: 200, the limit of libvirt.
+    /// Largest number of images in a chain. Default: 200, the limit of libvirt.
     pub chain_depth: usize,
-    /// Number of extents that one image may consist of, each in a file of its own at worst. Default: 8192, which is 16 TiB in
-    /// the usual pieces of 2 GiB.
+    /// Largest number of extents of one image, each of which can be a file. Default: 8192, which is 16 TiB in the usual
+    /// extents of 2 GiB.
     pub extents: usize,
 }
 
@@ -26,7 +40,16 @@ impl Default for Limits {
     }
 }
 
-/// What is left of [`Limits::metadata`]; one for all images of a chain.
+/// Memory for metadata that is left of [`Limits::metadata`], shared by all images of a chain.
+///
+/// ```
+/// use diskimage::{Budget, ErrorKind};
+///
+/// let budget = Budget::new(1 << 20);
+/// budget.take(1 << 19, "toy", "block map", 512)?;
+/// assert_eq!(budget.take(1 << 20, "toy", "block map", 512).unwrap_err().kind(), ErrorKind::Limit);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
@@ -39,10 +62,10 @@ impl Budget {
         Budget { limit, left: AtomicU64::new(limit) }
     }
 
-    /// Takes `bytes` for `field`, which stands at file offset `at`.
+    /// Takes `bytes` bytes for the table `field` at file offset `at`.
     ///
     /// # Errors
-    /// [`Error::Limit`] when less than that is left.
+    /// [`Error::Limit`] if less than that is left.
     pub fn take(&self, bytes: u64, format: &'static str, field: impl Into<Cow<'static, str>>, at: u64) -> Result<()> {
         self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).map(drop).map_err(
             |left| Error::Limit {

@@ -1,10 +1,10 @@
 //! Text that comes from an image: any bytes at all, and never shown to a terminal as they are.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, MAIN_SEPARATOR, Path, PathBuf};
+
+use crate::io::path_from_bytes;
 
 /// A name that an image holds. Its `Display` escapes what a terminal or a log could take for more than text.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -16,22 +16,31 @@ impl Name {
         &self.0
     }
 
-    /// The bytes as a path of this system.
-    pub fn as_path(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.0))
+    /// The bytes as a path of this system: any bytes on Unix; UTF-8 elsewhere, and `None` if they are not.
+    pub fn as_path(&self) -> Option<&Path> {
+        path_from_bytes(&self.0)
     }
 
     /// Whether it can be that of a file; see [`FileReference::is_file_name`](crate::FileReference::is_file_name).
     pub(crate) fn is_file_name(&self) -> bool {
-        match self.0.iter().position(|&byte| byte == b':') {
-            Some(colon) => colon == 0 || self.0.iter().take(colon).any(|&byte| byte == b'/'),
+        let Some(path) = self.as_path() else { return false };
+        let prefix = match path.components().next() {
+            // Of Windows only: `C:`, `\\server\share`, `\\.\PhysicalDrive0`. `C:name` depends on the process, it is refused.
+            Some(Component::Prefix(prefix)) if path.is_absolute() => prefix.as_os_str().len(),
+            _ => 0,
+        };
+        let rest = self.0.get(prefix..).unwrap_or_default();
+        match rest.iter().position(|&byte| byte == b':') {
+            // On Windows a stream within a file would follow.
+            Some(_) if MAIN_SEPARATOR == '\\' => false,
+            Some(colon) => colon == 0 || rest.iter().take(colon).any(|&byte| byte == b'/'),
             None => !self.0.is_empty(),
         }
     }
 
-    /// Where it leads from the image at `image`.
-    pub(crate) fn path_from(&self, image: &Path) -> PathBuf {
-        image.with_file_name("").join(self.as_path())
+    /// The path that it means in the image at `image`. `None` if it cannot be a path of this system.
+    pub(crate) fn path_from(&self, image: &Path) -> Option<PathBuf> {
+        Some(image.with_file_name("").join(self.as_path()?))
     }
 
     /// A path of Windows, with slashes: `.\a\b` is `a/b`.
@@ -66,7 +75,7 @@ impl From<String> for Name {
 
 impl From<&Path> for Name {
     fn from(path: &Path) -> Self {
-        Name(path.as_os_str().as_bytes().to_vec())
+        Name(path.as_os_str().as_encoded_bytes().to_vec())
     }
 }
 
@@ -122,6 +131,26 @@ mod tests {
     fn hostile_text_is_escaped() {
         let name = Name::from(&b"a\x1b[31m\n\0\xff 'b\".qcow2\xe2\x80\xae"[..]);
         assert_eq!(name.to_string(), "a\\u{1b}[31m\\n\\0\\xff 'b\".qcow2\\u{202e}");
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn drives_and_shares_are_no_protocols() {
+        for name in
+            ["C:\\vm\\a.vhd", "c:/vm/a.vhd", "\\\\server\\share\\a", "\\\\?\\C:\\a", "\\\\.\\PhysicalDrive1", "a\\b"]
+        {
+            assert!(Name::from(name).is_file_name(), "{name}");
+        }
+        for name in ["C:a", "nbd:host", "nbd://host", "file.img:stream", "C:\\a:stream", "json:{}", ""] {
+            assert!(!Name::from(name).is_file_name(), "{name}");
+        }
+        assert_eq!(Name::from("b").path_from(Path::new("C:\\vm\\a")), Some("C:\\vm\\b".into()));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_a_path_of_unix_only() {
+        assert_eq!(Name::from(&b"\xff"[..]).as_path().is_some(), cfg!(unix));
+        assert_eq!(Name::from(&b"\xff"[..]).is_file_name(), cfg!(unix));
     }
 
     #[test]

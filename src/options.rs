@@ -1,32 +1,57 @@
-//! Options of a format, as text `key=value`, and sizes as people type them.
+//! Format options as `key=value` text, and sizes with a unit.
 
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
+use crate::name::Name;
 
-/// An option that a format takes when an image is made.
+/// An option for new images of a format.
+///
+/// Drivers list them in `static` tables, so that it is built by its fields and gets no further ones.
+///
+/// ```
+/// use diskimage::Format;
+///
+/// let spec = Format::QCOW2.options().iter().find(|option| option.name == "cluster_size").unwrap();
+/// println!("{} ({}): {}", spec.name, spec.values, spec.help);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct OptionSpec {
-    /// Its name.
+    /// Name of the option.
     pub name: &'static str,
-    /// The values it takes, for a person to read.
+    /// Accepted values, as text for people.
     pub values: &'static str,
-    /// What it is for, and its default.
+    /// Purpose and default, in one line.
     pub help: &'static str,
 }
 
 /// Options for a new image, in the order given. A later one replaces an earlier one of the same name.
+///
+/// The typed getters are for drivers, which name their format for the message of the error.
+///
+/// ```
+/// use diskimage::{Converter, Format, Options};
+///
+/// let mut options = Options::new();
+/// options.add_list("cluster_size=128k,compat=1.1");
+/// options.set("lazy_refcounts", "on");
+/// assert_eq!(options.value("cluster_size"), Some("128k"));
+/// assert_eq!(options.size("qcow2", "cluster_size", 512..=2 << 20)?, Some(128 << 10));
+/// assert_eq!(options.flag("qcow2", "lazy_refcounts")?, Some(true));
+/// let converter = Converter::new(Format::QCOW2).options(options);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options(Vec<(String, String)>);
 
 impl Options {
-    /// No options: every default.
+    /// No options: all have their default.
     pub fn new() -> Self {
         Options::default()
     }
 
-    /// Adds the options of a list like `cluster_size=128k,compat=1.1`. A comma in a value is written twice, and an option
-    /// without a value means `on`.
+    /// Adds the options of a list like `cluster_size=128k,compat=1.1`. A comma in a value is doubled, and an option without
+    /// a value is `on`.
     pub fn add_list(&mut self, list: &str) {
         const COMMA: &str = "\0";
         for item in list.replace(",,", COMMA).split(',').filter(|item| !item.is_empty()) {
@@ -43,28 +68,31 @@ impl Options {
         self.0.push((name, value.into()));
     }
 
-    /// The value of an option, if it is set.
+    /// Returns the value of an option, if it is set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
     }
 
-    /// The names of the options that are set.
+    /// Iterates over the names of the options that are set.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Checks that `format` takes each of the options.
+    /// Checks that each option is one of `specs`.
     pub(crate) fn check(&self, format: &'static str, specs: &[OptionSpec]) -> Result<()> {
         let known: Vec<_> = specs.iter().map(|spec| spec.name).collect();
         match self.names().find(|name| !known.contains(name)) {
             None => Ok(()),
-            Some(name) if known.is_empty() => Err(wrong(format, name, "unknown: this format takes no options")),
-            Some(name) => Err(wrong(format, name, format!("unknown; there are {}", known.join(", ")))),
+            Some(name) if known.is_empty() => Err(wrong(format, name, "unknown option; this format has none")),
+            Some(name) => Err(wrong(format, name, format!("unknown option; supported: {}", known.join(", ")))),
         }
     }
 
-    /// A yes or no: `on`, `off`, and the other words for them.
-    pub(crate) fn flag(&self, format: &'static str, name: &str) -> Result<Option<bool>> {
+    /// Parses a switch: `on`, `yes`, `true` or `off`, `no`, `false`; `None` if it is not set.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for any other value.
+    pub fn flag(&self, format: &'static str, name: &str) -> Result<Option<bool>> {
         self.choice(
             format,
             name,
@@ -72,37 +100,44 @@ impl Options {
         )
     }
 
-    /// One of a few words, each with what it stands for.
-    pub(crate) fn choice<T: Copy>(&self, format: &'static str, name: &str, words: &[(&str, T)]) -> Result<Option<T>> {
+    /// Parses one of several words, each with its meaning; `None` if the option is not set.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for any other value.
+    pub fn choice<T: Copy>(&self, format: &'static str, name: &str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(value) = self.value(name) else { return Ok(None) };
         match words.iter().find(|(word, _)| *word == value) {
             Some((_, meaning)) => Ok(Some(*meaning)),
             None => {
                 let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                Err(wrong(format, name, format!("{value:?} is none of {}", words.join(", "))))
+                Err(wrong(format, name, format!("invalid value {value:?}: expected {}", words.join(", "))))
             }
         }
     }
 
-    /// A number within `range`.
-    pub(crate) fn number(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
+    /// Parses a decimal number within `range`; `None` if the option is not set.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for any other value.
+    pub fn number(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
         self.parsed(format, name, range, |value| value.parse().ok())
     }
 
-    /// A number of bytes within `range`, with an optional unit.
-    pub(crate) fn size(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
+    /// Parses a number of bytes within `range`, with an optional unit as in [`parse_size`]; `None` if the option is not set.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for any other value.
+    pub fn size(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
         self.parsed(format, name, range, |value| parse_size(value).ok())
     }
 
-    /// A power of two of bytes within `range`.
-    pub(crate) fn power_of_two(
-        &self,
-        format: &'static str,
-        name: &str,
-        range: RangeInclusive<u64>,
-    ) -> Result<Option<u64>> {
+    /// Parses a number of bytes within `range` that is a power of two; `None` if the option is not set.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for any other value.
+    pub fn power_of_two(&self, format: &'static str, name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>> {
         match self.size(format, name, range)? {
-            Some(size) if !size.is_power_of_two() => Err(wrong(format, name, format!("{size} is no power of two"))),
+            Some(size) if !size.is_power_of_two() => Err(wrong(format, name, format!("{size} is not a power of two"))),
             size => Ok(size),
         }
     }
@@ -117,23 +152,42 @@ impl Options {
         let Some(value) = self.value(name) else { return Ok(None) };
         match parse(value) {
             Some(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(wrong(format, name, format!("{value:?} is no number from {} to {}", range.start(), range.end()))),
+            _ => Err(wrong(
+                format,
+                name,
+                format!("invalid value {value:?}: expected a number from {} to {}", range.start(), range.end()),
+            )),
         }
     }
 }
 
-/// The error for an option's value.
+/// Creates the error for an option.
 pub(crate) fn wrong(format: &'static str, name: &str, problem: impl Into<String>) -> Error {
     Error::Option { format, name: name.to_owned(), problem: problem.into() }
 }
 
-/// Reads a number of bytes: decimal, with a fraction if wanted, and a unit of `b`, `k`, `M`, `G`, `T`, `P` or `E` in powers
-/// of 1024, in either case. `1.5T` is 1649267441664. A fraction of a byte is rounded down.
+/// Parses a number of bytes: decimal, with an optional fraction and an optional unit `b`, `k`, `M`, `G`, `T`, `P` or `E` in
+/// powers of 1024, in either case. A fraction of a byte is rounded down.
 ///
 /// # Errors
-/// [`Error::Usage`] for everything else, and for what is not below 2^63.
+/// [`Error::Usage`] for any other text, and for sizes of 2^63 and above.
+///
+/// ```
+/// use diskimage::parse_size;
+///
+/// assert_eq!(parse_size("64k")?, 65536);
+/// assert_eq!(parse_size("1.5T")?, 1649267441664);
+/// assert_eq!(
+///     parse_size("10Q").unwrap_err().to_string(),
+///     "invalid size '10Q': expected a number with an optional suffix K, M, G, T, P or E"
+/// );
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 pub fn parse_size(text: &str) -> Result<u64> {
-    let wrong = || Error::Usage(format!("{text:?} is no size: use bytes, or a number with k, M, G, T, P or E"));
+    let wrong = || {
+        let text = Name::from(text);
+        Error::Usage(format!("invalid size '{text}': expected a number with an optional suffix K, M, G, T, P or E"))
+    };
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase().as_str() {
         "" | "b" => 0,

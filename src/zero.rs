@@ -1,19 +1,25 @@
-//! Where a buffer holds data and where only zeros.
+//! Zero detection.
 //!
-//! Images are mostly holes, so every byte that is converted passes through here first: these
-//! routines have to run at the speed of memory.
+//! Every converted byte is tested here first, so that these routines run at the speed of memory.
 
 use std::iter::FusedIterator;
 use std::ops::Range;
 
-/// Bytes looked at between two chances to stop. Large enough that the one branch per lane costs
-/// nothing next to its loads, small enough that little is read past the first data.
+/// Bytes tested between two branches: enough to make the branch cheap beside the loads, few enough to stop soon after the
+/// first data.
 const LANE: usize = 128;
 
-/// Whether every byte of `bytes` is zero; true of an empty slice.
+/// Whether every byte of `bytes` is zero. True for an empty slice.
+///
+/// ```
+/// use diskimage::zero::is_zero;
+///
+/// assert!(is_zero(&[0; 4096]));
+/// assert!(!is_zero(&[0, 0, 1]));
+/// ```
 #[inline]
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Data rarely starts with sixteen zeros: most of it is told apart by this one test.
+    // Data rarely starts with sixteen zeros, so that this test decides most cases.
     if let Some(head) = bytes.first_chunk()
         && u128::from_ne_bytes(*head) != 0
     {
@@ -23,20 +29,25 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     lanes.iter().all(is_zero_lane) && rest.iter().all(|&byte| byte == 0)
 }
 
-/// One branch for the whole lane, so that the compiler keeps it in vector registers.
+/// Has no branch within the lane, so that the compiler vectorizes it.
 #[inline]
 fn is_zero_lane(lane: &[u8; LANE]) -> bool {
     let (words, _) = lane.as_chunks::<8>();
     words.iter().fold(0, |any, word| any | u64::from_ne_bytes(*word)) == 0
 }
 
-/// The maximal runs of granules of `bytes` that hold a byte other than zero, in ascending order,
-/// as byte ranges of `bytes`.
+/// Iterates over the maximal runs of granules that have a byte other than zero, as ascending byte ranges of `bytes`.
 ///
-/// Granules are `granule` bytes each, counted from the start of `bytes` (which the caller aligns
-/// as it needs); the last one may be short. FileExtents start and end on granule boundaries, or at the
-/// end of `bytes`, and two runs never touch. `granule` is a power of two, at least 512 where speed
-/// matters; 0 is taken as 1.
+/// A granule has `granule` bytes, counted from the start of `bytes`; the last one may be short. Runs are never adjacent.
+/// `granule` is a power of two, at least 512 for speed; 0 means 1.
+///
+/// ```
+/// use diskimage::zero::data_runs;
+///
+/// let mut bytes = vec![0; 4096];
+/// bytes[700] = 1;
+/// assert!(data_runs(&bytes, 512).eq([512..1024]));
+/// ```
 pub fn data_runs(bytes: &[u8], granule: usize) -> DataRuns<'_> {
     DataRuns { bytes, granule: granule.max(1), at: 0 }
 }
@@ -46,12 +57,12 @@ pub fn data_runs(bytes: &[u8], granule: usize) -> DataRuns<'_> {
 pub struct DataRuns<'a> {
     bytes: &'a [u8],
     granule: usize,
-    /// Where the search goes on, in bytes: a granule boundary, or the end.
+    /// Current position in bytes: a granule boundary, or the end.
     at: usize,
 }
 
 impl DataRuns<'_> {
-    /// The end of the granules that are all zero, or all not, from `start` on.
+    /// The end of the run of zero granules, or of data granules, that begins at `start`.
     fn end_of(&self, zero: bool, start: usize) -> usize {
         let rest = self.bytes.get(start..).unwrap_or_default();
         match rest.chunks(self.granule).position(|chunk| is_zero(chunk) != zero) {

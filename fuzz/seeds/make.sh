@@ -1,11 +1,12 @@
 #!/bin/sh
-# Makes the seeds of the fuzz targets anew, with qemu-img and qemu-io: an image of each kind, as small as that kind can be.
+# Recreates the seeds of the fuzz targets with qemu-img and qemu-io: the smallest image of each kind. Those of the target
+# `open` are in a directory for each format, and in `any`.
 set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf open_any open_qcow2 open_raw open_vdi open_vhdx open_vmdk open_vpc roundtrip
-mkdir open_any open_qcow2 open_raw open_vdi open_vhdx open_vmdk open_vpc roundtrip
+rm -rf any qcow2 raw vdi vhdx vmdk vpc roundtrip
+mkdir any qcow2 raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -13,7 +14,7 @@ mkdir open_any open_qcow2 open_raw open_vdi open_vhdx open_vmdk open_vpc roundtr
 image() { # name, arguments of qemu-img convert
     name=$1
     shift
-    qemu-img convert -f raw -O qcow2 "$@" "$tmp/disk" "open_qcow2/$name"
+    qemu-img convert -f raw -O qcow2 "$@" "$tmp/disk" "qcow2/$name"
 }
 image version-2 -o compat=0.10,cluster_size=512
 image version-3 -o cluster_size=512
@@ -22,17 +23,17 @@ image zstd -c -o cluster_size=512,compression_type=zstd
 image lazy-refcounts -o cluster_size=512,lazy_refcounts=on
 image refcount-bits-1 -o cluster_size=512,refcount_bits=1
 image snapshot -o cluster_size=512
-qemu-img snapshot -c first open_qcow2/snapshot
-qemu-io -f qcow2 -c 'write -P 7 0 512' open_qcow2/snapshot >/dev/null
+qemu-img snapshot -c first qcow2/snapshot
+qemu-io -f qcow2 -c 'write -P 7 0 512' qcow2/snapshot >/dev/null
 image bitmap -o cluster_size=512
-qemu-img bitmap --add -g 512 open_qcow2/bitmap dirty
+qemu-img bitmap --add -g 512 qcow2/bitmap dirty
 image zeros -o cluster_size=512
-qemu-io -f qcow2 -c 'write -z 0 512' -c 'write -z -u 512 512' open_qcow2/zeros >/dev/null
+qemu-io -f qcow2 -c 'write -z 0 512' -c 'write -z -u 512 512' qcow2/zeros >/dev/null
 image extended-l2 -o cluster_size=16k,extended_l2=on
-qemu-io -f qcow2 -c 'write -z 0 512' open_qcow2/extended-l2 >/dev/null
-qemu-img create -q -f qcow2 -u -b base.raw -F raw -o cluster_size=512 open_qcow2/backing 2560
+qemu-io -f qcow2 -c 'write -z 0 512' qcow2/extended-l2 >/dev/null
+qemu-img create -q -f qcow2 -u -b base.raw -F raw -o cluster_size=512 qcow2/backing 2560
 (cd "$tmp" && qemu-img create -q -f qcow2 -o cluster_size=512,data_file=data.raw image 2560)
-cp "$tmp/image" open_qcow2/data-file
+cp "$tmp/image" qcow2/data-file
 
 # VMDKs of five sectors, in grains of one and tables of four. What others write begins with 64 KiB of zeros at least.
 le() { # bytes, number
@@ -42,7 +43,7 @@ le() { # bytes, number
     done
 }
 sector() { # name: fills the last one
-    truncate -s %512 "open_vmdk/$1"
+    truncate -s %512 "vmdk/$1"
 }
 header() { # version, flags, sectors of the descriptor, redundant directory, directory, algorithm
     printf KDMV && le 4 "$1" && le 4 "$2" && le 8 5 && le 8 1 && le 8 $(($3 ? 1 : 0)) && le 8 "$3" && le 4 4
@@ -51,7 +52,7 @@ header() { # version, flags, sectors of the descriptor, redundant directory, dir
 table() { # name, entries
     name=$1
     shift
-    for entry; do le 4 "$entry"; done >>"open_vmdk/$name"
+    for entry; do le 4 "$entry"; done >>"vmdk/$name"
     sector "$name"
 }
 descriptor() { # createType, extents
@@ -63,23 +64,23 @@ grains() { # name, numbers of sectors: deflated, behind markers
     shift
     for grain; do
         dd if="$tmp/disk" skip="$grain" count=1 conv=sync status=none | gzip -nc | tail -c +11 | head -c -8 >"$tmp/payload"
-        { le 8 "$grain" && le 4 "$(stat -c %s "$tmp/payload")" && cat "$tmp/payload"; } >>"open_vmdk/$name"
+        { le 8 "$grain" && le 4 "$(stat -c %s "$tmp/payload")" && cat "$tmp/payload"; } >>"vmdk/$name"
         sector "$name"
     done
 }
-header 1 3 1 0 2 0 >open_vmdk/empty
-descriptor monolithicSparse 'RW 5 SPARSE "empty"' >>open_vmdk/empty
+header 1 3 1 0 2 0 >vmdk/empty
+descriptor monolithicSparse 'RW 5 SPARSE "empty"' >>vmdk/empty
 sector empty
 table empty 0 0
-header 2 7 0 1 4 0 >open_vmdk/sparse
+header 2 7 0 1 4 0 >vmdk/sparse
 for copy in 0 3; do
     table sparse $((copy + 2)) $((copy + 3))
     table sparse 7 8 1 0
     table sparse 9
 done
-dd if="$tmp/disk" count=3 conv=sync status=none >>open_vmdk/sparse
-header 3 $((0x30001)) 1 0 -1 1 >open_vmdk/stream
-descriptor streamOptimized 'RW 5 SPARSE "stream"' >>open_vmdk/stream
+dd if="$tmp/disk" count=3 conv=sync status=none >>vmdk/sparse
+header 3 $((0x30001)) 1 0 -1 1 >vmdk/stream
+descriptor streamOptimized 'RW 5 SPARSE "stream"' >>vmdk/stream
 sector stream
 grains stream 0 1
 table stream 1 0 0 1
@@ -90,20 +91,20 @@ table stream 6
 table stream 1 0 0 2
 table stream 5 8
 table stream 1 0 0 3
-header 3 $((0x30001)) 1 0 10 1 >>open_vmdk/stream
-truncate -s +512 open_vmdk/stream
-header 3 $((0x30001)) 0 0 1 1 >open_vmdk/tables-in-front
+header 3 $((0x30001)) 1 0 10 1 >>vmdk/stream
+truncate -s +512 vmdk/stream
+header 3 $((0x30001)) 0 0 1 1 >vmdk/tables-in-front
 table tables-in-front 2 3
 table tables-in-front 4 0 0 0
 table tables-in-front 5
 grains tables-in-front 0 4
 descriptor custom 'RW 3 ZERO
-RDONLY 2 ZERO' >open_vmdk/zeros
-descriptor monolithicFlat 'RW 5 FLAT "disk-flat.vmdk" 0' >open_vmdk/flat
-{ printf COWD && le 4 1 && le 4 3 && le 4 5 && le 4 1 && le 4 4 && le 4 1 && head -c 2020 /dev/zero; } >open_vmdk/esx
+RDONLY 2 ZERO' >vmdk/zeros
+descriptor monolithicFlat 'RW 5 FLAT "disk-flat.vmdk" 0' >vmdk/flat
+{ printf COWD && le 4 1 && le 4 3 && le 4 5 && le 4 1 && le 4 4 && le 4 1 && head -c 2020 /dev/zero; } >vmdk/esx
 table esx 5
 table esx 6 7 0 0 8
-dd if="$tmp/disk" count=3 conv=sync status=none >>open_vmdk/esx
+dd if="$tmp/disk" count=3 conv=sync status=none >>vmdk/esx
 
 # VHDs of five sectors, in blocks of two. What others write has blocks of 2 MiB.
 be() { # bytes, number
@@ -136,11 +137,11 @@ dynamic() { # kind
     done
     head -c 512 /dev/zero
 }
-{ dd if="$tmp/disk" conv=sync status=none && footer 2 'vpc '; } >open_vpc/fixed
-head -c 3071 open_vpc/fixed >open_vpc/old-footer
-{ dynamic 3 && footer 3 'win '; } >open_vpc/dynamic
-dynamic 3 >open_vpc/without-footer
-{ dynamic 4 && footer 4 'win '; } >open_vpc/differencing
+{ dd if="$tmp/disk" conv=sync status=none && footer 2 'vpc '; } >vpc/fixed
+head -c 3071 vpc/fixed >vpc/old-footer
+{ dynamic 3 && footer 3 'win '; } >vpc/dynamic
+dynamic 3 >vpc/without-footer
+{ dynamic 4 && footer 4 'win '; } >vpc/differencing
 
 # VDIs of five sectors, in blocks of one: block 2 is free, block 3 is zeros.
 vdi() { # kind, bytes before each block
@@ -153,46 +154,54 @@ vdi() { # kind, bytes before each block
         head -c "$2" /dev/zero && dd if="$tmp/disk" skip=$block count=1 conv=sync status=none
     done; }
 }
-vdi 1 0 >open_vdi/dynamic
-vdi 2 0 >open_vdi/static
-vdi 1 12 >open_vdi/block-extra
-vdi 4 0 >open_vdi/differencing
+vdi 1 0 >vdi/dynamic
+vdi 2 0 >vdi/static
+vdi 1 12 >vdi/block-extra
+vdi 4 0 >vdi/differencing
 
 # VHDX: a number that chooses an image, and changes to that (tests/fuzzing/vhdx.rs): an offset, a length, and so many bytes.
-printf '\0' >open_vhdx/dynamic
-printf '\1' >open_vhdx/sectors-of-4k
-printf '\2' >open_vhdx/differencing
-printf '\14' >open_vhdx/log
-printf '\5' >open_vhdx/log-sectors-of-4k
-printf '\16' >open_vhdx/differencing-log
-printf '\11' >open_vhdx/small-sectors-of-4k
+printf '\0' >vhdx/dynamic
+printf '\1' >vhdx/sectors-of-4k
+printf '\2' >vhdx/differencing
+printf '\14' >vhdx/log
+printf '\5' >vhdx/log-sectors-of-4k
+printf '\16' >vhdx/differencing-log
+printf '\11' >vhdx/small-sectors-of-4k
 change() { # offset, number of eight bytes
     le 4 "$1" && le 1 8 && le 8 "$2"
 }
-{ printf '\0' && change $((0x300000)) $((0x500006)) && change $((0x300008)) $((0x400006)) && change $((0x300010)) 1; } >open_vhdx/other-order
-{ printf '\10' && change $((0x10008)) 9 && change $((0x10030)) 0; } >open_vhdx/higher-sequence-number
-{ printf '\0' && change $((0x30010)) 1 && change $((0x40010)) 1; } >open_vhdx/unknown-region
-{ printf '\4' && change $((0x101010)) 9; } >open_vhdx/torn-log
-{ printf '\0' && le 4 $((0x4ff000)) && le 1 0; } >open_vhdx/cut-off
+{ printf '\0' && change $((0x300000)) $((0x500006)) && change $((0x300008)) $((0x400006)) && change $((0x300010)) 1; } >vhdx/other-order
+{ printf '\10' && change $((0x10008)) 9 && change $((0x10030)) 0; } >vhdx/higher-sequence-number
+{ printf '\0' && change $((0x30010)) 1 && change $((0x40010)) 1; } >vhdx/unknown-region
+{ printf '\4' && change $((0x101010)) 9; } >vhdx/torn-log
+{ printf '\0' && le 4 $((0x4ff000)) && le 1 0; } >vhdx/cut-off
 
-cp "$tmp/disk" open_raw/text
-printf '\125\252' | dd of=open_raw/boot-sector bs=1 seek=510 status=none
-cp open_qcow2/version-3 open_qcow2/zstd open_qcow2/snapshot open_raw/boot-sector open_vmdk/stream open_any
-cp open_vpc/dynamic open_any/vpc
-cp open_vdi/dynamic open_any/vdi
+cp "$tmp/disk" raw/text
+printf '\125\252' | dd of=raw/boot-sector bs=1 seek=510 status=none
+cp qcow2/version-3 qcow2/zstd qcow2/snapshot raw/boot-sector vmdk/stream any
+cp vpc/dynamic any/vpc
+cp vdi/dynamic any/vdi
 
-# Eight bytes that choose options, then runs: a kind, a length of two bytes, and for kind 3 the bytes.
-printf '\0\1\4\0\0\0\0\2\0\0\020\1\0\020\2\0\020' >roundtrip/plain
-printf '\3\1\4\0\0\0\1\1\1\0\020\0\0\020\2\0\020' >roundtrip/zlib
-printf '\3\1\4\0\1\0\1\1\1\0\020\0\0\020\2\0\020' >roundtrip/zstd
-printf '\5\1\4\1\0\0\2\1\3\6\0abcdef\0\0\100\1\0\1' >roundtrip/extended-l2
-printf '\1\0\0\0\0\203\3\1\1\0\020\0\0\020' >roundtrip/preallocated
-printf '\0\1\4\1\0\0\2\200\1\0\020\1\0\020\2\0\020' >roundtrip/vmdk
-printf '\1\1\4\0\0\0\1\201\1\0\020\0\0\020\2\0\020' >roundtrip/vmdk-stream
-printf '\1\0\7\2\11\0\2\202\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vmdk-level
-printf '\0\1\0\0\0\0\2\100\1\0\020\1\0\020\2\0\020' >roundtrip/vpc
-printf '\1\0\1\1\0\0\1\100\1\0\020\0\0\020\2\0\021' >roundtrip/vpc-fixed
-printf '\0\0\0\1\0\0\2\300\1\0\020\0\0\200\2\0\020' >roundtrip/vdi
-printf '\1\1\0\1\0\0\2\301\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vdi-static
-printf '\0\1\0\1\0\0\2\140\1\0\020\1\0\020\2\0\020' >roundtrip/vhdx
-printf '\1\2\1\1\1\1\1\141\3\6\0abcdef\0\0\200\1\7\1' >roundtrip/vhdx-fixed
+# 16 bytes choose format, settings and options (tests/fuzzing/roundtrip.rs); 200 leaves an option at its default, 255 a size.
+# Then runs of guest bytes: a kind, a length of two bytes, and for kind 3 the bytes.
+choices() { # format, settings, options
+    for number; do printf "\\$(printf %03o "$number")"; done
+    for _ in $(seq $((16 - $#))); do printf '\310'; done
+}
+runs='\1\0\020\1\0\020\2\0\020'
+with_zeros='\3\6\0abcdef\0\0\200\1\7\1'
+{ choices 0 2 200 0 && printf "$runs"; } >roundtrip/plain
+{ choices 0 11 200 3 200 200 200 200 0 && printf "$runs"; } >roundtrip/zlib
+{ choices 0 11 200 3 200 200 200 200 1 && printf "$runs"; } >roundtrip/zstd
+{ choices 0 4 200 5 200 0 && printf "$with_zeros"; } >roundtrip/extended-l2
+{ choices 0 6 0 1 200 200 200 3 && printf "$runs"; } >roundtrip/preallocated
+{ choices 1 4 0 && printf "$runs"; } >roundtrip/vmdk
+{ choices 1 2 1 && printf "$runs"; } >roundtrip/vmdk-stream
+{ choices 1 4 1 1 7 200 200 200 2 8 && printf "$with_zeros"; } >roundtrip/vmdk-level
+{ choices 2 4 0 && printf "$runs"; } >roundtrip/vpc
+{ choices 2 2 1 1 255 && printf "$with_zeros"; } >roundtrip/vpc-fixed
+{ choices 3 4 0 0 && printf "$runs"; } >roundtrip/vhdx
+{ choices 3 2 1 1 1 1 && printf "$with_zeros"; } >roundtrip/vhdx-fixed
+{ choices 4 4 1 0 && printf "$runs"; } >roundtrip/vdi
+{ choices 4 2 0 1 && printf "$with_zeros"; } >roundtrip/vdi-static
+{ choices 5 2 2 && printf "$runs"; } >roundtrip/raw

@@ -7,7 +7,7 @@ use super::plan::Work;
 use crate::codec::Encoder;
 use crate::driver::ExtentKind;
 use crate::driver::Frame;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{Image, Scratch, Span};
 use crate::zero;
 
@@ -49,8 +49,8 @@ pub(super) enum ItemKind {
 }
 
 impl<'a> Loader<'a> {
-    pub fn new(job: &'a Job<'a>) -> Self {
-        Loader {
+    pub fn new(job: &'a Job<'a>) -> Result<Self> {
+        Ok(Loader {
             job,
             data: Vec::new(),
             base: Vec::new(),
@@ -58,8 +58,8 @@ impl<'a> Loader<'a> {
             items: Vec::new(),
             scratch: Scratch::default(),
             base_scratch: Scratch::default(),
-            encoder: job.spec.encoding.as_ref().map(Encoder::new),
-        }
+            encoder: job.spec.encoding.as_ref().map(Encoder::new).transpose().map_err(Error::missing_codec)?,
+        })
     }
 
     /// What the last [`load`](Self::load) found to store, in guest order.
@@ -81,8 +81,8 @@ impl<'a> Loader<'a> {
     pub fn load(&mut self, work: &Work) -> Result<()> {
         self.items.clear();
         self.packed.clear();
-        let cell = self.job.cell() as usize;
-        self.data.resize(cell, 0);
+        let chunk_size = self.job.chunk_size() as usize;
+        self.data.resize(chunk_size, 0);
         for segment in self.segments(work) {
             match (self.job.base, self.encoder.is_some()) {
                 (None, false) => {
@@ -91,7 +91,7 @@ impl<'a> Loader<'a> {
                 }
                 (None, true) => self.encode_segment(work, segment)?,
                 (Some(base), encode) => {
-                    self.base.resize(cell, 0);
+                    self.base.resize(chunk_size, 0);
                     read(self.job.source, &mut self.data, work.range.start, &work.source, &segment, &mut self.scratch)?;
                     read(base, &mut self.base, work.range.start, &work.base, &segment, &mut self.base_scratch)?;
                     let first = self.items.len();

@@ -1,13 +1,13 @@
-//! Conversion: the only place with threads, and the only one that moves guest bytes.
+//! Conversion. Threads exist only here, and guest data is moved only here.
 //!
 //! ```text
-//! plan   a bounded work range (never the whole disk up front) into spans     one thread at a time
-//! load   read, decode, find zeros, encode                                   any thread, any order
-//! place  metadata only                                                      in guest order, one at a time
-//! write  the payload                                                        any thread, any order
+//! plan   split a bounded work range (never the whole disk) into spans   one thread at a time
+//! load   read, decode, detect zeros, encode                             any thread, any order
+//! place  allocate host ranges (metadata only)                           in guest order, one thread at a time
+//! write  write the payload                                              any thread, any order
 //! ```
 //!
-//! Placing in guest order makes the output the same for any number of threads.
+//! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
 mod load;
 mod output;
@@ -16,6 +16,8 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,28 +30,52 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::identifiers::Identifiers;
 use crate::image::Image;
-use crate::io::WriteAt;
+use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use output::Output;
 
-/// Bytes of guest that are loaded, placed and written at once, by one thread.
+/// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
 const CHUNK_SIZE: u64 = 1 << 20;
-/// The largest run of zeros that can be asked to be kept, as with qemu-img.
+/// Largest accepted [`Converter::sparse`], as in qemu-img.
 const MAX_SPARSE: u64 = 16 << 20;
-/// Threads by default, on a machine with as many cores. Each takes some MiB; more have to be asked for.
+/// Largest default number of threads. Each takes some MiB of memory.
 const MAX_DEFAULT_THREADS: usize = 16;
-/// A disk has whole sectors in every format but raw.
+/// The size of a disk is a multiple of it in every format but raw.
 const SECTOR: u64 = 512;
 
-/// How to make an image.
+/// Configures a conversion, or the creation of an image.
+///
+/// By default the new image is uncompressed, is written by one thread for each core (16 at most), is durable when the
+/// conversion returns, and replaces an existing file.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format, OpenOptions, Options};
+///
+/// let disk = Arc::new(MemFile::from(vec![7; 1 << 20]));
+/// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+/// let mut options = Options::new();
+/// options.set("compression_type", "zstd");
+/// let image = Arc::new(MemFile::new());
+/// let report = Converter::new(Format::QCOW2)
+///     .options(options)
+///     .compress(true)
+///     .progress(|progress| println!("{} of {} bytes", progress.done, progress.total))
+///     .convert_to(&disk, image.clone())?;
+/// assert_eq!((report.format, report.source_format), (Format::QCOW2, Some(Format::RAW)));
+/// assert_eq!(report.data_bytes, 1 << 20);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Converter {
     format: Format,
     options: Options,
     compress: bool,
     backing: Option<Arc<Backing>>,
-    /// Smallest run of zeros that is left out, a power of two; 0 to leave nothing out.
+    /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros.
     sparse: u64,
     threads: usize,
     sync: bool,
@@ -59,47 +85,68 @@ pub struct Converter {
     cancel: Option<Arc<AtomicBool>>,
 }
 
-/// The image that a new one lies over.
+/// The backing image of a new overlay.
 struct Backing {
     image: Image,
-    /// Its name, as the new image is to have it.
+    /// Its name, as written into the overlay.
     name: Name,
 }
 
-/// How far a conversion has come.
+/// Progress of a conversion.
+///
+/// ```
+/// use diskimage::{Converter, Format};
+///
+/// let converter = Converter::new(Format::QCOW2).progress(|progress| {
+///     let percent = progress.done as f64 * 100.0 / progress.total as f64;
+///     eprint!("\r{percent:.1} %");
+/// });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
-    /// Guest bytes that are dealt with. The last report says `total`.
+    /// Guest bytes done. The last call has `total`.
     pub done: u64,
-    /// Guest bytes of the disk.
+    /// Virtual size in bytes of the new image.
     pub total: u64,
 }
 
-/// What a conversion did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Result of a conversion, or of the creation of an image.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format};
+///
+/// let report = Converter::new(Format::QCOW2).create_to(1000, Arc::new(MemFile::new()))?;
+/// assert_eq!(report.source_format, None);
+/// assert_eq!((report.virtual_size, report.padding), (1024, 24));
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Name of the source's format; empty when an empty image was made.
-    pub source_format: &'static str,
-    /// Name of the new image's format.
-    pub format: &'static str,
-    /// Size of the new disk in bytes.
+    /// Format of the source; `None` for a created image.
+    pub source_format: Option<Format>,
+    /// Format of the new image.
+    pub format: Format,
+    /// Virtual size in bytes of the new image.
     pub virtual_size: u64,
-    /// Bytes of zeros by which the disk was rounded up: formats have whole sectors, and some options ask for more.
+    /// Bytes of zeros by which the virtual size was rounded up: most formats have whole sectors, some options whole units.
     pub padding: u64,
-    /// Guest bytes that are stored, compressed or not.
+    /// Guest bytes stored as data, compressed or not.
     pub data_bytes: u64,
-    /// Blocks that are stored compressed.
+    /// Number of blocks stored compressed.
     pub compressed_blocks: u64,
-    /// Of those, the blocks whose payload was taken from the source as it was, after it was found to decode.
+    /// Number of these that were copied without re-encoding, after a test that they decode.
     pub passthrough_blocks: u64,
-    /// Bytes of payload that were written.
+    /// Bytes of payload written.
     pub written_bytes: u64,
 }
 
 impl Converter {
-    /// Makes images of `format` with its default options, uncompressed, with all cores (16 at most), durable, and replacing
-    /// what is there.
+    /// A converter to `format` with the default settings.
     pub fn new(format: Format) -> Self {
         Converter {
             format,
@@ -116,30 +163,57 @@ impl Converter {
         }
     }
 
-    /// Sets the format's options; [`Format::options`] lists them.
+    /// Sets the format's options, which [`Format::options`] lists.
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
         self
     }
 
-    /// Whether to compress.
+    /// Whether allocation units are compressed. Default: false.
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
         self
     }
 
-    /// Makes the new image lie over `image`, and leaves out what is the same there. `name` is what the new image calls it.
+    /// Creates an overlay backed by `image`, in which data that equals the backing image is not stored. `name` is the name of
+    /// `image` that is written into the overlay.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::{MemDirectory, MemFile};
+    /// use diskimage::{Converter, Format, OpenOptions, ReferencePolicy};
+    ///
+    /// let base = Arc::new(MemFile::from(vec![7; 1 << 20]));
+    /// let directory = Arc::new(MemDirectory::new());
+    /// directory.insert("base.raw", base.clone());
+    /// let base = OpenOptions::new().format(Format::RAW).open_source(base)?;
+    ///
+    /// let size = base.virtual_size();
+    /// Converter::new(Format::QCOW2).backing(base, "base.raw").create_into(size, &*directory, "overlay.qcow2")?;
+    ///
+    /// let overlay = directory.open("overlay.qcow2")?;
+    /// let overlay = OpenOptions::new()
+    ///     .reference_policy(ReferencePolicy::Beside)
+    ///     .resolver(move |request| directory.open(request.path))
+    ///     .open_source(overlay)?;
+    /// let mut byte = [0];
+    /// overlay.read_exact_at(&mut byte, 4096)?;
+    /// assert_eq!((byte, overlay.layer_count()), ([7], 2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn backing(mut self, image: Image, name: impl Into<Name>) -> Self {
         self.backing = Some(Arc::new(Backing { image, name: name.into() }));
         self
     }
 
-    /// Sets the smallest run of zeros in bytes that is left out, where the format can. It is rounded down to a power of two
-    /// from 512 to 16 MiB. Default 4096. 0 turns the search off, and everything is stored. Compressed, whole blocks of zeros
-    /// are left out and nothing else.
+    /// Sets the smallest run of zeros in bytes that becomes a hole, where the format has smaller units than that. It is rounded
+    /// down to a power of two from 512 to 16 MiB; 0 turns zero detection off, and all zeros are stored. Default: 4096.
+    ///
+    /// In a compressed image only whole blocks of zeros become holes.
     #[must_use]
     pub fn sparse(mut self, bytes: u64) -> Self {
         self.sparse = match bytes {
@@ -149,61 +223,69 @@ impl Converter {
         self
     }
 
-    /// Sets the number of threads, at least 1. The new image does not depend on it.
+    /// Sets the number of threads, at least 1. The new image does not depend on it. Default: one for each core, 16 at most.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
         self
     }
 
-    /// Whether the new image has reached stable storage when the conversion returns. Default true.
+    /// Whether the new image is durable when the conversion returns. Default: true.
     #[must_use]
     pub fn sync(mut self, sync: bool) -> Self {
         self.sync = sync;
         self
     }
 
-    /// Whether a file at the target may be replaced. Default true.
+    /// Whether existing files are replaced. Default: true.
     #[must_use]
     pub fn clobber(mut self, clobber: bool) -> Self {
         self.clobber = clobber;
         self
     }
 
-    /// Sets where the identifiers in the new image come from. Default [`Identifiers::from_env`].
+    /// Sets the source of identifiers and timestamps. Default: [`Identifiers::from_env`].
     #[must_use]
     pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
         self.identifiers = identifiers;
         self
     }
 
-    /// Calls `progress` now and then, from any of the threads but one at a time, with growing numbers.
+    /// Calls `progress` from time to time with ascending numbers, from any thread but never from two at once.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self
     }
 
-    /// Gives up with [`Error::Cancelled`] soon after `cancel` becomes true.
+    /// Stops with [`Error::Cancelled`] soon after `cancel` becomes true.
     #[must_use]
     pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
         self.cancel = Some(cancel);
         self
     }
 
-    /// Writes what the guest of `source` sees to a new image at `target`.
+    /// Converts `source` to a new image at the path `target`.
     ///
-    /// The image is written beside `target` under a hidden name and takes its place at the end. When anything fails,
-    /// nothing is left behind and what was at `target` is untouched. A block device is written in place.
+    /// The image is written to temporary files beside `target`, which are renamed atomically at the end. After a failure they
+    /// are removed, and an existing file at `target` is untouched. A block device is overwritten in place.
     ///
     /// # Errors
-    /// Whatever reading and writing meets, [`Error::Usage`] when `target` is a file of the source or nothing that can be
-    /// replaced by a file, and [`Error::Cancelled`].
+    /// Errors of the source, of the storage and of the options; [`Error::Usage`] if `target` is a file of the source, or is
+    /// neither a regular file nor a block device; [`Error::Cancelled`].
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// let source = Image::open("disk.vmdk")?;
+    /// println!("{}", Converter::new(Format::QCOW2).convert(&source, "disk.qcow2")?);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
     pub fn convert(&self, source: &Image, target: impl AsRef<Path>) -> Result<Report> {
         self.make(target.as_ref(), Some(source), source.virtual_size())
     }
 
-    /// Makes an empty image of `size` bytes at `target`, in the same way.
+    /// Creates an empty image of `size` bytes at the path `target`, as [`convert`](Self::convert) does.
     ///
     /// # Errors
     /// As [`convert`](Self::convert).
@@ -211,13 +293,56 @@ impl Converter {
         self.make(target.as_ref(), None, size)
     }
 
-    /// Writes what the guest of `source` sees to an image in `out`, which is emptied unless it is a device.
+    /// Converts `source` to an image in the single file `out`, which is emptied first unless it is a device.
     ///
     /// # Errors
-    /// Whatever reading and writing meets. What `out` then holds is not an image. [`Error::Unsupported`] for an image that
-    /// consists of several files, and for one that cannot be written in order when `out` is a pipe.
+    /// Errors of the source, of the storage and of the options, after which `out` does not hold an image.
+    /// [`Error::Unsupported`] for an image of several files, and for a pipe if the image cannot be written sequentially.
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
-        self.write(Some(source), source.virtual_size(), out, None)
+        self.write(Some(source), source.virtual_size(), out, None, None)
+    }
+
+    /// Creates an empty image of `size` bytes in the single file `out`, which is emptied first unless it is a device.
+    ///
+    /// # Errors
+    /// As [`convert_to`](Self::convert_to).
+    pub fn create_to(&self, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+        self.write(None, size, out, None, None)
+    }
+
+    /// Converts `source` to the image `name` in `directory`. An image of several files has the others beside it, with names
+    /// made from `name`. [`MemDirectory`](crate::io::MemDirectory) has an example.
+    ///
+    /// # Errors
+    /// Errors of the source, of the storage and of the options, after which `directory` does not hold a complete image.
+    /// [`Error::Usage`] if `name` is not a plain file name.
+    pub fn convert_into(
+        &self,
+        source: &Image,
+        directory: &dyn TargetDirectory,
+        name: impl AsRef<OsStr>,
+    ) -> Result<Report> {
+        self.write_into(Some(source), source.virtual_size(), directory, name.as_ref())
+    }
+
+    /// Creates an empty image `name` of `size` bytes in `directory`, as [`convert_into`](Self::convert_into) does.
+    ///
+    /// # Errors
+    /// As [`convert_into`](Self::convert_into).
+    pub fn create_into(&self, size: u64, directory: &dyn TargetDirectory, name: impl AsRef<OsStr>) -> Result<Report> {
+        self.write_into(None, size, directory, name.as_ref())
+    }
+
+    fn write_into(
+        &self,
+        source: Option<&Image>,
+        size: u64,
+        directory: &dyn TargetDirectory,
+        name: &OsStr,
+    ) -> Result<Report> {
+        let files = DirectoryFiles { directory, image_name: name, added: RefCell::default() };
+        let out = files.add(name)?;
+        self.write(source, size, out, Some(Path::new(name)), Some(&files))
     }
 
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
@@ -225,7 +350,7 @@ impl Converter {
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(|file| file.identity).collect();
         let output = Output::create(target, &in_use, self.sync, self.clobber)?;
-        let report = self.write(source, size, output.file(), Some((target, &output)))?;
+        let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
         output.commit()?;
         Ok(report)
     }
@@ -235,13 +360,14 @@ impl Converter {
         source: Option<&Image>,
         size: u64,
         out: Arc<dyn WriteAt>,
-        named: Option<(&Path, &Output)>,
+        target: Option<&Path>,
+        files: Option<&dyn TargetFiles>,
     ) -> Result<Report> {
         let format = self.format;
-        let target = named.map(|(target, _)| target).or(out.path());
+        let target = target.or(out.path());
         let backing = self.backing.as_ref();
         if out.starts_zeroed() {
-            // It does so only if nothing is left in it.
+            // Old content would not be zeros.
             out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(target))?;
         }
         let mut writer = format
@@ -250,10 +376,10 @@ impl Converter {
                 options: &self.options,
                 compress: self.compress,
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                // A disk that gets its last sector filled is the same image when it is converted again.
+                // Converting the padded disk again gives the same image.
                 identifiers: self.identifiers.for_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
                 out: out.clone(),
-                files: named.map(|(_, output)| output as &dyn TargetFiles),
+                files,
             })
             .map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
@@ -262,12 +388,12 @@ impl Converter {
             return Err(error.in_file_at(target));
         }
         let virtual_size = writer.spec().virtual_size;
-        let mut report =
-            Report { format: format.name(), virtual_size, padding: virtual_size - size, ..Report::default() };
+        let source_format = source.map(Image::format);
+        let mut report = Report::new(source_format, format, virtual_size, virtual_size - size);
         if let Some(source) = source {
-            report.source_format = source.format().name();
             if writer.spec().over_backing && backing.is_none() {
-                let problem = "a disk is converted over a backing file only if that is opened too, to see what differs";
+                let problem =
+                    "the backing file must be opened to convert to an overlay: data that equals it is not stored";
                 return Err(Error::Usage(problem.into()));
             }
             let job = Job {
@@ -294,39 +420,65 @@ impl Converter {
     }
 }
 
-/// What is converted into what.
+/// The files of a new image in a directory of the caller.
+struct DirectoryFiles<'a> {
+    directory: &'a dyn TargetDirectory,
+    image_name: &'a OsStr,
+    added: RefCell<Vec<OsString>>,
+}
+
+impl TargetFiles for DirectoryFiles<'_> {
+    fn image_name(&self) -> &OsStr {
+        self.image_name
+    }
+
+    fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>> {
+        let path = Path::new(name);
+        let mut added = self.added.borrow_mut();
+        if path.file_name() != Some(name) {
+            return Err(Error::Usage(format!("not a plain file name: '{}'", Name::from(path))));
+        }
+        if added.iter().any(|other| other == name) {
+            return Err(Error::Usage("two files of the new image have this name".into()).in_file(path));
+        }
+        added.push(name.to_owned());
+        self.directory.create(name).map_err(Error::io("creating the file", None)).map_err(|e| e.in_file(path))
+    }
+}
+
+/// The parameters of one conversion.
 struct Job<'a> {
     source: &'a Image,
     base: Option<&'a Image>,
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
-    /// Where the new image will be, for messages.
+    /// Path of the new image, for messages.
     target: Option<&'a Path>,
 }
 
 impl Job<'_> {
-    /// Bytes of guest in a work range: whole blocks.
-    fn cell(&self) -> u64 {
+    /// Length of a work range in bytes: whole blocks.
+    fn chunk_size(&self) -> u64 {
         CHUNK_SIZE.max(self.spec.block_size).max(self.sparse)
     }
 
-    /// Length in bytes that an encoded block must stay below.
+    /// Exclusive limit in bytes for the length of an encoded block.
     fn encoded_limit(&self) -> usize {
         let block = self.spec.block_size as usize;
         match &self.spec.encoding {
-            // A copied one too shall not be longer than the encoder would make it: some readers have no room for more.
+            // Also for passthrough: some readers have no room for more than an encoder would write.
             Some(encoding) if self.spec.always_encoded => encoding.max_len(block).saturating_add(1),
             _ => block,
         }
     }
 
-    /// Whether everything is stored, zeros too.
+    /// Whether zeros are stored too.
     fn dense(&self) -> bool {
         self.spec.dense || self.sparse == 0
     }
 
-    /// Smallest range that is stored or left out by itself.
+    /// Smallest range in bytes that is stored, or becomes a hole, separately.
     fn unit(&self) -> u64 {
         let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed;
         let format = if whole_blocks { self.spec.block_size } else { self.spec.granule };
@@ -334,18 +486,34 @@ impl Job<'_> {
     }
 }
 
+impl Report {
+    fn new(source_format: Option<Format>, format: Format, virtual_size: u64, padding: u64) -> Self {
+        Report {
+            source_format,
+            format,
+            virtual_size,
+            padding,
+            data_bytes: 0,
+            compressed_blocks: 0,
+            passthrough_blocks: 0,
+            written_bytes: 0,
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { source_format, format, virtual_size, data_bytes, written_bytes, .. } = self;
-        if source_format.is_empty() {
-            return write!(f, "{format}: an empty disk of {virtual_size} bytes");
+        match source_format {
+            None => write!(f, "created an empty {format} image of {virtual_size} bytes")?,
+            Some(source) => write!(
+                f,
+                "converted {source} to {format}: virtual size {virtual_size} bytes, {data_bytes} bytes of data, \
+                 {written_bytes} bytes written"
+            )?,
         }
-        write!(
-            f,
-            "{source_format} to {format}: {virtual_size} bytes of disk, {data_bytes} of them stored in {written_bytes}"
-        )?;
         if self.padding > 0 {
-            write!(f, "; the disk was rounded up by {} bytes of zeros", self.padding)?;
+            write!(f, "; padded with {} bytes of zeros", self.padding)?;
         }
         Ok(())
     }

@@ -2,17 +2,17 @@
 
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, is_separator};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileTarget, WriteAt};
+use crate::io::{
+    FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, name_prefix, rename_new, resolve, sync_directory,
+};
 use crate::name::escaped_path;
 
 /// A new file that is not in its place yet, with the files beside it that belong to it; or a device. Dropped before
@@ -23,7 +23,7 @@ pub(super) struct Output {
     /// Nothing for a device.
     temporary: Option<Temporary>,
     /// What was at the target before.
-    old: Option<Metadata>,
+    old: Option<FileStatus>,
     /// The files beside the target.
     parts: Mutex<Vec<Part>>,
     rules: Rules,
@@ -52,24 +52,20 @@ impl Output {
     }
 
     fn prepare(target: &Path, rules: Rules) -> Result<Output> {
-        if target.as_os_str().as_bytes().ends_with(b"/") {
+        if target.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| is_separator(byte.into())) {
             return Err(Error::Usage("the target is a directory by its name".into()));
         }
-        let old = match fs::metadata(target) {
-            Ok(metadata) => Some(metadata),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(Error::io("looking at the target", None)(e)),
-        };
-        let Some(metadata) = &old else {
+        let old = FileStatus::from_path(target).map_err(Error::io("looking at the target", None))?;
+        let Some(status) = &old else {
             if fs::symlink_metadata(target).is_ok() {
                 return Err(Error::Usage("the target is a link that leads nowhere".into()));
             }
             return Self::beside(target.to_owned(), old, rules);
         };
-        if rules.in_use.contains(&FileIdentity::of(metadata)) {
+        if rules.in_use.contains(&status.identity) {
             return Err(Error::Usage("the target is a file that is read from".into()));
         }
-        if metadata.file_type().is_block_device() {
+        if status.kind.is_device() {
             let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
             let file = Arc::new(device.with_sync(rules.sync));
             return Ok(Output {
@@ -81,19 +77,19 @@ impl Output {
                 rules,
             });
         }
-        if !metadata.is_file() {
+        if status.kind != FileKind::Regular {
             return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
         }
         if !rules.clobber {
             return Err(Error::Usage("the target exists".into()));
         }
         // The file that a link leads to is replaced, not the link.
-        let target = fs::canonicalize(target).map_err(Error::io("following the link", None))?;
+        let target = resolve(target).map_err(Error::io("following the link", None))?;
         Self::beside(target, old, rules)
     }
 
-    fn beside(target: PathBuf, old: Option<Metadata>, rules: Rules) -> Result<Output> {
-        let (file, temporary) = Temporary::create(&target, old.as_ref(), 0o7777)?;
+    fn beside(target: PathBuf, old: Option<FileStatus>, rules: Rules) -> Result<Output> {
+        let (file, temporary) = Temporary::create(&target, old.as_ref(), None)?;
         let file = Arc::new(file.with_sync(rules.sync));
         Ok(Output { target, file, temporary: Some(temporary), old, parts: Mutex::default(), rules })
     }
@@ -113,8 +109,7 @@ impl Output {
             return Err(Error::Usage("a file of the new image has this name, which exists".into()));
         }
         // It holds what a file at the target may have held that not everybody was to read.
-        let mask = self.old.as_ref().map_or(0o7777, Metadata::mode);
-        let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), mask)?;
+        let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), self.old.as_ref())?;
         let file = Arc::new(file.with_sync(self.rules.sync).with_path(path));
         parts.push(Part { path: path.to_owned(), file: file.clone(), temporary });
         Ok(file)
@@ -158,8 +153,7 @@ impl Output {
         drop((placed, old));
         if rules.sync {
             let directory = target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let sync = File::open(directory).and_then(|directory| directory.sync_all());
-            sync.map_err(Error::io("syncing the directory", None))?;
+            sync_directory(directory).map_err(Error::io("syncing the directory", None))?;
         }
         Ok(())
     }
@@ -197,18 +191,15 @@ fn close(file: Arc<FileTarget>) -> Result<()> {
 impl Rules {
     /// The file at `path` that a part of the output takes the place of. Whoever chose the target may not know of it, so that
     /// only a regular file is replaced, no link.
-    fn replaced(&self, path: &Path) -> Result<Option<Metadata>> {
-        let old = match fs::symlink_metadata(path) {
-            Ok(metadata) => metadata,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("looking at what is there", None)(e)),
-        };
-        if !old.is_file() {
+    fn replaced(&self, path: &Path) -> Result<Option<FileStatus>> {
+        let old = FileStatus::from_link(path).map_err(Error::io("looking at what is there", None))?;
+        let Some(old) = old else { return Ok(None) };
+        if old.kind != FileKind::Regular {
             return Err(Error::Usage(
                 "a file of the new image has this name, and what is there is no regular file".into(),
             ));
         }
-        if self.in_use.contains(&FileIdentity::of(&old)) {
+        if self.in_use.contains(&old.identity) {
             return Err(Error::Usage("a file of the new image has this name, and what is there is read from".into()));
         }
         Ok(Some(old))
@@ -258,19 +249,15 @@ struct Temporary {
 }
 
 impl Temporary {
-    /// Makes a file beside `target`, with a name that nobody else uses, and with the permissions of `old` as far as `mask`
-    /// has them.
-    fn create(target: &Path, old: Option<&Metadata>, mask: u32) -> Result<(FileTarget, Temporary)> {
+    /// Makes a file beside `target`, with a name that nobody else uses, and with the permissions of `old` as far as
+    /// `within` has them.
+    fn create(target: &Path, old: Option<&FileStatus>, within: Option<&FileStatus>) -> Result<(FileTarget, Temporary)> {
         // Who may not read the old file may not read the new one either, at no time.
-        let mode = if old.is_some() { 0o600 } else { 0o666 };
-        let failed = "making a file beside the target";
-        let (file, temporary) = Self::hidden(target, failed, |path| FileTarget::create_new(path, mode))?;
+        let create = if old.is_some() { FileTarget::create_private } else { FileTarget::create_new };
+        let (file, temporary) = Self::hidden(target, "making a file beside the target", create)?;
         if let Some(old) = old {
-            // Only root can give a file away. Where the group is another one, it may do nothing.
-            let same_group = fchown(file.file(), Some(old.uid()), Some(old.gid())).is_ok();
-            let mode = if same_group { old.mode() } else { old.mode() & !0o070 };
-            let permissions = Permissions::from_mode(mode & mask & 0o7777);
-            file.file().set_permissions(permissions).map_err(Error::io("setting the permissions", None))?;
+            let set = file.set_access(&old.access, within.map(|within| &within.access));
+            set.map_err(Error::io("setting the permissions", None))?;
         }
         Ok((file, temporary))
     }
@@ -290,7 +277,7 @@ impl Temporary {
             return Err(Error::Usage("the target has no file name".into()));
         };
         loop {
-            let path = target.with_file_name(hidden_name(name.as_bytes()));
+            let path = target.with_file_name(hidden_name(name));
             match make(&path) {
                 Ok(made) => return Ok((made, Temporary { path, renamed: false })),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -328,21 +315,12 @@ impl Drop for Temporary {
 }
 
 /// `.NAME.0123456789abcdef.tmp`, with as much of the name as fits.
-fn hidden_name(name: &[u8]) -> OsString {
-    let name = &name[..name.len().min(200)];
+fn hidden_name(name: &OsStr) -> OsString {
     let random = RandomState::new().build_hasher().finish();
-    let mut hidden = vec![b'.'];
-    hidden.extend(name);
-    hidden.extend(format!(".{random:016x}.tmp").into_bytes());
-    OsString::from_vec(hidden)
-}
-
-/// Gives the file at `from` the name `to` unless something has it: a second name is made only if it is free.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)?;
-    fs::remove_file(from).inspect_err(|_| {
-        let _ = fs::remove_file(to);
-    })
+    let mut hidden = OsString::from(".");
+    hidden.push(name_prefix(name, 200));
+    hidden.push(format!(".{random:016x}.tmp"));
+    hidden
 }
 
 #[cfg(test)]

@@ -88,7 +88,10 @@ impl Pipeline<'_> {
     /// What each thread does until there is nothing left or something failed.
     fn work(&self) {
         let _abandon = Abandon(self);
-        let mut loader = Loader::new(self.job);
+        let mut loader = match Loader::new(self.job) {
+            Ok(loader) => loader,
+            Err(error) => return self.fail(u64::MAX, error),
+        };
         let mut writes = Vec::new();
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };

@@ -6,7 +6,7 @@ use super::{Converter, Job};
 use crate::error::{Error, Result};
 use crate::image::{Span, Spans};
 
-/// A work range: at most a cell, or a run of zeros of any length.
+/// A work range: at most a chunk, or a run of zeros of any length.
 pub(super) struct Work {
     /// Its number: 0, 1, 2, ...
     pub seq: u64,
@@ -49,8 +49,8 @@ impl<'a> Planner<'a> {
         if self.at >= end {
             return Ok(None);
         }
-        let cell = self.job.cell();
-        let range = self.at..(self.at / cell + 1).saturating_mul(cell).min(end);
+        let chunk_size = self.job.chunk_size();
+        let range = self.at..(self.at / chunk_size + 1).saturating_mul(chunk_size).min(end);
         let source = self.source.spans(&range)?;
         let base = self.base.as_mut().map(|base| base.spans(&range)).transpose()?.unwrap_or_default();
         self.at = range.end;
@@ -58,14 +58,14 @@ impl<'a> Planner<'a> {
         Ok(Some(Work { seq: self.seq - 1, range, source, base }))
     }
 
-    /// Skips the cells in which all the images have zeros by their metadata.
+    /// Skips the chunks that are zeros in all images by their metadata.
     fn skip_zeros(&mut self) -> Result<()> {
-        let (end, cell) = (self.job.spec.virtual_size, self.job.cell());
+        let (end, chunk_size) = (self.job.spec.virtual_size, self.job.chunk_size());
         let mut upto = self.source.zeros_until(self.at, self.settings)?;
         if let Some(base) = &mut self.base {
             upto = upto.min(base.zeros_until(self.at, self.settings)?);
         }
-        self.at = if upto >= end { end } else { (upto / cell * cell).max(self.at) };
+        self.at = if upto >= end { end } else { (upto / chunk_size * chunk_size).max(self.at) };
         Ok(())
     }
 }

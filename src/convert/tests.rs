@@ -4,9 +4,12 @@ use std::io;
 use std::ops::Range;
 
 use super::*;
+use crate::compare::{Comparison, compare};
+use crate::error::ErrorKind;
 use crate::image::{OpenOptions, ReferencePolicy};
-use crate::io::{MemFile, ReadAt};
-use crate::tempdir::TempDir;
+use crate::io::{MemDirectory, MemFile, ReadAt};
+use crate::testing::TempDir;
+pub(super) use crate::testing::noise;
 
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
@@ -60,16 +63,6 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
     Job { source, base, spec, sparse: 4096, starts_zeroed: true, target: None }
 }
 
-/// Bytes that do not compress.
-pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (state >> 56) as u8
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 /// Bytes that compress, and differ from place to place.
 pub(super) fn text(len: u64) -> Vec<u8> {
     (0..len.div_ceil(32)).flat_map(|line| format!("{line:>31}\n").into_bytes()).take(len as usize).collect()
@@ -94,7 +87,7 @@ fn content(image: &Image) -> Vec<u8> {
     bytes
 }
 
-/// Both have their payloads in the same places, and a unit of each reaches over several cells and blocks of the target.
+/// Both have their payloads in the same places, and a unit of each reaches over several chunks and blocks of the target.
 #[test]
 fn units_of_source_and_base_in_one_place_are_not_mixed_up() {
     const UNIT: u64 = 2 * MIB;
@@ -136,8 +129,8 @@ fn a_report_counts_what_was_done() {
     let file = Arc::new(MemFile::new());
     let report = converter.convert_to(&source, file.clone()).unwrap();
     let expected = Report {
-        source_format: "raw",
-        format: "qcow2",
+        source_format: Some(Format::RAW),
+        format: Format::QCOW2,
         virtual_size: 256 * KIB + 512,
         padding: 412,
         data_bytes: 192 * KIB + 512,
@@ -149,7 +142,7 @@ fn a_report_counts_what_was_done() {
     assert!((64 * KIB..80 * KIB).contains(&report.written_bytes), "{report:?}");
 
     let again = converter.convert_to(&open(file.clone(), "qcow2"), Arc::new(MemFile::new())).unwrap();
-    let expected = Report { source_format: "qcow2", padding: 0, passthrough_blocks: 3, ..report };
+    let expected = Report { source_format: Some(Format::QCOW2), padding: 0, passthrough_blocks: 3, ..report };
     assert_eq!(again, expected);
 }
 
@@ -222,7 +215,67 @@ fn what_goes_before_a_block_is_written_before_it() {
     assert!(report.written_bytes < written.0.len() as u64);
     for converter in [stream(""), qcow2(""), qcow2("").compress(true)] {
         let out = Arc::new(Forward::default());
-        assert_eq!(converter.convert_to(&source, out.clone()).unwrap_err().kind(), "unsupported");
+        assert_eq!(converter.convert_to(&source, out.clone()).unwrap_err().kind().as_str(), "unsupported");
         assert!(out.0.lock().unwrap().0.is_empty(), "nothing went through");
     }
+}
+
+/// Converts `source` into a directory in memory, and opens the result from there.
+fn through_memory(converter: &Converter, source: &Image, name: &str) -> (Arc<MemDirectory>, Image) {
+    let directory = Arc::new(MemDirectory::new());
+    converter.convert_into(source, &*directory, name).unwrap();
+    let image = open_in(&directory, name, ReferencePolicy::Beside).unwrap();
+    (directory, image)
+}
+
+fn open_in(directory: &Arc<MemDirectory>, name: &str, policy: ReferencePolicy) -> crate::Result<Image> {
+    let file = directory.open(name).unwrap();
+    let directory = directory.clone();
+    OpenOptions::new().reference_policy(policy).resolver(move |request| directory.open(request.path)).open_source(file)
+}
+
+fn names(directory: &MemDirectory) -> Vec<String> {
+    directory.names().into_iter().map(|name| name.into_string().unwrap()).collect()
+}
+
+#[test]
+fn images_of_several_files_are_written_to_and_read_from_memory() {
+    let bytes = [text(1 << 20), vec![0; 1 << 20], noise(1 << 20, 3)].concat();
+    let source = raw(&bytes);
+    for (subformat, data_file) in [("monolithicFlat", "disk-flat.vmdk"), ("twoGbMaxExtentSparse", "disk-s001.vmdk")] {
+        let mut options = Options::new();
+        options.set("subformat", subformat);
+        let converter = Converter::new(Format::VMDK).options(options);
+        let (directory, image) = through_memory(&converter, &source, "disk.vmdk");
+        assert_eq!(names(&directory), [data_file, "disk.vmdk"]);
+        assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical, "{subformat}");
+        let denied = open_in(&directory, "disk.vmdk", ReferencePolicy::Deny).unwrap_err();
+        assert_eq!(denied.kind(), ErrorKind::Reference);
+        // Without a directory there is only one file.
+        let single = converter.convert_to(&source, Arc::new(MemFile::new())).unwrap_err();
+        assert_eq!(single.kind(), ErrorKind::Unsupported);
+        let created = converter.create_into(5 << 20, &*directory, "empty.vmdk").unwrap();
+        assert_eq!((created.source_format, created.virtual_size), (None, 5 << 20));
+        for name in ["a/b.vmdk", "..", ""] {
+            assert_eq!(converter.create_into(512, &*directory, name).unwrap_err().kind(), ErrorKind::Usage, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_backing_chain_is_read_from_memory() {
+    let bytes = text(1 << 20);
+    let (directory, base) = through_memory(&qcow2(""), &raw(&bytes), "base.qcow2");
+    let mut changed = bytes.clone();
+    changed[300_000..300_512].fill(7);
+    let middle = qcow2("backing_fmt=qcow2").backing(base, "base.qcow2");
+    middle.convert_into(&raw(&changed), &*directory, "middle.qcow2").unwrap();
+    let middle = open_in(&directory, "middle.qcow2", ReferencePolicy::Beside).unwrap();
+    let top = qcow2("backing_fmt=qcow2").backing(middle, "middle.qcow2");
+    top.create_into(1 << 20, &*directory, "top.qcow2").unwrap();
+    let image = open_in(&directory, "top.qcow2", ReferencePolicy::Beside).unwrap();
+    assert_eq!(image.layer_count(), 3);
+    assert_eq!(compare(&image, &raw(&changed)).unwrap(), Comparison::Identical);
+    let denied = open_in(&directory, "top.qcow2", ReferencePolicy::Deny).unwrap_err();
+    assert_eq!(denied.kind(), ErrorKind::Reference);
 }

@@ -1,26 +1,34 @@
 //! The result of a check.
 
 /// Findings of a check of an image's metadata.
+///
+/// ```
+/// use diskimage::CheckReport;
+///
+/// let mut report = CheckReport::default();
+/// report.corruption(|| "block 3 is mapped twice".into());
+/// assert_eq!((report.corruptions, &*report.messages[0]), (1, "ERROR: block 3 is mapped twice"));
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckReport {
-    /// The format's name.
+    /// Name of the format.
     pub format: &'static str,
     /// The findings in words, at most [`CheckReport::MESSAGES`] of them.
     pub messages: Vec<String>,
-    /// Number of faults that lose or mix up guest data, or will when the image is written to.
+    /// Number of faults that lose or mix up guest data, now or when the image is written to.
     pub corruptions: u64,
-    /// Number of host clusters that are allocated and not used.
+    /// Number of host clusters that are allocated but not used.
     pub leaks: u64,
     /// Number of parts that could not be checked.
     pub check_errors: u64,
-    /// Number of allocation units of the disk.
+    /// Number of allocation units of the virtual disk.
     pub total_clusters: u64,
     /// Number of allocation units that are stored in the file.
     pub allocated_clusters: u64,
-    /// Of the allocated units, those that are compressed.
+    /// Number of allocated units that are compressed.
     pub compressed_clusters: u64,
-    /// Of the allocated units, those that do not follow the preceding one in the file.
+    /// Number of allocated units that do not follow the preceding one in the file.
     pub fragmented_clusters: u64,
     /// Host offset of the end of the last cluster in use, in bytes.
     pub image_end_offset: u64,

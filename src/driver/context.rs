@@ -1,4 +1,4 @@
-//! What a driver is given to open or create an image.
+//! Arguments of a driver's entry points.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -16,13 +16,24 @@ use crate::options::Options;
 /// image and opens no referenced file.
 pub type FileOpener<'a> = dyn Fn(&FileReference) -> Result<Option<Arc<dyn ReadAt>>> + 'a;
 
-/// What a driver is given to open an image.
+/// Arguments for opening an image.
+///
+/// ```
+/// use diskimage::driver::OpenContext;
+/// use diskimage::{Budget, Limits};
+///
+/// // In a test of a driver:
+/// let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+/// let cx = OpenContext::new(&limits, &budget);
+/// assert!(cx.check_virtual_size("toy", 1 << 30).is_ok());
+/// assert!(cx.check_virtual_size("toy", u64::MAX).is_err());
+/// ```
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct OpenContext<'a> {
     /// The limits that numbers from the image are checked against.
     pub limits: &'a Limits,
-    /// The memory that metadata of the whole chain may take.
+    /// The memory for metadata of the whole chain.
     pub budget: &'a Budget,
     /// Id or name of the internal snapshot to read instead of the active state.
     pub snapshot: Option<&'a str>,
@@ -36,10 +47,10 @@ impl<'a> OpenContext<'a> {
         OpenContext { limits, budget, snapshot: None, file: &|_| Ok(None) }
     }
 
-    /// Refuses a snapshot, for drivers of formats without internal snapshots.
+    /// Refuses a request for a snapshot. For drivers of formats without internal snapshots.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if a snapshot is asked for.
+    /// [`Error::Unsupported`] if a snapshot is requested.
     pub fn refuse_snapshots(&self, format: &'static str) -> Result<()> {
         match self.snapshot {
             Some(_) => Err(Error::unsupported(format, "internal snapshots")),
@@ -50,7 +61,7 @@ impl<'a> OpenContext<'a> {
     /// Checks a virtual size in bytes against [`Limits::virtual_size`].
     ///
     /// # Errors
-    /// [`Error::Limit`]
+    /// [`Error::Limit`] if it exceeds the limit.
     pub fn check_virtual_size(&self, format: &'static str, size: u64) -> Result<()> {
         let limit = self.limits.virtual_size;
         if size <= limit {
@@ -67,19 +78,32 @@ impl fmt::Debug for OpenContext<'_> {
     }
 }
 
-/// What a driver is given to create an image.
+/// Arguments for creating an image.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::Options;
+/// use diskimage::driver::CreateContext;
+/// use diskimage::io::MemFile;
+///
+/// // In a test of a driver:
+/// let options = Options::new();
+/// let cx = CreateContext::new(1 << 20, &options, Arc::new(MemFile::new()));
+/// assert!(cx.backing.is_none() && cx.files.is_none());
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct CreateContext<'a> {
     /// Virtual size in bytes. A driver may round it up and states the result in [`WriteSpec`](super::WriteSpec).
     pub size: u64,
-    /// The options, of which each is one that the driver lists.
+    /// The options. Each is one of those that the driver lists.
     pub options: &'a Options,
     /// Whether allocation units are compressed.
     pub compress: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
-    /// Identifiers and times for the new image. Drivers have no other source for them.
+    /// Identifiers and timestamps for the new image, the only source that a driver has.
     pub identifiers: ImageIdentifiers,
     /// The image file.
     pub out: Arc<dyn WriteAt>,
@@ -114,13 +138,13 @@ pub struct NewBacking<'a> {
 }
 
 impl<'a> NewBacking<'a> {
-    /// The image with the properties `info`, which the overlay calls `name`.
+    /// The image with the properties `info`, written into the overlay as `name`.
     pub fn new(name: Name, info: &'a ImageInfo) -> Self {
         NewBacking { name, info }
     }
 }
 
-/// Creates the files of an image that consists of several.
+/// Creates the further files of an image that consists of several.
 pub trait TargetFiles {
     /// File name of the image itself, without a directory.
     fn image_name(&self) -> &OsStr;
@@ -128,6 +152,6 @@ pub trait TargetFiles {
     /// Creates a file called `name` beside the image.
     ///
     /// # Errors
-    /// Errors of the storage, and [`Error::Usage`] for a name that is taken or is not a plain file name.
+    /// Errors of the storage, and [`Error::Usage`] if the name is taken or is not a plain file name.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
 }

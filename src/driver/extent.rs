@@ -1,72 +1,116 @@
-//! Where the bytes of a guest range live.
+//! Extents: the host location and the kind of a guest range.
+//!
+//! These types describe what an image can map. Drivers build them by their fields for each table entry, so that they are
+//! exhaustive; a new kind of mapping is a new variant of [`ExtentKind`].
+
+use std::ops::Range;
 
 use crate::codec::Codec;
 
-/// A run of guest bytes that all live in the same way.
+/// A guest range of one kind in one layer of an image.
+///
+/// ```
+/// use diskimage::driver::{Extent, ExtentKind, FileId, Location};
+///
+/// let at = Location { file: FileId(0), offset: 0x10000 };
+/// let extent = Extent::new(0x4000..0x8000, ExtentKind::Data(at));
+/// assert_eq!(extent.clip(0x5000, 0x6000), Extent::new(0x5000..0x6000, ExtentKind::Data(at.advance(0x1000))));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Guest offset in bytes.
     pub offset: u64,
     /// Length in bytes, at least 1.
     pub len: u64,
-    /// How they live.
+    /// How the range is stored.
     pub kind: ExtentKind,
 }
 
-/// How a run of guest bytes lives in one layer of an image.
+/// How a guest range is stored in one layer of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExtentKind {
-    /// Stored as they are, from this place on.
+    /// Stored uncompressed, contiguous from this location on.
     Data(Location),
-    /// A part of a unit that is stored compressed.
+    /// Part of a compressed unit.
     Compressed(Compressed),
-    /// Zeros, whatever a parent holds. `allocated` says that space in the file is set aside for them.
+    /// Zeros, whatever a parent holds.
     Zero {
-        /// Where, if it is.
+        /// Host location that is allocated for the range, if any.
         allocated: Option<Location>,
     },
-    /// The parent's bytes, or zeros where there is no parent.
+    /// The data of the parent, or zeros without a parent.
     Hole,
 }
 
-/// A compressed unit, and where it belongs.
+/// A compressed unit: a cluster of qcow2, a grain of VMDK.
+///
+/// ```
+/// use diskimage::codec::Codec;
+/// use diskimage::driver::{Compressed, ExtentKind, FileId, Location};
+///
+/// // Guest bytes 0x20000..0x30000 are one deflate payload of at most 1024 bytes.
+/// let at = Location { file: FileId(0), offset: 0x50000 };
+/// let unit = Compressed {
+///     at,
+///     stored_len: 1024,
+///     codec: Codec::Deflate,
+///     unit: 0x20000,
+///     unit_len: 0x10000,
+///     min_len: 0x10000,
+/// };
+/// // Every part of the unit has the same kind.
+/// assert_eq!(ExtentKind::Compressed(unit).advance(512), ExtentKind::Compressed(unit));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compressed {
-    /// Where the payload begins.
+    /// Host location of the payload.
     pub at: Location,
-    /// At most this many bytes belong to the payload; what follows it may be another's.
+    /// Upper bound of the length of the payload in bytes. Data of other units may follow it.
     pub stored_len: u32,
-    /// How it is compressed.
+    /// The codec.
     pub codec: Codec,
-    /// Guest offset of the unit.
+    /// Guest offset of the unit in bytes.
     pub unit: u64,
-    /// Guest bytes in the unit. The last unit of a disk may reach beyond the disk's end.
+    /// Guest length of the unit in bytes. The last unit of a disk may end after the disk.
     pub unit_len: u32,
-    /// The payload has to give at least so many of them: all, but for a last unit whose end no guest sees.
+    /// Least number of bytes that the payload must decode to: `unit_len`, except for a last unit, whose end the guest does
+    /// not see.
     pub min_len: u32,
 }
 
-/// A place in one of the files of an image.
+/// A byte in one of the files of an image.
+///
+/// ```
+/// use diskimage::driver::{FileId, Location};
+///
+/// let at = Location { file: FileId(1), offset: 512 };
+/// assert_eq!(at.advance(512), Location { file: FileId(1), offset: 1024 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Location {
     /// The file.
     pub file: FileId,
-    /// Byte offset in it.
+    /// Byte offset in the file.
     pub offset: u64,
 }
 
-/// One of the files of an image, by its number: 0 is the image itself, the others are those it names, in its order.
+/// Index of a file of an image: 0 is the image file, 1 the first of [`ImageInfo::files`](crate::ImageInfo::files), and so on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FileId(pub u32);
 
 impl Extent {
-    /// Guest offset of the first byte after it.
+    /// The extent for the guest offsets `range`, which is not empty.
+    pub fn new(range: Range<u64>, kind: ExtentKind) -> Self {
+        Extent { offset: range.start, len: range.end - range.start, kind }
+    }
+
+    /// Guest offset of the end.
     pub fn end(&self) -> u64 {
         self.offset + self.len
     }
 
-    /// The part of it that lies in `start..end`, which must have at least one byte in common with it.
+    /// The part in the guest range `start..end`, which must overlap the extent.
     #[must_use]
     pub fn clip(self, start: u64, end: u64) -> Extent {
         let (from, to) = (self.offset.max(start), self.end().min(end));
@@ -75,7 +119,7 @@ impl Extent {
 }
 
 impl ExtentKind {
-    /// The same kind for bytes that lie `by` bytes further on in the same run.
+    /// The kind for guest bytes `by` bytes further on in the same extent.
     #[must_use]
     pub fn advance(self, by: u64) -> ExtentKind {
         match self {
@@ -85,7 +129,8 @@ impl ExtentKind {
         }
     }
 
-    /// Whether bytes of kind `next` that follow `len` bytes of this kind continue the same run.
+    /// Whether guest bytes of kind `next` after `len` bytes of this kind belong to the same extent. Compressed units are
+    /// never merged.
     pub fn continues(self, len: u64, next: ExtentKind) -> bool {
         match self {
             ExtentKind::Compressed(_) => false,
@@ -95,7 +140,7 @@ impl ExtentKind {
 }
 
 impl Location {
-    /// The place `by` bytes further on.
+    /// The location `by` bytes further on in the file.
     #[must_use]
     pub fn advance(self, by: u64) -> Location {
         Location { offset: self.offset.saturating_add(by), ..self }

@@ -5,7 +5,9 @@
 //! core, which therefore holds zero detection, compression, backing chains, threads, progress and limits once for all formats.
 //!
 //! A driver is a static [`FormatDriver`]. [`Format::from_driver`](crate::Format::from_driver) makes a [`Format`](crate::Format)
-//! of it, and [`Formats::with`](crate::Formats::with) adds that to the formats that [`OpenOptions`](crate::OpenOptions) probes:
+//! of it, and [`Formats::with`](crate::Formats::with) adds that to the formats that [`OpenOptions`](crate::OpenOptions) probes.
+//!
+//! # A reader
 //!
 //! ```
 //! use std::sync::Arc;
@@ -52,6 +54,69 @@
 //! assert_eq!(&guest, b"guest");
 //! # Ok::<(), diskimage::Error>(())
 //! ```
+//!
+//! # A writer
+//!
+//! ```
+//! use std::ops::Range;
+//! use std::sync::Arc;
+//!
+//! use diskimage::driver::{CreateContext, FormatDriver, Placement, SparseWrite, WriteSpec};
+//! use diskimage::io::{MemFile, WriteAt};
+//! use diskimage::{Converter, Error, Format, OpenOptions, Result};
+//! # use diskimage::driver::{OpenContext, SparseRead};
+//! # fn open(_: Arc<dyn diskimage::io::ReadAt>, _: &OpenContext<'_>) -> Result<Box<dyn SparseRead>> {
+//! #     unreachable!()
+//! # }
+//!
+//! /// "TOY\0", then the bytes of the disk.
+//! static TOY: FormatDriver = FormatDriver::new("toy", |probe| probe.head.starts_with(b"TOY\0"), open).create(create, &[]);
+//!
+//! fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
+//!     if cx.compress || cx.backing.is_some() {
+//!         return Err(Error::unsupported("toy", "compression and backing files"));
+//!     }
+//!     // The header is written last.
+//!     cx.out.set_len(cx.size + 4).map_err(Error::io("setting the file length", None))?;
+//!     Ok(Box::new(Toy { out: cx.out.clone(), spec: WriteSpec::new(cx.size, 512) }))
+//! }
+//!
+//! struct Toy {
+//!     out: Arc<dyn WriteAt>,
+//!     spec: WriteSpec,
+//! }
+//!
+//! impl SparseWrite for Toy {
+//!     fn spec(&self) -> &WriteSpec {
+//!         &self.spec
+//!     }
+//!
+//!     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
+//!         Ok(Placement::new(self.out.clone(), guest.start + 4, guest.end - guest.start))
+//!     }
+//!
+//!     fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+//!         Err(Error::unsupported("toy", "compression"))
+//!     }
+//!
+//!     fn zero(&mut self, _guest: Range<u64>) -> Result<()> {
+//!         Ok(())
+//!     }
+//!
+//!     fn finish(&mut self) -> Result<()> {
+//!         self.out.sync().map_err(Error::io("syncing", None))?;
+//!         self.out.write_all_at(b"TOY\0", 0).map_err(Error::io("writing the signature", 0))?;
+//!         self.out.sync().map_err(Error::io("syncing", None))
+//!     }
+//! }
+//!
+//! let disk = Arc::new(MemFile::from(vec![7; 512]));
+//! let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+//! let file = Arc::new(MemFile::new());
+//! Converter::new(Format::from_driver(&TOY)).convert_to(&disk, file.clone())?;
+//! assert_eq!(file.to_vec(), [&b"TOY\0"[..], &[7; 512]].concat());
+//! # Ok::<(), diskimage::Error>(())
+//! ```
 
 mod check;
 mod context;
@@ -67,8 +132,6 @@ pub use check::CheckReport;
 pub use context::{CreateContext, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use read::SparseRead;
-#[cfg(test)]
-pub(crate) use write::place_filled;
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 
 use crate::error::Result;
@@ -76,7 +139,17 @@ use crate::io::ReadAt;
 use crate::options::OptionSpec;
 
 /// The first and last bytes of a file, by which drivers detect their format.
+///
+/// ```
+/// use diskimage::Formats;
+/// use diskimage::driver::Probe;
+///
+/// let format = Formats::builtin().probe(&Probe::new(b"QFI\xfb\0\0\0\x03", b"", 65536))?;
+/// assert_eq!(format.name(), "qcow2");
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Probe<'a> {
     /// The first bytes, up to [`Probe::HEAD`].
     pub head: &'a [u8],
@@ -86,11 +159,16 @@ pub struct Probe<'a> {
     pub len: u64,
 }
 
-impl Probe<'_> {
+impl<'a> Probe<'a> {
     /// Largest number of bytes in [`head`](Self::head).
     pub const HEAD: usize = 4096;
     /// Largest number of bytes in [`tail`](Self::tail).
     pub const TAIL: usize = 512;
+
+    /// The first bytes `head` and the last bytes `tail` of a file of `len` bytes.
+    pub fn new(head: &'a [u8], tail: &'a [u8], len: u64) -> Self {
+        Probe { head, tail, len }
+    }
 }
 
 /// Tells whether the bytes are an image of the driver's format. It does no I/O and sees untrusted bytes.
@@ -99,7 +177,7 @@ pub type ProbeFn = fn(&Probe<'_>) -> bool;
 /// Opens an image file.
 pub type OpenFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<Box<dyn SparseRead>>;
 
-/// Opens an image that can be read once and in order, and returns its payload with it, as the file that extents refer to.
+/// Opens an image that is read once and in order, and returns it with the file that its extents refer to.
 pub type OpenStreamFn = fn(Box<dyn Read + Send>, &OpenContext<'_>) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)>;
 
 /// Creates an image.
@@ -110,7 +188,7 @@ pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 
 /// A format: its names, its options and its entry points.
 ///
-/// Opening is mandatory; creating, streams and checks are what a format can have besides.
+/// Opening is mandatory; creating, streams and checks are optional.
 ///
 /// ```
 /// use diskimage::OptionSpec;
@@ -179,10 +257,14 @@ impl FormatDriver {
     }
 
     /// Adds writing. `options` are the options that `create` takes; an unknown one is refused before `create` is called.
+    ///
+    /// Without the feature `write` it does nothing. Since a driver is a constant, `create` is then neither compiled nor linked.
     #[must_use]
     pub const fn create(mut self, create: CreateFn, options: &'static [OptionSpec]) -> Self {
-        self.create = Some(create);
-        self.options = options;
+        if cfg!(feature = "write") {
+            self.create = Some(create);
+            self.options = options;
+        }
         self
     }
 

@@ -9,6 +9,8 @@ use crate::info::ImageInfo;
 use crate::io::ReadAt;
 
 /// An opened image of one file format: its metadata. The payload is read by the core.
+///
+/// The module page has [an example](super#a-reader).
 pub trait SparseRead: Send + Sync {
     /// The image's properties.
     fn info(&self) -> &ImageInfo;

@@ -8,63 +8,116 @@ use crate::codec::Encoding;
 use crate::error::Result;
 use crate::io::WriteAt;
 
-/// A new image that is being written. It knows metadata only: the payload is written by whoever asks.
+/// A new image of one file format: its metadata. The payload is written by the core.
 ///
-/// The calls are `{ place | place_compressed | zero }`, with ascending guest offsets, then `finish`. Guest bytes that no
-/// call mentions read as zeros, or as the backing file's where the image has one.
+/// The core calls `place`, `place_compressed` and `zero` in ascending order of guest offsets, then `finish`. Guest ranges
+/// without a call read as zeros, or as the backing file where the image has one.
+///
+/// The module page has a [reader](super#a-reader) and a [writer](super#a-writer) of a whole format.
 pub trait SparseWrite: Send {
-    /// What the image takes.
+    /// The requirements of the image.
     fn spec(&self) -> &WriteSpec;
 
-    /// Says where a first part of `guest` goes: at least one granule, and as much as is contiguous in the file.
+    /// Allocates a host range for the start of `guest`: at least one granule, and as much as is contiguous in the file.
     ///
-    /// Both ends of `guest` lie on granules or at the virtual size. Bytes of a block that are not placed read as zeros
-    /// if the target started zeroed. A block may be placed in several calls.
+    /// Both ends of `guest` are multiples of [`WriteSpec::granule`] or the virtual size. Bytes of a block that are never
+    /// placed read as zeros, provided that the target started zeroed. A block may be placed in several calls.
+    ///
+    /// # Errors
+    /// Errors of the storage, and [`Error::Limit`](crate::Error::Limit) when the format has no room.
     fn place(&mut self, guest: Range<u64>) -> Result<Placement>;
 
-    /// Says where the `stored_len` bytes go that hold the block `guest` compressed, with the frame around them.
+    /// Allocates `stored_len` bytes for the compressed block `guest`, including its [frame](WriteSpec::frame).
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement>;
 
-    /// Makes `guest`, whose ends lie on granules or at the virtual size, read as zeros, whatever a backing file holds.
+    /// Makes `guest` read as zeros, whatever a backing file holds. Both ends are as in [`place`](Self::place).
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
     fn zero(&mut self, guest: Range<u64>) -> Result<()>;
 
-    /// Writes the tables and then, once they are on stable storage, the header, and syncs again.
+    /// Writes and syncs the tables, then writes and syncs the header, so that an incomplete image has no valid header.
+    ///
+    /// # Errors
+    /// Errors of the storage.
     fn finish(&mut self) -> Result<()>;
 }
 
-/// What an image that is being written takes.
+/// The requirements of an image that is being written.
+///
+/// ```
+/// use diskimage::driver::WriteSpec;
+///
+/// // Blocks of 1 MiB, of which single sectors can be written.
+/// let mut spec = WriteSpec::new(10 << 30, 1 << 20);
+/// spec.granule = 512;
+/// assert!(!spec.dense && spec.encoding.is_none());
+/// ```
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct WriteSpec {
-    /// Virtual size in bytes, after any rounding that the format asks for.
+    /// Virtual size in bytes, as rounded up by the format.
     pub virtual_size: u64,
-    /// Bytes that are allocated at once, and the unit of compression. A power of two.
+    /// Allocation unit and unit of compression in bytes. A power of two.
     pub block_size: u64,
-    /// Smallest range in bytes that can be placed by itself. A power of two that divides `block_size`.
+    /// Smallest guest range in bytes that can be placed separately. A power of two that divides `block_size`.
     pub granule: u64,
-    /// How blocks are compressed; `None` to store them as they are.
+    /// How blocks are compressed; `None` to store them uncompressed.
     pub encoding: Option<Encoding>,
-    /// Whether blocks are compressed even if that makes them longer.
+    /// Whether a block is stored compressed even if that makes it longer.
     pub always_encoded: bool,
-    /// What stands around each compressed block.
+    /// Header and padding of each compressed block.
     pub frame: Option<Frame>,
-    /// Whether each write follows the one before it, as long as all of the disk or whole compressed blocks are stored: such
-    /// an image can be written to a pipe.
+    /// Whether placements are contiguous if the whole disk, or whole compressed blocks, are stored. Such an image can be
+    /// written to a pipe.
     pub sequential: bool,
-    /// Whether zeros too are placed and written (a fully preallocated image).
+    /// Whether zeros are placed and written too, as in a fully preallocated image.
     pub dense: bool,
-    /// Whether the bytes of a backing file show where nothing is placed.
+    /// Whether guest ranges that are not placed read as the backing file.
     pub over_backing: bool,
 }
 
-/// What stands in the file around the payload of a compressed block.
+impl WriteSpec {
+    /// A sparse, uncompressed image of `virtual_size` bytes with an allocation unit of `block_size` bytes, which is placed as
+    /// a whole.
+    pub fn new(virtual_size: u64, block_size: u64) -> Self {
+        WriteSpec { virtual_size, block_size, granule: block_size, ..WriteSpec::default() }
+    }
+}
+
+/// Header and padding of a compressed block in the file.
+///
+/// ```
+/// use diskimage::driver::Frame;
+///
+/// // Guest sector and length of the payload before it, zeros after it up to a multiple of 512.
+/// let frame = Frame::new(12, 512, |header, guest_offset, payload_len| {
+///     header[..8].copy_from_slice(&(guest_offset / 512).to_le_bytes());
+///     header[8..].copy_from_slice(&payload_len.to_le_bytes());
+/// });
+/// let mut header = [0; 12];
+/// (frame.header)(&mut header, 1024, 100);
+/// assert_eq!(header, [2, 0, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0]);
+/// ```
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Frame {
-    /// Length of what stands before it, in bytes.
+    /// Length of the header in bytes.
     pub header_len: usize,
-    /// Writes that, for a block at a guest offset whose payload has so many bytes.
+    /// Writes the header. Arguments: its `header_len` bytes, the guest offset of the block, the length of the payload.
     pub header: fn(&mut [u8], u64, u32),
-    /// Zeros fill it up to a multiple of this, in bytes.
+    /// Zeros after the payload fill the frame up to a multiple of this, in bytes.
     pub alignment: usize,
+}
+
+impl Frame {
+    /// A frame with a header of `header_len` bytes and padding to `alignment` bytes.
+    pub const fn new(header_len: usize, alignment: usize, header: fn(&mut [u8], u64, u32)) -> Self {
+        Frame { header_len, header, alignment }
+    }
 }
 
 impl fmt::Debug for Frame {
@@ -73,31 +126,34 @@ impl fmt::Debug for Frame {
     }
 }
 
-/// Where bytes go.
+/// A host range allocated for guest data.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::driver::Placement;
+/// use diskimage::io::MemFile;
+///
+/// let mut placement = Placement::new(Arc::new(MemFile::new()), 0x10000, 0x8000);
+/// // A bitmap of one sector; the guest data follows it, at 0x10200.
+/// placement.before = vec![0xff; 512];
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Placement {
     /// The file.
     pub out: Arc<dyn WriteAt>,
-    /// Byte offset in it.
+    /// Byte offset in the file.
     pub offset: u64,
-    /// Metadata that goes there first; the guest's bytes follow it.
+    /// Metadata written at `offset`, before the guest data.
     pub before: Vec<u8>,
-    /// How many of the guest's bytes go there.
+    /// Number of guest bytes.
     pub len: u64,
 }
 
-/// Places `guest[range]`, filled with bytes that are not zero, wherever a writer without metadata between blocks says.
-#[cfg(test)]
-pub(crate) fn place_filled(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range<u64>) {
-    let mut at = range.start;
-    while at < range.end {
-        let placement = writer.place(at..range.end).unwrap();
-        assert!(placement.before.is_empty() && placement.len % 512 == 0 && placement.len > 0);
-        let part = &mut guest[at as usize..(at + placement.len) as usize];
-        for (sector, number) in part.chunks_mut(512).zip(at / 512..) {
-            sector.fill((number % 200) as u8 + 1);
-        }
-        placement.out.write_all_at(part, placement.offset).unwrap();
-        at += placement.len;
+impl Placement {
+    /// `len` guest bytes at byte `offset` of `out`.
+    pub fn new(out: Arc<dyn WriteAt>, offset: u64, len: u64) -> Self {
+        Placement { out, offset, before: Vec::new(), len }
     }
 }

@@ -1,15 +1,21 @@
 //! The registry: the formats of this crate, and those that a caller adds.
 //!
 //! A new format is a folder here and two lines in this file. Nothing outside matches on formats: tests, fuzz targets, benches
-//! and the program iterate [`Format::all`].
+//! and the program iterate [`Format::all`]. Each format but raw is behind a feature of its name (`vhd` for [`Format::VPC`]).
 
+mod disabled;
+#[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;
 pub(crate) mod shared;
 mod signature;
+#[cfg(feature = "vdi")]
 pub mod vdi;
+#[cfg(feature = "vhd")]
 pub mod vhd;
+#[cfg(feature = "vhdx")]
 pub mod vhdx;
+#[cfg(feature = "vmdk")]
 pub mod vmdk;
 
 use std::fmt;
@@ -24,7 +30,19 @@ use crate::io::ReadAt;
 use crate::options::{OptionSpec, wrong};
 
 /// The formats of this crate in the order in which they are listed. `raw` detects nothing: it is what no other format claims.
-static BUILTIN: &[Format] = &[Format::QCOW2, Format::VMDK, Format::VPC, Format::VHDX, Format::VDI, Format::RAW];
+static BUILTIN: &[Format] = &[
+    #[cfg(feature = "qcow2")]
+    Format::QCOW2,
+    #[cfg(feature = "vmdk")]
+    Format::VMDK,
+    #[cfg(feature = "vhd")]
+    Format::VPC,
+    #[cfg(feature = "vhdx")]
+    Format::VHDX,
+    #[cfg(feature = "vdi")]
+    Format::VDI,
+    Format::RAW,
+];
 
 /// A disk image format.
 ///
@@ -77,9 +95,10 @@ impl Formats {
     /// Finds a format by its name or one of its aliases.
     ///
     /// # Errors
-    /// [`Error::UnknownFormat`]
+    /// [`Error::UnknownFormat`]; [`Error::Unsupported`] if the feature of the format is off.
     pub fn by_name(&self, name: &str) -> Result<Format> {
-        self.iter().find(|format| format.is_called(name)).ok_or_else(|| Error::UnknownFormat(name.to_owned()))
+        let unknown = || disabled::error(name).unwrap_or_else(|| Error::UnknownFormat(name.to_owned()));
+        self.iter().find(|format| format.is_called(name)).ok_or_else(unknown)
     }
 
     /// Finds the format for which `extension` (without the dot, in any case) is typical.
@@ -92,15 +111,17 @@ impl Formats {
     /// # Errors
     /// [`Error::Ambiguous`] if several formats match, and [`Error::Unreadable`] if only a format matches that is not in
     /// this set: its bytes are hardly a raw disk. The same if nothing matches and raw is not in the set.
+    /// [`Error::Unsupported`] names the feature of a format that was left out of this build.
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
         let own: Vec<_> = self.iter().filter(|format| (format.0.probe)(probe)).collect();
         let left_out = BUILTIN.iter().filter(|format| !self.0.contains(format) && (format.0.probe)(probe));
-        let foreign: Vec<_> = left_out.map(Format::name).chain(signature::foreign(probe)).collect();
+        let disabled = disabled::matching(probe).filter(|name| !self.iter().any(|format| format.name() == *name));
+        let foreign: Vec<_> = left_out.map(Format::name).chain(disabled).chain(signature::foreign(probe)).collect();
         match (own.as_slice(), foreign.as_slice()) {
             ([], []) if self.0.contains(&Format::RAW) => Ok(Format::RAW),
             ([], []) => Err(Error::Unreadable(Format::RAW.name())),
             ([one], []) => Ok(*one),
-            ([], [one]) => Err(Error::Unreadable(one)),
+            ([], [one]) => Err(disabled::error(one).unwrap_or(Error::Unreadable(one))),
             _ => Err(Error::Ambiguous(own.iter().map(Format::name).chain(foreign).collect())),
         }
     }
@@ -122,14 +143,19 @@ impl Format {
     /// The guest bytes, without metadata.
     pub const RAW: Format = Format(&raw::DRIVER);
     /// The format of QEMU.
+    #[cfg(feature = "qcow2")]
     pub const QCOW2: Format = Format(&qcow2::DRIVER);
     /// The formats of VMware.
+    #[cfg(feature = "vmdk")]
     pub const VMDK: Format = Format(&vmdk::DRIVER);
     /// VHD, which qemu-img calls `vpc`.
+    #[cfg(feature = "vhd")]
     pub const VPC: Format = Format(&vhd::DRIVER);
     /// The format of Hyper-V.
+    #[cfg(feature = "vhdx")]
     pub const VHDX: Format = Format(&vhdx::DRIVER);
     /// The format of VirtualBox.
+    #[cfg(feature = "vdi")]
     pub const VDI: Format = Format(&vdi::DRIVER);
 
     /// The format of a driver, which may be another crate's.

@@ -1,16 +1,16 @@
-//! raw: the bytes of the disk and nothing else.
+//! raw: the bytes of the disk, without metadata.
 //!
 //! # Layout
 //!
-//! Guest byte N is file byte N. FileExtents that were never written are holes of the file system and read as zeros.
+//! Guest offset and host offset are the same. Holes of the file read as zeros.
 //!
 //! # Support
 //!
-//! | what | read | written |
+//! | feature | read | write |
 //! |---|---|---|
-//! | files of any length, to the byte | yes | yes |
-//! | holes, by `SEEK_DATA` and `SEEK_HOLE` | yes | yes, by leaving out what is zero |
-//! | block devices | yes | yes: zeros are discarded or written, since old content is there |
+//! | files of any length in bytes | yes | yes |
+//! | holes | yes | yes |
+//! | block devices | yes | yes; zeros are discarded or written, because of old content |
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,14 +35,14 @@ pub(crate) static DRIVER: FormatDriver =
 static OPTIONS: &[OptionSpec] = &[OptionSpec {
     name: "preallocation",
     values: "off|falloc|full",
-    help: "preallocate space (falloc) or write every byte (full); default off",
+    help: "allocate the space (falloc), or write all zeros (full) [default: off]",
 }];
 
 const FORMAT_NAME: &str = "raw";
 
 struct Reader {
     info: ImageInfo,
-    runs: FileExtents,
+    file_extents: FileExtents,
 }
 
 impl Reader {
@@ -51,7 +51,7 @@ impl Reader {
         let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
-        Ok(Reader { info, runs: FileExtents::new(file, FileId::default()) })
+        Ok(Reader { info, file_extents: FileExtents::new(file, FileId::default()) })
     }
 }
 
@@ -62,7 +62,7 @@ impl SparseRead for Reader {
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
-        let (kind, len) = self.runs.extent(offset, end)?;
+        let (kind, len) = self.file_extents.extent(offset, end)?;
         Ok(Extent { offset, len, kind })
     }
 
@@ -71,7 +71,7 @@ impl SparseRead for Reader {
     }
 }
 
-/// How space is set aside for bytes that are zero.
+/// Preallocation of zeros.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Preallocation {
     Off,
@@ -83,7 +83,7 @@ struct Writer {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
     preallocation: Preallocation,
-    /// Everything before it is placed or dealt with.
+    /// Guest bytes below this offset are placed or filled.
     done: u64,
 }
 
@@ -98,29 +98,29 @@ impl Writer {
             )?
             .unwrap_or(Preallocation::Off);
         if cx.compress {
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None });
+            return Err(Error::unsupported(FORMAT_NAME, "compression"));
         }
         if cx.backing.is_some() {
-            return Err(Error::Unsupported { format: FORMAT_NAME, feature: "a backing file".into(), at: None });
+            return Err(Error::unsupported(FORMAT_NAME, "backing files"));
         }
         let spec = WriteSpec {
             virtual_size: cx.size,
             block_size: 512,
             granule: 512,
-            // A pipe has no holes.
+            // A pipe cannot have holes.
             dense: preallocation == Preallocation::Full || !cx.out.seeks(),
             sequential: true,
             ..WriteSpec::default()
         };
-        // A device that is too small is found before the first byte is written to it.
+        // A device that is too small is refused before anything is written.
         cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
         if preallocation == Preallocation::Falloc {
-            cx.out.allocate(0..cx.size).map_err(Error::io("setting space aside", 0))?;
+            cx.out.allocate(0..cx.size).map_err(Error::io("allocating space", 0))?;
         }
         Ok(Writer { spec, out: cx.out.clone(), preallocation, done: 0 })
     }
 
-    /// Sees to it that what no call mentioned reads as zeros.
+    /// Makes the gap from `done` to `until` read as zeros.
     fn fill(&mut self, until: u64) -> Result<()> {
         let gap = self.done..until.max(self.done);
         let filled = if self.preallocation == Preallocation::Full {
@@ -147,7 +147,7 @@ impl SparseWrite for Writer {
     }
 
     fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
-        Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None })
+        Err(Error::unsupported(FORMAT_NAME, "compression"))
     }
 
     fn zero(&mut self, _guest: Range<u64>) -> Result<()> {
@@ -173,7 +173,7 @@ mod tests {
     use crate::limits::{Budget, Limits};
     use crate::name::Name;
     use crate::options::Options;
-    use crate::tempdir::TempDir;
+    use crate::testing::TempDir;
 
     fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
         let mut options = Options::new();
@@ -182,12 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn space_is_set_aside_as_asked() {
+    fn preallocation_modes() {
         const SIZE: u64 = (1 << 20) + 100;
         let dir = TempDir::new();
         for (preallocation, dense) in [("off", false), ("falloc", false), ("full", true)] {
             let path = dir.join(preallocation);
-            let target = Arc::new(FileTarget::create_new(&path, 0o600).unwrap());
+            let target = Arc::new(FileTarget::create_new(&path).unwrap());
             let mut writer = create(SIZE, &format!("preallocation={preallocation}"), target.clone()).unwrap();
             assert_eq!(writer.spec().dense, dense);
             let placement = writer.place(4096..8192).unwrap();
@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// A device full of old content.
+    /// A device with old content.
     struct Device(MemFile);
 
     impl WriteAt for Device {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn old_content_is_cleared_where_nothing_is_placed() {
+    fn old_content_is_zeroed_where_nothing_is_placed() {
         let device = Arc::new(Device(MemFile::from(vec![9; 4096])));
         let mut writer = create(3000, "", device.clone()).unwrap();
         writer.zero(0..512).unwrap();
@@ -235,29 +235,32 @@ mod tests {
         }
         writer.finish().unwrap();
         let kept: Vec<_> = device.0.to_vec().iter().map(|&byte| byte == 9).collect();
-        // The rest of the last sector is cleared; what follows it is not the disk's.
+        // The rest of the last sector is zeroed, but nothing beyond it.
         let expected: Vec<_> =
             (0..4096).map(|at| (512..1536).contains(&at) || (2560..3000).contains(&at) || at >= 3072).collect();
         assert_eq!(kept, expected);
-        assert_eq!(create(4097, "", device).err().unwrap().kind(), "io");
+        assert_eq!(create(4097, "", device).err().unwrap().kind().as_str(), "io");
     }
 
     #[test]
-    fn what_raw_cannot_do_is_refused() {
+    fn unsupported_features_are_refused() {
         let out = Arc::new(MemFile::new());
         let options = Options::new();
         let plain = CreateContext::new(512, &options, out);
-        let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind();
+        let kind = |cx: CreateContext<'_>| Format::RAW.create(&cx).err().unwrap().kind().as_str();
         assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
         let info = ImageInfo::default();
         let backing = Some(NewBacking::new(Name::from("base"), &info));
         assert_eq!(kind(CreateContext { backing, ..plain.clone() }), "unsupported");
-        assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind(), "option");
+        assert_eq!(create(512, "preallocation=metadata", plain.out).err().unwrap().kind().as_str(), "option");
 
         let (limits, budget) = (Limits { virtual_size: 100, ..Limits::default() }, Budget::new(0));
         let open = |len: usize, snapshot| {
             let cx = OpenContext { snapshot, ..OpenContext::new(&limits, &budget) };
-            Format::RAW.open(Arc::new(MemFile::from(vec![0; len])), &cx).map(drop).map_err(|error| error.kind())
+            Format::RAW
+                .open(Arc::new(MemFile::from(vec![0; len])), &cx)
+                .map(drop)
+                .map_err(|error| error.kind().as_str())
         };
         assert_eq!(open(100, None), Ok(()));
         assert_eq!(open(101, None), Err("limit"));
@@ -273,7 +276,7 @@ mod tests {
         }
 
         fn read_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<usize> {
-            unreachable!("extents are found without reading")
+            unreachable!("extents need no reads")
         }
 
         fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
@@ -282,11 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn extents_are_the_runs_of_the_file() {
+    fn extents_are_the_data_ranges_of_the_file() {
         let (limits, budget) = (Limits::default(), Budget::new(0));
         let cx = OpenContext::new(&limits, &budget);
         let reader = Format::RAW.open(Arc::new(Sparse), &cx).unwrap();
-        // In any order: the run that is kept must not be taken for another.
+        // In any order, because the last range is cached.
         for (offset, end, is_data) in [
             (60, 100, true),
             (0, 10, false),
@@ -298,8 +301,8 @@ mod tests {
             (49, 50, false),
             (9, 10, false),
         ] {
-            let place = Location { file: FileId(0), offset };
-            let kind = if is_data { ExtentKind::Data(place) } else { ExtentKind::Zero { allocated: Some(place) } };
+            let at = Location { file: FileId(0), offset };
+            let kind = if is_data { ExtentKind::Data(at) } else { ExtentKind::Zero { allocated: Some(at) } };
             assert_eq!(reader.extent_at(offset..u64::MAX).unwrap(), Extent { offset, len: end - offset, kind });
         }
     }

@@ -1,11 +1,11 @@
-//! Signatures of disk image formats that this crate does not read.
+//! Signatures of disk image formats that this crate does not support.
 //!
-//! A file that carries one is no raw disk in the eyes of its owner, and a raw disk that carries one may be a guest's attempt
-//! to have its host open other files. Either way the caller has to say what is meant.
+//! A file with such a signature is not probed as raw: it may be an image of that format, or a raw disk on which a guest has
+//! written the signature to make its host open other files. The caller has to state the format.
 
 use super::Probe;
 
-/// A format that is recognised, and no more.
+/// An unsupported format that is detected.
 struct Signature {
     name: &'static str,
     matches: fn(&Probe<'_>) -> bool,
@@ -20,7 +20,7 @@ static SIGNATURES: &[Signature] = &[
     },
 ];
 
-/// The names of the formats, beyond those of this crate, whose signature the file carries.
+/// Names of the unsupported formats whose signature the file has.
 pub(super) fn foreign<'a>(probe: &Probe<'a>) -> impl Iterator<Item = &'static str> + use<'a> {
     let probe = *probe;
     SIGNATURES.iter().filter(move |signature| (signature.matches)(&probe)).map(|signature| signature.name)

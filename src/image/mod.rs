@@ -164,6 +164,7 @@ impl Image {
                     unit.get_mut(got..).unwrap_or_default().fill(0);
                     Ok(false)
                 }
+                Err(DecodeError::Missing(missing)) => Err(Error::missing_codec(missing)),
                 Err(source) => {
                     let offset = at.at.offset;
                     Err(Error::corrupt(format, "compressed block", offset, Problem::Decode { offset, source }))

@@ -107,7 +107,7 @@ impl OpenOptions {
     /// Opens the file at `path` if it has an identity of the reference. A file that cannot be read is passed over.
     fn with_identity(&self, image: &Opened, reference: &FileReference, path: &Path) -> Option<Arc<FileSource>> {
         let source = Arc::new(FileSource::open_nofollow(path).ok()?);
-        if Some(source.identity().ok()?) == ReadAt::identity(&*image.source).ok()? {
+        if source.identity().ok()?.is_some_and(|own| image.source.identity().is_ok_and(|other| other == Some(own))) {
             return None;
         }
         let budget = Budget::new(self.limits.metadata);
@@ -117,14 +117,14 @@ impl OpenOptions {
 
     fn open_named(&self, image: &Opened, reference: &FileReference, name: &Name) -> Result<Found> {
         let refuse = |problem| Err(refusal(image.format, reference, problem));
-        if !name.is_file_name() {
+        let base = image.path().unwrap_or(Path::new(""));
+        let (true, Some(name_path), Some(path)) = (name.is_file_name(), name.as_path(), name.path_from(base)) else {
             return refuse(ReferenceProblem::NotAFile);
-        }
+        };
         let directory = image.path().map(|path| path.parent().unwrap_or(Path::new("")));
-        if self.policy == ReferencePolicy::Beside && !is_beside(name.as_path(), directory) {
+        if self.policy == ReferencePolicy::Beside && !is_beside(name_path, directory) {
             return refuse(ReferenceProblem::NotBeside);
         }
-        let path = name.path_from(image.path().unwrap_or(Path::new("")));
         let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
             (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
             (None, ReferencePolicy::Any) => FileSource::open(&path).map(|file| Arc::new(file) as _),

@@ -9,6 +9,7 @@ use crate::error::Result;
 
 /// A run of guest bytes that all live in the same way, looked up through the whole chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Span {
     /// Guest offset in bytes.
     pub offset: u64,

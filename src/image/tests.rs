@@ -102,7 +102,7 @@ fn nothing_is_read_past_the_end() {
     let image = over(counting(100));
     for (len, offset) in [(1, 100), (101, 0), (2, 99), (1, u64::MAX), (0, 101)] {
         let error = image.read_exact_at(&mut vec![0; len], offset).unwrap_err();
-        assert_eq!(error.kind(), "usage", "{len} at {offset}");
+        assert_eq!(error.kind().as_str(), "usage", "{len} at {offset}");
     }
     image.read_exact_at(&mut [], 100).unwrap();
     image.read_exact_at(&mut [0], 99).unwrap();
@@ -136,7 +136,7 @@ fn missing_bytes_are_an_error_that_says_which() {
     image.read_exact_at(&mut [0; 60], 0).unwrap();
     let error = image.read_exact_at(&mut [0; 20], 50).unwrap_err();
     assert!(matches!(&error, Error::Guest { range, .. } if *range == (50..70)), "{error}");
-    assert_eq!(error.kind(), "io");
+    assert_eq!(error.kind().as_str(), "io");
 }
 
 /// A reader that says its file is to be read as if it had 20 bytes.
@@ -171,4 +171,61 @@ fn a_file_that_became_as_long_as_it_is_read_has_changed() {
     file.check_unchanged().unwrap();
     stored.set_len(20).unwrap();
     assert!(matches!(file.check_unchanged(), Err(Error::Changed { before: 10, after: 20 })));
+}
+
+#[test]
+fn handles_are_shared_between_threads() {
+    fn is_shared<T: Send + Sync + 'static>() {}
+
+    is_shared::<Image>();
+    is_shared::<Reader<Arc<Image>>>();
+    is_shared::<crate::convert::Converter>();
+    is_shared::<crate::convert::Report>();
+    is_shared::<OpenOptions>();
+    is_shared::<Inspection>();
+    is_shared::<crate::format::Formats>();
+    is_shared::<crate::driver::CheckReport>();
+    is_shared::<Error>();
+}
+
+/// A file that counts how often its length is queried.
+struct Counting {
+    file: MemFile,
+    queries: std::sync::atomic::AtomicUsize,
+}
+
+impl ReadAt for Counting {
+    fn size(&self) -> io::Result<u64> {
+        self.queries.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+}
+
+#[test]
+fn the_length_of_a_file_is_queried_once_to_open_and_once_to_verify() {
+    use crate::convert::Converter;
+
+    let guest = Arc::new(MemFile::from(vec![7; 300 << 10]));
+    let guest = OpenOptions::new().format(Format::RAW).open_source(guest).unwrap();
+    for format in Format::all().filter(Format::can_create) {
+        for compress in [false, true] {
+            let file = Arc::new(MemFile::new());
+            let converter = Converter::new(format).compress(compress);
+            if converter.convert_to(&guest, file.clone()).is_err() {
+                continue;
+            }
+            let file = Arc::new(Counting { file: MemFile::from(file.to_vec()), queries: Default::default() });
+            let queries = || file.queries.load(std::sync::atomic::Ordering::Relaxed);
+            let image = OpenOptions::new().open_source(file.clone()).unwrap();
+            let mut bytes = vec![0; 300 << 10];
+            image.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!((queries(), bytes.iter().all(|&byte| byte == 7)), (1, true), "{format}");
+            Converter::new(Format::RAW).convert_to(&image, Arc::new(MemFile::new())).unwrap();
+            assert_eq!(queries(), 2, "{format}");
+        }
+    }
 }

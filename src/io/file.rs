@@ -1,66 +1,125 @@
 //! Files and block devices of the operating system.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
-use nix::unistd::{Whence, lseek};
-
+use super::sys::{self, FileAccess, FileKind};
 use super::{ReadAt, WriteAt, write_zeros};
 
 /// A regular file or block device, opened for reading only.
+///
+/// Devices are `/dev/sda`, `/dev/disk2` or `/dev/rdisk2` (macOS), `/dev/da0` (FreeBSD) and `\\\\.\\PhysicalDrive0` (Windows).
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{FileSource, ReadAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("diskimage-doc-source-{}", std::process::id()));
+/// std::fs::write(&path, b"content")?;
+/// let source = FileSource::open(&path)?;
+/// let mut buf = [0; 4];
+/// source.read_exact_at(&mut buf, 3)?;
+/// assert_eq!((source.size()?, &buf), (7, b"tent"));
+/// # std::fs::remove_file(&path)
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
-    device: bool,
+    kind: FileKind,
 }
 
 impl FileSource {
     /// Opens `path`, following symbolic links.
     ///
     /// # Errors
-    /// Those of the system, and [`io::ErrorKind::InvalidInput`] for what is neither a regular file nor a block device. Never
+    /// Those of the system, and [`io::ErrorKind::InvalidInput`] for anything but a regular file or a block device. Never
     /// waits for the other end of a FIFO.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Self::open_with(path, OFlag::O_NONBLOCK)
+        Self::try_from(sys::open(path, true)?)
     }
 
-    /// As [`open`](Self::open), but refuses a symbolic link at the end of `path`.
+    /// Opens `path` unless it is a symbolic link. Links in the directories before it are followed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); for a symbolic link `ELOOP`, and [`io::ErrorKind::InvalidInput`] on Windows.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::path::Path;
+    ///
+    /// use diskimage::io::FileSource;
+    ///
+    /// let error = FileSource::open_nofollow(Path::new("no/such/file")).unwrap_err();
+    /// assert_eq!(error.kind(), std::io::ErrorKind::NotFound);
+    /// ```
     pub fn open_nofollow(path: &Path) -> io::Result<Self> {
-        Self::open_with(path, OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW)
+        Self::try_from(sys::open(path, false)?)
     }
 
-    fn open_with(path: &Path, flags: OFlag) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-        let kind = file.metadata()?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"));
-        }
-        Ok(FileSource { file, device: kind.is_block_device() })
-    }
-
-    /// What tells this file from every other one on this machine.
+    /// The identity of the file, the same for all its names.
+    ///
+    /// # Errors
+    /// Those of the system.
     pub fn identity(&self) -> io::Result<FileIdentity> {
-        Ok(FileIdentity::of(&self.file.metadata()?))
+        FileIdentity::from_file(&self.file)
     }
 
-    /// Bytes that the file takes up on its file system.
+    /// Bytes that the file occupies on its file system; holes do not count. The length, where the system does not tell.
+    ///
+    /// # Errors
+    /// Those of the system.
     pub fn allocated(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+        sys::allocated(&self.file)
+    }
+}
+
+/// An open file, for example a descriptor that was handed into a sandbox. Its cursor is not used, and may be moved.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] for anything but a regular file or a block device.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{FileSource, ReadAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("diskimage-doc-from-{}", std::process::id()));
+/// # std::fs::write(&path, b"content")?;
+/// let file = std::fs::File::open(&path)?;
+/// assert_eq!(FileSource::try_from(file)?.size()?, 7);
+/// # std::fs::remove_file(&path)
+/// # }
+/// ```
+impl TryFrom<File> for FileSource {
+    type Error = io::Error;
+
+    fn try_from(file: File) -> io::Result<Self> {
+        match sys::kind(&file)? {
+            FileKind::Other => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"))
+            }
+            kind => Ok(FileSource { file, kind }),
+        }
     }
 }
 
 impl ReadAt for FileSource {
     fn size(&self) -> io::Result<u64> {
-        length(&self.file, self.device)
+        sys::size(&self.file, self.kind.is_device())
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
+        match self.kind {
+            FileKind::Device { sector } if sector > 1 => read_sectors(&self.file, sector, buf, offset),
+            _ => sys::read_at(&self.file, buf, offset),
+        }
     }
 
     fn identity(&self) -> io::Result<Option<FileIdentity>> {
@@ -72,22 +131,73 @@ impl ReadAt for FileSource {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let everything = || Ok((offset < self.size()?).then_some(offset..self.size()?));
-        let Ok(from) = i64::try_from(offset) else { return Ok(None) };
-        match lseek(&self.file, from, Whence::SeekData) {
-            Ok(data) => {
-                let hole =
-                    lseek(&self.file, data, Whence::SeekHole).map_or_else(|_| self.size(), |at| Ok(at as u64))?;
-                Ok(Some(data as u64..hole))
-            }
-            Err(Errno::ENXIO) => Ok(None),
-            // The file system, or the device, does not know holes.
-            Err(_) => everything(),
-        }
+        sys::next_data(&self.file, offset).or_else(|_| everything(self.size()?, offset))
     }
 }
 
+/// An open file as it is. [`FileSource`] also reads devices at any offset, and refuses pipes.
+impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        sys::size(self, sys::kind(self)?.is_device())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        sys::read_at(self, buf, offset)
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        sys::identity(self).map(Some)
+    }
+
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        sys::allocated(self).map(Some)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        sys::next_data(self, offset).or_else(|_| everything(self.size()?, offset))
+    }
+}
+
+/// The answer where holes are not known.
+fn everything(size: u64, offset: u64) -> io::Result<Option<Range<u64>>> {
+    Ok((offset < size).then_some(offset..size))
+}
+
+/// Reads at any offset from a device that reads whole sectors only.
+fn read_sectors(file: &File, sector: usize, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    const MOST: usize = 1 << 20;
+    let skip = (offset % sector as u64) as usize;
+    if skip == 0 && buf.len().is_multiple_of(sector) {
+        return sys::read_at(file, buf, offset);
+    }
+    let wanted = buf.len().min(MOST);
+    let mut sectors = vec![0; (skip + wanted).next_multiple_of(sector)];
+    let n = sys::read_at(file, &mut sectors, offset - skip as u64)?;
+    let read = sectors.get(skip..n.min(skip + wanted)).unwrap_or_default();
+    if let Some(buf) = buf.get_mut(..read.len()) {
+        buf.copy_from_slice(read);
+    }
+    Ok(read.len())
+}
+
 /// A regular file or block device, opened for writing.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{FileTarget, WriteAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("diskimage-doc-target-{}", std::process::id()));
+/// let target = FileTarget::create_new(&path)?;
+/// target.write_all_at(b"tent", 3)?;
+/// target.write_all_at(b"con", 0)?;
+/// target.sync()?;
+/// target.close()?;
+/// assert_eq!(std::fs::read(&path)?, b"content");
+/// # std::fs::remove_file(&path)
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct FileTarget {
     file: File,
@@ -97,32 +207,72 @@ pub struct FileTarget {
 }
 
 impl FileTarget {
-    /// Makes a new file with these permission bits, less those of the process's umask.
+    /// Creates a file with the permissions that new files have.
     ///
     /// # Errors
     /// Those of the system; [`io::ErrorKind::AlreadyExists`] when there is something at `path`.
-    pub fn create_new(path: &Path, mode: u32) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)?;
-        Ok(FileTarget { file, device: false, sync: true, path: None })
+    pub fn create_new(path: &Path) -> io::Result<Self> {
+        Ok(Self::new(sys::create(path, false)?, false))
     }
 
-    /// Opens a block device that exists, alone (`O_EXCL`: not while it is mounted).
+    /// Creates a file that nobody else may read: only the owner on Unix (mode 600); on Windows only this handle, until it
+    /// is closed.
+    ///
+    /// # Errors
+    /// As [`create_new`](Self::create_new).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-private-{}", std::process::id()));
+    /// diskimage::io::FileTarget::create_private(&path)?.close()?;
+    /// # #[cfg(unix)]
+    /// assert_eq!(std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path)?) & 0o777, 0o600);
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    pub fn create_private(path: &Path) -> io::Result<Self> {
+        Ok(Self::new(sys::create(path, true)?, false))
+    }
+
+    /// Opens an existing block device for exclusive use: not while it is mounted.
+    ///
+    /// # Errors
+    /// Those of the system; [`io::ErrorKind::InvalidInput`] for anything but a block device; [`io::ErrorKind::Unsupported`] on
+    /// Windows. Devices of FreeBSD and `/dev/rdisk` of macOS take whole sectors only, so that formats with unaligned
+    /// writes fail there.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use diskimage::io::FileTarget;
+    ///
+    /// let device = FileTarget::open_device(Path::new("/dev/sdb"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn open_device(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_EXCL.bits()).open(path)?;
-        if !file.metadata()?.file_type().is_block_device() {
+        let file = sys::open_device(path)?;
+        if !sys::kind(&file)?.is_device() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a block device"));
         }
-        Ok(FileTarget { file, device: true, sync: true, path: None })
+        Ok(Self::new(file, true))
     }
 
-    /// Whether [`sync`](WriteAt::sync) does anything. It does by default.
+    fn new(file: File, device: bool) -> Self {
+        FileTarget { file, device, sync: true, path: None }
+    }
+
+    /// Sets whether [`sync`](WriteAt::sync) waits for stable storage. Default true.
     #[must_use]
     pub fn with_sync(mut self, sync: bool) -> Self {
         self.sync = sync;
         self
     }
 
-    /// Says what the file will be called, for messages.
+    /// Sets the path for messages.
     #[must_use]
     pub fn with_path(mut self, path: &Path) -> Self {
         self.path = Some(path.to_owned());
@@ -134,32 +284,31 @@ impl FileTarget {
         &self.file
     }
 
-    /// Closes the file and tells what the system says to that; dropping it does not.
+    /// Gives the file the owner and permissions of another one, the permissions as far as `within` has them.
+    pub(crate) fn set_access(&self, like: &FileAccess, within: Option<&FileAccess>) -> io::Result<()> {
+        sys::set_access(&self.file, like, within)
+    }
+
+    /// Closes the file.
+    ///
+    /// # Errors
+    /// The error that the system reports on closing, which dropping ignores. Network file systems report failed writes there.
     pub fn close(self) -> io::Result<()> {
-        Ok(nix::unistd::close(self.file)?)
+        sys::close(self.file)
     }
 }
 
 impl WriteAt for FileTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(buf, offset)
+        sys::write_all_at(&self.file, buf, offset)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        if !self.device {
-            return self.file.set_len(len);
-        }
-        match length(&self.file, true)? {
-            size if size >= len => Ok(()),
-            size => Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                format!("the device has {size} bytes, and {len} are needed"),
-            )),
-        }
+        set_len(&self.file, self.device, len)
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.sync { self.file.sync_all() } else { Ok(()) }
+        if self.sync { sys::sync(&self.file) } else { Ok(()) }
     }
 
     fn starts_zeroed(&self) -> bool {
@@ -171,71 +320,144 @@ impl WriteAt for FileTarget {
     }
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
-        // On a device this discards what reads as zeros afterwards, and writes zeros where that is not certain.
-        match self.fallocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, &range) {
-            Ok(()) => Ok(()),
-            Err(_) => write_zeros(self, range),
-        }
+        zero_range(&self.file, range)
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        match self.fallocate(FallocateFlags::empty(), &range) {
-            Err(Errno::EOPNOTSUPP) if !self.device => write_zeros(self, range),
-            Err(Errno::EOPNOTSUPP) => Ok(()),
-            other => Ok(other?),
-        }
+        allocate(&self.file, self.device, range)
     }
 }
 
-impl FileTarget {
-    fn fallocate(&self, mode: FallocateFlags, range: &Range<u64>) -> nix::Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let offset = i64::try_from(range.start).map_err(|_| Errno::EFBIG)?;
-        let len = i64::try_from(range.end - range.start).map_err(|_| Errno::EFBIG)?;
-        loop {
-            match fallocate(&self.file, mode, offset, len) {
-                Err(Errno::EINTR) => {}
-                other => return other,
-            }
-        }
+/// An open file as it is: a regular file must be new or empty, since its old content is taken for zeros.
+impl WriteAt for File {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        sys::write_all_at(self, buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        set_len(self, sys::kind(self)?.is_device(), len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        sys::sync(self)
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        sys::kind(self).is_ok_and(|kind| kind == FileKind::Regular)
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        zero_range(self, range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        allocate(self, sys::kind(self)?.is_device(), range)
     }
 }
 
-/// What tells a file from every other one on this machine: its device and inode, or the device that it is.
+fn set_len(file: &File, device: bool, len: u64) -> io::Result<()> {
+    if !device {
+        return file.set_len(len);
+    }
+    match sys::size(file, true)? {
+        size if size >= len => Ok(()),
+        size => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("the device has {size} bytes, and {len} are needed"),
+        )),
+    }
+}
+
+fn zero_range(file: &File, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    sys::punch_hole(file, &range).or_else(|_| write_zeros(file, range))
+}
+
+fn allocate(file: &File, device: bool, range: Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    match sys::allocate(file, &range) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported && !device => write_zeros(file, range),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        other => other,
+    }
+}
+
+/// Distinguishes a file from every other one on this machine: device and inode on Unix, volume serial number and file ID on
+/// Windows; a device is identified by its number.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::FileIdentity;
+///
+/// # fn main() -> std::io::Result<()> {
+/// # let path = std::env::temp_dir().join(format!("diskimage-doc-identity-{}", std::process::id()));
+/// # std::fs::write(&path, b"content")?;
+/// let (one, again) = (std::fs::File::open(&path)?, std::fs::File::open(&path)?);
+/// assert_eq!(FileIdentity::from_file(&one)?, FileIdentity::from_file(&again)?);
+/// # std::fs::remove_file(&path)
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileIdentity(u64, u64);
+pub struct FileIdentity(u64, u128);
 
 impl FileIdentity {
-    /// From what the system says of the file.
-    pub fn of(metadata: &std::fs::Metadata) -> Self {
-        if metadata.file_type().is_block_device() {
-            FileIdentity(u64::MAX, metadata.rdev())
-        } else {
-            FileIdentity(metadata.dev(), metadata.ino())
-        }
+    /// The identity of an open file.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn from_file(file: &File) -> io::Result<Self> {
+        sys::identity(file)
+    }
+
+    /// From the number of the volume, `u64::MAX` for a device, and that of the file or device.
+    #[cfg(any(unix, windows, target_os = "wasi"))]
+    pub(super) fn from_parts(volume: u64, file: u128) -> Self {
+        FileIdentity(volume, file)
     }
 }
 
-/// Length in bytes of a file, or of a device, for which `stat` says 0.
-fn length(file: &File, device: bool) -> io::Result<u64> {
-    if device {
-        let mut file = file;
-        file.seek(SeekFrom::End(0))
-    } else {
-        Ok(file.metadata()?.len())
+/// What is at a path.
+#[derive(Clone, Debug)]
+pub(crate) struct FileStatus {
+    pub kind: FileKind,
+    pub identity: FileIdentity,
+    /// Owner and permissions.
+    pub access: FileAccess,
+}
+
+impl FileStatus {
+    /// What `path` leads to. `None` if there is nothing.
+    pub fn from_path(path: &Path) -> io::Result<Option<Self>> {
+        Self::new(sys::status(path, true))
+    }
+
+    /// What is at `path`, which may be a symbolic link. `None` if there is nothing.
+    pub fn from_link(path: &Path) -> io::Result<Option<Self>> {
+        Self::new(sys::status(path, false))
+    }
+
+    fn new(status: io::Result<(FileKind, FileIdentity, FileAccess)>) -> io::Result<Option<Self>> {
+        match status {
+            Ok((kind, identity, access)) => Ok(Some(FileStatus { kind, identity, access })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
-    use std::process::Command;
+    #[cfg(unix)]
+    use std::{os::unix::fs::symlink, process::Command};
 
     use super::*;
-    use crate::tempdir::TempDir;
+    use crate::testing::TempDir;
 
     const KIB: u64 = 1 << 10;
 
@@ -243,7 +465,7 @@ mod tests {
     fn holes_are_found_exactly() {
         let dir = TempDir::new();
         let path = dir.join("sparse");
-        let file = FileTarget::create_new(&path, 0o600).unwrap();
+        let file = FileTarget::create_new(&path).unwrap();
         file.set_len(1024 * KIB).unwrap();
         file.write_all_at(&[1; 128 << 10], 256 * KIB).unwrap();
         file.write_all_at(&[1; 64 << 10], 960 * KIB).unwrap();
@@ -262,13 +484,14 @@ mod tests {
         let allocated = source.allocated().unwrap();
         assert!((192 * KIB..512 * KIB).contains(&allocated), "{allocated}");
         // The file ends in a hole.
-        let target = FileTarget::create_new(&dir.join("tail"), 0o600).unwrap();
+        let target = FileTarget::create_new(&dir.join("tail")).unwrap();
         target.write_all_at(&[1; 100], 0).unwrap();
         target.set_len(1024 * KIB).unwrap();
         let source = FileSource::open(&dir.join("tail")).unwrap();
         assert_eq!(source.next_data(512 * KIB).unwrap(), None);
     }
 
+    #[cfg(unix)]
     #[test]
     fn only_files_and_devices_are_opened_and_nobody_waits() {
         let dir = TempDir::new();
@@ -282,6 +505,7 @@ mod tests {
         assert_eq!(FileSource::open(&dir.join("none")).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
+    #[cfg(unix)]
     #[test]
     fn links_are_followed_unless_that_is_refused() {
         let dir = TempDir::new();
@@ -291,7 +515,7 @@ mod tests {
         assert_eq!(FileSource::open(&link).unwrap().size().unwrap(), 7);
         assert_eq!(FileSource::open_nofollow(&file).unwrap().size().unwrap(), 7);
         let error = FileSource::open_nofollow(&link).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(Errno::ELOOP as i32), "{error}");
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()), "{error}");
     }
 
     #[test]
@@ -299,10 +523,13 @@ mod tests {
         let dir = TempDir::new();
         let (one, other) = (dir.file("one", b"same"), dir.file("other", b"same"));
         fs::hard_link(&one, dir.join("again")).unwrap();
-        symlink("one", dir.join("link")).unwrap();
         let identity = |path: &Path| FileSource::open(path).unwrap().identity().unwrap();
         assert_eq!(identity(&one), identity(&dir.join("again")));
-        assert_eq!(identity(&one), identity(&dir.join("link")));
+        #[cfg(unix)]
+        {
+            symlink("one", dir.join("link")).unwrap();
+            assert_eq!(identity(&one), identity(&dir.join("link")));
+        }
         assert_ne!(identity(&one), identity(&other));
     }
 
@@ -310,8 +537,9 @@ mod tests {
     fn a_target_is_new_or_a_device() {
         let dir = TempDir::new();
         let file = dir.file("file", b"content");
-        assert_eq!(FileTarget::create_new(&file, 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(FileTarget::open_device(&file).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(FileTarget::create_new(&file).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let expected = if cfg!(unix) { io::ErrorKind::InvalidInput } else { io::ErrorKind::Unsupported };
+        assert_eq!(FileTarget::open_device(&file).unwrap_err().kind(), expected);
         assert_eq!(fs::read(&file).unwrap(), b"content");
     }
 
@@ -319,7 +547,7 @@ mod tests {
     fn zeros_and_space() {
         let dir = TempDir::new();
         let path = dir.join("new");
-        let file = FileTarget::create_new(&path, 0o600).unwrap();
+        let file = FileTarget::create_new(&path).unwrap();
         file.write_all_at(&[7; 3000], 0).unwrap();
         file.zero_range(100..2900).unwrap();
         file.zero_range(5..5).unwrap();
@@ -332,5 +560,43 @@ mod tests {
         let allocated = FileSource::open(&path).unwrap().allocated().unwrap();
         assert!(allocated >= 1024 * KIB, "{allocated}");
         assert_eq!(fs::read(&path).unwrap()[..3000], expected);
+    }
+
+    #[test]
+    fn an_open_file_is_read_and_written_at_offsets() {
+        let dir = TempDir::new();
+        let path = dir.join("file");
+        let options = || fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = options().unwrap();
+        let target: &dyn WriteAt = &file;
+        assert!(target.starts_zeroed() && target.seeks());
+        target.set_len(1 << 20).unwrap();
+        target.write_all_at(b"data", 4096).unwrap();
+        target.zero_range(4097..4099).unwrap();
+        target.allocate(0..8192).unwrap();
+        target.sync().unwrap();
+        let source: &dyn ReadAt = &file;
+        let mut buf = [9; 6];
+        source.read_exact_at(&mut buf, 4095).unwrap();
+        assert_eq!((source.size().unwrap(), &buf), (1 << 20, b"\0d\0\0a\0"));
+        assert!(source.next_data(4096).unwrap().unwrap().contains(&4096));
+        let source = FileSource::try_from(options().unwrap()).unwrap();
+        assert_eq!(source.identity().unwrap(), FileIdentity::from_file(&file).unwrap());
+    }
+
+    #[test]
+    fn a_device_of_sectors_is_read_at_any_offset() {
+        let dir = TempDir::new();
+        let bytes: Vec<u8> = (0..(2 << 20) + 1024_u32).map(|i| (i % 251) as u8).collect();
+        let file = File::open(dir.file("disk", &bytes)).unwrap();
+        for offset in [0, 1, 511, 512, 513, 1 << 20, (2 << 20) + 1023, (2 << 20) + 1024, 3 << 20] {
+            for len in [0, 1, 511, 512, 513, 4096, 2 << 20] {
+                let rest = bytes.get(offset..).unwrap_or_default();
+                let mut buf = vec![0; len];
+                let n = read_sectors(&file, 512, &mut buf, offset as u64).unwrap();
+                assert_eq!(n == 0, len.min(rest.len()) == 0, "{offset} {len}");
+                assert!(buf[..n] == rest[..n], "{offset} {len}");
+            }
+        }
     }
 }

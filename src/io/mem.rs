@@ -3,21 +3,34 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{ReadAt, WriteAt};
+use super::{ReadAt, WriteAt, read_slice};
 
 /// A growable file in memory that can be read and written.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{MemFile, ReadAt, WriteAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let file = MemFile::from(b"content".to_vec());
+/// file.write_all_at(b"trol", 3)?;
+/// assert_eq!((file.size()?, file.to_vec()), (7, b"control".to_vec()));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Default)]
 pub struct MemFile {
     bytes: Mutex<Vec<u8>>,
 }
 
 impl MemFile {
-    /// An empty file.
+    /// Creates an empty file.
     pub fn new() -> Self {
         MemFile::default()
     }
 
-    /// A copy of what the file holds.
+    /// Returns a copy of the content.
     pub fn to_vec(&self) -> Vec<u8> {
         self.lock().clone()
     }
@@ -40,11 +53,7 @@ impl ReadAt for MemFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let bytes = self.lock();
-        let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        let n = rest.len().min(buf.len());
-        buf[..n].copy_from_slice(&rest[..n]);
-        Ok(n)
+        Ok(read_slice(&self.lock(), buf, offset))
     }
 }
 

@@ -1,25 +1,79 @@
 //! Files as this crate sees them: positioned reads and writes, shared by threads, no cursor.
+//!
+//! [`ReadAt`] and [`WriteAt`] are implemented for [`std::fs::File`], for memory, and through references, `Arc` and `Box`.
+//! Implement them for storage of your own.
+//!
+//! # Platforms
+//!
+//! | | holes found by | holes made by | durable by | devices |
+//! |---|---|---|---|---|
+//! | Linux | `SEEK_DATA` | `fallocate` | `fsync` | read, write |
+//! | macOS | `SEEK_DATA` | `F_PUNCHHOLE` | `F_FULLFSYNC` | read (`/dev/disk`, `/dev/rdisk`), write |
+//! | FreeBSD | `SEEK_DATA` | zeros are written | `fsync` | read, write of whole sectors |
+//! | Windows | `FSCTL_QUERY_ALLOCATED_RANGES` | `FSCTL_SET_ZERO_DATA` | `FlushFileBuffers` | read (`\\.\PhysicalDrive0`) |
+//! | WASI | | zeros are written | `fd_sync` | |
+//!
+//! Targets without files, such as `wasm32-unknown-unknown`, have images in memory and in storage of the caller's; whatever
+//! takes a path fails there with [`io::ErrorKind::Unsupported`].
 
+mod directory;
 mod file;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
-#[cfg(test)]
-pub(crate) mod noted;
 mod pipe;
+mod sys;
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
+pub use directory::{MemDirectory, TargetDirectory};
+pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileTarget};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;
 pub use pipe::PipeTarget;
+pub(crate) use sys::{FileKind, name_prefix, path_from_bytes, rename_new, resolve, sync_directory, unix_time};
 
 /// A file that is read at offsets.
+///
+/// # Examples
+///
+/// Storage of one's own: a disk that is a counter.
+///
+/// ```
+/// use std::io;
+///
+/// use diskimage::io::ReadAt;
+///
+/// struct Counter(u64);
+///
+/// impl ReadAt for Counter {
+///     fn size(&self) -> io::Result<u64> {
+///         Ok(self.0)
+///     }
+///
+///     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+///         let len = self.0.saturating_sub(offset).min(buf.len() as u64) as usize;
+///         for (byte, at) in buf[..len].iter_mut().zip(offset..) {
+///             *byte = at as u8;
+///         }
+///         Ok(len)
+///     }
+/// }
+///
+/// # fn main() -> io::Result<()> {
+/// let mut buf = [0; 3];
+/// Counter(100).read_exact_at(&mut buf, 97)?;
+/// assert_eq!(buf, [97, 98, 99]);
+/// assert_eq!(Counter(100).next_data(10)?, Some(10..100));
+/// # Ok(())
+/// # }
+/// ```
 pub trait ReadAt: Send + Sync {
     /// Length in bytes, asked of the file each time.
     fn size(&self) -> io::Result<u64>;
@@ -65,6 +119,21 @@ pub trait ReadAt: Send + Sync {
 }
 
 /// A file that is written at offsets.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{MemFile, WriteAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let file = MemFile::new();
+/// file.set_len(6)?;
+/// file.write_all_at(b"abcdef", 0)?;
+/// file.zero_range(1..5)?;
+/// assert_eq!(file.to_vec(), b"a\0\0\0\0f");
+/// # Ok(())
+/// # }
+/// ```
 pub trait WriteAt: Send + Sync {
     /// Writes all of `buf` at `offset`; the file grows where that is needed.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
@@ -115,6 +184,107 @@ pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> i
     }
     Ok(())
 }
+
+/// Copies what `bytes` hold at `offset`, and returns how much.
+fn read_slice(bytes: &[u8], buf: &mut [u8], offset: u64) -> usize {
+    let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+    let n = rest.len().min(buf.len());
+    buf[..n].copy_from_slice(&rest[..n]);
+    n
+}
+
+impl ReadAt for [u8] {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(read_slice(self, buf, offset))
+    }
+}
+
+impl ReadAt for Vec<u8> {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        Ok(read_slice(self, buf, offset))
+    }
+}
+
+/// Implements both traits for a pointer to a file.
+macro_rules! impl_for_pointer {
+    ($pointer:ty) => {
+        impl<T: ReadAt + ?Sized> ReadAt for $pointer {
+            fn size(&self) -> io::Result<u64> {
+                (**self).size()
+            }
+
+            fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+                (**self).read_at(buf, offset)
+            }
+
+            fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+                (**self).read_exact_at(buf, offset)
+            }
+
+            fn identity(&self) -> io::Result<Option<FileIdentity>> {
+                (**self).identity()
+            }
+
+            fn allocated(&self) -> io::Result<Option<u64>> {
+                (**self).allocated()
+            }
+
+            fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+                (**self).next_data(offset)
+            }
+        }
+
+        impl<T: WriteAt + ?Sized> WriteAt for $pointer {
+            fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+                (**self).write_all_at(buf, offset)
+            }
+
+            fn set_len(&self, len: u64) -> io::Result<()> {
+                (**self).set_len(len)
+            }
+
+            fn sync(&self) -> io::Result<()> {
+                (**self).sync()
+            }
+
+            fn starts_zeroed(&self) -> bool {
+                (**self).starts_zeroed()
+            }
+
+            fn path(&self) -> Option<&Path> {
+                (**self).path()
+            }
+
+            fn seeks(&self) -> bool {
+                (**self).seeks()
+            }
+
+            fn abandon(&self) {
+                (**self).abandon();
+            }
+
+            fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+                (**self).zero_range(range)
+            }
+
+            fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+                (**self).allocate(range)
+            }
+        }
+    };
+}
+
+impl_for_pointer!(&T);
+impl_for_pointer!(Arc<T>);
+impl_for_pointer!(Box<T>);
 
 impl fmt::Debug for dyn ReadAt + '_ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

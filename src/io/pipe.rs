@@ -6,11 +6,28 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::WriteAt;
 
-/// A stream as a file that is written from its beginning to its end, by several threads: each waits for its turn.
+/// A stream as a file that is written from start to end, by several threads: each waits for its turn.
 ///
-/// Every byte has to be written once, by whatever thread, and each thread writes at ascending offsets: a gap that nobody
-/// fills is waited for for ever. After a failure everything fails, and nobody waits. A length set beyond what is written
+/// Every byte has to be written once, by any thread, and each thread writes at ascending offsets: a gap that nobody
+/// fills blocks forever. After a failure every call fails, and no thread blocks. A length set beyond what is written
 /// promises zeros, which [`sync`](WriteAt::sync) writes.
+///
+/// # Examples
+///
+/// ```
+/// use diskimage::io::{PipeTarget, WriteAt};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut stream = Vec::new();
+/// let pipe = PipeTarget::new(&mut stream);
+/// pipe.set_len(6)?;
+/// pipe.write_all_at(b"data", 0)?;
+/// pipe.sync()?;
+/// drop(pipe);
+/// assert_eq!(stream, b"data\0\0");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct PipeTarget<W> {
     state: Mutex<State<W>>,
@@ -31,13 +48,13 @@ struct State<W> {
 }
 
 impl<W: Write + Send> PipeTarget<W> {
-    /// Writes to `stream`, whose present position counts as 0. Whatever it buffers it writes in [`sync`](WriteAt::sync).
+    /// Writes to `stream`, whose current position is offset 0. [`sync`](WriteAt::sync) flushes its buffers.
     pub fn new(stream: W) -> Self {
         let state = State { stream, position: 0, len: 0, failure: None };
         PipeTarget { state: Mutex::new(state), moved: Condvar::new(), path: None }
     }
 
-    /// Sets what messages call it.
+    /// Sets the path for messages.
     #[must_use]
     pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.path = Some(path.into());

@@ -1,4 +1,4 @@
-//! The program, run as people run it, and beside `qemu-img` where that has the same command.
+//! Runs the program, and compares it with `qemu-img` where that has the same command.
 
 mod vmdk;
 
@@ -22,7 +22,7 @@ pub fn imgconv(dir: &TempDir, args: &[&str]) -> Output {
     Command::new(IMGCONV).args(args).current_dir(dir.path()).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What a run that has to succeed printed.
+/// Runs the program, which must succeed, and returns its standard output.
 #[track_caller]
 pub fn succeed(dir: &TempDir, args: &[&str]) -> String {
     let done = imgconv(dir, args);
@@ -31,14 +31,14 @@ pub fn succeed(dir: &TempDir, args: &[&str]) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// The one line that a run that has to fail printed.
+/// Runs the program, which must fail, and returns its error message of one line.
 #[track_caller]
 pub fn fail(dir: &TempDir, exit: i32, args: &[&str]) -> String {
     let done = imgconv(dir, args);
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert_eq!(done.status.code(), Some(exit), "{args:?}: {said}");
-    assert!(said.ends_with('\n') && said.lines().count() == 1, "{args:?}: one line: {said:?}");
-    said
+    let message = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(exit), "{args:?}: {message}");
+    assert!(message.ends_with('\n') && message.lines().count() == 1, "{args:?}: one line: {message:?}");
+    message
 }
 
 fn parse(text: &str) -> Value {
@@ -106,14 +106,14 @@ fn images(dir: &TempDir) -> Vec<&'static str> {
     ]
 }
 
-/// As qemu-img does: to sectors.
+/// Rounds the file length up to sectors, as qemu-img does.
 fn round_file_length(info: &mut Value) {
     let len = &mut info["children"][0]["info"]["virtual-size"];
     *len = len.as_u64().unwrap().next_multiple_of(512).into();
 }
 
 #[test]
-fn info_has_the_keys_of_qemu_img() {
+fn info_matches_qemu_img() {
     needs_qemu!("info");
     let dir = TempDir::new();
     for name in images(&dir) {
@@ -132,8 +132,8 @@ fn info_has_the_keys_of_qemu_img() {
     assert!(refused.contains("base.qcow2") && refused.contains("--references"), "{refused}");
 }
 
-/// The map without what `qemu-img` adds to it: where it suspects preallocation, the holes of the file within data; and the
-/// place of subclusters that are not there, in a cluster that is.
+/// The map without additions of `qemu-img`: holes of the file in data, where it suspects preallocation, and host offsets of
+/// unallocated subclusters in an allocated cluster.
 fn by_metadata_alone(map: &Value) -> Value {
     let mut entries: Vec<Value> = Vec::new();
     for entry in map.as_array().unwrap() {
@@ -162,7 +162,7 @@ fn by_metadata_alone(map: &Value) -> Value {
 }
 
 #[test]
-fn map_is_that_of_qemu_img() {
+fn map_matches_qemu_img() {
     needs_qemu!("map");
     let dir = TempDir::new();
     for name in images(&dir) {
@@ -174,14 +174,14 @@ fn map_is_that_of_qemu_img() {
 }
 
 #[test]
-fn check_counts_as_qemu_img_does() {
+fn check_matches_qemu_img() {
     needs_qemu!("check");
     let dir = TempDir::new();
     for name in images(&dir) {
         let ours = json(&dir, &["check", "--output", "json", name]);
         assert_json(&ours, &qemu_json(&dir, &["check", "--output=json", name]), name);
     }
-    // A cluster that nothing uses, and an entry whose cluster is counted as free.
+    // A leaked cluster, and an entry whose cluster has refcount 0.
     let image = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &Pattern::Dense.make(128 << 10)));
     let entry = image.l2_entry(3);
     let block = image.u64(image.u64(48));
@@ -214,7 +214,7 @@ fn snapshots_are_listed() {
     let ours = succeed(&dir, &["snapshot", "-l", "snapshots.qcow2"]);
     let theirs = String::from_utf8(qemu_img(&[&"snapshot", &"-l", &dir.join("snapshots.qcow2")])).unwrap();
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    // Dates are in the local time of one and the universal time of the other; ids and names are the same.
+    // Dates are in UTC here and in local time there, so only names are compared.
     for name in ["first", "second"] {
         assert!(words(&ours).contains(&name.to_owned()) && words(&theirs).contains(&name.to_owned()), "{ours}");
     }
@@ -253,7 +253,7 @@ fn conversions() {
     succeed(&dir, &["convert", "-S", "0", "-q", "--no-sync", "b", "c.img"]);
     assert_same(&std::fs::read(dir.join("c.img")).unwrap(), &guest, "back to raw");
 
-    // Over a base that is almost the same.
+    // An overlay of a base with one difference.
     let mut base = guest.clone();
     base[1 << 19] ^= 1;
     dir.file("base.raw", &base);
@@ -306,7 +306,7 @@ fn formats_are_listed() {
 }
 
 #[test]
-fn errors_are_a_line_and_an_object() {
+fn errors_in_human_and_json_style() {
     let dir = TempDir::new();
     let mut image = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &Pattern::Dense.make(128 << 10)));
     let at = image.l2_entry(5);
@@ -330,7 +330,7 @@ fn errors_are_a_line_and_an_object() {
         fail(&dir, 1, args);
     }
     fail(&dir, 2, &["compare", "absent", "absent"]);
-    // What an image says reaches the terminal escaped.
+    // Text from images is escaped for the terminal.
     let mut list = diskimage::Options::new();
     list.set("backing_file", "a\x1b[31m\nb");
     list.set("backing_fmt", "raw");
@@ -339,7 +339,7 @@ fn errors_are_a_line_and_an_object() {
     assert!(!succeed(&dir, &["info", "evil.qcow2"]).contains('\x1b'));
 }
 
-/// A conversion that goes on for minutes, and has begun to write.
+/// Starts a conversion of minutes and waits until it writes.
 fn endless(dir: &TempDir) -> Child {
     let source = std::fs::File::create(dir.join("source.raw")).unwrap();
     source.set_len(64 << 30).unwrap();
@@ -347,14 +347,14 @@ fn endless(dir: &TempDir) -> Child {
     let child = Command::new(IMGCONV).args(args).current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
     while dir.names().len() < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was begun");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the conversion has not started");
         std::thread::sleep(Duration::from_millis(5));
     }
     child
 }
 
 #[test]
-fn signals_leave_nothing() {
+fn signals_leave_no_files() {
     for (signal, number) in [("TERM", 15), ("INT", 2), ("HUP", 1)] {
         let dir = TempDir::new();
         let child = endless(&dir);
@@ -377,11 +377,11 @@ fn two_runs_to_one_target() {
     let children = [run(), run(), run()];
     assert!(children.map(|mut child| child.wait().unwrap().success()).contains(&true));
     assert_eq!(dir.names(), ["source.raw", "t.qcow2"]);
-    assert_same(&content(&Image::open(dir.join("t.qcow2")).unwrap()).unwrap(), &guest, "one whole result");
+    assert_same(&content(&Image::open(dir.join("t.qcow2")).unwrap()).unwrap(), &guest, "complete result");
 }
 
 #[test]
-fn a_closed_output_is_no_panic() {
+fn closed_outputs_do_not_panic() {
     let dir = TempDir::new();
     dir.file("source.raw", &Pattern::Islands.make(1 << 20));
     let script = format!("'{IMGCONV}' map --output json source.raw >&- 2>&-; test $? -lt 100");

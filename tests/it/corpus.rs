@@ -174,7 +174,7 @@ fn bad_images() {
         for converter in [raw(), qcow2(""), qcow2("").compress(true)] {
             let result = row.options().open(&path).and_then(|image| converter.convert(&image, dir.join("new")));
             let error = result.err().unwrap_or_else(|| panic!("{name} was converted"));
-            assert_eq!(error.kind(), row.expect, "{name}: {error}");
+            assert_eq!(error.kind().as_str(), row.expect, "{name}: {error}");
             assert!(error.to_string().contains(name), "{name}: {error}");
             assert_eq!(dir.names(), [name]);
         }

@@ -1,66 +1,61 @@
-//! The bodies of the fuzz targets, with input that property testing makes up.
+//! The bodies of the fuzz targets, with input of property testing.
 
 #[path = "../fuzzing/mod.rs"]
 mod targets;
 
-use std::sync::OnceLock;
+use std::thread;
 
+use diskimage::{Converter, Format, Options};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use crate::support::pattern::Pattern;
-use crate::support::{content, convert, open_beside, qcow2, qcow2_bytes, raw_image, vdi, vmdk, vpc};
+use crate::support::{content, convert, open_beside, raw_image};
 
-/// Small sound images to start from.
-fn seeds() -> &'static [Vec<u8>] {
-    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    SEEDS.get_or_init(|| {
-        let guest = [Pattern::Islands, Pattern::Dense].map(|pattern| pattern.make(32 << 10)).concat();
-        let image = |options: &str, compress| qcow2_bytes(&qcow2(options).compress(compress), &guest);
-        let mut seeds = vec![
-            image("cluster_size=512", false),
-            image("cluster_size=512,compat=0.10", true),
-            image("cluster_size=4k", true),
-            image("cluster_size=4k,compression_type=zstd", true),
-            image("cluster_size=16k,extended_l2=on", false),
-            image("cluster_size=16k,extended_l2=on", true),
-        ];
-        for name in ["iot-061-1.qcow2", "iot-303-1.qcow2", "iot-112-4.qcow2", "iot-271-2.qcow2"] {
-            seeds.push(crate::corpus::unpacked(name));
-        }
-        seeds
-    })
+/// Options, and whether to compress.
+type Kind = (&'static str, bool);
+
+/// What the seeds of a format are made with, and up to which offset most of its tables are.
+fn kinds(format: Format) -> (&'static [Kind], usize) {
+    match format.name() {
+        "qcow2" => (
+            &[
+                ("cluster_size=512", false),
+                ("cluster_size=512,compat=0.10", true),
+                ("cluster_size=4k", true),
+                ("cluster_size=4k,compression_type=zstd", true),
+                ("cluster_size=16k,extended_l2=on", false),
+                ("cluster_size=16k,extended_l2=on", true),
+            ],
+            8192,
+        ),
+        "vmdk" => (&[("", false), ("zeroed_grain=on", false), ("subformat=streamOptimized", false)], 80 << 10),
+        "vpc" => (&[("block_size=512k", false), ("subformat=fixed", false)], 4096),
+        "vdi" => (&[("block_size=128k", false)], 1024),
+        _ => (&[("", false)], 8192),
+    }
 }
 
-/// The same of VMDK, the last bytes too: they may hold the footer.
-fn vmdk_seeds() -> &'static [Vec<u8>] {
-    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    SEEDS.get_or_init(|| {
-        let guest = [Pattern::Islands.make(90 << 10), vec![0; 200 << 10], Pattern::Dense.make(40 << 10)].concat();
-        let lists = ["", "zeroed_grain=on", "subformat=streamOptimized"];
-        let own = lists.iter().map(|list| convert(&vmdk(list), &raw_image(&guest)).0);
-        own.chain(stored("open_vmdk")).collect()
-    })
+/// Small valid images to start from: the crate's own, the stored ones and, of qcow2, some of the corpus.
+fn seeds(format: Format) -> Vec<Vec<u8>> {
+    let guest = match format.name() {
+        "qcow2" => [Pattern::Islands, Pattern::Dense].map(|pattern| pattern.make(32 << 10)).concat(),
+        _ => [Pattern::Islands.make(90 << 10), vec![0; 200 << 10], Pattern::Dense.make(40 << 10)].concat(),
+    };
+    let own = kinds(format).0.iter().map(|(list, compress)| {
+        let mut options = Options::new();
+        options.add_list(list);
+        let converter = Converter::new(format).options(options).compress(*compress).sync(false);
+        convert(&converter, &raw_image(&guest)).0
+    });
+    let corpus: &[&str] = match format.name() {
+        "qcow2" => &["iot-061-1.qcow2", "iot-303-1.qcow2", "iot-112-4.qcow2", "iot-271-2.qcow2"],
+        _ => &[],
+    };
+    own.chain(stored(format.name())).chain(corpus.iter().map(|name| crate::corpus::unpacked(name))).collect()
 }
 
-/// The same of VHD and VDI. Most are the stored ones: what the crate writes has blocks, or a map, of a MiB and more.
-fn vpc_seeds() -> &'static [Vec<u8>] {
-    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    SEEDS.get_or_init(|| {
-        let guest = Pattern::Islands.make(90 << 10);
-        let own = ["block_size=512k", "subformat=fixed"].map(|list| convert(&vpc(list), &raw_image(&guest)).0);
-        own.into_iter().chain(stored("open_vpc")).collect()
-    })
-}
-
-fn vdi_seeds() -> &'static [Vec<u8>] {
-    static SEEDS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    SEEDS.get_or_init(|| {
-        let guest = Pattern::Islands.make(90 << 10);
-        [convert(&vdi("block_size=128k"), &raw_image(&guest)).0].into_iter().chain(stored("open_vdi")).collect()
-    })
-}
-
-/// An input of the target for VHDX: one of its images, and numbers in it that are changed.
+/// An input for VHDX: one of its images, and numbers in it that are changed.
 fn vhdx_input() -> impl Strategy<Value = Vec<u8>> {
     const KIB: u32 = 1 << 10;
     let place = prop_oneof![
@@ -94,9 +89,9 @@ fn vhdx_input() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The images that the inputs change are sound, so that the changes are what is tried out.
+/// The VHDX images that the inputs change are valid, so that the changes are what is tried.
 #[test]
-fn images_of_the_target_for_vhdx() {
+fn vhdx_images_without_changes_are_valid() {
     let block = 1 << 20;
     for choice in (0u8..16).filter(|choice| choice & 3 != 3) {
         let (file, parent) = targets::vhdx::files(&[choice]).unwrap();
@@ -120,79 +115,94 @@ fn images_of_the_target_for_vhdx() {
     }
 }
 
-/// The seeds of a target in `fuzz`; none in the package.
-fn stored(target: &str) -> Vec<Vec<u8>> {
-    let folder = format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
+/// The stored seeds of a format; none in a published package.
+fn stored(format: &str) -> Vec<Vec<u8>> {
+    let folder = format!("{}/fuzz/seeds/{format}", env!("CARGO_MANIFEST_DIR"));
     let Ok(files) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     paths.sort();
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-/// A sound image with some bytes changed, most of them in the tables, and perhaps cut off.
-fn spoiled(seeds: fn() -> &'static [Vec<u8>], near: usize) -> impl Strategy<Value = Vec<u8>> {
+/// Inputs for the target of a format.
+fn inputs(format: Format) -> BoxedStrategy<Vec<u8>> {
+    match format.name() {
+        "vhdx" => vhdx_input().boxed(),
+        _ => damaged(seeds(format), kinds(format).1).boxed(),
+    }
+}
+
+/// A valid image with some bytes changed, most of them in the tables, and sometimes truncated.
+fn damaged(seeds: Vec<Vec<u8>>, near: usize) -> impl Strategy<Value = Vec<u8>> {
     let value = prop_oneof![Just(0u64), Just(u64::MAX), any::<u64>(), (0u64..64).prop_map(|bit| 1 << bit)];
-    // Counted from the end, some of them.
-    let place = prop_oneof![0usize..112, 0usize..near, any::<usize>(), (1usize..1600).prop_map(|end| usize::MAX - end)];
-    let changes = prop::collection::vec((place, value, 0u32..4), 0..6);
-    (0..seeds().len(), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(move |(seed, changes, cut)| {
-        let mut bytes = seeds()[seed].clone();
-        for (place, value, width) in changes {
+    // Some offsets are from the end.
+    let offset = prop_oneof![0usize..112, 0usize..near, any::<usize>(), (1usize..1600).prop_map(|end| usize::MAX - end)];
+    let changes = prop::collection::vec((offset, value, 0u32..4), 0..6);
+    (0..seeds.len(), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(move |(seed, changes, cut)| {
+        let mut bytes = seeds[seed].clone();
+        for (offset, value, width) in changes {
             let width = 1 << width;
-            let room = bytes.len() - 8;
-            let place = if place > usize::MAX - 1600 { room.saturating_sub(usize::MAX - place) } else { place % room };
-            let at = place / width * width;
+            let room = bytes.len().saturating_sub(8).max(1);
+            let offset =
+                if offset > usize::MAX - 1600 { room.saturating_sub(usize::MAX - offset) } else { offset % room };
+            let at = offset / width * width;
             // Each single bit is among the values, in whatever order the bytes are read.
-            bytes[at..at + width].copy_from_slice(&value.to_be_bytes()[8 - width..]);
+            if let Some(field) = bytes.get_mut(at..at + width) {
+                field.copy_from_slice(&value.to_be_bytes()[8 - width..]);
+            }
         }
         if let Some(cut) = cut {
-            bytes.truncate(cut % bytes.len());
+            bytes.truncate(cut % bytes.len().max(1));
         }
         bytes
     })
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+#[test]
+fn damaged_images_of_every_format() {
+    thread::scope(|scope| {
+        for format in Format::all() {
+            scope.spawn(move || {
+                let target = |bytes: Vec<u8>| {
+                    targets::open(Some(format), &bytes);
+                    targets::open(None, &bytes);
+                    Ok(())
+                };
+                let result = TestRunner::new(config()).run(&inputs(format), target);
+                assert!(result.is_ok(), "{format}: {}", result.unwrap_err());
+            });
+        }
+    });
+}
+
+/// Every format has valid seeds, so that changes to them are what is tried.
+#[test]
+fn seeds_of_every_format_can_be_opened() {
+    for format in Format::all() {
+        let opened = kinds(format).0.len();
+        for seed in seeds(format).iter().take(opened) {
+            assert_eq!(crate::support::open_bytes(seed, format).unwrap().format(), format);
+        }
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
-    fn open_qcow2(bytes in spoiled(seeds, 8192)) {
-        targets::open_qcow2(&bytes);
-        targets::open_any(&bytes);
+    fn arbitrary_bytes_in_every_format(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+        targets::open(None, &bytes);
+        for format in Format::all() {
+            targets::open(Some(format), &bytes);
+        }
     }
 
     #[test]
-    fn open_vmdk(bytes in spoiled(vmdk_seeds, 80 << 10)) {
-        targets::open_vmdk(&bytes);
-        targets::open_any(&bytes);
-    }
-
-    #[test]
-    fn open_vpc(bytes in spoiled(vpc_seeds, 4096)) {
-        targets::open_vpc(&bytes);
-        targets::open_any(&bytes);
-    }
-
-    #[test]
-    fn open_vhdx(input in vhdx_input()) {
-        targets::open_vhdx(&input);
-    }
-
-    #[test]
-    fn open_vdi(bytes in spoiled(vdi_seeds, 1024)) {
-        targets::open_vdi(&bytes);
-        targets::open_any(&bytes);
-    }
-
-    #[test]
-    fn open_any(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
-        targets::open_any(&bytes);
-        targets::open_raw(&bytes);
-        targets::open_vmdk(&bytes);
-    }
-
-    #[test]
-    fn roundtrip(bytes in prop::collection::vec(any::<u8>(), 8..600)) {
+    fn roundtrip(bytes in prop::collection::vec(any::<u8>(), targets::roundtrip::CHOICE_LEN..600)) {
         targets::roundtrip(&bytes);
     }
 }

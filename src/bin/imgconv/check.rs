@@ -6,15 +6,15 @@ use std::process::ExitCode;
 use diskimage::{CheckReport, Error, Format};
 use serde_json::{Map, Value};
 
-use crate::args::{Input, Outcome};
-use crate::failure::{self, Failure};
+use crate::args::Input;
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
 
-/// Examine the metadata of an image; nothing is repaired
+/// Check the metadata of an image; nothing is repaired
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Say nothing but what is wrong
+    /// Print problems only
     #[arg(short = 'q', long)]
     quiet: bool,
 
@@ -23,12 +23,12 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes, those of qemu-img:
-  0   nothing is wrong
+Exit codes, as in qemu-img:
+  0   no errors found
   1   the check could not be completed
   2   the image is corrupt
-  3   the image is sound, but blocks of the file are used by nothing
-  63  the format has nothing that can be checked";
+  3   the image has leaked clusters, but is not corrupt
+  63  the format does not support checks";
 
 const INCOMPLETE: u8 = 1;
 const CORRUPT: u8 = 2;
@@ -42,7 +42,7 @@ impl Args {
             Style::Json => output::print_json(&self.json(&report))?,
             Style::Human => {
                 for message in &report.messages {
-                    failure::note(message);
+                    output::note(message);
                 }
                 if !self.quiet {
                     output::print(&human(&report))?;
@@ -56,7 +56,7 @@ impl Args {
         match error.root() {
             Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_check()) => {
                 let file = self.input.file.to_string_lossy();
-                Failure::new("unsupported", format!("{file}: the format {format} does not support checks"))
+                Failure::new("unsupported", format!("{file}: {format}: checks are not supported"))
                     .with("path", file)
                     .with("format", *format)
                     .exit(NO_CHECKS)
@@ -65,7 +65,7 @@ impl Args {
         }
     }
 
-    /// With qemu-img's keys, and as there without those that are 0; `messages` is ours.
+    /// The report with the keys of qemu-img, which omits counts of 0. `messages` is an addition.
     fn json(&self, report: &CheckReport) -> Value {
         let mut object = Map::new();
         object.insert("filename".into(), self.input.file.to_string_lossy().into());
@@ -102,27 +102,27 @@ fn exit_code(report: &CheckReport) -> u8 {
 
 fn human(report: &CheckReport) -> String {
     let mut text = String::new();
-    let mut say = |line: String| {
-        // Writing to a string does not fail.
+    let mut add = |line: String| {
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}");
     };
     let CheckReport { corruptions, leaks, check_errors, total_clusters, allocated_clusters, .. } = report;
     if *corruptions > 0 {
-        say(format!("\n{corruptions} errors were found on the image."));
-        say("Data may be corrupted, or further writes to the image may corrupt it.".into());
+        add(format!("\n{corruptions} errors were found on the image."));
+        add("Data may be corrupted, or further writes to the image may corrupt it.".into());
     }
     if *leaks > 0 {
-        say(format!("\n{leaks} leaked clusters were found on the image."));
-        say("This means waste of disk space, but no harm to data.".into());
+        add(format!("\n{leaks} leaked clusters were found on the image."));
+        add("This means waste of disk space, but no harm to data.".into());
     }
     if *check_errors > 0 {
-        say(format!("\n{check_errors} parts of the image could not be checked."));
+        add(format!("\n{check_errors} parts of the image could not be checked."));
     }
     if exit_code(report) == 0 {
-        say("No errors were found on the image.".into());
+        add("No errors were found on the image.".into());
     }
     if *total_clusters > 0 && *allocated_clusters > 0 {
-        say(format!(
+        add(format!(
             "{allocated_clusters}/{total_clusters} = {} allocated, {} fragmented, {} compressed clusters",
             percent(*allocated_clusters, *total_clusters),
             percent(report.fragmented_clusters, *allocated_clusters),
@@ -130,7 +130,7 @@ fn human(report: &CheckReport) -> String {
         ));
     }
     if report.image_end_offset > 0 {
-        say(format!("Image end offset: {}", report.image_end_offset));
+        add(format!("Image end offset: {}", report.image_end_offset));
     }
     text
 }
@@ -150,16 +150,16 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_those_of_qemu_img() {
+    fn exit_codes_match_qemu_img() {
         assert_eq!(exit_code(&report(0, 0, 0)), 0);
         assert_eq!(exit_code(&report(1, 1, 0)), 2);
         assert_eq!(exit_code(&report(0, 1, 0)), 3);
         assert_eq!(exit_code(&report(1, 1, 1)), 1);
     }
 
-    /// The expected text is that of qemu-img 10 for the same numbers.
+    /// Expected text: qemu-img 10 for the same numbers.
     #[test]
-    fn a_sound_image_is_told_as_in_qemu_img() {
+    fn the_report_matches_qemu_img() {
         let mut report = report(0, 0, 0);
         (report.total_clusters, report.allocated_clusters, report.image_end_offset) = (160, 3, 524288);
         assert_eq!(
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_image_is_not_called_sound() {
+    fn a_bad_image_is_not_reported_as_free_of_errors() {
         for report in [report(1, 0, 0), report(0, 1, 0), report(0, 0, 1)] {
             assert!(!human(&report).contains("No errors"));
         }

@@ -6,55 +6,57 @@ use std::process::ExitCode;
 use diskimage::{Comparison, Format};
 use serde_json::json;
 
-use crate::args::{self, Outcome, Output, ReferenceArgs};
-use crate::failure::Failure;
+use crate::args::{self, Output, ReferenceArgs};
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
 
-/// Tell whether two images hold the same bytes for a guest
+/// Compare the guest data of two images
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of A; without it, found by the content
+    /// Format of A [default: detected]
     #[arg(short = 'f', long = "a-format", value_name = "FMT", value_parser = args::format)]
     a_format: Option<Format>,
 
-    /// Format of B; without it, found by the content
+    /// Format of B [default: detected]
     #[arg(short = 'F', long = "b-format", value_name = "FMT", value_parser = args::format)]
     b_format: Option<Format>,
 
-    /// Take disks of different sizes for different in any case
+    /// Treat a size mismatch as a difference
     #[arg(short = 's', long)]
     strict: bool,
 
-    /// Say nothing but errors: the exit code tells
+    /// Print errors only; the exit code is the result
     #[arg(short = 'q', long)]
     quiet: bool,
 
     #[command(flatten)]
-    follow: ReferenceArgs,
+    references: ReferenceArgs,
 
     #[command(flatten)]
     pub output: Output,
 
-    /// One image
+    /// First image
     #[arg(value_name = "A", value_parser = args::file())]
     a: PathBuf,
 
-    /// The other image
+    /// Second image
     #[arg(value_name = "B", value_parser = args::file())]
     b: PathBuf,
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 the images are identical, 1 they differ, 2 they could not be compared.";
+Exit codes: 0 the images are identical, 1 they differ, 2 the comparison failed.
+Without --strict, disks of different sizes are identical if the rest of the longer one is
+zeros.";
 
-/// The subcommand's name, whose exit code 1 is taken.
+/// Name of this subcommand. Its exit code 1 means a difference, not a failure.
 pub const NAME: &str = "compare";
 const DIFFERENT: u8 = 1;
-/// The exit code for every failure.
+/// Exit code of every failure.
 pub const FAILED: u8 = 2;
 
-/// What is said about two images.
+/// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Identical,
@@ -64,12 +66,12 @@ enum Verdict {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        self.verdict().and_then(|verdict| self.tell(&verdict)).map_err(|failure| failure.exit(FAILED))
+        self.verdict().and_then(|verdict| self.print(&verdict)).map_err(|failure| failure.exit(FAILED))
     }
 
     fn verdict(&self) -> Result<Verdict, Failure> {
-        let a = self.follow.options(self.a_format).open(&self.a)?;
-        let b = self.follow.options(self.b_format).open(&self.b)?;
+        let a = self.references.options(self.a_format).open(&self.a)?;
+        let b = self.references.options(self.b_format).open(&self.b)?;
         if self.strict && a.virtual_size() != b.virtual_size() {
             return Ok(Verdict::Sizes);
         }
@@ -79,7 +81,7 @@ impl Args {
         })
     }
 
-    fn tell(&self, verdict: &Verdict) -> Outcome {
+    fn print(&self, verdict: &Verdict) -> Outcome {
         match self.output.style {
             Style::Json => output::print_json(&match verdict {
                 Verdict::Identical => json!({ "identical": true }),

@@ -10,65 +10,64 @@ use diskimage::driver::FileId;
 use diskimage::{Converter, Error, Format, Image, Name, Report, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Base, Endpoint, Outcome, Output, ReferenceArgs};
-use crate::failure::{self, Failure};
+use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
 use crate::progress::{Bar, When};
 use crate::signals::Interrupt;
 use crate::streams;
 
-/// Convert an image to another format, or to the same one anew
+/// Convert an image to another format, or rewrite it in the same format
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of SOURCE; without it, found by the content
+    /// Format of SOURCE [default: detected]
     #[arg(short = 'f', long = "source-format", value_name = "FMT", value_parser = args::format)]
     source_format: Option<Format>,
 
-    /// Format of TARGET; without it, told by the extension
+    /// Format of TARGET [default: from its extension]
     #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::format)]
     target_format: Option<Format>,
 
-    /// Options of the target format; imgconv formats lists them
+    /// Options of the target format; see imgconv formats
     #[arg(short = 'o', long = "target-options", value_name = "K=V,...")]
     options: Vec<String>,
 
-    /// Compress the data
+    /// Compress guest data
     #[arg(short = 'c', long)]
     compress: bool,
 
-    /// Read an internal snapshot of SOURCE: its id or its name, or
+    /// Convert an internal snapshot: its ID or name, or
     /// snapshot.id=ID,snapshot.name=NAME
     #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT", verbatim_doc_comment)]
     snapshot: Option<String>,
 
     #[command(flatten)]
-    base: Base,
+    backing: BackingArgs,
 
-    /// Leave out runs of at least this many zero bytes: a multiple of
-    /// 512, at most 16M, rounded down to a power of two; 0 stores all
-    /// zeros [default: 4k]
+    /// Omit runs of at least SIZE zero bytes; 0 stores all zeros. SIZE is
+    /// a multiple of 512, at most 16M, and rounded down to a power of two
+    /// [default: 4k]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, verbatim_doc_comment)]
     sparse_size: Option<u64>,
 
-    /// Number of threads, 1 to 64; without it, one per core, 16 at most
+    /// Number of threads, 1 to 64 [default: cores, at most 16]
     #[arg(short = 'm', long = "parallel", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     threads: Option<usize>,
 
-    /// Show the progress at once; a terminal shows it after a second
+    /// Show the progress bar at once, not after a second
     #[arg(short = 'p', long)]
     progress: bool,
 
-    /// Say nothing but errors
+    /// Print errors only
     #[arg(short = 'q', long)]
     quiet: bool,
 
     #[command(flatten)]
-    follow: ReferenceArgs,
+    references: ReferenceArgs,
 
-    /// Return before TARGET is on stable storage: a power cut may then
-    /// damage it
-    #[arg(long, verbatim_doc_comment)]
+    /// Do not sync TARGET; a power failure may then damage it
+    #[arg(long)]
     no_sync: bool,
 
     /// Fail if TARGET exists
@@ -78,33 +77,32 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// The image to convert; - is standard input
-    #[arg(value_parser = args::place())]
+    /// Image to convert, or - for standard input
+    #[arg(value_parser = args::endpoint())]
     source: Endpoint,
 
-    /// The file to make, one that exists is replaced when all is done;
-    /// - is standard output
-    #[arg(value_parser = args::place(), verbatim_doc_comment)]
+    /// Output file, or - for standard output; an existing file is
+    /// replaced on success
+    #[arg(value_parser = args::endpoint(), verbatim_doc_comment)]
     target: Endpoint,
 }
 
 const AFTER_HELP: &str = "\
-TARGET is written under a temporary name beside it and takes its place when it is
-complete and on stable storage. A conversion that fails leaves no trace. Where an
-image consists of several files, the others get names made from that of TARGET, as
-in disk-flat.vmdk or disk-s001.vmdk, and replace files of these names.
+TARGET is written to a temporary file in the same directory, synced and then renamed.
+A failed conversion leaves nothing behind. Further files of an image are named after
+TARGET, as disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
 
-What comes through a pipe or goes to one is read or written from its beginning to
-its end: a vmdk from standard input (streamOptimized, with -f), and to standard
-output a raw disk, all of its zeros included, or a streamOptimized vmdk. Only the
-exit code tells whether what was written is whole.
+Standard input is read sequentially: it must be a streamOptimized vmdk, with -f vmdk.
+Standard output is written sequentially: it can be a raw disk, zeros included, or a
+streamOptimized vmdk. For standard output, check the exit code: a failed conversion
+leaves a truncated image.
 
 Examples:
   imgconv convert disk.raw disk.qcow2
   imgconv convert -c -o cluster_size=128k,compression_type=zstd disk.raw disk.qcow2
   imgconv convert -l before-upgrade disk.qcow2 old.raw
   imgconv convert --references beside overlay.qcow2 whole.qcow2
-  imgconv convert --references beside disk.vmdk disk.raw      extents beside it
+  imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
@@ -113,7 +111,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         self.check_streams()?;
         let interrupt = match self.target {
-            // There is nothing to clean up, and whoever reads may never take what is left.
+            // Nothing to clean up, and a reader that has stopped reading would block the end.
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
@@ -122,8 +120,8 @@ impl Args {
         self.warn(&source);
         let bar = Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
-            (false, true) => When::AtOnce,
-            (false, false) => When::Later,
+            (false, true) => When::Immediately,
+            (false, false) => When::Delayed,
         });
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         let result = match &self.target {
@@ -132,44 +130,42 @@ impl Args {
         };
         bar.clear();
         match result {
-            Ok(report) => self.tell(&report),
+            Ok(report) => self.print_report(&report),
             Err(error) => Err(interrupt.failure(self.in_stream(error))),
         }
     }
 
-    /// In which style the user wants the result, and so the errors. Standard output has no place for them beside an image.
+    /// Output style of results and errors. With an image on standard output, it is `Human`.
     pub fn style(&self) -> Style {
         if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
     }
 
-    /// Refuses what makes no sense for a stream.
+    /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
         if self.source == Endpoint::Stream {
             if self.source_format.is_none() {
-                return refuse("an image from standard input cannot be looked at beforehand: state its format with -f");
+                return refuse("the format of standard input cannot be detected; set it with -f");
             }
             if self.snapshot.is_some() {
-                return refuse(
-                    "-l needs a file: an image from standard input is read once, from its beginning to its end",
-                );
+                return refuse("-l needs a file as SOURCE: standard input is read sequentially");
             }
             if io::stdin().is_terminal() {
-                return refuse("standard input is a terminal, and no image comes from there");
+                return refuse("standard input is a terminal, expected a file or a pipe");
             }
         }
         if self.target == Endpoint::Stream {
             if self.output.style == Style::Json {
-                return refuse("--output json needs a file as TARGET: the image itself goes to standard output");
+                return refuse("--output json needs a file as TARGET: the image is written to standard output");
             }
             if self.no_clobber {
                 return refuse("--no-clobber needs a file as TARGET");
             }
-            if self.base.is_stated() {
-                return refuse("-B needs a file as TARGET: an overlay cannot be written to standard output");
+            if self.backing.is_given() {
+                return refuse("-B needs a file as TARGET: an overlay cannot be written sequentially");
             }
             if io::stdout().is_terminal() {
-                return refuse("standard output is a terminal: no image is written there");
+                return refuse("standard output is a terminal, expected a file or a pipe");
             }
         }
         Ok(())
@@ -183,7 +179,7 @@ impl Args {
         self.target.name("standard output")
     }
 
-    /// Says that an error that happened in no file happened in the stream that the image comes from.
+    /// Attributes an error without a file to standard input, if that is the source.
     fn in_stream(&self, error: Error) -> Error {
         match self.source {
             Endpoint::Stream => error.in_file(self.source_name()),
@@ -191,37 +187,39 @@ impl Args {
         }
     }
 
-    /// Says of each layer what its owner should know, and what does not keep it from being read.
+    /// Prints the warnings of each layer.
     fn warn(&self, source: &Image) {
-        for (depth, info) in source.layers().enumerate().filter(|_| !self.quiet) {
-            let path = source.file_path(depth, FileId::default()).unwrap_or(self.source_name()).display();
+        for (layer, info) in source.layers().enumerate().filter(|_| !self.quiet) {
+            let path = source.file_path(layer, FileId::default()).unwrap_or(self.source_name()).display();
             if info.corrupt {
-                failure::note(&format!("{path}: the image is marked as corrupt"));
+                output::note(&format!("{path}: the image is marked as corrupt"));
             }
             if info.dirty {
-                failure::note(&format!("{path}: the image was not closed by the program that wrote it"));
+                output::note(&format!("{path}: the image was not closed cleanly"));
             }
             for warning in &info.warnings {
-                failure::note(&format!("{path}: {warning}"));
+                output::note(&format!("{path}: {warning}"));
             }
         }
     }
 
     fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
-        let options = self.follow.options(self.source_format);
+        let options = self.references.options(self.source_format);
         match (&self.source, &self.snapshot) {
             (Endpoint::Stream, _) => {
                 let image = options.open_stream(streams::input(interrupt.flag())?);
                 image.map_err(|error| interrupt.failure(self.in_stream(error)))
             }
             (Endpoint::File(path), None) => Ok(options.open(path)?),
-            (Endpoint::File(path), Some(words)) => Ok(options.snapshot(self.snapshot_id(path, words)?).open(path)?),
+            (Endpoint::File(path), Some(selector)) => {
+                Ok(options.snapshot(self.snapshot_id(path, selector)?).open(path)?)
+            }
         }
     }
 
-    /// What `-l` stands for: an id or a name, either of them stated as such, or both.
-    fn snapshot_id(&self, source: &Path, words: &str) -> Result<String, Failure> {
-        let Some(wanted) = SnapshotId::parse(words)? else { return Ok(words.to_owned()) };
+    /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
+    fn snapshot_id(&self, source: &Path, selector: &str) -> Result<String, Failure> {
+        let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
         let inspection = args::open_options(self.source_format).inspect(source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
@@ -229,42 +227,42 @@ impl Args {
         });
         found
             .map(|snapshot| snapshot.id.to_text().into_owned())
-            .ok_or_else(|| Failure::usage(format!("{}: there is no snapshot with {words}", source.display())))
+            .ok_or_else(|| Failure::usage(format!("{}: no snapshot matches {selector}", source.display())))
     }
 
     fn converter(&self, format: Format, bar: &Bar) -> Result<Converter, Failure> {
-        let shown = bar.clone();
+        let bar = bar.clone();
         let options = args::format_options(&self.options);
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
-            .progress(move |progress| shown.show(progress));
+            .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);
         }
         if let Some(threads) = self.threads {
             converter = converter.threads(threads);
         }
-        if let Some((image, name)) = self.follow.open_base(&self.base, format, &options, self.target_name())? {
+        if let Some((image, name)) = self.backing.open(&self.references, format, &options, self.target_name())? {
             converter = converter.backing(image, name);
         }
         Ok(converter)
     }
 
-    /// Without JSON, success is silent, but for what the user may not expect.
-    fn tell(&self, report: &Report) -> Outcome {
+    /// Prints the report in JSON style. In human style, only padding is mentioned.
+    fn print_report(&self, report: &Report) -> Outcome {
         if report.padding > 0 && !self.quiet {
             let (target, padding) = (self.target_name().display(), report.padding);
-            failure::note(&format!("{target}: the disk was rounded up by {padding} bytes of zeros"));
+            output::note(&format!("{target}: the disk was padded with {padding} zero bytes"));
         }
         if self.style() == Style::Json {
             output::print_json(&json!({
                 "source": self.source.name("-").to_string_lossy(),
-                "source-format": report.source_format,
+                "source-format": report.source_format.map_or("", |format| format.name()),
                 "target": self.target_name().to_string_lossy(),
-                "target-format": report.format,
+                "target-format": report.format.name(),
                 "virtual-size": report.virtual_size,
                 "padding": report.padding,
                 "data-bytes": report.data_bytes,
@@ -277,26 +275,27 @@ impl Args {
     }
 }
 
-/// A snapshot by what is stated of it.
+/// Selects a snapshot by ID, by name or by both.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct SnapshotId<'a> {
+struct SnapshotSelector<'a> {
     id: Option<&'a str>,
     name: Option<&'a str>,
 }
 
-impl<'a> SnapshotId<'a> {
-    /// Reads `snapshot.id=ID`, `snapshot.name=NAME`, or both with a comma; `None` for anything that does not begin like that.
-    fn parse(words: &'a str) -> Result<Option<Self>, Failure> {
-        if !words.starts_with("snapshot.") {
+impl<'a> SnapshotSelector<'a> {
+    /// Parses `snapshot.id=ID`, `snapshot.name=NAME`, or both with a comma. Returns `None` for text without this prefix.
+    fn parse(text: &'a str) -> Result<Option<Self>, Failure> {
+        if !text.starts_with("snapshot.") {
             return Ok(None);
         }
-        let mut wanted = SnapshotId::default();
-        for word in words.split(',') {
-            match word.split_once('=') {
+        let mut wanted = SnapshotSelector::default();
+        for part in text.split(',') {
+            match part.split_once('=') {
                 Some(("snapshot.id", id)) => wanted.id = Some(id),
                 Some(("snapshot.name", name)) => wanted.name = Some(name),
                 _ => {
-                    let problem = format!("-l {words}: {word:?} is neither snapshot.id=ID nor snapshot.name=NAME");
+                    let problem =
+                        format!("-l: invalid selector {part:?}: expected snapshot.id=ID or snapshot.name=NAME");
                     return Err(Failure::usage(problem));
                 }
             }
@@ -305,12 +304,12 @@ impl<'a> SnapshotId<'a> {
     }
 }
 
-/// For clap: the argument of `-S`.
+/// Parses the argument of `-S`, for clap.
 fn sparse_size(text: &str) -> Result<u64, String> {
     const MAX: u64 = 16 << 20;
     match parse_size(text) {
         Ok(size) if size <= MAX && size % 512 == 0 => Ok(size),
-        Ok(_) => Err("it must be a multiple of 512, and at most 16M".to_owned()),
+        Ok(_) => Err("must be a multiple of 512 and at most 16M".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -320,15 +319,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_are_named_in_four_ways() {
-        let parse = |words| SnapshotId::parse(words).unwrap();
+    fn snapshot_selectors() {
+        let parse = |text| SnapshotSelector::parse(text).unwrap();
         assert_eq!(parse("before"), None);
         assert_eq!(parse("a=b,c"), None);
-        assert_eq!(parse("snapshot.id=1"), Some(SnapshotId { id: Some("1"), name: None }));
-        assert_eq!(parse("snapshot.name=a=b"), Some(SnapshotId { id: None, name: Some("a=b") }));
-        assert_eq!(parse("snapshot.id=1,snapshot.name=x"), Some(SnapshotId { id: Some("1"), name: Some("x") }));
-        assert!(SnapshotId::parse("snapshot.foo=1").is_err());
-        assert!(SnapshotId::parse("snapshot.id").is_err());
+        assert_eq!(parse("snapshot.id=1"), Some(SnapshotSelector { id: Some("1"), name: None }));
+        assert_eq!(parse("snapshot.name=a=b"), Some(SnapshotSelector { id: None, name: Some("a=b") }));
+        assert_eq!(parse("snapshot.id=1,snapshot.name=x"), Some(SnapshotSelector { id: Some("1"), name: Some("x") }));
+        assert!(SnapshotSelector::parse("snapshot.foo=1").is_err());
+        assert!(SnapshotSelector::parse("snapshot.id").is_err());
     }
 
     #[test]

@@ -6,34 +6,34 @@ use std::process::ExitCode;
 use diskimage::{Converter, Format, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Base, Outcome, Output, ReferenceArgs};
-use crate::failure::Failure;
+use crate::args::{self, BackingArgs, Output, ReferenceArgs};
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, human_size, printable};
 use crate::signals::Interrupt;
 
-/// Make an empty image, or an overlay of another one
+/// Create an empty image or an overlay
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE; without it, told by the extension
+    /// Format of FILE [default: from its extension]
     #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
     format: Option<Format>,
 
-    /// Options of the format; imgconv formats lists them
+    /// Options of the format; see imgconv formats
     #[arg(short = 'o', long, value_name = "K=V,...")]
     options: Vec<String>,
 
     #[command(flatten)]
-    base: Base,
+    backing: BackingArgs,
 
-    /// Say nothing but errors
+    /// Print errors only
     #[arg(short = 'q', long)]
     quiet: bool,
 
     #[command(flatten)]
-    follow: ReferenceArgs,
+    references: ReferenceArgs,
 
-    /// Return before FILE is on stable storage
+    /// Do not sync FILE; a power failure may then damage it
     #[arg(long)]
     no_sync: bool,
 
@@ -44,12 +44,12 @@ pub struct Args {
     #[command(flatten)]
     pub output: Output,
 
-    /// The file to make; one that exists is replaced
+    /// Output file; an existing one is replaced on success
     #[arg(value_parser = args::file())]
     file: PathBuf,
 
-    /// Size of the disk: bytes, or a number with k, M, G, T, P or E;
-    /// without it, that of the backing file
+    /// Disk size in bytes, or with a suffix K, M, G, T, P or E
+    /// [default: that of the backing file]
     #[arg(value_parser = parse_size, verbatim_doc_comment)]
     size: Option<u64>,
 }
@@ -65,26 +65,26 @@ impl Args {
         let interrupt = Interrupt::register()?;
         let format = args::target_format(self.format, "-f", &self.file)?;
         let options = args::format_options(&self.options);
-        let base = self.follow.open_base(&self.base, format, &options, &self.file)?;
-        let base_size = base.as_ref().map(|(image, _)| image.virtual_size());
-        let Some(size) = self.size.or(base_size) else {
-            return Err(Failure::usage("a SIZE is needed, or a backing file to take it from (see --help)"));
+        let backing = self.backing.open(&self.references, format, &options, &self.file)?;
+        let backing_size = backing.as_ref().map(|(image, _)| image.virtual_size());
+        let Some(size) = self.size.or(backing_size) else {
+            return Err(Failure::usage("the disk size is missing; give SIZE, or a backing file with -B"));
         };
         let mut converter = Converter::new(format)
             .options(options)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .cancel(interrupt.flag());
-        if let Some((image, name)) = base {
+        if let Some((image, name)) = backing {
             converter = converter.backing(image, name);
         }
         match converter.create(size, &self.file) {
-            Ok(report) => self.tell(format, report.virtual_size),
+            Ok(report) => self.print(format, report.virtual_size),
             Err(error) => Err(interrupt.failure(error)),
         }
     }
 
-    fn tell(&self, format: Format, size: u64) -> Outcome {
+    fn print(&self, format: Format, size: u64) -> Outcome {
         let format = format.name();
         match self.output.style {
             Style::Json => output::print_json(&json!({

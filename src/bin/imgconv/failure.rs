@@ -1,6 +1,5 @@
-//! Failures, and how they are told: a line on standard error, and an object on standard output for those who read JSON.
+//! Failures and their report: a line on standard error and, in JSON style, an object on standard output.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use diskimage::{Error, Fault, Problem, ReferenceProblem};
@@ -8,17 +7,20 @@ use serde_json::{Map, Value, json};
 
 use crate::output::{self, Style};
 
-/// Why a subcommand did not do its work.
+/// Result of a subcommand.
+pub type Outcome = Result<ExitCode, Failure>;
+
+/// Failure of a subcommand: message, details and exit code.
 #[derive(Debug)]
 pub struct Failure {
     exit: u8,
     message: String,
-    /// The members of the JSON object, "kind" and "message" first.
+    /// Members of the JSON object, "kind" and "message" first.
     details: Map<String, Value>,
 }
 
 impl Failure {
-    /// A failure of the named kind, with exit code 1.
+    /// Creates a failure with exit code 1. `kind` is a stable word for programs.
     pub fn new(kind: &str, message: impl Into<String>) -> Self {
         let message = message.into();
         let mut failure = Failure { exit: 1, details: Map::new(), message: message.clone() };
@@ -27,17 +29,17 @@ impl Failure {
         failure
     }
 
-    /// The user asked for something that makes no sense.
+    /// Creates a failure of kind "usage".
     pub fn usage(message: impl Into<String>) -> Self {
         Failure::new("usage", message)
     }
 
-    /// The same failure with another exit code.
+    /// Sets the exit code.
     pub fn exit(self, exit: u8) -> Self {
         Failure { exit, ..self }
     }
 
-    /// The same failure with one more detail for programs.
+    /// Adds a detail to the JSON object.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.detail(key, value);
         self
@@ -48,13 +50,13 @@ impl Failure {
         self.exit
     }
 
-    /// Tells the user, and returns the exit code.
+    /// Prints the failure and returns the exit code.
     pub fn report(&self, style: Style) -> ExitCode {
         if style == Style::Json {
-            // The line on standard error says what went wrong even if standard output is gone.
+            // If standard output is closed, the line on standard error is still printed.
             let _ = output::print_json(&json!({ "error": self.details }));
         }
-        note(&self.message);
+        output::note(&self.message);
         ExitCode::from(self.exit)
     }
 
@@ -62,7 +64,7 @@ impl Failure {
         self.details.insert(key.to_owned(), value.into());
     }
 
-    /// Adds what `error` knows beyond its message, from the outside inwards.
+    /// Adds the fields of `error` and its causes, outermost first.
     fn describe(&mut self, error: &Error) {
         match error {
             Error::File { path, cause } => {
@@ -81,16 +83,16 @@ impl Failure {
                 }
                 self.detail("cause", cause.to_string());
             }
-            Error::Corrupt(Fault { format, field, at, problem }) => {
+            Error::Corrupt(Fault { format, field, at, problem, .. }) => {
                 let (value, rule) = value_and_rule(problem);
-                self.place(format, field, Some(*at));
+                self.location(format, field, Some(*at));
                 if let Some(value) = value {
                     self.detail("value", value);
                 }
                 self.detail("rule", rule);
             }
             Error::Limit { format, field, at, value, limit } => {
-                self.place(format, field, *at);
+                self.location(format, field, *at);
                 self.detail("value", *value);
                 self.detail("rule", format!("must be at most {limit}"));
                 self.detail("limit", *limit);
@@ -103,12 +105,12 @@ impl Failure {
                 }
             }
             Error::Reference { format, role, name, problem } => {
-                self.place(format, role, None);
+                self.location(format, role, None);
                 self.detail("value", name.to_text());
                 self.detail("rule", problem.to_string());
             }
             Error::Option { format, name, problem } => {
-                self.place(format, name, None);
+                self.location(format, name, None);
                 self.detail("rule", problem.as_str());
             }
             Error::UnknownFormat(name) => self.detail("value", name.as_str()),
@@ -122,7 +124,7 @@ impl Failure {
         }
     }
 
-    fn place(&mut self, format: &str, field: &str, offset: Option<u64>) {
+    fn location(&mut self, format: &str, field: &str, offset: Option<u64>) {
         self.detail("format", format);
         self.detail("field", field);
         if let Some(offset) = offset {
@@ -134,55 +136,48 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let hint = hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();
-        let mut failure = Failure::new(error.kind(), format!("{error}{hint}"));
+        let mut failure = Failure::new(error.kind().as_str(), format!("{error}{hint}"));
         failure.describe(&error);
         failure
     }
 }
 
-/// The option that helps.
+/// The option that resolves the error.
 fn hint(error: &Error) -> Option<&'static str> {
     match error.root() {
         Error::Reference { problem: ReferenceProblem::NotAllowed, .. } => {
-            Some("--references beside allows those beside the image, --references any all")
+            Some("allow files beside the image with --references beside, any file with --references any")
         }
-        Error::Reference { problem: ReferenceProblem::NotBeside, .. } => Some("--references any allows all"),
-        Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => {
-            Some("state it with --backing-format")
-        }
+        Error::Reference { problem: ReferenceProblem::NotBeside, .. } => Some("allow any file with --references any"),
+        Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => Some("set it with --backing-format"),
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
-            Some("--allow-changed-backing opens it all the same")
+            Some("open it anyway with --allow-changed-backing")
         }
-        Error::Ambiguous(_) | Error::Unreadable(_) => Some("state the format with -f"),
+        Error::Ambiguous(_) | Error::Unreadable(_) => Some("set the format with -f"),
         _ => None,
     }
 }
 
-/// The offending value, and the rule that it breaks.
+/// The invalid value and the rule it breaks.
 fn value_and_rule(problem: &Problem) -> (Option<u64>, String) {
     match problem {
-        Problem::Range { value, min, max } => (Some(*value), format!("must lie in {min}..={max}")),
+        Problem::Range { value, min, max } => (Some(*value), format!("must be in {min}..={max}")),
         Problem::OutOfBounds { offset, len, file_len } => {
-            (Some(*offset), format!("{len} bytes must lie within the file, which has {file_len}"))
+            (Some(*offset), format!("{len} bytes must lie within the file of {file_len} bytes"))
         }
         Problem::Misaligned { value, alignment } => (Some(*value), format!("must be a multiple of {alignment}")),
-        Problem::Reserved { value, bits } => (Some(*value), format!("the bits {bits:#x} are reserved")),
+        Problem::Reserved { value, bits } => (Some(*value), format!("the reserved bits {bits:#x} must be clear")),
         Problem::Overlap { offset, with } => (Some(*offset), format!("must not overlap {with}")),
         Problem::Rule { value, rule } => (Some(*value), (*rule).to_owned()),
-        Problem::Decode { offset, source } => (Some(*offset), format!("the payload there must decode: {source}")),
+        Problem::Conflict { value, finding } => (Some(*value), (*finding).to_owned()),
+        Problem::Decode { offset, source } => (Some(*offset), format!("the payload must decode: {source}")),
         other => (None, other.to_string()),
     }
 }
 
-/// Says something on standard error, on one line.
-pub fn note(message: &str) {
-    let line = format!("imgconv: {}\n", output::printable(message));
-    // There is nowhere left to say that standard error is gone.
-    let _ = io::stderr().write_all(line.as_bytes());
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::path::Path;
 
     use super::*;
@@ -192,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_told_with_all_its_parts() {
+    fn a_fault_is_reported_with_all_fields() {
         let error = Error::corrupt("qcow2", "cluster_bits", 0x14, Problem::Range { value: 40, min: 9, max: 21 })
             .in_file(Path::new("a.qcow2"))
             .in_guest(512..1024);
@@ -201,13 +196,13 @@ mod tests {
             details(error),
             json!({
                 "kind": "invalid-field", "message": message, "guest-start": 512, "guest-end": 1024, "path": "a.qcow2",
-                "format": "qcow2", "field": "cluster_bits", "offset": 20, "value": 40, "rule": "must lie in 9..=21",
+                "format": "qcow2", "field": "cluster_bits", "offset": 20, "value": 40, "rule": "must be in 9..=21",
             })
         );
     }
 
     #[test]
-    fn an_io_error_is_told_with_its_action_and_offset() {
+    fn an_io_error_is_reported_with_action_and_offset() {
         let error = Error::io("reading 512 bytes", 4096)(io::ErrorKind::UnexpectedEof.into());
         assert_eq!(
             details(error),
@@ -219,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_with_its_value() {
+    fn a_limit_is_reported_with_its_value() {
         let error = Error::Limit { format: "qcow2", field: "l1_size".into(), at: Some(36), value: 9, limit: 8 };
         let details = details(error);
         assert_eq!((&details["value"], &details["limit"], &details["offset"]), (&json!(9), &json!(8), &json!(36)));
@@ -234,6 +229,7 @@ mod tests {
             Problem::Reserved { value: 1, bits: 1 },
             Problem::Overlap { offset: 1, with: "the header" },
             Problem::Rule { value: 1, rule: "must be 0" },
+            Problem::Conflict { value: 1, finding: "another entry has the same offset" },
         ] {
             let (value, rule) = value_and_rule(&problem);
             assert_eq!(value, Some(1), "{problem}");

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use diskimage::{Format, OptionSpec};
 use serde_json::{Value, json};
 
-use crate::args::{Outcome, Output};
+use crate::args::Output;
+use crate::failure::Outcome;
 use crate::output::{self, Style};
 
-/// List the formats, their names, and their options for -o
+/// List the supported formats and their options
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -26,7 +27,7 @@ impl Args {
     }
 }
 
-/// Every format of the library is read and written, else it would not be listed there.
+/// Describes a format. The library reads and writes every format it lists.
 fn json(format: Format) -> Value {
     let option = |option: &OptionSpec| json!({ "name": option.name, "values": option.values, "help": option.help });
     json!({
@@ -44,16 +45,16 @@ fn json(format: Format) -> Value {
 fn human(format: Format) -> String {
     let check = if format.can_check() { ", checked" } else { "" };
     let mut text = format!("{}: {} (read, written{check})\n", format.name(), format.description());
-    let mut say = |line: String| {
-        // Writing to a string does not fail.
+    let mut add = |line: String| {
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}");
     };
     if !format.aliases().is_empty() {
-        say(format!("  other names: {}", format.aliases().join(", ")));
+        add(format!("  other names: {}", format.aliases().join(", ")));
     }
-    say(format!("  extensions: {}", format.extensions().join(", ")));
+    add(format!("  extensions: {}", format.extensions().join(", ")));
     for OptionSpec { name, values, help } in format.options() {
-        say(format!("  -o {name}={values}\n      {help}"));
+        add(format!("  -o {name}={values}\n      {help}"));
     }
     text
 }

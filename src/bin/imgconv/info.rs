@@ -7,15 +7,16 @@ use std::process::ExitCode;
 use diskimage::{FileReference, Inspection, Name};
 use serde_json::{Map, Value, json};
 
-use crate::args::{Input, Outcome};
+use crate::args::Input;
+use crate::failure::Outcome;
 use crate::output::{self, Style, human_properties, human_size, to_json_object};
 use crate::snapshot;
 
-/// Show what an image says of itself; only FILE is opened
+/// Show format, size and metadata of an image
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Show the backing files too, as --references allows; FILE first
+    /// Also show the backing files that --references allows
     #[arg(long)]
     backing_chain: bool,
 
@@ -24,7 +25,8 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-The keys of --output json are those of qemu-img info, but for warnings.
+Only FILE is opened, unless --backing-chain is given. The keys of --output json are
+those of qemu-img info, plus warnings.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -46,12 +48,12 @@ impl Args {
     }
 }
 
-/// The path that the image was opened by.
+/// The path the image was opened with.
 fn path(image: &Inspection) -> &Path {
     image.path.as_deref().unwrap_or(Path::new(""))
 }
 
-/// The image in qemu-img's keys.
+/// Describes the image with the keys of qemu-img.
 fn json(image: &Inspection) -> Value {
     let info = &image.info;
     let mut object = Map::new();
@@ -89,7 +91,7 @@ fn json(image: &Inspection) -> Value {
     Value::Object(object)
 }
 
-/// The file that the image is in, which qemu-img takes for an image of its own.
+/// Describes the image file, which qemu-img lists as a child node.
 fn json_file(image: &Inspection) -> Value {
     json!({
         "virtual-size": image.file_len,
@@ -102,33 +104,33 @@ fn json_file(image: &Inspection) -> Value {
     })
 }
 
-/// The image in qemu-img's words.
+/// Describes the image as qemu-img does.
 fn human(image: &Inspection) -> String {
     let info = &image.info;
     let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
     let mut text = String::new();
-    let mut say = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
-    say("image", &Name::from(path(image)));
-    say("file format", &image.format);
-    say("virtual size", &size(info.virtual_size));
-    say("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
+    let mut add = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
+    add("image", &Name::from(path(image)));
+    add("file format", &image.format);
+    add("virtual size", &size(info.virtual_size));
+    add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
     if let Some(method) = info.encryption {
-        say("encrypted", &format!("yes ({method})"));
+        add("encrypted", &format!("yes ({method})"));
     }
     if let Some(size) = info.block_size {
-        say("cluster_size", &size);
+        add("cluster_size", &size);
     }
     if info.dirty {
-        say("cleanly shut down", &"no");
+        add("cleanly shut down", &"no");
     }
     if let Some(backing) = &info.backing {
         let full = full_name(path(image), backing);
         match full == backing.name {
-            true => say("backing file", &full),
-            false => say("backing file", &format!("{} (actual path: {full})", backing.name)),
+            true => add("backing file", &full),
+            false => add("backing file", &format!("{} (actual path: {full})", backing.name)),
         }
         if let Some(format) = &backing.format {
-            say("backing file format", format);
+            add("backing file format", format);
         }
     }
     if !info.snapshots.is_empty() {
@@ -144,7 +146,8 @@ fn human(image: &Inspection) -> String {
     text
 }
 
-/// Where the name of a backing file leads. Addresses and descriptions (`nbd:`, `json:`) stay as they are.
+/// Resolves the name of a backing file. URLs and pseudo-protocols (`nbd:`, `json:`) are returned as they are.
 fn full_name(path: &Path, backing: &FileReference) -> Name {
-    if backing.is_file_name() { Name::from(&*backing.path_from(path)) } else { backing.name.clone() }
+    let path = backing.path_from(path).filter(|_| backing.is_file_name());
+    path.map_or_else(|| backing.name.clone(), |path| Name::from(&*path))
 }

@@ -1,12 +1,13 @@
-//! `imgconv`, the program: converts virtual disk images and looks into them.
+//! The program `imgconv`: converts, creates and inspects virtual disk images.
 //!
-//! Each subcommand is a file with its arguments, its help and its work. Results go to standard output, everything else to
-//! standard error. Exit codes are qemu-img's where it has one for the case.
+//! Each subcommand is one file: arguments, help and implementation. [`cli`] is above them, [`args`], [`failure`] and [`output`]
+//! below. Results go to standard output, messages to standard error. Exit codes are those of qemu-img where it defines one.
 
 #![forbid(unsafe_code)]
 
 mod args;
 mod check;
+mod cli;
 mod compare;
 mod convert;
 mod create;
@@ -22,11 +23,10 @@ mod streams;
 
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 fn main() -> ExitCode {
+    #[cfg(unix)]
     allow_many_files();
-    let command = match args::parse() {
+    let command = match cli::parse() {
         Ok(command) => command,
         Err(exit) => return exit,
     };
@@ -36,10 +36,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// A disk of 2 TiB in extents of 2 GiB has a thousand files, which is where the system usually sets the limit; but every
-/// process may raise it. Where that fails, opening the file that is too many will say so.
+/// Raises the limit of open files to the hard limit. A disk of 2 TiB in extents of 2 GiB has a thousand files, a common soft
+/// limit. A failure is ignored here: opening one file too many reports it.
+#[cfg(unix)]
 fn allow_many_files() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -1,22 +1,20 @@
-//! Standard output: text for people, JSON for programs.
+//! Standard output and standard error: text for people, JSON for programs.
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, StdoutLock, Write};
 
 use clap::ValueEnum;
-use diskimage::Error;
+use diskimage::{Error, Result};
 use serde_json::{Map, Value};
 
-use crate::failure::Failure;
-
-/// For whom the results are.
+/// Style of results and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Style {
     Human,
     Json,
 }
 
-/// Standard output. That its reader has gone away is no failure: who runs `imgconv map | head` has all they want.
+/// Buffered standard output. A closed pipe is not an error: the reader of `imgconv map | head` has seen enough.
 pub struct Stdout(BufWriter<StdoutLock<'static>>);
 
 impl Stdout {
@@ -24,39 +22,46 @@ impl Stdout {
         Stdout(BufWriter::new(io::stdout().lock()))
     }
 
-    pub fn write(&mut self, text: &str) -> Result<(), Failure> {
-        forgiving(self.0.write_all(text.as_bytes()))
+    pub fn write(&mut self, text: &str) -> Result<()> {
+        ignore_broken_pipe(self.0.write_all(text.as_bytes()))
     }
 
-    /// Must be called last: what a drop cannot write is lost without a word.
-    pub fn finish(mut self) -> Result<(), Failure> {
-        forgiving(self.0.flush())
+    /// Flushes the buffer. Dropping it instead would lose write errors.
+    pub fn finish(mut self) -> Result<()> {
+        ignore_broken_pipe(self.0.flush())
     }
 }
 
-fn forgiving(result: io::Result<()>) -> Result<(), Failure> {
+fn ignore_broken_pipe(result: io::Result<()>) -> Result<()> {
     match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::io("writing to standard output", None)(error).into())
+            Err(Error::io("writing to standard output", None)(error))
         }
         _ => Ok(()),
     }
 }
 
-/// Prints a whole result.
-pub fn print(text: &str) -> Result<(), Failure> {
+/// Prints a result.
+pub fn print(text: &str) -> Result<()> {
     let mut stdout = Stdout::new();
     stdout.write(text)?;
     stdout.finish()
 }
 
-/// Prints a whole result as JSON.
-pub fn print_json(value: &Value) -> Result<(), Failure> {
+/// Prints a result as JSON.
+pub fn print_json(value: &Value) -> Result<()> {
     print(&escape_controls(&format!("{value:#}\n")))
 }
 
-/// Escapes what serde_json leaves as it is but a terminal may obey: C1 controls, direction marks. Outside of strings JSON has
-/// none of these, so that the text as a whole can be treated.
+/// Prints a message to standard error, on one line.
+pub fn note(message: &str) {
+    let line = format!("imgconv: {}\n", printable(message));
+    // A closed standard error cannot be reported anywhere.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Escapes the terminal controls that serde_json leaves as they are: C1 controls, direction marks. JSON has none of these
+/// outside of strings, so the whole text can be escaped.
 fn escape_controls(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for c in json.chars() {
@@ -64,7 +69,7 @@ fn escape_controls(json: &str) -> String {
             safe.push(c);
         } else {
             for unit in c.encode_utf16(&mut [0; 2]) {
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = write!(safe, "\\u{unit:04x}");
             }
         }
@@ -72,7 +77,7 @@ fn escape_controls(json: &str) -> String {
     safe
 }
 
-/// `text` for one line of a terminal: what is not printable is escaped.
+/// Returns `text` with everything unprintable escaped, for one line of a terminal.
 pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
@@ -89,7 +94,7 @@ fn is_printable(c: char) -> bool {
     matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1
 }
 
-/// A size as qemu-img shows it: three digits of the unit in which it is below 1000.
+/// Formats a size as qemu-img does: three digits, in the unit in which it is below 1000.
 pub fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let (mut value, mut unit) = (bytes as f64, 0);
@@ -110,7 +115,7 @@ pub fn human_size(bytes: u64) -> String {
     format!("{number} {}", UNITS[unit])
 }
 
-/// A property of an image as JSON.
+/// Converts a property of an image to JSON.
 pub fn to_json(value: &diskimage::Value) -> Value {
     match value {
         diskimage::Value::Bool(value) => Value::from(*value),
@@ -122,12 +127,12 @@ pub fn to_json(value: &diskimage::Value) -> Value {
     }
 }
 
-/// Properties of an image as a JSON object.
+/// Converts properties of an image to a JSON object.
 pub fn to_json_object(entries: &[(&'static str, diskimage::Value)]) -> Map<String, Value> {
     entries.iter().map(|(key, value)| ((*key).to_owned(), to_json(value))).collect()
 }
 
-/// Properties of an image as indented lines, with the words that qemu-img uses.
+/// Formats properties of an image as indented lines, as qemu-img does.
 pub fn human_properties(entries: &[(&'static str, diskimage::Value)], depth: usize) -> String {
     entries.iter().map(|(key, value)| human_property(&key.replace('-', " "), value, depth)).collect()
 }
@@ -155,9 +160,9 @@ mod tests {
 
     use super::*;
 
-    /// The expected texts are those of qemu-img 10.
+    /// Expected values: qemu-img 10.
     #[test]
-    fn sizes_look_as_in_qemu_img() {
+    fn sizes_match_qemu_img() {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),
@@ -175,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn json_never_holds_what_a_terminal_obeys() {
+    fn json_has_no_terminal_controls() {
         let hostile = "é\u{9b}31m\u{202e}\u{7f}\u{e0001}\"\\";
         let json = serde_json::to_string(hostile).unwrap();
         let safe = escape_controls(&json);
@@ -184,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_line() {
+    fn printable_text_is_one_line() {
         assert_eq!(printable("a\n\u{1b}[1m 'b' \\n"), "a\\n\\u{1b}[1m 'b' \\n");
     }
 

@@ -1,4 +1,4 @@
-//! The progress bar: on a terminal, for work that takes a while.
+//! The progress bar, for long work on a terminal.
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use diskimage::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Work that ends sooner shows no bar of its own accord.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Delay of the bar with [`When::Delayed`].
+const DELAY: Duration = Duration::from_secs(1);
 
-/// When to show a bar. It never appears where standard error is not a terminal.
+/// When to show a bar. Without a terminal on standard error, it never appears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     Never,
-    Later,
-    AtOnce,
+    Delayed,
+    Immediately,
 }
 
-/// A bar that stays hidden until it is due.
+/// A progress bar that is hidden until it is due.
 #[derive(Clone)]
 pub struct Bar(Option<Arc<Shown>>);
 
@@ -29,25 +29,25 @@ struct Shown {
 
 impl Bar {
     pub fn new(when: When) -> Self {
-        let patience = match when {
+        let delay = match when {
             When::Never => return Bar(None),
-            When::Later => PATIENCE,
-            When::AtOnce => Duration::ZERO,
+            When::Delayed => DELAY,
+            When::Immediately => Duration::ZERO,
         };
         if !io::stderr().is_terminal() {
             return Bar(None);
         }
-        Bar(Some(Arc::new(Shown::due(Instant::now() + patience))))
+        Bar(Some(Arc::new(Shown::due(Instant::now() + delay))))
     }
 
-    /// Shows how far the work has come.
-    pub fn show(&self, progress: Progress) {
+    /// Updates the bar.
+    pub fn update(&self, progress: Progress) {
         if let Some(shown) = &self.0 {
             shown.update(progress);
         }
     }
 
-    /// Takes the bar off the screen, so that what is said next has the line for itself.
+    /// Removes the bar from the terminal, before other output.
     pub fn clear(&self) {
         if let Some(shown) = &self.0 {
             shown.bar.finish_and_clear();
@@ -65,7 +65,7 @@ impl Shown {
         Shown { bar, due }
     }
 
-    fn update(&self, Progress { done, total }: Progress) {
+    fn update(&self, Progress { done, total, .. }: Progress) {
         self.bar.set_length(total);
         self.bar.set_position(done);
         if self.bar.is_hidden() && Instant::now() >= self.due {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_bar_where_none_is_wanted() {
+    fn never_means_no_bar() {
         assert!(Bar::new(When::Never).0.is_none());
     }
 }

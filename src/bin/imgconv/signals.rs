@@ -1,15 +1,27 @@
 //! Signals that end the program: the work is cancelled, cleans up, and the exit code tells the signal.
 
-use std::fs;
+#[cfg(any(unix, windows))]
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use diskimage::Error;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::flag;
+#[cfg(unix)]
+use signal_hook::consts::{SIGHUP, SIGXFSZ};
+#[cfg(any(unix, windows))]
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 
 use crate::failure::Failure;
+
+/// The signals that end the program.
+#[cfg(unix)]
+const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+/// Ctrl-C is SIGINT here.
+#[cfg(windows)]
+const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
 
 /// Whether a signal asked the program to end, and which.
 #[derive(Debug)]
@@ -30,20 +42,29 @@ impl Interrupt {
         Self::catch_all(&Arc::new(AtomicBool::new(true)))
     }
 
+    /// WASI has no signals.
+    #[cfg(not(any(unix, windows)))]
+    fn catch_all(_at_once: &Arc<AtomicBool>) -> Result<Self, Failure> {
+        Ok(Interrupt { cancelled: Arc::default(), signal: Arc::default() })
+    }
+
     /// Catches the signals; one that finds `at_once` set ends the program.
+    #[cfg(any(unix, windows))]
     fn catch_all(at_once: &Arc<AtomicBool>) -> Result<Self, Failure> {
         let interrupt = Interrupt { cancelled: Arc::default(), signal: Arc::default() };
         let ignored = ignored_signals();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        for signal in SIGNALS {
             if ignored & signal_bit(signal) == 0 {
                 interrupt.catch(signal, at_once).map_err(Error::io("catching signals", None))?;
             }
         }
         // Without a handler, writing beyond the limit of `ulimit -f` kills; with one, the write fails and is reported.
+        #[cfg(unix)]
         flag::register(SIGXFSZ, Arc::default()).map_err(Error::io("catching signals", None))?;
         Ok(interrupt)
     }
 
+    #[cfg(any(unix, windows))]
     fn catch(&self, signal: i32, at_once: &Arc<AtomicBool>) -> io::Result<()> {
         // In the order of registration: the flag is still down when the first signal looks at it.
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(at_once))?;
@@ -63,7 +84,7 @@ impl Interrupt {
         let signal = self.signal.load(Ordering::Relaxed);
         match (error.root(), u8::try_from(128 + signal)) {
             (cause, Ok(code)) if signal > 0 && is_cancelled(cause) => {
-                Failure::new(Error::Cancelled.kind(), format!("cancelled by signal {signal}")).exit(code)
+                Failure::new(Error::Cancelled.kind().as_str(), format!("cancelled by signal {signal}")).exit(code)
             }
             _ => error.into(),
         }
@@ -84,24 +105,29 @@ fn is_cancelled(error: &Error) -> bool {
 }
 
 /// The signals that the program was started to ignore, as a mask; none where the system does not tell.
+#[cfg(any(unix, windows))]
 fn ignored_signals() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
+#[cfg(any(unix, windows))]
 fn signal_bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
 #[cfg(test)]
 mod tests {
-    use signal_hook::consts::SIGPIPE;
+    use std::io;
 
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn ignored_signals_are_known() {
+        use signal_hook::consts::SIGPIPE;
+
         // The Rust runtime ignores SIGPIPE.
         assert_ne!(ignored_signals() & signal_bit(SIGPIPE), 0);
         assert_eq!(ignored_signals() & signal_bit(SIGTERM), 0);

@@ -6,24 +6,25 @@ use std::process::ExitCode;
 use diskimage::{Format, Snapshot};
 use serde_json::{Map, Value};
 
-use crate::args::{self, Outcome, Output};
+use crate::args::{self, Output};
+use crate::failure::Outcome;
 use crate::output::{self, Style, human_size};
 
-/// List the internal snapshots of an image; convert -l reads one
+/// List the internal snapshots of an image; convert -l extracts one
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// List the snapshots; this is all that the command does
+    /// List snapshots; required, there is no other operation
     #[arg(short = 'l', long, required = true)]
     list: bool,
 
-    /// Format of FILE; without it, found by the content
+    /// Format of FILE [default: detected]
     #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
     format: Option<Format>,
 
     #[command(flatten)]
     pub output: Output,
 
-    /// The image
+    /// Image file
     #[arg(value_parser = args::file())]
     file: PathBuf,
 }
@@ -40,7 +41,7 @@ impl Args {
     }
 }
 
-/// A snapshot in the keys of qemu-img info.
+/// Describes a snapshot with the keys of qemu-img info.
 pub fn json(snapshot: &Snapshot) -> Value {
     let (seconds, nanoseconds) = snapshot.date;
     let mut object = Map::new();
@@ -60,7 +61,7 @@ pub fn json(snapshot: &Snapshot) -> Value {
     Value::Object(object)
 }
 
-/// The table of qemu-img, but with the dates in UTC.
+/// Formats the table of qemu-img, with dates in UTC.
 pub fn human(snapshots: &[Snapshot]) -> String {
     let head = row("ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT");
     let rows = snapshots.iter().map(|snapshot| {
@@ -82,13 +83,13 @@ fn row(id: &str, tag: &str, size: &str, date: &str, clock: &str, icount: &str) -
 
 const NANOS: u64 = 1_000_000_000;
 
-/// How long the guest had run: hours, minutes, seconds, thousandths.
+/// Formats the VM clock: hours, minutes, seconds, milliseconds.
 fn clock(nanoseconds: u64) -> String {
     let (seconds, millis) = (nanoseconds / NANOS, nanoseconds % NANOS / 1_000_000);
     format!("{:04}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
-/// A time in seconds since 1970 as date and time of day, in UTC.
+/// Formats seconds since 1970 as date and time, in UTC.
 fn date(seconds: u32) -> String {
     let (mut day, second) = (seconds / 86400, seconds % 86400);
     let mut year = 1970;
@@ -120,7 +121,7 @@ mod tests {
 
     use super::*;
 
-    /// As `date -u` shows them.
+    /// Expected values: `date -u`.
     #[test]
     fn dates() {
         for (seconds, text) in [
@@ -135,9 +136,9 @@ mod tests {
         }
     }
 
-    /// The rows are those of qemu-img 10 for the same snapshots.
+    /// Expected rows: qemu-img 10 for the same snapshots.
     #[test]
-    fn the_table_is_that_of_qemu_img() {
+    fn the_table_matches_qemu_img() {
         let mut one = Snapshot::new(Name::from("1"), Name::from("snap one"), 0);
         (one.vm_state_size, one.date) = (123_456_789, (1_700_000_000, 0));
         one.vm_clock_nsec = (99999 * 3600 + 62 * 60 + 7) * NANOS + 123_456_789;
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_is_told_in_two_keys() {
+    fn the_clock_has_two_keys() {
         let mut snapshot = Snapshot::new(Name::from("1"), Name::from("x"), 0);
         snapshot.vm_clock_nsec = 5 * NANOS + 7;
         let json = json(&snapshot);

@@ -2,37 +2,38 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskimage::Error;
 use diskimage::io::PipeTarget;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failure::Failure;
 use crate::signals::Cancelled;
 
 /// What a pipe holds, and so what one read can give.
 const BUFFER: usize = 64 << 10;
-/// How long a signal may have to wait for a read that waits for bytes, in milliseconds.
-const PATIENCE: u16 = 50;
 
 /// Standard input, until `cancelled` is set.
 pub fn input(cancelled: Arc<AtomicBool>) -> Result<impl Read + Send + 'static, Failure> {
-    let file = file(io::stdin().as_fd(), "opening standard input")?;
+    let file = own(&io::stdin()).map_err(Error::io("opening standard input", None))?;
     Ok(BufReader::with_capacity(BUFFER, Input { file, cancelled }))
 }
 
 /// Standard output, without the buffer that looks for ends of lines.
 pub fn output() -> Result<PipeTarget<File>, Failure> {
-    Ok(PipeTarget::new(file(io::stdout().as_fd(), "opening standard output")?).with_path("standard output"))
+    let file = own(&io::stdout()).map_err(Error::io("opening standard output", None))?;
+    Ok(PipeTarget::new(file).with_path("standard output"))
 }
 
-fn file(stream: BorrowedFd<'_>, action: &'static str) -> Result<File, Failure> {
-    let owned = stream.try_clone_to_owned().map_err(Error::io(action, None))?;
-    Ok(File::from(owned))
+#[cfg(not(windows))]
+fn own(stream: &impl std::os::fd::AsFd) -> io::Result<File> {
+    Ok(stream.as_fd().try_clone_to_owned()?.into())
+}
+
+#[cfg(windows)]
+fn own(stream: &impl std::os::windows::io::AsHandle) -> io::Result<File> {
+    Ok(stream.as_handle().try_clone_to_owned()?.into())
 }
 
 /// A stream of which nobody knows when its next bytes come, if ever.
@@ -45,13 +46,28 @@ impl Read for Input {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         // A signal does not end a read, and may come to another thread.
         while !self.cancelled.load(Ordering::Relaxed) {
-            let mut readable = [PollFd::new(self.file.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut readable, PollTimeout::from(PATIENCE)) {
-                Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return self.file.read(buf),
-                Err(error) => return Err(error.into()),
+            if is_readable(&self.file)? {
+                return self.file.read(buf);
             }
         }
         Err(io::Error::other(Cancelled))
     }
+}
+
+/// Waits until a read gives bytes, but not longer than a signal may have to wait.
+#[cfg(unix)]
+fn is_readable(file: &File) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&PATIENCE)) {
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        result => Ok(result? > 0),
+    }
+}
+
+/// Pipes cannot be waited for here. A second interrupt ends the program.
+#[cfg(not(unix))]
+fn is_readable(_file: &File) -> io::Result<bool> {
+    Ok(true)
 }

@@ -11,7 +11,7 @@ const BLOCK: u64 = 4 * KIB;
 fn load_all(job: &Job<'_>, mut look: impl FnMut(&Work, &Loader<'_>)) {
     let settings = qcow2("");
     let mut planner = Planner::new(job, &settings).unwrap();
-    let mut loader = Loader::new(job);
+    let mut loader = Loader::new(job).unwrap();
     while let Some(work) = planner.next().unwrap() {
         loader.load(&work).unwrap();
         look(&work, &loader);
@@ -107,7 +107,7 @@ fn a_block_that_does_not_shrink_stays_as_it_is() {
 
 #[test]
 fn the_last_block_is_encoded_as_a_whole_one() {
-    // The first cell leaves the buffer full of other bytes.
+    // The first chunk leaves the buffer full of other bytes.
     let bytes = text((1 << 20) + 700);
     let source = raw(&bytes);
     let base = raw(&vec![9; bytes.len()]);
@@ -157,7 +157,7 @@ fn payloads_are_taken_over_only_if_any_would_do() {
             packed.push(loader.packed(place).to_vec());
         }
     });
-    let mut encoder = Encoder::new(&default);
+    let mut encoder = Encoder::new(&default).unwrap();
     let blocks = [&bytes[..3 * BLOCK as usize], &bytes[4 * BLOCK as usize..], &[0; BLOCK as usize - 512]].concat();
     let expected: Vec<_> =
         blocks.chunks(BLOCK as usize).map(|block| encoder.encode(block, block.len()).unwrap().to_vec()).collect();
@@ -203,7 +203,7 @@ fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
 
 #[test]
 fn frames_are_around_payloads_and_these_are_never_too_long() {
-    // Noise in one cell and the next, with zeros between.
+    // Noise in one chunk and the next, with zeros between.
     let mut bytes = [noise(2 * BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat();
     bytes.resize(1 << 20, 0);
     bytes.extend(noise(BLOCK + 700, 3));

@@ -48,7 +48,7 @@ fn an_island_is_one_work_range() {
 }
 
 #[test]
-fn runs_are_cut_at_cells() {
+fn runs_are_cut_at_chunks() {
     let source = islands(4 * MIB + 100, &[MIB - 1..3 * MIB + 1, 3 * MIB + 5..3 * MIB + 6, 4 * MIB + 99..4 * MIB + 100]);
     let expected = [
         (0..MIB, vec![MIB - 1..MIB]),
@@ -92,7 +92,7 @@ fn what_only_the_base_has_is_not_skipped() {
         (12 * MIB..13 * MIB, vec![12 * MIB..12 * MIB + 1], vec![12 * MIB + 5..12 * MIB + 6]),
     ];
     assert_eq!(plan(&job(&source, Some(&base), 64 * KIB)), expected);
-    // A base that ends within a cell before the source does.
+    // A base that ends within a chunk before the source does.
     let short = islands(12 * MIB + 6, &[12 * MIB + 5..12 * MIB + 6]);
     let source = islands(16 * MIB, &[14 * MIB..14 * MIB + 1]);
     let expected = [
@@ -108,5 +108,5 @@ fn looking_for_data_can_be_cancelled() {
     let job = job(&source, None, 64 * KIB);
     let settings = qcow2("").cancel(Arc::new(AtomicBool::new(true)));
     let error = Planner::new(&job, &settings).unwrap().next().err().unwrap();
-    assert_eq!(error.kind(), "cancelled");
+    assert_eq!(error.kind().as_str(), "cancelled");
 }

@@ -1,5 +1,5 @@
-//! Persistent bitmaps (qcow2 specification, "Bitmaps extension" and "Bitmaps"): which parts of the disk were written to since
-//! some backup. They are listed here; their bits concern nobody who reads the disk.
+//! Persistent bitmaps (qcow2 specification, "Bitmaps extension" and "Bitmaps"), which track writes between backups. Only the
+//! directory is read; the bits are not needed to read the disk.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 
-/// qemu's limit for the number of bitmaps.
+/// Largest number of bitmaps in qemu.
 const MAX_BITMAPS: u64 = 65535;
-/// qemu's limit for a bitmap's name.
+/// Longest bitmap name in qemu, in bytes.
 const MAX_NAME: u64 = 1023;
-/// Length of a directory entry without the extra data and the name.
+/// Length of a directory entry in bytes, without extra data and name.
 const FIXED_LENGTH: usize = 24;
-/// The only type there is.
+/// The only defined bitmap type.
 const DIRTY_TRACKING: u8 = 1;
 
 bitflags! {
@@ -41,18 +41,18 @@ bitflags! {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bitmap {
     pub name: Name,
-    /// Guest bytes for which one bit stands.
+    /// Guest bytes per bit.
     pub granularity: u64,
     pub flags: BitmapFlags,
     pub table_offset: u64,
-    /// Entries of 8 bytes in the table.
+    /// Number of table entries of 8 bytes.
     pub table_size: u32,
-    /// File offset of the directory entry, for messages.
+    /// File offset of the directory entry, for errors.
     pub at: u64,
 }
 
-/// Reads the directory of bitmaps, if the image vouches for it: autoclear bit 0 goes when a program that does not know about
-/// bitmaps writes to the disk, and then they mean nothing.
+/// Reads the bitmap directory, if it is valid. A program that does not support bitmaps clears autoclear bit 0 when it writes to
+/// the image; the bitmaps are then out of date.
 pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<Bitmap>> {
     let Some(directory) = valid_directory(header) else { return Ok(Vec::new()) };
     let BitmapDirectory { count, len, offset, at } = directory;
@@ -67,32 +67,33 @@ pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Bud
     let bytes = table::read_table(&**file, offset, len, FIELDS.at("bitmap_directory_size", at + 8), budget)?;
 
     let mut bitmaps = Vec::new();
-    let mut place = 0..0;
+    let mut range = 0..0;
     for _ in 0..count {
         let bitmap;
-        (bitmap, place) = parse_entry(&bytes, place.end, offset)?;
+        (bitmap, range) = parse_entry(&bytes, range.end, offset)?;
         bitmaps.push(bitmap);
     }
-    if place.end != bytes.len() {
-        let rule = "the entries end before that";
-        return Err(FIELDS.at("bitmap_directory_size", at + 8).fault(Problem::Rule { value: len, rule }));
+    if range.end != bytes.len() {
+        let finding = "the entries end before this length";
+        return Err(FIELDS.at("bitmap_directory_size", at + 8).fault(Problem::Conflict { value: len, finding }));
     }
     Ok(bitmaps)
 }
 
-/// The bitmaps extension, if autoclear bit 0 says that it is up to date.
+/// Returns the bitmaps extension, if autoclear bit 0 marks it as up to date.
 pub(super) fn valid_directory(header: &Header) -> Option<BitmapDirectory> {
     header.extensions.bitmaps.filter(|_| header.autoclear.contains(Autoclear::BITMAPS))
 }
 
-/// Parses the entry at `start` of the directory, which lies at `offset` of the file, and says which bytes it takes.
+/// Parses the entry at byte `start` of the directory and returns it with its byte range. `offset` is the file offset of the
+/// directory, for errors.
 fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, Range<usize>)> {
     let at = offset + start as u64;
     let rest = directory.get(start..).unwrap_or_default();
     FIELDS.at("bitmap directory entry", at).within(0, FIXED_LENGTH as u64, rest.len() as u64)?;
     let (granularity_bits, name_len) = (rest[17], BigEndian::read_u16(&rest[18..]));
     if rest[16] != DIRTY_TRACKING {
-        let rule = "1 (dirty tracking) is the only type";
+        let rule = "must be 1 (dirty tracking)";
         return Err(FIELDS.at("bitmap type", at + 16).fault(Problem::Rule { value: rest[16].into(), rule }));
     }
     if !(9..=31).contains(&granularity_bits) {
@@ -119,7 +120,7 @@ fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, R
 }
 
 impl Bitmap {
-    /// As `info` shows it, with the names that qemu-img uses.
+    /// The bitmap with the keys of qemu-img info.
     pub fn to_value(&self) -> Value {
         let named = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
         let set = named.iter().filter(|(flag, _)| self.flags.contains(*flag));
@@ -137,7 +138,7 @@ mod tests {
     use crate::io::MemFile;
     use crate::limits::Limits;
 
-    /// One entry, 32 bytes long, for the bitmap "name".
+    /// An entry of 32 bytes for the bitmap "name".
     fn entry() -> Vec<u8> {
         let mut bytes = vec![0; 32];
         bytes[..8].copy_from_slice(&0x4000u64.to_be_bytes());
@@ -148,7 +149,7 @@ mod tests {
         bytes
     }
 
-    /// Reads a directory that the extension describes so.
+    /// Reads a directory of an image with this bitmaps extension.
     fn read(directory: &[u8], count: u32, len: u64, autoclear: Autoclear) -> Result<Vec<Bitmap>> {
         let mut bytes = vec![0; 1024];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory() {
+    fn directory() {
         let mut with_extra = entry();
         with_extra[19] = 6;
         with_extra[20..24].copy_from_slice(&8u32.to_be_bytes());
@@ -187,18 +188,18 @@ mod tests {
     }
 
     #[test]
-    fn bitmaps_that_are_out_of_date_are_not_listed() {
+    fn outdated_bitmaps_are_not_listed() {
         assert_eq!(read(&entry(), 1, 32, Autoclear::empty()).unwrap(), []);
-        // Whatever the extension says.
+        // The extension is ignored.
         assert_eq!(read(&[], u32::MAX, u64::MAX, Autoclear::empty()).unwrap(), []);
     }
 
     #[test]
-    fn bad_directories() {
+    fn invalid_directories() {
         let kind = |change: fn(&mut Vec<u8>), count, len| {
             let mut directory = entry();
             change(&mut directory);
-            read(&directory, count, len, Autoclear::BITMAPS).map_err(|error| error.kind())
+            read(&directory, count, len, Autoclear::BITMAPS).map_err(|error| error.kind().as_str())
         };
         assert!(kind(|_| (), 1, 32).is_ok());
         assert_eq!(kind(|_| (), 0, 32), Err("invalid-field"));

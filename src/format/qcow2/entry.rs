@@ -3,20 +3,20 @@
 use super::header::Header;
 use crate::error::Problem;
 
-/// "Exactly one reference": bit 63 of L1 and standard L2 entries.
+/// Bit 63 of L1 and L2 entries: the refcount of the host cluster is 1.
 pub(crate) const COPIED: u64 = 1 << 63;
-/// Bit 62 of an L2 entry.
+/// Bit 62 of L2 entries: compressed cluster.
 pub(crate) const COMPRESSED: u64 = 1 << 62;
-/// Bit 0 of a standard L2 entry, version 3.
+/// Bit 0 of standard L2 entries of version 3: zero cluster.
 pub(crate) const ZERO: u64 = 1;
-/// Bits 9 to 55.
+/// Bits 9 to 55: host offset.
 pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-/// Subclusters in a cluster, with extended L2 entries.
+/// Subclusters per cluster, with extended L2 entries.
 pub(crate) const SUBCLUSTERS: u32 = 32;
-/// Unit in which the length of a compressed payload is given.
+/// Unit of the length of a compressed payload, in bytes.
 const SECTOR: u64 = 512;
 
-/// Where the L2 table lies that an L1 entry names, if it names one. Whether that is within the file is not known here.
+/// Parses an L1 entry: the host offset of its L2 table, not checked against the file length, or `None`.
 pub(crate) fn parse_l1_entry(entry: u64, header: &Header) -> Result<Option<u64>, Problem> {
     reserved(entry, !(OFFSET_MASK | COPIED))?;
     let offset = entry & OFFSET_MASK;
@@ -24,24 +24,23 @@ pub(crate) fn parse_l1_entry(entry: u64, header: &Header) -> Result<Option<u64>,
     Ok((offset != 0).then_some(offset))
 }
 
-/// What an L2 entry says of its cluster.
+/// State of a guest cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum L2Entry {
-    /// Nothing: the backing file's bytes, or zeros.
+    /// Reads from the backing file, or as zeros.
     Unallocated,
-    /// Zeros, with a host cluster set aside for them or not.
+    /// Zero cluster, preallocated if there is a host offset.
     Zero { host: Option<u64> },
-    /// Stored as it is in this host cluster.
+    /// Uncompressed, in this host cluster.
     Data { host: u64 },
-    /// Stored compressed, in at most `len` bytes from `host` on.
+    /// Compressed. The payload is at most `len` bytes at `host`.
     Compressed { host: u64, len: u32 },
-    /// Each of the 32 subclusters for itself. `zero` and `allocated` have no bit in common, at least one has a bit set, and
-    /// `allocated` has none if there is no host cluster.
+    /// Bitmaps of the 32 subclusters. They are disjoint and not both 0; `allocated` is 0 without a host cluster.
     Subclusters { host: Option<u64>, allocated: u32, zero: u32 },
 }
 
 impl L2Entry {
-    /// Parses an entry of 8 or, with extended L2 entries, of 16 bytes, of which `bitmap` is the second half.
+    /// Parses an L2 entry. `bitmap` is the second half of an extended L2 entry, else 0.
     pub fn parse(entry: u64, bitmap: u64, header: &Header) -> Result<L2Entry, Problem> {
         if entry & COMPRESSED != 0 {
             reserved(entry, COPIED)?;
@@ -49,7 +48,7 @@ impl L2Entry {
             if header.has_data_file() {
                 return Err(Problem::Rule {
                     value: entry,
-                    rule: "an image with a data file has no compressed clusters",
+                    rule: "must not be compressed in an image with a data file",
                 });
             }
             let (host, len) = split_compressed(entry, header.cluster_bits);
@@ -59,16 +58,22 @@ impl L2Entry {
         reserved(entry, !(OFFSET_MASK | flags))?;
         let offset = entry & OFFSET_MASK;
         aligned(offset, header.cluster_size())?;
-        // In a data file, offset 0 is a place like any other, and bit 63 tells that it is meant.
+        // In a data file, offset 0 is valid, and bit 63 marks it as allocated.
         let at_zero = header.has_data_file() && entry & COPIED != 0;
         let host = (offset != 0 || at_zero).then_some(offset);
         if header.extended_l2() {
             let (allocated, zero) = (bitmap as u32, (bitmap >> 32) as u32);
             if allocated & zero != 0 {
-                return Err(Problem::Rule { value: bitmap, rule: "no subcluster may be both allocated and zero" });
+                return Err(Problem::Rule {
+                    value: bitmap,
+                    rule: "must not mark a subcluster as both allocated and zero",
+                });
             }
             if allocated != 0 && host.is_none() {
-                return Err(Problem::Rule { value: bitmap, rule: "no subcluster is allocated without a cluster" });
+                return Err(Problem::Rule {
+                    value: bitmap,
+                    rule: "must not mark subclusters as allocated without a host cluster",
+                });
             }
             return Ok(match (allocated | zero, host) {
                 (0, _) => L2Entry::Unallocated,
@@ -83,28 +88,28 @@ impl L2Entry {
     }
 }
 
-/// The entry for a payload of `len` bytes, at least 1, at byte `host` of the file.
+/// Encodes the L2 entry of a payload of `len` bytes, at least 1, at host offset `host`.
 pub(crate) fn encode_compressed(host: u64, len: u64, cluster_bits: u32) -> u64 {
     let sectors = (host + len - 1) / SECTOR - host / SECTOR;
     COMPRESSED | sectors << count_shift(cluster_bits) | host
 }
 
-/// The highest file offset, exclusive, at which a compressed payload can begin.
+/// Upper bound, exclusive, of the host offset of a compressed payload.
 pub(crate) fn compressed_offset_limit(cluster_bits: u32) -> u64 {
     1 << count_shift(cluster_bits).min(56)
 }
 
-/// The offset of a compressed payload, and how many bytes its sectors leave for it.
+/// Host offset and largest length in bytes of a compressed payload.
 fn split_compressed(entry: u64, cluster_bits: u32) -> (u64, u32) {
     let shift = count_shift(cluster_bits);
     let host = entry & ((1 << shift) - 1);
     let sectors = (entry & !(COPIED | COMPRESSED)) >> shift;
-    // At most 2^13 sectors: 13 bits are left for the count at the largest cluster size.
+    // At most 2^13 sectors: the count has 13 bits with the largest clusters.
     let len = (sectors + 1) * SECTOR - host % SECTOR;
     (host, len as u32)
 }
 
-/// Where in an entry the count of sectors begins; the bits below hold the offset.
+/// Lowest bit of the sector count in a compressed entry. The bits below are the host offset.
 fn count_shift(cluster_bits: u32) -> u32 {
     62 - (cluster_bits - 8)
 }
@@ -157,7 +162,7 @@ mod tests {
         let (v2, v3) = (header(2, 0), header(3, 0));
         for (entry, expected) in [
             (0, Ok(L2Entry::Unallocated)),
-            // "Exactly one reference" to nothing is nothing.
+            // Bit 63 without a host offset.
             (COPIED, Ok(L2Entry::Unallocated)),
             (0x10000, Ok(L2Entry::Data { host: 0x10000 })),
             (COPIED | 0x10000, Ok(L2Entry::Data { host: 0x10000 })),
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_data_file_has_a_cluster_at_0() {
+    fn offset_0_is_valid_in_a_data_file() {
         let parse = |entry| L2Entry::parse(entry, 0, &header(3, 4));
         assert_eq!(parse(COPIED), Ok(L2Entry::Data { host: 0 }));
         assert_eq!(parse(COPIED | ZERO), Ok(L2Entry::Zero { host: Some(0) }));
@@ -238,12 +243,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn compressed_entries_survive(cluster_bits in 9u32..=21, host in 0u64..1 << 49, len in 1u64..=2 << 20) {
+        fn compressed_entries_round_trip(cluster_bits in 9u32..=21, host in 0u64..1 << 49, len in 1u64..=2 << 20) {
             let len = len.min(1 << cluster_bits);
             let host = host % compressed_offset_limit(cluster_bits);
-            let (back, room) = split_compressed(encode_compressed(host, len, cluster_bits), cluster_bits);
-            prop_assert_eq!(back, host);
-            prop_assert!(u64::from(room) >= len && u64::from(room) < len + SECTOR);
+            let (offset, max_len) = split_compressed(encode_compressed(host, len, cluster_bits), cluster_bits);
+            prop_assert_eq!(offset, host);
+            prop_assert!(u64::from(max_len) >= len && u64::from(max_len) < len + SECTOR);
         }
     }
 }

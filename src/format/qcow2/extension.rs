@@ -1,4 +1,4 @@
-//! Header extensions (qcow2 specification, "Header extensions"): `u32 type, u32 length, data, padding to 8`, until type 0.
+//! Header extensions (qcow2 specification, "Header extensions"): `u32 type, u32 length, data, padding to 8`, ended by type 0.
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -13,10 +13,10 @@ const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO: u32 = 0x0537_be77;
 const DATA_FILE: u32 = 0x4441_5441;
 
-/// Length of a record in the feature name table: type, bit, 46 bytes of name.
+/// Length of a record of the feature name table: type, bit, 46 bytes of name.
 const FEATURE_RECORD: usize = 48;
 
-/// The extensions that mean something to this crate. Others are skipped.
+/// The extensions that this crate knows. Others are skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
     pub backing_format: Option<Name>,
@@ -26,20 +26,20 @@ pub(crate) struct Extensions {
     pub bitmaps: Option<BitmapDirectory>,
 }
 
-/// Where something lies in the file.
+/// A range of the file, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClusterRange {
     pub offset: u64,
     pub len: u64,
 }
 
-/// The bitmaps extension: where the directory of bitmaps lies.
+/// The bitmaps extension: location of the bitmap directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BitmapDirectory {
     pub count: u32,
     pub len: u64,
     pub offset: u64,
-    /// File offset of the extension's data, for messages.
+    /// File offset of the extension's data, for errors.
     pub at: u64,
 }
 
@@ -53,8 +53,8 @@ pub(crate) struct Feature {
 }
 
 impl Extensions {
-    /// Parses the extensions between `start` and the end of `header`, which is the part of the first cluster before the
-    /// name of the backing file.
+    /// Parses the extensions from byte `start` to the end of `header`, the part of the first cluster before the backing file
+    /// name.
     pub fn parse(header: &[u8], start: u32) -> Result<Extensions> {
         let mut extensions = Extensions::default();
         let mut at = start as usize;
@@ -70,13 +70,13 @@ impl Extensions {
                 header.len() as u64,
             )?;
             let Some(data) = header.get(data_at..data_at + len as usize) else { break };
-            extensions.take(kind, data, data_at as u64)?;
+            extensions.set(kind, data, data_at as u64)?;
             at = data_at + (len as usize).next_multiple_of(8);
         }
         Ok(extensions)
     }
 
-    fn take(&mut self, kind: u32, data: &[u8], at: u64) -> Result<()> {
+    fn set(&mut self, kind: u32, data: &[u8], at: u64) -> Result<()> {
         match kind {
             BACKING_FORMAT => self.backing_format = Some(Name::from(data)),
             DATA_FILE => self.data_file = Some(Name::from(data)),
@@ -100,7 +100,7 @@ impl Extensions {
         Ok(())
     }
 
-    /// The extensions as they are written, in qemu's order, with the end mark.
+    /// Encodes the extensions in the order of qemu, with the end mark.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut put = |kind: u32, data: &[u8]| {
@@ -129,7 +129,7 @@ impl Extensions {
         bytes
     }
 
-    /// The name of a feature bit, from the image's own table if it has one: it knows bits that this crate does not.
+    /// Describes a feature bit, with its name from the table in the image, which covers bits that are unknown to this crate.
     pub fn feature_name(&self, kind: u8, bit: u8) -> String {
         match self.features.iter().find(|feature| (feature.kind, feature.bit) == (kind, bit)) {
             Some(feature) => format!("{bit} ({})", feature.name),
@@ -139,7 +139,7 @@ impl Extensions {
 }
 
 impl Feature {
-    /// The bits that the specification names.
+    /// The feature bits in the specification.
     pub fn known() -> Vec<Feature> {
         [
             (0, 0, "dirty bit"),
@@ -192,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn a_length_past_the_end_is_refused() {
+    fn a_length_beyond_the_header_is_refused() {
         let bytes = [vec![0; 104], extension(BACKING_FORMAT, 3, b"raw\0\0\0\0\0"), extension(7, 9, &[1; 8])].concat();
         let problem = Problem::OutOfBounds { offset: 128, len: 9, file_len: 136 };
         let expected = Fault { format: "qcow2", field: "header extension length".into(), at: 124, problem };
         let Err(Error::Corrupt(fault)) = Extensions::parse(&bytes, 104) else { panic!() };
         assert_eq!(fault, expected);
-        // One byte less, and nothing is missing: the end mark may be left out, and so may the last padding.
+        // The end mark and the padding of the last extension may be missing.
         assert!(Extensions::parse(&[vec![0; 104], extension(7, u32::MAX, &[])].concat(), 104).is_err());
         for len in [0, 1, 7, 8] {
             let bytes = [vec![0; 104], extension(BACKING_FORMAT, len, &b"rawraw01"[..len as usize])].concat();
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_ones_are_skipped_and_nothing_is_read_behind_the_end_mark() {
+    fn unknown_extensions_are_skipped_and_the_end_mark_ends_parsing() {
         let bytes = [
             extension(0x1234_5678, 5, b"abcde\xff\xff\xff"),
             extension(DATA_FILE, 5, b"d.raw\0\0\0"),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_not_that_of_the_type_is_refused() {
+    fn extensions_of_fixed_length() {
         for (kind, right) in [(CRYPTO, 16), (BITMAPS, 24)] {
             for len in [0, right - 8, right + 8] {
                 let bytes = extension(kind, len, &vec![0; len as usize]);
@@ -235,16 +235,16 @@ mod tests {
     }
 
     #[test]
-    fn feature_names_of_any_length() {
+    fn feature_names() {
         let full = [b'n'; 46];
-        // The rest of a record that is cut off is no record.
+        // A truncated record is ignored.
         let table = [&[0, 63][..], &full, &[2, 1], b"short\0no", &[0; 38], &[1; 47]].concat();
         let extensions = Extensions::parse(&extension(FEATURE_NAMES, table.len() as u32, &table), 0).unwrap();
         let feature = |kind, bit, name: &[u8]| Feature { kind, bit, name: Name::from(name) };
         assert_eq!(extensions.features, [feature(0, 63, &full), feature(2, 1, b"short")]);
         assert_eq!(extensions.feature_name(0, 63), format!("63 ({})", "n".repeat(46)));
         assert_eq!(extensions.feature_name(1, 63), "63");
-        // A name that is too long is cut.
+        // A long name is truncated.
         let long = Extensions { features: vec![feature(0, 1, &[b'x'; 47])], ..Extensions::default() };
         assert_eq!(Extensions::parse(&long.encode(), 0).unwrap().features, [feature(0, 1, &[b'x'; 46])]);
     }
@@ -257,7 +257,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn extensions_survive(
+        fn extensions_round_trip(
             (backing_format, data_file) in (names(), names()),
             crypto in prop::option::of(any::<(u64, u64)>()),
             features in prop::collection::vec((any::<u8>(), any::<u8>(), names()), 0..5),
@@ -276,7 +276,7 @@ mod tests {
             };
             let bytes = [vec![0xff; start], extensions.encode()].concat();
             if let Some(bitmaps) = &mut extensions.bitmaps {
-                // It stands before the end mark.
+                // The last extension before the end mark.
                 bitmaps.at = bytes.len() as u64 - 8 - 24;
             }
             prop_assert_eq!(Extensions::parse(&bytes, start as u32).unwrap(), extensions);

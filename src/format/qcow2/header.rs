@@ -1,6 +1,6 @@
 //! The header, in the first cluster (qcow2 specification, "Header").
 //!
-//! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it.
+//! [`Header::parse`] returns valid headers only; [`Header::encode`] is its inverse.
 
 use std::sync::Arc;
 
@@ -17,23 +17,23 @@ use crate::limits::Limits;
 use crate::name::Name;
 
 pub(crate) const MAGIC: &[u8; 4] = b"QFI\xfb";
-/// Length of a version 2 header, and where the extensions of such an image begin.
+/// Length in bytes of a version 2 header. Its extensions follow.
 pub(crate) const V2_LENGTH: u32 = 72;
-/// Length of a version 3 header without optional fields.
+/// Length in bytes of a version 3 header without optional fields.
 const V3_LENGTH: u32 = 104;
-/// Length that is written for version 3: with `compression_type` and its padding.
+/// Length in bytes of a version 3 header as written: with `compression_type` and padding.
 pub(crate) const V3_WRITTEN_LENGTH: u32 = 112;
-/// qemu's limit for the L1 table: 32 MiB.
+/// Largest L1 table in qemu: 32 MiB.
 pub(crate) const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
-/// qemu's limit for the refcount table: 8 MiB.
+/// Largest refcount table in qemu: 8 MiB.
 pub(crate) const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
-/// qemu's limit for the number of snapshots.
+/// Largest number of snapshots in qemu.
 const MAX_SNAPSHOTS: u64 = 65536;
-/// The specification's limit for the name of the backing file.
+/// Longest name of a backing file, in bytes.
 pub(crate) const MAX_BACKING_NAME: u64 = 1023;
 
 bitflags! {
-    /// Features that a reader has to know.
+    /// Incompatible features: an image with an unknown one must not be opened.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Incompatible: u64 {
         const DIRTY = 1 << 0;
@@ -44,14 +44,14 @@ bitflags! {
         const _ = !0;
     }
 
-    /// Features that may be ignored.
+    /// Compatible features: unknown ones are ignored.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Compatible: u64 {
         const LAZY_REFCOUNTS = 1 << 0;
         const _ = !0;
     }
 
-    /// Features that a writer who does not know them has to clear.
+    /// Autoclear features: a writer clears unknown ones.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(crate) struct Autoclear: u64 {
         const BITMAPS = 1 << 0;
@@ -60,7 +60,7 @@ bitflags! {
     }
 }
 
-/// How the guest's bytes are encrypted.
+/// Encryption method of guest data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encryption {
     None,
@@ -88,9 +88,9 @@ pub(crate) struct Header {
     pub incompatible: Incompatible,
     pub compatible: Compatible,
     pub autoclear: Autoclear,
-    /// FileReference counts are `1 << refcount_order` bits wide; 0 to 6.
+    /// Refcounts have `1 << refcount_order` bits; 0 to 6.
     pub refcount_order: u32,
-    /// Where the extensions begin.
+    /// Offset of the extensions in bytes.
     pub header_length: u32,
     pub compression: Codec,
     pub extensions: Extensions,
@@ -109,7 +109,7 @@ impl Header {
         Header::parse(&cluster, file_len, limits)
     }
 
-    /// Parses the header that `cluster` begins with: the first cluster, or the whole file if that is shorter.
+    /// Parses the header in `cluster`, the first cluster, or the whole file if it is shorter.
     pub fn parse(cluster: &[u8], file_len: u64, limits: &Limits) -> Result<Header> {
         let length = if parse_version(cluster)? == 2 { V2_LENGTH } else { V3_LENGTH };
         FIELDS.at("header", 0).within(0, length.into(), cluster.len() as u64)?;
@@ -162,7 +162,7 @@ impl Header {
         Ok(header)
     }
 
-    /// The header with its extensions and the name of the backing file, for the beginning of the first cluster.
+    /// Encodes the header with extensions and backing file name, for the start of the first cluster.
     pub fn encode(&self) -> Vec<u8> {
         let extensions = self.extensions.encode();
         let name_offset = self.header_length as usize + extensions.len();
@@ -198,7 +198,7 @@ impl Header {
         bytes
     }
 
-    /// Bytes in a cluster.
+    /// Cluster size in bytes.
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
@@ -207,32 +207,32 @@ impl Header {
         self.incompatible.contains(Incompatible::EXTENDED_L2)
     }
 
-    /// Whether the guest's bytes are in another file, which the image need not name.
+    /// Whether guest data is in an external data file. Its name may be missing.
     pub fn has_data_file(&self) -> bool {
         self.incompatible.contains(Incompatible::DATA_FILE)
     }
 
-    /// Bytes in an L2 entry.
+    /// Size of an L2 entry in bytes.
     pub fn l2_entry_size(&self) -> u64 {
         if self.extended_l2() { 16 } else { 8 }
     }
 
-    /// Entries in an L2 table, which is one cluster long.
+    /// Entries per L2 table, which is one cluster.
     pub fn l2_entries(&self) -> u64 {
         self.cluster_size() / self.l2_entry_size()
     }
 
-    /// Guest bytes that one L2 table maps.
+    /// Guest bytes per L2 table.
     pub fn l2_coverage(&self) -> u64 {
         self.l2_entries() << self.cluster_bits
     }
 
-    /// L1 entries that a disk of `size` bytes needs.
+    /// L1 entries needed for a disk of `size` bytes.
     pub fn l1_entries_for(&self, size: u64) -> u64 {
         size.div_ceil(self.l2_coverage())
     }
 
-    /// FileReference counts in a refcount block, which is one cluster long.
+    /// Refcounts per refcount block, which is one cluster.
     pub fn refcount_block_entries(&self) -> u64 {
         (self.cluster_size() * 8) >> self.refcount_order
     }
@@ -254,7 +254,7 @@ impl Header {
             other => return Err(unsupported(format!("compression type {other}"), 104)),
         };
         if self.incompatible.contains(Incompatible::COMPRESSION_TYPE) != (compression_type != 0) {
-            let rule = "it must be 0 exactly when incompatible feature bit 3 is clear";
+            let rule = "must be nonzero if and only if incompatible feature bit 3 is set";
             return Err(FIELDS
                 .at("compression_type", 104)
                 .fault(Problem::Rule { value: compression_type.into(), rule }));
@@ -272,13 +272,13 @@ impl Header {
         }
         FIELDS.at("backing_file_offset", 8).within(offset, len.into(), cluster.len() as u64)?;
         if offset < self.header_length.into() {
-            let rule = "the name must lie after the header";
+            let rule = "must be after the header";
             return Err(FIELDS.at("backing_file_offset", 8).fault(Problem::Rule { value: offset, rule }));
         }
         Ok(cluster.get(offset as usize..offset as usize + len as usize).map(Name::from))
     }
 
-    /// The extensions end at the backing file's name, or with the first cluster.
+    /// Offset in bytes of the end of the extensions: the backing file name, or the end of the first cluster.
     fn extensions_end(&self, cluster: &[u8]) -> usize {
         match &self.backing_file {
             Some(_) => BigEndian::read_u64(&cluster[8..]) as usize,
@@ -302,7 +302,7 @@ impl Header {
             return Err(range("cluster_bits with extended L2 entries", 20, self.cluster_bits.into(), 14, 21));
         }
         if self.extensions.data_file.is_some() && !self.has_data_file() {
-            let rule = "an image that names a data file must have incompatible feature bit 2 set";
+            let rule = "must have bit 2 set with a data file name extension";
             return Err(FIELDS
                 .at("incompatible_features", 72)
                 .fault(Problem::Rule { value: self.incompatible.bits(), rule }));
@@ -343,7 +343,7 @@ fn parse_version(start: &[u8]) -> Result<u32> {
         return Err(FIELDS.at("header", 0).fault(problem));
     };
     if !start.starts_with(MAGIC) {
-        let rule = "a qcow2 image begins with 0x514649fb";
+        let rule = "must be 0x514649fb";
         return Err(FIELDS.at("magic", 0).fault(Problem::Rule { value: BigEndian::read_u32(start).into(), rule }));
     }
     match BigEndian::read_u32(&start[4..]) {

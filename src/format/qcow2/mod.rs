@@ -1,46 +1,50 @@
-//! qcow2, the format of QEMU: versions 2 and 3, both ways.
+//! qcow2, the format of QEMU: versions 2 and 3, read and written.
 //!
 //! # Layout
 //!
-//! Everything lies in clusters of `1 << cluster_bits` bytes; integers are big-endian.
+//! The file consists of clusters of `1 << cluster_bits` bytes. Integers are big-endian.
 //!
-//! | where | what | file |
-//! |---|---|---|
-//! | cluster 0 | header, extensions, name of the backing file | `header`, `extension` |
-//! | `l1_table_offset` | L1 table: the place of each L2 table | `entry` |
-//! | from the L1 table | L2 tables: the place of each guest cluster | `entry` |
-//! | `refcount_table_offset` | places of the refcount blocks: how often each host cluster is used | `refcount` |
-//! | `snapshots_offset` | internal snapshots, each with an L1 table of its own | `snapshot` |
-//! | bitmaps extension | directory of persistent bitmaps | `bitmap` |
+//! | structure | location | content | module |
+//! |---|---|---|---|
+//! | header | cluster 0 | sizes, offsets of the tables, extensions, backing file name | `header`, `extension` |
+//! | L1 table | `l1_table_offset` | host offsets of the L2 tables | `entry` |
+//! | L2 table | L1 entry | state and host offset of each guest cluster | `entry` |
+//! | refcount table | `refcount_table_offset` | host offsets of the refcount blocks | `refcount` |
+//! | refcount block | refcount table entry | reference count of each host cluster | `refcount` |
+//! | snapshot table | `snapshots_offset` | internal snapshots, each with its own L1 table | `snapshot` |
+//! | bitmap directory | bitmaps extension | persistent bitmaps | `bitmap` |
+//!
+//! `reader` maps guest ranges by these tables, `writer` builds them in one pass, `check` verifies the reference counts.
+//! `options` are the options of a new image.
 //!
 //! # Support
 //!
-//! | what | read | written |
+//! | feature | read | write |
 //! |---|---|---|
 //! | version 2, version 3 | yes | yes |
 //! | clusters of 512 B to 2 MiB | yes | yes |
 //! | extended L2 entries | yes | yes |
-//! | deflate (any window), zstd | yes | yes |
-//! | zero clusters, preallocated ones | yes | yes |
-//! | reference counts of 1 to 64 bits | yes (only `check` needs them) | yes |
+//! | compressed clusters: deflate (any window), zstd | yes | yes |
+//! | zero clusters, preallocated clusters | yes | yes |
+//! | reference counts of 1 to 64 bits | yes, needed by `check` only | yes |
 //! | backing file | yes | yes |
 //! | external data file | yes | no |
 //! | internal snapshots | yes | no |
 //! | bitmaps | listed | no |
-//! | encryption (AES, LUKS) | named, its guest bytes refused | no |
+//! | encryption (AES, LUKS) | reported; guest data is refused | no |
 //! | version 1, unknown incompatible features | refused | no |
 //!
-//! Deflate is written with the full window of 32 KiB (RFC 1951, section 2), where qemu-img uses 4 KiB. qemu and 7-Zip read
-//! it; dissect.hypervisor 3.21 inflates with a window of 4 KiB and fails with an error. The option `window=12` is for such
-//! readers.
+//! # Differences from qemu-img
 //!
-//! A file that ends before its L1 table is refused, where qemu-img reads a disk of zeros: there is no telling it from an
-//! image that was cut off.
+//! - Deflate is written with a window of 32 KiB (RFC 1951, section 2), not 4 KiB. qemu and 7-Zip read it; dissect.hypervisor
+//!   3.21 inflates with a window of 4 KiB and fails with an error. For such readers there is the option `window=12`.
+//! - A file that ends before its L1 table is refused, because it cannot be told from a truncated image. qemu-img reads it as
+//!   zeros.
 //!
-//! # ReferencePolicy
+//! # References
 //!
-//! The format is specified in QEMU's `docs/interop/qcow2`, quoted here as "qcow2 specification" with its section. Where
-//! qemu is stricter than that document (largest cluster, largest tables), so is this module.
+//! QEMU's `docs/interop/qcow2`, cited as "qcow2 specification" with the section. Where qemu is stricter (largest cluster,
+//! largest tables), so is this driver.
 
 mod bitmap;
 mod check;
@@ -65,10 +69,10 @@ pub(crate) static DRIVER: FormatDriver =
 
 const FORMAT_NAME: &str = "qcow2";
 
-/// The magic, whatever the version: what a version this crate does not know is refused for is the version.
+/// Detects the magic with any version but 1. An unknown version is then refused by name when the image is opened.
 fn probe(probe: &Probe<'_>) -> bool {
     probe.head.starts_with(header::MAGIC) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
 }
 
-/// The fields of this format, for messages.
+/// Names the fields of this format in errors.
 const FIELDS: Fields = Fields(FORMAT_NAME);

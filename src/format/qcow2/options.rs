@@ -1,4 +1,4 @@
-//! What a new image can be told to be: the options of qemu-img, and two for the encoder.
+//! Options of a new image: those of qemu-img, plus `compression_level` and `window`.
 
 use super::FORMAT_NAME;
 use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
@@ -13,69 +13,65 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "compat",
         values: "0.10|1.1|v2|v3",
-        help: "version of the format: 0.10 is version 2, 1.1 version 3 (default 1.1)",
+        help: "format version: 0.10 is version 2, 1.1 is version 3 [default: 1.1]",
     },
     OptionSpec {
         name: "cluster_size",
         values: "512..2M",
-        help: "bytes that are allocated at once, a power of two (default 64k)",
+        help: "cluster size in bytes, a power of two [default: 64k]",
     },
     OptionSpec {
         name: "refcount_bits",
         values: "1|2|4|8|16|32|64",
-        help: "width of a reference count; version 2 has 16 (default 16)",
+        help: "width of refcounts; others than 16 need version 3 [default: 16]",
     },
     OptionSpec {
         name: "extended_l2",
         values: "on|off",
-        help: "allocate 32nds of a cluster; version 3, clusters of 16k and more (default off)",
+        help: "allocate subclusters of 1/32 cluster; needs version 3 and clusters of 16k or more [default: off]",
     },
     OptionSpec {
         name: "lazy_refcounts",
         values: "on|off",
-        help: "let programs that write to the image postpone reference counts; version 3 (default off)",
+        help: "allow writers to delay refcount updates; needs version 3 [default: off]",
     },
     OptionSpec {
         name: "preallocation",
         values: "off|metadata|falloc|full",
-        help: "set clusters aside for the whole disk, with space for them, written with zeros (default off)",
+        help: "preallocate all clusters (metadata), with their space (falloc), or filled with zeros (full) [default: off]",
     },
     OptionSpec {
         name: "compression_type",
         values: "zlib|zstd|deflate",
-        help: "how clusters are compressed; deflate is another name for zlib, zstd needs version 3 (default zlib)",
+        help: "compression method; deflate is an alias of zlib, zstd needs version 3 [default: zlib]",
     },
     OptionSpec {
         name: "compression_level",
         values: "1..9 (zlib), 1..22 (zstd)",
-        help: "from the fastest to the smallest (default: a fast one)",
+        help: "compression level, from fastest to smallest [default: a fast one]",
     },
     OptionSpec {
         name: "window",
         values: "9..15",
-        help: "how far back zlib looks, as a power of two; 12, as qemu-img writes it, for readers that fail at 15 (default 15)",
+        help: "window of zlib in bits; 12 is that of qemu-img, for readers that do not support 15 [default: 15]",
     },
-    OptionSpec {
-        name: "backing_file",
-        values: "name",
-        help: "the image that this one lies over, written as it is given; needs backing_fmt",
-    },
-    OptionSpec { name: "backing_fmt", values: "format", help: "the format of the image that this one lies over" },
+    OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
+    OptionSpec { name: "backing_fmt", values: "format", help: "format of the backing file" },
 ];
 
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
 const DEFAULT_REFCOUNT_BITS: u64 = 16;
-/// Subclusters are at least a sector long.
+/// Subclusters have at least one sector.
 const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 const SECTOR: u64 = 512;
-/// The longest name of a format that qemu reads.
+/// Longest format name in qemu, in bytes.
 const MAX_BACKING_FORMAT: usize = 15;
 
-/// A new image, as the caller wants it. All of it is possible together.
+/// The parsed options of a new image. They are consistent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
-    /// Whole sectors.
+    /// In bytes, a multiple of the sector size.
     pub virtual_size: u64,
     /// 2 or 3.
     pub version: u32,
@@ -84,26 +80,26 @@ pub(super) struct Settings {
     pub extended_l2: bool,
     pub lazy_refcounts: bool,
     pub preallocation: Preallocation,
-    /// What the header says of compressed clusters, whether there will be any or not.
+    /// Compression type in the header, also without compressed clusters.
     pub codec: Codec,
-    /// How clusters are compressed, if they are.
+    /// Encoding of compressed clusters; `None` without compression.
     pub encoding: Option<Encoding>,
     pub backing: Option<Backing>,
 }
 
-/// What is set aside for guest bytes before they are written.
+/// Preallocation of guest clusters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Preallocation {
     Off,
-    /// Clusters, in a file that is sparse there.
+    /// Clusters are mapped; the file is sparse.
     Metadata,
-    /// Clusters and the file's space for them.
+    /// Clusters are mapped and their space is allocated.
     Falloc,
-    /// Clusters that are written.
+    /// Clusters are mapped and written.
     Full,
 }
 
-/// The image that the new one lies over.
+/// The backing file of a new image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Backing {
     pub file: Name,
@@ -113,8 +109,8 @@ pub(super) struct Backing {
 impl Settings {
     pub fn parse(cx: &CreateContext<'_>) -> Result<Settings> {
         let options = cx.options;
-        let words = [("0.10", 2), ("1.1", 3), ("v2", 2), ("v3", 3)];
-        let version = options.choice(FORMAT_NAME, "compat", &words)?.unwrap_or(3);
+        let choices = [("0.10", 2), ("1.1", 3), ("v2", 2), ("v3", 3)];
+        let version = options.choice(FORMAT_NAME, "compat", &choices)?.unwrap_or(3);
         let cluster_bits = cluster_bits(options)?;
         let extended_l2 = extended_l2(options, version, cluster_bits)?;
         let codec = codec(options, version)?;
@@ -148,10 +144,10 @@ fn cluster_bits(options: &Options) -> Result<u32> {
 fn refcount_order(options: &Options, version: u32) -> Result<u32> {
     let bits = options.number(FORMAT_NAME, "refcount_bits", 1..=64)?.unwrap_or(DEFAULT_REFCOUNT_BITS);
     if !bits.is_power_of_two() {
-        return Err(refuse("refcount_bits", format!("{bits} is none of 1, 2, 4, 8, 16, 32, 64")));
+        return Err(invalid("refcount_bits", format!("invalid value {bits}: expected 1, 2, 4, 8, 16, 32 or 64")));
     }
     if version < 3 && bits != DEFAULT_REFCOUNT_BITS {
-        return Err(refuse("refcount_bits", format!("version 2 has 16, not {bits}; use compat=1.1")));
+        return Err(invalid("refcount_bits", format!("{bits} requires version 3; use compat=1.1")));
     }
     Ok(bits.ilog2())
 }
@@ -159,25 +155,25 @@ fn refcount_order(options: &Options, version: u32) -> Result<u32> {
 fn extended_l2(options: &Options, version: u32, cluster_bits: u32) -> Result<bool> {
     let on = version_3_flag(options, "extended_l2", version)?;
     if on && cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
-        return Err(refuse("extended_l2", "it needs clusters of at least 16k; use cluster_size=16k or larger"));
+        return Err(invalid("extended_l2", "requires clusters of at least 16k; use cluster_size=16k or larger"));
     }
     Ok(on)
 }
 
-/// A flag that only version 3 can have on.
+/// Parses a flag that requires version 3.
 fn version_3_flag(options: &Options, name: &'static str, version: u32) -> Result<bool> {
     let on = options.flag(FORMAT_NAME, name)?.unwrap_or(false);
     if on && version < 3 {
-        return Err(refuse(name, "version 2 does not have it; use compat=1.1"));
+        return Err(invalid(name, "requires version 3; use compat=1.1"));
     }
     Ok(on)
 }
 
 fn codec(options: &Options, version: u32) -> Result<Codec> {
-    let words = [("zlib", Codec::Deflate), ("zstd", Codec::Zstd), ("deflate", Codec::Deflate)];
-    let codec = options.choice(FORMAT_NAME, "compression_type", &words)?.unwrap_or(Codec::Deflate);
+    let choices = [("zlib", Codec::Deflate), ("zstd", Codec::Zstd), ("deflate", Codec::Deflate)];
+    let codec = options.choice(FORMAT_NAME, "compression_type", &choices)?.unwrap_or(Codec::Deflate);
     if codec != Codec::Deflate && version < 3 {
-        return Err(refuse("compression_type", "version 2 has only zlib; use compat=1.1"));
+        return Err(invalid("compression_type", "version 2 supports zlib only; use compat=1.1"));
     }
     Ok(codec)
 }
@@ -191,14 +187,14 @@ fn encoding(options: &Options, codec: Codec) -> Result<Encoding> {
     }
     if let Some(window) = options.number(FORMAT_NAME, "window", 9..=15)? {
         if codec != Codec::Deflate {
-            return Err(refuse("window", "only compression_type=zlib has it"));
+            return Err(invalid("window", "requires compression_type=zlib"));
         }
         encoding.window_bits = window as u8;
     }
     Ok(encoding)
 }
 
-/// The names that the caller gives apart from the options, or else those of the options.
+/// Returns name and format of the backing file: those of the context, or else those of the options.
 fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     let option = |name| cx.options.value(name).map(Name::from);
     let (file, format) = (option("backing_file"), option("backing_fmt"));
@@ -206,45 +202,56 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
         (Some(given), _, _) => Backing { file: given.name.clone(), format: Name::from(given.info.format) },
         (None, Some(file), Some(format)) => Backing { file, format },
         (None, Some(_), None) => {
-            return Err(refuse("backing_file", "state its format as well, as in backing_fmt=raw: guessing is unsafe"));
+            return Err(invalid(
+                "backing_file",
+                "requires backing_fmt, as in backing_fmt=raw; detecting the format is unsafe",
+            ));
         }
-        (None, None, Some(_)) => return Err(refuse("backing_fmt", "there is no backing_file")),
+        (None, None, Some(_)) => return Err(invalid("backing_fmt", "requires backing_file")),
         (None, None, None) => return Ok(None),
     };
     let name_len = backing.file.as_bytes().len();
     if name_len == 0 || name_len as u64 > MAX_BACKING_NAME {
-        return Err(refuse("backing_file", format!("the name has {name_len} bytes, outside 1..={MAX_BACKING_NAME}")));
+        return Err(invalid(
+            "backing_file",
+            format!("invalid name of {name_len} bytes: expected 1 to {MAX_BACKING_NAME}"),
+        ));
     }
     if !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
-        let problem = format!("readers take '{0}' for an address; './{0}' is a file", backing.file);
-        return Err(refuse("backing_file", problem));
+        let problem = format!("'{0}' is read as a URL; use './{0}' for a file", backing.file);
+        return Err(invalid("backing_file", problem));
     }
     let format_len = backing.format.as_bytes().len();
     if format_len == 0 || format_len > MAX_BACKING_FORMAT {
-        return Err(refuse("backing_fmt", format!("'{}' is the name of no format", backing.format)));
+        return Err(invalid(
+            "backing_fmt",
+            format!("invalid format name '{}': expected 1 to {MAX_BACKING_FORMAT} bytes", backing.format),
+        ));
     }
     Ok(Some(backing))
 }
 
 fn preallocation(cx: &CreateContext<'_>, extended_l2: bool, has_backing: bool) -> Result<Preallocation> {
-    let words = [
+    let choices = [
         ("off", Preallocation::Off),
         ("metadata", Preallocation::Metadata),
         ("falloc", Preallocation::Falloc),
         ("full", Preallocation::Full),
     ];
-    match cx.options.choice(FORMAT_NAME, "preallocation", &words)?.unwrap_or(Preallocation::Off) {
+    match cx.options.choice(FORMAT_NAME, "preallocation", &choices)?.unwrap_or(Preallocation::Off) {
         Preallocation::Off => Ok(Preallocation::Off),
-        _ if cx.compress => Err(refuse("preallocation", "compressed clusters cannot be preallocated")),
-        // A standard entry that names a cluster hides the backing file; an extended one can leave it visible.
-        _ if has_backing && !extended_l2 => Err(refuse("preallocation", "over a backing file it needs extended_l2=on")),
+        _ if cx.compress => Err(invalid("preallocation", "compressed clusters cannot be preallocated")),
+        // A standard L2 entry with a host cluster hides the backing file; an extended one need not.
+        _ if has_backing && !extended_l2 => {
+            Err(invalid("preallocation", "requires extended_l2=on with a backing file"))
+        }
         some => Ok(some),
     }
 }
 
-/// Rounds to whole sectors, and refuses what L1 tables cannot map that qemu would read.
+/// Rounds `size` up to sectors. Refuses sizes beyond the largest L1 table in qemu.
 fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> {
-    // Entries of 8 or 16 bytes: an L2 table has a cluster's bytes / 8 or / 16 of them.
+    // L2 entries have 8 or 16 bytes.
     let largest = |bits: u32| u128::from(MAX_L1_ENTRIES) << (2 * bits - if extended_l2 { 4 } else { 3 });
     let limit = i64::MAX as u64 & !(SECTOR - 1);
     let too_large =
@@ -257,12 +264,15 @@ fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> 
     match CLUSTER_BITS.clone().find(|&bits| u128::from(rounded) <= largest(bits)) {
         Some(bits) => {
             let (small, large) = (1 << cluster_bits, 1 << bits);
-            Err(refuse("cluster_size", format!("{small} is too small for a disk of {size} bytes; use {large} or more")))
+            Err(invalid(
+                "cluster_size",
+                format!("{small} is too small for a disk of {size} bytes; use {large} or more"),
+            ))
         }
         None => Err(too_large(u64::try_from(largest(*CLUSTER_BITS.end())).unwrap_or(limit))),
     }
 }
 
-fn refuse(name: &str, problem: impl Into<String>) -> Error {
+fn invalid(name: &str, problem: impl Into<String>) -> Error {
     wrong(FORMAT_NAME, name, problem)
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a guest range live, by the L1 and L2 tables.
+//! Maps guest ranges to host offsets by the L1 and L2 tables.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,11 +31,11 @@ pub(crate) struct Reader {
     header: Header,
     file: Arc<dyn ReadAt>,
     file_len: u64,
-    /// Length of the external data file in bytes, if it has been opened.
+    /// Length of the external data file in bytes, if it is open.
     data_file_len: Option<u64>,
     l1: Vec<u64>,
     l1_table_offset: u64,
-    slices: TableCache,
+    table_cache: TableCache,
 }
 
 impl Reader {
@@ -51,7 +51,7 @@ impl Reader {
             Some(wanted) => {
                 let snapshot = find_snapshot(&snapshots, wanted)?;
                 snapshot.check(&header, file_len)?;
-                let at = snapshot.place.start;
+                let at = snapshot.range.start;
                 FIELDS.at("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
                 info.virtual_size = snapshot.info.virtual_size;
                 (snapshot.l1_table_offset, header.snapshots_offset)
@@ -62,10 +62,19 @@ impl Reader {
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
-        Ok(Reader { info, header, file, file_len, data_file_len, l1, l1_table_offset, slices: TableCache::default() })
+        Ok(Reader {
+            info,
+            header,
+            file,
+            file_len,
+            data_file_len,
+            l1,
+            l1_table_offset,
+            table_cache: TableCache::default(),
+        })
     }
 
-    /// The unmapped extent at `offset`, over L1 entries that are empty, up to `end`.
+    /// Returns the hole at `offset`, up to `end` or the next L1 entry that is not empty.
     fn hole(&self, offset: u64, l1_index: usize, end: u64) -> Extent {
         let most = end.div_ceil(self.header.l2_coverage()) as usize - l1_index;
         let entries = self.l1.iter().skip(l1_index).take(most);
@@ -74,7 +83,7 @@ impl Reader {
         Extent { offset, len: end.min(self.info.virtual_size) - offset, kind: ExtentKind::Hole }
     }
 
-    /// The extent from `offset` to the end of its cluster at the most, by one L2 entry.
+    /// Returns the extent at `offset` by a single L2 entry; it ends at the end of the cluster at the latest.
     fn extent_in_cluster(&self, slice: &L2Slice, index: u64, offset: u64) -> Result<Extent> {
         let (entry, bitmap) = slice.entry(index, &self.header);
         let at = slice.0.offset() + index * self.header.l2_entry_size();
@@ -90,7 +99,7 @@ impl Reader {
                 if host >= self.file_len {
                     return Err(fault(Problem::OutOfBounds { offset: host, len: len.into(), file_len: self.file_len }));
                 }
-                // The last payload may end with the file, in the middle of its last sector.
+                // The last payload may end with the file, within its last sector.
                 let stored_len = u64::from(len).min(self.file_len - host) as u32;
                 ExtentKind::Compressed(Compressed {
                     at: Location { file: IMAGE, offset: host },
@@ -118,7 +127,7 @@ impl Reader {
         if let ExtentKind::Data(Location { file, offset: host }) = kind {
             if file == DATA && host != offset {
                 // "The offset field in the Standard Cluster Descriptor must match the guest offset."
-                let rule = "in a data file each cluster lies at its guest offset";
+                let rule = "must equal the guest offset in a data file";
                 return Err(fault(Problem::Rule { value: host, rule }));
             }
             let file_len = if file == IMAGE { Some(self.file_len) } else { self.data_file_len };
@@ -140,7 +149,7 @@ impl Reader {
         FIELDS.at("L1 entry", self.l1_table_offset + index as u64 * 8)
     }
 
-    /// The place of the L2 table that L1 entry `index` names, if it names one.
+    /// Host offset of the L2 table of L1 entry `index`, if allocated.
     fn l2_table(&self, index: usize) -> Result<Option<u64>> {
         let Some(&entry) = self.l1.get(index) else { return Ok(None) };
         let field = self.l1_field(index);
@@ -170,7 +179,7 @@ impl SparseRead for Reader {
         let mut index = l2_index % entries;
         let first = self.extent_in_cluster(&slice, index, offset)?;
         Ok(run::merge(first, end, |at| {
-            // An extent may end within a cluster of subclusters.
+            // With subclusters, an extent may end within a cluster.
             if !at.is_multiple_of(self.header.cluster_size()) {
                 return None;
             }
@@ -178,7 +187,7 @@ impl SparseRead for Reader {
             if index >= entries {
                 return None;
             }
-            // By far the most entries of most disks.
+            // Fast path: most entries of most disks are unallocated.
             if slice.entry(index, &self.header) == (0, 0) {
                 return Some((ExtentKind::Hole, self.header.cluster_size().min(self.info.virtual_size - at)));
             }
@@ -192,7 +201,7 @@ impl SparseRead for Reader {
     }
 
     fn refcount(&self, offset: u64) -> u64 {
-        self.stored_count(offset >> self.header.cluster_bits).unwrap_or(1)
+        self.read_refcount(offset >> self.header.cluster_bits).unwrap_or(1)
     }
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
@@ -201,13 +210,13 @@ impl SparseRead for Reader {
         claim(0, cluster_size);
         claim(self.l1_table_offset, self.l1.len() as u64 * 8);
         for index in 0..self.l1.len() {
-            // What else is wrong with an entry is told when its guest range is read.
+            // Other faults of an entry are reported when its guest range is read.
             let Ok(Some(offset)) = self.l2_table(index) else { continue };
             if !claim(offset, cluster_size) {
                 return Err(self.l1_field(index).fault(Problem::Overlap { offset, with: "other metadata" }));
             }
         }
-        // Where the reference counts are concerns readers only as a place where no guest bytes are.
+        // Refcount structures are not needed for reading, but must not overlap guest data.
         let refcount_table = u64::from(self.header.refcount_table_clusters) * cluster_size;
         claim(self.header.refcount_table_offset, refcount_table);
         self.refcount_blocks(&mut |offset| {
@@ -217,8 +226,8 @@ impl SparseRead for Reader {
 }
 
 impl Reader {
-    /// The reference count of a host cluster, if it can be read.
-    fn stored_count(&self, cluster: u64) -> Option<u64> {
+    /// Refcount of a host cluster, if it can be read.
+    fn read_refcount(&self, cluster: u64) -> Option<u64> {
         let per_block = self.header.refcount_block_entries();
         let table_entries = u64::from(self.header.refcount_table_clusters) * (self.header.cluster_size() / 8);
         let table_index = Some(cluster / per_block).filter(|index| *index < table_entries)?;
@@ -233,7 +242,8 @@ impl Reader {
         count_at(&bytes, order, ((bit % 8) >> order) as usize)
     }
 
-    /// The offsets in the refcount table, as far as that is in the file: a reader does not depend on it.
+    /// Calls `found` with the host offset of each refcount block. Ignores a refcount table beyond the end of the file, which
+    /// readers do not need.
     fn refcount_blocks(&self, found: &mut dyn FnMut(u64)) -> Result<()> {
         let start = self.header.refcount_table_offset;
         let len = u64::from(self.header.refcount_table_clusters) * self.header.cluster_size();
@@ -257,22 +267,22 @@ impl Reader {
     fn slice(&self, table: u64, l2_index: u64) -> Result<L2Slice> {
         let len = L2Slice::LEN.min(self.header.cluster_size());
         let offset = table + l2_index * self.header.l2_entry_size() / len * len;
-        self.slices.get(&*self.file, Location { file: IMAGE, offset }, len as usize).map(L2Slice)
+        self.table_cache.get(&*self.file, Location { file: IMAGE, offset }, len as usize).map(L2Slice)
     }
 }
 
-/// A part of an L2 table.
+/// A slice of an L2 table.
 struct L2Slice(Arc<CachedTable>);
 
 impl L2Slice {
-    /// Length of a slice, unless the table is smaller. 2048 entries, or 128 MiB of guest with clusters of 64 KiB.
+    /// Length of a slice in bytes, unless the table is smaller: 2048 entries, or 128 MiB of the disk with 64 KiB clusters.
     const LEN: u64 = 16 << 10;
 
     fn entries(&self, header: &Header) -> u64 {
         self.0.bytes.len() as u64 / header.l2_entry_size()
     }
 
-    /// Entry number `index`, and the bitmap that follows it in an extended one.
+    /// Entry number `index` and its subcluster bitmap, 0 for standard entries.
     fn entry(&self, index: u64, header: &Header) -> (u64, u64) {
         let at = (index * header.l2_entry_size()) as usize;
         let word = |at: usize| {
@@ -282,19 +292,19 @@ impl L2Slice {
     }
 }
 
-/// Finds a snapshot by its id or, if none has that id, by its name.
+/// Finds a snapshot by ID or, if no ID matches, by name.
 fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a SnapshotEntry> {
     let by = |name: fn(&SnapshotEntry) -> &Name| {
         snapshots.iter().find(move |snapshot| name(snapshot).as_bytes() == wanted.as_bytes())
     };
     by(|snapshot| &snapshot.info.id).or_else(|| by(|snapshot| &snapshot.info.name)).ok_or_else(|| {
         let names: Vec<_> = snapshots.iter().map(|snapshot| snapshot.info.name.to_string()).collect();
-        let there = if names.is_empty() { "no snapshots".to_owned() } else { names.join(", ") };
-        Error::Usage(format!("there is no snapshot {wanted:?} in the image; there are {there}"))
+        let available = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        Error::Usage(format!("{FORMAT_NAME}: unknown snapshot {wanted:?}; available: {available}"))
     })
 }
 
-/// What the image says of itself, by the names that qemu-img uses.
+/// Describes the image with the keys of qemu-img info.
 fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) -> ImageInfo {
     let extensions = &header.extensions;
     let backing = header

@@ -1,15 +1,15 @@
-//! FileReference counts of 1 to 64 bits (qcow2 specification, "Host cluster management").
+//! Refcounts of 1 to 64 bits (qcow2 specification, "Host cluster management").
 //!
-//! Counts of 16, 32 and 64 bits are big-endian; smaller ones are packed into bytes from the least significant bit up.
+//! Refcounts of 16, 32 and 64 bits are big-endian. Smaller ones are packed into bytes, lowest bits first.
 
 use byteorder::{BigEndian, ByteOrder};
 
-/// The largest count of `1 << order` bits.
+/// Largest refcount of `1 << order` bits.
 pub(crate) fn max_count(order: u32) -> u64 {
     u64::MAX >> (64 - (1u32 << order))
 }
 
-/// The count number `index` of a block, or `None` past the block's end.
+/// Returns refcount number `index` of a block, or `None` beyond its end.
 pub(crate) fn count_at(block: &[u8], order: u32, index: usize) -> Option<u64> {
     if order < 3 {
         let per_byte = 8 >> order;
@@ -21,7 +21,7 @@ pub(crate) fn count_at(block: &[u8], order: u32, index: usize) -> Option<u64> {
     Some(BigEndian::read_uint(block.get(at..at + width)?, width))
 }
 
-/// Sets count number `index` of a block to `count`, which is at most [`max_count`]. Nothing happens past the block's end.
+/// Sets refcount number `index` of a block to `count`, at most [`max_count`]. Does nothing beyond the block's end.
 pub(crate) fn set_count(block: &mut [u8], order: u32, index: usize, count: u64) {
     if order < 3 {
         let per_byte = 8 >> order;
@@ -32,8 +32,8 @@ pub(crate) fn set_count(block: &mut [u8], order: u32, index: usize, count: u64) 
         return;
     }
     let width = 1 << (order - 3);
-    if let Some(place) = block.get_mut(index * width..(index + 1) * width) {
-        BigEndian::write_uint(place, count, width);
+    if let Some(bytes) = block.get_mut(index * width..(index + 1) * width) {
+        BigEndian::write_uint(bytes, count, width);
     }
 }
 
@@ -43,7 +43,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn small_counts_are_packed_from_the_low_bits_up() {
+    fn small_refcounts_are_packed_lowest_bits_first() {
         let mut block = [0; 2];
         set_count(&mut block, 0, 1, 1);
         set_count(&mut block, 2, 3, 0xa);
@@ -52,7 +52,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_survive(order in 0u32..=6, counts in prop::collection::vec(any::<u64>(), 64)) {
+        fn refcounts_round_trip(order in 0u32..=6, counts in prop::collection::vec(any::<u64>(), 64)) {
             let mut block = [0xa5; 512];
             let counts: Vec<u64> = counts.iter().map(|count| count & max_count(order)).collect();
             for (index, &count) in counts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Internal snapshots (qcow2 specification, "Snapshots"): a table of entries, each as long as its names.
+//! Internal snapshots (qcow2 specification, "Snapshots"): a table of entries of variable length.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 
-/// Length of an entry without the extra data and the names.
+/// Length of an entry in bytes, without extra data and names.
 const FIXED_LENGTH: usize = 40;
-/// Bytes of extra data that mean something: the size of the machine state, the size of the disk, the instruction count.
+/// Length of the known extra data in bytes: VM state size, virtual disk size, instruction count.
 const KNOWN_EXTRA: usize = 24;
-/// qemu's limit for the whole table.
+/// Largest snapshot table in qemu, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
 
 /// An entry of the snapshot table.
@@ -27,20 +27,20 @@ pub(super) struct SnapshotEntry {
     pub l1_table_offset: u64,
     pub l1_size: u32,
     pub info: Snapshot,
-    /// Where in the file the entry stands.
-    pub place: Range<u64>,
+    /// File range of the entry.
+    pub range: Range<u64>,
 }
 
-/// Reads the snapshot table. The L1 tables that it names are for [`SnapshotEntry::check`]: a bad one spoils its snapshot only.
+/// Reads the snapshot table. [`SnapshotEntry::check`] checks the L1 tables, so that an invalid one affects its snapshot only.
 pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<SnapshotEntry>> {
     let file_len = table::length(&**file)?;
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
     for _ in 0..header.nb_snapshots {
         let entry = read_entry(&**file, at, file_len, header, budget)?;
-        FIELDS.at("snapshot table", entry.place.start).at_most(entry.place.end - header.snapshots_offset, MAX_TABLE)?;
-        // The end lies within the file, far below 2^64.
-        at = entry.place.end.next_multiple_of(8);
+        FIELDS.at("snapshot table", entry.range.start).at_most(entry.range.end - header.snapshots_offset, MAX_TABLE)?;
+        // The end is within the file, far below 2^64.
+        at = entry.range.end.next_multiple_of(8);
         snapshots.push(entry);
     }
     Ok(snapshots)
@@ -60,7 +60,7 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
     let mut extra = [0; KNOWN_EXTRA];
     let known = KNOWN_EXTRA.min(extra_len as usize);
     table::read(file, &mut extra[..known], extra_at)?;
-    // Images of version 2 may lack fields; what is there in part is not there.
+    // Images of version 2 may lack fields. A truncated field counts as missing.
     let extra_field = |at: usize| (known >= at + 8).then(|| BigEndian::read_u64(&extra[at..]));
 
     let names_at = extra_at + u64::from(extra_len);
@@ -72,20 +72,20 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
     info.vm_state_size = extra_field(0).unwrap_or(BigEndian::read_u32(&fixed[32..]).into());
     info.date = (BigEndian::read_u32(&fixed[16..]), BigEndian::read_u32(&fixed[20..]));
     info.vm_clock_nsec = BigEndian::read_u64(&fixed[24..]);
-    // All ones stand for a guest whose instructions were not counted.
+    // All ones: the instruction count is unknown.
     info.icount = extra_field(16).filter(|count| *count != u64::MAX);
     Ok(SnapshotEntry {
         l1_table_offset: BigEndian::read_u64(&fixed),
         l1_size: BigEndian::read_u32(&fixed[8..]),
         info,
-        place: at..names_at + names_len,
+        range: at..names_at + names_len,
     })
 }
 
 impl SnapshotEntry {
-    /// Checks that the L1 table lies within the file and is large enough for the snapshot's disk.
+    /// Checks that the L1 table is within the file and large enough for the snapshot's disk.
     pub fn check(&self, header: &Header, file_len: u64) -> Result<()> {
-        let at = self.place.start;
+        let at = self.range.start;
         let (offset, size) = (self.l1_table_offset, u64::from(self.l1_size));
         let needed = header.l1_entries_for(self.info.virtual_size);
         if size < needed || size > MAX_L1_ENTRIES {
@@ -109,7 +109,7 @@ mod tests {
     use crate::io::MemFile;
     use crate::limits::Limits;
 
-    /// An entry for an L1 table of one entry at 1024.
+    /// A snapshot table entry with an L1 table of one entry at 1024.
     fn entry(id: &[u8], name: &[u8], extra: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(1024u64.to_be_bytes());
@@ -128,7 +128,7 @@ mod tests {
         bytes
     }
 
-    /// An image of 16 KiB, with a table of these entries.
+    /// An image of a 16 KiB disk with these snapshot table entries.
     fn image(count: u32, entries: &[Vec<u8>]) -> (Arc<dyn ReadAt>, Header) {
         let mut bytes = vec![0; 2048];
         bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_all_ages() {
+    fn entries_with_extra_data_of_any_length() {
         let sizes = [8u64, 9000, 10].map(u64::to_be_bytes).concat();
         let unknown = [&sizes[..16], &[0xff; 8], &[1; 100]].concat();
         let entries = [
@@ -172,7 +172,7 @@ mod tests {
             .map(|(name, state, size, icount)| (name.to_owned(), state, size, icount));
         assert!(found.iter().map(seen).eq(expected), "{found:?}");
         let second = &found[1];
-        assert_eq!(second.place, 2048 + 48..2048 + 48 + 54);
+        assert_eq!(second.range, 2048 + 48..2048 + 48 + 54);
         assert_eq!(
             (second.info.id.as_bytes(), second.info.date, second.info.vm_clock_nsec),
             (&b"22"[..], (1_700_000_000, 5), 6)
@@ -181,37 +181,37 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_cut_off_is_refused_wherever_it_is() {
+    fn truncated_entries_are_refused() {
         let whole = entry(b"1", b"the name", &[0; 16]);
         assert!(read(1, std::slice::from_ref(&whole)).is_ok());
         for len in 0..40 + 16 + 9 {
             let error = read(1, &[whole[..len].to_vec()]).unwrap_err();
-            assert_eq!(error.kind(), "out-of-bounds", "{len}");
+            assert_eq!(error.kind().as_str(), "out-of-bounds", "{len}");
         }
-        assert_eq!(read(2, &[whole]).unwrap_err().kind(), "out-of-bounds");
+        assert_eq!(read(2, &[whole]).unwrap_err().kind().as_str(), "out-of-bounds");
     }
 
     #[test]
-    fn huge_lengths_are_refused_before_anything_is_allocated() {
+    fn huge_lengths_are_refused_before_allocation() {
         let mut entry = entry(b"1", b"name", &[]);
         entry[36..40].fill(0xff);
-        assert_eq!(read(1, &[entry]).unwrap_err().kind(), "out-of-bounds");
+        assert_eq!(read(1, &[entry]).unwrap_err().kind().as_str(), "out-of-bounds");
     }
 
     #[test]
     fn names_count_against_the_budget() {
         let (file, header) = image(1, &[entry(b"1", &[b'n'; 1000], &[])]);
-        assert_eq!(read_snapshots(&file, &header, &Budget::new(1000)).unwrap_err().kind(), "limit");
+        assert_eq!(read_snapshots(&file, &header, &Budget::new(1000)).unwrap_err().kind().as_str(), "limit");
     }
 
     #[test]
-    fn an_l1_table_is_checked_when_it_is_wanted() {
+    fn l1_tables_are_checked_on_demand() {
         let (_, header) = image(0, &[]);
-        let sound = read(1, &[entry(b"1", b"name", &[])]).unwrap().remove(0);
+        let valid = read(1, &[entry(b"1", b"name", &[])]).unwrap().remove(0);
         let check = |change: fn(&mut SnapshotEntry)| {
-            let mut entry = sound.clone();
+            let mut entry = valid.clone();
             change(&mut entry);
-            entry.check(&header, 2048).map_err(|error| error.kind())
+            entry.check(&header, 2048).map_err(|error| error.kind().as_str())
         };
         assert_eq!(check(|_| ()), Ok(()));
         assert_eq!(check(|entry| entry.l1_table_offset = 1025), Err("invalid-field"));
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(check(|entry| entry.l1_size = 0), Err("invalid-field"));
         assert_eq!(check(|entry| entry.l1_size = u32::MAX), Err("invalid-field"));
         assert_eq!(check(|entry| entry.info.virtual_size = u64::MAX), Err("invalid-field"));
-        // The table may be longer than the disk needs, and end with the file.
+        // A longer table than needed may extend beyond the file.
         assert_eq!(check(|entry| entry.l1_size = 1000), Ok(()));
     }
 }

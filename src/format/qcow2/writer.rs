@@ -1,9 +1,8 @@
-//! Writes an image in one pass: metadata here, guest bytes by whoever asks where they go.
+//! Writes the metadata of an image in one pass, while the caller writes guest data.
 //!
-//! The file's clusters, in order: the header; the first refcount block; L2 tables, guest clusters, compressed payloads and
-//! more refcount blocks as they come up; the L1 table; the refcount table; refcount blocks that count the end of the file.
-//! Every byte is written once, and of the tables only the L1 table, the refcount table, one L2 table and one refcount block
-//! are in memory.
+//! Order of the clusters in the file: header; first refcount block; L2 tables, guest clusters, compressed payloads and further
+//! refcount blocks as needed; L1 table; refcount table; refcount blocks of the end of the file. Every byte is written once.
+//! The L1 table, the refcount table, one L2 table and one refcount block are in memory.
 
 mod alloc;
 mod mapping;
@@ -26,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::io::{WriteAt, write_zeros};
 use crate::options::wrong;
 
-/// Clusters above this size have room for the feature name table.
+/// The feature name table is written with clusters above this size in bytes.
 const FEATURE_NAMES_ABOVE: u64 = 4096;
 const SECTOR: u64 = 512;
 
@@ -35,13 +34,13 @@ pub(crate) struct Writer {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
     preallocation: Preallocation,
-    /// As it will be written: the places of the tables come last.
+    /// The header to write; table offsets are set last.
     header: Header,
     alloc: Allocator,
     mapping: Mapping,
-    /// With preallocation, the guest clusters below this one have their host clusters.
+    /// With preallocation, all guest clusters below this one have host clusters.
     preallocated: u64,
-    /// Where the next compressed payload may go: after the last one, if that ended within a cluster.
+    /// End of the last compressed payload, if it is within a cluster. The next payload may follow it.
     open_end: Option<u64>,
 }
 
@@ -52,7 +51,7 @@ impl Writer {
         let cluster_size = settings.cluster_size();
         let out = cx.out.clone();
         if !out.starts_zeroed() {
-            // Until the new header is there, nothing shall take the old one for it.
+            // An old header must not be taken for the new one if writing is interrupted.
             out.zero_range(0..cluster_size).map_err(Error::io("clearing the header", 0))?;
         }
         Ok(Writer {
@@ -75,8 +74,7 @@ impl Writer {
         })
     }
 
-    /// Gives a first part of `guest` host clusters that follow each other, where it has none yet, and returns how long that
-    /// part is and where it lies in the file.
+    /// Maps a first part of `guest` to contiguous host clusters, which are allocated as needed. Returns the host range.
     fn map(&mut self, guest: &Range<u64>) -> Result<Range<u64>> {
         let bits = self.header.cluster_bits;
         let first = guest.start >> bits;
@@ -87,13 +85,13 @@ impl Writer {
         let mut at = first;
         while at < last {
             let expected = host_start.map(|host: u64| host + ((at - first) << bits));
-            let follows = |host| expected.is_none_or(|expected| expected == host);
+            let is_contiguous = |host| expected.is_none_or(|expected| expected == host);
             match self.mapping.host(at) {
-                Some(host) if follows(host) => {
+                Some(host) if is_contiguous(host) => {
                     host_start.get_or_insert(host);
                     at += 1;
                 }
-                None if follows(self.alloc.next_offset()) => {
+                None if is_contiguous(self.alloc.next_offset()) => {
                     let missing = (at..last).take_while(|&cluster| self.mapping.host(cluster).is_none()).count();
                     let run = self.take_data(missing as u64)?;
                     host_start.get_or_insert(run.start);
@@ -108,23 +106,23 @@ impl Writer {
         Ok(start..start + (guest.end.min(at << bits) - guest.start))
     }
 
-    /// Takes host clusters for guest bytes.
+    /// Allocates at most `wanted` contiguous host clusters for guest data.
     fn take_data(&mut self, wanted: u64) -> Result<Range<u64>> {
         let run = self.alloc.take(wanted)?;
         if self.preallocation == Preallocation::Falloc {
-            let what = format!("setting {} bytes aside", run.end - run.start);
+            let what = format!("allocating {} bytes", run.end - run.start);
             self.out.allocate(run.clone()).map_err(Error::io(what, run.start))?;
         }
         Ok(run)
     }
 
-    /// With preallocation, gives host clusters to all guest clusters below `until` that have none.
+    /// With preallocation, allocates host clusters for all guest clusters below `until` that have none.
     fn preallocate(&mut self, until: u64) -> Result<()> {
         while self.preallocation != Preallocation::Off && self.preallocated < until {
             let cluster = self.preallocated;
             self.mapping.open(cluster, &mut self.alloc)?;
             let run = self.take_data(until.min(self.mapping.mapped().end) - cluster)?;
-            // The guest reads what is in the cluster; extended entries without a bit set hide it.
+            // Guests read the content of the cluster, unless an extended entry marks no subcluster as allocated.
             if self.preallocation == Preallocation::Full {
                 write_zeros(&*self.out, run.clone()).map_err(Error::io("writing zeros", run.start))?;
             } else if !self.header.extended_l2() {
@@ -136,7 +134,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes bytes of the file zeros that have not been written.
+    /// Zeroes a range of the file that has not been written.
     fn clear(&self, bytes: Range<u64>) -> Result<()> {
         if self.out.starts_zeroed() {
             return Ok(());
@@ -145,15 +143,15 @@ impl Writer {
         self.out.zero_range(bytes).map_err(Error::io(what, at))
     }
 
-    /// Finds a place for a payload of `len` bytes, at most a cluster, and counts it in the one or two clusters that it lies
-    /// in. Payloads are packed without gaps as far as the counts can follow.
-    fn pack(&mut self, len: u64) -> Result<u64> {
+    /// Allocates a host offset for a payload of `len` bytes, at most a cluster, and counts it in its one or two clusters.
+    /// Payloads are packed without gaps, as far as the refcount width allows.
+    fn take_payload(&mut self, len: u64) -> Result<u64> {
         let cluster_size = self.spec.block_size;
         let start = match self.open_end.take() {
             Some(end) => {
                 let room = end.next_multiple_of(cluster_size) - end;
-                let goes_on = len <= room || self.alloc.next_offset() == end + room;
-                if goes_on && self.alloc.share(end) {
+                let is_contiguous = len <= room || self.alloc.next_offset() == end + room;
+                if is_contiguous && self.alloc.share(end) {
                     if len > room {
                         self.alloc.take(1)?;
                     }
@@ -168,7 +166,7 @@ impl Writer {
         Ok(start)
     }
 
-    /// The first cluster that begins at guest byte `end` or after it.
+    /// First guest cluster at or after guest offset `end`.
     fn clusters_end(&self, end: u64) -> u64 {
         end.div_ceil(self.spec.block_size)
     }
@@ -180,7 +178,9 @@ impl Writer {
             return Ok(());
         }
         let Range { start, end } = guest;
-        Err(Error::Usage(format!("{start}..{end} is no range of granules of {granule} bytes on a disk of {size}")))
+        Err(Error::Usage(format!(
+            "invalid guest range {start}..{end}: expected multiples of {granule}, at most {size}"
+        )))
     }
 }
 
@@ -197,7 +197,7 @@ impl SparseWrite for Writer {
             self.mapping.set_allocated(guest.start..guest.start + len);
         }
         if guest.start + len == self.spec.virtual_size {
-            // The caller has no bytes for the rest of the last cluster.
+            // The caller does not write the rest of the last cluster.
             self.clear(host.end..host.end.next_multiple_of(self.spec.block_size))?;
         }
         Ok(Placement { out: self.out.clone(), offset: host.start, before: Vec::new(), len })
@@ -211,13 +211,15 @@ impl SparseWrite for Writer {
             || self.clusters_end(guest.end) - guest.start / self.spec.block_size != 1
         {
             let Range { start, end } = guest;
-            return Err(Error::Usage(format!("{len} bytes cannot be the payload of the cluster {start}..{end}")));
+            return Err(Error::Usage(format!(
+                "invalid payload of {len} bytes for guest range {start}..{end}: expected one cluster"
+            )));
         }
         let bits = self.header.cluster_bits;
         self.mapping.open(guest.start >> bits, &mut self.alloc)?;
-        let offset = self.pack(len)?;
+        let offset = self.take_payload(len)?;
         if offset >= compressed_offset_limit(bits) {
-            let feature = "a compressed cluster this far into a file with clusters of this size".into();
+            let feature = "compressed cluster at this host offset with this cluster size".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(offset) });
         }
         self.mapping.set(guest.start >> bits, encode_compressed(offset, len, bits));
@@ -227,14 +229,14 @@ impl SparseWrite for Writer {
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {
         self.check_range(&guest)?;
         if self.header.backing_file.is_none() {
-            // What is not placed reads as zeros.
+            // Unallocated clusters read as zeros.
             return Ok(());
         }
         let bits = self.header.cluster_bits;
         let mut at = guest.start;
         while at < guest.end {
             if self.header.version < 3 {
-                // There is no entry that means zeros.
+                // Version 2 has no zero clusters.
                 let host = self.map(&(at..guest.end))?;
                 at += host.end - host.start;
                 self.clear(host.start..host.end.next_multiple_of(self.spec.block_size))?;
@@ -277,8 +279,8 @@ impl Writer {
     }
 }
 
-/// The smallest range that is placed by itself: a subcluster where there are any. Else whole clusters have to be written if
-/// something other than zeros may be in them, or show through in their place; and single sectors if not.
+/// Smallest range in bytes that can be placed: a subcluster with extended L2 entries. Otherwise a cluster, if the rest of it
+/// could show old content or the backing file, or else a sector.
 fn granule(settings: &Settings, starts_zeroed: bool) -> u64 {
     if settings.extended_l2 {
         settings.cluster_size() / u64::from(SUBCLUSTERS)
@@ -289,7 +291,7 @@ fn granule(settings: &Settings, starts_zeroed: bool) -> u64 {
     }
 }
 
-/// The header of an image without tables.
+/// Returns the header without table offsets.
 fn header(settings: &Settings) -> Result<Header> {
     let mut incompatible = Incompatible::empty();
     incompatible.set(Incompatible::COMPRESSION_TYPE, settings.codec != crate::codec::Codec::Deflate);
@@ -321,12 +323,12 @@ fn header(settings: &Settings) -> Result<Header> {
             ..Extensions::default()
         },
     };
-    // The settings leave at most `MAX_L1_ENTRIES`.
+    // The settings limit this to `MAX_L1_ENTRIES`.
     header.l1_size = header.l1_entries_for(header.size) as u32;
     let (len, room) = (header.encode().len() as u64, header.cluster_size());
     if len > room {
         let problem =
-            format!("the header with this name has {len} bytes, and a cluster {room}; use a larger cluster_size");
+            format!("the header with this name has {len} bytes, a cluster only {room}; use a larger cluster_size");
         return Err(wrong(FORMAT_NAME, "backing_file", problem));
     }
     Ok(header)
@@ -336,7 +338,7 @@ fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64) -> Result<()> {
     out.write_all_at(bytes, offset).map_err(|e| Error::io(format!("writing {} bytes", bytes.len()), offset)(e))
 }
 
-/// Writes `entries`, big-endian, and zeros after them into the `len` bytes at `offset`.
+/// Writes the big-endian `entries` at `offset`, zero-padded to `len` bytes.
 fn write_table(out: &dyn WriteAt, entries: &[u64], offset: u64, len: u64) -> Result<()> {
     const ENTRIES: usize = 8 << 10;
     let mut at = offset;

@@ -1,14 +1,13 @@
-//! Bits: runs of equal ones in a bitmap, and sets of numbers with a bit for each.
+//! Runs of equal bits in a bitmap, and bit sets.
 
-/// Which bit of a byte comes first.
+/// The order of the bits in a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BitOrder {
     HighestFirst,
     LowestFirst,
 }
 
-/// The bit number `index`, and the number of the first one after it, below `end`, that is another; `end` when there is none. What
-/// is not in `bytes` counts as zeros.
+/// Returns bit `index`, and the index of the next bit that differs; at most `end`. Bits beyond `bytes` are zeros.
 pub(crate) fn run(bytes: &[u8], order: BitOrder, index: u64, end: u64) -> (bool, u64) {
     let byte = |index: u64| bytes.get((index / 8) as usize).copied().unwrap_or_default();
     let bit = |index: u64| match order {
@@ -30,17 +29,17 @@ pub(crate) fn run(bytes: &[u8], order: BitOrder, index: u64, end: u64) -> (bool,
     (first, at.min(end))
 }
 
-/// A set of numbers below some bound, with a bit for each of those.
+/// A set of numbers below a bound, one bit each.
 #[derive(Clone, Debug)]
 pub(crate) struct BitSet(Vec<u8>);
 
 impl BitSet {
-    /// The empty set, for numbers below `bound`. It has `bound / 8` bytes.
+    /// An empty set for numbers below `bound`. It takes `bound / 8` bytes.
     pub fn new(bound: u64) -> BitSet {
         BitSet(vec![0; bound.div_ceil(8) as usize])
     }
 
-    /// Numbers below it are not too large.
+    /// The bound, rounded up to a multiple of 8.
     pub fn bound(&self) -> u64 {
         self.0.len() as u64 * 8
     }
@@ -49,21 +48,21 @@ impl BitSet {
         self.0.get((number / 8) as usize).is_some_and(|byte| byte >> (number % 8) & 1 != 0)
     }
 
-    /// Adds a number, and tells whether it was there; nothing for one that is too large.
+    /// Adds a number and returns whether the set contained it; `None` if it is not below the bound.
     pub fn insert(&mut self, number: u64) -> Option<bool> {
         let byte = self.0.get_mut((number / 8) as usize)?;
         let bit = 1 << (number % 8);
-        let was = *byte & bit != 0;
+        let contained = *byte & bit != 0;
         *byte |= bit;
-        Some(was)
+        Some(contained)
     }
 
-    /// Adds the numbers of a set with the same bound.
-    pub fn add(&mut self, other: &BitSet) {
+    /// Adds all numbers of `other`, a set with the same bound.
+    pub fn union_with(&mut self, other: &BitSet) {
         self.0.iter_mut().zip(&other.0).for_each(|(byte, other)| *byte |= other);
     }
 
-    /// Whether `number` is there, and the first one after it, below `end`, of which the opposite holds; see [`run`].
+    /// Returns whether the set contains `number`, and the next number for which that changes; at most `end`.
     pub fn run(&self, number: u64, end: u64) -> (bool, u64) {
         run(&self.0, BitOrder::LowestFirst, number, end)
     }
@@ -83,7 +82,7 @@ mod tests {
             [Some(false), Some(false), Some(true), None, Some(false)]
         );
         assert_eq!((set.bound(), other.insert(4), other.insert(5)), (24, Some(false), Some(false)));
-        set.add(&other);
+        set.union_with(&other);
         assert!((0..30).filter(|number| set.contains(*number)).eq([0, 3, 4, 5, 23]));
         assert_eq!([0, 1, 3, 6].map(|number| set.run(number, 22)), [(true, 1), (false, 3), (true, 6), (false, 22)]);
     }

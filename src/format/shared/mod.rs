@@ -1,7 +1,14 @@
 //! What several drivers use.
 
+/// Runs of equal bits in a bitmap, and bit sets.
 pub(crate) mod bits;
+/// Data and holes of a file that holds guest data unencoded.
 pub(crate) mod file_extents;
+/// Tables of fixed-size entries, read page by page.
+pub(crate) mod paged_table;
+/// Merging table entries into extents.
 pub(crate) mod run;
+/// Bounded reads of tables, and the errors of a field.
 pub(crate) mod table;
+/// The table parts read last.
 pub(crate) mod table_cache;

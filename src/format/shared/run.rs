@@ -4,8 +4,8 @@ use crate::driver::{Extent, ExtentKind};
 
 /// Extends `first` by the extents that continue it, up to guest offset `end`.
 ///
-/// `next` returns the kind and the length of the extent at a guest offset, and `None` where the table piece at hand ends or
-/// the entry is invalid: an invalid entry is an error once the caller gets there.
+/// `next` returns the kind and the length of the extent at a guest offset, or `None` at the end of the table page and for an
+/// invalid entry. An invalid entry is reported when its own guest range is read.
 pub(crate) fn merge(first: Extent, end: u64, mut next: impl FnMut(u64) -> Option<(ExtentKind, u64)>) -> Extent {
     let mut extent = first;
     while extent.end() < end {
@@ -25,11 +25,11 @@ mod tests {
     use crate::driver::{FileId, Location};
 
     #[test]
-    fn merging_stops_at_the_end_asked_for_and_at_a_gap() {
+    fn merging_stops_at_the_requested_end_and_at_a_gap() {
         let data = |offset| ExtentKind::Data(Location { file: FileId(0), offset });
         let first = Extent { offset: 10, len: 10, kind: data(110) };
         let calls = Cell::new(0);
-        // Blocks of 10 bytes, of which the one at 50 is elsewhere.
+        // Blocks of 10 bytes. The block at 50 is not contiguous with the block before it.
         let next = |at| {
             calls.set(calls.get() + 1);
             (at < 80).then(|| (data(if at == 50 { 0 } else { 100 + at }), 10))

@@ -1,12 +1,13 @@
-//! Reading tables whose length comes from an image.
+//! Bounded reads of tables whose length comes from an image, and the errors of a field.
 //!
-//! What else is allocated by a number from an image is at most a cluster, or a name with a limit of its own.
+//! Other allocations with a size from an image are at most a cluster, or a name with its own limit.
 
 use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
 use crate::limits::Budget;
 
-/// What is read, for messages: the format, the name of what is read, and the file offset of the field that says where it is.
+/// A field of an image, for error messages: the format, the name of the field or of the table it refers to, and the host offset
+/// of the field.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field {
     pub format: &'static str,
@@ -14,11 +15,11 @@ pub(crate) struct Field {
     pub at: u64,
 }
 
-/// The fields of the format with this name.
+/// The fields of the format with this name. Each format has one constant of this type.
 pub(crate) struct Fields(pub &'static str);
 
 impl Fields {
-    /// The field `name` at byte `at` of the file.
+    /// The field `name` at host offset `at`.
     pub const fn at(&self, name: &'static str, at: u64) -> Field {
         Field { format: self.0, name, at }
     }
@@ -38,7 +39,7 @@ impl Field {
         if value.is_multiple_of(alignment) { Ok(()) } else { Err(self.fault(Problem::Misaligned { value, alignment })) }
     }
 
-    /// Checks that `len` bytes at `offset` end at an offset that a file can have.
+    /// Checks that `len` bytes at `offset` end at or below the largest file offset, 2^63 - 1.
     pub fn fits_u63(&self, offset: u64, len: u64) -> Result<()> {
         self.within(offset, len, i64::MAX as u64)
     }
@@ -58,15 +59,15 @@ impl Field {
     }
 }
 
-/// Reads `len` bytes at `offset`, after the file's length, the budget and the allocator have agreed, in this order.
+/// Reads `len` bytes at `offset`. The file length, the budget and the allocator are checked first, in this order.
 pub(crate) fn read_table(file: &dyn ReadAt, offset: u64, len: u64, field: Field, budget: &Budget) -> Result<Vec<u8>> {
-    let mut bytes = room(file, offset, len, len, field, budget)?;
+    let mut bytes = reserve(file, offset, len, len, field, budget)?;
     bytes.resize(len as usize, 0);
     read(file, &mut bytes, offset)?;
     Ok(bytes)
 }
 
-/// Reads a table of big-endian 64-bit entries in the same way.
+/// Reads a table of big-endian 64-bit entries with the same checks.
 pub(crate) fn read_table_u64_be(
     file: &dyn ReadAt,
     offset: u64,
@@ -76,7 +77,7 @@ pub(crate) fn read_table_u64_be(
 ) -> Result<Vec<u64>> {
     const CHUNK: u64 = 64 << 10;
     let len = entries.saturating_mul(8);
-    let mut table = room(file, offset, len, entries, field, budget)?;
+    let mut table = reserve(file, offset, len, entries, field, budget)?;
     let mut bytes = vec![0; CHUNK.min(len) as usize];
     for at in (0..len).step_by(CHUNK as usize) {
         bytes.truncate((len - at) as usize);
@@ -86,8 +87,8 @@ pub(crate) fn read_table_u64_be(
     Ok(table)
 }
 
-/// An empty vector with room for `count` elements, which are stored in `len` bytes at `offset`.
-fn room<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, budget: &Budget) -> Result<Vec<T>> {
+/// Reserves a vector for `count` elements, which take `len` bytes at `offset` of the file.
+fn reserve<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, budget: &Budget) -> Result<Vec<T>> {
     let file_len = length(file)?;
     field.within(offset, len, file_len)?;
     budget.take(len, field.format, field.name, field.at)?;
@@ -102,12 +103,12 @@ fn room<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field, b
     Ok(elements)
 }
 
-/// Length of a file in bytes.
+/// The length of a file in bytes.
 pub(crate) fn length(file: &dyn ReadAt) -> Result<u64> {
-    file.size().map_err(Error::io("asking for the length", None))
+    file.size().map_err(Error::io("reading the file length", None))
 }
 
-/// Fills `buf` from `offset` on.
+/// Fills `buf` from `offset`.
 pub(crate) fn read(file: &dyn ReadAt, buf: &mut [u8], offset: u64) -> Result<()> {
     let len = buf.len();
     file.read_exact_at(buf, offset).map_err(|e| Error::io(format!("reading {len} bytes"), offset)(e))
@@ -121,13 +122,13 @@ mod tests {
     const FIELD: Field = Field { format: "test", name: "table", at: 8 };
 
     #[test]
-    fn a_table_outside_the_file_is_refused_before_it_is_allocated() {
+    fn a_table_out_of_bounds_is_refused_before_it_is_allocated() {
         let file = MemFile::from(vec![1; 100]);
         for (offset, len) in [(0, 101), (u64::MAX, 1), (1, u64::MAX), (101, 0)] {
             let error = read_table(&file, offset, len, FIELD, &Budget::new(u64::MAX)).unwrap_err();
-            assert_eq!(error.kind(), "out-of-bounds", "{offset} {len}");
+            assert_eq!(error.kind().as_str(), "out-of-bounds", "{offset} {len}");
         }
-        assert_eq!(read_table(&file, 90, 10, FIELD, &Budget::new(9)).unwrap_err().kind(), "limit");
+        assert_eq!(read_table(&file, 90, 10, FIELD, &Budget::new(9)).unwrap_err().kind().as_str(), "limit");
         assert_eq!(read_table(&file, 90, 10, FIELD, &Budget::new(10)).unwrap(), [1; 10]);
     }
 

@@ -1,4 +1,4 @@
-//! Pieces of tables that are kept for a while, because the next lookup is likely to need them again.
+//! The table parts read last, which the next lookup is likely to need again.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,40 +7,41 @@ use crate::driver::Location;
 use crate::error::Result;
 use crate::io::ReadAt;
 
-/// A piece of a table.
+/// A cached part of a table.
 pub(crate) struct CachedTable {
-    at: Location,
+    location: Location,
     pub bytes: Vec<u8>,
 }
 
-/// The slices used last, the latest first. Few: a chain may have hundreds of layers.
+/// A cache of table parts, most recently used first. It is small, because a chain can have hundreds of layers.
 #[derive(Default)]
 pub(crate) struct TableCache(Mutex<Vec<Arc<CachedTable>>>);
 
 impl TableCache {
-    const KEPT: usize = 4;
+    const CAPACITY: usize = 4;
 
-    /// The `len` bytes at `at`, which is in `file`. The caller knows that they are there, and that they are few.
-    pub fn get(&self, file: &dyn ReadAt, at: Location, len: usize) -> Result<Arc<CachedTable>> {
-        let mut slices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = slices.iter().position(|slice| slice.at == at && slice.bytes.len() == len) {
-            let slice = slices.remove(index);
-            slices.insert(0, slice.clone());
-            return Ok(slice);
+    /// Returns the `len` bytes at `location` of `file`, cached or read. The caller has checked that they lie within the file
+    /// and that `len` is small.
+    pub fn get(&self, file: &dyn ReadAt, location: Location, len: usize) -> Result<Arc<CachedTable>> {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = tables.iter().position(|table| table.location == location && table.bytes.len() == len) {
+            let table = tables.remove(index);
+            tables.insert(0, table.clone());
+            return Ok(table);
         }
         let mut bytes = vec![0; len];
-        table::read(file, &mut bytes, at.offset)?;
-        let slice = Arc::new(CachedTable { at, bytes });
-        slices.truncate(Self::KEPT - 1);
-        slices.insert(0, slice.clone());
-        Ok(slice)
+        table::read(file, &mut bytes, location.offset)?;
+        let table = Arc::new(CachedTable { location, bytes });
+        tables.truncate(Self::CAPACITY - 1);
+        tables.insert(0, table.clone());
+        Ok(table)
     }
 }
 
 impl CachedTable {
-    /// Byte offset in its file.
+    /// The host offset in its file.
     pub fn offset(&self) -> u64 {
-        self.at.offset
+        self.location.offset
     }
 }
 
@@ -51,20 +52,20 @@ mod tests {
     use crate::io::MemFile;
 
     #[test]
-    fn a_slice_is_read_once_while_it_is_kept() {
+    fn a_table_is_read_once_while_it_is_cached() {
         let file = MemFile::from(vec![1; 100]);
-        let slices = TableCache::default();
-        let get = |number, offset| slices.get(&file, Location { file: FileId(number), offset }, 10).unwrap();
+        let cache = TableCache::default();
+        let get = |number, offset| cache.get(&file, Location { file: FileId(number), offset }, 10).unwrap();
         let first = get(0, 10);
         for (number, offset) in [(1, 10), (0, 20), (0, 30), (0, 10)] {
             get(number, offset);
         }
-        assert!(Arc::ptr_eq(&first, &get(0, 10)), "still kept");
+        assert!(Arc::ptr_eq(&first, &get(0, 10)), "still cached");
         for offset in [40, 50, 60, 70] {
             get(0, offset);
         }
         let again = get(0, 10);
         assert!(!Arc::ptr_eq(&first, &again) && again.bytes == [1; 10], "read again");
-        assert_eq!(slices.get(&file, Location { file: FileId(0), offset: 95 }, 10).err().unwrap().kind(), "io");
+        assert_eq!(cache.get(&file, Location { file: FileId(0), offset: 95 }, 10).err().unwrap().kind().as_str(), "io");
     }
 }

@@ -1,4 +1,4 @@
-//! The header: `VDIPREHEADER` and behind it `VDIHEADER1` or `VDIHEADER1PLUS`.
+//! The header: `VDIPREHEADER`, followed by `VDIHEADER1` or `VDIHEADER1PLUS`.
 //!
 //! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it.
 
@@ -16,33 +16,33 @@ use crate::name::Name;
 
 pub(super) const SIGNATURE: u32 = 0xbeda_107f;
 pub(super) const SIGNATURE_AT: usize = 64;
-/// Byte offset of `cBlocksAllocated`, for messages.
+/// Host offset of `cBlocksAllocated`, for messages.
 pub(super) const BLOCKS_ALLOCATED_AT: u64 = 388;
-/// Where `cbHeader` stands, from which on it counts.
+/// Host offset of `cbHeader`, from which the header size counts.
 const START: u64 = 72;
-/// Bytes of a `VDIHEADER1` and of a `VDIHEADER1PLUS`, which has the LCHS geometry.
+/// Sizes in bytes of `VDIHEADER1` and of `VDIHEADER1PLUS`, which adds the LCHS geometry.
 const SIZES: [u32; 2] = [384, 400];
-/// The text at the beginning of files of this crate. Everybody has another one; `file` shows it.
+/// The text at the start of the file, which `file` shows. It differs between programs.
 const TEXT: &[u8] = b"<<< diskimage Virtual Disk Image >>>\n";
 const COMMENT_LEN: usize = 256;
-/// The only flag, `VDI_IMAGE_FLAGS_ZERO_EXPAND`: the writer cleared new blocks.
+/// The only flag, `VDI_IMAGE_FLAGS_ZERO_EXPAND`: the writer zeroed new blocks.
 const ZERO_EXPAND: u32 = 1;
 
-/// What an image is.
+/// The type of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It grows.
+    /// Grows on demand.
     Dynamic,
-    /// All of its blocks are there from the beginning.
+    /// Fully preallocated.
     Static,
-    /// It lies over a parent, and what is written to it may be taken back.
+    /// Differencing, with writes that can be discarded.
     Undo,
-    /// It lies over a parent.
+    /// Backed by a parent.
     Differencing,
 }
 
 impl Kind {
-    /// In the order of their numbers, which begin with 1.
+    /// In the order of their values in the file, from 1.
     const ALL: [Kind; 4] = [Kind::Dynamic, Kind::Static, Kind::Undo, Kind::Differencing];
 
     pub fn name(self) -> &'static str {
@@ -66,33 +66,33 @@ pub(super) struct Header {
     pub minor_version: u16,
     pub kind: Kind,
     pub comment: Name,
-    /// Byte offset of the block map, which is behind the header.
+    /// Host offset of the block map, after the header.
     pub map_offset: u64,
-    /// Byte offset of the data area, which is behind the block map.
+    /// Host offset of the data area, after the block map.
     pub data_offset: u64,
     /// Size of the disk in bytes.
     pub disk_size: u64,
-    /// Bytes in a block, a power of two from 512 on.
+    /// Bytes in a block: a power of two, at least 512.
     pub block_size: u32,
-    /// Bytes before each block.
+    /// Bytes of metadata before the guest data of each block.
     pub block_extra: u32,
-    /// Entries in the block map; at least so many as the disk has blocks.
+    /// Entries in the block map: at least the number of blocks of the disk.
     pub blocks: u32,
-    /// Blocks in the data area, by the header. Nothing is checked.
+    /// Number of blocks in the data area. It is not checked.
     pub blocks_allocated: u32,
     pub uuid: Uuid,
-    /// Changes when the disk does.
+    /// Changes with every change of the disk.
     pub modification: Uuid,
-    /// The parent's, and not null for kinds that have one. VirtualBox ignores it for others.
+    /// UUID of the parent; not nil for types with a parent. VirtualBox ignores it for others.
     pub linkage: Uuid,
-    /// That of the parent's state when the image was made.
+    /// Modification UUID of the parent when the image was created.
     pub parent_modification: Uuid,
-    /// Of the LCHS geometry, if there is one.
+    /// Sector size of the LCHS geometry, if the header has one.
     pub lchs_sector_size: Option<u32>,
 }
 
 impl Header {
-    /// Bytes of the largest header that is known.
+    /// Bytes of the largest known header, including what precedes it.
     pub const LEN: usize = START as usize + SIZES[1] as usize;
 
     /// Reads the header of `file`.
@@ -104,21 +104,21 @@ impl Header {
         Header::parse(&bytes, file_len, limits)
     }
 
-    /// Parses the first bytes of a file of `file_len` bytes, which is followed by zeros if it is shorter.
+    /// Parses the first bytes of a file of `file_len` bytes. Bytes beyond the end of the file are zeros.
     pub fn parse(bytes: &[u8; Header::LEN], file_len: u64, limits: &Limits) -> Result<Header> {
         let u32_at = |offset: usize| LittleEndian::read_u32(&bytes[offset..]);
         let uuid_at = |offset: usize| Uuid::from_bytes_le(bytes[offset..].first_chunk().copied().unwrap_or_default());
 
         FIELDS.at("header", 0).within(0, START + 4, file_len)?;
         if u32_at(SIGNATURE_AT) != SIGNATURE {
-            let rule = "the signature is 0xbeda107f";
+            let rule = "must be 0xbeda107f";
             return Err(FIELDS
                 .at("u32Signature", 64)
                 .fault(Problem::Rule { value: u32_at(SIGNATURE_AT).into(), rule }));
         }
         let (version, minor_version) = (u32_at(68) >> 16, u32_at(68) as u16);
         if version != 1 {
-            let age = if version == 0 { ", which is older than 1" } else { "" };
+            let age = if version == 0 { " (older than 1)" } else { "" };
             let feature = format!("header version {version}.{minor_version}{age}").into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(68) });
         }
@@ -127,7 +127,7 @@ impl Header {
             let problem = Problem::Range { value: header_size.into(), min: SIZES[0].into(), max: u32::MAX.into() };
             return Err(FIELDS.at("cbHeader", 72).fault(problem));
         }
-        // What follows the fields that are known is not looked at.
+        // Fields after the known ones are ignored.
         let header_end = START + u64::from(header_size.min(SIZES[1]));
         FIELDS.at("cbHeader", 72).within(0, header_end, file_len)?;
 
@@ -155,14 +155,14 @@ impl Header {
             parent_modification: uuid_at(440),
             lchs_sector_size: (header_size >= SIZES[1]).then(|| u32_at(468)),
         };
-        header.check_places(header_end, file_len)?;
+        header.check_layout(header_end, file_len)?;
         header.check_size(limits)?;
         header.check_linkage()?;
         Ok(header)
     }
 
-    /// The block map is in the file and behind the header, and the data is behind the block map: no block lies over metadata.
-    fn check_places(&self, header_end: u64, file_len: u64) -> Result<()> {
+    /// Checks that header, block map and data area are in this order and do not overlap, and that the block map is in the file.
+    fn check_layout(&self, header_end: u64, file_len: u64) -> Result<()> {
         FIELDS.at("cBlocks", 384).within(self.map_offset, self.map_len(), file_len)?;
         if self.map_offset < header_end {
             let problem = Problem::Overlap { offset: self.map_offset, with: "the header" };
@@ -187,7 +187,7 @@ impl Header {
 
     fn check_linkage(&self) -> Result<()> {
         if self.kind.has_parent() && self.linkage.is_nil() {
-            let rule = "an image of this type has a parent, and uuidLinkage is null";
+            let rule = "must be 1 or 2 if uuidLinkage is nil";
             return Err(FIELDS.at("u32Type", 76).fault(Problem::Rule { value: self.kind as u64 + 1, rule }));
         }
         Ok(())
@@ -198,28 +198,28 @@ impl Header {
         u64::from(self.blocks) * 4
     }
 
-    /// From one block of the data area to the next, in bytes.
+    /// Distance between blocks of the data area in bytes.
     pub fn stride(&self) -> u64 {
         u64::from(self.block_size) + u64::from(self.block_extra)
     }
 
-    /// What its owner should know: VirtualBox is less lenient.
+    /// Problems that do not affect reading; VirtualBox refuses most of them.
     pub fn warnings(&self) -> Vec<Cow<'static, str>> {
         let checks = [
-            (self.disk_size == 0, "the disk has no bytes"),
-            (self.uuid.is_nil(), "its UUID is null"),
-            (self.modification.is_nil(), "its modification UUID is null"),
-            (self.lchs_sector_size.is_some_and(|size| size != SECTOR as u32), "its LCHS sector size is not 512"),
-            (self.blocks_allocated > self.blocks, "it has more blocks allocated than blocks"),
+            (self.disk_size == 0, "the disk is empty"),
+            (self.uuid.is_nil(), "the UUID is nil"),
+            (self.modification.is_nil(), "the modification UUID is nil"),
+            (self.lchs_sector_size.is_some_and(|size| size != SECTOR as u32), "the LCHS sector size is not 512"),
+            (self.blocks_allocated > self.blocks, "more blocks are allocated than the disk has"),
         ];
         let broken = checks.into_iter().filter(|(broken, _)| *broken);
         let refused = broken.map(|(_, what)| format!("VirtualBox does not open the image: {what}").into());
-        let ignored = "it has the UUID of a parent, which is ignored: by its type it has none";
+        let ignored = "the UUID of a parent is ignored: an image of this type has no parent";
         let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && !self.linkage.is_nil());
         refused.chain(ignored).collect()
     }
 
-    /// A header of 400 bytes, as VirtualBox writes it: geometries are not set.
+    /// Encodes a header of 400 bytes, as VirtualBox writes it, without geometries.
     pub fn encode(&self) -> [u8; Header::LEN] {
         let mut bytes = [0; Header::LEN];
         let mut put = |offset: usize, part: &[u8]| {
@@ -235,7 +235,7 @@ impl Header {
             (76, self.kind as u32 + 1),
             (340, self.map_offset as u32),
             (344, self.data_offset as u32),
-            // The sector sizes of the legacy geometry and of the other one.
+            // The sector size of the legacy geometry; that of the LCHS geometry is at 468.
             (360, SECTOR as u32),
             (376, self.block_size),
             (380, self.block_extra),
@@ -267,7 +267,7 @@ fn parse_block_size(size: u32) -> Result<u32> {
         return Err(field.fault(Problem::Range { value, min: SECTOR, max: 1 << 31 }));
     }
     if !size.is_power_of_two() {
-        return Err(field.fault(Problem::Rule { value, rule: "it must be a power of two" }));
+        return Err(field.fault(Problem::Rule { value, rule: "must be a power of two" }));
     }
     Ok(size)
 }

@@ -1,47 +1,48 @@
-//! VDI, the format of VirtualBox: every kind read, dynamic and static images written.
+//! VDI, the format of VirtualBox. Reads every type of image; writes dynamic and static images.
 //!
 //! # Layout
 //!
 //! All integers are little-endian. Offsets are in bytes.
 //!
-//! | where | what | file |
+//! | offset | content | module |
 //! |---|---|---|
-//! | 0 | a text for people, the signature, the version, the header | `header` |
-//! | in the header | UUIDs: the image, its state, its parent, the parent's state | `uuid` |
-//! | `offBlocks` | block map: for each block of the disk its number in the data area, or that it is free or zeros | `map` |
-//! | `offData` | data area: the blocks, each behind `cbBlockExtra` bytes of something else | |
+//! | 0 | a readable text, signature, version, header | `header` |
+//! | in the header | UUIDs: the image, its modification, its parent, the modification of the parent | `header` |
+//! | `offBlocks` | block map: for each block of the disk, free, zero or its index in the data area | `map` |
+//! | `offData` | data area: the blocks, each preceded by `cbBlockExtra` bytes of metadata | |
 //!
 //! # Support
 //!
-//! | what | read | written |
+//! | feature | read | written |
 //! |---|---|---|
-//! | version 1 with headers of 384 bytes, of 400 and more | yes | 1.1, 400 |
-//! | versions before 1 | refused by name | no |
+//! | version 1 with a header of 384 bytes, or of 400 and more | yes | 1.1, 400 bytes |
+//! | versions before 1 | refused | no |
 //! | dynamic | yes | yes |
-//! | static, in any order of blocks | yes | yes, `static=on`: in order, and holes stay holes of the file |
+//! | static, with blocks in any order | yes | yes, `static=on`: in guest order; holes stay holes of the file |
 //! | differencing and undo | yes | no |
-//! | blocks of any power of two from 512 bytes on | yes | from 128 KiB to 128 MiB, which is what VirtualBox 7.2 opens |
-//! | bytes before each block (`cbBlockExtra`) | yes, they are passed over | none |
-//! | disk sizes that are no multiple of 512 | yes, to the byte | rounded up |
-//! | disks of no bytes | yes | no: VirtualBox takes them for damaged |
+//! | block sizes: powers of two from 512 bytes | yes | 128 KiB to 128 MiB, as VirtualBox 7.2 accepts |
+//! | bytes before each block (`cbBlockExtra`) | yes, skipped | none |
+//! | disk sizes that are not a multiple of 512 | yes, exact | rounded up |
+//! | empty disks | yes | no: VirtualBox reports them as damaged |
 //!
-//! An image is written as VirtualBox does it: the map at 1 MiB, the data on a MiB behind it, blocks in the order of the disk.
+//! Images are written in the layout of VirtualBox: the map at 1 MiB, then the data area, aligned to 1 MiB, with blocks in guest
+//! order.
 //!
-//! Free blocks of an image without a parent read as zeros. With one they show the parent, and blocks of zeros do not.
+//! Free blocks read from the parent, or as zeros without a parent. Zero blocks always read as zeros.
 //!
-//! A disk whose size is no multiple of 512 has the bytes that its header says. VirtualBox shows its guest whole sectors only,
-//! and leaves out the last bytes; qemu rounds up.
+//! The disk has exactly the size in its header. If that is not a multiple of 512, VirtualBox exposes whole sectors only, without
+//! the last bytes; qemu rounds up.
 //!
-//! The parent is known by its UUID alone, no file name is stored. VirtualBox calls the files of snapshots `{UUID}.vdi`, so
-//! that is looked for, and then any file of the extension `vdi` that has the UUID. A parent's state has a UUID as well, which
-//! changes when it is written to. VirtualBox does not compare it, and leaves an old one behind when it merges images, so
-//! it is shown and not checked.
+//! The parent is identified by its UUID; no file name is stored. VirtualBox names snapshot files `{UUID}.vdi`, so this name is
+//! tried first, then every file with the extension `vdi` and this UUID. The modification UUID of the parent changes when the parent
+//! is written to. VirtualBox does not compare it, and leaves an outdated one when it merges images, so `info` shows it and
+//! nothing checks it.
 //!
-//! What an image holds although VirtualBox refuses it, as null UUIDs, is a warning where it makes no difference for reading.
+//! Properties that VirtualBox refuses, such as nil UUIDs, are warnings if they do not affect reading.
 //!
-//! # ReferencePolicy
+//! # References
 //!
-//! There is no specification. Names of fields, and what is valid, are those of VirtualBox (`VDICore.h`, `VDI.cpp`).
+//! No specification exists. Field names and validity rules are those of VirtualBox (`VDICore.h`, `VDI.cpp`).
 
 mod check;
 mod header;
@@ -61,7 +62,7 @@ pub(crate) static DRIVER: FormatDriver =
         .check(check::check);
 
 const FORMAT_NAME: &str = "vdi";
-/// Bytes in a sector, of which a disk consists for its guest.
+/// Bytes in a sector of the disk.
 const SECTOR: u64 = 512;
 
 fn probe(probe: &Probe<'_>) -> bool {

@@ -14,17 +14,17 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "static",
         values: "on|off",
-        help: "set all blocks aside, in the order of the disk; what is zero stays a hole of the file; default off",
+        help: "preallocate all blocks in guest order; zeros stay holes of the file [default: off]",
     },
     OptionSpec {
         name: "block_size",
         values: "128k-128M",
-        help: "bytes that are allocated at once, a power of two; default 1M, and qemu and 7-Zip read nothing else",
+        help: "block size in bytes, a power of two; qemu and 7-Zip read only 1M [default: 1M]",
     },
     OptionSpec {
         name: "uuid",
         values: "UUID",
-        help: "the image's UUID, from which that of its state follows then; default random",
+        help: "UUID of the image; the modification UUID is derived from it [default: random]",
     },
 ];
 
@@ -37,7 +37,7 @@ pub(super) struct Settings {
     pub is_static: bool,
     pub block_size: u32,
     pub uuid: Uuid,
-    /// Changes when the disk does.
+    /// Changes with every change of the disk.
     pub modification: Uuid,
     /// Size of the disk in bytes, a multiple of 512 and not 0.
     pub disk_size: u64,
@@ -51,10 +51,10 @@ impl Settings {
             return Err(unsupported("compression"));
         }
         if cx.backing.is_some() {
-            return Err(unsupported("writing an image over another one"));
+            return Err(unsupported("writing a differencing image"));
         }
         if cx.size == 0 {
-            return Err(unsupported("a disk of no bytes, which VirtualBox does not open"));
+            return Err(unsupported("an empty disk, which VirtualBox does not open"));
         }
         let block_size = cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)?.unwrap_or(1 << 20);
         let (uuid, identifiers) = match cx.options.value("uuid").map(parse_uuid).transpose()? {
@@ -76,10 +76,10 @@ impl Settings {
 
 fn parse_uuid(text: &str) -> Result<Uuid> {
     let uuid = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
-    uuid.ok_or_else(|| wrong(FORMAT_NAME, "uuid", format!("{text:?} is no UUID, or the null UUID")))
+    uuid.ok_or_else(|| wrong(FORMAT_NAME, "uuid", format!("{text:?} is not a UUID, or the nil UUID")))
 }
 
-/// A UUID of version 4 from bytes that look random, in the order of the file.
+/// A version 4 UUID from pseudo-random bytes in on-disk order.
 fn random(bytes: [u8; 16]) -> Uuid {
     Builder::from_bytes_le(bytes).with_variant(Variant::RFC4122).with_version(Version::Random).into_uuid()
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a guest range live.
+//! Maps guest ranges to host offsets.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,10 +7,8 @@ use uuid::Uuid;
 
 use super::FORMAT_NAME;
 use super::header::{Header, Kind};
-use super::map::{BlockMap, Entry, IMAGE, Piece};
-use crate::driver::OpenContext;
-use crate::driver::SparseRead;
-use crate::driver::{Extent, ExtentKind, Location};
+use super::map::{BlockMap, BlockMapEntry, BlockMapPage, IMAGE};
+use crate::driver::{Extent, ExtentKind, Location, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::run;
@@ -18,36 +16,36 @@ use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// An opened image.
+/// An open image.
 pub(super) struct Reader {
     info: ImageInfo,
     map: BlockMap,
-    /// Of a static image, whose blocks are all there: what was never written is a hole of the file.
-    runs: Option<FileExtents>,
+    /// The holes in the allocated blocks of a static image, which were never written.
+    file_extents: Option<FileExtents>,
 }
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        let runs = (header.kind == Kind::Static).then(|| FileExtents::new(file.clone(), IMAGE));
-        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, runs })
+        let file_extents = (header.kind == Kind::Static).then(|| FileExtents::new(file.clone(), IMAGE));
+        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, file_extents })
     }
 
-    /// How the bytes from `offset` to the end of its block live, by entry `index` of `piece`.
-    fn block(&self, piece: &Piece, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
+    /// The kind and length of the extent from guest offset `offset` to the end of its block, block `index` on `page`.
+    fn block(&self, page: &BlockMapPage, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let within = offset % u64::from(self.map.header.block_size);
-        let len = self.map.visible(index) - within;
-        let kind = match piece.entry(index) {
-            Entry::Free => ExtentKind::Hole,
-            Entry::Zero => ExtentKind::Zero { allocated: None },
-            Entry::Block(number) => {
-                let place = self.map.place(number);
-                self.map.check(index, place, within + len)?;
-                let at = Location { file: IMAGE, offset: place + within };
-                // A block that is not a hole altogether is one run: its parts could end anywhere.
-                let run = self.runs.as_ref().map(|runs| runs.extent(at.offset, at.offset + len)).transpose()?;
-                match run {
+        let len = self.map.visible_len(index) - within;
+        let kind = match BlockMapEntry::from_page(page, index) {
+            BlockMapEntry::Free => ExtentKind::Hole,
+            BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
+            BlockMapEntry::Block(number) => {
+                let host_offset = self.map.host_offset(number);
+                self.map.check(index, host_offset, within + len)?;
+                let at = Location { file: IMAGE, offset: host_offset + within };
+                // A block is a hole or data as a whole: holes of the file need not be aligned.
+                let file_extents = self.file_extents.as_ref();
+                match file_extents.map(|it| it.extent(at.offset, at.offset + len)).transpose()? {
                     Some((zero @ ExtentKind::Zero { .. }, zeros)) if zeros == len => zero,
                     _ => ExtentKind::Data(at),
                 }
@@ -57,7 +55,7 @@ impl Reader {
     }
 }
 
-/// What the header says.
+/// The properties of the image, from its header.
 fn describe(header: &Header) -> ImageInfo {
     let mut specific = vec![
         ("type", header.kind.name().into()),
@@ -87,7 +85,7 @@ fn describe(header: &Header) -> ImageInfo {
     }
 }
 
-/// The image with this UUID. Its name is the one that VirtualBox gives to the files of snapshots.
+/// A reference to the image with this UUID, under the name that VirtualBox gives to snapshot files.
 fn parent(uuid: Uuid) -> FileReference {
     let name = Name::from(format!("{{{uuid}}}.vdi"));
     let mut reference = FileReference::new("parent", name, Some(Name::from(FORMAT_NAME)));
@@ -114,15 +112,15 @@ impl SparseRead for Reader {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let block_size = u64::from(self.map.header.block_size);
         let index = offset / block_size;
-        let piece = self.map.piece(index)?;
-        let (kind, len) = self.block(&piece, index, offset)?;
+        let page = self.map.page(index)?;
+        let (kind, len) = self.block(&page, index, offset)?;
         Ok(run::merge(Extent { offset, len, kind }, end, |at| {
             let index = at / block_size;
-            if index < piece.indices.end { self.block(&piece, index, at).ok() } else { None }
+            if index < page.indexes.end { self.block(&page, index, at).ok() } else { None }
         }))
     }
 
-    /// What divides the places of all blocks, and their size. Metadata lies before the data, by the header.
+    /// The largest power of two that divides the host offsets and the size of all blocks. Metadata precedes the data area.
     fn host_alignment(&self) -> Option<u64> {
         let Header { data_offset, block_size, block_extra, .. } = self.map.header;
         Some(1 << (data_offset | u64::from(block_size | block_extra)).trailing_zeros())

@@ -1,6 +1,6 @@
-//! Writes an image in one pass, as VirtualBox lays it out: the block map at 1 MiB, the data on a MiB behind it.
+//! Writes an image in one pass, in the layout of VirtualBox: the block map at 1 MiB, then the data area, aligned to 1 MiB.
 //!
-//! Blocks are in the order of the disk, so that the map and the data grow from front to back, each in its place.
+//! Blocks are in guest order, so the map and the data area are both written sequentially.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,18 +8,17 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::header::{Header, Kind};
-use super::map::Entry;
+use super::map::BlockMapEntry;
 use super::options::Settings;
 use super::{FORMAT_NAME, SECTOR};
-use crate::driver::CreateContext;
-use crate::driver::{Placement, SparseWrite, WriteSpec};
+use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 use crate::name::Name;
 
-/// What VirtualBox aligns the block map and the data to.
+/// Alignment of the block map and the data area in VirtualBox.
 const ALIGNMENT: u64 = 1 << 20;
-/// Entries that are written at once.
+/// Number of entries written at once.
 const FLUSH: usize = 64 << 10;
 
 /// A new image.
@@ -27,11 +26,11 @@ pub(super) struct Writer {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
     header: Header,
-    /// Entries of the block map that are not written yet; the last of them is for the block that was placed last.
+    /// Encoded entries not yet written. The last one is of the block placed last.
     entries: Vec<u8>,
-    /// Entries that are made, written or not.
+    /// Number of entries so far, written or not.
     mapped: u64,
-    /// Everything before it in the file is placed or cleared.
+    /// Host offset up to which the file is allocated or zeroed.
     done: u64,
 }
 
@@ -44,7 +43,7 @@ impl Writer {
             out,
             spec: WriteSpec {
                 virtual_size: header.disk_size,
-                // No block is needed as a whole: the rest of one is a hole of the file, or is cleared.
+                // Parts of a block can be placed: the rest stays a hole of the file, or is zeroed.
                 block_size: SECTOR,
                 granule: SECTOR,
                 ..WriteSpec::default()
@@ -55,15 +54,15 @@ impl Writer {
             done: 0,
         };
         if settings.is_static {
-            // A device that is too small is found before the first byte is written to it.
+            // Fails before the first write if a device is too small.
             writer.set_len()?;
         }
-        // Until the new header is there, nothing shall take the old one for it.
+        // The header of an old image must not describe the new one while it is incomplete.
         writer.clear(writer.header.data_offset)?;
         Ok(writer)
     }
 
-    /// Sees to it that what is not placed reads as zeros.
+    /// Zeroes the file from the last placement up to `until`.
     fn clear(&mut self, until: u64) -> Result<()> {
         if !self.out.starts_zeroed() && until > self.done {
             self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
@@ -72,20 +71,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the entries of the blocks before `end`. From `start` on, and in a static image all, they get the next blocks of the
-    /// data area.
+    /// Adds the entries of the blocks before `end`. Blocks from `start`, and all blocks of a static image, are allocated at the end
+    /// of the data area.
     fn map(&mut self, start: u64, end: u64) -> Result<()> {
         while self.mapped < end {
             let entry = if self.header.kind == Kind::Static || self.mapped >= start {
                 let number = self.header.blocks_allocated;
                 self.header.blocks_allocated += 1;
-                Entry::Block(number)
+                BlockMapEntry::Block(number)
             } else {
-                Entry::Free
+                BlockMapEntry::Free
             };
             self.entries.extend(entry.encode().to_le_bytes());
             self.mapped += 1;
-            if self.entries.len() >= FLUSH * Entry::LEN as usize {
+            if self.entries.len() >= FLUSH * BlockMapEntry::LEN as usize {
                 self.flush()?;
             }
         }
@@ -93,22 +92,22 @@ impl Writer {
     }
 
     fn flush(&mut self) -> Result<()> {
-        let end = self.header.map_offset + self.mapped * Entry::LEN;
+        let end = self.header.map_offset + self.mapped * BlockMapEntry::LEN;
         let at = end - self.entries.len() as u64;
         self.write(&self.entries, at, "writing the block map")?;
         self.entries.clear();
         Ok(())
     }
 
-    /// Where block `number` of the data area begins.
-    fn place_of(&self, number: u64) -> u64 {
+    /// The host offset of block `number` of the data area.
+    fn host_offset(&self, number: u64) -> u64 {
         self.header.data_offset + number * self.header.stride()
     }
 
-    /// Makes the file as long as the blocks in it. The last one is whole, even where the disk ends within it.
+    /// Sets the file length to the end of the last block, which is whole even if the disk ends within it.
     fn set_len(&self) -> Result<()> {
         let blocks = if self.header.kind == Kind::Static { self.header.blocks } else { self.header.blocks_allocated };
-        let len = self.place_of(blocks.into());
+        let len = self.host_offset(blocks.into());
         self.out.set_len(len).map_err(Error::io("setting the length", len))
     }
 
@@ -121,14 +120,15 @@ impl Writer {
     }
 }
 
-/// The header of an image in which no block is allocated.
+/// The header of an image without allocated blocks.
 fn new_header(settings: &Settings) -> Result<Header> {
     let blocks = settings.disk_size.div_ceil(settings.block_size.into());
-    let data_offset = (ALIGNMENT + blocks * Entry::LEN).next_multiple_of(ALIGNMENT);
-    // Its offset has 32 bits, which bounds the number of blocks as well.
+    let data_offset = (ALIGNMENT + blocks * BlockMapEntry::LEN).next_multiple_of(ALIGNMENT);
+    // The offset of the data area has 32 bits, which also bounds the number of blocks.
     if data_offset > u32::MAX.into() {
-        let limit = (u64::from(u32::MAX) / ALIGNMENT - 1) * ALIGNMENT / Entry::LEN * u64::from(settings.block_size);
-        let (value, field) = (settings.disk_size, "size of the disk in blocks of this size".into());
+        let limit =
+            (u64::from(u32::MAX) / ALIGNMENT - 1) * ALIGNMENT / BlockMapEntry::LEN * u64::from(settings.block_size);
+        let (value, field) = (settings.disk_size, "disk size at this block size".into());
         return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value, limit });
     }
     Ok(Header {
@@ -159,19 +159,19 @@ impl SparseWrite for Writer {
         let block_size = u64::from(self.header.block_size);
         let (first, end) = (guest.start / block_size, guest.end.div_ceil(block_size));
         if guest.start >= guest.end || guest.end > self.spec.virtual_size || self.mapped > first + 1 {
-            return Err(Error::Usage(format!("guest bytes {guest:x?} are not the next ones of the disk")));
+            return Err(Error::Usage(format!("guest range {guest:x?} is not in ascending order")));
         }
         self.map(first, end)?;
-        // The blocks from the first one on follow each other, and were allocated last.
+        // The blocks of `guest` are contiguous and were allocated last.
         let number = u64::from(self.header.blocks_allocated) - (end - first);
-        let offset = self.place_of(number) + guest.start % block_size;
+        let offset = self.host_offset(number) + guest.start % block_size;
         let len = guest.end - guest.start;
         self.clear(offset)?;
         self.done = offset + len;
         Ok(Placement { out: self.out.clone(), offset, before: Vec::new(), len })
     }
 
-    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+    fn place_compressed(&mut self, _guest: Range<u64>, _payload_len: u32) -> Result<Placement> {
         Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None })
     }
 
@@ -183,7 +183,7 @@ impl SparseWrite for Writer {
         let blocks = u64::from(self.header.blocks);
         self.map(blocks, blocks)?;
         self.flush()?;
-        self.clear(self.place_of(self.header.blocks_allocated.into()))?;
+        self.clear(self.host_offset(self.header.blocks_allocated.into()))?;
         self.set_len()?;
         self.sync()?;
         self.write(&self.header.encode(), 0, "writing the header")?;

@@ -1,5 +1,5 @@
-//! The footer, which is the last sector of every image, and its copy at the beginning of those that are not fixed (the
-//! document, "Hard Disk Footer Format").
+//! The footer in the last sector of the image, and its copy at the start of dynamic and differencing images (the document, "Hard
+//! Disk Footer Format").
 //!
 //! [`Footer::parse`] returns only valid footers; [`Footer::encode`] mirrors it.
 
@@ -14,18 +14,18 @@ use crate::io::ReadAt;
 use crate::limits::Limits;
 
 pub(super) const COOKIE: &[u8; 8] = b"conectix";
-/// Byte offset of the checksum in the footer.
+/// Offset of the checksum in the footer.
 const CHECKSUM_AT: usize = 64;
-/// Byte offset of `current size`, for messages.
+/// Offset of `current size` in the footer, for messages.
 pub(super) const CURRENT_SIZE_AT: u64 = 48;
-/// Bit 1 is always set; bit 0 says that the disk is temporary.
+/// Bit 1 is always set; bit 0 marks a temporary disk.
 const FEATURES: u32 = 2;
 /// 1.0
 const VERSION: u32 = 0x0001_0000;
-/// `data offset` of a fixed disk. The document has 32 bits of ones, and Microsoft writes 64.
+/// `data offset` of a fixed disk. The document has 32 one bits, Microsoft writes 64.
 const NO_HEADER: u64 = !0;
 
-/// What kind of image it is.
+/// The type of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DiskType {
     Fixed = 2,
@@ -36,12 +36,12 @@ pub(super) enum DiskType {
 /// A valid footer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Footer {
-    /// Where the header is, unless the disk is fixed.
+    /// Host offset of the header, unless the disk is fixed.
     pub data_offset: u64,
     /// Seconds since [`EPOCH`](super::EPOCH).
     pub timestamp: u32,
     pub creator_app: [u8; 4],
-    /// Major and minor, of 16 bits each.
+    /// Major and minor version, 16 bits each.
     pub creator_version: u32,
     pub creator_os: [u8; 4],
     pub original_size: u64,
@@ -55,10 +55,10 @@ pub(super) struct Footer {
 impl Footer {
     /// Bytes in the file.
     pub const LEN: u64 = SECTOR;
-    /// The same before Virtual PC 2004: the last one is missing.
+    /// Bytes in the file before Virtual PC 2004, which did not write the last byte.
     pub const OLD_LEN: u64 = 511;
 
-    /// Parses the footer `bytes`, which stands at offset `at` of the file.
+    /// Parses the footer `bytes` at host offset `at`.
     pub fn parse(bytes: &[u8; Footer::LEN as usize], at: u64, limits: &Limits) -> Result<Footer> {
         let field = |name, offset: u64| FIELDS.at(name, at + offset);
         let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
@@ -66,13 +66,13 @@ impl Footer {
         let four_at = |offset: usize| u32_at(offset).to_be_bytes();
 
         if !bytes.starts_with(COOKIE) {
-            let rule = "a footer begins with \"conectix\"";
+            let rule = "must be \"conectix\"";
             return Err(field("cookie", 0).fault(Problem::Rule { value: u64_at(0), rule }));
         }
-        let stored = u32_at(CHECKSUM_AT);
-        if stored != checksum(bytes, CHECKSUM_AT) {
-            let rule = "the footer has another checksum: it is damaged";
-            return Err(field("checksum", CHECKSUM_AT as u64).fault(Problem::Rule { value: stored.into(), rule }));
+        let on_disk = u32_at(CHECKSUM_AT);
+        if on_disk != checksum(bytes, CHECKSUM_AT) {
+            let problem = Problem::Conflict { value: on_disk.into(), finding: "checksum mismatch" };
+            return Err(field("checksum", CHECKSUM_AT as u64).fault(problem));
         }
         let version = u32_at(12);
         if version >> 16 != VERSION >> 16 {
@@ -106,7 +106,7 @@ impl Footer {
         })
     }
 
-    /// The footer as it stands in the file.
+    /// Encodes the footer.
     pub fn encode(&self) -> [u8; Footer::LEN as usize] {
         let mut bytes = [0; Footer::LEN as usize];
         bytes[..8].copy_from_slice(COOKIE);
@@ -131,13 +131,13 @@ impl Footer {
         bytes
     }
 
-    /// Whether the other one, of the same image, says the same of the disk.
+    /// Whether both footers describe the same disk.
     fn agrees_with(&self, other: &Footer) -> bool {
-        let of = |footer: &Footer| {
+        let identity = |footer: &Footer| {
             let data_offset = if footer.disk_type == DiskType::Fixed { NO_HEADER } else { footer.data_offset };
             (footer.current_size, footer.geometry, footer.disk_type, data_offset, footer.unique_id)
         };
-        of(self) == of(other)
+        identity(self) == identity(other)
     }
 
     #[cfg(test)]
@@ -150,7 +150,7 @@ impl Footer {
             creator_os: *b"Wi2k",
             original_size: 1 << 20,
             current_size: 1 << 20,
-            geometry: Geometry::of_sectors(2048),
+            geometry: Geometry::from_sectors(2048),
             disk_type: DiskType::Dynamic,
             unique_id: Uuid::from_bytes([7; 16]),
             saved_state: false,
@@ -162,15 +162,15 @@ impl Footer {
 #[derive(Debug)]
 pub(super) struct Footers {
     pub footer: Footer,
-    /// Where it stands in the file.
+    /// Its host offset.
     pub at: u64,
-    /// Where the footer at the end is, if there is a sound one: what comes before it may be the disk's.
+    /// Host offset of the footer at the end of the file, if that one is valid.
     pub end: Option<u64>,
-    /// What the owner of the image should know.
+    /// A warning about a damaged footer.
     pub warning: Option<&'static str>,
 }
 
-/// What is found in a place where a footer may be.
+/// The result of looking for a footer.
 enum Found {
     None,
     Damaged(Error),
@@ -178,10 +178,10 @@ enum Found {
 }
 
 impl Footers {
-    /// Reads the footer at the end and the copy at the beginning of a file of `file_len` bytes.
+    /// Reads the footer at the end and its copy at the start of a file of `file_len` bytes.
     ///
     /// # Errors
-    /// When none of the two is sound, and when they say different things of the disk.
+    /// If neither is valid, or if they describe different disks.
     pub fn read(file: &dyn ReadAt, file_len: u64, limits: &Limits) -> Result<Footers> {
         FIELDS.at("footer", 0).within(0, Footer::OLD_LEN, file_len)?;
         let first = look(file, 0, Footer::LEN.min(file_len), limits)?;
@@ -192,43 +192,43 @@ impl Footers {
             }
             found => (found, last_at),
         };
-        // A file that is nothing but a footer is a fixed disk of no bytes.
+        // A file that is only a footer is an empty fixed disk.
         let first = if at == 0 { Found::None } else { first };
         match (first, last) {
             (Found::Sound(first), Found::Sound(last)) => {
                 if !first.agrees_with(&last) {
-                    let rule = "the footer and its copy at the beginning of the file do not describe the same disk";
-                    let value = last.current_size;
-                    return Err(FIELDS.at("current size", at + CURRENT_SIZE_AT).fault(Problem::Rule { value, rule }));
+                    let finding = "the copy of the footer at the start of the file describes a different disk";
+                    let problem = Problem::Conflict { value: last.current_size, finding };
+                    return Err(FIELDS.at("current size", at + CURRENT_SIZE_AT).fault(problem));
                 }
                 Ok(Footers { footer: last, at, end: Some(at), warning: None })
             }
             (Found::Sound(footer), last) if footer.disk_type != DiskType::Fixed => {
                 let warning = Some(match last {
-                    Found::Damaged(_) => "the footer is damaged, and its copy at the beginning is used",
-                    _ => "the file does not end with a footer, and the copy at the beginning is used",
+                    Found::Damaged(_) => "the footer is damaged, its copy at the start of the file is used",
+                    _ => "the file does not end with a footer, the copy at the start of the file is used",
                 });
                 Ok(Footers { footer, at: 0, end: None, warning })
             }
             (_, Found::Sound(footer)) => {
                 let warning = (footer.disk_type != DiskType::Fixed)
-                    .then_some("the copy of the footer at the beginning is damaged");
+                    .then_some("the copy of the footer at the start of the file is damaged");
                 Ok(Footers { footer, at, end: Some(at), warning })
             }
-            // A fixed disk has none at the beginning: that is one of the guest's.
+            // A fixed disk has no copy: a footer at the start is guest data.
             (_, Found::Damaged(error)) | (Found::Damaged(error), Found::None) => Err(error),
             (Found::None | Found::Sound(_), Found::None) => {
-                let rule = "neither the beginning nor the end of the file is a footer";
+                let rule = "must be \"conectix\" at the start or the end of the file";
                 Err(FIELDS.at("cookie", last_at).fault(Problem::Rule { value: 0, rule }))
             }
         }
     }
 }
 
-/// Looks for a footer of `len` bytes, which are in the file.
+/// Looks for a footer in the `len` bytes at host offset `at`, which lie within the file.
 ///
 /// # Errors
-/// Those of the system, and those of a footer whose checksum is right.
+/// I/O errors, and invalid fields of a footer with a correct checksum.
 fn look(file: &dyn ReadAt, at: u64, len: u64, limits: &Limits) -> Result<Found> {
     let mut bytes = [0; Footer::LEN as usize];
     table::read(file, bytes.get_mut(..len as usize).unwrap_or_default(), at)?;

@@ -1,9 +1,9 @@
-//! Cylinders, heads and sectors, and the size of the disk by them or without (the document, "Appendix: CHS Calculation").
+//! The CHS geometry, and the disk size with or without it (the document, "Appendix: CHS Calculation").
 
 use super::SECTOR;
 use super::footer::Footer;
 
-/// A disk as old programs see it.
+/// Cylinders, heads and sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Geometry {
     pub cylinders: u16,
@@ -11,16 +11,16 @@ pub(super) struct Geometry {
     pub sectors_per_track: u8,
 }
 
-/// Said where the two sizes of a footer do not belong together.
-const CONTRADICTION: &str = "its geometry and its current size contradict each other, and the size is taken";
-const LARGER_GEOMETRY: &str = "its geometry is larger than its current size, and is taken as the size";
+/// Warnings for a footer with contradictory sizes.
+const CONTRADICTION: &str = "geometry and current size contradict each other, the current size is used";
+const LARGER_GEOMETRY: &str = "the geometry is larger than the current size, the geometry is used";
 
 impl Geometry {
-    /// The largest one. It stands for everything above as well.
+    /// The largest geometry, which all larger disks have too.
     pub const MAX: Geometry = Geometry { cylinders: 65535, heads: 16, sectors_per_track: 255 };
 
-    /// The geometry of a disk of `sectors`; it may be smaller by a part of a cylinder.
-    pub fn of_sectors(sectors: u64) -> Geometry {
+    /// The geometry of a disk of `sectors`, rounded down to a cylinder.
+    pub fn from_sectors(sectors: u64) -> Geometry {
         let sectors = sectors.min(Self::MAX.sectors());
         let (heads, sectors_per_track) = if sectors >= 65535 * 16 * 63 {
             (16, 255)
@@ -49,13 +49,13 @@ impl Geometry {
         self.sectors() * SECTOR
     }
 
-    /// The first geometry, of disks of `sectors` and more, that has room for so many; `None` if the largest one has not. It
-    /// need not be that of its own size: with more heads, a disk of a few sectors more can have fewer by its geometry.
+    /// The geometry of the smallest disk of at least `sectors` that covers them; `None` if the largest geometry is too small. It
+    /// can differ from the geometry of its own size: with more heads, a slightly larger disk can have a smaller geometry.
     pub fn enclosing(sectors: u64) -> Option<Geometry> {
         if sectors > Self::MAX.sectors() {
             return None;
         }
-        (sectors..).map(Self::of_sectors).find(|geometry| geometry.sectors() >= sectors)
+        (sectors..).map(Self::from_sectors).find(|geometry| geometry.sectors() >= sectors)
     }
 
     fn cylinder_sectors(self) -> u64 {
@@ -63,8 +63,8 @@ impl Geometry {
     }
 }
 
-/// The size of the disk in bytes, and what its owner should know about that. The file has room for `room` bytes of disk.
-pub(super) fn disk_size(footer: &Footer, room: u64) -> (u64, Option<&'static str>) {
+/// The disk size in bytes, and a warning if the footer is contradictory. The image has `capacity` bytes for the disk.
+pub(super) fn disk_size(footer: &Footer, capacity: u64) -> (u64, Option<&'static str>) {
     let (current, geometry) = (footer.current_size, footer.geometry);
     let by_geometry = matches!(&footer.creator_app, b"vpc " | b"qemu");
     let bytes = geometry.bytes();
@@ -72,7 +72,7 @@ pub(super) fn disk_size(footer: &Footer, room: u64) -> (u64, Option<&'static str
         (current, None)
     } else if bytes < current && bytes > 0 && current - bytes < geometry.cylinder_sectors() * SECTOR {
         (bytes, None)
-    } else if bytes > current && bytes <= room {
+    } else if bytes > current && bytes <= capacity {
         (bytes, Some(LARGER_GEOMETRY))
     } else {
         (current, Some(CONTRADICTION))
@@ -85,8 +85,8 @@ mod tests {
 
     use super::*;
 
-    /// The algorithm, step by step as the document has it.
-    #[allow(clippy::manual_div_ceil, reason = "as the document has it")]
+    /// The algorithm of the document, step by step.
+    #[allow(clippy::manual_div_ceil, reason = "as in the document")]
     fn by_the_document(total: u64) -> (u64, u64, u64) {
         let mut total_sectors = total;
         if total_sectors > 65535 * 16 * 255 {
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_qemu_makes() {
+    fn sizes_match_qemu() {
         for (gib, rounded) in [
             (1, 1_073_995_776),
             (10, 10_737_893_376),
@@ -140,26 +140,26 @@ mod tests {
         }
         assert_eq!(Geometry::enclosing(0).map(Geometry::bytes), Some(0));
         assert_eq!(Geometry::enclosing(1).map(Geometry::bytes), Some(4 * 17 * 512));
-        // As qemu has it, though a disk of that size has a geometry of 115754496 bytes.
+        // As in qemu, although a disk of this size has a geometry of 115754496 bytes.
         assert_eq!(Geometry::enclosing(226_084).map(Geometry::bytes), Some(115_802_112));
-        assert_eq!(numbers(Geometry::of_sectors(u64::MAX)), (65535, 16, 255));
-        assert_eq!(Geometry::of_sectors(u64::MAX), Geometry::MAX);
+        assert_eq!(numbers(Geometry::from_sectors(u64::MAX)), (65535, 16, 255));
+        assert_eq!(Geometry::from_sectors(u64::MAX), Geometry::MAX);
     }
 
     proptest! {
         #[test]
-        fn the_algorithm_is_that_of_the_document(sectors in prop_oneof![
+        fn geometries_match_the_document(sectors in prop_oneof![
             0u64..300_000,
             200_000u64..2_000_000,
             65535 * 16 * 63 - 5000..65535u64 * 16 * 63 + 5000,
             0u64..300_000_000,
             any::<u64>(),
         ]) {
-            prop_assert_eq!(numbers(Geometry::of_sectors(sectors)), by_the_document(sectors));
+            prop_assert_eq!(numbers(Geometry::from_sectors(sectors)), by_the_document(sectors));
         }
 
         #[test]
-        fn what_is_rounded_up_stays(sectors in prop_oneof![0u64..300_000, 0u64..300_000_000]) {
+        fn rounding_up_is_idempotent(sectors in prop_oneof![0u64..300_000, 0u64..300_000_000]) {
             let Some(geometry) = Geometry::enclosing(sectors) else {
                 prop_assert!(sectors > Geometry::MAX.sectors());
                 return Ok(());
@@ -170,32 +170,32 @@ mod tests {
     }
 
     #[test]
-    fn the_size_is_what_the_creator_goes_by_unless_that_loses_bytes() {
+    fn the_creator_selects_the_size_unless_data_would_be_lost() {
         let footer = |app: &[u8; 4], geometry, current_size| Footer {
             creator_app: *app,
             geometry,
             current_size,
             ..Footer::for_tests()
         };
-        let of = |app, geometry, current| disk_size(&footer(app, geometry, current), u64::MAX);
-        // 127 GiB, as Virtual PC makes it by default.
+        let size_of = |app, geometry, current| disk_size(&footer(app, geometry, current), u64::MAX);
+        // 127 GiB, the default of Virtual PC.
         let size: u64 = 136_365_211_648;
-        let geometry = Geometry::of_sectors(size / SECTOR);
+        let geometry = Geometry::from_sectors(size / SECTOR);
         assert_eq!(numbers(geometry), (65278, 16, 255));
         for (app, expected) in
             [(b"vpc ", geometry.bytes()), (b"qemu", geometry.bytes()), (b"win ", size), (b"abcd", size)]
         {
-            assert_eq!(of(app, geometry, size), (expected, None));
+            assert_eq!(size_of(app, geometry, size), (expected, None));
         }
-        assert_eq!(of(b"vpc ", Geometry::MAX, 200 << 30), (200 << 30, None));
-        assert_eq!(of(b"vpc ", Geometry::MAX, 1 << 30), (1 << 30, None));
+        assert_eq!(size_of(b"vpc ", Geometry::MAX, 200 << 30), (200 << 30, None));
+        assert_eq!(size_of(b"vpc ", Geometry::MAX, 1 << 30), (1 << 30, None));
         // A smaller geometry that rounding does not explain.
-        assert_eq!(of(b"vpc ", Geometry::of_sectors(2048), 4 << 20), (4 << 20, Some(CONTRADICTION)));
-        assert_eq!(of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CONTRADICTION)));
-        assert_eq!(of(b"win ", Geometry::of_sectors(2048), 4 << 20), (4 << 20, None));
-        // A larger one, with bytes behind it or without.
-        let large = Geometry::of_sectors(8160);
-        assert_eq!(of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
+        assert_eq!(size_of(b"vpc ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, Some(CONTRADICTION)));
+        assert_eq!(size_of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CONTRADICTION)));
+        assert_eq!(size_of(b"win ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, None));
+        // A larger geometry, with and without data for it.
+        let large = Geometry::from_sectors(8160);
+        assert_eq!(size_of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
         assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), 1 << 20), (1 << 20, Some(CONTRADICTION)));
     }
 }

@@ -1,4 +1,4 @@
-//! The header of an image that is not fixed (the document, "Dynamic Disk Header Format").
+//! The header of a dynamic or differencing image (the document, "Dynamic Disk Header Format").
 //!
 //! [`Header::parse`] returns only valid headers; [`Header::encode`] mirrors it.
 
@@ -11,41 +11,41 @@ use crate::error::{Error, Problem, Result};
 use crate::name::{Name, utf16, utf16_text};
 
 const COOKIE: &[u8; 8] = b"cxsparse";
-/// Byte offset of the checksum in the header.
+/// Offset of the checksum in the header.
 const CHECKSUM_AT: usize = 36;
 /// 1.0
 const VERSION: u32 = 0x0001_0000;
-/// `data offset`: reserved for more. The document has 32 bits of ones, and Microsoft writes 64.
-const NOTHING_MORE: u64 = !0;
-/// The parent's name: at most so many bytes of UTF-16.
+/// `data offset`, which is reserved. The document has 32 one bits, Microsoft writes 64.
+const NO_DATA_OFFSET: u64 = !0;
+/// The bytes of the parent's name, in UTF-16.
 const NAME: std::ops::Range<usize> = 64..576;
-/// Where the parent locators begin.
+/// Offset of the parent locators in the header.
 const LOCATORS_AT: usize = 576;
-/// Largest block that is read. The document has no limit, and 2 MiB as the usual size.
+/// Largest supported block. The document has no limit; 2 MiB is the default.
 const MAX_BLOCK_SIZE: u32 = 256 << 20;
 
 /// A valid header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Where the block allocation table is.
+    /// Host offset of the block allocation table.
     pub table_offset: u64,
-    /// Its length: the number of blocks of the disk, or more.
+    /// Entries in the table: at least the number of blocks of the disk.
     pub max_table_entries: u32,
-    /// Bytes of the disk in a block, a power of two from a sector on.
+    /// Guest bytes in a block: a power of two, at least a sector.
     pub block_size: u32,
-    /// Of no meaning unless the disk is a differencing one.
+    /// Meaningless unless the disk is differencing.
     pub parent: Parent,
 }
 
-/// The image that a differencing one lies over.
+/// The parent of a differencing image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Parent {
     pub unique_id: Uuid,
-    /// When its file was changed last: seconds since [`EPOCH`](super::EPOCH).
+    /// Modification time of its file: seconds since [`EPOCH`](super::EPOCH).
     pub timestamp: u32,
-    /// Its file's name, without a directory.
+    /// Its file name, without a directory.
     pub name: Name,
-    /// Where longer names of it are. The empty ones are left out.
+    /// The used parent locators, which hold paths.
     pub locators: Vec<Locator>,
 }
 
@@ -55,24 +55,24 @@ impl Header {
     /// Number of parent locators.
     pub const LOCATORS: usize = 8;
 
-    /// Parses the header `bytes`, which stands at offset `at` of the file.
+    /// Parses the header `bytes` at host offset `at`.
     pub fn parse(bytes: &[u8; Header::LEN as usize], at: u64) -> Result<Header> {
         let field = |name, offset: u64| FIELDS.at(name, at.saturating_add(offset));
         let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
         let u64_at = |offset: usize| BigEndian::read_u64(&bytes[offset..]);
 
         if !bytes.starts_with(COOKIE) {
-            let rule = "a header begins with \"cxsparse\"";
+            let rule = "must be \"cxsparse\"";
             return Err(field("cookie", 0).fault(Problem::Rule { value: u64_at(0), rule }));
         }
-        let stored = u32_at(CHECKSUM_AT);
-        if stored != checksum(bytes, CHECKSUM_AT) {
-            let rule = "the header has another checksum: it is damaged";
-            return Err(field("checksum", CHECKSUM_AT as u64).fault(Problem::Rule { value: stored.into(), rule }));
+        let on_disk = u32_at(CHECKSUM_AT);
+        if on_disk != checksum(bytes, CHECKSUM_AT) {
+            let problem = Problem::Conflict { value: on_disk.into(), finding: "checksum mismatch" };
+            return Err(field("checksum", CHECKSUM_AT as u64).fault(problem));
         }
         let version = u32_at(24);
         if version >> 16 != VERSION >> 16 {
-            let feature = format!("version {}.{} of the header", version >> 16, version & 0xffff).into();
+            let feature = format!("header version {}.{}", version >> 16, version & 0xffff).into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at.saturating_add(24)) });
         }
         let block_size = u32_at(32);
@@ -81,7 +81,7 @@ impl Header {
             return Err(field("block size", 32).fault(Problem::Range { value, min, max }));
         }
         if !block_size.is_power_of_two() {
-            return Err(field("block size", 32).fault(Problem::Rule { value, rule: "it must be a power of two" }));
+            return Err(field("block size", 32).fault(Problem::Rule { value, rule: "must be a power of two" }));
         }
         let entries = bytes[LOCATORS_AT..].chunks(Locator::LEN).take(Self::LOCATORS);
         let locators = entries.zip(0..).filter_map(|(entry, index)| {
@@ -100,11 +100,11 @@ impl Header {
         })
     }
 
-    /// The header as it stands in the file. A name that is too long is cut off: the locators have all of it.
+    /// Encodes the header. A long name is truncated; the locators hold the whole path.
     pub fn encode(&self) -> [u8; Header::LEN as usize] {
         let mut bytes = [0; Header::LEN as usize];
         bytes[..8].copy_from_slice(COOKIE);
-        BigEndian::write_u64(&mut bytes[8..], NOTHING_MORE);
+        BigEndian::write_u64(&mut bytes[8..], NO_DATA_OFFSET);
         BigEndian::write_u64(&mut bytes[16..], self.table_offset);
         BigEndian::write_u32(&mut bytes[24..], VERSION);
         BigEndian::write_u32(&mut bytes[28..], self.max_table_entries);
@@ -130,13 +130,13 @@ impl Header {
         u64::from(self.max_table_entries) * 4
     }
 
-    /// Bytes of the bitmap of a block: whole sectors.
+    /// Length of the bitmap of a block in bytes: whole sectors.
     pub fn bitmap_len(&self) -> u64 {
         (u64::from(self.block_size) / SECTOR).div_ceil(8).next_multiple_of(SECTOR)
     }
 
-    /// Bytes of disk that the table has room for.
-    pub fn room(&self) -> u64 {
+    /// Largest disk in bytes that the table can describe.
+    pub fn capacity(&self) -> u64 {
         u64::from(self.max_table_entries) * u64::from(self.block_size)
     }
 }

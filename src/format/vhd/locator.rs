@@ -1,4 +1,4 @@
-//! Parent locators: the name of the parent as several systems write it (the document, "Parent Locator Entry").
+//! Parent locators: the path of the parent in the notation of several platforms (the document, "Parent Locator Entry").
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -11,33 +11,33 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::{Name, utf16_text};
 
-/// Longest name in bytes: what Windows allows, 32767 characters of UTF-16.
+/// Longest path in bytes: the limit of Windows, 32767 UTF-16 code units.
 const MAX_LEN: u64 = 65_534;
 
-/// Where a name is.
+/// A parent locator entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Locator {
     pub platform: [u8; 4],
-    /// Bytes that are set aside for the name: whole sectors. The document counts them in sectors, and Windows in bytes; to read
-    /// the name only its length is needed.
+    /// Space allocated for the path: whole sectors. The document counts sectors, Windows counts bytes; reading needs only the
+    /// length.
     pub space: u32,
-    /// Length of the name in bytes.
+    /// Length of the path in bytes.
     pub len: u32,
-    /// Byte offset of the name in the file.
+    /// Host offset of the path.
     pub offset: u64,
-    /// Byte offset of this entry in the file, for messages.
+    /// Host offset of this entry, for messages.
     pub at: u64,
 }
 
 impl Locator {
     /// Bytes in the header.
     pub const LEN: usize = 24;
-    /// A relative name for Windows, in UTF-16 (little-endian).
+    /// A relative Windows path in UTF-16, little-endian.
     pub const W2RU: [u8; 4] = *b"W2ru";
-    /// An absolute one.
+    /// An absolute Windows path in UTF-16, little-endian.
     pub const W2KU: [u8; 4] = *b"W2ku";
 
-    /// Parses an entry, which stands at offset `at` of the file; nothing for one that is not used.
+    /// Parses the entry at host offset `at`; `None` for an unused one.
     pub fn parse(bytes: &[u8], at: u64) -> Option<Locator> {
         let bytes: &[u8; Locator::LEN] = bytes.first_chunk()?;
         let u32_at = |offset: usize| BigEndian::read_u32(&bytes[offset..]);
@@ -51,7 +51,7 @@ impl Locator {
         (locator.platform != [0; 4] && locator.len != 0).then_some(locator)
     }
 
-    /// The entry as it stands in the file.
+    /// Encodes the entry.
     pub fn encode(&self) -> [u8; Locator::LEN] {
         let mut bytes = [0; Locator::LEN];
         bytes[..4].copy_from_slice(&self.platform);
@@ -61,7 +61,7 @@ impl Locator {
         bytes
     }
 
-    /// Reads the name, as a path of this system as far as it can be one.
+    /// Reads the path, converted to a path of this system where possible.
     fn read(&self, file: &dyn ReadAt, budget: &Budget) -> Result<Option<Name>> {
         let decode: fn(&[u8]) -> Name = match &self.platform {
             b"W2ru" | b"W2ku" => |bytes| Name::from_windows_path(utf16_text(bytes, u16::from_le_bytes).as_bytes()),
@@ -69,7 +69,7 @@ impl Locator {
                 |bytes| Name::from_windows_path(bytes.split(|byte| *byte == 0).next().unwrap_or_default())
             }
             b"MacX" => file_url,
-            // "Mac " is an alias, a structure of Mac OS Classic.
+            // "Mac " is an alias record of Mac OS Classic.
             _ => return Ok(None),
         };
         FIELDS.at("platform data length", self.at + 8).at_most(self.len.into(), MAX_LEN)?;
@@ -78,13 +78,13 @@ impl Locator {
         Ok(Some(decode(&bytes)).filter(|name| !name.as_bytes().is_empty()))
     }
 
-    /// Whether the name starts at the directory of the image.
+    /// Whether the path is relative to the directory of the image.
     fn is_relative(&self) -> bool {
         matches!(&self.platform, b"W2ru" | b"Wi2r")
     }
 }
 
-/// The parent by all its names: the relative ones, and then the absolute ones.
+/// A reference to the parent by all its paths, the relative ones first.
 pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> Result<FileReference> {
     let (mut relative, mut absolute) = (Vec::new(), Vec::new());
     for locator in &parent.locators {
@@ -93,14 +93,14 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     }
     absolute.push(Name::from_windows_path(parent.name.as_bytes()));
     let names = relative.into_iter().chain(absolute).collect();
-    let mut reference = FileReference::of_names("parent", names, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::from_names("parent", names, Some(Name::from(FORMAT_NAME)));
     if !parent.unique_id.is_nil() {
         reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
     }
     Ok(reference)
 }
 
-/// The path in a URL: `file://localhost/a%20b` is `/a b`. What XenServer writes has no host: `file://./a` is `./a`.
+/// The path of a URL: `file://localhost/a%20b` is `/a b`. XenServer writes relative ones without a host: `file://./a` is `./a`.
 fn file_url(url: &[u8]) -> Name {
     let url = url.split(|byte| *byte == 0).next().unwrap_or_default();
     let path = match url.strip_prefix(b"file://") {
@@ -112,13 +112,13 @@ fn file_url(url: &[u8]) -> Name {
     };
     let mut decoded = Vec::new();
     let mut rest = path;
-    while let Some((&byte, behind)) = rest.split_first() {
-        let digit = |index: usize| behind.get(index).and_then(|digit| char::from(*digit).to_digit(16));
-        rest = behind;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digit = |index: usize| after.get(index).and_then(|digit| char::from(*digit).to_digit(16));
+        rest = after;
         match (byte, digit(0), digit(1)) {
             (b'%', Some(high), Some(low)) => {
                 decoded.push((high * 16 + low) as u8);
-                rest = behind.get(2..).unwrap_or_default();
+                rest = after.get(2..).unwrap_or_default();
             }
             _ => decoded.push(byte),
         }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_windows_and_of_macs() {
+    fn windows_and_mac_paths() {
         let wide = |text: &str| utf16(text, u16::to_le_bytes);
         let (relative, absolute) = (wide(".\\sub\\bäse.vhd"), wide("C:\\x\\sub\\bäse.vhd\0rest"));
         assert_eq!(
@@ -165,13 +165,13 @@ mod tests {
     }
 
     #[test]
-    fn a_name_outside_the_file_or_too_long_is_refused() {
+    fn a_path_out_of_bounds_or_too_long_is_refused() {
         let file = MemFile::from(vec![0; 100_000]);
         for (len, offset, kind) in [(8, 99_993, "out-of-bounds"), (65_535, 0, "limit"), (8, u64::MAX, "out-of-bounds")]
         {
             let locator = Locator { platform: Locator::W2RU, space: 512, len, offset, at: u64::MAX - 100 };
             let parent = Parent { locators: vec![locator], ..Parent::default() };
-            assert_eq!(reference(&parent, &file, &Budget::new(1 << 20)).unwrap_err().kind(), kind);
+            assert_eq!(reference(&parent, &file, &Budget::new(1 << 20)).unwrap_err().kind().as_str(), kind);
         }
     }
 }

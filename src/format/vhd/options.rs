@@ -14,44 +14,44 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "subformat",
         values: "dynamic|fixed",
-        help: "fixed is the bytes of the disk and a footer; default dynamic",
+        help: "fixed: guest data and a footer only [default: dynamic]",
     },
     OptionSpec {
         name: "force_size",
         values: "on|off",
-        help: "off rounds the size up to that of a geometry, for the old Virtual PC; default on, the exact size",
+        help: "keep the exact size; off rounds it up to a CHS geometry, for Virtual PC [default: on]",
     },
     OptionSpec {
         name: "block_size",
         values: "512k-16M",
-        help: "bytes of a block, a power of two; Windows takes 512k and 2M; not for fixed; default 2M",
+        help: "block size in bytes, a power of two; Windows accepts 512k and 2M; not with fixed [default: 2M]",
     },
     OptionSpec {
         name: "preset",
         values: "azure",
-        help: "what Azure takes: fixed, and the size rounded up to a whole MiB, from 20M to 32767G",
+        help: "for Azure: fixed, with the size rounded up to a multiple of 1 MiB, from 20M to 32767G",
     },
-    OptionSpec { name: "uuid", values: "UUID", help: "unique identifier of the disk; default random" },
+    OptionSpec { name: "uuid", values: "UUID", help: "unique identifier of the disk [default: random]" },
     OptionSpec {
         name: "timestamp",
         values: "seconds since 1970",
-        help: "when the image is made, from 2000 to 2136; default now, or SOURCE_DATE_EPOCH",
+        help: "creation time, from 2000 to 2136 [default: now, or SOURCE_DATE_EPOCH]",
     },
-    OptionSpec { name: "backing_file", values: "FILE", help: "the parent, a VHD of the same size; not with fixed" },
+    OptionSpec { name: "backing_file", values: "FILE", help: "parent, a VHD of the same size; not with fixed" },
     OptionSpec { name: "backing_fmt", values: "vpc", help: "format of the parent" },
 ];
 
-/// The smallest and largest blocks that are written.
+/// Supported block sizes of new images.
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 512 << 10..=16 << 20;
 const DEFAULT_BLOCK_SIZE: u64 = 2 << 20;
-/// Sizes of disks that Azure takes, without the footer: its services name 20972032 and 35183298347520 bytes for files.
+/// Disk sizes that Azure accepts, without the footer. Its limits for files are 20972032 and 35183298347520 bytes.
 const AZURE_SIZES: std::ops::RangeInclusive<u64> = 20 << 20..=32767 << 30;
-/// Azure's unit of sizes.
-const AZURE_UNIT: u64 = 1 << 20;
-/// The largest dynamic disk: beyond, sectors of the file have no number (2040 GiB, as everybody has it).
+/// Azure accepts disk sizes that are a multiple of this.
+const AZURE_ALIGNMENT: u64 = 1 << 20;
+/// The largest dynamic disk, the limit of other programs too: block offsets are 32-bit sector numbers.
 const MAX_DYNAMIC_SIZE: u64 = 2040 << 30;
 
-/// What kind of image a new one is.
+/// The subformat of a new image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Subformat {
     Fixed,
@@ -70,12 +70,12 @@ pub(super) struct Settings {
     pub timestamp: u32,
 }
 
-/// The image that a new one lies over.
+/// The parent of a new image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Parent {
     pub name: Name,
     pub unique_id: Uuid,
-    /// When it was made: seconds since [`EPOCH`].
+    /// Creation time: seconds since [`EPOCH`].
     pub timestamp: u32,
 }
 
@@ -88,16 +88,16 @@ impl Settings {
         let fixed = cx.options.choice(FORMAT_NAME, "subformat", &[("dynamic", false), ("fixed", true)])?;
         let exact = cx.options.flag(FORMAT_NAME, "force_size")?.unwrap_or(true);
         if azure && fixed == Some(false) {
-            return Err(refuse("subformat", "Azure takes fixed disks only"));
+            return Err(refuse("subformat", "Azure accepts fixed disks only"));
         }
         if azure && !exact {
-            return Err(refuse("force_size", "Azure takes disks of whole MiB only, which no geometry has"));
+            return Err(refuse("force_size", "Azure requires a multiple of 1 MiB, which no geometry has"));
         }
         let parent = parent(cx)?;
         let block_size = cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)?;
         let subformat = if fixed.unwrap_or(azure) {
             if parent.is_some() {
-                return Err(refuse("backing_file", "a fixed disk cannot lie over another image"));
+                return Err(refuse("backing_file", "a fixed disk cannot have a parent"));
             }
             if block_size.is_some() {
                 return Err(refuse("block_size", "a fixed disk has no blocks"));
@@ -108,25 +108,25 @@ impl Settings {
         };
         let (size, geometry) = size(cx.size, exact, azure)?;
         if let Subformat::Dynamic { .. } = subformat {
-            limit("size of a dynamic disk", size, MAX_DYNAMIC_SIZE)?;
+            limit("disk size of a dynamic image", size, MAX_DYNAMIC_SIZE)?;
         }
         Ok(Settings { subformat, size, geometry, unique_id: unique_id(cx)?, timestamp: timestamp(cx)? })
     }
 }
 
-/// The size of the disk, rounded up as far as that is wanted, and its geometry.
+/// The disk size, rounded up as the options require, and its geometry.
 fn size(size: u64, exact: bool, azure: bool) -> Result<(u64, Geometry)> {
-    // With the footer, it has to be the length of a file.
-    limit("size of the disk", size, i64::MAX as u64 - AZURE_UNIT)?;
-    let by_size = |size: u64| (size, Geometry::of_sectors(size / SECTOR));
+    // The disk and its footer have to fit into a file.
+    limit("disk size", size, i64::MAX as u64 - AZURE_ALIGNMENT)?;
+    let by_size = |size: u64| (size, Geometry::from_sectors(size / SECTOR));
     if !azure {
         let rounded = Geometry::enclosing(size.div_ceil(SECTOR)).filter(|_| !exact);
         return Ok(rounded.map_or_else(|| by_size(size.next_multiple_of(SECTOR)), |found| (found.bytes(), found)));
     }
-    let size = size.next_multiple_of(AZURE_UNIT);
+    let size = size.next_multiple_of(AZURE_ALIGNMENT);
     let (min, max) = (AZURE_SIZES.start(), AZURE_SIZES.end());
     if !AZURE_SIZES.contains(&size) {
-        return Err(refuse("preset", format!("Azure takes disks of {min} to {max} bytes, and this one has {size}")));
+        return Err(refuse("preset", format!("invalid disk size {size}: Azure accepts {min} to {max} bytes")));
     }
     Ok(by_size(size))
 }
@@ -136,10 +136,10 @@ fn unique_id(cx: &CreateContext<'_>) -> Result<Uuid> {
         return Ok(Builder::from_random_bytes(cx.identifiers.bytes("uuid")).into_uuid());
     };
     parse_unique_id(text)
-        .ok_or_else(|| refuse("uuid", format!("{text:?} is no UUID of 32 hexadecimal digits, or has zeros only")))
+        .ok_or_else(|| refuse("uuid", format!("{text:?} is not a UUID of 32 hexadecimal digits, or the nil UUID")))
 }
 
-/// Hyphens may be anywhere. That of zeros stands for none.
+/// Hyphens may be anywhere. The nil UUID means "none".
 fn parse_unique_id(text: &str) -> Option<Uuid> {
     Uuid::try_parse(&text.replace('-', "")).ok().filter(|id| !id.is_nil())
 }
@@ -149,30 +149,31 @@ fn timestamp(cx: &CreateContext<'_>) -> Result<u32> {
     Ok(since_2000(pinned.unwrap_or(cx.identifiers.time)))
 }
 
-/// The time as it can be stated: from 2000 to 2136.
+/// Seconds since [`EPOCH`], clamped to the years 2000 to 2136.
 fn since_2000(time: u64) -> u32 {
     time.saturating_sub(EPOCH).min(u32::MAX.into()) as u32
 }
 
-/// The name that the caller gives apart from the options, or else that of the option.
+/// The parent, which the caller has opened.
 fn parent(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
     let Some(backing) = &cx.backing else {
         return match cx.options.value("backing_file").or(cx.options.value("backing_fmt")) {
-            Some(_) => Err(refuse("backing_file", "the parent has to be opened, for its unique identifier")),
+            Some(_) => Err(refuse("backing_file", "the parent must be opened first: its unique identifier is needed")),
             None => Ok(None),
         };
     };
-    // A locator has UTF-16, with backslashes between directories.
+    // A locator holds a path in UTF-16 with backslashes between directories.
     if backing.name.as_bytes().contains(&b'\\') || std::str::from_utf8(backing.name.as_bytes()).is_err() {
-        return Err(refuse("backing_file", format!("no VHD can name '{}': Windows has no such names", backing.name)));
+        return Err(refuse("backing_file", format!("'{}' is not a valid Windows path", backing.name)));
     }
     let Some(unique_id) = parent_id(backing.info) else {
-        let problem = format!("the parent has to be a VHD with a unique identifier, and it is {}", backing.info.format);
+        let problem =
+            format!("the parent must be a VHD with a unique identifier; its format is {}", backing.info.format);
         return Err(refuse("backing_file", problem));
     };
     let (size, parent_size) = (cx.size.next_multiple_of(SECTOR), backing.info.virtual_size.next_multiple_of(SECTOR));
     if size != parent_size {
-        let problem = format!("the parent has {parent_size} bytes, and a disk over it cannot have {size}");
+        let problem = format!("size {size} differs from the size {parent_size} of the parent");
         return Err(refuse("backing_file", problem));
     }
     let timestamp = match backing.info.property("timestamp") {
@@ -189,12 +190,12 @@ fn parent_id(info: &ImageInfo) -> Option<Uuid> {
     }
 }
 
-/// Checks a number that the format limits.
-pub(super) fn limit(what: &'static str, value: u64, limit: u64) -> Result<()> {
+/// Checks a value against a limit of the format.
+pub(super) fn limit(field: &'static str, value: u64, limit: u64) -> Result<()> {
     if value <= limit {
         return Ok(());
     }
-    Err(Error::Limit { format: FORMAT_NAME, field: what.into(), at: None, value, limit })
+    Err(Error::Limit { format: FORMAT_NAME, field: field.into(), at: None, value, limit })
 }
 
 fn refuse(name: &str, problem: impl Into<String>) -> Error {

@@ -1,4 +1,4 @@
-//! Where the bytes of a guest range live.
+//! Maps guest ranges to host offsets.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,9 +7,7 @@ use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
 use super::header::Header;
 use super::{EPOCH, FIELDS, FORMAT_NAME, SECTOR, geometry, locator};
-use crate::driver::OpenContext;
-use crate::driver::SparseRead;
-use crate::driver::{Extent, FileId};
+use crate::driver::{Extent, FileId, OpenContext, SparseRead};
 use crate::error::{Problem, Result};
 use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::table;
@@ -17,17 +15,16 @@ use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::name::Name;
 
-const SAVED_STATE: &str =
-    "it belongs to a machine whose state was saved: what the machine has not written yet is not in it";
+const SAVED_STATE: &str = "the image belongs to a saved machine state, which can hold writes that are not in the image";
 
-/// An opened image.
+/// An open image.
 pub(super) struct Reader {
     info: ImageInfo,
     pub content: Content,
 }
 
 pub(super) enum Content {
-    /// The bytes of the disk, from the beginning of the file on.
+    /// Guest data from the start of the file.
     Fixed(FileExtents),
     Blocks(Blocks),
 }
@@ -39,20 +36,20 @@ impl Reader {
         let Footers { footer, at, end, warning } = Footers::read(&*file, file_len, cx.limits)?;
         let size_field = FIELDS.at("current size", at + CURRENT_SIZE_AT);
         if footer.disk_type == DiskType::Fixed {
-            let (size, doubt) = geometry::disk_size(&footer, at);
+            let (size, size_warning) = geometry::disk_size(&footer, at);
             size_field.within(0, size, at)?;
-            let info = describe(&footer, size, [warning, doubt]);
+            let info = describe(&footer, size, [warning, size_warning]);
             return Ok(Reader { info, content: Content::Fixed(FileExtents::new(file, FileId::default())) });
         }
 
         let header_at = footer.data_offset;
         let header = read_header(&*file, file_len, at, header_at)?;
-        let (size, doubt) = geometry::disk_size(&footer, header.room());
+        let (size, size_warning) = geometry::disk_size(&footer, header.capacity());
         size_field.at_most(size, cx.limits.virtual_size)?;
-        let mut info = describe(&footer, size, [warning, doubt]);
+        let mut info = describe(&footer, size, [warning, size_warning]);
         info.block_size = Some(header.block_size);
         let mut metadata = vec![0..Footer::LEN, header_at..header_at + Header::LEN];
-        // A part of a sector at the end of a file that is not in whole sectors may be the last block's.
+        // If the file does not end on a sector boundary, the start of the footer can be in the last sector of a block.
         metadata.extend(end.map(|end| end.next_multiple_of(SECTOR)..file_len).filter(|range| !range.is_empty()));
         let differencing = footer.disk_type == DiskType::Differencing;
         let blocks = Blocks::new(file.clone(), file_len, size, &header, header_at, differencing, metadata)?;
@@ -63,7 +60,7 @@ impl Reader {
     }
 }
 
-/// Reads the header at offset `header_at`, which the footer at offset `footer_at` names.
+/// Reads the header at host offset `header_at`, to which the footer at `footer_at` points.
 fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64) -> Result<Header> {
     let field = FIELDS.at("data offset", footer_at + 16);
     if header_at < Footer::LEN {
@@ -75,7 +72,7 @@ fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64)
     Header::parse(&bytes, header_at)
 }
 
-/// What a footer says of its disk, which has `size` bytes.
+/// The properties of a disk of `virtual_size` bytes, from its footer.
 fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>; 2]) -> ImageInfo {
     let subformat = match footer.disk_type {
         DiskType::Fixed => "fixed",
@@ -118,7 +115,7 @@ impl SparseRead for Reader {
         self.info.check_offset(range.start)?;
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let (kind, len) = match &self.content {
-            Content::Fixed(runs) => runs.extent(offset, end)?,
+            Content::Fixed(file_extents) => file_extents.extent(offset, end)?,
             Content::Blocks(blocks) => blocks.extent(offset, end)?,
         };
         Ok(Extent { offset, len, kind })
@@ -131,7 +128,7 @@ impl SparseRead for Reader {
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         match &self.content {
             Content::Fixed(_) => Ok(()),
-            Content::Blocks(blocks) => blocks.claim_metadata(claim),
+            Content::Blocks(blocks) => blocks.report_metadata(claim),
         }
     }
 }

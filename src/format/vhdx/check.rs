@@ -213,7 +213,7 @@ impl Places {
     /// What is neither taken nor kept, in whole MiB.
     fn gaps(self) -> impl Iterator<Item = Range<u64>> {
         let Places { file_len, taken: mut used, kept, .. } = self;
-        used.add(&kept);
+        used.union_with(&kept);
         let mut at = 0;
         iter::from_fn(move || {
             while at < file_len / MIB {

@@ -97,7 +97,7 @@ impl ParentLocator {
     /// The parent: by its paths in the order of the document, and by the identities that it may have.
     pub fn reference(&self) -> FileReference {
         let paths = PATHS.iter().filter_map(|key| self.get(key)).map(|path| Name::from_windows_path(path.as_bytes()));
-        let mut reference = FileReference::of_names("parent", paths.collect(), Some(Name::from(FORMAT_NAME)));
+        let mut reference = FileReference::from_names("parent", paths.collect(), Some(Name::from(FORMAT_NAME)));
         // The second one is nil unless a merge has begun.
         let linkages = [LINKAGE, LINKAGE2].iter().filter_map(|key| self.get(key)).filter_map(parse_linkage);
         let used = linkages.enumerate().filter(|(index, guid)| *index == 0 || !guid.is_nil());

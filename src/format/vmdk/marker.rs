@@ -143,7 +143,7 @@ mod tests {
             (&[0; 15], "out-of-bounds"),
         ] {
             let error = Marker::parse(marker, 512).unwrap_err();
-            assert_eq!(error.kind(), kind, "{error}");
+            assert_eq!(error.kind().as_str(), kind, "{error}");
             assert!(error.to_string().contains("0x200"), "{error}");
         }
         Marker::parse(&metadata_marker(GRAIN_TABLE, MAX_SECTORS), 0).unwrap();

@@ -1,4 +1,4 @@
-//! What qcow2 has beside guest bytes in clusters: preallocation, snapshots, data files, bitmaps, flags.
+//! Features of qcow2: preallocation, compression, snapshots, data files, bitmaps, flags.
 
 use std::path::Path;
 
@@ -18,8 +18,8 @@ fn specific<'a>(image: &'a Image, name: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn preallocation_by_us() {
-    needs_qemu!("preallocation by us");
+fn preallocation_by_imgconv() {
+    needs_qemu!("preallocation by this crate");
     let dir = TempDir::new();
     for pattern in [Pattern::Empty, Pattern::Islands, Pattern::Tail] {
         let guest = pattern.make(1 << 20);
@@ -42,10 +42,10 @@ fn preallocation_by_us() {
                 let image = Image::open(&target).unwrap();
                 assert_same(&content(&image).unwrap(), &guest, &what);
                 let holes = spans(&image).iter().any(|span| span.kind == ExtentKind::Hole);
-                assert!(!holes || options == "extended_l2=on", "{what}: every cluster has its place");
+                assert!(!holes || options == "extended_l2=on", "{what}: every cluster is preallocated");
                 let stored = stored_bytes(&target);
                 if mode != "metadata" {
-                    assert!(stored >= 1 << 20, "{what}: {stored} bytes are set aside");
+                    assert!(stored >= 1 << 20, "{what}: {stored} bytes are allocated");
                 }
             }
         }
@@ -67,7 +67,7 @@ fn stored_bytes(path: &Path) -> u64 {
 }
 
 #[test]
-fn preallocation_by_qemu() {
+fn preallocation_by_qemu_img() {
     needs_qemu!("preallocation by qemu-img");
     let dir = TempDir::new();
     for mode in ["metadata", "falloc", "full"] {
@@ -99,15 +99,15 @@ fn lazy_refcounts() {
     qcow2("lazy_refcounts=on").convert(&raw_image(&guest), &target).unwrap();
     check_with_qemu(&target);
     assert_eq!(specific(&Image::open(&target).unwrap(), "lazy-refcounts"), Some(&Value::Bool(true)));
-    let said = String::from_utf8(qemu_img(&[&"info", &"--output=json", &target])).unwrap();
-    assert!(said.contains("\"lazy-refcounts\": true"), "{said}");
+    let text = String::from_utf8(qemu_img(&[&"info", &"--output=json", &target])).unwrap();
+    assert!(text.contains("\"lazy-refcounts\": true"), "{text}");
 }
 
 #[test]
-fn the_window_of_deflate() {
-    needs_qemu!("the window of deflate");
+fn deflate_window() {
+    needs_qemu!("deflate window");
     let dir = TempDir::new();
-    // Matches 20,000 bytes back: a window of 4 KiB does not see them.
+    // Matches at a distance of 20,000 bytes, out of reach of a window of 4 KiB.
     let block = Random::new(1).bytes(20_000);
     let guest: Vec<u8> = block.iter().cycle().take(1 << 20).copied().collect();
     let mut lengths = Vec::new();
@@ -142,7 +142,7 @@ fn payloads_straddle_clusters() {
             let image = Image::open(path).unwrap();
             assert_same(&content(&image).unwrap(), &guest, "straddling payloads");
             let straddles = |span: &Span| match span.kind {
-                // The stored length is rounded up to sectors, so a sector less is surely the payload's.
+                // The stored length is rounded up to sectors: the payload is at most one sector shorter.
                 ExtentKind::Compressed(unit) => {
                     let (first, last) =
                         (unit.at.offset, unit.at.offset + u64::from(unit.stored_len).saturating_sub(512));
@@ -163,8 +163,8 @@ fn payloads_straddle_clusters() {
 }
 
 #[test]
-fn compressed_and_plain_clusters_side_by_side() {
-    needs_qemu!("compressed and plain clusters in one image");
+fn compressed_and_uncompressed_clusters() {
+    needs_qemu!("compressed and uncompressed clusters in one image");
     let dir = TempDir::new();
     for options in ["cluster_size=4k", "cluster_size=16k,extended_l2=on", "compression_type=zstd", "compat=0.10"] {
         let image = dir.join("theirs.qcow2");
@@ -211,7 +211,7 @@ fn snapshots() {
             let past = OpenOptions::new().snapshot(wanted).open(&image).unwrap();
             assert_eq!(past.virtual_size(), 1 << 20, "{wanted}");
             let mut theirs = read_with_qemu(&image, &["-l", theirs]);
-            // qemu-img pads a snapshot to today's size.
+            // qemu-img pads a snapshot to the current size.
             theirs.truncate(1 << 20);
             assert_same(&content(&past).unwrap(), &theirs, wanted);
             let copy = dir.join("copy.qcow2");
@@ -220,7 +220,7 @@ fn snapshots() {
             assert_same(&read_with_qemu(&copy, &[]), &theirs, wanted);
         }
         let error = OpenOptions::new().snapshot("third").open(&image).err().unwrap();
-        assert_eq!(error.kind(), "usage");
+        assert_eq!(error.kind().as_str(), "usage");
         assert!(error.to_string().contains("first, second"), "{error}");
     }
 }
@@ -232,7 +232,7 @@ fn data_files() {
     {
         let dir = TempDir::new();
         let (image, data) = (dir.join("image.qcow2"), dir.join("data.raw"));
-        // qemu-img looks for the data file from the working directory when it creates, and beside the image when it opens.
+        // qemu-img resolves the data file against the working directory when creating, against the image when opening.
         let list = format!("data_file={},data_file_raw={raw_flag}{options}", data.display());
         qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-o", &list, &image, &"1M"]);
         qemu_io(&image, &super::overlays::write_commands(1 << 20, 9, 20));
@@ -248,14 +248,14 @@ fn data_files() {
         check_with_qemu(&copy);
         qemu_img(&[&"compare", &"-q", &copy, &image]);
 
-        // The data file is a file of the source as well.
+        // The data file is an input file, too.
         let error = raw().convert(&opened, &data).unwrap_err();
-        assert_eq!(error.kind(), "usage");
-        // What the image maps has to be there.
+        assert_eq!(error.kind().as_str(), "usage");
+        // Mapped data must be within the data file.
         let file = std::fs::OpenOptions::new().write(true).open(&data).unwrap();
         file.set_len(4096).unwrap();
         let opened = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&image).unwrap();
-        assert_eq!(content(&opened).unwrap_err().kind(), "out-of-bounds");
+        assert_eq!(content(&opened).unwrap_err().kind().as_str(), "out-of-bounds");
     }
 }
 
@@ -291,19 +291,19 @@ fn dirty_and_corrupt_images_are_read_and_reported() {
         let opened = crate::support::qcow2_image(&image.0).unwrap();
         assert_eq!((opened.info().dirty, opened.info().corrupt), (dirty, corrupt));
         assert_same(&content(&opened).unwrap(), &guest, "dirty");
-        // The copy is neither.
+        // The copy has neither bit.
         let copy = crate::support::convert(&qcow2(""), &opened).0;
         assert_eq!(copy[72..80], [0; 8]);
     }
 }
 
 #[test]
-fn images_that_were_not_closed() {
-    needs_qemu!("images that were not closed");
+fn unclosed_images() {
+    needs_qemu!("unclosed images");
     let dir = TempDir::new();
     let image = dir.join("image.qcow2");
     qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-o", &"lazy_refcounts=on", &image, &"1M"]);
-    // The last command kills qemu-io, which cannot clear the dirty bit any more.
+    // The last command kills qemu-io before it clears the dirty bit.
     let commands = ["-c", "write -P 5 100k 300k", "-c", "flush", "-c", "sigraise 9"];
     let args: Vec<&str> = ["-f", "qcow2"].into_iter().chain(commands).chain([image.to_str().unwrap()]).collect();
     crate::support::tools::output("qemu-io", &args);
@@ -321,7 +321,7 @@ fn zero_clusters() {
     let base = dir.file("base.raw", &Pattern::Dense.make(1 << 20));
     let image = dir.join("image.qcow2");
     qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-F", &"raw", &"-b", &base.file_name().unwrap(), &image]);
-    // A zero cluster that keeps its place, one that has none, and a discarded one.
+    // A preallocated zero cluster, an unallocated one and a discarded one.
     qemu_io(
         &image,
         &["write -P 1 0 256k".into(), "write -z 64k 64k".into(), "write -z 512k 64k".into(), "discard 128k 64k".into()],

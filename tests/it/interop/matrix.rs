@@ -1,5 +1,5 @@
-//! Every valid cell of cluster size x version x compression x extended L2 entries x content, and of the widths of reference
-//! counts: what we write, `qemu-img` checks and reads; what it writes, we read.
+//! Every valid combination of cluster size, version, compression, extended L2 entries and content, and all refcount widths,
+//! written here and checked and read by `qemu-img`, and the reverse.
 
 use std::fmt;
 use std::path::Path;
@@ -38,7 +38,7 @@ impl Cell {
         self.compression != Plain
     }
 
-    /// As both programs take them.
+    /// Options in the syntax of both programs.
     fn options(&self) -> String {
         let mut options =
             format!("cluster_size={},compat={}", self.cluster_size, ["0.10", "1.1"][self.version as usize - 2]);
@@ -50,7 +50,7 @@ impl Cell {
         options
     }
 
-    /// Some clusters, and a part of one.
+    /// Content of some clusters and a part of one.
     fn guest(&self) -> Vec<u8> {
         let size = match self.cluster_size {
             512 => 100 << 10,
@@ -68,7 +68,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// The cells with clusters of this size and counts of the usual width.
+/// The cells with this cluster size and refcounts of 16 bits.
 fn cells(cluster_size: usize) -> Vec<Cell> {
     let mut cells = Vec::new();
     for version in [2, 3] {
@@ -84,7 +84,7 @@ fn cells(cluster_size: usize) -> Vec<Cell> {
     cells
 }
 
-/// The cells with counts of other widths.
+/// The cells with this cluster size and refcounts of other widths.
 fn refcount_cells(cluster_size: usize) -> Vec<Cell> {
     let mut cells = Vec::new();
     for refcount_bits in [1, 2, 4, 8, 32, 64] {
@@ -96,9 +96,9 @@ fn refcount_cells(cluster_size: usize) -> Vec<Cell> {
     cells
 }
 
-/// We write, the others read.
-fn written_by_us(cells: &[Cell]) {
-    needs_qemu!("what we write, qemu-img reads");
+/// Written here, read by qemu-img.
+fn write_and_read_with_qemu(cells: &[Cell]) {
+    needs_qemu!("written here, read by qemu-img");
     let dir = TempDir::new();
     for cell in cells {
         let guest = cell.guest();
@@ -112,13 +112,13 @@ fn written_by_us(cells: &[Cell]) {
         check_with_qemu(&target);
         assert_same(&read_with_qemu(&target, &["-f", "qcow2"]), &guest, &cell.to_string());
         assert_same(&content(&Image::open(&target).unwrap()).unwrap(), &guest, &cell.to_string());
-        check_with_us(&target, cell);
+        check(&target, cell);
     }
 }
 
-/// The others write, we read.
-fn written_by_qemu(cells: &[Cell]) {
-    needs_qemu!("what qemu-img writes, we read");
+/// Written by qemu-img, read here.
+fn write_with_qemu_and_read(cells: &[Cell]) {
+    needs_qemu!("written by qemu-img, read here");
     let dir = TempDir::new();
     for cell in cells {
         let guest = cell.guest();
@@ -135,12 +135,12 @@ fn written_by_qemu(cells: &[Cell]) {
         let back = dir.join("back.raw");
         raw().convert(&opened, &back).unwrap_or_else(|e| panic!("{cell}: {e}"));
         assert_same(&std::fs::read(&back).unwrap(), &guest, &cell.to_string());
-        check_with_us(&image, cell);
+        check(&image, cell);
     }
 }
 
-/// Our own check finds no fault either, and counts as `qemu-img check` does.
-fn check_with_us(image: &Path, cell: &Cell) {
+/// Asserts that the check of this crate finds nothing.
+fn check(image: &Path, cell: &Cell) {
     let report = diskimage::OpenOptions::new().check(image).unwrap();
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{cell}: {:?}", report.messages);
     assert!(report.messages.is_empty(), "{cell}: {:?}", report.messages);
@@ -153,12 +153,12 @@ macro_rules! matrix {
 
             #[test]
             fn ours() {
-                written_by_us(&$cells);
+                write_and_read_with_qemu(&$cells);
             }
 
             #[test]
             fn theirs() {
-                written_by_qemu(&$cells);
+                write_with_qemu_and_read(&$cells);
             }
         }
     )* };
@@ -176,12 +176,12 @@ matrix! {
 }
 
 #[test]
-fn seven_zip_reads_what_we_write() {
-    let Some(seven_zip) = find("what we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+fn seven_zip_reads_our_images() {
+    let Some(seven_zip) = find("written here, read by 7-Zip", &["7zz", "7z"]) else { return };
     let dir = TempDir::new();
     let mut read = 0;
     for cell in [512, 4 << 10, 64 << 10, 2 << 20].into_iter().flat_map(cells) {
-        // 7-Zip does not know zstd clusters and extended entries, and lists no file for an empty disk.
+        // 7-Zip supports neither zstd nor extended L2 entries, and lists no file for an empty disk.
         if cell.extended || cell.compression == Zstd || cell.pattern == Pattern::Empty {
             continue;
         }
@@ -198,8 +198,8 @@ fn seven_zip_reads_what_we_write() {
 }
 
 #[test]
-fn sizes_that_are_no_whole_sectors_are_padded() {
-    needs_qemu!("sizes that are no whole sectors");
+fn sizes_are_padded_to_sectors() {
+    needs_qemu!("sizes that are not multiples of sectors");
     let dir = TempDir::new();
     for len in [1, 511, 513, 65535, 65537, 1_000_001] {
         let guest = pattern::Random::new(len as u64).bytes(len);

@@ -19,7 +19,7 @@ mod vmdk;
 /// made by `stranger`, is not taken for it. `compare` is told what the guest sees.
 fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, compare: impl Fn(&[u8])) {
     let error = Image::open(child).err().unwrap();
-    assert_eq!(error.kind(), "reference", "{error}");
+    assert_eq!(error.kind().as_str(), "reference", "{error}");
     assert!(error.to_string().contains(parent.file_name().unwrap().to_str().unwrap()), "{error}");
     let opened = open_beside(child).unwrap();
     assert_eq!((opened.layer_count(), opened.info().warnings.len()), (2, 0), "{child:?}");
@@ -28,6 +28,6 @@ fn assert_knows_its_parent(child: &Path, parent: &Path, stranger: &Converter, co
     fs::remove_file(parent).unwrap();
     stranger.create(opened.virtual_size(), parent).unwrap();
     let error = open_beside(child).err().unwrap();
-    assert_eq!(error.kind(), "reference", "{error}");
+    assert_eq!(error.kind().as_str(), "reference", "{error}");
     OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true).open(child).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Backing files: chains that we write and `qemu-img` reads, and the other way round.
+//! Backing chains: written here and read by `qemu-img`, and the reverse.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ fn open_chain(path: &Path) -> Image {
     OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(path).unwrap()
 }
 
-/// Guest bytes that are those of `base` but for some changes: other bytes, zeros, whole clusters and small parts.
+/// Returns `base`, resized to `size`, with random changes: data or zeros, from bytes to clusters.
 pub fn changed(base: &[u8], size: usize, seed: u64) -> Vec<u8> {
     let mut bytes = base.to_vec();
     bytes.resize(size, 0);
@@ -29,7 +29,7 @@ pub fn changed(base: &[u8], size: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A base image of `format`, made by `qemu-img`.
+/// Creates a base image of `format` with `qemu-img`.
 fn base(dir: &TempDir, format: &str, guest: &[u8]) -> PathBuf {
     let source = dir.file("base-source.raw", guest);
     let path = dir.join(&format!("base.{format}"));
@@ -38,8 +38,8 @@ fn base(dir: &TempDir, format: &str, guest: &[u8]) -> PathBuf {
 }
 
 #[test]
-fn overlays_that_we_write() {
-    needs_qemu!("overlays that we write");
+fn written_overlays() {
+    needs_qemu!("written overlays");
     let dir = TempDir::new();
     let base_guest = Pattern::Islands.make(1 << 20);
     let mut seed = 0;
@@ -58,10 +58,10 @@ fn overlays_that_we_write() {
             ("compression_type=zstd", true),
             ("lazy_refcounts=on,refcount_bits=1", true),
         ] {
-            // A disk as long as its base, a longer one and a shorter one.
+            // As long as the base, longer and shorter.
             for size in [1 << 20, (1 << 20) + 300 * 512, (1 << 20) - 300 * 512] {
                 seed += 1;
-                let what = format!("{options}, compressed: {compress}, {size} bytes over {base_format}, seed {seed}");
+                let what = format!("{options}, compressed: {compress}, {size} bytes, {base_format} base, seed {seed}");
                 let guest = changed(&base_guest, size, seed);
                 let source = dir.file("source.raw", &guest);
                 let target = dir.join("overlay.qcow2");
@@ -80,7 +80,7 @@ fn overlays_that_we_write() {
 }
 
 #[test]
-fn an_overlay_holds_only_what_differs() {
+fn an_overlay_stores_differences_only() {
     let dir = TempDir::new();
     let mut guest = Pattern::Dense.make(4 << 20);
     let base = dir.file("base.raw", &guest);
@@ -93,8 +93,8 @@ fn an_overlay_holds_only_what_differs() {
 }
 
 #[test]
-fn overlays_that_qemu_writes() {
-    needs_qemu!("overlays that qemu-img writes");
+fn overlays_of_qemu_img() {
+    needs_qemu!("overlays of qemu-img");
     let dir = TempDir::new();
     let base_guest = Pattern::Islands.make(1 << 20);
     for base_format in ["raw", "qcow2"] {
@@ -108,12 +108,12 @@ fn overlays_that_qemu_writes() {
             "extended_l2=on,cluster_size=16k",
         ] {
             for size in [1 << 20, (1 << 20) + 300 * 512, (1 << 20) - 300 * 512] {
-                let what = format!("{options}, {size} bytes over {base_format}");
+                let what = format!("{options}, {size} bytes, {base_format} base");
                 let [middle, top] = ["middle.qcow2", "top.qcow2"].map(|name| dir.join(name));
-                let create = |path: &Path, over: &Path, over_format: &str, size: u64| {
+                let create = |path: &Path, backing: &Path, backing_format: &str, size: u64| {
                     let options = format!(
-                        "backing_file={},backing_fmt={over_format},{options}",
-                        over.file_name().unwrap().to_str().unwrap()
+                        "backing_file={},backing_fmt={backing_format},{options}",
+                        backing.file_name().unwrap().to_str().unwrap()
                     );
                     qemu_img(&[
                         &"create",
@@ -126,7 +126,7 @@ fn overlays_that_qemu_writes() {
                         &size.to_string(),
                     ]);
                 };
-                // The middle one is shorter than both of its neighbours: nothing of the base shows through past its end.
+                // The middle layer is the shortest: the base must not show beyond its end.
                 create(&middle, &base, base_format, 700 << 10);
                 create(&top, &middle, "qcow2", size);
                 qemu_io(&middle, &write_commands(700 << 10, size, 10));
@@ -143,7 +143,7 @@ fn overlays_that_qemu_writes() {
     }
 }
 
-/// Random writes, zero writes and discards, of all alignments, for `qemu-io`.
+/// Random writes, zero writes and discards for `qemu-io`, aligned to sectors.
 pub fn write_commands(size: u64, seed: u64, count: usize) -> Vec<String> {
     let mut random = Random::new(seed);
     let mut commands = Vec::new();
@@ -161,20 +161,20 @@ pub fn write_commands(size: u64, seed: u64, count: usize) -> Vec<String> {
 }
 
 #[test]
-fn all_states_of_subclusters() {
+fn subclusters_in_all_states() {
     needs_qemu!("subclusters");
     let dir = TempDir::new();
     let size = 512 << 10;
     let base = base(&dir, "raw", &Pattern::Dense.make(size as usize));
     for seed in 0..24 {
-        for over in [None, Some(&base)] {
+        for backing in [None, Some(&base)] {
             let image = dir.join("image.qcow2");
             let cluster_size = ["16k", "32k", "64k", "2M"][seed as usize % 4];
             let mut options = format!("extended_l2=on,cluster_size={cluster_size}");
-            if seed % 3 == 0 && over.is_none() {
+            if seed % 3 == 0 && backing.is_none() {
                 options += ",preallocation=metadata";
             }
-            if over.is_some() {
+            if backing.is_some() {
                 options += ",backing_file=base.raw,backing_fmt=raw";
             }
             qemu_img(&[&"create", &"-q", &"-f", &"qcow2", &"-o", &options, &image, &size.to_string()]);
@@ -183,7 +183,7 @@ fn all_states_of_subclusters() {
             let theirs = read_with_qemu(&image, &[]);
             let opened = open_chain(&image);
             assert_same(&content(&opened).unwrap(), &theirs, &what);
-            // And once more through the writer of subclusters.
+            // Copied to extended L2 entries, too.
             let copy = dir.join("copy.qcow2");
             qcow2("extended_l2=on,cluster_size=16k").convert(&opened, &copy).unwrap();
             check_with_qemu(&copy);

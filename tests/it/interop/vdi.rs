@@ -62,7 +62,7 @@ fn a_disk_without_sectors_is_refused() {
     let dir = TempDir::new();
     for kind in KINDS {
         let error = vdi(kind).convert(&raw_image(&[]), dir.join("ours.vdi")).err().unwrap();
-        assert_eq!(error.kind(), "unsupported", "{error}");
+        assert_eq!(error.kind().as_str(), "unsupported", "{error}");
         assert!(dir.names().is_empty(), "{:?}", dir.names());
     }
 }
@@ -130,7 +130,10 @@ fn parents_of_virtualbox() {
     let dir = TempDir::new();
     let path = unpack_to(&dir, "virtualbox-grandchild.vdi");
     let error = Image::open(&path).err().unwrap();
-    assert!(error.kind() == "reference" && error.to_string().contains("the parent {ec42e474-7f96-4b50"), "{error}");
+    assert!(
+        error.kind().as_str() == "reference" && error.to_string().contains("the parent {ec42e474-7f96-4b50"),
+        "{error}"
+    );
     let opened = open_beside(&path).unwrap();
     assert_eq!(opened.layer_count(), 3);
     let guest = content(&opened).unwrap();

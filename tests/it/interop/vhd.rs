@@ -233,7 +233,7 @@ fn parents_of_virtualbox() {
     let dir = TempDir::new();
     let path = unpack_to(&dir, "virtualbox-grandchild.vhd");
     let error = Image::open(&path).err().unwrap();
-    assert!(error.kind() == "reference" && error.to_string().contains("virtualbox-child.vhd"), "{error}");
+    assert!(error.kind().as_str() == "reference" && error.to_string().contains("virtualbox-child.vhd"), "{error}");
     let opened = open_beside(&path).unwrap();
     assert_eq!(opened.layer_count(), 3);
     let guest = content(&opened).unwrap();

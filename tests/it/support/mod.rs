@@ -1,4 +1,7 @@
-//! What the tests share.
+//! Helpers of the integration tests.
+
+#[path = "../../support/mod.rs"]
+mod shared;
 
 pub mod gzip;
 pub mod patch;
@@ -6,59 +9,12 @@ pub mod pattern;
 pub mod tools;
 pub mod vhdx;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use diskimage::io::MemFile;
 use diskimage::{Converter, Format, Image, OpenOptions, Options, ReferencePolicy, Report, Result};
-
-/// A directory that is removed with all that is in it.
-pub struct TempDir(PathBuf);
-
-impl TempDir {
-    pub fn new() -> TempDir {
-        TempDir::under(Path::new(env!("CARGO_TARGET_TMPDIR")))
-    }
-
-    pub fn under(parent: &Path) -> TempDir {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("diskimage-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        TempDir(path)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// Writes a file.
-    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        let path = self.join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    /// The names of what is in it, hidden files too, sorted.
-    pub fn names(&self) -> Vec<String> {
-        let names = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+pub use shared::{Random, TempDir};
 
 pub fn format(name: &str) -> Format {
     Format::by_name(name).unwrap()
@@ -113,6 +69,11 @@ pub fn open_raw(path: &Path) -> Image {
 /// The bytes as a raw disk.
 pub fn raw_image(bytes: &[u8]) -> Image {
     OpenOptions::new().format(format("raw")).open_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
+}
+
+/// Opens the bytes of an image.
+pub fn open_bytes(bytes: &[u8], format: Format) -> Result<Image> {
+    OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(bytes.to_vec())))
 }
 
 /// Opens the bytes of a qcow2 image.

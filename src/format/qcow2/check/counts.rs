@@ -1,33 +1,33 @@
-//! How often host clusters are used, and for what: one window of the file at a time, so that memory stays bounded.
+//! Number and kind of uses of host clusters, one window of the file at a time to bound memory.
 
 use std::ops::Range;
 
 use bitflags::bitflags;
 
 bitflags! {
-    /// What a cluster is used for. The bits below are the number of uses.
+    /// Kinds of uses of a host cluster. The lower bits are the number of uses.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub(super) struct Uses: u32 {
-        /// Something that has its clusters for itself: header, refcounts, L1 tables, snapshot table, bitmaps, LUKS header.
+        /// Exclusive metadata: header, refcounts, L1 tables, snapshot table, bitmaps, LUKS header.
         const METADATA = 1 << 31;
-        /// An L2 table, which states of the disk may share.
+        /// An L2 table, which snapshots may share.
         const L2_TABLE = 1 << 30;
-        /// Guest bytes as they are, or the place for them.
+        /// Uncompressed guest data, or a preallocated cluster.
         const DATA = 1 << 29;
-        /// A part of a compressed payload.
+        /// Part of a compressed payload.
         const COMPRESSED = 1 << 28;
-        /// An L1 table of the current state names it.
+        /// Referenced by the active L1 table.
         const ACTIVE = 1 << 27;
-        /// It does so more than once. (Data may be shared within a state, if the reference count says so.)
+        /// Referenced more than once by the active L1 table. (Guest clusters may be shared within a state.)
         const TWICE = 1 << 26;
-        /// The stored reference count is 1.
-        const STORED_ONE = 1 << 25;
+        /// The refcount is 1.
+        const REFCOUNT_ONE = 1 << 25;
         const _ = !0;
     }
 }
 
 impl Uses {
-    /// The largest number of uses that is told apart from larger ones.
+    /// Largest number of uses; larger ones are counted as this.
     pub const MAX_COUNT: u32 = (1 << 25) - 1;
 
     pub fn count(self) -> u32 {
@@ -42,25 +42,25 @@ impl Uses {
         *self = Uses::from_bits_retain((self.bits() | uses.bits()) & !Self::MAX_COUNT | count);
     }
 
-    /// Why the uses cannot all be right, whatever the reference count.
+    /// Describes a conflict between the uses, whatever the refcount.
     pub fn conflict(self) -> Option<&'static str> {
         if self.contains(Uses::METADATA) && self.count() > 1 {
-            Some("metadata has to be there alone")
+            Some("metadata overlaps other data")
         } else if self.contains(Uses::L2_TABLE) && self.intersects(Uses::DATA | Uses::COMPRESSED) {
-            Some("guest data lies in an L2 table")
+            Some("guest data overlaps an L2 table")
         } else if self.contains(Uses::DATA | Uses::COMPRESSED) {
-            Some("compressed and other guest data lie in one cluster")
+            Some("compressed and uncompressed guest data share a cluster")
         } else if self.contains(Uses::TWICE) {
-            Some("two parts of the disk share an L2 table")
+            Some("two L1 entries reference the same L2 table")
         } else {
             None
         }
     }
 }
 
-/// The uses of the clusters in a window.
+/// Uses of the host clusters in a window.
 pub(super) struct Counts {
-    /// The first cluster of the window: a multiple of its length.
+    /// First cluster of the window, a multiple of its length.
     first: u64,
     window: u64,
     uses: Vec<Uses>,
@@ -68,29 +68,29 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// A window of at most `window` clusters, a power of two, at the beginning of a file of `clusters` clusters.
+    /// Creates a window of `window` clusters, a power of two, at the start of a file of `clusters` clusters.
     pub fn new(clusters: u64, window: u64) -> Self {
         Counts { first: 0, window, uses: vec![Uses::empty(); clusters.min(window) as usize], beyond: None }
     }
 
-    /// Moves on to the window that contains `cluster`.
+    /// Clears the counts and moves to the window of `cluster`.
     pub fn restart(&mut self, cluster: u64) {
         self.first = cluster & !(self.window - 1);
         self.uses.fill(Uses::empty());
         self.beyond = None;
     }
 
-    /// The clusters in the window.
+    /// Clusters in the window.
     pub fn window(&self) -> Range<u64> {
         self.first..self.first.saturating_add(self.uses.len() as u64)
     }
 
-    /// The first of the clusters after the window that were to be counted.
+    /// First cluster after the window that [`add`](Self::add) was called with.
     pub fn beyond(&self) -> Option<u64> {
         self.beyond
     }
 
-    /// Counts `times` uses of each of the `clusters` that are in the window.
+    /// Adds `times` uses to each of `clusters` that is in the window.
     pub fn add(&mut self, clusters: Range<u64>, uses: Uses, times: u32) {
         let window = self.window();
         if clusters.is_empty() {
@@ -102,18 +102,18 @@ impl Counts {
         }
         let (start, end) = (clusters.start.max(window.start), clusters.end.min(window.end));
         if start < end {
-            let places = (start - self.first) as usize..(end - self.first) as usize;
-            self.uses.get_mut(places).unwrap_or_default().iter_mut().for_each(|place| place.add(uses, times));
+            let indexes = (start - self.first) as usize..(end - self.first) as usize;
+            self.uses.get_mut(indexes).unwrap_or_default().iter_mut().for_each(|entry| entry.add(uses, times));
         }
     }
 
-    /// The uses of a cluster, if it is in the window.
+    /// Uses of a cluster, if it is in the window.
     pub fn get(&self, cluster: u64) -> Option<Uses> {
         let index = cluster.checked_sub(self.first)?;
         self.uses.get(usize::try_from(index).ok()?).copied()
     }
 
-    /// The clusters of the window that are used.
+    /// Iterates over the used clusters of the window.
     pub fn used(&self) -> impl Iterator<Item = (u64, Uses)> {
         (self.first..).zip(&self.uses).filter(|(_, uses)| uses.count() > 0).map(|(cluster, uses)| (cluster, *uses))
     }
@@ -126,7 +126,7 @@ mod tests {
     const WINDOW: u64 = 32;
 
     #[test]
-    fn windows_follow_one_another_without_the_empty_ones() {
+    fn empty_windows_are_skipped() {
         let mut counts = Counts::new(u64::MAX, WINDOW);
         let clusters = [3..5, WINDOW - 1..WINDOW + 1, 7 * WINDOW + 9..7 * WINDOW + 10];
         let mut found = Vec::new();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_stop_at_the_largest() {
+    fn counts_saturate() {
         let mut counts = Counts::new(1, 8);
         counts.add(0..1, Uses::DATA, Uses::MAX_COUNT);
         counts.add(0..1, Uses::DATA, u32::MAX);

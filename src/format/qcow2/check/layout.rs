@@ -1,4 +1,4 @@
-//! Where everything is that uses clusters of the file.
+//! Location of all structures that use host clusters.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,47 +16,47 @@ use crate::info::FileReference;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// What uses clusters of the file, apart from the refcounts.
+/// Structures that use host clusters, except refcount blocks.
 pub(super) struct Layout<'a> {
     pub file: Arc<dyn ReadAt>,
     pub file_len: u64,
     pub header: &'a Header,
-    /// Guest clusters live in an external data file.
+    /// Whether guest clusters are in an external data file.
     pub data_file: bool,
-    /// Its length, if it is open.
+    /// Length of the data file in bytes, if it is open.
     pub data_file_len: Option<u64>,
     pub regions: Vec<Region>,
     pub l1_tables: Vec<L1Table>,
     pub bitmap_tables: Vec<BitmapTable>,
 }
 
-/// A part of the file that metadata has for itself.
+/// A file range of exclusive metadata.
 pub(super) struct Region {
     pub offset: u64,
     pub len: u64,
-    /// How often it is named. More than once is wrong, but has to be counted.
+    /// Number of references. More than one is an error, but is counted.
     pub times: u32,
 }
 
-/// An L1 table, of the current state or of snapshots.
+/// An L1 table of the active state or of snapshots.
 pub(super) struct L1Table {
     pub offset: u64,
     pub entries: u64,
-    /// Size of the disk that it maps, in bytes.
+    /// Size of its disk in bytes.
     pub disk_size: u64,
     pub active: bool,
-    /// How many states name it.
+    /// Number of references.
     pub times: u32,
 }
 
-/// A table that names the clusters of a bitmap.
+/// Table of the host offsets of a bitmap's data.
 pub(super) struct BitmapTable {
     pub offset: u64,
     pub entries: u64,
 }
 
 impl<'a> Layout<'a> {
-    /// Collects where everything is that uses clusters. What is wrong with it goes to `findings`.
+    /// Collects the layout of an image. Faults are added to `findings`.
     pub fn collect(
         file: Arc<dyn ReadAt>,
         header: &'a Header,
@@ -87,7 +87,7 @@ impl<'a> Layout<'a> {
         let refcount_table = u64::from(header.refcount_table_clusters) << header.cluster_bits;
         layout.region("refcount_table_offset", 48, header.refcount_table_offset, refcount_table, 1, findings);
         if header.refcount_table_clusters == 0 {
-            let rule = "an image has a refcount table";
+            let rule = "must be at least 1";
             findings.fault("refcount_table_clusters", 56, Problem::Rule { value: 0, rule });
         }
         if let Some(crypto) = header.extensions.crypto {
@@ -96,7 +96,7 @@ impl<'a> Layout<'a> {
         layout.l1_table(40, header.l1_table_offset, header.l1_size, header.size, None, findings);
 
         if let Some(last) = snapshots.last() {
-            let len = last.place.end - header.snapshots_offset;
+            let len = last.range.end - header.snapshots_offset;
             layout.region("snapshots_offset", 64, header.snapshots_offset, len, 1, findings);
         }
         let mut by_table = BTreeMap::new();
@@ -106,11 +106,11 @@ impl<'a> Layout<'a> {
                 continue;
             }
             let key = (snapshot.l1_table_offset, snapshot.l1_size);
-            let (_, size, times) = by_table.entry(key).or_insert((snapshot.place.start, 0, 0));
+            let (_, size, times) = by_table.entry(key).or_insert((snapshot.range.start, 0, 0));
             *size = snapshot.info.virtual_size.max(*size);
             *times += 1;
         }
-        // In the order of their offsets. One that overlaps another is not followed: thousands could lie in one place.
+        // Sorted by offset. Overlapping L1 tables are skipped, as thousands of them could be in one range.
         let active = layout.l1_tables.first().map_or(0..0, |table| table.offset..table.offset + table.entries * 8);
         let mut end = 0;
         for ((offset, entries), (at, size, times)) in by_table {
@@ -132,18 +132,18 @@ impl<'a> Layout<'a> {
                 layout.bitmap_tables.push(BitmapTable { offset, entries });
             }
         }
-        // Nor are the entries of overlapping bitmap tables; that their clusters are used more than once is seen without.
+        // Overlapping bitmap tables are skipped, too. Their clusters are reported as used more than once anyway.
         layout.bitmap_tables.sort_unstable_by_key(|table| table.offset);
         let mut end = 0;
         layout.bitmap_tables.retain(|table| {
-            let free = table.offset >= end;
+            let is_separate = table.offset >= end;
             end = end.max(table.offset + table.entries * 8);
-            free
+            is_separate
         });
         Ok(layout)
     }
 
-    /// Adds an L1 table: of the current state, or of so many snapshots.
+    /// Adds the L1 table of the active state, or of a number of `snapshots`.
     fn l1_table(
         &mut self,
         at: u64,
@@ -159,8 +159,8 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// Adds a region that `times` fields name, and says whether it is where a region can be: on clusters, and in the file but
-    /// for a last part of less than a cluster, which does not have to be there.
+    /// Adds a region with `times` references. Returns whether it is aligned to clusters and within the file, rounded up to
+    /// clusters.
     fn region(
         &mut self,
         name: &'static str,
@@ -188,7 +188,7 @@ impl<'a> Layout<'a> {
 }
 
 impl Layout<'_> {
-    /// The clusters of the file that `len` bytes at `offset` touch; at most one of them is past the end.
+    /// Host clusters of `len` bytes at `offset`. At most one of them is beyond the end of the file.
     pub fn clusters(&self, offset: u64, len: u64) -> Range<u64> {
         let size = self.header.cluster_size();
         let end = offset.saturating_add(len).min(self.file_len.saturating_add(size)).div_ceil(size);
@@ -196,21 +196,21 @@ impl Layout<'_> {
         start..end.max(start)
     }
 
-    /// The entries of a table of 64-bit integers that are within the file, each with its file offset.
+    /// Iterates over the 64-bit entries of a table that are within the file, as (file offset, entry).
     pub fn entries(&self, offset: u64, entries: u64) -> Entries {
-        let there = entries.saturating_mul(8).min(self.file_len.saturating_sub(offset)) & !7;
-        Entries { file: self.file.clone(), at: offset, end: offset.saturating_add(there), buffer: Vec::new(), next: 0 }
+        let len = entries.saturating_mul(8).min(self.file_len.saturating_sub(offset)) & !7;
+        Entries { file: self.file.clone(), at: offset, end: offset.saturating_add(len), buffer: Vec::new(), next: 0 }
     }
 }
 
-/// The entries of a table, read in pieces.
+/// Iterator over table entries, read in chunks.
 pub(super) struct Entries {
     file: Arc<dyn ReadAt>,
-    /// File offset of what is to be read next.
+    /// File offset of the next chunk.
     at: u64,
     end: u64,
     buffer: Vec<u8>,
-    /// Position in the buffer of the next entry.
+    /// Position of the next entry in the buffer.
     next: usize,
 }
 

@@ -1,32 +1,32 @@
-//! The way through everything that uses clusters of the file.
+//! Walks through all tables and counts the uses of host clusters.
 
 use byteorder::{BigEndian, ByteOrder};
 
 use super::counts::{Counts, Uses};
 use super::layout::Layout;
-use super::stored::Stored;
+use super::refcounts::Refcounts;
 use super::{Findings, Work};
 use crate::error::{Problem, Result};
 use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
 use crate::format::qcow2::header::Header;
 use crate::format::shared::table;
 
-/// Entries that reach past the end of their file and whose place on the disk is looked up: they all share one cluster.
+/// Largest number of collected tails. All tails share the last cluster of the file.
 const MAX_TAILS: usize = 64;
 
-/// A walk through the layout.
+/// A walk through the layout, for one window.
 pub(super) struct Walk<'a> {
     layout: &'a Layout<'a>,
     findings: &'a mut Findings,
     work: &'a mut Work,
-    /// Whether entries are looked at for themselves as well, which once is enough for.
+    /// Whether this is the first window. Faults of single entries are reported once, in the first one.
     first: bool,
-    /// An L2 table.
+    /// Buffer for an L2 table.
     table: Vec<u8>,
     tails: Vec<Tail>,
 }
 
-/// An L2 entry whose cluster is only in part within its file.
+/// An L2 entry whose host cluster is partly beyond the end of its file.
 struct Tail {
     l2_offset: u64,
     index: u64,
@@ -41,12 +41,12 @@ impl<'a> Walk<'a> {
         Walk { layout, findings, work, first, table, tails: Vec::new() }
     }
 
-    /// Counts the uses of the clusters in the window of `counts`.
-    pub fn run(mut self, stored: &Stored, counts: &mut Counts, l2_tables: &mut Counts) -> Result<()> {
+    /// Counts the uses of the host clusters in the window of `counts`.
+    pub fn run(mut self, refcounts: &Refcounts, counts: &mut Counts, l2_tables: &mut Counts) -> Result<()> {
         let cluster_size = self.layout.header.cluster_size();
-        stored.for_each(counts.window(), self.work, |cluster, count| {
-            if count == 1 {
-                counts.add(cluster..cluster + 1, Uses::STORED_ONE, 0);
+        refcounts.for_each(counts.window(), self.work, |cluster, refcount| {
+            if refcount == 1 {
+                counts.add(cluster..cluster + 1, Uses::REFCOUNT_ONE, 0);
             }
         })?;
         for region in &self.layout.regions {
@@ -54,8 +54,8 @@ impl<'a> Walk<'a> {
             self.work.spend(clusters.end - clusters.start)?;
             counts.add(clusters, Uses::METADATA, region.times);
         }
-        self.work.spend(stored.blocks().count() as u64)?;
-        for block in stored.blocks() {
+        self.work.spend(refcounts.blocks().count() as u64)?;
+        for block in refcounts.blocks() {
             counts.add(self.layout.clusters(block, cluster_size), Uses::METADATA, 1);
         }
         self.count_bitmaps(counts)?;
@@ -72,7 +72,7 @@ impl<'a> Walk<'a> {
             for item in entries {
                 let (at, entry) = item?;
                 match bitmap_data(entry, layout) {
-                    Err(problem) => self.wrong("bitmap table entry", at, problem),
+                    Err(problem) => self.fault("bitmap table entry", at, problem),
                     Ok(None) => {}
                     Ok(Some(offset)) => counts.add(layout.clusters(offset, 1), Uses::METADATA, 1),
                 }
@@ -81,7 +81,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Counts the L2 tables that are in the window, as the L1 tables have them.
+    /// Counts the L2 tables in the window by the L1 entries.
     fn count_l2_tables(&mut self, counts: &mut Counts) -> Result<()> {
         let layout = self.layout;
         for l1 in &layout.l1_tables {
@@ -91,10 +91,10 @@ impl<'a> Walk<'a> {
             for item in entries {
                 let (at, entry) = item?;
                 match l2_table(entry, layout) {
-                    Err(problem) => self.wrong("L1 entry", at, problem),
+                    Err(problem) => self.fault("L1 entry", at, problem),
                     Ok(None) if entry != 0 => {
-                        let rule = "bit 63 has to be clear without an L2 table";
-                        self.wrong("L1 entry", at, Problem::Rule { value: entry, rule });
+                        let rule = "must have bit 63 clear without an L2 table";
+                        self.fault("L1 entry", at, Problem::Rule { value: entry, rule });
                     }
                     Ok(None) => {}
                     Ok(Some(offset)) => {
@@ -110,8 +110,8 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Counts the guest's clusters that are in the window. Each L2 table is read once, however many L1 tables name it; which
-    /// ones there are is found out window by window, too.
+    /// Counts the guest clusters in the window. Each L2 table is read once, however many L1 tables reference it. L2 tables are
+    /// collected in windows, too.
     fn count_guest_clusters(&mut self, counts: &mut Counts, l2_tables: &mut Counts) -> Result<()> {
         let layout = self.layout;
         l2_tables.restart(0);
@@ -136,7 +136,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Counts what the L2 table at `l2_offset` uses, once for each use of the table itself.
+    /// Counts the host clusters of the L2 table at `l2_offset`, once for each use of the table.
     fn count_l2_table(&mut self, l2_offset: u64, table_uses: Uses, counts: &mut Counts) -> Result<()> {
         let layout = self.layout;
         let entry_size = layout.header.l2_entry_size();
@@ -156,7 +156,7 @@ impl<'a> Walk<'a> {
                 Ok(Some(cluster)) => cluster,
                 Ok(None) => continue,
                 Err(problem) => {
-                    self.wrong("L2 entry", at, problem);
+                    self.fault("L2 entry", at, problem);
                     continue;
                 }
             };
@@ -165,9 +165,9 @@ impl<'a> Walk<'a> {
             }
             self.check_bounds(l2_offset, index, &cluster);
             if layout.data_file {
-                // Nothing is counted there, each cluster has its one use.
+                // Clusters of a data file have no refcounts; each has a single use.
                 if !active.is_empty() {
-                    self.check_copied("L2 entry", at, entry, self.first.then_some(Uses::STORED_ONE));
+                    self.check_copied("L2 entry", at, entry, self.first.then_some(Uses::REFCOUNT_ONE));
                 }
                 continue;
             }
@@ -186,17 +186,17 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The offset of the L2 table that an L1 entry names. It is within the file.
+/// Returns the host offset of the L2 table of an L1 entry. The table is within the file.
 fn l2_table(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
     let Some(offset) = parse_l1_entry(entry, layout.header)? else { return Ok(None) };
     within(offset, layout.header.cluster_size(), layout.file_len)?;
     Ok(Some(offset))
 }
 
-/// The offset of the data that a bitmap table's entry names. It begins within the file.
+/// Returns the host offset of the data of a bitmap table entry. It is within the file.
 fn bitmap_data(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
     let (offset, cluster_size) = (entry & OFFSET_MASK, layout.header.cluster_size());
-    // Without data, bit 0 says what all bits are.
+    // Without data, bit 0 is the value of all bits.
     let reserved = entry & !OFFSET_MASK & !u64::from(offset == 0);
     if reserved != 0 {
         return Err(Problem::Reserved { value: entry, bits: reserved });
@@ -218,12 +218,12 @@ fn within(offset: u64, len: u64, file_len: u64) -> Result<(), Problem> {
     }
 }
 
-/// What an L2 entry uses.
+/// Host range of an L2 entry.
 pub(super) struct GuestCluster {
     pub host: u64,
-    /// Bytes that are set aside.
+    /// Allocated bytes.
     pub space: u64,
-    /// Bytes that have to be there to be read.
+    /// Bytes needed for reading.
     pub needed: u64,
     pub compressed: bool,
 }
@@ -239,7 +239,7 @@ impl GuestCluster {
                 let last = SUBCLUSTERS - allocated.leading_zeros();
                 plain(host, space / u64::from(SUBCLUSTERS) * u64::from(last))
             }
-            // A cluster that is set aside, but no subcluster of it is in use yet.
+            // A preallocated cluster without allocated subclusters.
             L2Entry::Unallocated if entry & OFFSET_MASK != 0 => plain(entry & OFFSET_MASK, 0),
             L2Entry::Compressed { host, len } => {
                 Some(GuestCluster { host, space: len.into(), needed: 1, compressed: true })
@@ -250,42 +250,42 @@ impl GuestCluster {
 }
 
 impl Walk<'_> {
-    /// Says once what is wrong with an entry.
-    fn wrong(&mut self, name: &'static str, at: u64, problem: Problem) {
+    /// Reports a fault of an entry, once.
+    fn fault(&mut self, name: &'static str, at: u64, problem: Problem) {
         if self.first {
             self.findings.fault(name, at, problem);
         }
     }
 
-    /// "Bit 63: set exactly if the reference count is 1", in entries of the current state.
+    /// Checks bit 63 of an entry of the active state: set if and only if the refcount is 1.
     fn check_copied(&mut self, name: &'static str, at: u64, entry: u64, uses: Option<Uses>) {
         let Some(uses) = uses else { return };
-        let rule = match (entry & COPIED != 0, uses.contains(Uses::STORED_ONE)) {
-            (true, false) => "bit 63 has to be clear, as the reference count is not 1",
-            (false, true) => "bit 63 has to be set, as the reference count is 1",
+        let rule = match (entry & COPIED != 0, uses.contains(Uses::REFCOUNT_ONE)) {
+            (true, false) => "must have bit 63 clear, as the refcount is not 1",
+            (false, true) => "must have bit 63 set, as the refcount is 1",
             _ => return,
         };
         self.findings.fault(name, at, Problem::Rule { value: entry, rule });
     }
 
-    /// Checks that the bytes of a guest's cluster are there. Some may be missing where nothing is stored or the disk ends.
+    /// Checks that the needed bytes of a guest cluster are within the file. Those beyond the end of the disk may be missing.
     fn check_bounds(&mut self, l2_offset: u64, index: u64, cluster: &GuestCluster) {
         let file_len = if self.layout.data_file { self.layout.data_file_len } else { Some(self.layout.file_len) };
         let Some(file_len) = file_len.filter(|_| self.first) else { return };
         let &GuestCluster { host, space, needed, compressed } = cluster;
         let cluster_size = self.layout.header.cluster_size();
-        let reserved_outside = !self.layout.data_file && host >= file_len;
+        let is_outside = !self.layout.data_file && host >= file_len;
         let payload_outside = compressed && host.saturating_add(space) >= file_len.saturating_add(cluster_size);
         let missing = host.saturating_add(needed) > file_len;
-        if reserved_outside || payload_outside || missing && host >= file_len {
+        if is_outside || payload_outside || missing && host >= file_len {
             let at = l2_offset + index * self.layout.header.l2_entry_size();
-            self.wrong("L2 entry", at, Problem::OutOfBounds { offset: host, len: space, file_len });
+            self.fault("L2 entry", at, Problem::OutOfBounds { offset: host, len: space, file_len });
         } else if missing && self.tails.len() < MAX_TAILS {
             self.tails.push(Tail { l2_offset, index, host, len: needed, file_len });
         }
     }
 
-    /// Looks up the places on the disk of the entries that end past the end of their file: are the guest's bytes there?
+    /// Checks the entries whose cluster ends beyond the end of the file: by their guest offsets, are guest bytes missing?
     fn check_tails(&mut self) -> Result<()> {
         let layout = self.layout;
         for tail in std::mem::take(&mut self.tails) {
@@ -300,7 +300,7 @@ impl Walk<'_> {
                     let len = tail.len.min(l1.disk_size.saturating_sub(guest));
                     if let Err(problem) = within(tail.host, len, tail.file_len) {
                         let at = tail.l2_offset + tail.index * layout.header.l2_entry_size();
-                        self.wrong("L2 entry", at, problem);
+                        self.fault("L2 entry", at, problem);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Extents of images that are put together by hand.
+//! Extents of hand-made images.
 
 use std::sync::Mutex;
 
@@ -9,23 +9,23 @@ use crate::format::qcow2::refcount::{max_count, set_count};
 use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};
 
-/// Bytes in a cluster, unless a test says something else.
+/// Default cluster size of the test images, in bytes.
 const CLUSTER: u64 = 512;
-/// Guest bytes that an L2 table maps.
+/// Guest bytes per L2 table.
 const COVERAGE: u64 = 64 * CLUSTER;
 const REFCOUNT_TABLE: u64 = CLUSTER;
 const REFCOUNT_BLOCK: u64 = 2 * CLUSTER;
 const L1: u64 = 3 * CLUSTER;
 const L2: u64 = 4 * CLUSTER;
 
-/// A file whose reads are counted.
+/// A file that records the offsets of reads.
 #[derive(Default)]
-struct Counted {
+struct Recorded {
     file: MemFile,
     reads: Mutex<Vec<u64>>,
 }
 
-impl ReadAt for Counted {
+impl ReadAt for Recorded {
     fn size(&self) -> std::io::Result<u64> {
         self.file.size()
     }
@@ -44,7 +44,7 @@ fn put_u32(file: &MemFile, at: u64, value: u32) {
     file.write_all_at(&value.to_be_bytes(), at).unwrap();
 }
 
-/// An image of `len` bytes for a disk of `size`, with an L1 table at [`L1`] and these 8 bytes at these places.
+/// An image of `len` bytes for a disk of `size` bytes, with an L1 table at [`L1`] and `words`: file offset and value of each.
 fn image(cluster_bits: u32, size: u64, len: u64, words: &[(u64, u64)]) -> MemFile {
     let file = MemFile::new();
     file.set_len(len).unwrap();
@@ -63,7 +63,7 @@ fn image(cluster_bits: u32, size: u64, len: u64, words: &[(u64, u64)]) -> MemFil
     file
 }
 
-/// An image with one L2 table, which has these entries, and clusters up to number 31.
+/// An image of 32 clusters with one L2 table of these entries.
 fn mapped(entries: &[u64]) -> MemFile {
     let words = entries.iter().enumerate().map(|(index, entry)| (L2 + index as u64 * 8, *entry));
     let words: Vec<_> = [(L1, L2 | COPIED)].into_iter().chain(words).collect();
@@ -100,10 +100,10 @@ fn zero(offset: u64) -> ExtentKind {
     ExtentKind::Zero { allocated: Some(Location { file: IMAGE, offset }) }
 }
 
-const NO_PLACE: ExtentKind = ExtentKind::Zero { allocated: None };
+const UNALLOCATED_ZERO: ExtentKind = ExtentKind::Zero { allocated: None };
 
-/// Where the field is that an error blames, and what is wrong with it.
-fn blame(error: Error) -> (String, u64, Problem) {
+/// Field, file offset and problem of an error.
+fn fault(error: Error) -> (String, u64, Problem) {
     match error {
         Error::Corrupt(fault) => (fault.field.into_owned(), fault.at, fault.problem),
         other => panic!("{other}"),
@@ -111,7 +111,7 @@ fn blame(error: Error) -> (String, u64, Problem) {
 }
 
 #[test]
-fn clusters_that_follow_each_other_are_one_extent() {
+fn contiguous_clusters_are_one_extent() {
     let entries = [8, 9, 10, 12, 0, 0, 0, 13, 14, 16].map(|cluster| cluster * CLUSTER);
     let mut entries = entries.to_vec();
     entries[4] = ZERO;
@@ -122,7 +122,7 @@ fn clusters_that_follow_each_other_are_one_extent() {
     let expected = [
         (0..at(3), data(at(8))),
         (at(3)..at(4), data(at(12))),
-        (at(4)..at(5), NO_PLACE),
+        (at(4)..at(5), UNALLOCATED_ZERO),
         (at(5)..at(7), zero(at(20))),
         (at(7)..at(9), data(at(13))),
         (at(9)..at(10), data(at(16))),
@@ -147,7 +147,7 @@ fn an_extent_ends_with_its_table_and_with_the_disk() {
 }
 
 #[test]
-fn a_fault_is_told_where_it_is_and_not_before() {
+fn a_fault_is_reported_at_its_guest_offset_only() {
     let file_len = 32 * CLUSTER;
     for (entry, problem) in [
         (2 | (10 * CLUSTER), Problem::Reserved { value: 2 | (10 * CLUSTER), bits: 2 }),
@@ -159,13 +159,13 @@ fn a_fault_is_told_where_it_is_and_not_before() {
         let reader = open(mapped(&[8 * CLUSTER, 9 * CLUSTER, entry, 11 * CLUSTER]));
         assert_eq!(extents(&reader, 1), [(0..2 * CLUSTER, data(8 * CLUSTER))], "{entry:#x}");
         let error = reader.extent_at(2 * CLUSTER..u64::MAX).unwrap_err();
-        assert_eq!(blame(error), ("L2 entry".to_owned(), L2 + 16, problem), "{entry:#x}");
+        assert_eq!(fault(error), ("L2 entry".to_owned(), L2 + 16, problem), "{entry:#x}");
         assert_eq!(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap().kind, data(11 * CLUSTER));
     }
 }
 
 #[test]
-fn holes_span_empty_l1_entries_and_end_at_bad_ones() {
+fn holes_span_empty_l1_entries_and_end_at_invalid_ones() {
     let (size, file_len) = (5 * COVERAGE - 100, 6 * CLUSTER);
     let words = [(L1 + 8, COPIED), (L1 + 16, L2), (L2 + 8, ZERO)];
     let reader = open(image(9, size, file_len, &words));
@@ -173,7 +173,7 @@ fn holes_span_empty_l1_entries_and_end_at_bad_ones() {
     let expected = [
         (0..table, ExtentKind::Hole),
         (table..table + CLUSTER, ExtentKind::Hole),
-        (table + CLUSTER..table + 2 * CLUSTER, NO_PLACE),
+        (table + CLUSTER..table + 2 * CLUSTER, UNALLOCATED_ZERO),
         (table + 2 * CLUSTER..end, ExtentKind::Hole),
         (end..size, ExtentKind::Hole),
     ];
@@ -186,12 +186,12 @@ fn holes_span_empty_l1_entries_and_end_at_bad_ones() {
         let reader = open(image(9, size, file_len, &[(L1 + 8, entry)]));
         assert_eq!(extents(&reader, 1), [(0..COVERAGE, ExtentKind::Hole)]);
         let error = reader.extent_at(COVERAGE..u64::MAX).unwrap_err();
-        assert_eq!(blame(error), ("L1 entry".to_owned(), L1 + 8, problem));
+        assert_eq!(fault(error), ("L1 entry".to_owned(), L1 + 8, problem));
     }
 }
 
 #[test]
-fn a_hole_is_followed_as_far_as_the_caller_asks() {
+fn holes_are_merged_up_to_the_requested_end() {
     let entries = 5000;
     let reader = open(image(9, entries * COVERAGE, L1 + entries * 8, &[]));
     assert_eq!(extents(&reader, 99), [(0..entries * COVERAGE, ExtentKind::Hole)]);
@@ -201,7 +201,7 @@ fn a_hole_is_followed_as_far_as_the_caller_asks() {
 }
 
 #[test]
-fn compressed_clusters_stand_alone_and_may_end_with_the_file() {
+fn compressed_clusters_are_not_merged_and_may_end_with_the_file() {
     let host = 31 * CLUSTER + 5;
     let file = mapped(&[encode_compressed(8 * CLUSTER, 300, 9), encode_compressed(host, 400, 9)]);
     file.set_len(host + 10).unwrap();
@@ -217,7 +217,7 @@ fn compressed_clusters_stand_alone_and_may_end_with_the_file() {
 }
 
 #[test]
-fn subclusters_of_all_states() {
+fn subclusters_in_all_states() {
     const CLUSTER: u64 = 16 << 10;
     const SUB: u64 = 512;
     let l2 = 4 * CLUSTER;
@@ -225,10 +225,10 @@ fn subclusters_of_all_states() {
         // Hole, data, data, zero, holes, zero.
         (5 * CLUSTER, 1 << 63 | 1 << 35 | 0b110),
         (0, 0xffff_ffff << 32),
-        // The rest of this cluster and the next one are one run.
+        // Contiguous with the next cluster.
         (6 * CLUSTER, 0xffff_fff0),
         (7 * CLUSTER, 0xffff_ffff),
-        // All subclusters are holes, whatever the cluster.
+        // Preallocated, without allocated subclusters.
         (8 * CLUSTER, 0),
     ];
     let mut words = vec![(72, 16), (3 * CLUSTER, l2)];
@@ -243,7 +243,7 @@ fn subclusters_of_all_states() {
         (3 * SUB..4 * SUB, zero(5 * CLUSTER + 3 * SUB)),
         (4 * SUB..31 * SUB, ExtentKind::Hole),
         (31 * SUB..CLUSTER, zero(5 * CLUSTER + 31 * SUB)),
-        (CLUSTER..2 * CLUSTER, NO_PLACE),
+        (CLUSTER..2 * CLUSTER, UNALLOCATED_ZERO),
         (2 * CLUSTER..2 * CLUSTER + 4 * SUB, ExtentKind::Hole),
         (2 * CLUSTER + 4 * SUB..4 * CLUSTER, data(6 * CLUSTER + 4 * SUB)),
         (4 * CLUSTER..4 * CLUSTER + 700, ExtentKind::Hole),
@@ -253,7 +253,7 @@ fn subclusters_of_all_states() {
     assert_eq!(reader.extent_at(SUB + 9..u64::MAX).unwrap(), middle);
 }
 
-/// An image with the snapshots "1" called "2" and "2" called "first", on disks of one and two tables' size.
+/// An image with two snapshots: ID "1", name "2", a disk of one L2 table; ID "2", name "f", a disk of two.
 fn with_snapshots() -> MemFile {
     let table = 8 * CLUSTER;
     let l2_of = |l1: u64| l1 + CLUSTER;
@@ -279,7 +279,7 @@ fn with_snapshots() -> MemFile {
 }
 
 #[test]
-fn a_snapshot_is_named_by_its_id_or_else_by_its_name() {
+fn snapshots_are_found_by_id_first_and_then_by_name() {
     let file = Arc::new(with_snapshots());
     let first = |wanted| {
         let reader = open_with(file.clone(), wanted, None)?;
@@ -290,33 +290,33 @@ fn a_snapshot_is_named_by_its_id_or_else_by_its_name() {
     assert_eq!(first(Some("2")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
     assert_eq!(first(Some("f")).unwrap(), (data(21 * CLUSTER), 2 * COVERAGE - 5));
     let error = first(Some("3")).unwrap_err();
-    assert_eq!(error.kind(), "usage");
-    assert_eq!(error.to_string(), r#"there is no snapshot "3" in the image; there are 2, f"#);
-    // A fault is told in the snapshot's table, and spoils this snapshot only.
+    assert_eq!(error.kind().as_str(), "usage");
+    assert_eq!(error.to_string(), r#"qcow2: unknown snapshot "3"; available: 2, f"#);
+    // A fault in the L1 table of a snapshot affects this snapshot only.
     put(&file, 10 * CLUSTER, 3);
     let error = first(Some("1")).unwrap_err();
-    assert_eq!(blame(error), ("L1 entry".to_owned(), 10 * CLUSTER, Problem::Reserved { value: 3, bits: 3 }));
+    assert_eq!(fault(error), ("L1 entry".to_owned(), 10 * CLUSTER, Problem::Reserved { value: 3, bits: 3 }));
     put(&file, 8 * CLUSTER, 0);
-    assert_eq!(first(Some("1")).unwrap_err().kind(), "overlap");
+    assert_eq!(first(Some("1")).unwrap_err().kind().as_str(), "overlap");
     assert!(first(Some("2")).is_ok());
 }
 
 #[test]
-fn the_tables_used_last_are_not_read_again() {
+fn recent_tables_are_cached() {
     let words: Vec<_> = (0..6).map(|index| (L1 + index * 8, L2 + index * CLUSTER)).collect();
-    let file = Arc::new(Counted { file: image(9, 6 * COVERAGE, 16 * CLUSTER, &words), ..Counted::default() });
+    let file = Arc::new(Recorded { file: image(9, 6 * COVERAGE, 16 * CLUSTER, &words), ..Recorded::default() });
     let reader = open_with(file.clone(), None, None).unwrap();
     file.reads.lock().unwrap().clear();
     for table in [0, 0, 1, 2, 3, 0, 4, 0, 2, 1, 3] {
         reader.extent_at(table * COVERAGE + 77..u64::MAX).unwrap();
     }
-    // Table 4 pushed out 1, and 1 then 3.
+    // Table 4 evicted table 1, which then evicted table 3.
     let expected = [0, 1, 2, 3, 4, 1, 3].map(|table| L2 + table * CLUSTER);
     assert_eq!(*file.reads.lock().unwrap(), expected);
 }
 
 #[test]
-fn references_are_what_the_image_counts() {
+fn refcounts() {
     for order in 0..=6 {
         let file = mapped(&[]);
         put_u32(&file, 96, order);
@@ -328,13 +328,13 @@ fn references_are_what_the_image_counts() {
         let reader = open(file);
         let counts = [8, 9, 10, 11].map(|cluster| reader.refcount(cluster * CLUSTER + 511));
         assert_eq!(counts, [0, 1, 0, max_count(order)], "order {order}");
-        // There is no other block, and no entry for what is farther away than the table reaches.
+        // Without a refcount block, and beyond the refcount table.
         assert_eq!((reader.refcount(1 << 30), reader.refcount(u64::MAX)), (1, 1));
     }
 }
 
 #[test]
-fn metadata_is_told_piece_by_piece_and_a_table_named_twice_refused() {
+fn metadata_ranges_and_overlapping_l2_tables() {
     let words = [(L1, L2), (L1 + 16, L2 + CLUSTER), (L1 + 24, 1), (REFCOUNT_TABLE, REFCOUNT_BLOCK)];
     let file = Arc::new(image(9, 4 * COVERAGE, 16 * CLUSTER, &words));
     let claim = || {
@@ -357,12 +357,12 @@ fn metadata_is_told_piece_by_piece_and_a_table_named_twice_refused() {
     for offset in [L2, L1] {
         put(&file, L1 + 16, offset);
         let problem = Problem::Overlap { offset, with: "other metadata" };
-        assert_eq!(blame(claim().unwrap_err()), ("L1 entry".to_owned(), L1 + 16, problem));
+        assert_eq!(fault(claim().unwrap_err()), ("L1 entry".to_owned(), L1 + 16, problem));
     }
 }
 
 #[test]
-fn in_a_data_file_a_cluster_lies_at_its_guest_offset() {
+fn clusters_of_a_data_file_are_at_their_guest_offset() {
     let file = mapped(&[COPIED, COPIED | CLUSTER, COPIED | (5 * CLUSTER), 3 * CLUSTER, COPIED | ZERO | (9 * CLUSTER)]);
     put(&file, 72, 4);
     let file = Arc::new(file);
@@ -371,16 +371,16 @@ fn in_a_data_file_a_cluster_lies_at_its_guest_offset() {
     assert_eq!(reader.info.files.len(), 1);
     let at = |offset| Location { file: DATA, offset };
     assert_eq!(extents(&reader, 1), [(0..2 * CLUSTER, ExtentKind::Data(at(0)))]);
-    let (field, place, problem) = blame(reader.extent_at(2 * CLUSTER + 7..u64::MAX).unwrap_err());
-    assert_eq!((&*field, place), ("L2 entry", L2 + 16));
+    let (field, at_byte, problem) = fault(reader.extent_at(2 * CLUSTER + 7..u64::MAX).unwrap_err());
+    assert_eq!((&*field, at_byte), ("L2 entry", L2 + 16));
     assert!(matches!(problem, Problem::Rule { value, .. } if value == 5 * CLUSTER + 7), "{problem}");
     let kind = |offset| reader.extent_at(offset..u64::MAX).unwrap().kind;
     assert_eq!(kind(3 * CLUSTER), ExtentKind::Data(at(3 * CLUSTER)));
     assert_eq!(kind(4 * CLUSTER), ExtentKind::Zero { allocated: Some(at(9 * CLUSTER)) });
-    // The length that counts is that of the data file, if it is known.
+    // Bounds are checked against the length of the data file, if it is open.
     let reader = open_with(file.clone(), None, other(4 * CLUSTER - 1)).unwrap();
     let problem = Problem::OutOfBounds { offset: 3 * CLUSTER, len: CLUSTER, file_len: 4 * CLUSTER - 1 };
-    assert_eq!(blame(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap_err()), ("L2 entry".to_owned(), L2 + 24, problem));
+    assert_eq!(fault(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap_err()), ("L2 entry".to_owned(), L2 + 24, problem));
     let reader = open_with(file, None, None).unwrap();
     assert_eq!(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap().kind, ExtentKind::Data(at(3 * CLUSTER)));
 }

@@ -1,4 +1,4 @@
-//! Host clusters and their reference counts (qcow2 specification, "Host cluster management").
+//! Allocates host clusters and writes refcounts (qcow2 specification, "Host cluster management").
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use crate::format::qcow2::refcount::{count_at, max_count, set_count};
 use crate::io::WriteAt;
 use crate::options::wrong;
 
-/// Table entries hold offsets of 56 bits.
+/// Host offsets in table entries have 56 bits.
 const MAX_FILE_LEN: u64 = 1 << 56;
 
-/// Hands out host clusters in ascending order and counts their references.
+/// Allocates host clusters in ascending order and counts their uses.
 ///
-/// A refcount block counts one *stretch* of the file and is the first cluster of it; the first block, whose stretch begins
-/// with the header, is the second. So only the block of the last stretch is ever in memory.
+/// A refcount block covers one *stretch* of the file and is its first cluster, or its second in the first stretch, after the
+/// header. So only the block of the last stretch is in memory.
 pub(super) struct Allocator {
     out: Arc<dyn WriteAt>,
     cluster_bits: u32,
     order: u32,
-    /// Index of the first cluster that is free, as are all after it.
+    /// Index of the first free cluster; all later ones are free.
     next: u64,
-    /// The counts of the last stretch.
+    /// Refcount block of the last stretch.
     block: Vec<u8>,
-    /// Where the blocks lie, that in memory included.
+    /// Refcount table: host offsets of the blocks, including the one in memory.
     table: Vec<u64>,
 }
 
-/// What lies after everything else in a file.
+/// Location of the tables at the end of the file; offsets and length in bytes.
 pub(super) struct Tail {
     pub l1_offset: u64,
     pub table_offset: u64,
@@ -39,7 +39,7 @@ pub(super) struct Tail {
 }
 
 impl Allocator {
-    /// All clusters are free but that of the header.
+    /// Creates an allocator for a file with a header and the first refcount block.
     pub fn new(out: Arc<dyn WriteAt>, cluster_bits: u32, order: u32) -> Allocator {
         let mut block = vec![0; 1 << cluster_bits];
         set_count(&mut block, order, 0, 1);
@@ -47,7 +47,7 @@ impl Allocator {
         Allocator { out, cluster_bits, order, next: 2, block, table: vec![1 << cluster_bits] }
     }
 
-    /// Takes at least one and at most `wanted` clusters that follow each other, and returns their byte range.
+    /// Allocates between one and `wanted` contiguous clusters. Returns their host range in bytes.
     pub fn take(&mut self, wanted: u64) -> Result<Range<u64>> {
         if self.next == self.stretch_end() {
             self.begin_stretch()?;
@@ -59,13 +59,13 @@ impl Allocator {
         Ok(first << self.cluster_bits..self.next << self.cluster_bits)
     }
 
-    /// Where the next cluster that is taken begins.
+    /// Host offset of the next allocation.
     pub fn next_offset(&self) -> u64 {
         let block = u64::from(self.next == self.stretch_end());
         (self.next + block) << self.cluster_bits
     }
 
-    /// Counts one more reference to the cluster at `offset`, unless its count is at the maximum or has been written.
+    /// Increments the refcount of the cluster at `offset`. Returns `false` if it is at the maximum or already written.
     pub fn share(&mut self, offset: u64) -> bool {
         let Some(index) = (offset >> self.cluster_bits).checked_sub(self.stretch_end() - self.counts_per_block())
         else {
@@ -80,13 +80,13 @@ impl Allocator {
         }
     }
 
-    /// Ends the file with room for an L1 table of `l1_clusters`, the refcount table and the blocks that count these; writes
-    /// what is left of the counts.
+    /// Allocates an L1 table of `l1_clusters`, the refcount table and the refcount blocks that cover them, and writes the
+    /// remaining refcounts.
     pub fn close(&mut self, l1_clusters: u64) -> Result<Tail> {
         let counts = self.counts_per_block();
         let known = self.table.len() as u64;
         let (mut table_clusters, mut blocks) = (1, known);
-        // More blocks need a longer table, and both more blocks: the smallest solution.
+        // The table needs blocks and the blocks a longer table: find the smallest fixed point.
         let end = loop {
             let end = self.next + l1_clusters + table_clusters + (blocks - known);
             let needed = (self.entries_in_clusters(end.div_ceil(counts)), end.div_ceil(counts));
@@ -117,7 +117,7 @@ impl Allocator {
         Ok(tail)
     }
 
-    /// Clusters that a table of `entries` 64-bit entries fills.
+    /// Clusters needed for a table of `entries` 64-bit entries.
     pub fn entries_in_clusters(&self, entries: u64) -> u64 {
         entries.div_ceil(1 << (self.cluster_bits - 3))
     }
@@ -133,7 +133,7 @@ impl Allocator {
         Ok(())
     }
 
-    /// Counts one reference to each of these clusters, which are of the last stretch and had none.
+    /// Sets the refcounts of these clusters of the last stretch to 1.
     fn count_once(&mut self, clusters: Range<u64>) {
         let per_block = self.counts_per_block();
         for cluster in clusters {
@@ -161,7 +161,7 @@ impl Allocator {
         if blocks * 8 <= MAX_REFCOUNT_TABLE {
             return Ok(());
         }
-        let problem = "too small for this much data with this refcount_bits: the refcount table would be too large";
+        let problem = "too small: with this refcount_bits the refcount table would exceed its limit";
         Err(wrong(FORMAT_NAME, "cluster_size", problem))
     }
 
@@ -170,7 +170,7 @@ impl Allocator {
             Some(len) if len <= MAX_FILE_LEN => Ok(()),
             len => Err(Error::Limit {
                 format: FORMAT_NAME,
-                field: "length of the file".into(),
+                field: "file length".into(),
                 at: None,
                 value: len.unwrap_or(u64::MAX),
                 limit: MAX_FILE_LEN,

@@ -1,4 +1,4 @@
-//! The tables that say where guest clusters are, while they are written (qcow2 specification, "Cluster mapping").
+//! Builds the L1 and L2 tables (qcow2 specification, "Cluster mapping").
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use crate::format::qcow2::entry::{COMPRESSED, COPIED, OFFSET_MASK, SUBCLUSTERS};
 use crate::format::qcow2::header::Header;
 use crate::io::WriteAt;
 
-/// The L1 table, and the one L2 table that guest offsets are at.
+/// The L1 table and the current L2 table.
 pub(super) struct Mapping {
     out: Arc<dyn WriteAt>,
     cluster_bits: u32,
     entry_size: u64,
     l1: Vec<u64>,
-    /// The open L2 table as it will stand in the file.
+    /// The open L2 table, encoded.
     l2: Vec<u8>,
-    /// The guest clusters that it maps; empty as long as there is none.
+    /// Guest clusters of the open L2 table; empty before the first one.
     mapped: Range<u64>,
 }
 
@@ -36,19 +36,19 @@ impl Mapping {
         }
     }
 
-    /// Opens the L2 table that maps guest cluster `cluster`, which is in the open one or after it.
+    /// Opens the L2 table of guest cluster `cluster`, which must not be before the open one.
     pub fn open(&mut self, cluster: u64, alloc: &mut Allocator) -> Result<()> {
         if self.mapped.contains(&cluster) {
             return Ok(());
         }
         if cluster < self.mapped.end {
-            return Err(Error::Usage("guest offsets have to ascend while an image is written".into()));
+            return Err(Error::Usage("guest offsets must ascend when an image is written".into()));
         }
         self.flush()?;
         let entries = self.l2.len() as u64 / self.entry_size;
         let index = cluster / entries;
         let Some(entry) = self.l1.get_mut(index as usize) else {
-            return Err(Error::Usage(format!("guest cluster {cluster} is past the end of the disk")));
+            return Err(Error::Usage(format!("guest cluster {cluster} is beyond the virtual size")));
         };
         *entry = alloc.take(1)?.start | COPIED;
         self.l2.fill(0);
@@ -56,19 +56,19 @@ impl Mapping {
         Ok(())
     }
 
-    /// The guest clusters of the open table.
+    /// Guest clusters of the open L2 table.
     pub fn mapped(&self) -> &Range<u64> {
         &self.mapped
     }
 
-    /// The host cluster of `cluster`, if it has one.
+    /// Host offset of guest cluster `cluster`, if allocated.
     pub fn host(&self, cluster: u64) -> Option<u64> {
         let entry = BigEndian::read_u64(&self.l2[self.at(cluster)..]);
-        debug_assert_eq!(entry & COMPRESSED, 0, "guest cluster {cluster} is compressed already");
+        debug_assert_eq!(entry & COMPRESSED, 0, "guest cluster {cluster} is already compressed");
         Some(entry & OFFSET_MASK).filter(|&host| host != 0)
     }
 
-    /// Gives the guest clusters from `cluster` on the host clusters `run`.
+    /// Maps the guest clusters from `cluster` on to the host range `run`.
     pub fn set_run(&mut self, cluster: u64, run: Range<u64>) {
         for (cluster, host) in (cluster..).zip(run.step_by(1 << self.cluster_bits)) {
             self.set(cluster, host | COPIED);
@@ -80,12 +80,12 @@ impl Mapping {
         BigEndian::write_u64(&mut self.l2[at..], entry);
     }
 
-    /// Marks the subclusters of the bytes `guest` as stored in the host clusters.
+    /// Marks the subclusters of the guest range as allocated.
     pub fn set_allocated(&mut self, guest: Range<u64>) {
         self.update_bitmaps(guest, |bitmap, bits| bitmap & !(bits << 32) | bits);
     }
 
-    /// Marks the subclusters of the bytes `guest` as zeros.
+    /// Marks the subclusters of the guest range as zeros.
     pub fn set_zero(&mut self, guest: Range<u64>) {
         self.update_bitmaps(guest, |bitmap, bits| bitmap & !bits | bits << 32);
     }
@@ -113,17 +113,17 @@ impl Mapping {
         write(&*self.out, &self.l2, entry & OFFSET_MASK)
     }
 
-    /// Entries in the L1 table.
+    /// Number of L1 entries.
     pub fn l1_len(&self) -> u64 {
         self.l1.len() as u64
     }
 
-    /// Writes the L1 table into the `len` bytes at `offset`.
+    /// Writes the L1 table at `offset`, zero-padded to `len` bytes.
     pub fn write_l1(&self, offset: u64, len: u64) -> Result<()> {
         write_table(&*self.out, &self.l1, offset, len)
     }
 
-    /// Where in the open L2 table the entry of `cluster` stands.
+    /// Byte offset of the entry of `cluster` in the open L2 table.
     fn at(&self, cluster: u64) -> usize {
         ((cluster - self.mapped.start) * self.entry_size) as usize
     }

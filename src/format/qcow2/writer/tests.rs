@@ -1,4 +1,4 @@
-//! What the writer promises, on images that a naive reader, a naive check and qemu-img look at.
+//! The writer, verified by a simple reader, a simple check and qemu-img.
 
 mod model;
 
@@ -7,15 +7,16 @@ use std::io;
 
 use proptest::prelude::*;
 
-use self::model::{BACKING_NAME, Call, Case, Step, Target, Written, audit, header_of, noise, place};
+use self::model::{BACKING_NAME, Case, Step, Written, check_refcounts, header_of};
 use super::*;
 use crate::io::MemFile;
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::{RecordingTarget, TargetEvent as Call, noise, place};
 
 const MIB: u64 = 1 << 20;
 
-/// Cases of all options that go together.
+/// Cases with all valid combinations of options.
 fn cases() -> impl Strategy<Value = Case> {
     let cluster_bits = prop_oneof![4 => Just(9u32), 2 => Just(10), 2 => Just(12), 3 => 14u32..=16, 1 => 17u32..=21];
     let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
@@ -40,7 +41,7 @@ fn cases() -> impl Strategy<Value = Case> {
                 0 => Step::Skip(len),
                 1 => Step::Zero(len),
                 2 if compress => Step::Compress(len.min(20 << bits)),
-                _ => Step::Endpoint(len),
+                _ => Step::Place(len),
             }
         });
         Case { size, options, compress, backing, device, steps: steps.collect() }
@@ -51,7 +52,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_image_reads_back_and_counts_are_exact(case in cases()) {
+    fn any_image_reads_back_and_refcounts_are_exact(case in cases()) {
         case.verify();
     }
 }
@@ -61,11 +62,11 @@ fn empty_images_of_any_size() {
     for size in [0, 1, 512, 64 << 10, 1 << 30] {
         for cluster_size in ["512", "64k", "2M"] {
             let case = Case::new(size, &format!("cluster_size={cluster_size}"), &[]);
-            let file = Arc::new(Target::new(false));
+            let file = RecordingTarget::file();
             let mut writer = case.create(file.clone()).unwrap();
             assert_eq!(writer.spec().virtual_size, size.next_multiple_of(512));
             writer.finish().unwrap();
-            audit(&file.mem.to_vec());
+            check_refcounts(&file.mem.to_vec());
         }
     }
     Case::new(0, "", &[]).verify();
@@ -73,31 +74,31 @@ fn empty_images_of_any_size() {
 
 #[test]
 fn a_refcount_table_of_several_clusters() {
-    // A block counts 64 clusters, a cluster of the table names 64 blocks: 2 MiB.
-    let written = Case::new(5 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Endpoint(5 * MIB)]).verify();
+    // A refcount block covers 64 clusters, a cluster of the refcount table 64 blocks: 2 MiB.
+    let written = Case::new(5 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Place(5 * MIB)]).verify();
     assert_eq!(header_of(&written.file).refcount_table_clusters, 3);
-    // Almost no data, and an L1 table that crosses many blocks.
+    // Almost no data, and an L1 table of many refcount blocks.
     let case = Case { compress: true, ..Case::new(1 << 36, "cluster_size=512,refcount_bits=64", &[]) };
-    let file = Arc::new(Target::new(false));
+    let file = RecordingTarget::file();
     case.create(file.clone()).unwrap().finish().unwrap();
-    audit(&file.mem.to_vec());
+    check_refcounts(&file.mem.to_vec());
 }
 
 #[test]
-fn every_end_of_the_file_is_counted() {
-    // The file ends before, at and past the end of a block's stretch, also where one more block makes the table longer.
+fn refcounts_at_any_end_of_the_file() {
+    // The file ends before, at and after the end of a stretch, also where one more block makes the table longer.
     for clusters in (0..150).chain(3945..3985) {
-        let case = Case::new(3 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Endpoint(clusters * 512)]);
-        audit(&case.write().file);
+        let case = Case::new(3 * MIB, "cluster_size=512,refcount_bits=64", &[Step::Place(clusters * 512)]);
+        check_refcounts(&case.write().file);
     }
 }
 
 #[test]
-fn counts_bound_how_payloads_share_a_cluster() {
+fn refcount_width_limits_shared_clusters() {
     for (refcount_bits, most) in [(1, 1), (2, 3), (4, 15), (16, 41)] {
         let options = format!("cluster_size=4k,refcount_bits={refcount_bits}");
         let case = Case { compress: true, ..Case::new(MIB, &options, &[]) };
-        let file = Arc::new(Target::new(false));
+        let file = RecordingTarget::file();
         let mut writer = case.create(file.clone()).unwrap();
         let mut starts = BTreeMap::<u64, u64>::new();
         for block in 0..200 {
@@ -105,7 +106,7 @@ fn counts_bound_how_payloads_share_a_cluster() {
             *starts.entry(placement.offset / 4096).or_default() += 1;
         }
         writer.finish().unwrap();
-        audit(&file.mem.to_vec());
+        check_refcounts(&file.mem.to_vec());
         assert_eq!(starts.values().max(), Some(&most), "{refcount_bits} bits");
     }
 }
@@ -120,7 +121,7 @@ fn payloads_are_packed_without_gaps() {
         assert_eq!(placement.offset, expected);
         expected += 10_007;
     }
-    // A plain cluster in between: what fits into the open one still goes there, what does not begins a new one.
+    // After an uncompressed cluster: a payload that fits is still added to the open cluster, others start a new one.
     let room = expected.next_multiple_of(1 << 16) - expected;
     let plain = writer.place(100 << 16..101 << 16).unwrap().offset;
     assert_eq!(plain, expected + room);
@@ -128,13 +129,13 @@ fn payloads_are_packed_without_gaps() {
     assert_eq!(fits, expected);
     assert_eq!(writer.place_compressed(102 << 16..103 << 16, 2).unwrap().offset, plain + (1 << 16));
     for len in [0, 65537] {
-        assert_eq!(writer.place_compressed(103 << 16..104 << 16, len).unwrap_err().kind(), "usage");
+        assert_eq!(writer.place_compressed(103 << 16..104 << 16, len).unwrap_err().kind().as_str(), "usage");
     }
 }
 
 #[test]
 fn zeros_over_a_backing_file_cross_l2_tables() {
-    let steps = [Step::Endpoint(700), Step::Zero(16 * MIB), Step::Endpoint(MIB / 2), Step::Skip(5000), Step::Zero(MIB)];
+    let steps = [Step::Place(700), Step::Zero(16 * MIB), Step::Place(MIB / 2), Step::Skip(5000), Step::Zero(MIB)];
     for options in [
         "extended_l2=on,cluster_size=16k",
         "extended_l2=on,cluster_size=16k,preallocation=metadata",
@@ -156,28 +157,28 @@ fn a_range_is_one_placement_within_an_l2_table() {
     let boundary = 512 * MIB;
     let first = writer.place(0..1024).unwrap();
     assert_eq!((first.offset, first.len), (3 << 16, 1024));
-    // The rest of a cluster and those after it go on.
+    // Contiguous with the rest of the cluster.
     let second = writer.place(4096..2 * MIB).unwrap();
     assert_eq!((second.offset, second.len), ((3 << 16) + 4096, 2 * MIB - 4096));
     assert_eq!(writer.place(boundary - MIB..boundary + MIB).unwrap().len, MIB);
     assert_eq!(writer.place(boundary..boundary + MIB).unwrap().len, MIB);
-    assert_eq!(writer.place(0..512).unwrap_err().kind(), "usage");
+    assert_eq!(writer.place(0..512).unwrap_err().kind().as_str(), "usage");
     for range in [5..512, 0..0, (2 << 30)..(2 << 30) + 512] {
-        assert_eq!(writer.place(range.clone()).unwrap_err().kind(), "usage", "{range:?}");
+        assert_eq!(writer.place(range.clone()).unwrap_err().kind().as_str(), "usage", "{range:?}");
     }
 }
 
 #[test]
 fn a_gap_over_l2_tables_is_preallocated_before_zeros() {
     let options = "extended_l2=on,cluster_size=16k,preallocation=metadata";
-    let steps = [Step::Endpoint(700), Step::Skip(16 * MIB), Step::Zero(MIB)];
+    let steps = [Step::Place(700), Step::Skip(16 * MIB), Step::Zero(MIB)];
     Case { backing: true, ..Case::new(18 * MIB, options, &steps) }.verify();
 }
 
 #[test]
-fn bytes_placed_where_zeros_were_replace_them() {
+fn data_replaces_zeros() {
     let options = "extended_l2=on,cluster_size=16k,preallocation=metadata";
-    let file = Arc::new(Target::new(false));
+    let file = RecordingTarget::file();
     let mut writer = Case { backing: true, ..Case::new(MIB, options, &[]) }.create(file.clone()).unwrap();
     writer.zero(0..MIB).unwrap();
     let bytes = noise(1024, 0);
@@ -185,13 +186,13 @@ fn bytes_placed_where_zeros_were_replace_them() {
     writer.finish().unwrap();
     let mut guest = vec![0; MIB as usize];
     guest[512..1536].copy_from_slice(&bytes);
-    Written { file: file.mem.to_vec(), backing: noise(MIB, 1), guest }.verify("zeros, then bytes");
+    Written { file: file.mem.to_vec(), backing: noise(MIB, 1), guest }.verify("zeros, then data");
 }
 
 #[test]
-fn nothing_of_a_device_is_left_behind_the_end_of_the_disk() {
+fn old_content_after_the_end_of_the_disk_is_zeroed() {
     for options in ["", "extended_l2=on"] {
-        let case = Case { device: true, ..Case::new(MIB + 512, options, &[Step::Endpoint(MIB + 512)]) };
+        let case = Case { device: true, ..Case::new(MIB + 512, options, &[Step::Place(MIB + 512)]) };
         let written = case.verify();
         let last = written.file.windows(512).rposition(|bytes| bytes == &written.guest[MIB as usize..]).unwrap();
         assert!(written.file[last + 512..(last + 1).next_multiple_of(1 << 16)].iter().all(|&byte| byte == 0));
@@ -208,7 +209,7 @@ fn granules() {
         ("extended_l2=on", true, true, 2048),
     ] {
         let case = Case { backing, device, ..Case::new(MIB, options, &[]) };
-        let writer = case.create(Arc::new(Target::new(device))).unwrap();
+        let writer = case.create(model::target(device)).unwrap();
         assert_eq!(writer.spec().granule, granule, "{case:?}");
         assert!(!writer.spec().dense);
     }
@@ -216,22 +217,21 @@ fn granules() {
 
 #[test]
 fn the_header_is_written_last_and_no_byte_twice() {
-    let steps =
-        [Step::Endpoint(100 << 10), Step::Skip(7 << 10), Step::Endpoint(MIB), Step::Zero(MIB), Step::Endpoint(5 << 10)];
+    let steps = [Step::Place(100 << 10), Step::Skip(7 << 10), Step::Place(MIB), Step::Zero(MIB), Step::Place(5 << 10)];
     for options in ["cluster_size=512,refcount_bits=64", "", "preallocation=full", "preallocation=falloc"] {
         let case = Case::new(4 * MIB, options, &[]);
-        let file = Arc::new(Target::new(false));
+        let file = RecordingTarget::file();
         let mut writer = case.create(file.clone()).unwrap();
         let mut at = 0;
         for step in steps {
-            let (Step::Skip(len) | Step::Endpoint(len) | Step::Compress(len) | Step::Zero(len)) = step;
-            if matches!(step, Step::Endpoint(_)) {
+            let (Step::Skip(len) | Step::Place(len) | Step::Compress(len) | Step::Zero(len)) = step;
+            if matches!(step, Step::Place(_)) {
                 place(&mut writer, at, &noise(len, at));
             }
             at += len;
         }
         writer.finish().unwrap();
-        let calls = file.calls.lock().unwrap().clone();
+        let calls = file.events.lock().unwrap().clone();
         let [.., Call::SetLen(len), Call::Sync, Call::Write(header), Call::Sync] = calls.as_slice() else {
             panic!("{calls:?}");
         };
@@ -251,7 +251,7 @@ fn the_header_is_written_last_and_no_byte_twice() {
 }
 
 #[test]
-fn a_failed_write_is_told() {
+fn write_errors_are_reported() {
     struct Full;
     impl WriteAt for Full {
         fn write_all_at(&self, _: &[u8], _: u64) -> io::Result<()> {
@@ -269,7 +269,7 @@ fn a_failed_write_is_told() {
 }
 
 #[test]
-fn the_header_says_what_was_asked_for() {
+fn the_header_has_the_options() {
     let case = Case { backing: true, ..Case::new(MIB, "lazy_refcounts=on,compression_type=zstd,extended_l2=on", &[]) };
     let written = case.verify();
     let header = header_of(&written.file);
@@ -286,7 +286,7 @@ fn the_header_says_what_was_asked_for() {
 }
 
 #[test]
-fn options_that_cannot_be_met() {
+fn invalid_options() {
     let long = format!("backing_file={},backing_fmt=raw", "x".repeat(1024));
     let crowded = format!("cluster_size=512,backing_file={},backing_fmt=raw", "x".repeat(400));
     for (options, size, name) in [
@@ -321,11 +321,11 @@ fn options_that_cannot_be_met() {
         }
     }
     let compressed = Case { compress: true, ..Case::new(MIB, "preallocation=metadata", &[]) };
-    assert_eq!(compressed.create(Arc::new(MemFile::new())).map(drop).unwrap_err().kind(), "option");
+    assert_eq!(compressed.create(Arc::new(MemFile::new())).map(drop).unwrap_err().kind().as_str(), "option");
 }
 
 #[test]
-fn disks_as_large_as_the_l1_table_can_map() {
+fn largest_disks() {
     let error = |size, options: &str| {
         let case = Case::new(size, options, &[]);
         case.create(Arc::new(MemFile::new())).map(drop).unwrap_err()
@@ -333,12 +333,12 @@ fn disks_as_large_as_the_l1_table_can_map() {
     assert!(Case::new(128 << 30, "cluster_size=512", &[]).create(Arc::new(MemFile::new())).is_ok());
     let message = error((128 << 30) + 1, "cluster_size=512").to_string();
     assert!(message.contains("option cluster_size: 512 is too small") && message.contains("use 1024 or"), "{message}");
-    assert_eq!(error(1 << 62, "cluster_size=2M").kind(), "limit");
-    assert_eq!(error(u64::MAX, "").kind(), "limit");
+    assert_eq!(error(1 << 62, "cluster_size=2M").kind().as_str(), "limit");
+    assert_eq!(error(u64::MAX, "").kind().as_str(), "limit");
 }
 
 #[test]
-fn settings_hold_what_the_options_say() {
+fn settings_from_options() {
     let mut options = Options::new();
     options.add_list("compression_type=zlib,compression_level=9,window=12,backing_file=a,,b,backing_fmt=qcow2");
     let out = Arc::new(MemFile::new());

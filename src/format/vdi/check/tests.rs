@@ -10,7 +10,7 @@ const DATA: u64 = 1024;
 const FREE: u32 = !0;
 const ZERO: u32 = !1;
 
-/// An image with this map and so many whole blocks of data, without a word of its last one.
+/// An image with the block map `map` and `data_blocks` blocks of data, of which the last `cut` bytes are missing.
 fn image(map: &[u32], allocated: u32, data_blocks: u64, cut: u64) -> MemFile {
     let file = MemFile::new();
     file.set_len(DATA + data_blocks * u64::from(BLOCK) - cut).unwrap();
@@ -47,21 +47,21 @@ fn report_within(file: MemFile, budget: u64) -> CheckReport {
 
 #[test]
 fn verdicts() {
-    // Map, cBlocksAllocated, blocks in the file, bytes cut from those; corruptions, leaks, fragmented blocks.
+    // Map, cBlocksAllocated, blocks in the file, missing bytes; corruptions, leaks, fragmented blocks.
     for (map, allocated, data_blocks, cut, corruptions, leaks, fragmented) in [
         (&[0, FREE, ZERO, 1][..], 2, 2, 0, 0, 0, 0),
-        // Only the end of the disk may be missing.
+        // The part of the last block beyond the disk may be missing.
         (&[0, FREE, ZERO, 1], 2, 2, 100, 0, 0, 0),
         (&[0, FREE, ZERO, 1], 2, 2, 101, 1, 0, 0),
         (&[1, FREE, ZERO, 0], 2, 2, 0, 0, 0, 1),
         (&[1, FREE, ZERO, 0], 2, 2, 1, 1, 0, 1),
         (&[0, FREE, ZERO, 0], 1, 1, 0, 1, 0, 1),
         (&[0, 2, 1, 3], 4, 4, 0, 0, 0, 3),
-        // Blocks that nothing uses.
+        // Leaked blocks.
         (&[0, FREE, ZERO, 1], 3, 3, 0, 0, 1, 0),
         (&[0, FREE, ZERO, 2], 3, 3, 0, 0, 1, 1),
         (&[FREE, FREE, FREE, FREE], 4, 0, 0, 0, 4, 0),
-        // The next block would be written over one in use.
+        // A writer would allocate a block that is in use.
         (&[0, FREE, ZERO, 1], 1, 2, 0, 1, 0, 0),
         (&[0, FREE, ZERO, 9], 2, 10, 0, 1, 1, 1),
         (&[0, 1, 2, 3], 5, 5, 0, 1, 1, 0),
@@ -75,12 +75,12 @@ fn verdicts() {
 }
 
 #[test]
-fn a_message_says_what_is_where() {
+fn messages_name_the_block_and_its_host_offset() {
     let found = report(image(&[0, FREE, 1, 1], 1, 2, 0));
     assert_eq!(
         found.messages,
         [
-            "ERROR: block 3 lies at file offset 0x600, where another one is already",
+            "ERROR: block 3 at file offset 0x600 overlaps another block",
             "ERROR: cBlocksAllocated at file offset 0x184 is 1, but block 1 of the data area is in use",
         ]
     );
@@ -90,16 +90,16 @@ fn a_message_says_what_is_where() {
         found.messages,
         [
             "ERROR: vdi: corrupt image at file offset 0x200: block map entry puts 412 bytes at 0x1200, but the file ends at 0x600",
-            "ERROR: cBlocksAllocated at file offset 0x184 is 8, but there are 1 blocks"
+            "ERROR: cBlocksAllocated at file offset 0x184 is 8, but the disk has 1 blocks"
         ]
     );
 }
 
 #[test]
-fn bits_that_are_more_than_the_budget_are_not_taken() {
+fn the_bitmap_of_blocks_is_limited_by_the_budget() {
     let file = || image(&[0, FREE], 1, 65, 0);
     assert_eq!(report_within(file(), 9), report(file()));
     let report = report_within(file(), 8);
     assert_eq!((report.check_errors, report.corruptions), (1, 0));
-    assert!(report.messages[0].contains("the bits of blocks in use"), "{:?}", report.messages);
+    assert!(report.messages[0].contains("the bitmap of blocks in use"), "{:?}", report.messages);
 }

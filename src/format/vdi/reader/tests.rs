@@ -1,4 +1,4 @@
-//! Extents of images that are put together by hand, against a reader that looks at one byte at a time.
+//! Extents of generated images, compared with a reference that maps one byte at a time.
 
 use std::ops::Range;
 
@@ -10,18 +10,18 @@ use crate::format::vdi::header::Kind;
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 
-/// An image of a few small blocks, as it is to be put together.
+/// A description of an image of a few small blocks.
 #[derive(Clone, Debug)]
 struct Sample {
     kind: Kind,
-    /// Of the disk; it may end within its last block.
+    /// Size of the disk in bytes. It may end within its last block.
     size: u64,
     block_size: u32,
     extra: u32,
     map_offset: u64,
     /// Bytes between the block map and the data.
     gap: u64,
-    map: Vec<Entry>,
+    map: Vec<BlockMapEntry>,
     /// Bytes of the file.
     file_len: u64,
 }
@@ -61,19 +61,19 @@ impl Sample {
         open(Arc::new(self.file())).unwrap()
     }
 
-    /// How the byte at `offset` lives: nothing for one that is not in the file.
+    /// The extent kind of the byte at guest offset `offset`; `None` beyond the end of the file.
     fn byte(&self, offset: u64) -> Option<ExtentKind> {
         let (block, within) = (offset / u64::from(self.block_size), offset % u64::from(self.block_size));
         Some(match self.map[block as usize] {
-            Entry::Free => ExtentKind::Hole,
-            Entry::Zero => ExtentKind::Zero { allocated: None },
-            Entry::Block(number) => {
+            BlockMapEntry::Free => ExtentKind::Hole,
+            BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
+            BlockMapEntry::Block(number) => {
                 let area = self.header().data_offset + u64::from(number * (self.extra + self.block_size));
-                let place = area + u64::from(self.extra) + within;
-                if place >= self.file_len.max(self.header().data_offset) {
+                let host_offset = area + u64::from(self.extra) + within;
+                if host_offset >= self.file_len.max(self.header().data_offset) {
                     return None;
                 }
-                ExtentKind::Data(Location { file: IMAGE, offset: place })
+                ExtentKind::Data(Location { file: IMAGE, offset: host_offset })
             }
         })
     }
@@ -84,13 +84,15 @@ fn open(file: Arc<dyn ReadAt>) -> Result<Reader> {
     Reader::open(file, &OpenContext::new(&limits, &budget))
 }
 
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
-    let entry = prop_oneof![Just(Entry::Free), Just(Entry::Zero), (0u32..12).prop_map(Entry::Block)];
-    // FileExtents are likely, so that extents of several blocks are.
+fn entries() -> impl Strategy<Value = Vec<BlockMapEntry>> {
+    let entry =
+        prop_oneof![Just(BlockMapEntry::Free), Just(BlockMapEntry::Zero), (0u32..12).prop_map(BlockMapEntry::Block)];
+    // Runs of contiguous blocks are likely, so that extents of several blocks are.
     prop::collection::vec((entry, 1usize..4), 1..5).prop_map(|runs| {
-        let run = |(entry, len): (Entry, usize)| {
-            (0..len as u32)
-                .map(move |n| if let Entry::Block(number) = entry { Entry::Block(number + n) } else { entry })
+        let run = |(entry, len): (BlockMapEntry, usize)| {
+            (0..len as u32).map(move |n| {
+                if let BlockMapEntry::Block(number) = entry { BlockMapEntry::Block(number + n) } else { entry }
+            })
         };
         runs.into_iter().flat_map(run).collect()
     })
@@ -112,11 +114,11 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn extents_are_what_each_byte_is(sample in samples(), start in any::<prop::sample::Index>()) {
+    fn extents_match_the_kind_of_each_byte(sample in samples(), start in any::<prop::sample::Index>()) {
         let reader = sample.open();
         let mut at = start.index(sample.size as usize) as u64;
         while at < sample.size {
-            // A block counts as missing from its first visible byte on, if any visible one is missing.
+            // A block is missing as a whole if any of its visible bytes is.
             let block = u64::from(sample.block_size);
             let end = (at / block + 1) * block;
             let whole = sample.byte(end.min(sample.size) - 1).is_some();
@@ -126,7 +128,7 @@ proptest! {
                     for by in 0..extent.len {
                         prop_assert_eq!(sample.byte(at + by), Some(extent.kind.advance(by)), "{}", at + by);
                     }
-                    // It is as long as it can be: what follows does not continue it, or is missing.
+                    // The extent is maximal: the next block does not continue it, or is missing.
                     if extent.end() < sample.size {
                         prop_assert!(extent.end() % block == 0);
                         let next_last = (extent.end() + block).min(sample.size) - 1;
@@ -137,24 +139,24 @@ proptest! {
                 }
                 Err(error) => {
                     prop_assert!(!whole, "{error}");
-                    prop_assert_eq!(error.kind(), "out-of-bounds");
+                    prop_assert_eq!(error.kind().as_str(), "out-of-bounds");
                     at = end;
                 }
             }
         }
-        prop_assert_eq!(reader.extent_at(sample.size..u64::MAX).unwrap_err().kind(), "usage");
+        prop_assert_eq!(reader.extent_at(sample.size..u64::MAX).unwrap_err().kind().as_str(), "usage");
     }
 
-    /// Places of blocks that differ share no unit, and those of the metadata are in others.
+    /// Neither two blocks nor a block and metadata share a unit of the alignment.
     #[test]
-    fn the_unit_divides_all_places(sample in samples()) {
+    fn host_offsets_of_blocks_are_aligned(sample in samples()) {
         let reader = sample.open();
         let unit = reader.host_alignment().unwrap();
         prop_assert!(unit.is_power_of_two() && u64::from(sample.block_size) % unit == 0);
         for number in 0..12 {
-            prop_assert_eq!(reader.map.place(number) % unit, 0);
+            prop_assert_eq!(reader.map.host_offset(number) % unit, 0);
         }
-        prop_assert!(reader.map.place(0) / unit * unit >= sample.map_offset + sample.map.len() as u64 * 4);
+        prop_assert!(reader.map.host_offset(0) / unit * unit >= sample.map_offset + sample.map.len() as u64 * 4);
     }
 
     #[test]
@@ -179,10 +181,10 @@ proptest! {
 }
 
 #[test]
-fn a_long_map_is_read_in_pieces() {
+fn a_long_map_is_read_in_pages() {
     let count = 10_000;
-    let mut map = vec![Entry::Free; count];
-    (map[5000], map[9999]) = (Entry::Block(0), Entry::Block(0xffff_fffd));
+    let mut map = vec![BlockMapEntry::Free; count];
+    (map[5000], map[9999]) = (BlockMapEntry::Block(0), BlockMapEntry::Block(0xffff_fffd));
     let sample = Sample {
         kind: Kind::Dynamic,
         size: count as u64 * 512,
@@ -205,15 +207,15 @@ fn a_long_map_is_read_in_pieces() {
         lens
     };
     assert_eq!(lens(0..9999), [4096, 904, 1, 3191, 1807]);
-    assert_eq!(reader.extent_at(9999 * 512..u64::MAX).unwrap_err().kind(), "out-of-bounds");
+    assert_eq!(reader.extent_at(9999 * 512..u64::MAX).unwrap_err().kind().as_str(), "out-of-bounds");
     assert_eq!(lens(8000..8001), [192]);
 }
 
 #[test]
-fn the_parent_is_known_by_its_uuid() {
+fn the_parent_is_identified_by_its_uuid() {
     let uuid = "03030303-0303-0303-0303-030303030303";
     let info = |kind| {
-        let map = vec![Entry::Free];
+        let map = vec![BlockMapEntry::Free];
         let sample = Sample { kind, size: 512, block_size: 512, extra: 0, map_offset: 512, gap: 0, map, file_len: 0 };
         sample.open().info().clone()
     };
@@ -231,9 +233,9 @@ fn the_parent_is_known_by_its_uuid() {
 }
 
 #[test]
-fn there_are_no_snapshots_inside() {
+fn internal_snapshots_are_not_supported() {
     let (limits, budget) = (Limits::default(), Budget::new(0));
     let cx = OpenContext { snapshot: Some("1"), ..OpenContext::new(&limits, &budget) };
     let error = Format::by_name("vdi").unwrap().open(Arc::new(MemFile::new()), &cx).err().unwrap();
-    assert_eq!(error.kind(), "unsupported");
+    assert_eq!(error.kind().as_str(), "unsupported");
 }

@@ -1,20 +1,18 @@
-//! Images that are written by scripts, read back, and looked at as other programs do.
+//! Images written by generated calls: read back, and compared with the layout that other programs expect.
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::driver::ExtentKind;
-use crate::driver::{NewBacking, OpenContext};
-use crate::driver::{SparseRead, place_filled};
+use crate::driver::{ExtentKind, NewBacking, OpenContext, SparseRead};
 use crate::format::Format;
 use crate::format::vdi::reader::Reader;
 use crate::info::ImageInfo;
-use crate::io::noted::RecordingTarget;
 use crate::io::{MemFile, ReadAt};
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
+use crate::testing::{RecordingTarget, place_filled};
 
-/// Bytes of a device.
+/// Size of a device in bytes.
 const DEVICE: u64 = 5 << 20;
 
 fn create(size: u64, list: &str, out: Arc<dyn WriteAt>) -> Result<Box<dyn SparseWrite>> {
@@ -29,15 +27,15 @@ fn open(file: &MemFile) -> Reader {
     Reader::open(Arc::new(MemFile::from(file.to_vec())), &cx).unwrap()
 }
 
-/// What a guest sees.
+/// Reads the guest data.
 fn read(file: &MemFile) -> Vec<u8> {
     let reader = open(file);
     let mut guest = vec![0; reader.info().virtual_size as usize];
     let mut at = 0;
     while at < guest.len() as u64 {
         let extent = reader.extent_at(at..u64::MAX).unwrap();
-        if let ExtentKind::Data(place) = extent.kind {
-            file.read_exact_at(&mut guest[at as usize..extent.end() as usize], place.offset).unwrap();
+        if let ExtentKind::Data(location) = extent.kind {
+            file.read_exact_at(&mut guest[at as usize..extent.end() as usize], location.offset).unwrap();
         }
         at = extent.end();
     }
@@ -52,7 +50,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read(
+    fn written_data_reads_back(
         sectors in 1u64..5000,
         shift in 17u32..19,
         is_static in any::<bool>(),
@@ -73,7 +71,7 @@ proptest! {
         writer.finish().unwrap();
         prop_assert!(read(&target.mem) == guest);
 
-        // As VirtualBox lays it out: blocks in the order of the disk, and only those that are needed.
+        // The layout of VirtualBox: blocks in guest order, and only those that are needed.
         let file = target.mem.to_vec();
         let blocks = size.div_ceil(1 << shift);
         let used: Vec<_> = guest.chunks(1 << shift).map(|block| is_static || block.iter().any(|&byte| byte != 0)).collect();
@@ -90,7 +88,7 @@ proptest! {
         let end = (2 << 20) + (allocated as usize) * (1 << shift);
         let end = if device { DEVICE as usize } else { end };
         prop_assert_eq!(file.len(), end);
-        // Nothing of what was there before is left in the image.
+        // No old content of the device is left in the image.
         let used_end = (2 << 20) + allocated as usize * (1 << shift);
         prop_assert!(!file[Header::LEN..used_end].contains(&0xee));
 
@@ -108,15 +106,15 @@ fn the_header_is_written_last() {
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
         writer.finish().unwrap();
-        let events = target.events.lock().unwrap();
+        let events = target.writes_and_syncs();
         assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);
         let early = events[..events.len() - 3].iter().filter(|event| **event == ("write", 0)).count();
-        assert_eq!(early, usize::from(device), "a device is cleared first");
+        assert_eq!(early, usize::from(device), "a device is zeroed first");
     }
 }
 
 #[test]
-fn identifiers_are_never_null_and_can_be_pinned() {
+fn uuids_are_never_nil_and_can_be_set() {
     let header = |list: &str| {
         let target = RecordingTarget::file();
         create(512, list, target.clone()).unwrap().finish().unwrap();
@@ -134,7 +132,7 @@ fn identifiers_are_never_null_and_can_be_pinned() {
 }
 
 #[test]
-fn what_the_format_cannot_do_is_refused() {
+fn unsupported_requests_are_refused() {
     let error = |size, list| create(size, list, RecordingTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
@@ -149,9 +147,9 @@ fn what_the_format_cannot_do_is_refused() {
         (u64::MAX, "", "limit"),
         (1 << 62, "block_size=128M", "limit"),
     ] {
-        assert_eq!(error(size, list).kind(), kind, "{size} {list}");
+        assert_eq!(error(size, list).kind().as_str(), kind, "{size} {list}");
     }
-    // The largest disk, by the limit that the message has.
+    // The limit in the message is the largest disk.
     let Error::Limit { limit, .. } = error(1 << 60, "") else { panic!() };
     assert!(
         create(limit, "", RecordingTarget::file()).is_ok() && create(limit + 1, "", RecordingTarget::file()).is_err()
@@ -159,28 +157,28 @@ fn what_the_format_cannot_do_is_refused() {
 
     let options = Options::new();
     let plain = CreateContext::new(512, &options, RecordingTarget::file());
-    let kind = |cx: CreateContext<'_>| Format::by_name("vdi").unwrap().create(&cx).err().unwrap().kind();
+    let kind = |cx: CreateContext<'_>| Format::by_name("vdi").unwrap().create(&cx).err().unwrap().kind().as_str();
     assert_eq!(kind(CreateContext { compress: true, ..plain.clone() }), "unsupported");
     let info = ImageInfo::default();
     let backing = Some(NewBacking::new(Name::from("base"), &info));
     assert_eq!(kind(CreateContext { backing, ..plain }), "unsupported");
-    // A device that is too small, before anything is written to it.
+    // A device that is too small is refused before anything is written.
     let device = RecordingTarget::device(DEVICE);
-    assert_eq!(create(DEVICE - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind(), "io");
+    assert_eq!(create(DEVICE - (2 << 20) + 512, "static=on", device.clone()).err().unwrap().kind().as_str(), "io");
     assert_eq!(device.mem.to_vec(), vec![0xee; DEVICE as usize]);
 }
 
 #[test]
-fn calls_out_of_order_are_the_callers_mistake() {
+fn calls_out_of_order_are_usage_errors() {
     let mut writer = create(4 << 20, "", RecordingTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
-    assert_eq!(writer.place(0..512).unwrap_err().kind(), "usage");
-    assert_eq!(writer.place(4 << 20..(4 << 20) + 512).unwrap_err().kind(), "usage");
-    assert_eq!(writer.place(3 << 20..3 << 20).unwrap_err().kind(), "usage");
+    assert_eq!(writer.place(0..512).unwrap_err().kind().as_str(), "usage");
+    assert_eq!(writer.place(4 << 20..(4 << 20) + 512).unwrap_err().kind().as_str(), "usage");
+    assert_eq!(writer.place(3 << 20..3 << 20).unwrap_err().kind().as_str(), "usage");
 }
 
 #[test]
-fn a_long_map_is_written_in_pieces() {
+fn a_long_map_is_written_in_parts() {
     let target = RecordingTarget::file();
     let blocks = 3 * FLUSH as u64 + 5;
     let mut writer = create(blocks << 17, "block_size=128k", target.clone()).unwrap();
@@ -194,8 +192,8 @@ fn a_long_map_is_written_in_pieces() {
     let mut at = 0;
     while at < blocks << 17 {
         let extent = reader.extent_at(at..u64::MAX).unwrap();
-        if let ExtentKind::Data(place) = extent.kind {
-            numbers.push((extent.offset >> 17, extent.len >> 17, (place.offset - (2 << 20)) >> 17));
+        if let ExtentKind::Data(location) = extent.kind {
+            numbers.push((extent.offset >> 17, extent.len >> 17, (location.offset - (2 << 20)) >> 17));
         }
         at = extent.end();
     }

@@ -1,4 +1,4 @@
-//! Footers that qemu-img and Windows wrote, single wrong fields, and what is read where one of the two is damaged.
+//! Footers written by qemu-img and Windows, single invalid fields, and damaged footers.
 
 use proptest::prelude::*;
 use uuid::uuid;
@@ -10,7 +10,7 @@ use crate::io::MemFile;
 const QEMU: &str = "636f6e6563746978 00000002 00010000 0000000000000200 3292fa83 71656d75 00050003 5769326b 000000003e820000 \
                     000000003e820000 07f0 10 3f 00000003 ffffec72 c5b6f16501a74c8a92f543347027bd63 00";
 
-/// A differencing disk of Windows 10, in the same way.
+/// A differencing disk of Windows 10, up to the padding.
 const WINDOWS: &str = "636f6e6563746978 00000002 00010000 0000000000000200 2715ab13 77696e20 000a0000 5769326b 0000000000400000 \
                        0000000000400000 0078 04 11 00000004 ffffefc4 722fa4e259c4c6458456ddb430ac4a19 00";
 
@@ -28,7 +28,7 @@ fn parse(bytes: &[u8; 512]) -> Result<Footer> {
 }
 
 #[test]
-fn a_footer_of_qemu() {
+fn a_qemu_footer() {
     let bytes = from_hex(QEMU);
     let expected = Footer {
         data_offset: 512,
@@ -45,21 +45,21 @@ fn a_footer_of_qemu() {
     };
     assert_eq!(parse(&bytes).unwrap(), expected);
     assert_eq!(expected.encode(), bytes);
-    assert_eq!(expected.geometry, Geometry::of_sectors(expected.current_size / 512));
+    assert_eq!(expected.geometry, Geometry::from_sectors(expected.current_size / 512));
 }
 
 #[test]
-fn a_footer_of_windows() {
+fn a_windows_footer() {
     let bytes = from_hex(WINDOWS);
     let footer = parse(&bytes).unwrap();
     assert_eq!((footer.disk_type, footer.current_size), (DiskType::Differencing, 4 << 20));
-    assert_eq!(footer.geometry, Geometry::of_sectors(8192));
+    assert_eq!(footer.geometry, Geometry::from_sectors(8192));
     assert_eq!(footer.unique_id.to_string(), "722fa4e2-59c4-c645-8456-ddb430ac4a19");
     assert_eq!(footer.encode(), bytes);
 }
 
 #[test]
-fn single_wrong_fields() {
+fn single_invalid_fields() {
     let with = |at: usize, value: &[u8]| {
         let mut bytes: [u8; 512] = from_hex(QEMU);
         bytes[at..at + value.len()].copy_from_slice(value);
@@ -71,7 +71,7 @@ fn single_wrong_fields() {
         (
             0,
             &b"Conectix"[..],
-            "vpc: corrupt image at file offset 0x1000: cookie is 0x436f6e6563746978, but a footer begins with",
+            "vpc: corrupt image at file offset 0x1000: cookie is 0x436f6e6563746978, but must be \"conectix\"",
         ),
         (12, &[0, 2, 0, 0], "vpc: not supported at file offset 0x100c: version 2.0"),
         (60, &[0, 0, 0, 1], "vpc: corrupt image at file offset 0x103c: disk type is 1, outside 2..=4"),
@@ -81,7 +81,7 @@ fn single_wrong_fields() {
         let error = with(at, value).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
-    // Nobody minds these.
+    // Ignored fields.
     for (at, value) in [(8, &[0, 0, 0, 3][..]), (14, &[0, 1]), (36, &[0; 4]), (400, &[1])] {
         with(at, value).unwrap();
     }
@@ -92,7 +92,7 @@ fn single_wrong_fields() {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(
+    fn encoded_footers_parse(
         sizes in (0..i64::MAX as u64 & !511, any::<u64>()),
         numbers in (any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>()),
         words in any::<([u8; 4], [u8; 4], [u8; 16], u8, u8, bool)>(),
@@ -115,7 +115,7 @@ proptest! {
     }
 }
 
-/// Reads the footers of a file that begins and ends with these, and has something in between.
+/// Reads the footers of a file that starts with `first` and ends with `last`, with other bytes in between.
 fn read(first: &[u8], last: &[u8]) -> Result<Footers> {
     let bytes = [first, &[1; 4096], last].concat();
     let len = bytes.len() as u64;
@@ -131,21 +131,21 @@ fn one_damaged_footer_is_replaced_by_the_other() {
     gone.fill(0);
     for (first, last, at, end, warning) in [
         (&good, &good, 4608, Some(4608), None),
-        (&damaged, &good, 4608, Some(4608), Some("the copy of the footer at the beginning is damaged")),
-        (&gone, &good, 4608, Some(4608), Some("the copy of the footer at the beginning is damaged")),
-        (&good, &damaged, 0, None, Some("the footer is damaged, and its copy at the beginning is used")),
-        (&good, &gone, 0, None, Some("the file does not end with a footer, and the copy at the beginning is used")),
+        (&damaged, &good, 4608, Some(4608), Some("the copy of the footer at the start of the file is damaged")),
+        (&gone, &good, 4608, Some(4608), Some("the copy of the footer at the start of the file is damaged")),
+        (&good, &damaged, 0, None, Some("the footer is damaged, its copy at the start of the file is used")),
+        (&good, &gone, 0, None, Some("the file does not end with a footer, the copy at the start of the file is used")),
     ] {
         let footers = read(first, last).unwrap();
         assert_eq!((footers.footer, footers.at, footers.end, footers.warning), (footer.clone(), at, end, warning));
     }
     for (first, last) in [(&damaged, &damaged), (&gone, &gone), (&damaged, &gone), (&gone, &damaged)] {
-        assert_eq!(read(first, last).unwrap_err().kind(), "invalid-field");
+        assert_eq!(read(first, last).unwrap_err().kind().as_str(), "invalid-field");
     }
 }
 
 #[test]
-fn footers_that_contradict_each_other_are_refused() {
+fn contradictory_footers_are_refused() {
     let footer = Footer::for_tests();
     let others = [
         Footer { current_size: 2 << 20, ..footer.clone() },
@@ -155,9 +155,9 @@ fn footers_that_contradict_each_other_are_refused() {
         Footer { geometry: Geometry::MAX, ..footer.clone() },
     ];
     for other in others {
-        assert_eq!(read(&footer.encode(), &other.encode()).unwrap_err().kind(), "invalid-field", "{other:?}");
+        assert_eq!(read(&footer.encode(), &other.encode()).unwrap_err().kind().as_str(), "invalid-field", "{other:?}");
     }
-    // What changes from one day to the next.
+    // Fields that may differ.
     for other in [Footer { saved_state: true, ..footer.clone() }, Footer { timestamp: 1, ..footer.clone() }] {
         read(&footer.encode(), &other.encode()).unwrap();
     }
@@ -171,13 +171,13 @@ fn a_fixed_disk_has_one_footer_of_512_bytes_or_511() {
         let footers = read(first, last).unwrap();
         assert_eq!((footers.footer, footers.at, footers.end, footers.warning), (fixed.clone(), at, Some(at), None));
     }
-    // A disk that holds a dynamic one, and one that lost its footer.
-    assert_eq!(read(&Footer::for_tests().encode(), &bytes).unwrap_err().kind(), "invalid-field");
-    assert_eq!(read(&bytes, &[]).unwrap_err().kind(), "invalid-field");
+    // A fixed disk that holds a dynamic image, and one without its footer.
+    assert_eq!(read(&Footer::for_tests().encode(), &bytes).unwrap_err().kind().as_str(), "invalid-field");
+    assert_eq!(read(&bytes, &[]).unwrap_err().kind().as_str(), "invalid-field");
     for len in [0, 8, 510] {
         let cut = MemFile::from(bytes[..len].to_vec());
         let error = Footers::read(&cut, len as u64, &Limits::default()).unwrap_err();
-        assert_eq!(error.kind(), "out-of-bounds");
+        assert_eq!(error.kind().as_str(), "out-of-bounds");
     }
     let alone = Footers::read(&MemFile::from(bytes.to_vec()), 512, &Limits::default()).unwrap();
     assert_eq!((alone.at, alone.warning), (0, None));

@@ -1,4 +1,4 @@
-//! Headers that qemu-img and Windows wrote, and single wrong fields.
+//! A header written by qemu-img, and single invalid fields.
 
 use proptest::prelude::*;
 
@@ -9,14 +9,14 @@ use crate::format::vhd::footer::from_hex;
 const QEMU: &str = "6378737061727365 ffffffffffffffff 0000000000000600 00010000 000001f5 00200000 fffff381";
 
 #[test]
-fn a_header_of_qemu() {
+fn a_qemu_header() {
     let bytes = from_hex(QEMU);
     let header = Header::parse(&bytes, 512).unwrap();
     let expected =
         Header { table_offset: 1536, max_table_entries: 501, block_size: 2 << 20, parent: Parent::default() };
     assert_eq!(header, expected);
     assert_eq!(header.encode(), bytes);
-    assert_eq!((header.table_len(), header.bitmap_len(), header.room()), (2004, 512, 1002 << 20));
+    assert_eq!((header.table_len(), header.bitmap_len(), header.capacity()), (2004, 512, 1002 << 20));
 }
 
 #[test]
@@ -29,17 +29,17 @@ fn bitmaps_are_whole_sectors() {
 }
 
 #[test]
-fn single_wrong_fields() {
+fn single_invalid_fields() {
     for (at, value, expected) in [
         (0, &b"cxSparse"[..], "vpc: corrupt image at file offset 0x200: cookie is"),
-        (24, &[0, 0, 0, 9], "vpc: not supported at file offset 0x218: version 0.9 of the header"),
+        (24, &[0, 0, 0, 9], "vpc: not supported at file offset 0x218: header version 0.9"),
         (32, &[0; 4], "vpc: corrupt image at file offset 0x220: block size is 0, outside 512..=268435456"),
         (32, &[0, 0, 1, 0], "vpc: corrupt image at file offset 0x220: block size is 256, outside"),
         (32, &[0x20, 0, 0, 0], "vpc: corrupt image at file offset 0x220: block size is 536870912, outside"),
         (
             32,
             &[0, 0x30, 0, 0],
-            "vpc: corrupt image at file offset 0x220: block size is 0x300000, but it must be a power of two",
+            "vpc: corrupt image at file offset 0x220: block size is 0x300000, but must be a power of two",
         ),
     ] {
         let mut bytes: [u8; 1024] = from_hex(QEMU);
@@ -56,7 +56,7 @@ fn single_wrong_fields() {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(
+    fn encoded_headers_parse(
         (table_offset, max_table_entries, timestamp, unique_id) in any::<(u64, u32, u32, [u8; 16])>(),
         shift in 9u32..=28,
         name in "[a-zäß\u{1f4be}]{0,120}",

@@ -1,4 +1,4 @@
-//! Writes images by scripts, and reads images as simply as it can be done.
+//! Writes images by generated calls, and a simple reader.
 
 use std::io;
 use std::sync::Arc;
@@ -6,17 +6,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::format;
-use crate::driver::ExtentKind;
-use crate::driver::SparseRead;
-use crate::driver::{CreateContext, NewBacking, OpenContext};
+use crate::driver::{CreateContext, ExtentKind, NewBacking, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::vhd::reader::Reader;
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::noise;
 
-/// A new image and what it is made of.
+/// A new image: its options and the calls that write it.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub size: u64,
@@ -29,11 +28,11 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Skip(u64),
-    Endpoint(u64),
+    Data(u64),
     Zero(u64),
 }
 
-/// What came of it.
+/// The result of a case: the image, and the expected guest data.
 pub(super) struct Written {
     pub file: Vec<u8>,
     pub parent: Vec<u8>,
@@ -42,7 +41,7 @@ pub(super) struct Written {
 
 pub(super) fn case() -> impl Strategy<Value = Case> {
     let len = || prop_oneof![1u64..5000, 400_000u64..700_000];
-    let step = prop_oneof![len().prop_map(Step::Skip), len().prop_map(Step::Endpoint), len().prop_map(Step::Zero)];
+    let step = prop_oneof![len().prop_map(Step::Skip), len().prop_map(Step::Data), len().prop_map(Step::Zero)];
     let kind = prop_oneof![Just((false, "")), Just((true, "")), Just((false, "subformat=fixed"))];
     (0u64..2_000_000, kind, any::<bool>(), prop::collection::vec(step, 0..8)).prop_map(
         |(size, (differencing, list), device, steps)| {
@@ -57,7 +56,7 @@ impl Case {
         Case { size, options: options.to_owned(), differencing: false, device: false, steps: steps.to_vec() }
     }
 
-    /// Takes the steps; lengths are rounded to what the writer takes, and cut at the end of the disk.
+    /// Runs the steps. Lengths are rounded up to the granule and clipped at the end of the disk.
     pub fn write(&self) -> Written {
         let mut options = Options::new();
         options.add_list(&self.options);
@@ -75,7 +74,7 @@ impl Case {
         let mut guest = parent.clone();
         let mut at = 0u64;
         for (seed, step) in self.steps.iter().enumerate() {
-            let (Step::Skip(len) | Step::Endpoint(len) | Step::Zero(len)) = *step;
+            let (Step::Skip(len) | Step::Data(len) | Step::Zero(len)) = *step;
             let end = (at + len.next_multiple_of(granule)).min(spec.virtual_size);
             let bytes = &mut guest[at as usize..end as usize];
             match step {
@@ -85,7 +84,7 @@ impl Case {
                     bytes.fill(0);
                     writer.zero(at..end).unwrap();
                 }
-                Step::Endpoint(_) => {
+                Step::Data(_) => {
                     bytes.copy_from_slice(&noise(end - at, seed as u64));
                     let mut done = at;
                     while done < end {
@@ -104,11 +103,11 @@ impl Case {
     }
 }
 
-/// A file, or a device full of old content.
+/// A file, or a device filled with old content.
 pub(super) struct Device {
     file: MemFile,
     device: bool,
-    /// What was needed of the device.
+    /// The length of the image on the device.
     end: std::sync::atomic::AtomicU64,
 }
 
@@ -118,7 +117,7 @@ impl Device {
         Device { file, device, end: 0.into() }
     }
 
-    /// A device of `len` bytes that begins with these.
+    /// A device of `len` bytes that starts with `bytes`.
     pub fn holding(bytes: &[u8], len: usize) -> Device {
         let mut all = bytes.to_vec();
         all.resize(len, 0xd5);
@@ -129,7 +128,7 @@ impl Device {
         self.file.to_vec()
     }
 
-    /// What belongs to the image.
+    /// The bytes of the image.
     fn written(&self) -> Vec<u8> {
         let mut bytes = self.file.to_vec();
         bytes.truncate(self.end.load(std::sync::atomic::Ordering::Relaxed) as usize);
@@ -165,7 +164,7 @@ pub(super) fn open(bytes: Vec<u8>) -> Result<Reader> {
     Reader::open(Arc::new(MemFile::from(bytes)), &cx)
 }
 
-/// The disk by the reader's extents.
+/// Reads the guest data through the extents of the reader.
 pub(super) fn read(reader: &Reader, file: &[u8], parent: &[u8]) -> Vec<u8> {
     let mut guest = Vec::new();
     while (guest.len() as u64) < reader.info().virtual_size {
@@ -181,7 +180,7 @@ pub(super) fn read(reader: &Reader, file: &[u8], parent: &[u8]) -> Vec<u8> {
     guest
 }
 
-/// The disk, sector by sector, with numbers at fixed places only.
+/// Reads the guest data sector by sector, with all fields at fixed offsets.
 pub(super) fn naive_guest(file: &[u8], parent: &[u8]) -> Vec<u8> {
     let u32_at = |at: usize| u32::from_be_bytes(file[at..at + 4].try_into().unwrap());
     let footer = file.len() - 512;
@@ -196,14 +195,9 @@ pub(super) fn naive_guest(file: &[u8], parent: &[u8]) -> Vec<u8> {
         let within = sector % block_sectors;
         if entry != !0 && file[entry as usize * 512 + within / 8] & 0x80 >> (within % 8) != 0 {
             let bitmap_sectors = (block_sectors / 8).div_ceil(512);
-            let place = (entry as usize + bitmap_sectors + within) * 512;
-            guest[sector * 512..][..512].copy_from_slice(&file[place..place + 512]);
+            let host_offset = (entry as usize + bitmap_sectors + within) * 512;
+            guest[sector * 512..][..512].copy_from_slice(&file[host_offset..][..512]);
         }
     }
     guest
-}
-
-/// Bytes of which no sector is zeros.
-fn noise(len: u64, seed: u64) -> Vec<u8> {
-    (0..len).map(|at| ((at / 512 * 31 + at + seed * 77) % 251) as u8 + 1).collect()
 }

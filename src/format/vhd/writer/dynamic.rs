@@ -1,17 +1,16 @@
 //! Dynamic and differencing disks.
 //!
-//! In order: the copy of the footer; the header; the block allocation table; the parent's name; blocks, in the order of the
-//! guest, each with its bitmap in front, so that the disk's bytes are at multiples of 4 KiB; the footer.
+//! Layout: the copy of the footer; the header; the block allocation table; the parent's path; the blocks in guest order, each after
+//! its bitmap and with guest data aligned to 4 KiB; the footer.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{footer, no_compression, sync, write};
-use crate::driver::CreateContext;
-use crate::driver::{Placement, SparseWrite, WriteSpec};
+use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::format::vhd::SECTOR;
-use crate::format::vhd::blocks::ABSENT;
+use crate::format::vhd::blocks::UNALLOCATED;
 use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::header::{self, Header};
 use crate::format::vhd::locator::Locator;
@@ -19,24 +18,24 @@ use crate::format::vhd::options::{Parent, Settings, limit};
 use crate::io::WriteAt;
 use crate::name::{Name, utf16};
 
-/// What the guest's bytes in blocks are aligned to.
+/// Alignment of the guest data in blocks.
 const ALIGNMENT: u64 = 4096;
-/// Where the table is: behind the copy of the footer and the header.
+/// Host offset of the table, after the copy of the footer and the header.
 const TABLE_OFFSET: u64 = Footer::LEN + Header::LEN;
-/// The largest number of a sector that is no entry of a block that does not exist.
-const MAX_SECTOR: u64 = ABSENT as u64 - 1;
+/// The largest sector number in an entry of an allocated block.
+const MAX_SECTOR: u64 = UNALLOCATED as u64 - 1;
 
 pub(super) struct DynamicWriter {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
     footer: Footer,
     header: Header,
-    /// The parent's name, as its locator has it.
-    parent_name: Vec<u8>,
+    /// The encoded path in the parent locator.
+    parent_path: Vec<u8>,
     table: Vec<u32>,
-    /// Of the differencing disk's block that was placed last: its number, and which sectors it has.
+    /// In a differencing disk, the index of the block placed last and its sector bitmap.
     bitmap: Option<(u64, Vec<u8>)>,
-    /// Byte offset after the last block.
+    /// Host offset of the next block.
     next: u64,
 }
 
@@ -48,7 +47,7 @@ impl DynamicWriter {
         parent: Option<&Parent>,
     ) -> Result<DynamicWriter> {
         let out = cx.out.clone();
-        // A table without entries is more than some programs can take.
+        // Some programs refuse an empty table.
         let blocks = settings.size.div_ceil(block_size.into()).max(1);
         let mut header = Header {
             table_offset: TABLE_OFFSET,
@@ -57,32 +56,32 @@ impl DynamicWriter {
             parent: header::Parent::default(),
         };
         let mut next = TABLE_OFFSET + header.table_len().next_multiple_of(SECTOR);
-        let mut parent_name = Vec::new();
+        let mut parent_path = Vec::new();
         if let Some(parent) = parent {
-            let (name, platform) = windows_name(&parent.name);
-            parent_name = utf16(&name, u16::to_le_bytes);
-            let space = (parent_name.len() as u64).next_multiple_of(SECTOR);
+            let (path, platform) = windows_path(&parent.name);
+            parent_path = utf16(&path, u16::to_le_bytes);
+            let space = (parent_path.len() as u64).next_multiple_of(SECTOR);
             header.parent = header::Parent {
                 unique_id: parent.unique_id,
                 timestamp: parent.timestamp,
-                name: Name::from(name.rsplit('\\').next().unwrap_or_default()),
-                // Microsoft's programs have the space in bytes.
+                name: Name::from(path.rsplit('\\').next().unwrap_or_default()),
+                // Microsoft's programs count the space in bytes.
                 locators: vec![Locator {
                     platform,
                     space: space as u32,
-                    len: parent_name.len() as u32,
+                    len: parent_path.len() as u32,
                     offset: next,
                     at: 0,
                 }],
             };
             next += space;
         }
-        // As if every block will be there: what does not fit is to be found before hours of writing.
+        // Assumes that every block is allocated: an image that can grow too large is refused before hours of writing.
         let stride = (u64::from(block_size) + header.bitmap_len()).next_multiple_of(ALIGNMENT);
         let end = next + ALIGNMENT + blocks * stride;
-        limit("size of the image in sectors", end / SECTOR, MAX_SECTOR)?;
+        limit("image size in sectors", end / SECTOR, MAX_SECTOR)?;
         if !out.starts_zeroed() {
-            // Until the new image is there, nothing shall take the old one for it.
+            // The footer copy and the header of an old image must not describe the new one while it is incomplete.
             out.zero_range(0..next).map_err(Error::io("clearing the beginning", 0))?;
         }
         let differencing = parent.is_some();
@@ -90,7 +89,7 @@ impl DynamicWriter {
         let spec = WriteSpec {
             virtual_size: settings.size,
             block_size: block_size.into(),
-            // Parts of a block that are not placed are holes of a new file, or the parent's.
+            // Unplaced parts of a block are holes of a new file, or read from the parent.
             granule: if out.starts_zeroed() { SECTOR } else { block_size.into() },
             over_backing: differencing,
             ..WriteSpec::default()
@@ -100,31 +99,31 @@ impl DynamicWriter {
             out,
             footer: footer(settings, disk_type, Footer::LEN),
             header,
-            parent_name,
-            table: vec![ABSENT; blocks as usize],
+            parent_path,
+            table: vec![UNALLOCATED; blocks as usize],
             bitmap: None,
             next,
         })
     }
 
-    /// Where the bytes of a block are in the file, after its bitmap, and whether it is a new one.
+    /// Returns the host offset of the guest data of block `index`, and whether the block was allocated now.
     fn block(&mut self, index: u64) -> Result<(u64, bool)> {
         let Some(entry) = self.table.get_mut(index as usize) else {
-            return Err(Error::Usage(format!("there is no block {index} in this disk")));
+            return Err(Error::Usage(format!("block {index} is beyond the end of the disk")));
         };
         let bitmap_len = self.header.bitmap_len();
-        if *entry != ABSENT {
+        if *entry != UNALLOCATED {
             return Ok((u64::from(*entry) * SECTOR + bitmap_len, false));
         }
         let data = (self.next + bitmap_len).next_multiple_of(ALIGNMENT);
-        // It was checked that all blocks fit.
+        // `create` checked that all blocks fit.
         *entry = ((data - bitmap_len) / SECTOR) as u32;
         self.next = data + u64::from(self.header.block_size);
         Ok((data, true))
     }
 
-    /// The same for a block of a differencing disk, in which the bytes `within` are noted to be there.
-    fn block_with(&mut self, index: u64, within: Range<u64>) -> Result<u64> {
+    /// Returns the host offset of the guest data of block `index` of a differencing disk, and marks the bytes `within` as present.
+    fn mark_present(&mut self, index: u64, within: Range<u64>) -> Result<u64> {
         if self.bitmap.as_ref().is_none_or(|(open, _)| *open != index) {
             self.flush_bitmap()?;
             self.bitmap = Some((index, vec![0; self.header.bitmap_len() as usize]));
@@ -145,7 +144,7 @@ impl DynamicWriter {
         write(&*self.out, &bitmap, data - bitmap.len() as u64, "writing a bitmap")
     }
 
-    /// The part of `guest` that is in its first block, and the number of that.
+    /// The index of the first block of `guest`, and the part of `guest` in it, relative to the block.
     fn first_block(&self, guest: &Range<u64>) -> (u64, Range<u64>) {
         let size = self.spec.block_size;
         let index = guest.start / size;
@@ -161,7 +160,7 @@ impl DynamicWriter {
         self.out.zero_range(range).map_err(Error::io("clearing a block", start))
     }
 
-    /// Writes the table, which is filled up to a sector with blocks that do not exist.
+    /// Writes the table, padded to a sector with unallocated entries.
     fn write_table(&self) -> Result<()> {
         const CHUNK: usize = 16 << 10;
         let mut at = self.header.table_offset;
@@ -185,7 +184,7 @@ impl SparseWrite for DynamicWriter {
         let len = within.end - within.start;
         let out = self.out.clone();
         if self.spec.over_backing {
-            let offset = self.block_with(index, within.clone())? + within.start;
+            let offset = self.mark_present(index, within.clone())? + within.start;
             return Ok(Placement { out, offset, before: Vec::new(), len });
         }
         let (data, new) = self.block(index)?;
@@ -193,7 +192,7 @@ impl SparseWrite for DynamicWriter {
         if !new {
             return Ok(Placement { out, offset, before: Vec::new(), len });
         }
-        // The caller has no bytes for the rest of a last block.
+        // The last block can extend beyond the disk.
         self.clear(data + within.end..data + self.spec.block_size)?;
         let bitmap = vec![0xff; self.header.bitmap_len() as usize];
         let bitmap_at = data - self.header.bitmap_len();
@@ -204,7 +203,7 @@ impl SparseWrite for DynamicWriter {
         Ok(Placement { out, offset, before: Vec::new(), len })
     }
 
-    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+    fn place_compressed(&mut self, _guest: Range<u64>, _payload_len: u32) -> Result<Placement> {
         Err(no_compression())
     }
 
@@ -212,23 +211,23 @@ impl SparseWrite for DynamicWriter {
         if !self.spec.over_backing {
             return Ok(());
         }
-        // Over a parent zeros are sectors like others, which are holes of the file.
+        // Zeros hide the parent: their sectors are present, and holes of the file.
         let mut at = guest.start;
         while at < guest.end {
             let (index, within) = self.first_block(&(at..guest.end));
-            let data = self.block_with(index, within.clone())?;
+            let data = self.mark_present(index, within.clone())?;
             self.clear(data + within.start..data + within.end)?;
             at += within.end - within.start;
         }
         Ok(())
     }
 
-    /// Only footers make the file an image, so that they come last. With one of the two it is complete.
+    /// Writes the footers last: they mark the image complete.
     fn finish(&mut self) -> Result<()> {
         self.flush_bitmap()?;
         self.write_table()?;
         if let Some(locator) = self.header.parent.locators.first() {
-            write(&*self.out, &self.parent_name, locator.offset, "writing the parent's name")?;
+            write(&*self.out, &self.parent_path, locator.offset, "writing the path of the parent")?;
         }
         write(&*self.out, &self.header.encode(), Footer::LEN, "writing the header")?;
         let len = self.next + Footer::LEN;
@@ -241,8 +240,8 @@ impl SparseWrite for DynamicWriter {
     }
 }
 
-/// A path as Windows has it, and the kind of locator for that.
-fn windows_name(name: &Name) -> (String, [u8; 4]) {
+/// The Windows form of a path, and the platform code of its locator.
+fn windows_path(name: &Name) -> (String, [u8; 4]) {
     let path = name.to_text().replace('/', "\\");
     if path.starts_with('\\') {
         (path, Locator::W2KU)

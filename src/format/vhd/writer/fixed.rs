@@ -1,11 +1,10 @@
-//! A fixed disk: its bytes, and then the footer.
+//! Fixed disks: guest data, then the footer.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{footer, no_compression, sync, write};
-use crate::driver::CreateContext;
-use crate::driver::{Placement, SparseWrite, WriteSpec};
+use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::options::Settings;
@@ -22,11 +21,11 @@ impl FixedWriter {
     pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<FixedWriter> {
         let (out, size) = (cx.out.clone(), settings.size);
         if !out.starts_zeroed() {
-            // The footer is found from the end. What a device holds there could be that of another disk.
+            // Programs look for the footer at the end of a device, where an old image may have left one.
             let feature = "a fixed disk on a device".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
-        // In a pipe the footer comes by itself.
+        // In a pipe, writing the footer sets the final length.
         let len = if out.seeks() { size + Footer::LEN } else { size };
         out.set_len(len).map_err(Error::io("setting the length", len))?;
         let spec = WriteSpec {
@@ -52,7 +51,7 @@ impl SparseWrite for FixedWriter {
         Ok(Placement { out: self.out.clone(), offset: guest.start, before, len: guest.end - guest.start })
     }
 
-    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+    fn place_compressed(&mut self, _guest: Range<u64>, _payload_len: u32) -> Result<Placement> {
         Err(no_compression())
     }
 

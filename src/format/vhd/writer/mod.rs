@@ -1,4 +1,4 @@
-//! Writes an image in one pass: metadata here, guest bytes by whoever asks where they go.
+//! Writes an image in one pass.
 
 mod dynamic;
 mod fixed;
@@ -8,12 +8,11 @@ use self::fixed::FixedWriter;
 use super::FORMAT_NAME;
 use super::footer::{DiskType, Footer};
 use super::options::{Settings, Subformat};
-use crate::driver::CreateContext;
-use crate::driver::SparseWrite;
+use crate::driver::{CreateContext, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 
-/// Begins a new image.
+/// Creates an image.
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     Ok(match settings.subformat {
@@ -24,8 +23,8 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     })
 }
 
-/// The footer of a new image. Its creator is the one that all programs know to mean that the size is exact; see "Sizes" in the
-/// [format's documentation](super).
+/// The footer of a new image. All programs use the exact size for its creator; see "Sizes" in the [format's
+/// documentation](super).
 fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64) -> Footer {
     Footer {
         data_offset,

@@ -336,7 +336,7 @@ fn pieces_are_paid_for() {
     let bytes = replayed(&image);
     assert!(bytes.len() as u64 == 1000 * SECTOR && bytes.iter().all(|&byte| byte == 0));
     for limit in [10, 1 << 10] {
-        assert_eq!(image.replay_within(&Budget::new(limit)).err().unwrap().kind(), "limit");
+        assert_eq!(image.replay_within(&Budget::new(limit)).err().unwrap().kind().as_str(), "limit");
     }
 }
 

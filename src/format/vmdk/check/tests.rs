@@ -11,7 +11,7 @@ use crate::format::vmdk::reader::Reader;
 use crate::format::vmdk::reader::tests::build::{Built, Content, Order, Sparse, file, with_files};
 use crate::format::vmdk::sesparse;
 use crate::image::overlap::OverlapTracker;
-use crate::tempdir::TempDir;
+use crate::testing::TempDir;
 
 const DESCRIPTOR: &str = "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\n\
                           createType=\"monolithicSparse\"\nRW 80 SPARSE \"case.vmdk\"\n";

@@ -211,7 +211,7 @@ fn header_values() {
     let hint = |value: &str| parse(zero(&format!("parentFileNameHint={value}"))).map(|found| found.parent_hint);
     assert_eq!(hint("\"a = b.vmdk\"").unwrap(), Some("a = b.vmdk".into()));
     assert_eq!(hint("\"C:\\dir\\a.vmdk\"").unwrap(), Some("C:\\dir\\a.vmdk".into()));
-    assert_eq!(hint("\"a.vmdk").unwrap_err().kind(), "invalid-field");
+    assert_eq!(hint("\"a.vmdk").unwrap_err().kind().as_str(), "invalid-field");
 
     let comment = parse(zero("ddb.comment=\"a \\\"b\\\" = c\"")).unwrap();
     assert_eq!(comment.database_value("comment"), Some("a \\\"b\\\" = c"));
@@ -370,14 +370,14 @@ ddb.adapterType = \"ide\"
 
     for name in [&b"a\"b"[..], b"a\nRW 1 ZERO", b"a\r", b"a\0", b"a\xff", b""] {
         let hint = Descriptor { parent_hint: Some(name.into()), ..descriptor.clone() };
-        assert_eq!(hint.encode().unwrap_err().kind(), "usage", "{name:?}");
+        assert_eq!(hint.encode().unwrap_err().kind().as_str(), "usage", "{name:?}");
         let mut file = descriptor.clone();
         file.extents[0].file = Some(name.into());
-        assert_eq!(file.encode().unwrap_err().kind(), "usage", "{name:?}");
+        assert_eq!(file.encode().unwrap_err().kind().as_str(), "usage", "{name:?}");
     }
     for (key, value) in [("a", "\""), ("a", "b\n"), ("a=", "b"), ("a b", "c"), ("a\n", "b")] {
         descriptor.database = vec![(key.into(), value.into())];
-        assert_eq!(descriptor.encode().unwrap_err().kind(), "usage", "{key} {value}");
+        assert_eq!(descriptor.encode().unwrap_err().kind().as_str(), "usage", "{key} {value}");
     }
 }
 

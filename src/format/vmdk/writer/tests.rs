@@ -96,7 +96,7 @@ fn streams_are_written_sequentially() {
     let out = Arc::new(Target::device());
     let mut stream = Options::new();
     stream.add_list("subformat=streamOptimized");
-    assert_eq!(create(&context(512, &stream, out.clone(), None)).err().unwrap().kind(), "unsupported");
+    assert_eq!(create(&context(512, &stream, out.clone(), None)).err().unwrap().kind().as_str(), "unsupported");
     assert!(create(&context(512, &options, out, None)).is_ok());
 }
 
@@ -157,7 +157,7 @@ fn files_are_limited_to_2_tib() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error.kind(), "limit", "{error}");
+    assert_eq!(error.kind().as_str(), "limit", "{error}");
     let metadata = 2 * ((4 << 40) / TABLE * 2052);
     assert!(at < 2 << 40 && at + metadata + TABLE > 2 << 40, "{at:#x}");
 
@@ -169,20 +169,20 @@ fn files_are_limited_to_2_tib() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error.kind(), "limit", "{error}");
+    assert_eq!(error.kind().as_str(), "limit", "{error}");
     assert_eq!(at, 1024 * GRAIN, "1024 times 2 GiB");
 
     for list in ["", "subformat=streamOptimized"] {
         assert!(create(list, 64 << 40).is_ok());
         for size in [(64 << 40) + 1, i64::MAX as u64 & !511] {
-            assert_eq!(create(list, size).err().unwrap().kind(), "limit", "{list} {size:#x}");
+            assert_eq!(create(list, size).err().unwrap().kind().as_str(), "limit", "{list} {size:#x}");
         }
     }
     let dir = Dir::new("disk.vmdk");
     let mut split = Options::new();
     split.add_list("subformat=twoGbMaxExtentSparse");
     let error = super::create(&context(8192 * SPLIT + 1, &split, Arc::new(Target::counting()), Some(&dir)));
-    assert_eq!(error.err().unwrap().kind(), "limit");
+    assert_eq!(error.err().unwrap().kind().as_str(), "limit");
     assert!(dir.names().is_empty(), "no file is created before the size is checked");
 }
 
@@ -214,7 +214,7 @@ fn extent_file_names() {
         let mut options = Options::new();
         options.add_list("subformat=monolithicFlat");
         let error = create(&context(512, &options, Arc::new(Target::new()), Some(&dir))).err().unwrap();
-        assert_eq!(error.kind(), "usage", "{error}");
+        assert_eq!(error.kind().as_str(), "usage", "{error}");
         assert!(dir.names().is_empty());
         // The name in an embedded descriptor is not needed.
         let plain = Options::new();
@@ -225,7 +225,7 @@ fn extent_file_names() {
         let mut options = Options::new();
         options.set("subformat", (*subformat).to_owned());
         let error = create(&context(512, &options, Arc::new(Target::new()), None)).err().unwrap();
-        assert_eq!(error.kind(), "unsupported", "{subformat}");
+        assert_eq!(error.kind().as_str(), "unsupported", "{subformat}");
     }
 }
 

@@ -41,7 +41,7 @@ impl Packing {
                 return [block(0, first), block(1, last)].concat();
             }
         };
-        Encoder::new(&Encoding::new(codec)).encode(grain, usize::MAX).unwrap().to_vec()
+        Encoder::new(&Encoding::new(codec)).unwrap().encode(grain, usize::MAX).unwrap().to_vec()
     }
 }
 

@@ -65,7 +65,7 @@ fn invalid_metadata_fields() {
             bytes[*at..at + change.len()].copy_from_slice(change);
         }
         let error = read(bytes).err().unwrap_or_else(|| panic!("{what} was read"));
-        assert_eq!(error.kind(), kind, "{what}: {error}");
+        assert_eq!(error.kind().as_str(), kind, "{what}: {error}");
     }
 }
 
@@ -85,6 +85,6 @@ fn overlapping_grains() {
         bytes[at..at + 4].copy_from_slice(&sector);
         let opened = OpenOptions::new().format(format("vmdk")).open_source(Arc::new(MemFile::from(bytes))).unwrap();
         let error = vmdk("").convert_to(&opened, Arc::new(MemFile::new())).expect_err(what);
-        assert_eq!(error.kind(), "overlap", "{what}: {error}");
+        assert_eq!(error.kind().as_str(), "overlap", "{what}: {error}");
     }
 }

@@ -1,12 +1,10 @@
-//! Writes images by scripts, reads them back and counts their references, as simply as it can be done, and asks qemu-img.
+//! Writes images by scripts; verifies data and refcounts with a simple reader and with qemu-img.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::io;
-use std::ops::Range;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use crate::codec::{Decoder, Encoder};
 use crate::driver::{CreateContext, NewBacking};
@@ -19,14 +17,15 @@ use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
 use crate::info::ImageInfo;
-use crate::io::{MemFile, WriteAt};
+use crate::io::WriteAt;
 use crate::limits::Limits;
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::{RecordingTarget, noise, place};
 
 pub(super) const BACKING_NAME: &str = "base.raw";
 
-/// A new image and what it is made of.
+/// A new image: its options and the steps of writing it.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub size: u64,
@@ -40,12 +39,12 @@ pub(super) struct Case {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step {
     Skip(u64),
-    Endpoint(u64),
+    Place(u64),
     Compress(u64),
     Zero(u64),
 }
 
-/// What came of it.
+/// A written image and its expected content.
 pub(super) struct Written {
     pub file: Vec<u8>,
     pub backing: Vec<u8>,
@@ -68,23 +67,23 @@ impl Case {
         Writer::create(&CreateContext { compress: self.compress, backing, ..plain })
     }
 
-    /// Takes the steps; lengths are rounded to what the writer takes, and cut at the end of the disk.
+    /// Runs the steps. Lengths are rounded up to granules and clipped to the disk.
     pub fn write(&self) -> Written {
-        let mem = Arc::new(Target::new(self.device));
+        let mem = target(self.device);
         let mut writer = self.create(mem.clone()).unwrap();
         let WriteSpec { virtual_size: size, block_size, granule, encoding, .. } = writer.spec().clone();
         let backing = if self.backing { noise(size, 99) } else { vec![0; size as usize] };
         let mut guest = backing.clone();
         let mut at = 0u64;
         for (seed, step) in self.steps.iter().enumerate() {
-            let (Step::Skip(len) | Step::Endpoint(len) | Step::Compress(len) | Step::Zero(len)) = *step;
+            let (Step::Skip(len) | Step::Place(len) | Step::Compress(len) | Step::Zero(len)) = *step;
             let unit = if matches!(step, Step::Compress(_)) { block_size } else { granule };
             at = at.next_multiple_of(unit).min(size);
             let end = (at + len.next_multiple_of(unit)).min(size);
             match step {
                 _ if at == end => {}
                 Step::Skip(_) => {}
-                Step::Endpoint(_) => {
+                Step::Place(_) => {
                     let bytes = &mut guest[at as usize..end as usize];
                     bytes.copy_from_slice(&noise(end - at, seed as u64));
                     place(&mut writer, at, bytes);
@@ -94,11 +93,11 @@ impl Case {
                     writer.zero(at..end).unwrap();
                 }
                 Step::Compress(_) => {
-                    let mut encoder = Encoder::new(encoding.as_ref().unwrap());
+                    let mut encoder = Encoder::new(encoding.as_ref().unwrap()).unwrap();
                     for block in (at..end).step_by(block_size as usize) {
                         let block = block..(block + block_size).min(end);
                         let bytes = &mut guest[block.start as usize..block.end as usize];
-                        // Payloads of all lengths, up to those that are no gain.
+                        // Payloads of all lengths, up to incompressible ones.
                         let random = noise(block.end - block.start, block.start + seed as u64);
                         let len = block.start * 7 % (bytes.len() as u64 * 5 / 4);
                         bytes.fill(seed as u8);
@@ -130,87 +129,19 @@ impl Case {
 }
 
 impl Written {
-    /// Finds what is wrong with an image that came of `what`.
-    pub fn verify(&self, what: impl Debug) {
-        audit(&self.file);
-        assert!(read(self) == self.guest, "other guest bytes: {what:?}");
+    /// Verifies the image. `case` is for messages.
+    pub fn verify(&self, case: impl Debug) {
+        check_refcounts(&self.file);
+        assert!(read(self) == self.guest, "wrong guest data: {case:?}");
         if have_qemu() {
-            ask_qemu(&what, self);
+            check_with_qemu(&case, self);
         }
     }
 }
 
-/// Places all of `bytes`.
-pub(super) fn place(writer: &mut Writer, mut at: u64, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        let placement = writer.place(at..at + bytes.len() as u64).unwrap();
-        let (now, later) = bytes.split_at(placement.len as usize);
-        placement.out.write_all_at(now, placement.offset).unwrap();
-        (at, bytes) = (at + placement.len, later);
-    }
-}
-
-pub(super) fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u8
-    };
-    (0..len).map(step).collect()
-}
-
-/// A file in memory that can behave as a device, and that keeps a record of its calls.
-pub(super) struct Target {
-    pub mem: MemFile,
-    pub device: bool,
-    pub calls: Mutex<Vec<Call>>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Call {
-    Write(Range<u64>),
-    Allocate(Range<u64>),
-    SetLen(u64),
-    Sync,
-}
-
-impl Target {
-    pub fn new(device: bool) -> Target {
-        let mem = MemFile::from(if device { vec![0xdd; 12 << 20] } else { Vec::new() });
-        Target { mem, device, calls: Mutex::default() }
-    }
-
-    fn record(&self, call: Call) {
-        self.calls.lock().unwrap().push(call);
-    }
-}
-
-impl WriteAt for Target {
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.record(Call::Write(offset..offset + buf.len() as u64));
-        self.mem.write_all_at(buf, offset)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.record(Call::SetLen(len));
-        if self.device { Ok(()) } else { self.mem.set_len(len) }
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.record(Call::Sync);
-        Ok(())
-    }
-
-    fn starts_zeroed(&self) -> bool {
-        !self.device
-    }
-
-    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        self.record(Call::Allocate(range));
-        Ok(())
-    }
+/// A new file, or a device with more bytes than any image here.
+pub(super) fn target(device: bool) -> Arc<RecordingTarget> {
+    if device { RecordingTarget::device(12 << 20) } else { RecordingTarget::file() }
 }
 
 pub(super) fn header_of(file: &[u8]) -> Header {
@@ -221,7 +152,7 @@ pub(super) fn u64_at(file: &[u8], at: u64) -> u64 {
     u64::from_be_bytes(file[at as usize..at as usize + 8].try_into().unwrap())
 }
 
-/// Each guest cluster's index, and the two halves of its entry.
+/// Index, L2 entry and subcluster bitmap of each guest cluster.
 pub(super) fn entries(file: &[u8], header: &Header) -> Vec<(u64, u64, u64)> {
     let mut entries = Vec::new();
     for l1 in 0..u64::from(header.l1_size) {
@@ -235,57 +166,60 @@ pub(super) fn entries(file: &[u8], header: &Header) -> Vec<(u64, u64, u64)> {
     entries
 }
 
-/// Counts the references to every cluster and compares with the counts of the image, which have to be exact.
-pub(super) fn audit(file: &[u8]) {
+/// Checks that the refcounts of the image equal the number of uses.
+pub(super) fn check_refcounts(file: &[u8]) {
     let header = header_of(file);
     let bits = header.cluster_bits;
     let mut counts = BTreeMap::<u64, u64>::new();
-    let mut refer = |offset: u64, len: u64| {
+    let mut count_uses = |offset: u64, len: u64| {
         (offset >> bits..=(offset + len - 1) >> bits).for_each(|cluster| *counts.entry(cluster).or_default() += 1);
     };
-    refer(0, 1);
+    count_uses(0, 1);
     if header.l1_size > 0 {
-        refer(header.l1_table_offset, u64::from(header.l1_size) * 8);
+        count_uses(header.l1_table_offset, u64::from(header.l1_size) * 8);
     }
     for l1 in 0..u64::from(header.l1_size) {
         let entry = u64_at(file, header.l1_table_offset + l1 * 8);
         if entry != 0 {
             assert_ne!(entry & COPIED, 0, "L1 entry {l1}");
-            refer(entry & OFFSET_MASK, 1);
+            count_uses(entry & OFFSET_MASK, 1);
         }
     }
     for (cluster, entry, bitmap) in entries(file, &header) {
         match L2Entry::parse(entry, bitmap, &header).unwrap() {
-            L2Entry::Compressed { host, len } => refer(host, len.into()),
+            L2Entry::Compressed { host, len } => count_uses(host, len.into()),
             _ if entry & OFFSET_MASK != 0 => {
                 assert_ne!(entry & COPIED, 0, "guest cluster {cluster}");
-                refer(entry & OFFSET_MASK, 1);
+                count_uses(entry & OFFSET_MASK, 1);
             }
             _ => assert_eq!(entry & COPIED, 0, "guest cluster {cluster}"),
         }
     }
     let table_len = u64::from(header.refcount_table_clusters) << bits;
-    refer(header.refcount_table_offset, table_len);
+    count_uses(header.refcount_table_offset, table_len);
     let blocks: Vec<u64> = (0..table_len / 8).map(|i| u64_at(file, header.refcount_table_offset + i * 8)).collect();
-    blocks.iter().filter(|&&block| block != 0).for_each(|&block| refer(block, 1));
+    blocks.iter().filter(|&&block| block != 0).for_each(|&block| count_uses(block, 1));
     let last = *counts.keys().last().unwrap();
     let per_block = header.refcount_block_entries();
     for (block, &at) in (0..).zip(&blocks).filter(|(_, at)| **at != 0) {
         let bytes = &file[at as usize..at as usize + (1 << bits)];
-        // Behind the last cluster in use, counts of zero bytes are zeros.
+        // After the last cluster in use, refcounts are 0.
         let end = ((block + 1) * per_block).min(last + 1);
         for cluster in block * per_block..end {
             let found = count_at(bytes, header.refcount_order, (cluster % per_block) as usize).unwrap();
-            assert_eq!(found, counts.remove(&cluster).unwrap_or_default(), "count of cluster {cluster}");
+            assert_eq!(found, counts.remove(&cluster).unwrap_or_default(), "refcount of cluster {cluster}");
         }
         let rest = (end - block * per_block) << header.refcount_order;
-        assert!(bytes[rest.div_ceil(8) as usize..].iter().all(|&byte| byte == 0), "counts past the file's end");
+        assert!(
+            bytes[rest.div_ceil(8) as usize..].iter().all(|&byte| byte == 0),
+            "refcounts beyond the end of the file"
+        );
     }
     assert!(counts.is_empty(), "clusters without a refcount block: {counts:?}");
-    assert!(file.len() as u64 >= (last + 1) << bits, "the last cluster is cut off");
+    assert!(file.len() as u64 >= (last + 1) << bits, "the last cluster is truncated");
 }
 
-/// The guest's bytes.
+/// Reads the guest data.
 pub(super) fn read(written: &Written) -> Vec<u8> {
     let (file, header) = (&written.file, header_of(&written.file));
     let cluster_size = header.cluster_size() as usize;
@@ -294,7 +228,7 @@ pub(super) fn read(written: &Written) -> Vec<u8> {
     for (cluster, entry, bitmap) in entries(file, &header) {
         let Some(bytes) = guest.get_mut(cluster as usize * cluster_size..).and_then(|g| g.get_mut(..cluster_size))
         else {
-            assert_eq!((entry, bitmap), (0, 0), "an entry past the end of the disk");
+            assert_eq!((entry, bitmap), (0, 0), "an entry beyond the end of the disk");
             continue;
         };
         match L2Entry::parse(entry, bitmap, &header).unwrap() {
@@ -322,15 +256,15 @@ pub(super) fn read(written: &Written) -> Vec<u8> {
 }
 
 pub(super) fn have_qemu() -> bool {
-    static TOLD: AtomicBool = AtomicBool::new(false);
+    static REPORTED: AtomicBool = AtomicBool::new(false);
     let have = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !have && !TOLD.swap(true, Ordering::Relaxed) {
-        eprintln!("SKIPPED: there is no qemu-img to check images with");
+    if !have && !REPORTED.swap(true, Ordering::Relaxed) {
+        eprintln!("SKIPPED: qemu-img is not installed");
     }
     have
 }
 
-pub(super) fn ask_qemu(what: &dyn Debug, written: &Written) {
+pub(super) fn check_with_qemu(case: &dyn Debug, written: &Written) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let dir = std::env::temp_dir().join(format!("diskimage-writer-{}-{number}", std::process::id()));
@@ -341,11 +275,11 @@ pub(super) fn ask_qemu(what: &dyn Debug, written: &Written) {
     let run = |arguments: &[&str]| {
         let output = Command::new("qemu-img").args(arguments).current_dir(&dir).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "qemu-img {arguments:?}: {text}\n{what:?}");
+        assert!(output.status.success(), "qemu-img {arguments:?}: {text}\n{case:?}");
         text.into_owned()
     };
     let text = run(&["check", "-f", "qcow2", "image"]);
-    assert!(text.contains("No errors were found"), "{text}\n{what:?}");
+    assert!(text.contains("No errors were found"), "{text}\n{case:?}");
     run(&["compare", "-f", "qcow2", "-F", "raw", "image", "guest"]);
     std::fs::remove_dir_all(&dir).unwrap();
 }

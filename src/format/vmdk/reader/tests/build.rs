@@ -116,7 +116,7 @@ impl Sparse {
             bytes.truncate((self.capacity * SECTOR) as usize - index * (self.grain * SECTOR) as usize);
         }
         let Some((framing, codec)) = self.framing else { return (bytes.clone(), bytes.len()) };
-        let payload = Encoder::new(&Encoding::new(codec)).encode(&bytes, usize::MAX).unwrap().to_vec();
+        let payload = Encoder::new(&Encoding::new(codec)).unwrap().encode(&bytes, usize::MAX).unwrap().to_vec();
         let mut stored = match framing {
             Framing::Marked => marker::grain_header(index as u64 * self.grain, payload.len() as u32).to_vec(),
             Framing::Bare => Vec::new(),

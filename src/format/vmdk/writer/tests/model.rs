@@ -19,6 +19,8 @@ use crate::info::{ImageInfo, Value};
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
+use crate::testing::noise;
+pub(super) use crate::testing::place;
 
 /// Bytes of each extent of a split disk: 2047 MiB.
 pub(super) const SPLIT: u64 = 2047 << 20;
@@ -214,7 +216,7 @@ impl Case {
                     place(writer, at, bytes);
                 }
                 (Step::Store(_), Some(encoding)) => {
-                    let (mut encoder, frame) = (Encoder::new(encoding), frame.unwrap());
+                    let (mut encoder, frame) = (Encoder::new(encoding).unwrap(), frame.unwrap());
                     for (number, bytes) in bytes.chunks_mut(block_size as usize).enumerate() {
                         let start = at + number as u64 * block_size;
                         // From highly compressible to incompressible.
@@ -240,28 +242,6 @@ impl Case {
             at = end;
         }
     }
-}
-
-/// Places all of `bytes`.
-pub(super) fn place(writer: &mut dyn SparseWrite, mut at: u64, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        let placement = writer.place(at..at + bytes.len() as u64).unwrap();
-        assert!(placement.before.is_empty());
-        let (now, later) = bytes.split_at(placement.len as usize);
-        placement.out.write_all_at(now, placement.offset).unwrap();
-        (at, bytes) = (at + placement.len, later);
-    }
-}
-
-fn noise(len: u64, seed: u64) -> Vec<u8> {
-    let mut state = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let words = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    words.take(len.div_ceil(8) as usize).flatten().take(len as usize).collect()
 }
 
 /// The guest's bytes.

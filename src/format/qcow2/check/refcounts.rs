@@ -1,4 +1,4 @@
-//! The reference counts that the image states (qcow2 specification, "Host cluster management").
+//! Reads the refcounts in the image (qcow2 specification, "Host cluster management").
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,34 +12,34 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Budget;
 
-/// Bytes of refcount blocks that are read at once.
+/// Largest read of a refcount block, in bytes.
 const CHUNK: u64 = 64 << 10;
 
-/// The refcount table, with 0 for the blocks that are missing or unusable.
-pub(super) struct Stored {
+/// The refcount table, with 0 for missing and invalid blocks.
+pub(super) struct Refcounts {
     file: Arc<dyn ReadAt>,
     table: Vec<u64>,
     order: u32,
-    /// Counts in a block.
+    /// Refcounts per block.
     per_block: u64,
 }
 
-impl Stored {
-    /// Reads the refcount table. What is wrong with it goes to `findings`; what is left is usable.
+impl Refcounts {
+    /// Reads the refcount table. Invalid entries are added to `findings` and dropped.
     pub fn read(
         file: &Arc<dyn ReadAt>,
         file_len: u64,
         header: &Header,
         budget: &Budget,
         findings: &mut Findings,
-    ) -> Result<Stored> {
+    ) -> Result<Refcounts> {
         let offset = header.refcount_table_offset;
         let len = u64::from(header.refcount_table_clusters) << header.cluster_bits;
-        let there = len.min(file_len.saturating_sub(offset)) / 8;
-        let name = FIELDS.at("refcount table", 48);
-        let mut table = match there {
+        let entries = len.min(file_len.saturating_sub(offset)) / 8;
+        let field = FIELDS.at("refcount table", 48);
+        let mut table = match entries {
             0 => Vec::new(),
-            entries => table::read_table_u64_be(&**file, offset, entries, name, budget)?,
+            _ => table::read_table_u64_be(&**file, offset, entries, field, budget)?,
         };
         for (at, entry) in (offset..).step_by(8).zip(&mut table) {
             if let Err(problem) = check_entry(*entry, file_len, header) {
@@ -61,7 +61,7 @@ impl Stored {
                 *entry = 0;
             }
         }
-        Ok(Stored {
+        Ok(Refcounts {
             file: file.clone(),
             table,
             order: header.refcount_order,
@@ -69,21 +69,21 @@ impl Stored {
         })
     }
 
-    /// Offsets of the refcount blocks.
+    /// Host offsets of the refcount blocks.
     pub fn blocks(&self) -> impl Iterator<Item = u64> {
         self.table.iter().copied().filter(|block| *block != 0)
     }
 
-    /// The first cluster, from `cluster` on, for which there is a refcount block.
-    pub fn next_counted(&self, cluster: u64) -> Option<u64> {
+    /// First cluster from `cluster` on that a refcount block covers.
+    pub fn next_covered(&self, cluster: u64) -> Option<u64> {
         let first = usize::try_from(cluster / self.per_block).ok()?;
         let skipped = self.table.get(first..)?.iter().position(|block| *block != 0)?;
         Some(((first + skipped) as u64).saturating_mul(self.per_block).max(cluster))
     }
 
-    /// Calls `visit` with each of the `clusters` and its count.
+    /// Calls `visit` with each of `clusters` and its refcount.
     pub fn for_each(&self, clusters: Range<u64>, work: &mut Work, mut visit: impl FnMut(u64, u64)) -> Result<()> {
-        // A power of two, so that a step never crosses the end of a block.
+        // A power of two, so that no step crosses the end of a block.
         let step = self.per_block.min((CHUNK * 8) >> self.order);
         let mut bytes = vec![0; CHUNK as usize];
         let mut at = clusters.start;
@@ -119,7 +119,7 @@ fn check_entry(entry: u64, file_len: u64, header: &Header) -> Result<(), Problem
     if !entry.is_multiple_of(cluster_size) {
         return Err(Problem::Misaligned { value: entry, alignment: cluster_size });
     }
-    // The specification lets an offset here have all the bits that others have not.
+    // In the specification, an offset here has all bits from 9 to 63, others only those to 55.
     if entry > OFFSET_MASK || entry != 0 && entry.saturating_add(cluster_size) > file_len {
         return Err(Problem::OutOfBounds { offset: entry, len: cluster_size, file_len });
     }

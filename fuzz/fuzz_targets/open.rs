@@ -1,0 +1,15 @@
+//! Opens the input as an image of the format in `DISKIMAGE_FORMAT`; `any`, the default, detects the format.
+
+#![no_main]
+
+#[allow(dead_code, reason = "each target is one of its functions")]
+#[path = "../../tests/fuzzing/mod.rs"]
+mod fuzzing;
+
+use std::sync::LazyLock;
+
+use diskimage::Format;
+
+static FORMAT: LazyLock<Option<Format>> = LazyLock::new(fuzzing::format_from_env);
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::open(*FORMAT, data));

@@ -1,7 +1,0 @@
-#![no_main]
-
-#[allow(dead_code, reason = "each target is one of its functions")]
-#[path = "../../tests/fuzzing/mod.rs"]
-mod fuzzing;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::open_vpc(data));

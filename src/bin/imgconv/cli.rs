@@ -1,0 +1,164 @@
+//! The command line: parsing and dispatch to the subcommands.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::failure::{Failure, Outcome};
+use crate::output::Style;
+use crate::{check, compare, convert, create, formats, info, map, snapshot};
+
+/// Convert, create and inspect virtual disk images
+#[derive(Debug, Parser)]
+#[command(name = "imgconv", version, arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  imgconv convert disk.raw disk.qcow2       convert to the format of the extension
+  imgconv convert -c -o compression_type=zstd disk.raw disk.qcow2
+  imgconv info disk.qcow2                   show format, size and metadata
+  imgconv compare disk.raw disk.qcow2       check that both hold the same disk
+  imgconv convert --help                    show the options of a command
+
+Referenced files (backing files, parents, data files, extents) are opened only with
+--references beside or --references any.
+
+Exit codes: 0 success, 1 failure, 128 + n terminated by signal n. The commands check
+and compare define others, see their help.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Convert(convert::Args),
+    Info(info::Args),
+    Create(create::Args),
+    Check(check::Args),
+    Compare(compare::Args),
+    Map(map::Args),
+    Snapshot(snapshot::Args),
+    Formats(formats::Args),
+}
+
+impl Command {
+    /// Runs the subcommand.
+    pub fn run(&self) -> Outcome {
+        match self {
+            Command::Convert(args) => args.run(),
+            Command::Info(args) => args.run(),
+            Command::Create(args) => args.run(),
+            Command::Check(args) => args.run(),
+            Command::Compare(args) => args.run(),
+            Command::Map(args) => args.run(),
+            Command::Snapshot(args) => args.run(),
+            Command::Formats(args) => args.run(),
+        }
+    }
+
+    /// Output style of results and errors.
+    pub fn style(&self) -> Style {
+        match self {
+            Command::Convert(args) => args.style(),
+            Command::Info(args) => args.input.output.style,
+            Command::Create(args) => args.output.style,
+            Command::Check(args) => args.input.output.style,
+            Command::Compare(args) => args.output.style,
+            Command::Map(args) => args.input.output.style,
+            Command::Snapshot(args) => args.output.style,
+            Command::Formats(args) => args.output.style,
+        }
+    }
+}
+
+/// Parses the command line.
+///
+/// # Errors
+///
+/// The exit code, after help, the version or a usage error has been printed.
+pub fn parse() -> Result<Command, ExitCode> {
+    let words: Vec<OsString> = env::args_os().collect();
+    Cli::try_parse_from(&words).map(|cli| cli.command).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // A closed standard error cannot be reported anywhere.
+            let _ = error.print();
+            ExitCode::FAILURE
+        }
+        _ => {
+            let subcommand = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
+            let failure = Failure::usage(one_line(&error.to_string()));
+            let failure = if subcommand == compare::NAME { failure.exit(compare::FAILED) } else { failure };
+            failure.report(requested_style(&words))
+        }
+    })
+}
+
+/// Problem and tips of a message of clap, on one line.
+fn one_line(message: &str) -> String {
+    let mut paragraphs = message.split("\n\n").map(|lines| lines.lines().map(str::trim).collect::<Vec<_>>().join(" "));
+    let problem = paragraphs.next().unwrap_or_default();
+    let tips = paragraphs.filter_map(|text| text.strip_prefix("tip: ").map(|tip| format!("; {tip}")));
+    format!("{}{} (see --help)", problem.strip_prefix("error: ").unwrap_or(&problem), tips.collect::<String>())
+}
+
+/// Output style requested by a command line that does not parse.
+fn requested_style(words: &[OsString]) -> Style {
+    let mut pairs = words.iter().zip(words.iter().skip(1));
+    let json = words.iter().any(|word| word == "--output=json")
+        || pairs.any(|(option, value)| option == "--output" && value == "json");
+    if json { Style::Json } else { Style::Human }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn problem(words: &[&str]) -> String {
+        one_line(&Cli::try_parse_from(words).unwrap_err().to_string())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        assert_eq!(
+            problem(&["imgconv", "convert"]),
+            "the following required arguments were not provided: <SOURCE> <TARGET> (see --help)"
+        );
+        assert_eq!(
+            problem(&["imgconv", "info", "-f", "nope", "x"]),
+            "invalid value 'nope' for '--format <FMT>': unknown format; supported: qcow2, vmdk, vpc, vhdx, vdi, raw \
+             (see --help)"
+        );
+        let typo = problem(&["imgconv", "info", "--backing-chian", "x"]);
+        assert!(typo.contains("'--backing-chain'") && !typo.contains('\n'), "{typo}");
+    }
+
+    #[test]
+    fn only_convert_accepts_a_stream() {
+        assert!(problem(&["imgconv", "info", "-"]).contains("use ./-"));
+        assert!(problem(&["imgconv", "convert", "-B", "-", "x.raw", "y.qcow2"]).contains("use ./-"));
+    }
+
+    #[test]
+    fn the_style_is_known_before_the_line_parses() {
+        let style = |line: &str| requested_style(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(style("imgconv info --output json --bad"), Style::Json);
+        assert_eq!(style("imgconv info --bad --output=json"), Style::Json);
+        assert_eq!(style("imgconv info --output human json"), Style::Human);
+    }
+}

@@ -1,0 +1,64 @@
+//! How payloads are to be written.
+
+use std::ops::RangeInclusive;
+
+use super::{Codec, zlib};
+
+/// How payloads are to be written: a codec and its settings.
+///
+/// ```
+/// use diskimage::codec::{Codec, Encoding};
+///
+/// let best = Encoding { level: Some(*Encoding::levels(Codec::Zstd).end()), ..Encoding::new(Codec::Zstd) };
+/// assert_eq!(best.level, Some(22));
+/// assert!(!best.is_default());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Encoding {
+    /// The codec.
+    pub codec: Codec,
+    /// Effort, within [`Encoding::levels`] (a level outside is taken as the nearest); `None` is
+    /// [`Encoding::default_level`].
+    pub level: Option<u8>,
+    /// Base-2 logarithm of the DEFLATE window in bytes, 9..=15 (a value outside is taken as the nearest): no match reaches
+    /// further back. Ignored for zstd.
+    pub window_bits: u8,
+}
+
+impl Encoding {
+    /// `codec` with its default level and largest window.
+    pub const fn new(codec: Codec) -> Self {
+        Encoding { codec, level: None, window_bits: zlib::MAX_WINDOW_BITS }
+    }
+
+    /// The levels of `codec`, from the fastest to the smallest.
+    pub const fn levels(codec: Codec) -> RangeInclusive<u8> {
+        match codec {
+            Codec::Deflate | Codec::Zlib => 1..=9,
+            Codec::Zstd => 1..=22,
+        }
+    }
+
+    /// The level of `codec` when none is asked for.
+    pub const fn default_level(codec: Codec) -> u8 {
+        match codec {
+            Codec::Deflate | Codec::Zlib => 5,
+            Codec::Zstd => 1,
+        }
+    }
+
+    /// Length in bytes of the longest payload for `len` bytes that the encoder makes without a limit; for zstd there is no
+    /// bound, `usize::MAX`.
+    pub fn max_len(&self, len: usize) -> usize {
+        match self.codec {
+            Codec::Deflate => zlib::stored_len(len),
+            Codec::Zlib => zlib::stored_len(len) + zlib::OVERHEAD,
+            Codec::Zstd => usize::MAX,
+        }
+    }
+
+    /// Whether all settings are the defaults of the codec, so that any payload of that codec will do.
+    pub fn is_default(&self) -> bool {
+        *self == Encoding::new(self.codec)
+    }
+}

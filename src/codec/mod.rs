@@ -1,0 +1,113 @@
+//! Compressed payloads: the only place that knows how stored bytes become guest bytes, and back.
+//!
+//! A *unit* of guest data (a cluster, a grain) is stored as one payload. Drivers allocate payloads and name their [`Codec`];
+//! [`Decoder`] and [`Encoder`] are the same for all formats.
+//!
+//! Payloads are untrusted: decoding writes only into the caller's buffer, allocates nothing by a number that the payload
+//! states, and either fills the buffer or fails.
+//!
+//! [`Codec`], [`Encoding`] and [`Decoder`] exist in every build. The features `deflate` and `zstd` bring the codecs, `write`
+//! brings [`Encoder`]. A codec that was left out is refused with [`MissingCodec`].
+//!
+//! ```
+//! use diskimage::codec::{Codec, Decoder};
+//!
+//! // A zlib stream with one stored block (RFC 1950, RFC 1951), and a byte that does not belong to it.
+//! let stored = b"\x78\x9c\x01\x09\x00\xf6\xffWikipedia\x11\xe6\x03\x98\0";
+//! let mut unit = [0; 9];
+//! let payload_len = Decoder::new().decode(Codec::Zlib, stored, &mut unit)?;
+//! assert_eq!((&unit, payload_len), (b"Wikipedia", stored.len() - 1));
+//! # Ok::<(), diskimage::codec::DecodeError>(())
+//! ```
+
+mod decode;
+mod encode;
+mod encoding;
+mod zlib;
+
+use std::fmt;
+
+use thiserror::Error;
+
+pub use decode::{DecodeError, Decoder};
+#[cfg(feature = "write")]
+pub use encode::Encoder;
+#[cfg(not(feature = "write"))]
+pub(crate) use encode::Encoder;
+pub use encoding::Encoding;
+pub use zlib::has_zlib_header;
+
+/// How a payload is compressed.
+///
+/// ```
+/// use diskimage::codec::Codec;
+///
+/// assert_eq!(Codec::Zlib.name(), "zlib");
+/// assert_eq!(Codec::Zlib.feature(), "deflate");
+/// assert!(Codec::Zstd.check_available().is_ok(), "build with the feature `zstd`");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Codec {
+    /// One DEFLATE stream (RFC 1951) without the header and checksum of zlib (RFC 1950).
+    Deflate,
+    /// One zlib stream (RFC 1950): a header of two bytes, DEFLATE, and the Adler-32 of the data.
+    Zlib,
+    /// Zstandard frames (RFC 8878, section 3.1), one or more, skippable ones included.
+    Zstd,
+}
+
+impl Codec {
+    /// The lower-case name: `"deflate"`, `"zlib"` or `"zstd"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Codec::Deflate => "deflate",
+            Codec::Zlib => "zlib",
+            Codec::Zstd => "zstd",
+        }
+    }
+
+    /// The cargo feature that brings it: `"deflate"` or `"zstd"`.
+    pub const fn feature(self) -> &'static str {
+        match self {
+            Codec::Deflate | Codec::Zlib => "deflate",
+            Codec::Zstd => "zstd",
+        }
+    }
+
+    /// Checks that this build has the codec.
+    ///
+    /// # Errors
+    /// [`MissingCodec`] if its feature is off.
+    pub const fn check_available(self) -> Result<(), MissingCodec> {
+        let available = match self {
+            Codec::Deflate | Codec::Zlib => cfg!(feature = "deflate"),
+            Codec::Zstd => cfg!(feature = "zstd"),
+        };
+        if available { Ok(()) } else { Err(MissingCodec { codec: self }) }
+    }
+}
+
+impl fmt::Display for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The error for a codec whose feature is off in this build.
+///
+/// ```
+/// use diskimage::codec::{Codec, MissingCodec};
+///
+/// let missing = MissingCodec { codec: Codec::Zstd };
+/// assert_eq!(missing.to_string(), "this build has no zstd codec; enable the feature `zstd`");
+/// ```
+#[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
+#[error("this build has no {codec} codec; enable the feature `{}`", codec.feature())]
+pub struct MissingCodec {
+    /// The codec that was asked for.
+    pub codec: Codec,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Directories of an image that consists of several files.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{MemFile, ReadAt, WriteAt};
+
+/// A directory in which the files of a new image are created: a memory, a bucket of an object store.
+pub trait TargetDirectory: Send + Sync {
+    /// Creates the empty file `name`, a plain file name, in place of one that exists.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    fn create(&self, name: &OsStr) -> io::Result<Arc<dyn WriteAt>>;
+}
+
+/// A directory in memory.
+///
+/// It takes an image of several files from [`Converter::convert_into`](crate::Converter::convert_into), and gives them back
+/// to a [resolver](crate::OpenOptions::resolver).
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::{MemDirectory, MemFile};
+/// use diskimage::{Converter, Format, OpenOptions, Options, ReferencePolicy};
+///
+/// let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 1 << 20])))?;
+/// let mut options = Options::new();
+/// options.set("subformat", "monolithicFlat");
+/// let directory = Arc::new(MemDirectory::new());
+/// Converter::new(Format::VMDK).options(options).convert_into(&disk, &*directory, "disk.vmdk")?;
+/// assert!(directory.names().into_iter().eq(["disk-flat.vmdk", "disk.vmdk"]));
+///
+/// let descriptor = directory.open("disk.vmdk")?;
+/// let image = OpenOptions::new()
+///     .reference_policy(ReferencePolicy::Beside)
+///     .resolver(move |request| directory.open(request.path))
+///     .open_source(descriptor)?;
+/// assert_eq!(image.virtual_size(), 1 << 20);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Default)]
+pub struct MemDirectory {
+    files: Mutex<BTreeMap<OsString, Arc<MemFile>>>,
+}
+
+impl MemDirectory {
+    /// An empty directory.
+    pub fn new() -> Self {
+        MemDirectory::default()
+    }
+
+    /// Adds a file, in place of one of the same name.
+    pub fn insert(&self, name: impl Into<OsString>, file: Arc<MemFile>) {
+        self.lock().insert(name.into(), file);
+    }
+
+    /// Returns the file called `name`.
+    pub fn file(&self, name: impl AsRef<OsStr>) -> Option<Arc<MemFile>> {
+        self.lock().get(name.as_ref()).cloned()
+    }
+
+    /// Returns the file called `path`, for a [resolver](crate::OpenOptions::resolver).
+    ///
+    /// # Errors
+    /// [`NotFound`](io::ErrorKind::NotFound) if there is none.
+    pub fn open(&self, path: impl AsRef<Path>) -> io::Result<Arc<dyn ReadAt>> {
+        match self.file(path.as_ref()) {
+            Some(file) => Ok(file),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Returns the names of all files, in ascending order.
+    pub fn names(&self) -> Vec<OsString> {
+        self.lock().keys().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<OsString, Arc<MemFile>>> {
+        // A panic elsewhere leaves the map complete.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TargetDirectory for MemDirectory {
+    fn create(&self, name: &OsStr) -> io::Result<Arc<dyn WriteAt>> {
+        let file = Arc::new(MemFile::new());
+        self.insert(name, file.clone());
+        Ok(file)
+    }
+}

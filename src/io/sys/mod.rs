@@ -1,0 +1,50 @@
+//! What differs between operating systems. One module for each family, all with the same functions.
+//!
+//! | module | systems |
+//! |---|---|
+//! | `unix` | Linux, macOS, FreeBSD and other Unix systems |
+//! | `windows` | Windows |
+//! | `wasi` | WebAssembly with WASI preview 1 |
+//! | `none` | targets without files, such as `wasm32-unknown-unknown`: every call fails with `Unsupported` |
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+#[cfg(any(unix, windows, target_os = "wasi"))]
+#[allow(unsafe_code)] // System calls without a safe wrapper; each use states its reason.
+mod calls;
+
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(windows, path = "windows.rs")]
+#[cfg_attr(target_os = "wasi", path = "wasi.rs")]
+#[cfg_attr(not(any(unix, windows, target_os = "wasi")), path = "none.rs")]
+mod system;
+
+pub(crate) use system::*;
+
+/// What an open file or a path is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(any(unix, windows)), allow(dead_code))] // Neither WASI nor targets without files have devices.
+pub(crate) enum FileKind {
+    Regular,
+    /// A disk or a partition. Reads must start and end at multiples of `sector` bytes; 1 where any will do.
+    Device {
+        sector: usize,
+    },
+    /// A directory, a pipe, a terminal and the like.
+    Other,
+}
+
+impl FileKind {
+    pub fn is_device(self) -> bool {
+        matches!(self, FileKind::Device { .. })
+    }
+}
+
+/// Seconds since 1970, or `None` where the system has no clock. Such systems have no source of randomness either.
+pub(crate) fn unix_time() -> Option<u64> {
+    if cfg!(all(target_family = "wasm", target_os = "unknown")) {
+        // `SystemTime::now` panics there.
+        return None;
+    }
+    Some(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}

@@ -1,0 +1,103 @@
+//! Targets without files. Everything that names a file fails with [`io::ErrorKind::Unsupported`], as `std::fs` does there;
+//! images in memory and storage of the caller's work.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use super::FileKind;
+use crate::io::FileIdentity;
+
+/// There are no permissions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FileAccess;
+
+fn unsupported<T>() -> io::Result<T> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn open(_path: &Path, _follow: bool) -> io::Result<File> {
+    unsupported()
+}
+
+pub(crate) fn create(_path: &Path, _private: bool) -> io::Result<File> {
+    unsupported()
+}
+
+pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
+    unsupported()
+}
+
+pub(crate) fn kind(_file: &File) -> io::Result<FileKind> {
+    unsupported()
+}
+
+pub(crate) fn size(_file: &File, _device: bool) -> io::Result<u64> {
+    unsupported()
+}
+
+pub(crate) fn allocated(_file: &File) -> io::Result<u64> {
+    unsupported()
+}
+
+pub(crate) fn read_at(_file: &File, _buf: &mut [u8], _offset: u64) -> io::Result<usize> {
+    unsupported()
+}
+
+pub(crate) fn write_all_at(_file: &File, _buf: &[u8], _offset: u64) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn next_data(_file: &File, _offset: u64) -> io::Result<Option<Range<u64>>> {
+    unsupported()
+}
+
+pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn sync(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn sync_directory(_path: &Path) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn close(_file: File) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn identity(_file: &File) -> io::Result<FileIdentity> {
+    unsupported()
+}
+
+pub(crate) fn status(_path: &Path, _follow: bool) -> io::Result<(FileKind, FileIdentity, FileAccess)> {
+    unsupported()
+}
+
+pub(crate) fn set_access(_file: &File, _like: &FileAccess, _within: Option<&FileAccess>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn rename_new(_from: &Path, _to: &Path) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn resolve(_path: &Path) -> io::Result<PathBuf> {
+    unsupported()
+}
+
+pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
+    std::str::from_utf8(bytes).ok().map(Path::new)
+}
+
+pub(crate) fn name_prefix(name: &OsStr, _len: usize) -> OsString {
+    name.to_owned()
+}

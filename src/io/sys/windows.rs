@@ -1,0 +1,189 @@
+//! Windows: sparse files of NTFS and ReFS, access control lists, and disks by their device names (`\\.\PhysicalDrive0`).
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use windows_sys::Win32::Foundation::{GENERIC_READ, GENERIC_WRITE};
+use windows_sys::Win32::Storage::FileSystem::{
+    FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES, FILE_SHARE_DELETE, READ_CONTROL,
+    SECURITY_ANONYMOUS, WRITE_DAC,
+};
+
+use super::{FileKind, calls};
+use crate::io::FileIdentity;
+
+/// The access control list; `None` on a file system without any, such as FAT.
+#[derive(Clone, Debug)]
+pub(crate) struct FileAccess(Option<Vec<u64>>);
+
+/// Opens for reading.
+pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
+    // The other end of a named pipe learns nothing of this user.
+    let file = OpenOptions::new().read(true).security_qos_flags(SECURITY_ANONYMOUS).open(path)?;
+    // A symbolic link has an identity of its own. Opening the link itself for reading would also bypass what other reparse
+    // points do, deduplication for instance.
+    if !follow && identity(&open_to_ask(path, FILE_READ_ATTRIBUTES, false)?)? != identity(&file)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a symbolic link"));
+    }
+    Ok(file)
+}
+
+/// Opens what is at `path`, of any kind, to ask the system about it.
+fn open_to_ask(path: &Path, access: u32, follow: bool) -> io::Result<File> {
+    let flags = if follow { 0 } else { FILE_FLAG_OPEN_REPARSE_POINT };
+    OpenOptions::new().access_mode(access).custom_flags(FILE_FLAG_BACKUP_SEMANTICS | flags).open(path)
+}
+
+pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    if private {
+        // Until it is closed nobody else can open it. Its access control list is set by then.
+        options.access_mode(GENERIC_READ | GENERIC_WRITE | WRITE_DAC).share_mode(FILE_SHARE_DELETE);
+    }
+    let file = options.open(path)?;
+    // Where the file system has no sparse files, it becomes an ordinary one.
+    let _ = calls::set_sparse(&file);
+    Ok(file)
+}
+
+pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "writing to a device is not supported on Windows"))
+}
+
+pub(crate) fn kind(file: &File) -> io::Result<FileKind> {
+    if !calls::is_on_disk(file) {
+        return Ok(FileKind::Other);
+    }
+    Ok(match file.metadata() {
+        Ok(metadata) if metadata.is_file() => FileKind::Regular,
+        Ok(_) => FileKind::Other,
+        // A device has none.
+        Err(_) => calls::disk(file).map_or(FileKind::Other, |disk| FileKind::Device { sector: disk.sector }),
+    })
+}
+
+/// Length in bytes.
+pub(crate) fn size(file: &File, device: bool) -> io::Result<u64> {
+    if device { Ok(calls::disk(file)?.size) } else { Ok(file.metadata()?.len()) }
+}
+
+pub(crate) fn allocated(file: &File) -> io::Result<u64> {
+    match kind(file)? {
+        FileKind::Regular => calls::allocated(file),
+        _ => Ok(0),
+    }
+}
+
+pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.seek_read(buf, offset)
+}
+
+pub(crate) fn write_all_at(file: &File, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        match file.seek_write(buf, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => {
+                buf = buf.get(n..).unwrap_or_default();
+                offset += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The next run of data. Fails where the file system, or the device, does not know holes.
+pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<Range<u64>>> {
+    let end = file.metadata()?.len();
+    if offset >= end { Ok(None) } else { calls::allocated_range(file, offset, end) }
+}
+
+/// Makes a range read as zeros without storing them, or fails where that is impossible.
+pub(crate) fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
+    calls::set_zero(file, range)
+}
+
+/// In a sparse file only writing allocates.
+pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Writes everything to stable storage, with `FlushFileBuffers`.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    file.sync_all()
+}
+
+/// Directories cannot be flushed. NTFS and ReFS write their changes to a log in the order they were made.
+pub(crate) fn sync_directory(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Closing does not fail: the cache belongs to the file, not to the handle.
+pub(crate) fn close(file: File) -> io::Result<()> {
+    drop(file);
+    Ok(())
+}
+
+pub(crate) fn identity(file: &File) -> io::Result<FileIdentity> {
+    if let Ok((volume, file)) = calls::file_id(file) {
+        return Ok(FileIdentity::from_parts(volume, file));
+    }
+    let number = calls::device_number(file)?;
+    Ok(FileIdentity::from_parts(u64::MAX, number.iter().fold(0, |all, part| all << 32 | u128::from(*part))))
+}
+
+/// What is at `path`.
+pub(crate) fn status(path: &Path, follow: bool) -> io::Result<(FileKind, FileIdentity, FileAccess)> {
+    let file = open_to_ask(path, FILE_READ_ATTRIBUTES | READ_CONTROL, follow)?;
+    let access = match calls::access_list(&file) {
+        Ok(list) => Some(list),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        Err(_) => None,
+    };
+    Ok((kind(&file)?, identity(&file)?, FileAccess(access)))
+}
+
+/// Gives a file the access control list of `within`, or of `like` if there is no such list: lists cannot be intersected.
+pub(crate) fn set_access(file: &File, like: &FileAccess, within: Option<&FileAccess>) -> io::Result<()> {
+    match within.and_then(|access| access.0.as_ref()).or(like.0.as_ref()) {
+        Some(list) => calls::set_access_list(file, list),
+        None => Ok(()),
+    }
+}
+
+/// Gives the file at `from` the name `to` unless something has it.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    // A verbatim path may be longer than 260 characters.
+    let verbatim = |path: &Path| -> io::Result<PathBuf> {
+        let parent = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(fs::canonicalize(parent)?.join(path.file_name().unwrap_or_default()))
+    };
+    calls::move_new(&verbatim(from)?, &verbatim(to)?)
+}
+
+/// The path of an existing file without symbolic links.
+pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    // Only where there is a link, since the result is a verbatim path, which messages show.
+    if fs::symlink_metadata(path)?.is_symlink() { fs::canonicalize(path) } else { Ok(path.to_owned()) }
+}
+
+/// Bytes from an image as a path of this system, if they can be one.
+pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
+    std::str::from_utf8(bytes).ok().map(Path::new)
+}
+
+/// The first part of a file name, at most `len` units of UTF-16 (of which a name has 255 at most).
+pub(crate) fn name_prefix(name: &OsStr, len: usize) -> OsString {
+    let mut used = 0;
+    let fits = |c: &char| {
+        used += c.len_utf16();
+        used <= len
+    };
+    name.to_string_lossy().chars().take_while(fits).collect::<String>().into()
+}

@@ -1,0 +1,361 @@
+//! [`Serialize`] for what the crate reports, behind the feature `serde`.
+//!
+//! The keys and their order are those of `qemu-img --output json`, where it has them. Bytes outside UTF-8 become replacement
+//! characters.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use crate::convert::{Progress, Report};
+use crate::driver::{CheckReport, Extent, ExtentKind};
+use crate::error::ErrorKind;
+use crate::format::Format;
+use crate::image::{Inspection, Span};
+use crate::info::{FileReference, ImageInfo, Snapshot, Value};
+use crate::name::Name;
+
+impl Serialize for Name {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_text())
+    }
+}
+
+impl Serialize for Format {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl Serialize for ErrorKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Value::Bool(value) => serializer.serialize_bool(*value),
+            Value::Number(value) => serializer.serialize_u64(*value),
+            Value::Text(text) => text.serialize(serializer),
+            Value::List(values) => serializer.collect_seq(values),
+            Value::Map(entries) => Properties(entries).serialize(serializer),
+        }
+    }
+}
+
+/// Properties as a map.
+struct Properties<'a>(&'a [(&'static str, Value)]);
+
+impl Serialize for Properties<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
+    }
+}
+
+/// With the keys of `qemu-img snapshot`.
+impl Serialize for Snapshot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        const NANOS: u64 = 1_000_000_000;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("vm-state-size", &self.vm_state_size)?;
+        map.serialize_entry("date-sec", &self.date.0)?;
+        map.serialize_entry("date-nsec", &self.date.1)?;
+        map.serialize_entry("vm-clock-sec", &(self.vm_clock_nsec / NANOS))?;
+        map.serialize_entry("vm-clock-nsec", &(self.vm_clock_nsec % NANOS))?;
+        optional(&mut map, "icount", self.icount)?;
+        map.end()
+    }
+}
+
+/// As `role`, `filename` and, where the image states it, `format`.
+impl Serialize for FileReference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("role", self.role)?;
+        map.serialize_entry("filename", &self.name)?;
+        optional(&mut map, "format", self.format.as_ref())?;
+        map.end()
+    }
+}
+
+/// With the keys of `qemu-img info`, without those of the file; [`Inspection`] has them.
+impl Serialize for ImageInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        info_map(self, None, serializer)
+    }
+}
+
+/// With the keys of `qemu-img info`, and `warnings`.
+impl Serialize for Inspection {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        info_map(&self.info, Some(self), serializer)
+    }
+}
+
+fn info_map<S: Serializer>(info: &ImageInfo, file: Option<&Inspection>, serializer: S) -> Result<S::Ok, S::Error> {
+    let path = file.and_then(|file| file.path.as_deref());
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("virtual-size", &info.virtual_size)?;
+    optional(&mut map, "filename", path.map(Path::to_string_lossy))?;
+    optional(&mut map, "cluster-size", info.block_size)?;
+    map.serialize_entry("format", info.format)?;
+    optional(&mut map, "actual-size", file.map(actual_size))?;
+    optional(&mut map, "encrypted", info.encryption.map(|_| true))?;
+    if let Some(backing) = &info.backing {
+        map.serialize_entry("backing-filename", &backing.name)?;
+        optional(&mut map, "full-backing-filename", path.map(|path| full_name(path, backing)))?;
+        optional(&mut map, "backing-filename-format", backing.format.as_ref())?;
+    }
+    optional(&mut map, "snapshots", Some(&info.snapshots).filter(|snapshots| !snapshots.is_empty()))?;
+    if !info.specific.is_empty() {
+        let specific = FormatSpecific { r#type: info.format, data: Properties(&info.specific) };
+        map.serialize_entry("format-specific", &specific)?;
+    }
+    map.serialize_entry("dirty-flag", &info.dirty)?;
+    optional(&mut map, "warnings", Some(&info.warnings).filter(|warnings| !warnings.is_empty()))?;
+    if let Some(file) = file {
+        map.serialize_entry("children", &[Child { name: "file", info: FileInfo::new(file) }])?;
+    }
+    map.end()
+}
+
+/// Adds an entry, if there is a value.
+fn optional<M: SerializeMap>(map: &mut M, key: &'static str, value: Option<impl Serialize>) -> Result<(), M::Error> {
+    value.map_or(Ok(()), |value| map.serialize_entry(key, &value))
+}
+
+fn actual_size(file: &Inspection) -> u64 {
+    file.allocated.unwrap_or(file.file_len)
+}
+
+/// The path of a backing file. Addresses and descriptions (`nbd:`, `json:`) are not changed.
+fn full_name(path: &Path, backing: &FileReference) -> Name {
+    let path = backing.path_from(path).filter(|_| backing.is_file_name());
+    path.map_or_else(|| backing.name.clone(), |path| Name::from(&*path))
+}
+
+#[derive(Serialize)]
+struct FormatSpecific<'a> {
+    r#type: &'static str,
+    data: Properties<'a>,
+}
+
+#[derive(Serialize)]
+struct Child<'a> {
+    name: &'static str,
+    info: FileInfo<'a>,
+}
+
+/// The image file, which qemu-img describes as an image of the format `file`.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct FileInfo<'a> {
+    virtual_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filename: Option<Cow<'a, str>>,
+    format: &'static str,
+    actual_size: u64,
+    format_specific: FormatSpecific<'a>,
+    dirty_flag: bool,
+    children: [(); 0],
+}
+
+impl<'a> FileInfo<'a> {
+    fn new(file: &'a Inspection) -> Self {
+        FileInfo {
+            virtual_size: file.file_len,
+            filename: file.path.as_deref().map(Path::to_string_lossy),
+            format: "file",
+            actual_size: actual_size(file),
+            format_specific: FormatSpecific { r#type: "file", data: Properties(&[]) },
+            dirty_flag: false,
+            children: [],
+        }
+    }
+}
+
+/// With the keys of `qemu-img check`, without counts that are 0, and `messages`.
+impl Serialize for CheckReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("format", self.format)?;
+        map.serialize_entry("check-errors", &self.check_errors)?;
+        for (key, count) in [
+            ("image-end-offset", self.image_end_offset),
+            ("corruptions", self.corruptions),
+            ("leaks", self.leaks),
+            ("total-clusters", self.total_clusters),
+            ("allocated-clusters", self.allocated_clusters),
+            ("fragmented-clusters", self.fragmented_clusters),
+            ("compressed-clusters", self.compressed_clusters),
+        ] {
+            optional(&mut map, key, Some(count).filter(|count| *count > 0))?;
+        }
+        optional(&mut map, "messages", Some(&self.messages).filter(|messages| !messages.is_empty()))?;
+        map.end()
+    }
+}
+
+/// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
+/// `compressed-blocks`, `passthrough-blocks` and `written-bytes`.
+impl Serialize for Report {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        optional(&mut map, "source-format", self.source_format)?;
+        map.serialize_entry("target-format", &self.format)?;
+        map.serialize_entry("virtual-size", &self.virtual_size)?;
+        map.serialize_entry("padding", &self.padding)?;
+        map.serialize_entry("data-bytes", &self.data_bytes)?;
+        map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
+        map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
+        map.serialize_entry("written-bytes", &self.written_bytes)?;
+        map.end()
+    }
+}
+
+/// As `done` and `total`.
+impl Serialize for Progress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("done", &self.done)?;
+        map.serialize_entry("total", &self.total)?;
+        map.end()
+    }
+}
+
+/// With the keys of `qemu-img map`; `depth` is the layer.
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        mapping(self.offset, self.len, Some(self.layer), self.kind, serializer)
+    }
+}
+
+/// With the keys of `qemu-img map`, without `depth`.
+impl Serialize for Extent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        mapping(self.offset, self.len, None, self.kind, serializer)
+    }
+}
+
+fn mapping<S: Serializer>(
+    start: u64,
+    length: u64,
+    depth: Option<usize>,
+    kind: ExtentKind,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    let is_zero = matches!(kind, ExtentKind::Zero { .. } | ExtentKind::Hole);
+    let location = match kind {
+        ExtentKind::Data(at) => Some(at),
+        ExtentKind::Zero { allocated } => allocated,
+        ExtentKind::Compressed(_) | ExtentKind::Hole => None,
+    };
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("start", &start)?;
+    map.serialize_entry("length", &length)?;
+    optional(&mut map, "depth", depth)?;
+    map.serialize_entry("present", &(kind != ExtentKind::Hole))?;
+    map.serialize_entry("zero", &is_zero)?;
+    map.serialize_entry("data", &!is_zero)?;
+    map.serialize_entry("compressed", &matches!(kind, ExtentKind::Compressed(_)))?;
+    optional(&mut map, "offset", location.map(|at| at.offset))?;
+    map.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::to_string;
+
+    use super::*;
+    use crate::driver::{FileId, Location};
+
+    #[test]
+    fn an_image_has_the_keys_of_qemu_img_info() {
+        let mut info = ImageInfo::new("qcow2", 1 << 20);
+        info.block_size = Some(65536);
+        info.backing = Some(FileReference::new("backing file", "base.raw".into(), Some("raw".into())));
+        let mut snapshot = Snapshot::new("1".into(), "s".into(), 1 << 20);
+        (snapshot.date, snapshot.vm_clock_nsec) = ((7, 8), 5_000_000_009);
+        info.snapshots = vec![snapshot];
+        let bitmap = Value::Map(vec![("name", "b0".into()), ("granularity", 512.into())]);
+        info.specific = vec![("lazy-refcounts", false.into()), ("bitmaps", Value::List(vec![bitmap]))];
+        info.warnings = vec!["a warning".into()];
+        let path = Some("vm/top.qcow2".into());
+        let inspection = Inspection { path, format: Format::QCOW2, info, file_len: 4096, allocated: Some(512) };
+        assert_eq!(
+            to_string(&inspection).unwrap(),
+            concat!(
+                r#"{"virtual-size":1048576,"filename":"vm/top.qcow2","cluster-size":65536,"format":"qcow2","actual-size":512,"#,
+                r#""backing-filename":"base.raw","full-backing-filename":"vm/base.raw","backing-filename-format":"raw","#,
+                r#""snapshots":[{"id":"1","name":"s","vm-state-size":0,"date-sec":7,"date-nsec":8,"vm-clock-sec":5,"#,
+                r#""vm-clock-nsec":9}],"format-specific":{"type":"qcow2","data":{"lazy-refcounts":false,"#,
+                r#""bitmaps":[{"name":"b0","granularity":512}]}},"dirty-flag":false,"warnings":["a warning"],"#,
+                r#""children":[{"name":"file","info":{"virtual-size":4096,"filename":"vm/top.qcow2","format":"file","#,
+                r#""actual-size":512,"format-specific":{"type":"file","data":{}},"dirty-flag":false,"children":[]}}]}"#,
+            )
+        );
+        let info = ImageInfo::new("raw", 512);
+        assert_eq!(to_string(&info).unwrap(), r#"{"virtual-size":512,"format":"raw","dirty-flag":false}"#);
+    }
+
+    #[test]
+    fn a_check_has_the_keys_of_qemu_img_check() {
+        let mut report = CheckReport { format: "qcow2", ..CheckReport::default() };
+        assert_eq!(to_string(&report).unwrap(), r#"{"format":"qcow2","check-errors":0}"#);
+        (report.image_end_offset, report.total_clusters, report.allocated_clusters) = (4096, 9, 3);
+        report.leak(|| "cluster 1".into());
+        assert_eq!(
+            to_string(&report).unwrap(),
+            concat!(
+                r#"{"format":"qcow2","check-errors":0,"image-end-offset":4096,"leaks":1,"total-clusters":9,"#,
+                r#""allocated-clusters":3,"messages":["Leaked: cluster 1"]}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn a_span_has_the_keys_of_qemu_img_map() {
+        let kind = ExtentKind::Data(Location { file: FileId(0), offset: 4096 });
+        let span = Span { offset: 0, len: 512, kind, layer: 1 };
+        assert_eq!(
+            to_string(&span).unwrap(),
+            concat!(
+                r#"{"start":0,"length":512,"depth":1,"present":true,"zero":false,"data":true,"compressed":false,"#,
+                r#""offset":4096}"#,
+            )
+        );
+        assert_eq!(
+            to_string(&Extent::new(0..1, ExtentKind::Hole)).unwrap(),
+            r#"{"start":0,"length":1,"present":false,"zero":true,"data":false,"compressed":false}"#
+        );
+    }
+
+    #[test]
+    fn a_report_names_both_formats() {
+        use std::sync::Arc;
+
+        use crate::io::MemFile;
+
+        let report = crate::Converter::new(Format::RAW).create_to(1024, Arc::new(MemFile::new())).unwrap();
+        let report = Report { source_format: Some(Format::VPC), ..report };
+        assert_eq!(
+            to_string(&report).unwrap(),
+            concat!(
+                r#"{"source-format":"vpc","target-format":"raw","virtual-size":1024,"padding":0,"data-bytes":0,"#,
+                r#""compressed-blocks":0,"passthrough-blocks":0,"written-bytes":0}"#,
+            )
+        );
+    }
+
+    #[test]
+    fn text_of_an_image_is_always_valid() {
+        assert_eq!(to_string(&Name::from(&b"a\xff"[..])).unwrap(), "\"a\u{fffd}\"");
+        assert_eq!(to_string(&ErrorKind::OutOfBounds).unwrap(), r#""out-of-bounds""#);
+    }
+}

@@ -1,0 +1,123 @@
+//! Conversion to a format with options, and back.
+
+use std::io::Cursor;
+
+use diskimage::{Comparison, Converter, Error, Format, Identifiers, OptionSpec, Options, compare, parse_size};
+
+use super::{convert, file, limited};
+
+/// Length of the first part of an input, which chooses the format, the converter's settings and an option by each further
+/// byte.
+pub const CHOICE_LEN: usize = 16;
+
+/// The input chooses a format, its options and guest data, which has to survive.
+pub fn roundtrip(data: &[u8]) {
+    let Some(([format, settings, choices @ ..], rest)) = data.split_first_chunk::<CHOICE_LEN>() else { return };
+    let guest = guest(rest);
+    let formats: Vec<_> = Format::all().filter(Format::can_create).collect();
+    let format = formats[usize::from(*format) % formats.len()];
+    let (options, padding) = options(format, choices);
+    let pick = |shift: u8, of: usize| usize::from(settings >> shift & 3) % of;
+    let compress = settings & 1 != 0;
+    let several_files = options.value("subformat").is_some();
+    let converter = Converter::new(format)
+        .options(options)
+        .identifiers(Identifiers::Reproducible { time: 0 })
+        .compress(compress)
+        .sparse([0, 512, 4096, 65536][pick(1, 4)])
+        .threads(1 + pick(3, 3));
+    let source = limited().format(Format::RAW).open_source(file(&guest)).unwrap();
+    let first = match convert(&converter, &source) {
+        Ok(first) => first,
+        // Options that exclude each other.
+        Err(Error::Option { .. }) => return,
+        Err(Error::Unsupported { .. }) if compress || several_files || guest.is_empty() => return,
+        Err(error) => panic!("{error}"),
+    };
+    let opening = limited().format(format);
+    let image = opening.open_source(file(&first)).unwrap();
+    assert!(image.info().warnings.is_empty(), "{:?}", image.info());
+    let unit = if format == Format::RAW { 1 } else { 512 };
+    let size = (guest.len() as u64).next_multiple_of(unit);
+    assert!((size..=size + padding).contains(&image.virtual_size()), "{}", image.virtual_size());
+    assert_eq!(compare(&source, &image).unwrap(), Comparison::Identical);
+    let other_threads = converter.clone().threads(1 + pick(5, 3));
+    assert!(first == convert(&other_threads, &image).unwrap(), "a second conversion gives the same bytes");
+    let to_raw = Converter::new(Format::RAW).threads(1);
+    let flat = convert(&to_raw, &image).unwrap();
+    assert!(flat[..guest.len()] == guest[..], "back to raw");
+    if let Ok(stream) = opening.open_stream(Cursor::new(first.clone())) {
+        assert!(convert(&to_raw, &stream).unwrap() == flat, "through a pipe");
+        let again = opening.open_stream(Cursor::new(first.clone())).unwrap();
+        assert!(convert(&other_threads, &again).unwrap() == first, "a second conversion through a pipe");
+    }
+}
+
+/// The options that the bytes choose, and by how many bytes the virtual size may then be rounded up.
+fn options(format: Format, choices: &[u8]) -> (Options, u64) {
+    let mut options = Options::new();
+    for (spec, choice) in format.options().iter().zip(choices.iter().cycle()) {
+        let values = values(spec);
+        // Half of them are defaults. Large default blocks take their time, so that sizes are nearly always set.
+        let defaults = if spec.name.ends_with("_size") { 240.. } else { 128.. };
+        if !values.is_empty() && !defaults.contains(choice) {
+            options.set(spec.name, &values[usize::from(*choice) % values.len()]);
+        }
+    }
+    let is = |name: &str, value: &str| options.value(name) == Some(value);
+    let padding = match format.name() {
+        // To the next geometry it is at most a track of 17 sectors for each of 4 heads.
+        "vpc" if is("force_size", "off") => 4 * 17 * 512 - 1,
+        "vhdx" if is("logical_sector_size", "4096") => 4096 - 512,
+        _ => 0,
+    };
+    if padding > 0 && options.value("uuid").is_none() {
+        // An identifier derived from the size changes with the size.
+        options.set("uuid", uuid(1));
+    }
+    (options, padding)
+}
+
+/// Values of an option: the listed ones; of a range of sizes the powers of two up to 4 MiB, of other ranges up to 256
+/// numbers. None for options that name files, and for other text.
+pub fn values(spec: &OptionSpec) -> Vec<String> {
+    match spec.name {
+        "backing_file" | "backing_fmt" => return Vec::new(),
+        "uuid" => return (1..4).map(uuid).collect(),
+        "cid" => return (1..4u32).map(|number| format!("{:08x}", number * 0x0102_0304)).collect(),
+        "timestamp" => return (0..4).map(|second| (946_684_800 + second).to_string()).collect(),
+        _ => {}
+    }
+    if spec.values.contains('|') {
+        return spec.values.split('|').map(str::to_owned).collect();
+    }
+    let range = spec.values.split(' ').next().unwrap_or_default();
+    let Some((low, high)) = range.split_once("..").or_else(|| range.split_once('-')) else { return Vec::new() };
+    let (Ok(low), Ok(end)) = (parse_size(low), parse_size(high.trim_start_matches('='))) else { return Vec::new() };
+    if high.ends_with(|unit: char| unit.is_ascii_alphabetic()) {
+        let sizes = std::iter::successors(Some(low), |size| Some(size * 2));
+        return sizes.take_while(|size| *size <= end.min(4 << 20)).map(|size| size.to_string()).collect();
+    }
+    (low..=end).take(256).map(|number| number.to_string()).collect()
+}
+
+fn uuid(number: u32) -> String {
+    format!("{number:08x}-1234-5678-9abc-def012345678")
+}
+
+/// A disk of at most 256 KiB: runs of zeros, of one byte, of a ramp, and of the input itself.
+fn guest(mut input: &[u8]) -> Vec<u8> {
+    let mut guest = Vec::new();
+    while let Some(([kind, low, high], rest)) = input.split_first_chunk::<3>() {
+        let len = usize::from(u16::from_le_bytes([*low, *high]));
+        let end = (guest.len() + len).min(256 << 10);
+        match kind % 4 {
+            0 => guest.resize(end, 0),
+            1 => guest.resize(end, kind | 1),
+            2 => (guest.len()..end).for_each(|at| guest.push(((at * usize::from(*kind)) >> 3) as u8)),
+            _ => guest.extend_from_slice(&rest[..rest.len().min(end - guest.len())]),
+        }
+        input = rest;
+    }
+    guest
+}

@@ -1,0 +1,15 @@
+//! Helpers that the unit tests (as `crate::testing`) and the integration tests share.
+//!
+//! Both include these files by path. A crate of its own would have to depend on `diskimage` for [`RecordingTarget`], and the unit
+//! tests would then see two different traits `WriteAt`: their own and that of the dependency. The files name the crate
+//! `diskimage` in both places; the unit tests declare that name for the crate itself.
+
+#![allow(dead_code, unused_imports, reason = "no test program uses all of it")]
+
+mod random;
+mod target;
+mod tempdir;
+
+pub use random::{Random, noise};
+pub use target::{RecordingTarget, TargetEvent, place, place_filled};
+pub use tempdir::TempDir;
