@@ -123,9 +123,9 @@ impl Image {
         let mut rest = buf;
         for span in self.spans(offset..end) {
             let span = span?;
-            let (part, behind) = rest.split_at_mut(span.len as usize);
+            let (part, after) = rest.split_at_mut(span.len as usize);
             self.load(&span, part, scratch)?;
-            rest = behind;
+            rest = after;
         }
         Ok(())
     }

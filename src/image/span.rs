@@ -56,7 +56,7 @@ impl Span {
     }
 }
 
-/// The iterator of [`Image::spans`]. After an error it ends.
+/// The iterator of [`Image::spans`], which has an example. It ends after an error.
 #[derive(Debug)]
 pub struct Spans<'a> {
     image: &'a Image,

@@ -83,7 +83,7 @@ fn a_dense_image_has_work_ranges_for_the_whole_disk() {
 #[test]
 fn data_of_only_the_backing_image_is_not_skipped() {
     let source = islands(16 * MIB, &[2 * MIB..2 * MIB + 1, 12 * MIB..12 * MIB + 1]);
-    // Longer than the source: what is behind its end is nobody's concern.
+    // Longer than the source: data after the end of the source is ignored.
     let base = islands(32 * MIB, &[9 * MIB - 1..9 * MIB + 1, 12 * MIB + 5..12 * MIB + 6, 20 * MIB..21 * MIB]);
     let expected = [
         (2 * MIB..3 * MIB, vec![2 * MIB..2 * MIB + 1], vec![]),
