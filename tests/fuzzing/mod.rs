@@ -244,7 +244,7 @@ fn targets(size: u64) -> Vec<(Format, Converter)> {
     // A fixed VHD is as small as the disk.
     let mut options = Options::new();
     options.set("subformat", "fixed");
-    targets.push((Format::VPC, Converter::new(Format::VPC).options(options)));
+    targets.push((Format::VHD, Converter::new(Format::VHD).options(options)));
     targets
 }
 
