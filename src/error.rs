@@ -1,5 +1,7 @@
 //! The error type of the crate.
 
+mod kind;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -8,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::codec::{DecodeError, MissingCodec};
 use crate::name::Name;
+pub use kind::ErrorKind;
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -176,6 +179,17 @@ impl std::error::Error for Error {
 }
 
 /// A field of an image that breaks a rule of its format.
+///
+/// ```
+/// use diskimage::{Error, Fault, Problem};
+///
+/// let problem = Problem::Conflict { value: 3, finding: "another entry maps the same block" };
+/// let error = Error::Corrupt(Fault::new("toy", "block map entry", 0x200, problem));
+/// assert_eq!(
+///     error.to_string(),
+///     "toy: corrupt image at file offset 0x200: block map entry is 0x3: another entry maps the same block"
+/// );
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Fault {
@@ -267,6 +281,19 @@ pub enum Problem {
 }
 
 /// The reason why a referenced file was not opened.
+///
+/// ```
+/// use diskimage::{Error, Image, ReferenceProblem};
+///
+/// fn advice(error: &Error) -> Option<&'static str> {
+///     match error.root() {
+///         Error::Reference { problem: ReferenceProblem::NotAllowed, .. } => Some("allow files beside the image"),
+///         _ => None,
+///     }
+/// }
+/// let error = Image::open("missing.qcow2").unwrap_err();
+/// assert_eq!(advice(&error), None);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReferenceProblem {
@@ -318,6 +345,12 @@ impl Error {
     }
 
     /// Creates the error for a feature that the driver of `format` does not implement: "compression".
+    ///
+    /// ```
+    /// use diskimage::Error;
+    ///
+    /// assert_eq!(Error::unsupported("toy", "compression").to_string(), "toy: not supported: compression");
+    /// ```
     pub fn unsupported(format: &'static str, feature: impl Into<Cow<'static, str>>) -> Self {
         Error::Unsupported { format, feature: feature.into(), at: None }
     }
@@ -390,76 +423,6 @@ impl Error {
             Error::Changed { .. } => ErrorKind::Changed,
             Error::Cancelled => ErrorKind::Cancelled,
         }
-    }
-}
-
-/// The kinds of [`Error`], for programs that act on them.
-///
-/// ```
-/// use diskimage::{ErrorKind, Image};
-///
-/// let error = Image::open("missing.qcow2").unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::Io);
-/// assert_eq!(error.kind().as_str(), "io");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The operating system, or the storage of the caller, reported an error.
-    Io,
-    /// A field of the image breaks a rule of its format.
-    InvalidField,
-    /// A field of the image points beyond the end of its file.
-    OutOfBounds,
-    /// Two structures of the image occupy the same host range.
-    Overlap,
-    /// A compressed payload does not decode.
-    Decode,
-    /// A value exceeds a limit of the caller or of the format.
-    Limit,
-    /// A valid image or a valid request needs something that this crate does not implement.
-    Unsupported,
-    /// A referenced file was not opened.
-    Reference,
-    /// A format option is unknown or invalid.
-    Option,
-    /// The request is invalid for these files.
-    Usage,
-    /// No format has the given name.
-    UnknownFormat,
-    /// The file is valid in several formats.
-    AmbiguousFormat,
-    /// A file changed its length while it was read.
-    Changed,
-    /// The caller cancelled.
-    Cancelled,
-}
-
-impl ErrorKind {
-    /// The kind as one word in kebab case, which stays the same between versions.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            ErrorKind::Io => "io",
-            ErrorKind::InvalidField => "invalid-field",
-            ErrorKind::OutOfBounds => "out-of-bounds",
-            ErrorKind::Overlap => "overlap",
-            ErrorKind::Decode => "decode",
-            ErrorKind::Limit => "limit",
-            ErrorKind::Unsupported => "unsupported",
-            ErrorKind::Reference => "reference",
-            ErrorKind::Option => "option",
-            ErrorKind::Usage => "usage",
-            ErrorKind::UnknownFormat => "unknown-format",
-            ErrorKind::AmbiguousFormat => "ambiguous-format",
-            ErrorKind::Changed => "changed",
-            ErrorKind::Cancelled => "cancelled",
-        }
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

@@ -123,13 +123,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn is_zero_is_its_naive_twin(bytes in sparse(3000), skip in 0_usize..40) {
+        fn is_zero_equals_a_naive_version(bytes in sparse(3000), skip in 0_usize..40) {
             let bytes = &bytes[skip.min(bytes.len())..];
             prop_assert_eq!(is_zero(bytes), naive_is_zero(bytes));
         }
 
         #[test]
-        fn data_runs_are_their_naive_twin(bytes in sparse(40_000), log in 9_u32..13) {
+        fn data_runs_equal_a_naive_version(bytes in sparse(40_000), log in 9_u32..13) {
             let granule = 1 << log;
             let runs: Vec<_> = data_runs(&bytes, granule).collect();
             prop_assert_eq!(runs, naive_data_runs(&bytes, granule));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_is_seen_wherever_it_stands() {
+    fn one_byte_is_found_at_any_index() {
         for len in [1, 15, 16, 17, 127, 128, 129, 300, 513] {
             for at in 0..len {
                 let mut bytes = vec![0; len];

@@ -1,4 +1,4 @@
-//! From a work range to what is to be stored: reading, decoding, finding zeros, encoding.
+//! Loading: reads and decodes a work range, detects zeros, and encodes blocks.
 
 use std::ops::Range;
 
@@ -11,23 +11,23 @@ use crate::error::{Error, Result};
 use crate::image::{Image, Scratch, Span};
 use crate::zero;
 
-/// A thread's buffers, which hold one work range at a time.
+/// The buffers of one thread for one work range.
 pub(super) struct Loader<'a> {
     job: &'a Job<'a>,
-    /// The source's bytes; index 0 is the beginning of the work range.
+    /// Data of the source; index 0 is the start of the work range.
     data: Vec<u8>,
-    /// The bytes of the image that the new one lies over.
+    /// Data of the backing image.
     base: Vec<u8>,
-    /// Encoded blocks, one after the other.
-    packed: Vec<u8>,
+    /// Encoded blocks with their frames, contiguous.
+    encoded: Vec<u8>,
     items: Vec<Item>,
     scratch: Scratch,
-    /// Each image has its own: what was decoded is known by its place in the image.
+    /// Separate from the source's, since the cached unit is identified by its location in the image.
     base_scratch: Scratch,
     encoder: Option<Encoder>,
 }
 
-/// Something to be stored.
+/// A guest range to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Item {
     pub guest: Range<u64>,
@@ -36,15 +36,16 @@ pub(super) struct Item {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ItemKind {
-    /// Bytes as they are, from the data buffer.
+    /// Uncompressed, from the data buffer.
     Data,
-    /// A compressed block, at this place in the packed buffer.
-    Packed {
-        place: Range<usize>,
-        /// Taken from the source as it was.
-        copied: bool,
+    /// A compressed block.
+    Encoded {
+        /// Its bytes in the buffer of encoded blocks.
+        bytes: Range<usize>,
+        /// Whether the payload is a passthrough of the source's.
+        passthrough: bool,
     },
-    /// Zeros over a base that has others.
+    /// Zeros where the backing image has data.
     Zero,
 }
 
@@ -54,7 +55,7 @@ impl<'a> Loader<'a> {
             job,
             data: Vec::new(),
             base: Vec::new(),
-            packed: Vec::new(),
+            encoded: Vec::new(),
             items: Vec::new(),
             scratch: Scratch::default(),
             base_scratch: Scratch::default(),
@@ -62,25 +63,25 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// What the last [`load`](Self::load) found to store, in guest order.
+    /// The items of the last [`load`](Self::load), in guest order.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
 
-    /// The bytes of `guest`, which lies in the work range that begins at `start`.
+    /// The data of the guest range `guest` in the work range that begins at `start`.
     pub fn data(&self, start: u64, guest: &Range<u64>) -> &[u8] {
         &self.data[(guest.start - start) as usize..(guest.end - start) as usize]
     }
 
-    /// Encoded bytes.
-    pub fn packed(&self, place: &Range<usize>) -> &[u8] {
-        &self.packed[place.clone()]
+    /// Encoded blocks.
+    pub fn encoded(&self, bytes: &Range<usize>) -> &[u8] {
+        &self.encoded[bytes.clone()]
     }
 
-    /// Finds out what there is to store of a work range.
+    /// Loads a work range, and determines its items.
     pub fn load(&mut self, work: &Work) -> Result<()> {
         self.items.clear();
-        self.packed.clear();
+        self.encoded.clear();
         let chunk_size = self.job.chunk_size() as usize;
         self.data.resize(chunk_size, 0);
         for segment in self.segments(work) {
@@ -105,7 +106,7 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// The parts of a work range that may hold something else than zeros, extended to whole units.
+    /// The parts of a work range that may hold data, extended to whole units.
     fn segments(&self, work: &Work) -> Vec<Range<u64>> {
         if self.job.dense() {
             return vec![work.range.clone()];
@@ -125,7 +126,7 @@ impl<'a> Loader<'a> {
         segments
     }
 
-    /// Stores what is not zero.
+    /// Adds the units that are not zero.
     fn find_data(&mut self, work: &Work, segment: Range<u64>) {
         if self.job.dense() {
             self.items.push(Item { guest: segment, kind: ItemKind::Data });
@@ -138,7 +139,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Stores what is not as it is in the base.
+    /// Adds the units that differ from the backing image.
     fn find_changes(&mut self, work: &Work, segment: Range<u64>) {
         let unit = self.job.unit();
         let mut at = segment.start;
@@ -158,7 +159,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Encodes the data items from number `first` on, block by block.
+    /// Encodes the data items from index `first` on, block by block.
     fn encode_items(&mut self, work: &Work, first: usize) {
         for item in self.items.split_off(first) {
             if item.kind != ItemKind::Data {
@@ -171,7 +172,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Loads a segment block by block, and encodes what the source does not have encoded in the same way.
+    /// Loads a segment block by block. Blocks are encoded, unless the payload of the source can be copied.
     fn encode_segment(&mut self, work: &Work, segment: Range<u64>) -> Result<()> {
         for block in blocks(&segment, self.job.spec.block_size) {
             match self.copyable(work, &block) {
@@ -187,7 +188,7 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
-    /// The span of a block that the source holds as one payload, which may be of the kind that is wanted.
+    /// Returns the span of a block that the source stores as one compressed unit of the same size.
     fn copyable(&self, work: &Work, block: &Range<u64>) -> Option<Span> {
         self.job.spec.encoding.as_ref().filter(|encoding| encoding.is_default())?;
         let index = work.source.partition_point(|span| span.end() <= block.start);
@@ -198,7 +199,7 @@ impl<'a> Loader<'a> {
         (whole && alike).then_some(*span)
     }
 
-    /// Copies a payload, once it is known to decode. What follows it in its sectors is left behind.
+    /// Copies a payload after decoding it as a test. Bytes after the payload in its sectors are not copied.
     fn copy_block(&mut self, work: &Work, block: Range<u64>, span: Span) -> Result<()> {
         let (ExtentKind::Compressed(unit), Some(encoding)) = (span.kind, &self.job.spec.encoding) else {
             return Ok(());
@@ -209,15 +210,15 @@ impl<'a> Loader<'a> {
         if !self.job.dense() && zero::is_zero(decoded) {
             return Ok(());
         }
-        let from = open_frame(&mut self.packed, self.job.spec.frame);
-        let payload = self.packed.len();
+        let from = open_frame(&mut self.encoded, self.job.spec.frame);
+        let payload = self.encoded.len();
         let copied = is_whole
-            && self.scratch.decoder.rewrap(&self.scratch.stored, encoding.codec, decoded, &mut self.packed)
-            && self.packed.len() - payload < self.job.encoded_limit();
+            && self.scratch.decoder.rewrap(&self.scratch.stored, encoding.codec, decoded, &mut self.encoded)
+            && self.encoded.len() - payload < self.job.encoded_limit();
         if copied {
-            self.push_packed(from, block, true);
+            self.push_encoded(from, block, true);
         } else {
-            self.packed.truncate(from);
+            self.encoded.truncate(from);
             self.encode_block(work, block);
         }
         Ok(())
@@ -226,40 +227,40 @@ impl<'a> Loader<'a> {
     fn encode_block(&mut self, work: &Work, block: Range<u64>) {
         let start = (block.start - work.range.start) as usize;
         let end = start + self.job.spec.block_size as usize;
-        // The last block of the disk is encoded as a whole one.
+        // The last block of the disk is padded with zeros.
         self.data[start + (block.end - block.start) as usize..end].fill(0);
         let limit = self.job.encoded_limit();
         match self.encoder.as_mut().and_then(|encoder| encoder.encode(&self.data[start..end], limit)) {
             Some(payload) => {
-                let from = open_frame(&mut self.packed, self.job.spec.frame);
-                self.packed.extend_from_slice(payload);
-                self.push_packed(from, block, false);
+                let from = open_frame(&mut self.encoded, self.job.spec.frame);
+                self.encoded.extend_from_slice(payload);
+                self.push_encoded(from, block, false);
             }
             None => self.items.push(Item { guest: block, kind: ItemKind::Data }),
         }
     }
 
-    /// Stores the payload that the packed buffer ends with, whose frame begins at `from`.
-    fn push_packed(&mut self, from: usize, guest: Range<u64>, copied: bool) {
+    /// Adds the payload at the end of the buffer, whose frame begins at `from`.
+    fn push_encoded(&mut self, from: usize, guest: Range<u64>, passthrough: bool) {
         if let Some(frame) = self.job.spec.frame {
-            let (header, payload) = self.packed[from..].split_at_mut(frame.header_len);
+            let (header, payload) = self.encoded[from..].split_at_mut(frame.header_len);
             (frame.header)(header, guest.start, payload.len() as u32);
-            let framed = (self.packed.len() - from).next_multiple_of(frame.alignment);
-            self.packed.resize(from + framed, 0);
+            let framed = (self.encoded.len() - from).next_multiple_of(frame.alignment);
+            self.encoded.resize(from + framed, 0);
         }
-        let place = from..self.packed.len();
-        self.items.push(Item { guest, kind: ItemKind::Packed { place, copied } });
+        let bytes = from..self.encoded.len();
+        self.items.push(Item { guest, kind: ItemKind::Encoded { bytes, passthrough } });
     }
 }
 
-/// Leaves room for what stands before a payload, and returns where that begins.
-fn open_frame(packed: &mut Vec<u8>, frame: Option<Frame>) -> usize {
-    let from = packed.len();
-    packed.resize(from + frame.map_or(0, |frame| frame.header_len), 0);
+/// Reserves space for the header of a frame, and returns the index of the frame.
+fn open_frame(encoded: &mut Vec<u8>, frame: Option<Frame>) -> usize {
+    let from = encoded.len();
+    encoded.resize(from + frame.map_or(0, |frame| frame.header_len), 0);
     from
 }
 
-/// Fills the part `segment` of a buffer whose first byte is guest byte `start`: with zeros where there is no span.
+/// Reads `segment` into a buffer whose index 0 is guest offset `start`. Ranges without a span are zeros.
 fn read(
     image: &Image,
     buf: &mut [u8],
@@ -280,12 +281,12 @@ fn read(
     Ok(())
 }
 
-/// Where a guest range lies in the buffers of a work range.
+/// The range of a guest range in the buffers of a work range.
 fn index(work: &Work, guest: &Range<u64>) -> Range<usize> {
     (guest.start - work.range.start) as usize..(guest.end - work.range.start) as usize
 }
 
-/// The blocks of a range that begins on a block.
+/// Splits a range that begins on a block into blocks.
 fn blocks(range: &Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> + use<> {
     let end = range.end;
     (range.start..end).step_by(size as usize).map(move |start| start..(start + size).min(end))

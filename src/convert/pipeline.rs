@@ -1,4 +1,4 @@
-//! The threads: each takes a work range, loads it, waits for its turn to place it, and writes it.
+//! The worker threads. Each takes a work range, loads it, places it in its turn, and writes it.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 
-/// Moves all guest bytes of the job. The caller finishes the writer.
+/// Converts all guest data of the job. The caller finishes the writer.
 pub(super) fn run(
     job: &Job<'_>,
     settings: &Converter,
@@ -26,11 +26,11 @@ pub(super) fn run(
         planner: Mutex::new(Planner::new(job, settings)?),
         turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
         next_turn: Condvar::new(),
-        told: Mutex::default(),
+        reported: Mutex::default(),
     };
     thread::scope(|scope| {
         for _ in 1..settings.threads {
-            // Fewer threads do the same work.
+            // Fewer threads give the same result.
             if thread::Builder::new().spawn_scoped(scope, || pipeline.work()).is_err() {
                 break;
             }
@@ -40,7 +40,7 @@ pub(super) fn run(
     if let Some((_, error)) = lock(&pipeline.turn).failure.take() {
         return Err(error);
     }
-    pipeline.tell(job.spec.virtual_size);
+    pipeline.report(job.spec.virtual_size);
     Ok(())
 }
 
@@ -51,41 +51,41 @@ struct Pipeline<'a> {
     planner: Mutex<Planner<'a>>,
     turn: Mutex<Turn<'a>>,
     next_turn: Condvar,
-    /// The progress that was reported last.
-    told: Mutex<u64>,
+    /// The last reported progress in bytes.
+    reported: Mutex<u64>,
 }
 
-/// What only the thread whose turn it is may touch.
+/// State of the thread whose turn it is.
 struct Turn<'a> {
-    /// Number of the work range that is placed next.
+    /// Sequence number of the work range to be placed next.
     seq: u64,
     writer: &'a mut dyn SparseWrite,
     report: &'a mut Report,
-    /// The failure of the earliest work range, so that the same image fails in the same way each time.
+    /// The failure of the earliest work range, so that an image fails in the same way each time.
     failure: Option<(u64, Error)>,
-    /// A thread panicked, and its turn will not come.
+    /// Whether a thread panicked, so that its turn never comes.
     abandoned: bool,
 }
 
-/// A contiguous write that the placements of a work range amount to.
+/// A contiguous write of one or more placements.
 struct Write {
     out: Arc<dyn WriteAt>,
     offset: u64,
     source: Source,
 }
 
-/// Where the bytes of a write are.
+/// The bytes of a write.
 enum Source {
-    /// Here.
+    /// Metadata between blocks.
     Metadata(Vec<u8>),
-    /// These guest bytes.
+    /// Uncompressed data of a guest range.
     Data(Range<u64>),
-    /// This part of the packed buffer.
-    Packed(Range<usize>),
+    /// A range of the buffer of encoded blocks.
+    Encoded(Range<usize>),
 }
 
 impl Pipeline<'_> {
-    /// What each thread does until there is nothing left or something failed.
+    /// The loop of each thread, which ends with the disk or after a failure.
     fn work(&self) {
         let _abandon = Abandon(self);
         let mut loader = match Loader::new(self.job) {
@@ -95,7 +95,7 @@ impl Pipeline<'_> {
         let mut writes = Vec::new();
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
-            // The turn is taken after a failure too: the ranges after this one wait for it.
+            // The turn is taken after a failure too, since later work ranges wait for it.
             let placed = self.place(&work, loaded, loader.items(), &mut writes);
             let written = placed && self.write(&work, &loader, &writes);
             if !written {
@@ -120,7 +120,7 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Waits for the range's turn and asks the writer for its places.
+    /// Waits for the turn of the work range, and places its items.
     fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], writes: &mut Vec<Write>) -> bool {
         let mut turn = lock(&self.turn);
         while turn.seq != work.seq && !turn.abandoned {
@@ -138,17 +138,17 @@ impl Pipeline<'_> {
         drop(turn);
         self.next_turn.notify_all();
         if !failed {
-            self.tell(work.range.end);
+            self.report(work.range.end);
         }
         !failed
     }
 
-    /// Reports progress, which never goes back.
-    fn tell(&self, done: u64) {
+    /// Reports progress, in ascending order.
+    fn report(&self, done: u64) {
         if let Some(progress) = &self.settings.progress {
-            let mut told = lock(&self.told);
-            if done > *told {
-                *told = done;
+            let mut reported = lock(&self.reported);
+            if done > *reported {
+                *reported = done;
                 progress(Progress { done, total: self.job.spec.virtual_size });
             }
         }
@@ -159,7 +159,7 @@ impl Pipeline<'_> {
             let bytes = match source {
                 Source::Metadata(bytes) => bytes,
                 Source::Data(guest) => loader.data(work.range.start, guest),
-                Source::Packed(place) => loader.packed(place),
+                Source::Encoded(bytes) => loader.encoded(bytes),
             };
             if let Err(e) = out.write_all_at(bytes, *offset) {
                 let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
@@ -176,7 +176,7 @@ impl Pipeline<'_> {
     }
 }
 
-/// Lets the other threads go when this one panics, so that the panic comes out.
+/// Releases the other threads when this one panics, so that the panic propagates.
 struct Abandon<'a, 'b>(&'a Pipeline<'b>);
 
 impl Drop for Abandon<'_, '_> {
@@ -198,7 +198,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Asks the writer for the places of `items`, and joins what is contiguous.
+    /// Places `items`, and merges contiguous writes.
     fn place(&mut self, items: &[Item], writes: &mut Vec<Write>) -> Result<()> {
         writes.clear();
         for Item { guest, kind } in items {
@@ -215,13 +215,13 @@ impl Turn<'_> {
                     self.report.data_bytes += guest.end - guest.start;
                     self.report.written_bytes += guest.end - guest.start;
                 }
-                ItemKind::Packed { place, copied } => {
-                    let placement = self.writer.place_compressed(guest.clone(), place.len() as u32)?;
-                    push_placed(writes, placement, Source::Packed(place.clone()));
+                ItemKind::Encoded { bytes, passthrough } => {
+                    let placement = self.writer.place_compressed(guest.clone(), bytes.len() as u32)?;
+                    push_placed(writes, placement, Source::Encoded(bytes.clone()));
                     self.report.data_bytes += guest.end - guest.start;
-                    self.report.written_bytes += place.len() as u64;
+                    self.report.written_bytes += bytes.len() as u64;
                     self.report.compressed_blocks += 1;
-                    self.report.passthrough_blocks += u64::from(*copied);
+                    self.report.passthrough_blocks += u64::from(*passthrough);
                 }
             }
         }
@@ -229,7 +229,7 @@ impl Turn<'_> {
     }
 }
 
-/// Adds the writes of what stands before `source`, and of itself.
+/// Adds the writes of a placement: the metadata before the data, and the data.
 fn push_placed(writes: &mut Vec<Write>, Placement { out, offset, before, .. }: Placement, source: Source) {
     let after = offset + before.len() as u64;
     if !before.is_empty() {
@@ -238,7 +238,7 @@ fn push_placed(writes: &mut Vec<Write>, Placement { out, offset, before, .. }: P
     push(writes, out, after, source);
 }
 
-/// Adds a write, to the last one if it continues it in the file and in the buffer.
+/// Adds a write, merged with the last one if they are contiguous in the file and in the buffer.
 fn push(writes: &mut Vec<Write>, out: Arc<dyn WriteAt>, offset: u64, source: Source) {
     if let Some(last) = writes.last_mut()
         && Arc::ptr_eq(&last.out, &out)
@@ -249,7 +249,7 @@ fn push(writes: &mut Vec<Write>, out: Arc<dyn WriteAt>, offset: u64, source: Sou
                 a.end = b.end;
                 return;
             }
-            (Source::Packed(a), Source::Packed(b)) if a.end == b.start => {
+            (Source::Encoded(a), Source::Encoded(b)) if a.end == b.start => {
                 a.end = b.end;
                 return;
             }
@@ -264,7 +264,7 @@ impl Source {
         match self {
             Source::Metadata(bytes) => bytes.len() as u64,
             Source::Data(guest) => guest.end - guest.start,
-            Source::Packed(place) => place.len() as u64,
+            Source::Encoded(bytes) => bytes.len() as u64,
         }
     }
 }

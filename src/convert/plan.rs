@@ -1,4 +1,4 @@
-//! Cutting the disk into work ranges, one at a time.
+//! Planning: splits the disk into work ranges, one at a time.
 
 use std::ops::Range;
 
@@ -6,19 +6,19 @@ use super::{Converter, Job};
 use crate::error::{Error, Result};
 use crate::image::{Span, Spans};
 
-/// A work range: at most a chunk, or a run of zeros of any length.
+/// A work range of at most one chunk.
 pub(super) struct Work {
-    /// Its number: 0, 1, 2, ...
+    /// Sequence number, from 0 on.
     pub seq: u64,
-    /// Guest bytes. Where the last one ends is the virtual size of the new disk.
+    /// Guest offsets. The last work range ends at the virtual size of the new image.
     pub range: Range<u64>,
-    /// Where the source's bytes are; what no span mentions is zeros.
+    /// Spans of the source that are not zeros, in ascending order.
     pub source: Vec<Span>,
-    /// The same for the image that the new one lies over.
+    /// Spans of the backing image that are not zeros, in ascending order.
     pub base: Vec<Span>,
 }
 
-/// What has not been handed out yet.
+/// The part of the disk that is not planned yet.
 pub(super) struct Planner<'a> {
     job: &'a Job<'a>,
     settings: &'a Converter,
@@ -40,7 +40,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The next range that holds something to do.
+    /// Returns the next work range, or `None` at the end of the disk.
     pub fn next(&mut self) -> Result<Option<Work>> {
         let end = self.job.spec.virtual_size;
         if !self.job.dense() {
@@ -70,7 +70,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The spans of one image, in ascending order, each for as long as it is needed.
+/// A cursor over the spans of one image, which moves forward only.
 struct SpanCursor<'a> {
     spans: Spans<'a>,
     current: Option<Span>,
@@ -81,8 +81,8 @@ impl<'a> SpanCursor<'a> {
         SpanCursor { spans, current: None }
     }
 
-    /// The span that contains `at` or, if zeros up to there have been passed already, the one after it; nothing past the
-    /// end of the disk.
+    /// Returns the span that contains `at`, or the first one after it if the zeros at `at` were skipped already; `None` after
+    /// the end of the disk.
     fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
         if self.current.is_none_or(|span| span.end() <= at) {
             self.spans.skip_to(at);
@@ -91,7 +91,7 @@ impl<'a> SpanCursor<'a> {
         Ok(self.current)
     }
 
-    /// The spans of `range` that are not zeros, cut at its ends.
+    /// Returns the spans in `range` that are not zeros, clipped to it.
     fn spans(&mut self, range: &Range<u64>) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
         let mut at = range.start;
@@ -106,7 +106,7 @@ impl<'a> SpanCursor<'a> {
         Ok(spans)
     }
 
-    /// Where the zeros that begin at `at` end, as far as the metadata tells. There can be much of it to look at.
+    /// Returns the end of the zeros at `at` by the metadata. A large amount of metadata can be read, so that this is cancelled.
     fn zeros_until(&mut self, mut at: u64, settings: &Converter) -> Result<u64> {
         loop {
             if settings.is_cancelled() {

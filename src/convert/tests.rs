@@ -1,4 +1,4 @@
-//! Whole conversions, and what the tests of their parts have in common.
+//! Whole conversions, and the support of the other tests.
 
 use std::io;
 use std::ops::Range;
@@ -14,7 +14,7 @@ pub(super) use crate::testing::noise;
 pub(super) const KIB: u64 = 1 << 10;
 pub(super) const MIB: u64 = 1 << 20;
 
-/// A file that holds a byte that is not zero in each of these ranges, and knows that holes are between them.
+/// A sparse file of ones in these ranges.
 pub(super) struct Islands {
     pub len: u64,
     pub data: Vec<Range<u64>>,
@@ -51,7 +51,7 @@ pub(super) fn raw(bytes: &[u8]) -> Image {
     open(Arc::new(MemFile::from(bytes.to_vec())), "raw")
 }
 
-/// A conversion to a target that takes blocks of `block_size`, uncompressed.
+/// An uncompressed conversion with blocks of `block_size`.
 pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u64) -> Job<'a> {
     let spec = WriteSpec {
         virtual_size: source.virtual_size().next_multiple_of(512),
@@ -63,7 +63,7 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
     Job { source, base, spec, sparse: 4096, starts_zeroed: true, target: None }
 }
 
-/// Bytes that compress, and differ from place to place.
+/// Compressible data without repetitions of whole blocks.
 pub(super) fn text(len: u64) -> Vec<u8> {
     (0..len.div_ceil(32)).flat_map(|line| format!("{line:>31}\n").into_bytes()).take(len as usize).collect()
 }
@@ -74,7 +74,7 @@ pub(super) fn qcow2(options: &str) -> Converter {
     Converter::new(Format::QCOW2).options(list).sync(false)
 }
 
-/// The bytes of an image that `converter` makes of `source`.
+/// Converts `source`, and returns the image.
 pub(super) fn converted(converter: &Converter, source: &Image) -> Arc<MemFile> {
     let file = Arc::new(MemFile::new());
     converter.convert_to(source, file.clone()).unwrap();
@@ -89,7 +89,7 @@ fn content(image: &Image) -> Vec<u8> {
 
 /// Both have their payloads in the same places, and a unit of each reaches over several chunks and blocks of the target.
 #[test]
-fn units_of_source_and_base_in_one_place_are_not_mixed_up() {
+fn units_of_source_and_backing_image_at_one_offset_stay_apart() {
     const UNIT: u64 = 2 * MIB;
     let ours = text(2 * UNIT);
     let mut theirs = ours.clone();
@@ -121,7 +121,7 @@ fn units_of_source_and_base_in_one_place_are_not_mixed_up() {
 }
 
 #[test]
-fn a_report_counts_what_was_done() {
+fn a_report_counts_data_and_blocks() {
     // Two blocks that compress, one that does not, one of zeros, and 100 bytes.
     let bytes = [text(128 * KIB), noise(64 * KIB, 1), vec![0; 64 << 10], vec![7; 100]].concat();
     let source = raw(&bytes);
@@ -166,7 +166,7 @@ fn the_number_of_threads_changes_nothing() {
     }
 }
 
-/// A target that takes bytes only where the last ones ended, and keeps a record of syncs.
+/// A sequential target that records syncs.
 #[derive(Default)]
 struct Forward(std::sync::Mutex<(Vec<u8>, usize)>);
 
@@ -194,7 +194,7 @@ impl WriteAt for Forward {
 }
 
 #[test]
-fn what_goes_before_a_block_is_written_before_it() {
+fn metadata_before_a_block_is_written_before_it() {
     let stream = |list: &str| {
         let mut options = Options::new();
         options.add_list(list);

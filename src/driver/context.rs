@@ -128,6 +128,16 @@ impl fmt::Debug for CreateContext<'_> {
 }
 
 /// The backing image of a new overlay.
+///
+/// ```
+/// use diskimage::driver::NewBacking;
+/// use diskimage::{ImageInfo, Name};
+///
+/// // In a test of a driver:
+/// let info = ImageInfo::new("raw", 1 << 20);
+/// let backing = NewBacking::new(Name::from("base.raw"), &info);
+/// assert_eq!(backing.info.virtual_size, 1 << 20);
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct NewBacking<'a> {
@@ -145,6 +155,27 @@ impl<'a> NewBacking<'a> {
 }
 
 /// Creates the further files of an image that consists of several.
+///
+/// A driver derives their names from that of the image. Callers implement [`TargetDirectory`](crate::io::TargetDirectory)
+/// instead.
+///
+/// ```
+/// use std::ffi::OsString;
+/// use std::path::Path;
+/// use std::sync::Arc;
+///
+/// use diskimage::Error;
+/// use diskimage::driver::CreateContext;
+/// use diskimage::io::WriteAt;
+///
+/// /// Creates `disk-data.toy` for the image `disk.toy`.
+/// fn create_data_file(cx: &CreateContext<'_>) -> diskimage::Result<Arc<dyn WriteAt>> {
+///     let files = cx.files.ok_or_else(|| Error::unsupported("toy", "images of several files to this target"))?;
+///     let mut name = OsString::from(Path::new(files.image_name()).file_stem().unwrap_or_default());
+///     name.push("-data.toy");
+///     files.add(&name)
+/// }
+/// ```
 pub trait TargetFiles {
     /// File name of the image itself, without a directory.
     fn image_name(&self) -> &OsStr;

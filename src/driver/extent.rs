@@ -27,6 +27,16 @@ pub struct Extent {
 }
 
 /// How a guest range is stored in one layer of an image.
+///
+/// ```
+/// use diskimage::driver::{ExtentKind, FileId, Location};
+///
+/// let at = Location { file: FileId(0), offset: 0x10000 };
+/// let next = ExtentKind::Data(at.advance(512));
+/// // Table entries are merged while the host offsets are contiguous.
+/// assert!(ExtentKind::Data(at).continues(512, next));
+/// assert!(!ExtentKind::Data(at).continues(1024, next));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ExtentKind {
@@ -96,6 +106,12 @@ pub struct Location {
 }
 
 /// Index of a file of an image: 0 is the image file, 1 the first of [`ImageInfo::files`](crate::ImageInfo::files), and so on.
+///
+/// ```
+/// use diskimage::driver::FileId;
+///
+/// assert_eq!(FileId::default(), FileId(0));
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FileId(pub u32);
 

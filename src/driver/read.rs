@@ -22,7 +22,7 @@ pub trait SparseRead: Send + Sync {
     /// panics, whatever the image holds.
     ///
     /// # Errors
-    /// When the metadata cannot be read or is corrupt. A host offset out of bounds of its file is corruption.
+    /// If the metadata cannot be read or is corrupt. A host offset out of bounds of its file is corruption.
     fn extent_at(&self, range: Range<u64>) -> Result<Extent>;
 
     /// The image file with pending log entries applied, where the format has a log and it is not empty.
@@ -30,8 +30,8 @@ pub trait SparseRead: Send + Sync {
         None
     }
 
-    /// Alignment of mapped host offsets in bytes, a power of two, by which overlapping allocations are tracked; `None` when
-    /// the format cannot map two guest ranges to one host range.
+    /// Alignment of mapped host offsets in bytes, a power of two, by which overlapping allocations are tracked; `None` if the
+    /// format cannot map two guest ranges to one host range.
     fn host_alignment(&self) -> Option<u64>;
 
     /// Reference count of the host cluster at `offset` of the image file; 1 for formats without reference counts.
@@ -42,7 +42,7 @@ pub trait SparseRead: Send + Sync {
     /// Reports each range of the image's files that holds metadata to `claim`, which returns whether the range was free.
     ///
     /// # Errors
-    /// When two tables that are needed for reading overlap.
+    /// If two tables that are needed for reading overlap.
     fn metadata(&self, _claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The registry: the formats of this crate, and those that a caller adds.
 //!
-//! A new format is a folder here and two lines in this file. Nothing outside matches on formats: tests, fuzz targets, benches
-//! and the program iterate [`Format::all`]. Each format but raw is behind a feature of its name (`vhd` for [`Format::VPC`]).
+//! A new format is a folder here and two lines in this file. Nothing else matches on formats: tests, fuzz targets, benches and
+//! the program iterate over [`Format::all`]. Each format but raw is behind a feature of its name.
 
 mod disabled;
 #[cfg(feature = "qcow2")]
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::options::{OptionSpec, wrong};
 
-/// The formats of this crate in the order in which they are listed. `raw` detects nothing: it is what no other format claims.
+/// The formats of this crate, in the order of lists. The probe of `raw` never matches: a file without a signature is raw.
 static BUILTIN: &[Format] = &[
     #[cfg(feature = "qcow2")]
     Format::QCOW2,
@@ -374,8 +374,8 @@ mod tests {
         let out = Arc::new(MemFile::new());
         for format in Format::all() {
             let cx = CreateContext::new(0, &options, out.clone());
-            let Err(Error::Option { format: told, name, problem }) = format.create(&cx) else { panic!("{format}") };
-            assert_eq!((told, &*name), (format.name(), "cluster-size"));
+            let Err(Error::Option { format: found, name, problem }) = format.create(&cx) else { panic!("{format}") };
+            assert_eq!((found, &*name), (format.name(), "cluster-size"));
             for option in format.options() {
                 assert!(problem.contains(option.name), "{problem}");
             }

@@ -27,29 +27,47 @@ pub use references::{ReferencePolicy, ResolveRequest};
 pub(crate) use source::{SizedFile, SourceFile};
 pub use span::{Span, Spans};
 
-/// A disk as its guest sees it.
+/// An opened image with its backing chain: the disk as the guest sees it.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format, OpenOptions};
+///
+/// let file = Arc::new(MemFile::new());
+/// Converter::new(Format::QCOW2).create_to(1 << 20, file.clone())?;
+/// let image = OpenOptions::new().open_source(file)?;
+/// let mut sector = [7; 512];
+/// image.read_exact_at(&mut sector, 4096)?;
+/// assert_eq!(sector, [0; 512]);
+/// for span in image.spans(0..image.virtual_size()) {
+///     assert!(span?.is_zero());
+/// }
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 pub struct Image {
-    /// The top first. There is at least one.
+    /// At least one, the top first.
     layers: Vec<Layer>,
-    /// What the last small read decoded.
+    /// The unit that the last small read decoded.
     scratch: Mutex<Scratch>,
 }
 
-/// One image of a chain, with the other files that hold its guest data.
+/// One image of a chain, with its data files and extents.
 pub(crate) struct Layer {
     pub reader: Box<dyn SparseRead>,
     pub format: Format,
-    /// By [`FileId`].
+    /// Indexed by [`FileId`].
     pub files: Vec<SourceFile>,
 }
 
 impl Image {
-    /// Size of the disk in bytes.
+    /// Virtual size in bytes.
     pub fn virtual_size(&self) -> u64 {
         self.info().virtual_size
     }
 
-    /// What the top layer says of itself.
+    /// The properties of the top layer.
     pub fn info(&self) -> &ImageInfo {
         self.layers[0].reader.info()
     }
@@ -64,22 +82,22 @@ impl Image {
         self.layers.iter().map(|layer| layer.reader.info())
     }
 
-    /// Number of layers.
+    /// Number of layers: the image and the images of its backing chain.
     pub fn layer_count(&self) -> usize {
         self.layers.len()
     }
 
-    /// The path of a file, by the layer and its number in it.
+    /// Returns the path of a file of the layer with the index `layer`, where 0 is the top, if it was opened by path.
     pub fn file_path(&self, layer: usize, file: FileId) -> Option<&Path> {
         self.layers.get(layer)?.files.get(file.0 as usize)?.path()
     }
 
-    /// Where the bytes of `range` live, in order. The range is cut off at the end of the disk.
+    /// Iterates over the guest range `range`, clipped to the disk, with the host location of each part.
     pub fn spans(&self, range: Range<u64>) -> Spans<'_> {
         Spans::new(self, range)
     }
 
-    /// As [`spans`](Self::spans) over the whole disk, with an error where two guest ranges share a host range.
+    /// Iterates over the whole disk as [`spans`](Self::spans), with an error where guest ranges overlap in a file.
     pub(crate) fn spans_exclusive(&self) -> Result<Spans<'_>> {
         let trackers = self.layers.iter().map(|layer| {
             let file_lens = layer.files.iter().map(|file| file.len);
@@ -88,36 +106,36 @@ impl Image {
         Ok(self.spans(0..u64::MAX).with_trackers(trackers.collect::<Result<_>>()?))
     }
 
-    /// Fills `buf` with the guest bytes from `offset` on.
+    /// Fills `buf` with guest data from byte `offset` on.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the disk ends before, and whatever reading meets.
+    /// [`Error::Usage`] if the range ends after the disk; errors of the storage and of the image.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.virtual_size());
         let Some(end) = end else {
             let (len, size) = (buf.len(), self.virtual_size());
             return Err(Error::Usage(format!("cannot read {len} bytes at {offset:#x} of a disk of {size:#x} bytes")));
         };
-        // Neighbouring small reads share what the last one decoded; reads at the same time do without.
+        // Consecutive small reads share a decoded unit; concurrent ones decode on their own.
         let mut own = Scratch::default();
         let mut shared = self.scratch.try_lock();
         let scratch = shared.as_deref_mut().unwrap_or(&mut own);
         let mut rest = buf;
         for span in self.spans(offset..end) {
             let span = span?;
-            let (part, behind) = rest.split_at_mut(span.len as usize);
+            let (part, after) = rest.split_at_mut(span.len as usize);
             self.load(&span, part, scratch)?;
-            rest = behind;
+            rest = after;
         }
         Ok(())
     }
 
-    /// The disk as a stream. [`Reader::new`] makes one of a range, and one that owns the image.
+    /// The disk as a stream. [`Reader::new`] has sub-ranges, and readers that own the image.
     pub fn reader(&self) -> Reader<&Image> {
         Reader::new(self, 0..u64::MAX)
     }
 
-    /// Fills `buf` with the bytes of `span`.
+    /// Fills `buf` with the data of `span`.
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
             ExtentKind::Hole | ExtentKind::Zero { .. } => {
@@ -128,7 +146,7 @@ impl Image {
                 let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
                 self.with_file(span, at.file, read)
             }
-            // A whole unit is decoded where it is wanted.
+            // A whole unit is decoded in place.
             ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {
                 self.decode(span, &unit, buf, scratch).map(drop)
             }
@@ -151,8 +169,8 @@ impl Image {
         }
     }
 
-    /// Decodes a compressed unit into `unit`, and returns whether its payload, which `scratch.stored` begins with, gives all
-    /// of it; if it is the last one of a disk, and ends beyond the disk's end, the rest was made zeros.
+    /// Decodes a compressed unit into `unit`, and leaves its payload at the start of `scratch.stored`. Returns false if the
+    /// payload is shorter than the unit, which only the last unit of a disk may be; the rest is zeros then.
     pub(crate) fn decode(&self, span: &Span, at: &Compressed, unit: &mut [u8], scratch: &mut Scratch) -> Result<bool> {
         scratch.stored.resize(at.stored_len as usize, 0);
         let format = self.layers[span.layer].format.name();
@@ -175,16 +193,17 @@ impl Image {
 
     fn with_file<T>(&self, span: &Span, id: FileId, read: impl FnOnce(&Arc<dyn ReadAt>) -> Result<T>) -> Result<T> {
         let layer = &self.layers[span.layer];
-        let file = layer.files.get(id.0 as usize).ok_or_else(|| Error::Usage("the file has not been opened".into()));
+        let file =
+            layer.files.get(id.0 as usize).ok_or_else(|| Error::Usage("a referenced file has not been opened".into()));
         file.and_then(|file| read(&file.source)).map_err(|e| layer.locate(e, id).in_guest(span.offset..span.end()))
     }
 
-    /// The image whose layers these are, at least one, the top first.
+    /// An image of at least one layer, the top first.
     pub(crate) fn new(layers: Vec<Layer>) -> Image {
         Image { layers, scratch: Mutex::default() }
     }
 
-    /// All files that guest bytes are read from.
+    /// All files that hold guest data.
     pub(crate) fn files(&self) -> impl Iterator<Item = &SourceFile> {
         self.layers.iter().flat_map(|layer| &layer.files)
     }
@@ -246,14 +265,14 @@ impl ReadAt for Image {
     }
 }
 
-/// Buffers and states that reading needs; one for each thread and image.
+/// Buffers and decoder states, one for each thread and image.
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub decoder: Decoder,
-    /// The payload that was decoded last, with what followed it in its sectors.
+    /// The payload decoded last, with what follows it in its sectors.
     pub stored: Vec<u8>,
     unit: Vec<u8>,
-    /// Which unit `unit` holds: its layer, and where it is in the file and on the disk.
+    /// The unit in `unit`: its layer, host offset and guest offset.
     unit_key: Option<(usize, u64, u64)>,
 }
 

@@ -41,7 +41,20 @@ pub struct OpenOptions {
     pub(super) limits: Limits,
 }
 
-/// The properties of an image, found without opening any file that it references.
+/// Properties of an image and of its file. Referenced files are not opened for them.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format, OpenOptions};
+///
+/// let upload = Arc::new(MemFile::new());
+/// Converter::new(Format::VDI).create_to(1 << 20, upload.clone())?;
+/// let inspection = OpenOptions::new().inspect_source(upload)?;
+/// assert_eq!((inspection.format, inspection.info.virtual_size), (Format::VDI, 1 << 20));
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inspection {
@@ -53,7 +66,7 @@ pub struct Inspection {
     pub info: ImageInfo,
     /// File length in bytes.
     pub file_len: u64,
-    /// Space that the file takes up on its file system in bytes, where the storage can tell.
+    /// Space allocated to the file by its file system in bytes, where the storage reports it.
     pub allocated: Option<u64>,
 }
 
@@ -70,7 +83,8 @@ impl OpenOptions {
         self
     }
 
-    /// States the format. State it for the raw disk of an untrusted guest, which can write the signature of any format.
+    /// States the format, in place of detecting it. This is necessary for raw disks of untrusted guests, which can write the
+    /// signature of any format.
     #[must_use]
     pub fn format(mut self, format: Format) -> Self {
         self.format = Some(format);
@@ -136,8 +150,8 @@ impl OpenOptions {
         self
     }
 
-    /// Whether a backing file is accepted that was changed after the overlay was created, by the overlay's own record. The
-    /// guest then sees a mix of old and new data. Default: false.
+    /// Whether a backing file is accepted that was changed after the overlay was created, as far as the overlay records its
+    /// identity. The guest then sees a mix of old and new data. Default: false.
     #[must_use]
     pub fn allow_changed_backing(mut self, allow: bool) -> Self {
         self.changed_backing = allow;
@@ -167,7 +181,7 @@ impl OpenOptions {
         self.open_chain(self.opened(source, None)?)
     }
 
-    /// Opens an image that comes from a pipe. Its guest data can be read once and in order, by one conversion.
+    /// Opens an image from a pipe. Its guest data can be read once and in order, by one conversion.
     ///
     /// # Errors
     /// [`Error::Usage`] if the format is not stated, [`Error::Unsupported`] if images of the format cannot be read in order,
@@ -322,7 +336,7 @@ impl OpenOptions {
     fn open_backing(&self, image: &Opened, reference: &FileReference, layer: usize) -> Result<Opened> {
         if layer >= self.limits.chain_depth {
             let limit = self.limits.chain_depth as u64;
-            let field = "the number of images in the chain".into();
+            let field = "backing chain length".into();
             return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
         }
         let (path, source) = self.open_reference(image, reference)?;
@@ -349,7 +363,7 @@ impl OpenOptions {
         }
     }
 
-    /// Opens a file that the caller named, which may be anywhere.
+    /// Opens a file named by the caller, to which the reference policy does not apply.
     fn open_path(&self, path: &Path) -> Result<Opened> {
         let open = || {
             let source = FileSource::open(path).map_err(Error::io("opening", None))?;
@@ -358,7 +372,7 @@ impl OpenOptions {
         open().map_err(|e: Error| e.in_file(path))
     }
 
-    /// The format is detected unless it is stated.
+    /// Detects the format, unless it is stated.
     fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
         let source = Arc::new(SizedFile::new(source)?);
         let format = self.format.map_or_else(|| self.probe(&*source), Ok)?;
@@ -379,7 +393,7 @@ impl OpenOptions {
 }
 
 impl Image {
-    /// Opens the image at `path`, which references no other file. [`OpenOptions`] is for everything else.
+    /// Opens the image at `path`, which must not need a referenced file. [`OpenOptions`] has all settings.
     ///
     /// # Errors
     /// As [`OpenOptions::open`].

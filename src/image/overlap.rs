@@ -1,8 +1,8 @@
-//! Which places of an image file are taken.
+//! Detection of overlaps in the files of an image.
 //!
-//! Guest bytes have a place of their own. An image in which guest bytes lie where metadata is, or in which two guest ranges
-//! share a place that the image does not count as shared, is corrupt: a reader would give one range the other's bytes. It
-//! is also how a small file expands to any size. A conversion passes each guest byte once and in order, so that it can tell.
+//! An image that maps guest data to metadata, or two guest ranges to one host range without a matching reference count, is
+//! corrupt. It is also how a small file expands to a disk of any size. A conversion visits each guest range once, so that it
+//! detects this.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -12,42 +12,41 @@ use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::bits::BitSet;
 
-/// The places in the files of one image that have been claimed so far.
+/// The host ranges of one image that are claimed so far.
 ///
-/// Memory is bounded: two bits for each mapping unit of the first [`OverlapTracker::UNITS`] units of the files, where they are
-/// used, and what [`Payloads`] needs. Beyond those units, sharing is found by the sum: no more bytes can be stored there than
-/// the file has.
+/// Memory is bounded: two bits for each of the first [`OverlapTracker::UNITS`] units of the files, where they are used, plus
+/// [`Payloads`]. After those units, an overlap is detected by the sum of the claims, which cannot exceed the file length.
 #[derive(Debug)]
 pub(crate) struct OverlapTracker {
     unit: Option<u64>,
-    /// By [`FileId`].
+    /// Indexed by [`FileId`].
     files: Vec<FileClaims>,
     payloads: Payloads,
 }
 
-/// What is claimed of one file.
+/// The claims in one file.
 #[derive(Debug)]
 struct FileClaims {
     len: u64,
     metadata: BitSet,
     data: BitSet,
-    /// Units that are used more than once, with how often.
+    /// Number of uses of each unit that is used more than once.
     shared: HashMap<u64, u64>,
     shared_uses: usize,
-    /// Bytes that were claimed in units that have no bits.
+    /// Bytes claimed in units without bits.
     untracked: u64,
 }
 
 impl OverlapTracker {
-    /// 8 MiB of bits twice: 4 TiB of file with units of 64 KiB.
+    /// Two bitmaps of 8 MiB: 4 TiB of file with units of 64 KiB.
     const UNITS: u64 = 1 << 26;
-    /// No sound image comes near it: sharing within one state of a disk is something that only tests do.
+    /// Largest number of shared uses. Only tests share units within one state of a disk, so that valid images stay below.
     const SHARED: usize = 1 << 16;
 
-    /// OverlapTracker for the files of `reader`, which are so long, with its metadata claimed already.
+    /// A tracker for the files of `reader` with these lengths in bytes, in which the metadata is claimed.
     ///
     /// # Errors
-    /// When metadata overlaps in a way that makes reading senseless.
+    /// If metadata overlaps in a way that prevents reading.
     pub fn new(reader: &dyn SparseRead, file_lens: impl Iterator<Item = u64>) -> Result<OverlapTracker> {
         let unit = reader.host_alignment();
         let mut left = Self::UNITS;
@@ -66,18 +65,21 @@ impl OverlapTracker {
         Ok(OverlapTracker { unit, files, payloads: Payloads::default() })
     }
 
-    /// OverlapTracker what the bytes of `extent`, which is of `reader`, lie in.
+    /// Claims the host range of `extent`.
+    ///
+    /// # Errors
+    /// [`Problem::Overlap`] if it is claimed already.
     pub fn claim(&mut self, reader: &dyn SparseRead, extent: &Extent) -> Result<()> {
         let Some(unit) = self.unit else { return Ok(()) };
         let (ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. })) = extent.kind else { return Ok(()) };
         let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Ok(()) };
         let problem = if let ExtentKind::Data(_) = extent.kind {
-            let references = |offset| if at.file == FileId::default() { reader.refcount(offset) } else { 1 };
-            file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &references)
+            let refcount = |offset| if at.file == FileId::default() { reader.refcount(offset) } else { 1 };
+            file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &refcount)
         } else if file.metadata.contains(at.offset / unit) {
             Some("metadata")
         } else {
-            // Payloads share units with each other, but none is used twice.
+            // Payloads share units, but no payload is used twice.
             self.payloads.repeats(at).then_some("data of another guest range")
         };
         problem.map_or(Ok(()), |with| Err(overlap(reader, extent, at.offset, with)))
@@ -90,7 +92,7 @@ impl FileClaims {
         FileClaims { len, metadata, data, shared: HashMap::new(), shared_uses: 0, untracked: 0 }
     }
 
-    /// Whether nothing claimed any of it before.
+    /// Claims a range, and returns whether it was free.
     fn claim_metadata(&mut self, unit: u64, range: Range<u64>) -> bool {
         let mut free = true;
         for index in range.start / unit..range.end.div_ceil(unit).min(self.metadata.bound()) {
@@ -99,8 +101,8 @@ impl FileClaims {
         free
     }
 
-    fn claim_data(&mut self, unit: u64, range: Range<u64>, references: &dyn Fn(u64) -> u64) -> Option<&'static str> {
-        // The part of a unit that the guest sees stands for the whole.
+    fn claim_data(&mut self, unit: u64, range: Range<u64>, refcount: &dyn Fn(u64) -> u64) -> Option<&'static str> {
+        // The visible part of a unit claims the whole unit.
         let units = range.start / unit..range.end.div_ceil(unit);
         for index in units.start..units.end.min(self.data.bound()) {
             if self.metadata.contains(index) {
@@ -110,7 +112,7 @@ impl FileClaims {
                 let uses = self.shared.entry(index).or_insert(1);
                 *uses += 1;
                 self.shared_uses += 1;
-                if *uses > references(index * unit) || self.shared_uses > OverlapTracker::SHARED {
+                if *uses > refcount(index * unit) || self.shared_uses > OverlapTracker::SHARED {
                     return Some("data of another guest range");
                 }
             }
@@ -121,29 +123,28 @@ impl FileClaims {
     }
 }
 
-/// The places of compressed payloads.
+/// The host locations of compressed payloads.
 ///
-/// The first [`Payloads::EXACT`] of them are remembered as they are. Of the others a bit is set, by a hash of the place: a
-/// bit that is set already may be chance. How many there are by chance is known, and an image that has twice as many and a
-/// thousand more uses payloads again.
+/// The first [`Payloads::EXACT`] are recorded exactly. Each further one sets a bit at a hash of its location, which may
+/// collide. The expected number of collisions is known; an image with more than twice that and a thousand reuses payloads.
 #[derive(Debug, Default)]
 struct Payloads {
     exact: HashSet<Location>,
     hashed: Option<BitSet>,
-    /// Bits that are set.
+    /// Number of bits set.
     set: u64,
-    /// Bits that were found set.
+    /// Number of collisions.
     hits: u64,
-    /// How many would be found by chance, in units of 1 / [`Payloads::BITS`].
+    /// Expected number of collisions, times [`Payloads::BITS`].
     expected: u64,
 }
 
 impl Payloads {
     const EXACT: usize = 1 << 16;
-    /// 8 MiB.
+    /// 8 MiB of memory.
     const BITS: u64 = 1 << 26;
 
-    /// Notes a payload, and tells whether it, or too many, were noted before.
+    /// Records a payload, and returns whether it is a repetition, or too many are.
     fn repeats(&mut self, at: Location) -> bool {
         if self.exact.len() < Self::EXACT {
             return !self.exact.insert(at);
@@ -151,8 +152,8 @@ impl Payloads {
         if self.exact.contains(&at) {
             return true;
         }
-        let place = at.offset ^ u64::from(at.file.0) << 40;
-        let hash = place.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
+        let key = at.offset ^ u64::from(at.file.0) << 40;
+        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) / (u64::MAX / Self::BITS + 1);
         self.expected = self.expected.saturating_add(self.set);
         match self.hashed.get_or_insert_with(|| BitSet::new(Self::BITS)).insert(hash) {
             Some(true) => self.hits += 1,
@@ -177,7 +178,7 @@ mod tests {
     const UNIT: u64 = 64 << 10;
     const FILE_LEN: u64 = 100 * UNIT;
 
-    /// A layer with metadata in its first unit, and unit 7 counted as used twice.
+    /// A layer with metadata in its first unit, and a reference count of 2 for unit 7.
     struct Fake(ImageInfo);
 
     impl SparseRead for Fake {
@@ -206,7 +207,7 @@ mod tests {
         }
     }
 
-    /// OverlapTracker each of these, and returns what the first that fails overlaps.
+    /// Claims each of these, and returns what the first overlap is with.
     fn claim(kinds: impl IntoIterator<Item = (ExtentKind, u64)>) -> Option<&'static str> {
         let layer = Fake(ImageInfo::default());
         let mut claims = OverlapTracker::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn data_has_its_place_for_itself() {
+    fn overlapping_data_is_refused() {
         assert_eq!(claim([data(1, 3), data(4, 3), data(8, 1)]), None);
         assert_eq!(claim([data(1, 3), data(3, 1)]), Some("data of another guest range"));
         assert_eq!(claim([data(1, 3), data(0, 1)]), Some("metadata"));
@@ -244,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_image_counts_may_be_shared_so_often() {
+    fn units_are_shared_up_to_their_reference_count() {
         assert_eq!(claim([data(7, 1), data(7, 1)]), None);
         assert_eq!(claim([data(7, 1), data(7, 1), data(7, 1)]), Some("data of another guest range"));
     }
@@ -254,7 +255,7 @@ mod tests {
         assert_eq!(claim([payload(UNIT), payload(UNIT + 1), payload(UNIT + 600)]), None);
         assert_eq!(claim([payload(289_792), payload(197_056), payload(289_792)]), Some("data of another guest range"));
         assert_eq!(claim([payload(12)]), Some("metadata"));
-        // The same place in another file is another place, and has other metadata.
+        // Files are independent of each other.
         let in_file = |file, offset| match payload(offset) {
             (ExtentKind::Compressed(unit), len) => {
                 (ExtentKind::Compressed(Compressed { at: Location { file: FileId(file), offset }, ..unit }), len)
@@ -267,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn many_payloads_are_no_repetition_and_repeated_ones_are() {
+    fn repeated_payloads_are_refused_among_many_others() {
         let many = || (0..400_000).map(|n| payload(UNIT + n * 61));
         assert_eq!(claim(many()), None);
         let again = (100_000..104_000).map(|n| payload(UNIT + n * 61));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_bits_the_sum_counts() {
+    fn after_the_bitmaps_the_sum_is_limited() {
         let unit = OverlapTracker::UNITS + 5;
         assert_eq!(claim((0..100).map(|_| data(unit, 1))), None);
         assert_eq!(claim((0..101).map(|_| data(unit, 1))), Some("data of another guest range"));

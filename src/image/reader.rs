@@ -1,4 +1,4 @@
-//! A disk as a stream.
+//! Guest data as a stream.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::{Deref, Range};
@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::Image;
 
-/// A disk, or a range of it, as [`Read`] and [`Seek`].
+/// Guest data of a disk, or of a range of it, as [`Read`] and [`Seek`].
 ///
-/// It borrows the image, or owns a share of it as `Reader<Arc<Image>>`, which file system and partition crates can keep.
-/// Some of those ask for [`Write`] although they only read; each write fails with
+/// A `Reader<&Image>` borrows the image; a `Reader<Arc<Image>>` owns it and can be kept by file system and partition crates.
+/// Some of them require [`Write`] although they only read: each write fails with
 /// [`ReadOnlyFilesystem`](io::ErrorKind::ReadOnlyFilesystem).
 ///
 /// ```
@@ -39,7 +39,7 @@ pub struct Reader<I = Arc<Image>> {
 }
 
 impl<I: Deref<Target = Image>> Reader<I> {
-    /// Reads the guest bytes of `range`, which is cut off at the end of the disk. Position 0 is the start of the range.
+    /// A reader of the guest offsets `range`, clipped to the disk. Position 0 is the start of the range.
     pub fn new(image: I, range: Range<u64>) -> Self {
         let end = range.end.min(image.virtual_size());
         Reader { image, range: range.start.min(end)..end, position: 0 }

@@ -16,26 +16,35 @@ use crate::name::Name;
 
 /// Which referenced files (backing files, data files, extents) may be opened.
 ///
-/// An untrusted image can name any file of this machine, so that nothing is opened without permission.
+/// An untrusted image can name any file of this machine, so that nothing is opened by default.
+///
+/// ```no_run
+/// use diskimage::{ErrorKind, Image, OpenOptions, ReferencePolicy};
+///
+/// let denied = Image::open("overlay.qcow2").unwrap_err();
+/// assert_eq!(denied.kind(), ErrorKind::Reference);
+/// let image = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open("overlay.qcow2")?;
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReferencePolicy {
-    /// None. An image that needs one is refused.
+    /// None. An image with a required reference is refused.
     #[default]
     Deny,
-    /// Files in the directory of the image that references them, and no symbolic links.
+    /// Files in the directory of the referencing image, except symbolic links.
     Beside,
-    /// All.
+    /// All files.
     Any,
 }
 
-/// A referenced file that a [resolver](OpenOptions::resolver) is asked for.
+/// A request to a [resolver](OpenOptions::resolver), which has an example.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ResolveRequest<'a> {
-    /// The reference, with the role of the file and what the image states about it.
+    /// The reference, with the role and the stated format of the file.
     pub reference: &'a FileReference,
-    /// The name of the file, relative to the place of `image` unless it is absolute.
+    /// The name as stored in the image, relative to the directory of `image` unless it is absolute.
     pub name: &'a Name,
     /// The name joined to the directory of `image`; the name itself if that has no path.
     pub path: &'a Path,
@@ -43,14 +52,14 @@ pub struct ResolveRequest<'a> {
     pub image: Option<&'a Path>,
 }
 
-/// The caller's way to open referenced files.
+/// A callback that opens referenced files.
 pub(super) type Resolver = dyn Fn(&ResolveRequest<'_>) -> io::Result<Arc<dyn ReadAt>> + Send + Sync;
 
 /// A file with the path it was found by.
 type Found = (PathBuf, Arc<dyn ReadAt>);
 
 impl OpenOptions {
-    /// Opens a file that `image` references, if the policy allows it. A refusal does not depend on what exists.
+    /// Opens a referenced file, if the policy allows it. A refusal does not depend on what exists.
     pub(super) fn open_reference(&self, image: &Opened, reference: &FileReference) -> Result<Found> {
         if image.path.is_none() && self.resolver.is_none() {
             return Err(refusal(image.format, reference, ReferenceProblem::NoPlace));
@@ -73,8 +82,8 @@ impl OpenOptions {
         }
     }
 
-    /// Looks for the file that has an identity of the reference among those with `extension` in the directory of `image`;
-    /// where any file is allowed also in its parent directory, since VirtualBox keeps snapshots in a subdirectory.
+    /// Searches the directory of `image` for the file with an identity of the reference, among those with `extension`. If any
+    /// file is allowed, its parent directory is searched too, since VirtualBox keeps snapshots in a subdirectory.
     fn find_beside(
         &self,
         image: &Opened,
@@ -93,7 +102,7 @@ impl OpenOptions {
             let Some(source) = self.with_identity(image, reference, &path) else { continue };
             match &found {
                 None => found = Some((path, source)),
-                // Another name of the same file.
+                // A hard link.
                 Some((_, first)) if first.identity().ok() == source.identity().ok() => {}
                 Some(_) => return Err(refusal(image.format, reference, ReferenceProblem::SeveralBeside(identity))),
             }
@@ -104,7 +113,7 @@ impl OpenOptions {
         }
     }
 
-    /// Opens the file at `path` if it has an identity of the reference. A file that cannot be read is passed over.
+    /// Opens the file at `path` if it has an identity of the reference. A file that cannot be read is skipped.
     fn with_identity(&self, image: &Opened, reference: &FileReference, path: &Path) -> Option<Arc<FileSource>> {
         let source = Arc::new(FileSource::open_nofollow(path).ok()?);
         if source.identity().ok()?.is_some_and(|own| image.source.identity().is_ok_and(|other| other == Some(own))) {
@@ -158,12 +167,12 @@ pub(super) fn refusal(format: Format, reference: &FileReference, problem: Refere
     Error::Reference { format: format.name(), role: reference.role, name: reference.name.clone(), problem }
 }
 
-/// Whether the image is the one that the reference means.
+/// Whether the image has an identity of the reference.
 fn has_identity(info: &ImageInfo, reference: &FileReference) -> bool {
     reference.identities.iter().any(|identity| info.identities.contains(identity))
 }
 
-/// Whether the file may still be found under another name.
+/// Whether another name of the reference is tried.
 fn is_missing(error: &Error) -> bool {
     match error.root() {
         Error::Io { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
@@ -174,8 +183,8 @@ fn is_missing(error: &Error) -> bool {
     }
 }
 
-/// The regular files with `extension` in a directory, sorted by name and without symbolic links; at most a thousand, since
-/// each is opened.
+/// Lists the regular files with `extension` in a directory, sorted by name, without symbolic links; at most 1000, since each
+/// one is opened.
 fn files_with_extension(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     const MOST: usize = 1000;
     let real = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
@@ -195,7 +204,7 @@ fn files_with_extension(directory: &Path, extension: &str) -> Result<Vec<PathBuf
     list().map_err(|e| Error::io("listing the directory", None)(e).in_file(real))
 }
 
-/// Whether a name means a file in `directory`, by its text alone. Without a directory only a plain file name does.
+/// Whether `name` is a file in `directory` by its text alone. Without a directory, only a plain file name is.
 fn is_beside(name: &Path, directory: Option<&Path>) -> bool {
     let Some(file_name) = name.file_name() else { return false };
     if name.is_absolute() {

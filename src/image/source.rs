@@ -1,4 +1,4 @@
-//! The files that an image's guest data is read from.
+//! The files that hold the guest data of an image.
 
 use std::io;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::io::{FileIdentity, ReadAt};
 
-/// A file whose length was asked for once. On an object store each such question is a request.
+/// A file whose length is queried once, since each query is a request to an object store.
 pub(crate) struct SizedFile {
     file: Arc<dyn ReadAt>,
     len: u64,
@@ -37,7 +37,8 @@ impl ReadAt for SizedFile {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.file.next_data(offset)
+        let data = self.file.next_data(offset)?;
+        Ok(data.map(|data| data.start..data.end.min(self.len)).filter(|data| !data.is_empty()))
     }
 
     fn identity(&self) -> io::Result<Option<FileIdentity>> {
@@ -49,7 +50,7 @@ impl ReadAt for SizedFile {
     }
 }
 
-/// A file that guest data is read from.
+/// A file that holds guest data.
 pub(crate) struct SourceFile {
     /// The file with pending log entries applied.
     pub source: Arc<dyn ReadAt>,
@@ -62,7 +63,7 @@ pub(crate) struct SourceFile {
 }
 
 impl SourceFile {
-    /// The file `file`, of which nothing is known yet.
+    /// Wraps a file whose length is not known yet.
     pub fn from_file(file: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<SourceFile> {
         SourceFile::new(Arc::new(SizedFile::new(file)?), path)
     }
@@ -72,7 +73,7 @@ impl SourceFile {
         Ok(SourceFile { source: file.clone(), path, identity, len: file.len, stored: file })
     }
 
-    /// Replaces the source by the view of the file that the driver has.
+    /// Applies the pending log entries that the driver found.
     pub fn seen_by(self, reader: &dyn SparseRead) -> Result<SourceFile> {
         match reader.image_file() {
             Some(source) => Ok(SourceFile { len: table::length(&*source)?, source, ..self }),

@@ -1,4 +1,4 @@
-//! Where guest data is stored, looked up through the whole chain.
+//! Spans: the host location of guest data, resolved through the chain.
 
 use std::ops::Range;
 
@@ -7,7 +7,22 @@ use super::overlap::OverlapTracker;
 use crate::driver::{Extent, ExtentKind, FileId};
 use crate::error::Result;
 
-/// A run of guest bytes that all live in the same way, looked up through the whole chain.
+/// A guest range of one kind, resolved through the whole chain.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::driver::ExtentKind;
+/// use diskimage::io::MemFile;
+/// use diskimage::{Format, OpenOptions};
+///
+/// let file = Arc::new(MemFile::from(vec![7; 1024]));
+/// let image = OpenOptions::new().format(Format::RAW).open_source(file)?;
+/// let span = image.spans(512..1024).next().unwrap()?;
+/// assert_eq!((span.offset, span.len, span.layer), (512, 512, 0));
+/// assert!(matches!(span.kind, ExtentKind::Data(at) if at.offset == 512));
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Span {
@@ -15,24 +30,24 @@ pub struct Span {
     pub offset: u64,
     /// Length in bytes, at least 1.
     pub len: u64,
-    /// How they live; [`ExtentKind::Hole`] when no layer has them, and they read as zeros.
+    /// How the range is stored; [`ExtentKind::Hole`] if no layer has it, and it reads as zeros.
     pub kind: ExtentKind,
-    /// Index of the layer that has them; 0 is the top.
+    /// Index of the layer that has the range; 0 is the top.
     pub layer: usize,
 }
 
 impl Span {
-    /// Guest offset of the first byte after it.
+    /// Guest offset of the end.
     pub fn end(&self) -> u64 {
         self.offset + self.len
     }
 
-    /// Whether its bytes are zeros by the metadata alone.
+    /// Whether the range is zeros by the metadata alone.
     pub fn is_zero(&self) -> bool {
         matches!(self.kind, ExtentKind::Zero { .. } | ExtentKind::Hole)
     }
 
-    /// The part of it that lies in `start..end`, with which it has a byte in common.
+    /// The part in the guest range `start..end`, which must overlap the span.
     #[must_use]
     pub(crate) fn clip(self, start: u64, end: u64) -> Span {
         let Extent { offset, len, kind } =
@@ -41,13 +56,13 @@ impl Span {
     }
 }
 
-/// The iterator of [`Image::spans`]. After an error it ends.
+/// The iterator of [`Image::spans`], which has an example. It ends after an error.
 #[derive(Debug)]
 pub struct Spans<'a> {
     image: &'a Image,
     at: u64,
     end: u64,
-    /// The extent that each layer was asked for last: a layer's may be much longer than what shows of it.
+    /// The last extent of each layer. It may be much longer than its visible part.
     cached: Vec<Option<Extent>>,
     trackers: Option<Vec<OverlapTracker>>,
 }
@@ -58,7 +73,7 @@ impl<'a> Spans<'a> {
         Spans { image, at: range.start, end, cached: vec![None; image.layers.len()], trackers: None }
     }
 
-    /// With a tracker for each layer.
+    /// Adds an overlap tracker for each layer.
     pub(super) fn with_trackers(self, trackers: Vec<OverlapTracker>) -> Self {
         Spans { trackers: Some(trackers), ..self }
     }
@@ -71,40 +86,40 @@ impl<'a> Spans<'a> {
     fn resolve(&mut self) -> Result<Span> {
         let mut limit = self.end;
         let last = self.image.layers.len() - 1;
-        let mut depth = 0;
+        let mut index = 0;
         loop {
-            let info = self.image.layers[depth].reader.info();
+            let info = self.image.layers[index].reader.info();
             if self.at >= info.virtual_size {
-                // The layer ends before the one above it: zeros from here on.
+                // A layer that is shorter than its overlay reads as zeros after its end.
                 let kind = ExtentKind::Hole;
-                return Ok(Span { offset: self.at, len: limit - self.at, kind, layer: depth.saturating_sub(1) });
+                return Ok(Span { offset: self.at, len: limit - self.at, kind, layer: index.saturating_sub(1) });
             }
-            let extent = self.extent(depth, limit)?.clip(self.at, limit);
+            let extent = self.extent(index, limit)?.clip(self.at, limit);
             limit = extent.end();
-            if extent.kind != ExtentKind::Hole || depth == last {
-                return Ok(Span { offset: extent.offset, len: extent.len, kind: extent.kind, layer: depth });
+            if extent.kind != ExtentKind::Hole || index == last {
+                return Ok(Span { offset: extent.offset, len: extent.len, kind: extent.kind, layer: index });
             }
-            depth += 1;
+            index += 1;
         }
     }
 
-    fn extent(&mut self, depth: usize, limit: u64) -> Result<Extent> {
-        match self.cached[depth] {
+    fn extent(&mut self, index: usize, limit: u64) -> Result<Extent> {
+        match self.cached[index] {
             Some(extent) if extent.offset <= self.at && self.at < extent.end() => Ok(extent),
             _ => {
-                let layer = &self.image.layers[depth];
-                // Overlaps are tracked by whole allocation units, of which the layers above may show parts.
+                let layer = &self.image.layers[index];
+                // Overlaps are tracked by whole allocation units, also if overlays hide parts of them.
                 let limit = if self.trackers.is_some() { u64::MAX } else { limit };
                 let range = self.at..limit.min(layer.reader.info().virtual_size);
                 let extent = layer
                     .reader
                     .extent_at(range)
                     .and_then(|extent| match &mut self.trackers {
-                        Some(trackers) => trackers[depth].claim(&*layer.reader, &extent).map(|()| extent),
+                        Some(trackers) => trackers[index].claim(&*layer.reader, &extent).map(|()| extent),
                         None => Ok(extent),
                     })
                     .map_err(|e| layer.locate(e, FileId::default()))?;
-                self.cached[depth] = Some(extent);
+                self.cached[index] = Some(extent);
                 Ok(extent)
             }
         }

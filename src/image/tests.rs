@@ -1,4 +1,4 @@
-//! Chains of layers that are made up.
+//! Synthetic chains.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -36,13 +36,13 @@ fn layer(virtual_size: u64, extents: Vec<Extent>, file: Vec<u8>) -> Layer {
     Layer { reader: Box::new(Fake(info, extents)), format: Format::RAW, files }
 }
 
-/// A layer whose bytes are 1, 2, 3 and so on.
+/// A layer with the data 1, 2, 3 and so on.
 fn counting(len: u64) -> Layer {
     let data = Extent { offset: 0, len, kind: ExtentKind::Data(TOP) };
     layer(len, vec![data], (1..=len as u8).collect())
 }
 
-/// A disk of 100 bytes, of which the top has the bytes 10 to 12, and zeros to 14.
+/// A disk of 100 bytes whose top has data at 10..12 and zeros at 12..14.
 fn over(parent: Layer) -> Image {
     let data = Extent { offset: 10, len: 2, kind: ExtentKind::Data(TOP.advance(1)) };
     let zeros = Extent { offset: 12, len: 2, kind: ExtentKind::Zero { allocated: None } };
@@ -50,7 +50,7 @@ fn over(parent: Layer) -> Image {
 }
 
 #[test]
-fn a_parent_shows_as_far_as_it_reaches() {
+fn holes_read_as_the_parent_up_to_its_end() {
     for parent_len in [99, 100, 101, 13, 10, 1] {
         let image = over(counting(parent_len));
         let mut expected = [0; 100];
@@ -89,8 +89,7 @@ fn spans_are_looked_up_through_the_layers() {
 }
 
 #[test]
-fn a_longer_parent_is_cut_even_below_a_shorter_one() {
-    // The layer in the middle ends the disk of those below it.
+fn a_longer_parent_is_clipped_by_a_shorter_middle_layer() {
     let image = Image::new(vec![layer(100, vec![], vec![]), layer(50, vec![], vec![]), counting(80)]);
     let mut bytes = [7; 100];
     image.read_exact_at(&mut bytes, 0).unwrap();
@@ -125,12 +124,12 @@ fn a_stream_ends_with_the_disk() {
     for wrong in [SeekFrom::Current(-10), SeekFrom::End(-101)] {
         assert_eq!(reader.seek(wrong).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
-    // A seek that fails moves nothing.
+    // A failed seek keeps the position.
     assert_eq!((reader.read(&mut bytes[..2]).unwrap(), &bytes[..2]), (2, &[10, 201][..]));
 }
 
 #[test]
-fn missing_bytes_are_an_error_that_says_which() {
+fn missing_bytes_are_an_error_with_their_range() {
     let data = Extent { offset: 0, len: 100, kind: ExtentKind::Data(TOP) };
     let image = Image::new(vec![layer(100, vec![data], vec![1; 60])]);
     image.read_exact_at(&mut [0; 60], 0).unwrap();
@@ -139,7 +138,7 @@ fn missing_bytes_are_an_error_that_says_which() {
     assert_eq!(error.kind().as_str(), "io");
 }
 
-/// A reader that says its file is to be read as if it had 20 bytes.
+/// A reader whose log extends its file to 20 bytes.
 struct Longer(Fake);
 
 impl SparseRead for Longer {
@@ -161,7 +160,7 @@ impl SparseRead for Longer {
 }
 
 #[test]
-fn a_file_that_became_as_long_as_it_is_read_has_changed() {
+fn growth_to_the_length_with_log_entries_is_a_change() {
     use crate::io::WriteAt;
 
     let stored = Arc::new(MemFile::from(vec![0; 10]));

@@ -8,7 +8,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{MemFile, ReadAt, WriteAt};
 
-/// A directory in which the files of a new image are created: a memory, a bucket of an object store.
+/// A directory in which the files of a new image are created, in any storage. [`MemDirectory`] is one in memory.
+///
+/// ```
+/// use std::ffi::OsStr;
+/// use std::io;
+/// use std::sync::Arc;
+///
+/// use diskimage::io::{MemDirectory, TargetDirectory, WriteAt};
+/// use diskimage::{Converter, Format};
+///
+/// /// Refuses to replace a file.
+/// struct WriteOnce(MemDirectory);
+///
+/// impl TargetDirectory for WriteOnce {
+///     fn create(&self, name: &OsStr) -> io::Result<Arc<dyn WriteAt>> {
+///         match self.0.file(name) {
+///             Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
+///             None => self.0.create(name),
+///         }
+///     }
+/// }
+///
+/// let directory = WriteOnce(MemDirectory::new());
+/// let converter = Converter::new(Format::VDI);
+/// converter.create_into(1 << 20, &directory, "disk.vdi")?;
+/// let error = converter.create_into(1 << 20, &directory, "disk.vdi").unwrap_err();
+/// assert_eq!(error.to_string(), "disk.vdi: creating the file: entity already exists");
+/// # Ok::<(), diskimage::Error>(())
+/// ```
 pub trait TargetDirectory: Send + Sync {
     /// Creates the empty file `name`, a plain file name, in place of one that exists.
     ///

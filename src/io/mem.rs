@@ -1,6 +1,7 @@
 //! A file in memory, for images that never touch a disk, and for tests.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{ReadAt, WriteAt, read_slice};
@@ -54,6 +55,11 @@ impl ReadAt for MemFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         Ok(read_slice(&self.lock(), buf, offset))
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.lock().len() as u64;
+        Ok((offset < len).then_some(offset..len))
     }
 }
 

@@ -110,11 +110,10 @@ pub trait ReadAt: Send + Sync {
         Ok(None)
     }
 
-    /// The next run of stored bytes at or after `offset`; `None` when only a hole follows. A file that cannot tell holes
-    /// from data says that everything up to its end is data.
+    /// Returns the next range of data at or after `offset`; `None` if only a hole follows. The range may extend beyond the end
+    /// of the file. By default everything is data, without a query of the length, which a remote storage would have to answer.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let size = self.size()?;
-        Ok((offset < size).then_some(offset..size))
+        Ok(Some(offset..u64::MAX))
     }
 }
 

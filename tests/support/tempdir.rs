@@ -13,6 +13,8 @@ impl TempDir {
         // Cargo sets this for integration tests only.
         match option_env!("CARGO_TARGET_TMPDIR") {
             Some(parent) => TempDir::under(Path::new(parent)),
+            // `temp_dir` panics there.
+            None if cfg!(target_os = "wasi") => TempDir::under(Path::new("/tmp")),
             None => TempDir::under(&std::env::temp_dir()),
         }
     }
@@ -20,7 +22,9 @@ impl TempDir {
     pub fn under(parent: &Path) -> TempDir {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = parent.join(format!("diskimage-{}-{number}", process::id()));
+        // WASI has no processes.
+        let process = if cfg!(target_os = "wasi") { 0 } else { process::id() };
+        let path = parent.join(format!("diskimage-{process}-{number}"));
         fs::create_dir_all(&path).unwrap();
         TempDir(path)
     }

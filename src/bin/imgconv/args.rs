@@ -21,8 +21,9 @@ pub struct Output {
 /// Options for referenced files.
 #[derive(Debug, clap::Args)]
 pub struct ReferenceArgs {
-    /// Which referenced files (backing files, extents) may be opened
-    #[arg(long, value_name = "WHICH", default_value = "none")]
+    /// Which referenced files (backing files, extents) may be opened;
+    /// beside: those in the directory of the image
+    #[arg(long, value_name = "WHICH", default_value = "none", verbatim_doc_comment)]
     references: ReferencePolicy,
 
     /// Accept a backing file that changed after the overlay was created
@@ -34,7 +35,7 @@ pub struct ReferenceArgs {
     backing_format: Option<Format>,
 }
 
-/// The input image of a subcommand that reads one.
+/// The input image of a subcommand.
 #[derive(Debug, clap::Args)]
 pub struct Input {
     /// Format of FILE [default: detected]
@@ -102,7 +103,7 @@ impl BackingArgs {
         self.base.is_some() || self.base_format.is_some()
     }
 
-    /// Opens the backing file of the new image `target`, if there is one. Returns the image and the name that `target` stores.
+    /// Opens the backing file of the new image `target`, if any. Returns it with the name to store in `target`.
     ///
     /// The name is stored as given. A relative name is resolved against the directory of `target`, as every reader does.
     pub fn open(
@@ -142,12 +143,12 @@ pub fn open_options(format: Option<Format>) -> OpenOptions {
 ///
 /// # Errors
 ///
-/// The extension is unknown; the message suggests `option`.
+/// The extension is unknown. The message names `option`.
 pub fn target_format(format: Option<Format>, option: &str, target: &Path) -> Result<Format, Failure> {
     let by_extension = || target.extension().and_then(OsStr::to_str).and_then(Format::by_extension);
     format.or_else(by_extension).ok_or_else(|| {
         let target = target.to_string_lossy();
-        Failure::usage(format!("{target}: no format has this file extension; set the format with {option}"))
+        Failure::usage(format!("{target}: no known file extension; set the format with {option}"))
     })
 }
 

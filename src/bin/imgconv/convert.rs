@@ -111,7 +111,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         self.check_streams()?;
         let interrupt = match self.target {
-            // Nothing to clean up, and a reader that has stopped reading would block the end.
+            // There is nothing to clean up, and a write to a reader that has stopped reading blocks forever.
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
@@ -251,7 +251,7 @@ impl Args {
         Ok(converter)
     }
 
-    /// Prints the report in JSON style. In human style, only padding is mentioned.
+    /// Prints the report in JSON style, and a note about padding.
     fn print_report(&self, report: &Report) -> Outcome {
         if report.padding > 0 && !self.quiet {
             let (target, padding) = (self.target_name().display(), report.padding);

@@ -27,7 +27,7 @@ backing file), present, zero, data, compressed and, unless compressed, offset.";
 impl Args {
     pub fn run(&self) -> Outcome {
         let image = self.input.options().open(&self.input.file)?;
-        // The metadata is read twice. So a corrupt image prints nothing, and a large map is never in memory.
+        // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
         entries(&image).try_for_each(|entry| entry.map(drop))?;
         let mut stdout = Stdout::new();
         match self.input.output.style {

@@ -13,7 +13,7 @@ use crate::output::{self, Style, human_size};
 /// List the internal snapshots of an image; convert -l extracts one
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// List snapshots; required, there is no other operation
+    /// List snapshots (required)
     #[arg(short = 'l', long, required = true)]
     list: bool,
 

@@ -17,6 +17,8 @@ impl Encode for FrameCompressor {
 }
 
 pub(in crate::codec) fn compressor(level: i32) -> FrameCompressor {
+    // The encoder of these levels (version 0.2.6) writes frames that decode to other data on big-endian machines.
+    let level = if cfg!(target_endian = "big") && matches!(level, 3 | 4) { 5 } else { level };
     let level = CompressionLevel::from_level(level);
     let mut compressor = FrameCompressor::new(level);
     if level == CompressionLevel::from_level(1) {

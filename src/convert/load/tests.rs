@@ -1,4 +1,4 @@
-//! What is found to store, exactly.
+//! Items of work ranges.
 
 use super::*;
 use crate::codec::{Codec, Decoder, Encoding};
@@ -7,7 +7,7 @@ use crate::convert::tests::{KIB, converted, islands, job, noise, open, qcow2, ra
 
 const BLOCK: u64 = 4 * KIB;
 
-/// Loads everything, and hands what was found in each work range to `look`.
+/// Loads the whole disk, and passes each work range to `look`.
 fn load_all(job: &Job<'_>, mut look: impl FnMut(&Work, &Loader<'_>)) {
     let settings = qcow2("");
     let mut planner = Planner::new(job, &settings).unwrap();
@@ -39,7 +39,7 @@ fn filled(blocks: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_not_zero_is_data() {
+fn units_that_are_not_zero_are_data() {
     let mut bytes = filled(&[1, 1, 0, 0, 1, 0]);
     // One byte is enough, at either end of its unit.
     bytes[3 * BLOCK as usize - 1] = 1;
@@ -54,7 +54,7 @@ fn what_is_not_zero_is_data() {
 }
 
 #[test]
-fn the_rest_of_a_unit_around_an_island_is_zeros() {
+fn units_around_an_island_are_padded_with_zeros() {
     // In a buffer that held something else.
     let source = islands(2 << 20, &[0..1 << 20, (1 << 20) + 10..(1 << 20) + 20]);
     let mut found = Vec::new();
@@ -69,7 +69,7 @@ fn the_rest_of_a_unit_around_an_island_is_zeros() {
 }
 
 #[test]
-fn what_differs_from_the_base_is_stored() {
+fn units_that_differ_from_the_backing_image_are_stored() {
     let source = raw(&filled(&[1, 2, 3, 0, 4, 0, 5, 0, 0]));
     // It ends one block before the source.
     let base = raw(&filled(&[1, 1, 1, 9, 4, 0, 0, 9]));
@@ -86,27 +86,27 @@ fn what_differs_from_the_base_is_stored() {
     assert_eq!(items(&Job { sparse: 0, ..over(BLOCK) }), [item(0..9, ItemKind::Data)]);
     let kinds: Vec<_> = items(&encoded(over(BLOCK), Encoding::new(Codec::Deflate)))
         .into_iter()
-        .map(|Item { guest, kind }| (guest.start / BLOCK..guest.end / BLOCK, matches!(kind, ItemKind::Packed { .. })))
+        .map(|Item { guest, kind }| (guest.start / BLOCK..guest.end / BLOCK, matches!(kind, ItemKind::Encoded { .. })))
         .collect();
     assert_eq!(kinds, [(1..2, true), (2..3, true), (3..4, false), (6..7, true), (7..8, false)]);
 }
 
 #[test]
-fn a_block_that_does_not_shrink_stays_as_it_is() {
+fn incompressible_blocks_are_stored_uncompressed() {
     for codec in [Codec::Deflate, Codec::Zstd] {
         let source = raw(&[noise(BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat());
         let job = encoded(job(&source, None, BLOCK), Encoding::new(codec));
         let found = items(&job);
-        let ItemKind::Packed { place, copied: false } = &found[1].kind else { panic!("{found:?}") };
+        let ItemKind::Encoded { bytes: place, passthrough: false } = &found[1].kind else { panic!("{found:?}") };
         assert!(place.start == 0 && place.len() < BLOCK as usize, "{place:?}");
-        let packed = ItemKind::Packed { place: place.clone(), copied: false };
+        let packed = ItemKind::Encoded { bytes: place.clone(), passthrough: false };
         let expected = [item(0..1, ItemKind::Data), item(1..2, packed), item(3..4, ItemKind::Data)];
         assert_eq!(found, expected);
     }
 }
 
 #[test]
-fn the_last_block_is_encoded_as_a_whole_one() {
+fn the_last_block_is_padded_before_encoding() {
     // The first chunk leaves the buffer full of other bytes.
     let bytes = text((1 << 20) + 700);
     let source = raw(&bytes);
@@ -115,8 +115,10 @@ fn the_last_block_is_encoded_as_a_whole_one() {
         let job = encoded(job(&source, base, 64 * KIB), Encoding::new(codec));
         let mut last = None;
         load_all(&job, |_, loader| {
-            let Item { guest, kind: ItemKind::Packed { place, .. } } = loader.items().last().unwrap() else { panic!() };
-            last = Some((guest.clone(), loader.packed(place).to_vec()));
+            let Item { guest, kind: ItemKind::Encoded { bytes: place, .. } } = loader.items().last().unwrap() else {
+                panic!()
+            };
+            last = Some((guest.clone(), loader.encoded(place).to_vec()));
         });
         let (guest, payload) = last.unwrap();
         assert_eq!(guest, 1 << 20..(1 << 20) + 1024);
@@ -128,7 +130,7 @@ fn the_last_block_is_encoded_as_a_whole_one() {
 }
 
 #[test]
-fn payloads_are_taken_over_only_if_any_would_do() {
+fn passthrough_needs_the_default_encoding_and_the_same_unit() {
     let bytes = [text(3 * BLOCK), vec![0; BLOCK as usize], text(BLOCK + 512)].concat();
     // Zeros are stored too.
     let dense = qcow2("cluster_size=4k").compress(true).sparse(0);
@@ -136,7 +138,7 @@ fn payloads_are_taken_over_only_if_any_would_do() {
     let source = open(file.clone(), "qcow2");
     let default = Encoding::new(Codec::Deflate);
     let copies = |job: Job<'_>| -> Vec<bool> {
-        let copied = |item: &Item| matches!(item.kind, ItemKind::Packed { copied: true, .. });
+        let copied = |item: &Item| matches!(item.kind, ItemKind::Encoded { passthrough: true, .. });
         items(&job).iter().map(copied).collect()
     };
     let to = |block_size, encoding| encoded(job(&source, None, block_size), encoding);
@@ -153,8 +155,8 @@ fn payloads_are_taken_over_only_if_any_would_do() {
     let mut packed = Vec::new();
     load_all(&to(BLOCK, default.clone()), |_, loader| {
         for item in loader.items() {
-            let ItemKind::Packed { place, .. } = &item.kind else { panic!() };
-            packed.push(loader.packed(place).to_vec());
+            let ItemKind::Encoded { bytes: place, .. } = &item.kind else { panic!() };
+            packed.push(loader.encoded(place).to_vec());
         }
     });
     let mut encoder = Encoder::new(&default).unwrap();
@@ -164,7 +166,7 @@ fn payloads_are_taken_over_only_if_any_would_do() {
     assert_eq!(packed, expected);
 }
 
-/// A frame that shows all that it is told.
+/// A frame whose header holds all arguments.
 const FRAME: Frame = Frame {
     header_len: 12,
     header: |bytes, guest, len| {
@@ -175,7 +177,7 @@ const FRAME: Frame = Frame {
     alignment: 512,
 };
 
-/// Everything to be stored of a job with that frame: guest range, payload, and whether it was taken over.
+/// The items of a job with that frame: guest range, bytes, passthrough.
 fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
     job.spec.frame = Some(FRAME);
     job.spec.always_encoded = true;
@@ -183,10 +185,12 @@ fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
     load_all(&job, |_, loader| {
         let mut end = 0;
         for Item { guest, kind } in loader.items() {
-            let ItemKind::Packed { place, copied } = kind else { panic!("{guest:?} is not encoded") };
+            let ItemKind::Encoded { bytes: place, passthrough: copied } = kind else {
+                panic!("{guest:?} is not encoded")
+            };
             assert_eq!(place.start, end, "one after the other");
             end = place.end;
-            let bytes = loader.packed(place);
+            let bytes = loader.encoded(place);
             assert!(bytes.len().is_multiple_of(512));
             let (header, rest) = bytes.split_at(12);
             assert_eq!(header[..8], guest.start.to_le_bytes());
@@ -202,7 +206,7 @@ fn framed(mut job: Job<'_>) -> Vec<(Range<u64>, Vec<u8>, bool)> {
 }
 
 #[test]
-fn frames_are_around_payloads_and_these_are_never_too_long() {
+fn frames_surround_payloads_within_the_length_limit() {
     // Noise in one chunk and the next, with zeros between.
     let mut bytes = [noise(2 * BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat();
     bytes.resize(1 << 20, 0);
@@ -226,7 +230,7 @@ fn frames_are_around_payloads_and_these_are_never_too_long() {
 }
 
 #[test]
-fn payloads_are_taken_over_into_another_wrapper() {
+fn passthrough_changes_the_wrapper_of_a_payload() {
     let bytes = [text(3 * BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 1), text(BLOCK + 512)].concat();
     let file = converted(&qcow2("cluster_size=4k").compress(true), &raw(&bytes));
     let source = open(file, "qcow2");
@@ -252,7 +256,8 @@ fn payloads_are_taken_over_into_another_wrapper() {
     let file = converted(&vmdk.options(options("subformat=streamOptimized")), &raw(&bytes));
     let source = open(file, "vmdk");
     let job = encoded(job(&source, None, 64 * KIB), Encoding::new(Codec::Deflate));
-    let copied = |item: Item| if let ItemKind::Packed { copied, .. } = item.kind { Some(copied) } else { None };
+    let copied =
+        |item: Item| if let ItemKind::Encoded { passthrough: copied, .. } = item.kind { Some(copied) } else { None };
     let kinds: Vec<_> = items(&job).into_iter().map(copied).collect();
     // What would be longer than the block is not taken over where blocks may stay as they are.
     assert_eq!(kinds, [Some(true), Some(true), Some(true), None, Some(true)]);

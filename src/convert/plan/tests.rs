@@ -10,10 +10,10 @@ use super::*;
 use crate::convert::tests::{KIB, MIB, islands, job, qcow2};
 use crate::driver::{ExtentKind, FileId, Location};
 
-/// Ranges of guest bytes, as an image has them.
+/// Guest ranges.
 type Ranges = Vec<Range<u64>>;
 
-/// Everything that is handed out: the work range, and the data of the source and of the base in it.
+/// All work ranges, with the data of the source and of the backing image in each.
 fn plan(job: &Job<'_>) -> Vec<(Range<u64>, Ranges, Ranges)> {
     let settings = qcow2("");
     let mut planner = Planner::new(job, &settings).unwrap();
@@ -33,7 +33,7 @@ fn plan(job: &Job<'_>) -> Vec<(Range<u64>, Ranges, Ranges)> {
     found
 }
 
-/// The same without a base.
+/// As [`plan`], without a backing image.
 fn plan_alone(job: &Job<'_>) -> Vec<(Range<u64>, Ranges)> {
     plan(job).into_iter().map(|(range, source, base)| (range, source, base.is_empty())).map(|it| (it.0, it.1)).collect()
 }
@@ -70,7 +70,7 @@ fn runs_are_cut_at_chunks() {
 }
 
 #[test]
-fn everything_is_handed_out_if_zeros_are_stored_too() {
+fn a_dense_image_has_work_ranges_for_the_whole_disk() {
     let source = islands(3 * MIB, &[MIB..MIB + 1]);
     let expected = [(0..MIB, vec![]), (MIB..2 * MIB, vec![MIB..MIB + 1]), (2 * MIB..3 * MIB, vec![])];
     let sparse = job(&source, None, 64 * KIB);
@@ -81,9 +81,9 @@ fn everything_is_handed_out_if_zeros_are_stored_too() {
 }
 
 #[test]
-fn what_only_the_base_has_is_not_skipped() {
+fn data_of_only_the_backing_image_is_not_skipped() {
     let source = islands(16 * MIB, &[2 * MIB..2 * MIB + 1, 12 * MIB..12 * MIB + 1]);
-    // Longer than the source: what is behind its end is nobody's concern.
+    // Longer than the source: data after the end of the source is ignored.
     let base = islands(32 * MIB, &[9 * MIB - 1..9 * MIB + 1, 12 * MIB + 5..12 * MIB + 6, 20 * MIB..21 * MIB]);
     let expected = [
         (2 * MIB..3 * MIB, vec![2 * MIB..2 * MIB + 1], vec![]),

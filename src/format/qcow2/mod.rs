@@ -26,7 +26,7 @@
 //! | extended L2 entries | yes | yes |
 //! | compressed clusters: deflate (any window), zstd | yes | yes |
 //! | zero clusters, preallocated clusters | yes | yes |
-//! | reference counts of 1 to 64 bits | yes, needed by `check` only | yes |
+//! | reference counts of 1 to 64 bits | yes | yes |
 //! | backing file | yes | yes |
 //! | external data file | yes | no |
 //! | internal snapshots | yes | no |

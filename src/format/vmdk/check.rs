@@ -74,7 +74,7 @@ fn check_extents(descriptor: &Descriptor, cx: &OpenContext<'_>, findings: &mut F
             // Already reported.
             Some(_) if !free => {}
             Some(file) => check_extent(file, line, cx, findings).or_else(|error| findings.note_error(error))?,
-            None => findings.unchecked(|| format!("extent {name}")),
+            None => findings.not_checked(|| format!("extent {name}")),
         }
     }
     Ok(())
@@ -173,16 +173,16 @@ impl Findings {
         });
     }
 
-    fn unchecked(&mut self, what: impl FnOnce() -> String) {
+    fn not_checked(&mut self, what: impl FnOnce() -> String) {
         self.report.check_errors += 1;
-        self.report.message("Unchecked", what);
+        self.report.message("Not checked", what);
     }
 
     /// Reports corruption and exceeded limits; returns other errors.
     fn note_error(&mut self, error: Error) -> Result<()> {
         match error {
             Error::Corrupt(_) => self.corruption(error),
-            Error::Limit { .. } => self.unchecked(|| error.to_string()),
+            Error::Limit { .. } => self.not_checked(|| error.to_string()),
             other => return Err(other),
         }
         Ok(())

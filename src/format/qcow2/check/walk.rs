@@ -193,7 +193,7 @@ fn l2_table(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
     Ok(Some(offset))
 }
 
-/// Returns the host offset of the data of a bitmap table entry. It is within the file.
+/// Returns the host offset of the data of a bitmap table entry. Its first byte is within the file.
 fn bitmap_data(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
     let (offset, cluster_size) = (entry & OFFSET_MASK, layout.header.cluster_size());
     // Without data, bit 0 is the value of all bits.
@@ -285,7 +285,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Checks the entries whose cluster ends beyond the end of the file: by their guest offsets, are guest bytes missing?
+    /// Checks the collected tails: only bytes beyond the end of the disk may be missing.
     fn check_tails(&mut self) -> Result<()> {
         let layout = self.layout;
         for tail in std::mem::take(&mut self.tails) {

@@ -71,7 +71,7 @@ impl SparseExtent {
             // An old header must not be mistaken for the new one, and empty tables are not written.
             out.zero_range(0..next).map_err(Error::io("clearing the tables", 0))?;
         }
-        let descriptor = descriptor.map(|text| pad_descriptor(&text, DESCRIPTOR_SECTORS)).transpose()?;
+        let descriptor = descriptor.map(|text| pad_descriptor(text, DESCRIPTOR_SECTORS)).transpose()?;
         Ok(SparseExtent {
             out,
             header,

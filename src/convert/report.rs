@@ -1,0 +1,91 @@
+//! Progress and result of a conversion.
+
+use std::fmt;
+
+use crate::format::Format;
+
+/// Progress of a conversion.
+///
+/// ```
+/// use diskimage::{Converter, Format};
+///
+/// let converter = Converter::new(Format::QCOW2).progress(|progress| {
+///     let percent = progress.done as f64 * 100.0 / progress.total as f64;
+///     eprint!("\r{percent:.1} %");
+/// });
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Guest bytes done. The last call has `total`.
+    pub done: u64,
+    /// Virtual size in bytes of the new image.
+    pub total: u64,
+}
+
+/// Result of a conversion, or of the creation of an image.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Converter, Format};
+///
+/// let report = Converter::new(Format::QCOW2).create_to(1000, Arc::new(MemFile::new()))?;
+/// assert_eq!(report.source_format, None);
+/// assert_eq!((report.virtual_size, report.padding), (1024, 24));
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Format of the source; `None` for a created image.
+    pub source_format: Option<Format>,
+    /// Format of the new image.
+    pub format: Format,
+    /// Virtual size in bytes of the new image.
+    pub virtual_size: u64,
+    /// Bytes of zeros by which the virtual size was rounded up: most formats have whole sectors, some options whole units.
+    pub padding: u64,
+    /// Guest bytes stored as data, compressed or not.
+    pub data_bytes: u64,
+    /// Number of blocks stored compressed.
+    pub compressed_blocks: u64,
+    /// Number of these that were copied without re-encoding, after a test that they decode.
+    pub passthrough_blocks: u64,
+    /// Bytes of payload written.
+    pub written_bytes: u64,
+}
+
+impl Report {
+    pub(super) fn new(source_format: Option<Format>, format: Format, virtual_size: u64, padding: u64) -> Self {
+        Report {
+            source_format,
+            format,
+            virtual_size,
+            padding,
+            data_bytes: 0,
+            compressed_blocks: 0,
+            passthrough_blocks: 0,
+            written_bytes: 0,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { source_format, format, virtual_size, data_bytes, written_bytes, .. } = self;
+        match source_format {
+            None => write!(f, "created an empty {format} image of {virtual_size} bytes")?,
+            Some(source) => write!(
+                f,
+                "converted {source} to {format}: virtual size {virtual_size} bytes, {data_bytes} bytes of data, \
+                 {written_bytes} bytes written"
+            )?,
+        }
+        if self.padding > 0 {
+            write!(f, "; padded with {} bytes of zeros", self.padding)?;
+        }
+        Ok(())
+    }
+}
