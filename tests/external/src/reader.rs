@@ -63,9 +63,13 @@ impl SparseRead for Reader {
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         let (offset, len) = (self.header.table_offset, self.header.table_len());
-        claim(FileId(0), 0..HEADER_LEN as u64);
-        if len > 0 && !claim(FileId(0), offset..offset + len) {
+        if len > 0 && offset < HEADER_LEN as u64 {
             return Err(Error::corrupt(NAME, "table offset", 24, Problem::Overlap { offset, with: "the header" }));
+        }
+        // Both may be in one cluster, so that the second claim may find it taken.
+        claim(FileId(0), 0..HEADER_LEN as u64);
+        if len > 0 {
+            claim(FileId(0), offset..offset + len);
         }
         Ok(())
     }

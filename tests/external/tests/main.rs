@@ -3,6 +3,7 @@
 mod format;
 mod storage;
 
+#[allow(dead_code, reason = "shared with the tests of the crate itself")]
 #[path = "../../support/random.rs"]
 mod random;
 
