@@ -1,4 +1,4 @@
-//! VHDX images as the document has them, which no program here makes: every state of a block, chains of differencing disks.
+//! VHDX images that no installed program writes: every block state, chains of differencing disks.
 
 mod hostile;
 mod logs;
@@ -18,13 +18,13 @@ use diskimage::{Comparison, Error, Image, OpenOptions, compare};
 
 const SECTORS: [u64; 2] = [512, 4096];
 
-/// What the guest sees of an image that lies over these bytes.
+/// The guest data of an image over a parent with the guest data `guest`.
 pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     guest.resize(image.size as usize, 0);
     for (index, block) in image.blocks.iter().enumerate() {
         let start = index * image.block_size as usize;
         let end = (start + image.block_size as usize).min(guest.len());
-        let of_block = |pieces: &[(u64, Vec<u8>)]| {
+        let block_bytes = |pieces: &[(u64, Vec<u8>)]| {
             let mut bytes = vec![0; image.block_size as usize];
             for (at, piece) in pieces {
                 bytes[*at as usize..][..piece.len()].copy_from_slice(piece);
@@ -34,9 +34,9 @@ pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
         match block {
             Block::Without(NOT_PRESENT) => {}
             Block::Without(_) => guest[start..end].fill(0),
-            Block::Full(pieces) => guest[start..end].copy_from_slice(&of_block(pieces)[..end - start]),
+            Block::Full(pieces) => guest[start..end].copy_from_slice(&block_bytes(pieces)[..end - start]),
             Block::Partial(pieces, present) => {
-                let bytes = of_block(pieces);
+                let bytes = block_bytes(pieces);
                 for sector in present.iter().cloned().flatten() {
                     let at = (sector * image.sector_size) as usize;
                     if start + at < end {
@@ -51,7 +51,7 @@ pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     guest
 }
 
-/// Some runs of random bytes within a block.
+/// Random data at random offsets of a block.
 fn pieces(random: &mut Random, block_size: u64) -> Vec<(u64, Vec<u8>)> {
     let count = 1 + random.below(4);
     (0..count)
@@ -63,7 +63,7 @@ fn pieces(random: &mut Random, block_size: u64) -> Vec<(u64, Vec<u8>)> {
         .collect()
 }
 
-/// Some runs of sectors of a block, none of which touch.
+/// Runs of sectors of a block that do not touch.
 fn runs(random: &mut Random, sectors: u64) -> Vec<std::ops::Range<u64>> {
     let mut at = random.below(3);
     let mut runs = Vec::new();
@@ -76,7 +76,7 @@ fn runs(random: &mut Random, sectors: u64) -> Vec<std::ops::Range<u64>> {
     runs
 }
 
-/// An image whose blocks are in any state.
+/// An image with random block states.
 pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, with_parent: bool) -> Vhdx {
     let mut image = Vhdx::new(size, block_size, sector_size);
     image.maker = MAKERS[random.below(3) as usize];
@@ -86,7 +86,7 @@ pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, 
             1 | 2 => Block::Without(NOT_PRESENT),
             3..=5 => Block::Full(pieces(random, block_size)),
             _ => {
-                // Bytes in all of the block; the bitmap says which of them count.
+                // Data in the whole block; the bitmap selects the sectors.
                 let bytes = random.bytes(block_size as usize);
                 Block::Partial(vec![(0, bytes)], runs(random, block_size / sector_size))
             }
@@ -95,18 +95,18 @@ pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, 
     image
 }
 
-/// Names the image with this GUID, by a path relative to the child.
+/// A parent locator with this GUID and relative path.
 pub fn parent_of(linkage: &str, relative_path: &str) -> Option<Vec<(&'static str, String)>> {
     Some(vec![("parent_linkage", format!("{{{linkage}}}")), ("relative_path", relative_path.to_owned())])
 }
 
-/// A GUID by a number, and as text.
+/// The GUID with this number, in binary and as text.
 pub fn numbered(number: u64) -> (Guid, String) {
     let text = format!("{number:08x}-1234-4321-8abc-0123456789ab");
     (guid(&text), text)
 }
 
-/// A chain of images from the base to the top, each over the one before it, with what the guest sees of the top.
+/// A chain of images from the base to the top, and the guest data of the top.
 pub struct Chain {
     pub paths: Vec<PathBuf>,
     pub guest: Vec<u8>,
@@ -136,7 +136,7 @@ impl Chain {
     }
 }
 
-/// All bytes, at once and in pieces, and what a conversion makes of them.
+/// Checks the guest data, read at once, in parts, and through conversions.
 #[track_caller]
 fn assert_reads(path: &Path, guest: &[u8], what: &str) {
     let image = open_beside(path).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -159,7 +159,7 @@ fn assert_reads(path: &Path, guest: &[u8], what: &str) {
     }
 }
 
-/// Our own check finds nothing.
+/// Checks that our own check finds nothing.
 #[track_caller]
 fn assert_sound(path: &Path, what: &str) {
     let report = OpenOptions::new().check(path).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -173,7 +173,7 @@ fn error(path: &Path) -> Error {
 }
 
 #[test]
-fn every_state_of_a_block() {
+fn every_block_state() {
     let dir = TempDir::new();
     for sector_size in SECTORS {
         for maker in MAKERS {
@@ -197,9 +197,9 @@ fn every_state_of_a_block() {
     }
 }
 
-/// Only what is not present lets the parent show through.
+/// Only blocks and sectors that are not present read from the parent.
 #[test]
-fn every_state_of_a_block_over_a_parent() {
+fn every_block_state_over_a_parent() {
     let dir = TempDir::new();
     for sector_size in SECTORS {
         let size = 8 * MIB;
@@ -211,7 +211,7 @@ fn every_state_of_a_block_over_a_parent() {
         child.blocks = states.map(Block::Without).to_vec();
         let sectors = MIB / sector_size;
         let last = sectors - 1;
-        // Each with the first and the last sector of the block, which are at both ends of the bits of a byte.
+        // Sectors at both ends of the block and of a byte of the bitmap.
         child.blocks.push(Block::Partial(vec![(0, random.bytes(1 << 20))], vec![0..1, 8..9, 15..16, last..sectors]));
         child.blocks.push(Block::Partial(vec![(0, random.bytes(1 << 20))], vec![1..9, 9..last]));
         child.blocks.push(Block::Full(vec![(4096, random.bytes(4096))]));
@@ -222,7 +222,7 @@ fn every_state_of_a_block_over_a_parent() {
     }
 }
 
-/// Layers with blocks of different sizes, in any state.
+/// Layers with different block sizes and random block states.
 #[test]
 fn chains_of_three() {
     for seed in 0..8 {
@@ -243,7 +243,7 @@ fn chains_of_three() {
     }
 }
 
-/// With blocks of 256 MiB a sector bitmap block describes 16 or 128 of them.
+/// With blocks of 256 MiB, a sector bitmap block covers 16 or 128 of them.
 #[test]
 fn both_sides_of_a_chunk() {
     const BLOCK: u64 = 256 * MIB;
@@ -254,7 +254,7 @@ fn both_sides_of_a_chunk() {
         let size = chunk + 2 * BLOCK + 4096;
         let mut random = Random::new(sector_size);
         let sectors = BLOCK / sector_size;
-        // The last block before the seam, and the three behind it.
+        // The last block of the first chunk, and three blocks of the second.
         let mut blocks = |partial: bool| {
             let mut blocks = vec![Block::Without(NOT_PRESENT); ratio as usize - 1];
             for _ in 0..4 {
@@ -276,7 +276,7 @@ fn both_sides_of_a_chunk() {
             for (number, byte) in bytes.iter_mut().enumerate() {
                 let at = at + number as u64;
                 let (block, within) = (at / BLOCK, at % BLOCK);
-                let of = |pieces: &[(u64, Vec<u8>)]| {
+                let byte_in = |pieces: &[(u64, Vec<u8>)]| {
                     let piece =
                         pieces.iter().find(|(start, piece)| (*start..*start + piece.len() as u64).contains(&within));
                     piece.map_or(0, |(start, piece)| piece[(within - start) as usize])
@@ -285,15 +285,15 @@ fn both_sides_of_a_chunk() {
                     (Block::Partial(pieces, present), _)
                         if present.iter().any(|run| run.contains(&(within / sector_size))) =>
                     {
-                        of(pieces)
+                        byte_in(pieces)
                     }
-                    (_, Block::Full(pieces)) => of(pieces),
+                    (_, Block::Full(pieces)) => byte_in(pieces),
                     _ => 0,
                 };
             }
             bytes
         };
-        // The guest is too large to be made as a whole.
+        // The guest data is too large to be held in memory.
         let (base_path, child_path) = (dir.join("0.vhdx"), dir.join("1.vhdx"));
         let mut written = [base.clone(), child.clone()];
         written[0].data_write_guid = numbered(0).0;
@@ -318,9 +318,9 @@ fn both_sides_of_a_chunk() {
     }
 }
 
-/// qemu once wrote the last block only as far as the disk reaches.
+/// Old versions of qemu truncate the last block at the end of the disk.
 #[test]
-fn a_last_block_that_is_short() {
+fn a_truncated_last_block() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for sector_size in SECTORS {
@@ -331,7 +331,7 @@ fn a_last_block_that_is_short() {
         let places = image.write(&path);
         assert_eq!(places.len, places.blocks[1] + 5 * 4096);
         assert_reads(&path, &over(Vec::new(), &image), "short");
-        // What the disk needs must be there.
+        // Bytes of the disk must not be missing.
         File::options().write(true).open(&path).unwrap().set_len(places.len - 1).unwrap();
         let error = error(&path);
         assert_eq!(error.kind(), "out-of-bounds", "{error}");
@@ -340,7 +340,7 @@ fn a_last_block_that_is_short() {
 }
 
 #[test]
-fn a_disk_of_no_bytes() {
+fn an_empty_disk() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     Vhdx::new(0, MIB, 512).write(&path);
@@ -350,7 +350,7 @@ fn a_disk_of_no_bytes() {
 }
 
 #[test]
-fn blocks_that_cannot_be() {
+fn invalid_entries_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     for (entry, with_parent, kind) in [
@@ -382,7 +382,7 @@ fn blocks_that_cannot_be() {
 }
 
 #[test]
-fn blocks_in_one_place() {
+fn overlapping_blocks_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     // The log, the metadata, the BAT, and another block.
@@ -390,7 +390,7 @@ fn blocks_in_one_place() {
         let mut image = Vhdx::new(2 * MIB, MIB, 512);
         image.blocks = vec![Block::Entry(FULLY_PRESENT + at * MIB), Block::Full(vec![(0, vec![1; 512])])];
         image.write(&path);
-        // The log is a hole of the file, from which nothing is copied.
+        // The log is a hole of the file: no data is read there.
         if at > 1 {
             let error = raw().convert(&Image::open(&path).unwrap(), dir.join("copy")).unwrap_err();
             assert_eq!(error.kind(), "overlap", "{at}: {error}");
@@ -401,17 +401,17 @@ fn blocks_in_one_place() {
 }
 
 #[test]
-fn what_nobody_has_to_understand() {
+fn unknown_regions_and_items_are_refused_only_if_required() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let stranger = numbered(77);
+    let unknown = numbered(77);
     for (regions, items) in [
-        (vec![(stranger.0, false)], vec![]),
-        (vec![(stranger.0, true)], vec![]),
-        (vec![], vec![(stranger.0, 0)]),
-        (vec![], vec![(stranger.0, 1), (stranger.0, 2)]),
-        (vec![], vec![(stranger.0, 4)]),
-        (vec![(numbered(78).0, false)], vec![(stranger.0, 5)]),
+        (vec![(unknown.0, false)], vec![]),
+        (vec![(unknown.0, true)], vec![]),
+        (vec![], vec![(unknown.0, 0)]),
+        (vec![], vec![(unknown.0, 1), (unknown.0, 2)]),
+        (vec![], vec![(unknown.0, 4)]),
+        (vec![(numbered(78).0, false)], vec![(unknown.0, 5)]),
     ] {
         let mut image = Vhdx::new(2 * MIB, MIB, 512);
         image.blocks = vec![Block::Full(vec![(0, vec![1; 512])])];
@@ -426,34 +426,34 @@ fn what_nobody_has_to_understand() {
         }
         let error = error(&path);
         assert_eq!(error.kind(), "unsupported", "{error}");
-        assert!(error.to_string().contains(&stranger.1), "{error}");
+        assert!(error.to_string().contains(&unknown.1), "{error}");
     }
 }
 
-/// A damaged header or region table has another one beside it.
+/// Headers and region tables have a redundant copy.
 #[test]
-fn one_of_two_is_enough() {
+fn one_valid_copy_is_enough() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    let spoil = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
+    let damage = |at: u64| File::options().write(true).open(&path).unwrap().write_all_at(&[0x5a], at).unwrap();
     for maker in MAKERS {
         let mut image = Vhdx::new(MIB, MIB, 512);
         image.maker = maker;
         image.blocks = vec![Block::Full(vec![(0, vec![3; 1 << 20])])];
         for pair in [[64 * KIB, 128 * KIB], [192 * KIB, 256 * KIB]] {
-            for (spoilt, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
+            for (damaged, other) in [(pair[0], pair[1]), (pair[1], pair[0])] {
                 image.write(&path);
-                spoil(spoilt + 20);
+                damage(damaged + 20);
                 let opened = Image::open(&path).unwrap();
-                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one is spoilt");
+                assert_same(&content(&opened).unwrap(), &[3; 1 << 20], "one is damaged");
                 assert_eq!(opened.info().warnings.len(), 1, "{maker:?}: {:?}", opened.info().warnings);
-                spoil(other + 20);
+                damage(other + 20);
                 let error = error(&path);
                 assert_eq!(error.kind(), "invalid-field", "{error}");
             }
         }
     }
-    // Two headers with the same number, which do not say the same.
+    // Two different headers with the same sequence number.
     let image = Vhdx { maker: Maker::Disk2vhd, ..Vhdx::new(MIB, MIB, 512) };
     image.write(&path);
     let mut file = fs::read(&path).unwrap();

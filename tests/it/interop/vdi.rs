@@ -1,4 +1,4 @@
-//! VDI: what we write, `qemu-img` checks and reads, and 7-Zip reads; what qemu and VirtualBox write, we read.
+//! VDI interoperability: qemu and 7-Zip read our images, we read images of qemu and VirtualBox.
 
 use super::overlays::write_commands;
 use crate::corpus::unpack_to;
@@ -9,12 +9,12 @@ use crate::support::tools::{
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vdi};
 use diskimage::{Image, OpenOptions};
 
-/// What others than VirtualBox read, too.
+/// Options whose images all programs read.
 const KINDS: [&str; 2] = ["static=off", "static=on"];
 
-/// A sector, whole blocks, and some blocks and a part of one.
+/// Disks of a sector, of whole blocks, and with a partial block.
 ///
-/// Each gets a directory of its own: where a file is replaced, some file systems write the new one to the device first.
+/// Each test case uses its own directory, because replacing a file is slow on some file systems.
 fn guests() -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for pattern in pattern::ALL {
@@ -24,8 +24,8 @@ fn guests() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn what_we_write() {
-    needs_qemu!("the VDIs that we write");
+fn qemu_reads_our_images() {
+    needs_qemu!("our VDI images");
     for kind in KINDS {
         for (what, guest) in guests() {
             let dir = TempDir::new();
@@ -45,8 +45,8 @@ fn what_we_write() {
 }
 
 #[test]
-fn seven_zip_reads_what_we_write() {
-    let Some(seven_zip) = find("the VDIs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+fn seven_zip_reads_our_images() {
+    let Some(seven_zip) = find("our VDI images, read by 7-Zip", &["7zz", "7z"]) else { return };
     for kind in KINDS {
         for (what, guest) in guests() {
             let dir = TempDir::new();
@@ -58,7 +58,7 @@ fn seven_zip_reads_what_we_write() {
 }
 
 #[test]
-fn a_disk_without_sectors_is_refused() {
+fn an_empty_disk_is_refused() {
     let dir = TempDir::new();
     for kind in KINDS {
         let error = vdi(kind).convert(&raw_image(&[]), dir.join("ours.vdi")).err().unwrap();
@@ -68,8 +68,8 @@ fn a_disk_without_sectors_is_refused() {
 }
 
 #[test]
-fn sizes_that_are_no_whole_sectors_are_padded() {
-    needs_qemu!("VDIs of sizes that are no whole sectors");
+fn sizes_are_padded_to_whole_sectors() {
+    needs_qemu!("VDI images padded to whole sectors");
     let dir = TempDir::new();
     for len in [1, 511, 513, (1 << 20) - 1, (1 << 20) + 1] {
         let guest = pattern::Random::new(len as u64).bytes(len);
@@ -83,8 +83,8 @@ fn sizes_that_are_no_whole_sectors_are_padded() {
 }
 
 #[test]
-fn what_qemu_writes() {
-    needs_qemu!("the VDIs that qemu-img writes");
+fn we_read_images_of_qemu() {
+    needs_qemu!("VDI images of qemu-img");
     let dir = TempDir::new();
     for kind in ["static=off", "static=on"] {
         for (what, guest) in guests() {
@@ -98,10 +98,10 @@ fn what_qemu_writes() {
     }
 }
 
-/// Blocks in the order in which they were written to.
+/// Blocks in the order of the writes.
 #[test]
-fn changed_in_place() {
-    needs_qemu!("the VDIs that qemu-io writes");
+fn images_changed_by_qemu_io() {
+    needs_qemu!("VDI images changed by qemu-io");
     let dir = TempDir::new();
     for (seed, kind) in KINDS.into_iter().enumerate() {
         for by_us in [false, true] {
@@ -124,9 +124,9 @@ fn changed_in_place() {
     }
 }
 
-/// Snapshots of VirtualBox know their parents by UUID.
+/// VirtualBox snapshots refer to their parents by UUID.
 #[test]
-fn parents_of_virtualbox() {
+fn virtualbox_snapshots() {
     let dir = TempDir::new();
     let path = unpack_to(&dir, "virtualbox-grandchild.vdi");
     let error = Image::open(&path).err().unwrap();
@@ -136,7 +136,7 @@ fn parents_of_virtualbox() {
     let guest = content(&opened).unwrap();
     let base = content(&Image::open(dir.join("virtualbox-dynamic.vdi")).unwrap()).unwrap();
     assert!(guest != base && guest[1 << 20..] == base[1 << 20..]);
-    if DISSECT.is_there("disks over others of VirtualBox, dissect reads") {
+    if DISSECT.is_there("VirtualBox snapshots, read by dissect") {
         let chain = ["grandchild", "child", "dynamic"].map(|name| dir.join(&format!("virtualbox-{name}.vdi")));
         DISSECT.assert_reads_chain("vdi", &chain, &guest);
     }

@@ -1,4 +1,4 @@
-//! Images that are not what they look like.
+//! Untrusted VHDX images.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use diskimage::io::MemFile;
 use diskimage::{Image, Limits, OpenOptions};
 
 #[test]
-fn blocks_in_one_place() {
+fn overlapping_blocks_do_not_expand() {
     // 64 GiB in 5 MiB.
     let dir = TempDir::new();
     let path = dir.join("bomb.vhdx");
@@ -27,11 +27,11 @@ fn blocks_in_one_place() {
 }
 
 #[test]
-fn as_large_as_they_say() {
+fn stated_sizes_are_checked() {
     let started = Instant::now();
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    // 64 TiB of nothing in 6 MiB.
+    // An empty disk of 64 TiB in 6 MiB.
     Vhdx::new(64 << 40, 256 * MIB, 512).write(&path);
     let image = Image::open(&path).unwrap();
     assert_eq!(image.virtual_size(), 64 << 40);
@@ -39,7 +39,7 @@ fn as_large_as_they_say() {
     let mut limits = Limits::default();
     limits.virtual_size = (64 << 40) - 1;
     assert_eq!(OpenOptions::new().limits(limits).open(&path).err().unwrap().kind(), "limit");
-    // Nothing is believed that is not in the file.
+    // Sizes that the file cannot have.
     for (size, block_size, kind) in [
         ((64 << 40) + 512, 256 * MIB, "invalid-field"),
         (u64::MAX / 512 * 512, 256 * MIB, "invalid-field"),
@@ -49,7 +49,7 @@ fn as_large_as_they_say() {
         (MIB, 512 * MIB, "invalid-field"),
         (64 << 40, MIB, "invalid-field"),
     ] {
-        // A table for blocks of a MiB, whatever the metadata say.
+        // The table fits a disk of one block of 1 MiB.
         let small = Vhdx::new(MIB, MIB, 512);
         let places = small.write(&path);
         let mut bytes = fs::read(&path).unwrap();
@@ -59,7 +59,7 @@ fn as_large_as_they_say() {
         let error = open_as("vhdx", &bytes).err().unwrap();
         assert!(error.kind() == kind || error.kind() == "limit", "{size} {block_size}: {error}");
     }
-    // A long log without an entry, which a file can have for nothing.
+    // A long sparse log without entries.
     let mut image = Vhdx::new(MIB, MIB, 512);
     image.log_len = 511 * MIB;
     let places = image.write(&path);
