@@ -1,7 +1,7 @@
 //! The block allocation table (BAT): state and host offset of each block (2.5).
 //!
-//! Entries are interleaved: the entries of the payload blocks of a chunk are followed by the entry of its sector bitmap block, which
-//! has a bit for each sector of the chunk.
+//! Entries are interleaved: the entries of the payload blocks of a chunk are followed by the entry of its sector bitmap block,
+//! which has a bit for each sector of the chunk.
 
 use std::ops::Range;
 
@@ -169,8 +169,8 @@ impl BatPage<'_> {
         FIELDS.at("payload BAT entry", self.entries.host_offset(block + self.chunk))
     }
 
-    /// The state of a block of the page. The visible bytes of a present block lie within the file; the last block of an image may be
-    /// truncated after them.
+    /// The state of a block of the page. The visible bytes of a present block lie within the file; the last block of an image may
+    /// be truncated after them.
     pub fn block_state(&self, block: u64) -> Result<BlockState> {
         let entry = self.entries.entry(block + self.chunk).map_or(state::NOT_PRESENT, u64::from_le_bytes);
         // Most entries of a large disk are one of these.

@@ -26,7 +26,8 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
 fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let bat = Bat::new(structure)?;
     let mut report = CheckReport { total_clusters: bat.block_count, ..CheckReport::default() };
-    // A killed writer can leave a damaged header and a log to replay, but no damaged region table: those are written through the log.
+    // A killed writer can leave a damaged header and a log to replay, but no damaged region table: those are written through the
+    // log.
     for note in structure.notes() {
         report.message("Note", || note);
     }

@@ -108,8 +108,8 @@ impl Metadata {
             let problem = Problem::Reserved { value: flags.into(), bits: reserved.into() };
             return Err(FIELDS.at("File Parameters", block_size_at + 4).fault(problem));
         }
-        // A locator without HasParent is ignored: the flag alone makes a disk differencing (2.6.2.1), so all blocks are in this file and
-        // no warning is needed.
+        // A locator without HasParent is ignored: the flag alone makes a disk differencing (2.6.2.1), so all blocks are in this
+        // file and no warning is needed.
         let has_parent = flags & HAS_PARENT != 0;
         let parent = if has_parent { Some(table.locator(file, budget)?) } else { None };
 

@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //!
-//! Integers are little-endian, as are the first three fields of GUIDs. Everything after the first MiB is aligned to 1 MiB. Sections
-//! are those of the document.
+//! Integers are little-endian, as are the first three fields of GUIDs. Everything after the first MiB is aligned to 1 MiB.
+//! Sections are those of the document.
 //!
 //! | offset | content | section | module |
 //! |---|---|---|---|
@@ -34,10 +34,10 @@
 //!
 //! # The log
 //!
-//! A killed writer leaves a log that has to be replayed; until then the rest of the file is not valid. The log is replayed in memory
-//! over a file that is never written to, and everything, guest data included, is read through this overlay. An image of a crashed
-//! machine on a read-only medium thus reads as it would in Windows. Bytes that the replay adds at the end of the file are a hole;
-//! their number is bounded, see `log`.
+//! A killed writer leaves a log that has to be replayed; until then the rest of the file is not valid. The log is replayed in
+//! memory over a file that is never written to, and everything, guest data included, is read through this overlay. An image of a
+//! crashed machine on a read-only medium thus reads as it would in Windows. Bytes that the replay adds at the end of the file are
+//! a hole; their number is bounded, see `log`.
 //!
 //! If the header marks the log as not empty and the log has no valid sequence of entries, the file is refused, as the document
 //! requires (2.3.3). qemu leaves such a file when it is killed before it writes its first entry, and opens it; but a lost log
@@ -46,15 +46,15 @@
 //!
 //! # Block contents
 //!
-//! Without a parent, the document leaves the content of blocks that are not present undefined; here they read as zeros, as in every
-//! other program. `UNDEFINED`, `ZERO` and `UNMAPPED` blocks read as zeros, with or without a parent. Holes of the file inside a block
-//! are zeros and are not read.
+//! Without a parent, the document leaves the content of blocks that are not present undefined; here they read as zeros, as in
+//! every other program. `UNDEFINED`, `ZERO` and `UNMAPPED` blocks read as zeros, with or without a parent. Holes of the file
+//! inside a block are zeros and are not read.
 //!
 //! # New images
 //!
 //! Regions are in the order of Windows: log, metadata, BAT, payload. The creator is the name of this crate: by the document it
-//! identifies the program, and readers must not depend on it. Block sizes are the defaults of Windows: 32 MiB in a dynamic image, 2
-//! MiB in others. In a fixed image blocks have 1 MiB if the disk size is not a multiple of 2 MiB, which keeps the file small.
+//! identifies the program, and readers must not depend on it. Block sizes are the defaults of Windows: 32 MiB in a dynamic image,
+//! 2 MiB in others. In a fixed image blocks have 1 MiB if the disk size is not a multiple of 2 MiB, which keeps the file small.
 //!
 //! # References
 //!

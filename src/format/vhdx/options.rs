@@ -261,8 +261,8 @@ impl Parent {
     }
 }
 
-/// The locator key of a path, and the path with backslashes (2.6.2.6.3); `None` if it is not a valid Windows path. An absolute path
-/// lacks the prefix that the document requires, because there are no drive letters here.
+/// The locator key of a path, and the path with backslashes (2.6.2.6.3); `None` if it is not a valid Windows path. An absolute
+/// path lacks the prefix that the document requires, because there are no drive letters here.
 fn windows_path(name: &Name) -> Option<(&'static str, String)> {
     let path = std::str::from_utf8(name.as_bytes()).ok().filter(|path| !path.contains('\\'))?;
     let windows = path.replace('/', "\\");

@@ -121,8 +121,8 @@ impl Reader {
         if present { self.payload(host_offset + within, len) } else { Ok((ExtentKind::Hole, len)) }
     }
 
-    /// The kind and the length of the extent at `host_offset`, where `len` bytes are present: data, or a hole of the file. Holes are
-    /// cut to whole units of the alignment, by which overlaps are tracked.
+    /// The kind and the length of the extent at `host_offset`, where `len` bytes are present: data, or a hole of the file. Holes
+    /// are cut to whole units of the alignment, by which overlaps are tracked.
     fn payload(&self, host_offset: u64, len: u64) -> Result<(ExtentKind, u64)> {
         let (unit, end) = (self.alignment(), host_offset + len);
         let start = host_offset / unit * unit;

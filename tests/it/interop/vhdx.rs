@@ -1,5 +1,5 @@
-//! VHDX interoperability: qemu, 7-Zip, dissect and libvhdi read our images and the synthetic images of the tests, we read images of
-//! qemu and Windows.
+//! VHDX interoperability: qemu, 7-Zip, dissect and libvhdi read our images and the synthetic images of the tests, we read images
+//! of qemu and Windows.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -187,7 +187,8 @@ fn images_changed_by_qemu_io() {
     }
 }
 
-/// qemu opens an image with a log only after it has repaired it; we open it unchanged. 7-Zip, dissect and libvhdi do not replay logs.
+/// qemu opens an image with a log only after it has repaired it; we open it unchanged. 7-Zip, dissect and libvhdi do not replay
+/// logs.
 #[test]
 fn a_log_left_by_windows() {
     needs_qemu!("a VHDX log left by Windows");
@@ -349,8 +350,8 @@ mod synthetic {
         }
     }
 
-    /// With three layers, dissect reads too few bytes of the second bitmap, 7-Zip reports a loop for some chains, and libvhdi reads
-    /// wrong data with sectors of 4096 bytes.
+    /// With three layers, dissect reads too few bytes of the second bitmap, 7-Zip reports a loop for some chains, and libvhdi
+    /// reads wrong data with sectors of 4096 bytes.
     #[test]
     fn parents_of_parents() {
         if !LIBYAL.is_there("synthetic VHDX chains of three layers, read by libvhdi") {

@@ -84,8 +84,8 @@ impl LogEntry {
         Ok(entries)
     }
 
-    /// Returns the entry at `offset` if it is valid. Advances `offset` over the sectors of the entry, or over the valid sectors of an
-    /// invalid one.
+    /// Returns the entry at `offset` if it is valid. Advances `offset` over the sectors of the entry, or over the valid sectors
+    /// of an invalid one.
     fn read(ring: &mut Ring<'_>, offset: &mut u64, log_guid: &Uuid) -> Result<Option<LogEntry>> {
         let (start, log_len) = (*offset, ring.len());
         *offset += SECTOR;

@@ -1,7 +1,7 @@
 //! The log, which has to be replayed before the rest of the file is valid (2.3).
 //!
-//! The log is a ring buffer of entries ([`entry`]). It can hold complete and torn entries of several writers; one sequence of entries
-//! is active ([`sequence`]). Its changes are applied to an in-memory overlay of the file ([`overlay`]).
+//! The log is a ring buffer of entries ([`entry`]). It can hold complete and torn entries of several writers; one sequence of
+//! entries is active ([`sequence`]). Its changes are applied to an in-memory overlay of the file ([`overlay`]).
 
 mod entry;
 mod overlay;
@@ -29,8 +29,8 @@ pub(super) struct Replayed {
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
-    /// Number of valid newer entries, which belong to no complete sequence. Pending writes in a crash leave them; so does damage to
-    /// an entry before them.
+    /// Number of valid newer entries, which belong to no complete sequence. Pending writes in a crash leave them; so does damage
+    /// to an entry before them.
     pub skipped: u64,
 }
 

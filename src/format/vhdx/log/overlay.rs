@@ -43,8 +43,8 @@ impl Overlay {
         Overlay { file, disk_len, len: disk_len, sectors, zeros, charged: 0 }
     }
 
-    /// Replaces `len` bytes at `offset`. Both are multiples of a sector, and their sum does not overflow. `field` is the field of the
-    /// change, for messages.
+    /// Replaces `len` bytes at `offset`. Both are multiples of a sector, and their sum does not overflow. `field` is the field of
+    /// the change, for messages.
     pub fn put(&mut self, offset: u64, len: u64, content: Content, field: Field, budget: &Budget) -> Result<()> {
         // The nodes of a tree are at least half full.
         const COST: u64 = 2 * size_of::<(u64, Data)>() as u64;
@@ -143,8 +143,8 @@ impl ReadAt for Overlay {
         Ok(len)
     }
 
-    /// Zeroed ranges are holes, and so are bytes beyond the end of the file on disk. An untrusted log can zero a million ranges of
-    /// data, and every block of the disk can query them: after a few ranges the next one counts as data.
+    /// Zeroed ranges are holes, and so are bytes beyond the end of the file on disk. An untrusted log can zero a million ranges
+    /// of data, and every block of the disk can query them: after a few ranges the next one counts as data.
     fn next_data(&self, mut offset: u64) -> io::Result<Option<Range<u64>>> {
         const MAX_SKIPPED: usize = 32;
         let mut skipped = 0;

@@ -2,12 +2,12 @@
 
 use super::entry::LogEntry;
 
-/// Returns the entries to replay, in their order; none if the log has no valid sequence. `entries` are all valid entries of a log of
-/// `log_len` bytes, in the order of their offsets.
+/// Returns the entries to replay, in their order; none if the log has no valid sequence. `entries` are all valid entries of a
+/// log of `log_len` bytes, in the order of their offsets.
 ///
-/// The document searches for a sequence from every sector of the log. The result is the same: entries do not overlap, so consecutive
-/// entries are adjacent, and a sequence is extended as far as possible. Entries before the tail of the last entry have been
-/// applied to the file and are not replayed.
+/// The document searches for a sequence from every sector of the log. The result is the same: entries do not overlap, so
+/// consecutive entries are adjacent, and a sequence is extended as far as possible. Entries before the tail of the last entry
+/// have been applied to the file and are not replayed.
 pub(super) fn active(entries: &mut [LogEntry], log_len: u64) -> &[LogEntry] {
     let continues = |entry: &LogEntry, next: &LogEntry| {
         entry.sequence_number.checked_add(1) == Some(next.sequence_number)

@@ -1,7 +1,7 @@
 //! Writes an image in one pass, in the layout of Windows: log, metadata, block allocation table, blocks.
 //!
-//! Blocks are in guest order, so the table and the blocks are both written sequentially. In a differencing image, the sector bitmap
-//! block of a chunk follows the first block of the chunk that needs it.
+//! Blocks are in guest order, so the table and the blocks are both written sequentially. In a differencing image, the sector
+//! bitmap block of a chunk follows the first block of the chunk that needs it.
 
 mod bitmap;
 mod table;

@@ -569,8 +569,8 @@ fn a_long_table_is_written_in_parts() {
 
 #[test]
 fn chunks_have_sector_bitmaps_only_if_needed() {
-    // Chunks of 4 GiB. The first one has a fully present block; in the second, the first and the last block are partially present;
-    // the third has zeros only; the fourth, a partial chunk, has zeros in its last sector.
+    // Chunks of 4 GiB. The first one has a fully present block; in the second, the first and the last block are partially
+    // present; the third has zeros only; the fourth, a partial chunk, has zeros in its last sector.
     let size = (13 << 30) + 512;
     let target = RecordingTarget::file();
     let mut writer = create_over(&parent(size, 512), "p", size, "block_size=1M", target.clone()).unwrap();

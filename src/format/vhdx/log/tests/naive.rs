@@ -22,8 +22,8 @@ enum Update {
 
 /// The file with its log replayed; `None` if it must be refused.
 ///
-/// Two steps deviate from the text. A log sequence is the range between tail and head (2.3.2), so entries before the tail are removed
-/// from the active sequence. And a sequence that fills the log ends at its own start.
+/// Two steps deviate from the text. A log sequence is the range between tail and head (2.3.2), so entries before the tail are
+/// removed from the active sequence. And a sequence that fills the log ends at its own start.
 pub(super) fn replay(file: &[u8], log: Range<u64>) -> Option<Vec<u8>> {
     let log = &file[log.start as usize..log.end as usize];
     let (mut candidate, mut candidate_number) = (Vec::new(), 0);
