@@ -23,12 +23,6 @@ const READ: u64 = 1 << 20;
 /// Spans that are looked up in an image.
 const SPANS: usize = 10_000;
 
-/// The format named in the environment variable `DISKIMAGE_FORMAT`; `None`, to detect it, for `any` or without the variable.
-pub fn format_from_env() -> Option<Format> {
-    let name = std::env::var("DISKIMAGE_FORMAT").ok().filter(|name| name != "any")?;
-    Some(Format::by_name(&name).unwrap())
-}
-
 /// Opens the bytes as an image of `format`, or of the format that is detected.
 pub fn open(format: Option<Format>, data: &[u8]) {
     let options = format.map_or_else(limited, |format| limited().format(format));
