@@ -23,6 +23,7 @@ const READ: u64 = 1 << 20;
 /// Spans that are looked up in an image.
 const SPANS: usize = 10_000;
 
+#[allow(dead_code, reason = "the tests iterate the formats")]
 /// The format named in the environment variable `DISKIMAGE_FORMAT`; `None`, to detect it, for `any` or without the variable.
 pub fn format_from_env() -> Option<Format> {
     let name = std::env::var("DISKIMAGE_FORMAT").ok().filter(|name| name != "any")?;
