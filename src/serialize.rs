@@ -343,7 +343,7 @@ mod tests {
         use crate::io::MemFile;
 
         let report = crate::Converter::new(Format::RAW).create_to(1024, Arc::new(MemFile::new())).unwrap();
-        let report = Report { source_format: Some(Format::VPC), ..report };
+        let report = Report { source_format: Some(Format::VHD), ..report };
         assert_eq!(
             to_string(&report).unwrap(),
             concat!(

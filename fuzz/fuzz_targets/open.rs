@@ -10,6 +10,9 @@ use std::sync::LazyLock;
 
 use diskimage::Format;
 
-static FORMAT: LazyLock<Option<Format>> = LazyLock::new(fuzzing::format_from_env);
+static FORMAT: LazyLock<Option<Format>> = LazyLock::new(|| {
+    let name = std::env::var("DISKIMAGE_FORMAT").ok().filter(|name| name != "any")?;
+    Some(Format::by_name(&name).unwrap())
+});
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::open(*FORMAT, data));

@@ -36,7 +36,7 @@ static BUILTIN: &[Format] = &[
     #[cfg(feature = "vmdk")]
     Format::VMDK,
     #[cfg(feature = "vhd")]
-    Format::VPC,
+    Format::VHD,
     #[cfg(feature = "vhdx")]
     Format::VHDX,
     #[cfg(feature = "vdi")]
@@ -49,7 +49,7 @@ static BUILTIN: &[Format] = &[
 /// ```
 /// use diskimage::Format;
 ///
-/// assert_eq!(Format::by_name("vhd")?, Format::VPC);
+/// assert_eq!(Format::by_name("vhd")?, Format::VHD);
 /// assert_eq!("qcow2".parse::<Format>()?.extensions(), ["qcow2"]);
 /// for format in Format::all() {
 ///     println!("{format}: {}", format.description());
@@ -150,7 +150,7 @@ impl Format {
     pub const VMDK: Format = Format(&vmdk::DRIVER);
     /// VHD, which qemu-img calls `vpc`.
     #[cfg(feature = "vhd")]
-    pub const VPC: Format = Format(&vhd::DRIVER);
+    pub const VHD: Format = Format(&vhd::DRIVER);
     /// The format of Hyper-V.
     #[cfg(feature = "vhdx")]
     pub const VHDX: Format = Format(&vhdx::DRIVER);

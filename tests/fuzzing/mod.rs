@@ -23,13 +23,6 @@ const READ: u64 = 1 << 20;
 /// Spans that are looked up in an image.
 const SPANS: usize = 10_000;
 
-#[allow(dead_code, reason = "the tests iterate the formats")]
-/// The format named in the environment variable `DISKIMAGE_FORMAT`; `None`, to detect it, for `any` or without the variable.
-pub fn format_from_env() -> Option<Format> {
-    let name = std::env::var("DISKIMAGE_FORMAT").ok().filter(|name| name != "any")?;
-    Some(Format::by_name(&name).unwrap())
-}
-
 /// Opens the bytes as an image of `format`, or of the format that is detected.
 pub fn open(format: Option<Format>, data: &[u8]) {
     let options = format.map_or_else(limited, |format| limited().format(format));
@@ -245,7 +238,7 @@ fn targets(size: u64) -> Vec<(Format, Converter)> {
     // A fixed VHD is as small as the disk.
     let mut options = Options::new();
     options.set("subformat", "fixed");
-    targets.push((Format::VPC, Converter::new(Format::VPC).options(options)));
+    targets.push((Format::VHD, Converter::new(Format::VHD).options(options)));
     targets
 }
 

@@ -8,13 +8,13 @@ use crate::support::{TempDir, content, format, options, raw_image};
 use diskimage::{Converter, Error, Image, OpenOptions, ReferencePolicy, ReferenceProblem, Result};
 
 const SIZE: usize = 3 << 20;
-/// Where entry 0 of the block map is, in images of this crate.
+/// Host offset of the block map in images of this crate.
 const MAP: usize = 1 << 20;
 const BASE: &str = "6a37380f-5548-4359-90f4-3bcea33d6cdb";
 const CHILD: &str = "4d13fb7f-e426-41e3-b8de-0a27c09a4047";
 const GRANDCHILD: &str = "fc3d36ea-a175-4582-8c5c-e47d80650cee";
 
-/// An image whose blocks are filled with these bytes, or free.
+/// An image with a block for each of these bytes, filled with it. Blocks of zeros are free.
 fn image(path: &Path, uuid: &str, blocks: [u8; 3]) -> PathBuf {
     let guest: Vec<u8> = blocks.iter().flat_map(|byte| vec![*byte; SIZE / 3]).collect();
     let converter = Converter::new(format("vdi")).options(options(&format!("uuid={uuid}"))).sync(false);
@@ -23,7 +23,7 @@ fn image(path: &Path, uuid: &str, blocks: [u8; 3]) -> PathBuf {
 }
 
 /// Turns an image into an overlay of `parent` with a zero block at the end, as VirtualBox would write it.
-fn lay_over(path: &Path, parent: &Path) {
+fn set_parent(path: &Path, parent: &Path) {
     let (mut file, parent) = (fs::read(path).unwrap(), fs::read(parent).unwrap());
     file[76] = 4;
     file[424..456].copy_from_slice(&parent[392..424]);
@@ -59,10 +59,10 @@ fn the_parent_is_found_under_any_name() {
     let dir = TempDir::new();
     let base = image(&dir.join("the disk.VDI"), BASE, [1, 2, 3]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
-    lay_over(&child, &base);
+    set_parent(&child, &base);
     let grandchild = image(&dir.join("x.vdi"), GRANDCHILD, [0, 0, 0]);
-    lay_over(&grandchild, &child);
-    // Others that are there, and that are not it.
+    set_parent(&grandchild, &child);
+    // Other files that are not the parent.
     dir.file("broken.vdi", b"<<< ");
     dir.file("empty.vdi", b"");
     fs::create_dir(dir.join("directory.vdi")).unwrap();
@@ -82,9 +82,9 @@ fn the_file_name_of_virtualbox_is_tried_first() {
     let base = image(&dir.join(&format!("{{{BASE}}}.vdi")), BASE, [1, 2, 3]);
     image(&dir.join("another.vdi"), BASE, [7, 7, 7]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
-    lay_over(&child, &base);
+    set_parent(&child, &base);
     assert_eq!(blocks(&child, ReferencePolicy::Beside), [1, 4, 0]);
-    // It is not believed by its name.
+    // Its UUID is checked.
     image(&base, GRANDCHILD, [5, 5, 5]);
     assert!(matches!(problem(&child, ReferencePolicy::Beside), ReferenceProblem::Changed { .. }));
 }
@@ -94,7 +94,7 @@ fn no_or_several_candidates_are_refused_with_the_uuid() {
     let dir = TempDir::new();
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
-    lay_over(&child, &base);
+    set_parent(&child, &base);
     fs::copy(&base, dir.join("copy.vdi")).unwrap();
     let identity = format!("UUID {BASE}");
     let refused = |expected: fn(diskimage::Name) -> ReferenceProblem| {
@@ -109,7 +109,7 @@ fn no_or_several_candidates_are_refused_with_the_uuid() {
     assert_eq!(blocks(&child, ReferencePolicy::Beside), [1, 4, 0]);
     fs::remove_file(dir.join("copy.vdi")).unwrap();
     refused(ReferenceProblem::NoneBeside);
-    // A link can lead anywhere.
+    // Symbolic links are not followed.
     symlink("base.img", dir.join("link.vdi")).unwrap();
     refused(ReferenceProblem::NoneBeside);
 }
@@ -120,7 +120,7 @@ fn the_parent_directory_is_searched_only_under_policy_any() {
     fs::create_dir(dir.join("Snapshots")).unwrap();
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
     let child = image(&dir.join("Snapshots/child.vdi"), CHILD, [0, 4, 0]);
-    lay_over(&child, &base);
+    set_parent(&child, &base);
     assert_eq!(blocks(&child, ReferencePolicy::Any), [1, 4, 0]);
     assert!(matches!(problem(&child, ReferencePolicy::Beside), ReferenceProblem::NoneBeside(_)));
 }
@@ -129,11 +129,11 @@ fn the_parent_directory_is_searched_only_under_policy_any() {
 fn an_image_is_not_its_own_parent() {
     let dir = TempDir::new();
     let child = image(&dir.join("child.vdi"), CHILD, [0, 4, 0]);
-    lay_over(&child, &child);
+    set_parent(&child, &child);
     assert!(matches!(problem(&child, ReferencePolicy::Any), ReferenceProblem::NoneBeside(_)));
     let base = image(&dir.join("base.vdi"), BASE, [1, 2, 3]);
-    lay_over(&child, &base);
-    lay_over(&base, &child);
+    set_parent(&child, &base);
+    set_parent(&base, &child);
     let error = open(&child, ReferencePolicy::Any).err().unwrap();
     assert!(matches!(error.root(), Error::Reference { problem: ReferenceProblem::Loop, .. }), "{error}");
 }

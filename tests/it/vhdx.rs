@@ -25,7 +25,7 @@ pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     for (index, block) in image.blocks.iter().enumerate() {
         let start = index * image.block_size as usize;
         let end = (start + image.block_size as usize).min(guest.len());
-        let of_block = |pieces: &[(u64, Vec<u8>)]| {
+        let block_bytes = |pieces: &[(u64, Vec<u8>)]| {
             let mut bytes = vec![0; image.block_size as usize];
             for (at, piece) in pieces {
                 bytes[*at as usize..][..piece.len()].copy_from_slice(piece);
@@ -35,9 +35,9 @@ pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
         match block {
             Block::Without(NOT_PRESENT) => {}
             Block::Without(_) => guest[start..end].fill(0),
-            Block::Full(pieces) => guest[start..end].copy_from_slice(&of_block(pieces)[..end - start]),
+            Block::Full(pieces) => guest[start..end].copy_from_slice(&block_bytes(pieces)[..end - start]),
             Block::Partial(pieces, present) => {
-                let bytes = of_block(pieces);
+                let bytes = block_bytes(pieces);
                 for sector in present.iter().cloned().flatten() {
                     let at = (sector * image.sector_size) as usize;
                     if start + at < end {
@@ -52,7 +52,7 @@ pub fn over(mut guest: Vec<u8>, image: &Vhdx) -> Vec<u8> {
     guest
 }
 
-/// Some runs of random bytes within a block.
+/// Random data at random offsets of a block.
 fn pieces(random: &mut Random, block_size: u64) -> Vec<(u64, Vec<u8>)> {
     let count = 1 + random.below(4);
     (0..count)
@@ -64,7 +64,7 @@ fn pieces(random: &mut Random, block_size: u64) -> Vec<(u64, Vec<u8>)> {
         .collect()
 }
 
-/// Some runs of sectors of a block, none of which touch.
+/// Runs of sectors of a block that do not touch.
 fn runs(random: &mut Random, sectors: u64) -> Vec<std::ops::Range<u64>> {
     let mut at = random.below(3);
     let mut runs = Vec::new();
@@ -77,7 +77,7 @@ fn runs(random: &mut Random, sectors: u64) -> Vec<std::ops::Range<u64>> {
     runs
 }
 
-/// An image whose blocks are in any state.
+/// An image with random block states.
 pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, with_parent: bool) -> Vhdx {
     let mut image = Vhdx::new(size, block_size, sector_size);
     image.maker = MAKERS[random.below(3) as usize];
@@ -87,7 +87,7 @@ pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, 
             1 | 2 => Block::Without(NOT_PRESENT),
             3..=5 => Block::Full(pieces(random, block_size)),
             _ => {
-                // Bytes in all of the block; the bitmap says which of them count.
+                // Data in the whole block; the bitmap selects the sectors.
                 let bytes = random.bytes(block_size as usize);
                 Block::Partial(vec![(0, bytes)], runs(random, block_size / sector_size))
             }
@@ -96,18 +96,18 @@ pub fn layer(random: &mut Random, size: u64, block_size: u64, sector_size: u64, 
     image
 }
 
-/// Names the image with this GUID, by a path relative to the child.
+/// A parent locator with this GUID and relative path.
 pub fn parent_of(linkage: &str, relative_path: &str) -> Option<Vec<(&'static str, String)>> {
     Some(vec![("parent_linkage", format!("{{{linkage}}}")), ("relative_path", relative_path.to_owned())])
 }
 
-/// A GUID by a number, and as text.
+/// The GUID with this number, in binary and as text.
 pub fn numbered(number: u64) -> (Guid, String) {
     let text = format!("{number:08x}-1234-4321-8abc-0123456789ab");
     (guid(&text), text)
 }
 
-/// A chain of images from the base to the top, each over the one before it, with what the guest sees of the top.
+/// A chain of images from the base to the top, and the guest data of the top.
 pub struct Chain {
     pub paths: Vec<PathBuf>,
     pub guest: Vec<u8>,
@@ -137,7 +137,7 @@ impl Chain {
     }
 }
 
-/// All bytes, at once and in pieces, and what a conversion makes of them.
+/// Checks the guest data, read at once, in parts, and through conversions.
 #[track_caller]
 fn assert_reads(path: &Path, guest: &[u8], what: &str) {
     let image = open_beside(path).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -160,7 +160,7 @@ fn assert_reads(path: &Path, guest: &[u8], what: &str) {
     }
 }
 
-/// Our own check finds nothing.
+/// Checks that our own check finds nothing.
 #[track_caller]
 fn assert_sound(path: &Path, what: &str) {
     let report = OpenOptions::new().check(path).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -174,7 +174,7 @@ fn error(path: &Path) -> Error {
 }
 
 #[test]
-fn every_state_of_a_block() {
+fn every_block_state() {
     let dir = TempDir::new();
     for sector_size in SECTORS {
         for maker in MAKERS {
@@ -198,9 +198,9 @@ fn every_state_of_a_block() {
     }
 }
 
-/// Only what is not present lets the parent show through.
+/// Only blocks and sectors that are not present read from the parent.
 #[test]
-fn every_state_of_a_block_over_a_parent() {
+fn every_block_state_over_a_parent() {
     let dir = TempDir::new();
     for sector_size in SECTORS {
         let size = 8 * MIB;
@@ -212,7 +212,7 @@ fn every_state_of_a_block_over_a_parent() {
         child.blocks = states.map(Block::Without).to_vec();
         let sectors = MIB / sector_size;
         let last = sectors - 1;
-        // Each with the first and the last sector of the block, which are at both ends of the bits of a byte.
+        // Sectors at both ends of the block and of a byte of the bitmap.
         child.blocks.push(Block::Partial(vec![(0, random.bytes(1 << 20))], vec![0..1, 8..9, 15..16, last..sectors]));
         child.blocks.push(Block::Partial(vec![(0, random.bytes(1 << 20))], vec![1..9, 9..last]));
         child.blocks.push(Block::Full(vec![(4096, random.bytes(4096))]));
@@ -223,7 +223,7 @@ fn every_state_of_a_block_over_a_parent() {
     }
 }
 
-/// Layers with blocks of different sizes, in any state.
+/// Layers with different block sizes and random block states.
 #[test]
 fn chains_of_three() {
     for seed in 0..8 {
@@ -244,7 +244,7 @@ fn chains_of_three() {
     }
 }
 
-/// With blocks of 256 MiB a sector bitmap block describes 16 or 128 of them.
+/// With blocks of 256 MiB, a sector bitmap block covers 16 or 128 of them.
 #[test]
 fn chunk_boundaries() {
     const BLOCK: u64 = 256 * MIB;
@@ -277,7 +277,7 @@ fn chunk_boundaries() {
             for (number, byte) in bytes.iter_mut().enumerate() {
                 let at = at + number as u64;
                 let (block, within) = (at / BLOCK, at % BLOCK);
-                let of = |pieces: &[(u64, Vec<u8>)]| {
+                let byte_in = |pieces: &[(u64, Vec<u8>)]| {
                     let piece =
                         pieces.iter().find(|(start, piece)| (*start..*start + piece.len() as u64).contains(&within));
                     piece.map_or(0, |(start, piece)| piece[(within - start) as usize])
@@ -286,15 +286,15 @@ fn chunk_boundaries() {
                     (Block::Partial(pieces, present), _)
                         if present.iter().any(|run| run.contains(&(within / sector_size))) =>
                     {
-                        of(pieces)
+                        byte_in(pieces)
                     }
-                    (_, Block::Full(pieces)) => of(pieces),
+                    (_, Block::Full(pieces)) => byte_in(pieces),
                     _ => 0,
                 };
             }
             bytes
         };
-        // The guest is too large to be made as a whole.
+        // The guest data is too large to be held in memory.
         let (base_path, child_path) = (dir.join("0.vhdx"), dir.join("1.vhdx"));
         let mut written = [base.clone(), child.clone()];
         written[0].data_write_guid = numbered(0).0;
@@ -319,7 +319,7 @@ fn chunk_boundaries() {
     }
 }
 
-/// qemu once wrote the last block only as far as the disk reaches.
+/// Old versions of qemu truncate the last block at the end of the disk.
 #[test]
 fn a_partial_last_block() {
     let dir = TempDir::new();
@@ -332,7 +332,7 @@ fn a_partial_last_block() {
         let places = image.write(&path);
         assert_eq!(places.len, places.blocks[1] + 5 * 4096);
         assert_reads(&path, &over(Vec::new(), &image), "short");
-        // What the disk needs must be there.
+        // Bytes of the disk must not be missing.
         File::options().write(true).open(&path).unwrap().set_len(places.len - 1).unwrap();
         let error = error(&path);
         assert_eq!(error.kind().as_str(), "out-of-bounds", "{error}");
@@ -391,7 +391,7 @@ fn overlapping_blocks_are_refused() {
         let mut image = Vhdx::new(2 * MIB, MIB, 512);
         image.blocks = vec![Block::Entry(FULLY_PRESENT + at * MIB), Block::Full(vec![(0, vec![1; 512])])];
         image.write(&path);
-        // The log is a hole of the file, from which nothing is copied.
+        // The log is a hole of the file: no data is read there.
         if at > 1 {
             let error = raw().convert(&Image::open(&path).unwrap(), dir.join("copy")).unwrap_err();
             assert_eq!(error.kind().as_str(), "overlap", "{at}: {error}");
@@ -431,7 +431,7 @@ fn unknown_optional_items_are_ignored() {
     }
 }
 
-/// A damaged header or region table has another one beside it.
+/// Headers and region tables have a redundant copy.
 #[test]
 fn one_valid_copy_is_enough() {
     let dir = TempDir::new();
@@ -454,7 +454,7 @@ fn one_valid_copy_is_enough() {
             }
         }
     }
-    // Two headers with the same number, which do not say the same.
+    // Two different headers with the same sequence number.
     let image = Vhdx { maker: Maker::Disk2vhd, ..Vhdx::new(MIB, MIB, 512) };
     image.write(&path);
     let mut file = fs::read(&path).unwrap();

@@ -67,26 +67,11 @@ impl Args {
 
     /// The report with the keys of qemu-img, which omits counts of 0. `messages` is an addition.
     fn json(&self, report: &CheckReport) -> Value {
-        let mut object = Map::new();
-        object.insert("filename".into(), self.input.file.to_string_lossy().into());
-        object.insert("format".into(), report.format.into());
-        object.insert("check-errors".into(), report.check_errors.into());
-        for (key, count) in [
-            ("image-end-offset", report.image_end_offset),
-            ("corruptions", report.corruptions),
-            ("leaks", report.leaks),
-            ("total-clusters", report.total_clusters),
-            ("allocated-clusters", report.allocated_clusters),
-            ("fragmented-clusters", report.fragmented_clusters),
-            ("compressed-clusters", report.compressed_clusters),
-        ] {
-            if count > 0 {
-                object.insert(key.into(), count.into());
-            }
-        }
-        if !report.messages.is_empty() {
-            object.insert("messages".into(), report.messages.as_slice().into());
-        }
+        let mut object = match serde_json::to_value(report) {
+            Ok(Value::Object(object)) => object,
+            _ => Map::new(),
+        };
+        object.shift_insert(0, "filename".into(), self.input.file.to_string_lossy().into());
         Value::Object(object)
     }
 }

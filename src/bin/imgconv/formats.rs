@@ -20,7 +20,7 @@ pub struct Args {
 impl Args {
     pub fn run(&self) -> Outcome {
         match self.output.style {
-            Style::Json => output::print_json(&Format::all().map(json).collect())?,
+            Style::Json => output::print_json(&Format::all().map(json).collect::<Vec<_>>())?,
             Style::Human => output::print(&Format::all().map(human).collect::<Vec<_>>().join("\n"))?,
         }
         Ok(ExitCode::SUCCESS)

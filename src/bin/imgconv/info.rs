@@ -5,11 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use diskimage::{FileReference, Inspection, Name};
-use serde_json::{Map, Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
-use crate::output::{self, Style, human_properties, human_size, to_json_object};
+use crate::output::{self, Style, human_properties, human_size};
 use crate::snapshot;
 
 /// Show format, size and metadata of an image
@@ -41,8 +40,8 @@ impl Args {
         };
         match self.input.output.style {
             Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
-            Style::Json if self.backing_chain => output::print_json(&chain.iter().map(json).collect())?,
-            Style::Json => chain.iter().map(json).try_for_each(|image| output::print_json(&image))?,
+            Style::Json if self.backing_chain => output::print_json(&chain)?,
+            Style::Json => chain.iter().try_for_each(output::print_json)?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -51,57 +50,6 @@ impl Args {
 /// The path the image was opened with.
 fn path(image: &Inspection) -> &Path {
     image.path.as_deref().unwrap_or(Path::new(""))
-}
-
-/// Describes the image with the keys of qemu-img.
-fn json(image: &Inspection) -> Value {
-    let info = &image.info;
-    let mut object = Map::new();
-    let mut set = |key: &str, value: Value| {
-        object.insert(key.to_owned(), value);
-    };
-    set("virtual-size", info.virtual_size.into());
-    set("filename", path(image).to_string_lossy().into());
-    if let Some(size) = info.block_size {
-        set("cluster-size", size.into());
-    }
-    set("format", image.format.name().into());
-    set("actual-size", image.allocated.unwrap_or(image.file_len).into());
-    if info.encryption.is_some() {
-        set("encrypted", true.into());
-    }
-    if let Some(backing) = &info.backing {
-        set("backing-filename", backing.name.to_text().into());
-        set("full-backing-filename", full_name(path(image), backing).to_text().into());
-        if let Some(format) = &backing.format {
-            set("backing-filename-format", format.to_text().into());
-        }
-    }
-    if !info.snapshots.is_empty() {
-        set("snapshots", info.snapshots.iter().map(snapshot::json).collect());
-    }
-    if !info.specific.is_empty() {
-        set("format-specific", json!({ "type": image.format.name(), "data": to_json_object(&info.specific) }));
-    }
-    set("dirty-flag", info.dirty.into());
-    if !info.warnings.is_empty() {
-        set("warnings", info.warnings.iter().map(|warning| Value::from(&**warning)).collect());
-    }
-    set("children", json!([{ "name": "file", "info": json_file(image) }]));
-    Value::Object(object)
-}
-
-/// Describes the image file, which qemu-img lists as a child node.
-fn json_file(image: &Inspection) -> Value {
-    json!({
-        "virtual-size": image.file_len,
-        "filename": path(image).to_string_lossy(),
-        "format": "file",
-        "actual-size": image.allocated.unwrap_or(image.file_len),
-        "format-specific": { "type": "file", "data": {} },
-        "dirty-flag": false,
-        "children": [],
-    })
 }
 
 /// Describes the image as qemu-img does.

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 
 use clap::ValueEnum;
 use diskimage::{Error, Result};
-use serde_json::{Map, Value};
+use serde::Serialize;
 
 /// Style of results and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,8 +49,9 @@ pub fn print(text: &str) -> Result<()> {
 }
 
 /// Prints a result as JSON.
-pub fn print_json(value: &Value) -> Result<()> {
-    print(&escape_controls(&format!("{value:#}\n")))
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Error::io("writing JSON", None)(error.into()))?;
+    print(&escape_controls(&format!("{text}\n")))
 }
 
 /// Prints a message to standard error, on one line.
@@ -113,23 +114,6 @@ pub fn human_size(bytes: u64) -> String {
         number.truncate(number.trim_end_matches('0').trim_end_matches('.').len());
     }
     format!("{number} {}", UNITS[unit])
-}
-
-/// Converts a property of an image to JSON.
-pub fn to_json(value: &diskimage::Value) -> Value {
-    match value {
-        diskimage::Value::Bool(value) => Value::from(*value),
-        diskimage::Value::Number(value) => Value::from(*value),
-        diskimage::Value::Text(text) => Value::from(text.to_text()),
-        diskimage::Value::List(values) => values.iter().map(to_json).collect(),
-        diskimage::Value::Map(entries) => Value::Object(to_json_object(entries)),
-        _ => Value::Null,
-    }
-}
-
-/// Converts properties of an image to a JSON object.
-pub fn to_json_object(entries: &[(&'static str, diskimage::Value)]) -> Map<String, Value> {
-    entries.iter().map(|(key, value)| ((*key).to_owned(), to_json(value))).collect()
 }
 
 /// Formats properties of an image as indented lines, as qemu-img does.
@@ -200,10 +184,6 @@ mod tests {
         assert_eq!(
             human_properties(&properties, 1),
             "    lazy refcounts: false\n    bitmaps:\n        [0]:\n            name: b0\n            granularity: 512\n"
-        );
-        assert_eq!(
-            Value::Object(to_json_object(&properties)),
-            serde_json::json!({ "lazy-refcounts": false, "bitmaps": [{ "name": "b0", "granularity": 512 }] })
         );
     }
 }

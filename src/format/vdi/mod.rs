@@ -34,8 +34,8 @@
 //! the last bytes; qemu rounds up.
 //!
 //! The parent is identified by its UUID; no file name is stored. VirtualBox names snapshot files `{UUID}.vdi`, so this name is
-//! tried first, then every file with the extension `vdi` and this UUID. The modification UUID of the parent changes when the parent
-//! is written to. VirtualBox does not compare it, and leaves an outdated one when it merges images, so `info` shows it and
+//! tried first, then every file with the extension `vdi` and this UUID. The modification UUID of the parent changes when the
+//! parent is written to. VirtualBox does not compare it, and leaves an outdated one when it merges images, so `info` shows it and
 //! nothing checks it.
 //!
 //! Properties that VirtualBox refuses, such as nil UUIDs, are warnings if they do not affect reading.

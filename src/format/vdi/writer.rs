@@ -71,8 +71,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds the entries of the blocks before `end`. Blocks from `start`, and all blocks of a static image, are allocated at the end
-    /// of the data area.
+    /// Adds the entries of the blocks before `end`. Blocks from `start`, and all blocks of a static image, are allocated at the
+    /// end of the data area.
     fn map(&mut self, start: u64, end: u64) -> Result<()> {
         while self.mapped < end {
             let entry = if self.header.kind == Kind::Static || self.mapped >= start {

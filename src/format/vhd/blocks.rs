@@ -1,5 +1,5 @@
-//! The block allocation table, which has the host offset of each block, and the sector bitmaps of the blocks (the document, "Block
-//! Allocation Table and Data Blocks").
+//! The block allocation table, which has the host offset of each block, and the sector bitmaps of the blocks (the document,
+//! "Block Allocation Table and Data Blocks").
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -84,8 +84,8 @@ impl Blocks {
         })
     }
 
-    /// The kind and the length of the extent at guest offset `offset`. It ends at the end of the table page or of the block, or where
-    /// entries beyond `end` would have to be read.
+    /// The kind and the length of the extent at guest offset `offset`. It ends at the end of the table page or of the block, or
+    /// where entries beyond `end` would have to be read.
     pub fn extent(&self, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let index = offset / self.block_size;
         let mut entries = self.entries(index)?;

@@ -70,8 +70,8 @@ fn both_names_and_both_footers_are_detected() {
 
 #[test]
 fn unwritten_sectors_read_as_zeros_or_from_the_parent() {
-    // Block 1 is at sector 4 and has sectors 2, 3 and 15; blocks 0 and 2 are unallocated; the disk ends within block 3, which is at
-    // sector 21 and has all sectors.
+    // Block 1 is at sector 4 and has sectors 2, 3 and 15; blocks 0 and 2 are unallocated; the disk ends within block 3, which is
+    // at sector 21 and has all sectors.
     let size = 3 * BLOCK + 5 * 512;
     let make = |disk_type| {
         let mut bytes = image(disk_type, size, &[!0, 4, !0, 21, 0], 38 * 512);

@@ -1,101 +1,94 @@
-//! The block allocation table: the state and the place of each block (2.5).
+//! The block allocation table (BAT): state and host offset of each block (2.5).
 //!
-//! Entries are interleaved: behind those of all payload blocks of a chunk comes that of its sector bitmap block, which has a
-//! bit for each sector of the chunk.
+//! Entries are interleaved: the entries of the payload blocks of a chunk are followed by the entry of its sector bitmap block,
+//! which has a bit for each sector of the chunk.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::structure::Structure;
 use super::{FIELDS, HEADER_SECTION, MIB};
-use crate::driver::{FileId, Location};
+use crate::driver::FileId;
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table::Field;
-use crate::format::shared::table_cache::{CachedTable, TableCache};
-use crate::io::ReadAt;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
 /// Bytes of an entry.
 pub(super) const ENTRY_LEN: u64 = 8;
 
-/// An entry's state, which are its lowest three bits (2.5.1).
+/// States of a block, the lowest three bits of an entry (2.5.1).
 pub(super) mod state {
     pub const NOT_PRESENT: u64 = 0;
     pub const UNDEFINED: u64 = 1;
     pub const ZERO: u64 = 2;
     pub const UNMAPPED: u64 = 3;
-    /// UNMAPPED in version 0.95 of the document.
+    /// `UNMAPPED` in version 0.95 of the document.
     pub const OLD_UNMAPPED: u64 = 5;
-    /// Of a sector bitmap block, it is present.
+    /// For a sector bitmap block: present.
     pub const FULLY_PRESENT: u64 = 6;
     pub const PARTIALLY_PRESENT: u64 = 7;
 }
 
-/// Bits of an entry that hold its state.
+/// The state bits of an entry.
 const STATE_BITS: u64 = 7;
-/// Bits of an entry that hold the place of the block, in bytes as they are.
-const PLACE_BITS: u64 = !(MIB - 1);
+/// The host offset bits of an entry. The offset is in bytes.
+const OFFSET_BITS: u64 = !(MIB - 1);
 
-/// How a payload block is, with its byte offset in the file (2.5.1.1).
+/// The state of a payload block, with its host offset (2.5.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Payload {
-    /// The parent's bytes, or zeros.
+pub(super) enum BlockState {
+    /// Unallocated: reads from the parent, or as zeros.
     NotPresent,
-    /// Zeros, whatever a parent holds. A block whose content is undefined is one of them: that tells nothing of other files.
+    /// A zero block. Blocks with undefined content are read as zero blocks, so that they expose nothing else.
     Zero,
-    /// Zeros too; what the block held before may lie there still.
+    /// A zero block with an allocation, which can still hold old data.
     Unmapped(u64),
     FullyPresent(u64),
-    /// The sector bitmap says what is here, and what in the parent.
+    /// The sector bitmap selects the sectors in this file; the others read from the parent.
     PartiallyPresent(u64),
 }
 
-/// The table of an opened image, which is read piece by piece.
+/// The table of an open image.
 pub(super) struct Bat {
-    file: Arc<dyn ReadAt>,
     file_len: u64,
-    /// Byte offset of the table in the file.
-    offset: u64,
+    entries: PagedTable<{ ENTRY_LEN as usize }>,
     disk_size: u64,
     pub block_size: u64,
     /// Number of payload blocks.
-    pub blocks: u64,
+    pub block_count: u64,
     pub chunk_ratio: u64,
     pub differencing: bool,
-    slices: TableCache,
 }
 
-/// Some payload blocks whose entries follow each other.
-pub(super) struct Piece<'a> {
+/// A page of the table, with payload blocks of one chunk.
+pub(super) struct BatPage<'a> {
     bat: &'a Bat,
+    /// Indexes of the payload blocks.
     pub blocks: Range<u64>,
-    slice: Arc<CachedTable>,
+    /// Index of the chunk: the number of sector bitmap entries before the page.
+    chunk: u64,
+    entries: TablePage<{ ENTRY_LEN as usize }>,
 }
 
 impl Bat {
-    /// Entries that are read at once.
-    const PIECE: u64 = 2048;
-
-    /// The table of a disk.
+    /// The table described by `structure`.
     ///
     /// # Errors
-    /// When its region is too small for the disk.
+    /// If its region is too small for the disk.
     pub fn new(structure: &Structure) -> Result<Bat> {
         let Structure { file, file_len, regions, metadata, .. } = structure;
         let bat = Bat {
-            file: file.clone(),
             file_len: *file_len,
-            offset: regions.bat.range.start,
+            entries: PagedTable::new(file.clone(), regions.bat.range.start),
             disk_size: metadata.virtual_disk_size,
             block_size: metadata.block_size.into(),
-            blocks: metadata.payload_blocks(),
+            block_count: metadata.payload_block_count(),
             chunk_ratio: metadata.chunk_ratio(),
             differencing: metadata.parent.is_some(),
-            slices: TableCache::default(),
         };
         let len = regions.bat.range.end - regions.bat.range.start;
-        let needed = bat.entries() * ENTRY_LEN;
+        let needed = bat.entry_count() * ENTRY_LEN;
         if len < needed {
             let field = FIELDS.at("Length", regions.bat.at + 24);
             return Err(field.fault(Problem::Range { value: len, min: needed, max: u32::MAX.into() }));
@@ -103,115 +96,111 @@ impl Bat {
         Ok(bat)
     }
 
-    /// Number of entries: of a differencing disk, up to the last sector bitmap block; else, up to the last payload block.
-    fn entries(&self) -> u64 {
+    /// Number of entries: up to the last sector bitmap block of a differencing disk, else up to the last payload block.
+    fn entry_count(&self) -> u64 {
         if self.differencing {
-            self.chunks() * (self.chunk_ratio + 1)
+            self.chunk_count() * (self.chunk_ratio + 1)
         } else {
-            self.blocks + self.chunks().saturating_sub(1)
+            self.block_count + self.chunk_count().saturating_sub(1)
         }
     }
 
     /// Number of chunks.
-    pub fn chunks(&self) -> u64 {
-        self.blocks.div_ceil(self.chunk_ratio)
+    pub fn chunk_count(&self) -> u64 {
+        self.block_count.div_ceil(self.chunk_ratio)
     }
 
-    /// Byte offset in the file of the first entry of a chunk.
-    fn chunk_at(&self, chunk: u64) -> u64 {
-        self.offset + chunk * (self.chunk_ratio + 1) * ENTRY_LEN
+    /// The index of the first entry of a chunk.
+    fn first_entry(&self, chunk: u64) -> u64 {
+        chunk * (self.chunk_ratio + 1)
     }
 
-    /// The piece that has the entry of payload block `block`, which is below their number. It ends with its chunk at the latest.
-    pub fn piece(&self, block: u64) -> Result<Piece<'_>> {
-        let (chunk, within) = (block / self.chunk_ratio, block % self.chunk_ratio);
-        let first = within / Self::PIECE * Self::PIECE;
-        let start = chunk * self.chunk_ratio + first;
-        let count = (self.chunk_ratio - first).min(Self::PIECE).min(self.blocks.saturating_sub(start));
-        let at = Location { file: IMAGE, offset: self.chunk_at(chunk) + first * ENTRY_LEN };
-        let slice = self.slices.get(&*self.file, at, (count * ENTRY_LEN) as usize)?;
-        Ok(Piece { bat: self, blocks: start..start + count, slice })
+    /// The page of payload block `block`, which is below their number.
+    pub fn page(&self, block: u64) -> Result<BatPage<'_>> {
+        let chunk = block / self.chunk_ratio;
+        let first_block = chunk * self.chunk_ratio;
+        let count = self.chunk_ratio.min(self.block_count.saturating_sub(first_block));
+        let first = self.first_entry(chunk);
+        let entries = self.entries.page(first + (block - first_block), first..first + count)?;
+        let blocks = entries.indexes.start - chunk..entries.indexes.end - chunk;
+        Ok(BatPage { bat: self, blocks, chunk, entries })
     }
 
-    /// Where the sector bitmap block of a chunk is, if it is present (2.5.1.2), and the field that says so.
+    /// The host offset of the sector bitmap block of a chunk, if it is present (2.5.1.2), and the field of its entry.
     pub fn sector_bitmap(&self, chunk: u64) -> Result<(Option<u64>, Field)> {
-        let at = self.chunk_at(chunk) + self.chunk_ratio * ENTRY_LEN;
-        let slice = self.slices.get(&*self.file, Location { file: IMAGE, offset: at }, ENTRY_LEN as usize)?;
-        let field = FIELDS.at("sector bitmap BAT entry", at);
-        let entry = entry(&slice, 0);
-        let (state, place) = split(entry, field)?;
+        let index = self.first_entry(chunk) + self.chunk_ratio;
+        let page = self.entries.page(index, index..index + 1)?;
+        let field = FIELDS.at("sector bitmap BAT entry", page.host_offset(index));
+        let entry = page.entry(index).map_or(state::NOT_PRESENT, u64::from_le_bytes);
+        let (state, host_offset) = split(entry, field)?;
         match state {
             state::NOT_PRESENT => Ok((None, field)),
-            state::FULLY_PRESENT => self.check(place, MIB, field).map(|()| (Some(place), field)),
+            state::FULLY_PRESENT => self.check(host_offset, MIB, field).map(|()| (Some(host_offset), field)),
             _ => {
-                let rule = "a sector bitmap block is in state 0 or 6";
+                let rule = "must be in state 0 or 6";
                 Err(field.fault(Problem::Rule { value: entry, rule }))
             }
         }
     }
 
-    /// The error when a partially present block has no sector bitmap block, as `field` says.
+    /// The error for a partially present block without the sector bitmap block whose entry is `field`.
     pub fn missing_bitmap(field: Field) -> Error {
-        let rule = "a partially present block needs the sector bitmap block";
+        let rule = "must be present for a partially present block";
         field.fault(Problem::Rule { value: state::NOT_PRESENT, rule })
     }
 
-    /// Bytes of the disk in payload block `block`.
-    pub fn visible(&self, block: u64) -> u64 {
+    /// Bytes of the disk in payload block `block`: a whole block, or less at the end of the disk.
+    pub fn visible_len(&self, block: u64) -> u64 {
         self.block_size.min(self.disk_size.saturating_sub(block * self.block_size))
     }
 
-    /// Checks that `len` bytes at `place` are in the file, and behind the header section.
-    fn check(&self, place: u64, len: u64, field: Field) -> Result<()> {
-        if place < HEADER_SECTION {
-            return Err(field.fault(Problem::Overlap { offset: place, with: "the header section" }));
+    /// Checks that `len` bytes at `host_offset` lie within the file and after the header section.
+    fn check(&self, host_offset: u64, len: u64, field: Field) -> Result<()> {
+        if host_offset < HEADER_SECTION {
+            return Err(field.fault(Problem::Overlap { offset: host_offset, with: "the header section" }));
         }
-        field.within(place, len, self.file_len)
+        field.within(host_offset, len, self.file_len)
     }
 }
 
-impl Piece<'_> {
-    /// The field that holds the entry of a block, for messages.
+impl BatPage<'_> {
+    /// The field of the entry of a block, for messages.
     pub fn field(&self, block: u64) -> Field {
-        FIELDS.at("payload BAT entry", self.slice.offset() + (block - self.blocks.start) * ENTRY_LEN)
+        FIELDS.at("payload BAT entry", self.entries.host_offset(block + self.chunk))
     }
 
-    /// How a block of the piece is. The bytes of the disk that it has are in the file; an image need not store what its last block
-    /// has behind them.
-    pub fn payload(&self, block: u64) -> Result<Payload> {
-        let entry = entry(&self.slice, block - self.blocks.start);
-        // Most entries of a large disk are like that.
+    /// The state of a block of the page. The visible bytes of a present block lie within the file; the last block of an image may
+    /// be truncated after them.
+    pub fn block_state(&self, block: u64) -> Result<BlockState> {
+        let entry = self.entries.entry(block + self.chunk).map_or(state::NOT_PRESENT, u64::from_le_bytes);
+        // Most entries of a large disk are one of these.
         match entry {
-            state::NOT_PRESENT => return Ok(Payload::NotPresent),
-            state::ZERO => return Ok(Payload::Zero),
+            state::NOT_PRESENT => return Ok(BlockState::NotPresent),
+            state::ZERO => return Ok(BlockState::Zero),
             _ => {}
         }
         let field = self.field(block);
-        let (state, place) = split(entry, field)?;
-        let wrong = |rule| Err(field.fault(Problem::Rule { value: entry, rule }));
-        let present = |payload| self.bat.check(place, self.bat.visible(block), field).map(|()| payload);
+        let (state, host_offset) = split(entry, field)?;
+        let broken = |rule| Err(field.fault(Problem::Rule { value: entry, rule }));
+        let present = |state| self.bat.check(host_offset, self.bat.visible_len(block), field).map(|()| state);
         match state {
-            state::NOT_PRESENT => Ok(Payload::NotPresent),
-            state::UNDEFINED | state::UNMAPPED | state::OLD_UNMAPPED if place != 0 => Ok(Payload::Unmapped(place)),
-            state::UNDEFINED | state::ZERO | state::UNMAPPED | state::OLD_UNMAPPED => Ok(Payload::Zero),
-            state::FULLY_PRESENT => present(Payload::FullyPresent(place)),
-            state::PARTIALLY_PRESENT if self.bat.differencing => present(Payload::PartiallyPresent(place)),
-            state::PARTIALLY_PRESENT => wrong("only a disk with a parent has partially present blocks"),
-            _ => wrong("its state is reserved"),
+            state::NOT_PRESENT => Ok(BlockState::NotPresent),
+            state::UNDEFINED | state::UNMAPPED | state::OLD_UNMAPPED if host_offset != 0 => {
+                Ok(BlockState::Unmapped(host_offset))
+            }
+            state::UNDEFINED | state::ZERO | state::UNMAPPED | state::OLD_UNMAPPED => Ok(BlockState::Zero),
+            state::FULLY_PRESENT => present(BlockState::FullyPresent(host_offset)),
+            state::PARTIALLY_PRESENT if self.bat.differencing => present(BlockState::PartiallyPresent(host_offset)),
+            state::PARTIALLY_PRESENT => broken("must not be partially present without a parent"),
+            _ => broken("must not be in the reserved state 4"),
         }
     }
 }
 
-/// The entry number `index` of a piece of the table.
-fn entry(slice: &CachedTable, index: u64) -> u64 {
-    let bytes = slice.bytes.get((index * ENTRY_LEN) as usize..).and_then(<[u8]>::first_chunk);
-    bytes.map_or(state::NOT_PRESENT, |bytes| u64::from_le_bytes(*bytes))
-}
-
-/// The state and the place in an entry.
+/// The state and the host offset in an entry.
 fn split(entry: u64, field: Field) -> Result<(u64, u64)> {
-    match entry & !(STATE_BITS | PLACE_BITS) {
-        0 => Ok((entry & STATE_BITS, entry & PLACE_BITS)),
+    match entry & !(STATE_BITS | OFFSET_BITS) {
+        0 => Ok((entry & STATE_BITS, entry & OFFSET_BITS)),
         bits => Err(field.fault(Problem::Reserved { value: entry, bits })),
     }
 }

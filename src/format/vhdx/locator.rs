@@ -1,4 +1,4 @@
-//! The parent locator: which file a differencing disk lies over (2.6.2.6).
+//! The parent locator: paths and identity of the parent of a differencing disk (2.6.2.6).
 
 use std::collections::HashSet;
 
@@ -11,34 +11,34 @@ use crate::format::shared::table::Field;
 use crate::info::FileReference;
 use crate::name::{Name, utf16, utf16_text};
 
-/// The only type of the document: the parent is a VHDX file (2.6.2.6.3).
+/// The locator type of a VHDX parent, the only one in the document (2.6.2.6.3).
 const VHDX: Uuid = uuid!("b04aefb7-d19e-4a81-b789-25b8e9445913");
 const HEADER_LEN: usize = 20;
 const ENTRY_LEN: usize = 12;
-/// The keys for the parent's identity. During a merge it may have either of two.
+/// The keys of the parent's identity. During a merge the parent can have either of them.
 const LINKAGE: &str = "parent_linkage";
 const LINKAGE2: &str = "parent_linkage2";
-/// The keys for its paths, in the order in which they are tried.
+/// The keys of the paths, in the order in which they are tried.
 const PATHS: [&str; 3] = ["relative_path", "volume_path", "absolute_win32_path"];
 
-/// The entries of a valid parent locator, in their order, as far as their keys are known.
+/// The entries with known keys of a valid parent locator, in file order.
 ///
-/// It has a path by the document. Without one it is valid here: the parent is known by its identity.
+/// The document requires a path. A locator without one is accepted: the parent is then found by its identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ParentLocator {
     pub entries: Vec<(String, String)>,
 }
 
 impl ParentLocator {
-    /// Parses the item, which stands at offset `at` of the file.
+    /// Parses the item at host offset `at`.
     pub fn parse(bytes: &[u8], at: u64) -> Result<ParentLocator> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
-            let problem = Problem::Rule { value: bytes.len() as u64, rule: "its header has 20 bytes" };
-            return Err(FIELDS.at("the length of Parent Locator", at).fault(problem));
+            let problem = Problem::Rule { value: bytes.len() as u64, rule: "must be at least 20" };
+            return Err(FIELDS.at("length of Parent Locator", at).fault(problem));
         };
         let locator_type = Uuid::from_bytes_le(header.first_chunk().copied().unwrap_or_default());
         if locator_type != VHDX {
-            let feature = format!("a parent locator of type {locator_type}").into();
+            let feature = format!("parent locator type {locator_type}").into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
         }
         let (count, entries) = (LittleEndian::read_u16(&header[18..]), rest.as_chunks().0);
@@ -47,58 +47,58 @@ impl ParentLocator {
             return Err(FIELDS.at("KeyValueCount", at + 18).fault(problem));
         };
 
-        let mut texts = Texts::behind(HEADER_LEN + entries.len() * ENTRY_LEN, bytes);
+        let mut strings = Strings::new(HEADER_LEN + entries.len() * ENTRY_LEN, bytes);
         let mut keys = HashSet::new();
         let mut locator = ParentLocator::default();
         for (entry, at) in entries.iter().zip((at + HEADER_LEN as u64..).step_by(ENTRY_LEN)) {
-            let (key, value) = texts.read(entry, at)?;
+            let (key, value) = strings.read(entry, at)?;
             if [LINKAGE, LINKAGE2].contains(&key.as_str()) && parse_linkage(&value).is_none() {
-                let rule = "the value of this key is a GUID in braces";
+                let finding = "the value of this key is not a GUID in braces";
                 let value = LittleEndian::read_u32(&entry[4..]).into();
-                return Err(FIELDS.at("ValueOffset", at + 4).fault(Problem::Rule { value, rule }));
+                return Err(FIELDS.at("ValueOffset", at + 4).fault(Problem::Conflict { value, finding }));
             }
             if !keys.insert(key.clone()) {
                 let value = LittleEndian::read_u32(entry).into();
                 return Err(FIELDS
                     .at("KeyOffset", at)
-                    .fault(Problem::Rule { value, rule: "another entry has the same key" }));
+                    .fault(Problem::Conflict { value, finding: "another entry has the same key" }));
             }
             if [LINKAGE, LINKAGE2].iter().chain(&PATHS).any(|known| *known == key) {
                 locator.entries.push((key, value));
             }
         }
         if locator.get(LINKAGE).is_none() {
-            let problem = Problem::Rule { value: count.into(), rule: "no key is parent_linkage" };
+            let problem = Problem::Conflict { value: count.into(), finding: "the key parent_linkage is missing" };
             return Err(FIELDS.at("KeyValueCount", at + 18).fault(problem));
         }
         Ok(locator)
     }
 
-    /// The item as it stands in the file: each value behind its key, as Windows has them.
+    /// Encodes the item with each value after its key, as Windows does.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = VHDX.to_bytes_le().to_vec();
         bytes.extend(0u16.to_le_bytes());
         bytes.extend((self.entries.len() as u16).to_le_bytes());
-        let mut texts = Vec::new();
+        let mut strings = Vec::new();
         let start = HEADER_LEN + self.entries.len() * ENTRY_LEN;
         for (key, value) in &self.entries {
             let (key, value) = (utf16(key, u16::to_le_bytes), utf16(value, u16::to_le_bytes));
-            let offset = start + texts.len();
+            let offset = start + strings.len();
             bytes.extend((offset as u32).to_le_bytes());
             bytes.extend(((offset + key.len()) as u32).to_le_bytes());
             bytes.extend((key.len() as u16).to_le_bytes());
             bytes.extend((value.len() as u16).to_le_bytes());
-            texts.extend([key, value].concat());
+            strings.extend([key, value].concat());
         }
-        bytes.extend(texts);
+        bytes.extend(strings);
         bytes
     }
 
-    /// The parent: by its paths in the order of the document, and by the identities that it may have.
+    /// A reference to the parent, with its paths in the order of the document and its possible identities.
     pub fn reference(&self) -> FileReference {
         let paths = PATHS.iter().filter_map(|key| self.get(key)).map(|path| Name::from_windows_path(path.as_bytes()));
         let mut reference = FileReference::from_names("parent", paths.collect(), Some(Name::from(FORMAT_NAME)));
-        // The second one is nil unless a merge has begun.
+        // The second linkage is nil unless a merge is in progress.
         let linkages = [LINKAGE, LINKAGE2].iter().filter_map(|key| self.get(key)).filter_map(parse_linkage);
         let used = linkages.enumerate().filter(|(index, guid)| *index == 0 || !guid.is_nil());
         reference.identities = used.map(|(_, guid)| identity(guid)).collect();
@@ -113,52 +113,52 @@ impl ParentLocator {
     }
 }
 
-/// What children know an image by that has this DataWriteGuid.
+/// The identity by which children refer to an image with this DataWriteGuid.
 pub(super) fn identity(data_write_guid: Uuid) -> Name {
     Name::from(format!("data write GUID {data_write_guid}"))
 }
 
-/// A GUID with hyphens and in braces. Its letters are lowercase by the document, and uppercase in its example.
+/// Parses a GUID with hyphens, in braces. The document requires lower case, but its example is in upper case.
 fn parse_linkage(value: &str) -> Option<Uuid> {
     let guid = value.strip_prefix('{')?.strip_suffix('}')?;
-    // With hyphens it has 36 letters, and in no other form that is known.
+    // Only the form with hyphens has 36 characters.
     Uuid::try_parse(guid).ok().filter(|_| guid.len() == 36)
 }
 
 /// The keys and values of an item.
-struct Texts<'a> {
+struct Strings<'a> {
     /// The whole item.
     bytes: &'a [u8],
-    /// Where the entries end.
+    /// Offset in the item of the end of the entries.
     start: usize,
-    /// Bytes that texts may still have. They have places of their own, so that there are no more than the item has.
+    /// Bytes left for strings. Strings do not overlap, so their total length is bounded by the item.
     left: usize,
 }
 
-impl<'a> Texts<'a> {
-    fn behind(start: usize, bytes: &'a [u8]) -> Self {
-        Texts { bytes, start, left: bytes.len().saturating_sub(start) }
+impl<'a> Strings<'a> {
+    fn new(start: usize, bytes: &'a [u8]) -> Self {
+        Strings { bytes, start, left: bytes.len().saturating_sub(start) }
     }
 
-    /// The key and the value of an entry, which stands at offset `at` of the file.
+    /// Returns the key and the value of the entry at host offset `at`.
     fn read(&mut self, entry: &[u8; ENTRY_LEN], at: u64) -> Result<(String, String)> {
         let u32_at = |offset: usize| LittleEndian::read_u32(&entry[offset..]);
         let u16_at = |offset: usize| LittleEndian::read_u16(&entry[offset..]);
-        let key = self.text(u32_at(0), FIELDS.at("KeyOffset", at), u16_at(8), FIELDS.at("KeyLength", at + 8))?;
+        let key = self.string(u32_at(0), FIELDS.at("KeyOffset", at), u16_at(8), FIELDS.at("KeyLength", at + 8))?;
         let value =
-            self.text(u32_at(4), FIELDS.at("ValueOffset", at + 4), u16_at(10), FIELDS.at("ValueLength", at + 10))?;
+            self.string(u32_at(4), FIELDS.at("ValueOffset", at + 4), u16_at(10), FIELDS.at("ValueLength", at + 10))?;
         Ok((key, value))
     }
 
-    fn text(&mut self, offset: u32, offset_field: Field, len: u16, len_field: Field) -> Result<String> {
+    fn string(&mut self, offset: u32, offset_field: Field, len: u16, len_field: Field) -> Result<String> {
         let value = u64::from(len);
         len_field.aligned(value, 2)?;
         if len == 0 {
-            return Err(len_field.fault(Problem::Rule { value, rule: "a key or value is never empty" }));
+            return Err(len_field.fault(Problem::Rule { value, rule: "must not be 0" }));
         }
         if usize::from(len) > self.left {
-            let rule = "with those before it there is more text than the item has room for";
-            return Err(len_field.fault(Problem::Rule { value, rule }));
+            let finding = "keys and values are longer than the item";
+            return Err(len_field.fault(Problem::Conflict { value, finding }));
         }
         self.left -= usize::from(len);
         let (value, max) = (u64::from(offset), (self.bytes.len() - usize::from(len)) as u64);
@@ -167,7 +167,7 @@ impl<'a> Texts<'a> {
             return Err(offset_field.fault(Problem::Range { value, min: self.start as u64, max }));
         };
         if bytes.as_chunks().0.contains(&[0; 2]) {
-            return Err(offset_field.fault(Problem::Rule { value, rule: "there is no NUL in a key or value" }));
+            return Err(offset_field.fault(Problem::Conflict { value, finding: "the key or value contains a NUL" }));
         }
         Ok(utf16_text(bytes, u16::from_le_bytes))
     }

@@ -1,4 +1,4 @@
-//! The metadata region: its table, and the items that are known (2.6).
+//! The metadata region: its table, and the known items (2.6).
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -19,21 +19,21 @@ use crate::limits::{Budget, Limits};
 pub(super) struct Metadata {
     /// Bytes of a payload block: a power of two from 1 to 256 MiB.
     pub block_size: u32,
-    /// The disk is fixed: its blocks stay where they are. Means nothing where there is a parent, and is not set there.
+    /// Whether the disk is fixed: blocks stay allocated. Meaningless with a parent, and false then.
     pub leave_block_allocated: bool,
     /// Size of the disk in bytes: a multiple of the logical sector size, at most 64 TiB.
     pub virtual_disk_size: u64,
-    /// Identifies the disk to its guest, in page 83h of its SCSI inquiry data. Parent and child have the same.
+    /// Identifies the disk to the guest, in page 83h of the SCSI inquiry data. Parent and child have the same ID.
     pub virtual_disk_id: Uuid,
     /// 512 or 4096.
     pub logical_sector_size: u32,
     /// 512 or 4096.
     pub physical_sector_size: u32,
-    /// Of a differencing disk: what it lies over.
+    /// The parent of a differencing disk.
     pub parent: Option<ParentLocator>,
-    /// Byte offset of the item that holds the block size, for messages.
+    /// Host offset of the item with the block size, for messages.
     pub block_size_at: u64,
-    /// Byte offset of the item that holds the size of the disk, for messages.
+    /// Host offset of the item with the disk size, for messages.
     pub virtual_disk_size_at: u64,
 }
 
@@ -41,44 +41,45 @@ pub(super) struct Metadata {
 pub(super) const MAX_DISK_SIZE: u64 = 64 << 40;
 const MAX_BLOCK_SIZE: u64 = 256 * MIB;
 
-/// An item that is known (2.6.2).
-struct Known {
+/// A known item (2.6.2).
+struct KnownItem {
     id: Uuid,
     flags: u32,
+    /// The finding if it is missing.
     missing: &'static str,
 }
 
-const FILE_PARAMETERS: Known = Known {
+const FILE_PARAMETERS: KnownItem = KnownItem {
     id: uuid!("caa16737-fa36-4d43-b3b6-33f0aa44e76b"),
     flags: IS_REQUIRED,
-    missing: "none of them is File Parameters",
+    missing: "the item File Parameters is missing",
 };
-const VIRTUAL_DISK_SIZE: Known = Known {
+const VIRTUAL_DISK_SIZE: KnownItem = KnownItem {
     id: uuid!("2fa54224-cd1b-4876-b211-5dbed83bf4b8"),
     flags: IS_REQUIRED | IS_VIRTUAL_DISK,
-    missing: "none of them is Virtual Disk Size",
+    missing: "the item Virtual Disk Size is missing",
 };
-const LOGICAL_SECTOR_SIZE: Known = Known {
+const LOGICAL_SECTOR_SIZE: KnownItem = KnownItem {
     id: uuid!("8141bf1d-a96f-4709-ba47-f233a8faab5f"),
     flags: IS_REQUIRED | IS_VIRTUAL_DISK,
-    missing: "none of them is Logical Sector Size",
+    missing: "the item Logical Sector Size is missing",
 };
-const PHYSICAL_SECTOR_SIZE: Known = Known {
+const PHYSICAL_SECTOR_SIZE: KnownItem = KnownItem {
     id: uuid!("cda348c7-445d-4471-9cc9-e9885251c556"),
     flags: IS_REQUIRED | IS_VIRTUAL_DISK,
-    missing: "none of them is Physical Sector Size",
+    missing: "the item Physical Sector Size is missing",
 };
-const VIRTUAL_DISK_ID: Known = Known {
+const VIRTUAL_DISK_ID: KnownItem = KnownItem {
     id: uuid!("beca12ab-b2e6-4523-93ef-c309e000c746"),
     flags: IS_REQUIRED | IS_VIRTUAL_DISK,
-    missing: "none of them is Virtual Disk ID",
+    missing: "the item Virtual Disk ID is missing",
 };
-const PARENT_LOCATOR: Known = Known {
+const PARENT_LOCATOR: KnownItem = KnownItem {
     id: uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c"),
     flags: IS_REQUIRED,
-    missing: "none of them is Parent Locator, although HasParent is set",
+    missing: "HasParent is set and the item Parent Locator is missing",
 };
-const KNOWN: [&Known; 6] = [
+const KNOWN: [&KnownItem; 6] = [
     &FILE_PARAMETERS,
     &VIRTUAL_DISK_SIZE,
     &LOGICAL_SECTOR_SIZE,
@@ -96,7 +97,7 @@ const LEAVE_BLOCK_ALLOCATED: u32 = 1;
 const HAS_PARENT: u32 = 2;
 
 impl Metadata {
-    /// Reads the table and the items that are known.
+    /// Reads the table and the known items.
     pub fn read(file: &dyn ReadAt, region: &Region, limits: &Limits, budget: &Budget) -> Result<Metadata> {
         let table = Table::read(file, region)?;
 
@@ -107,8 +108,8 @@ impl Metadata {
             let problem = Problem::Reserved { value: flags.into(), bits: reserved.into() };
             return Err(FIELDS.at("File Parameters", block_size_at + 4).fault(problem));
         }
-        // A locator without HasParent is not looked at: that flag alone makes a disk a differencing one (2.6.2.1). Nothing of the
-        // file would show a parent, so that there is nothing to warn of.
+        // A locator without HasParent is ignored: the flag alone makes a disk differencing (2.6.2.1), so all blocks are in this
+        // file and no warning is needed.
         let has_parent = flags & HAS_PARENT != 0;
         let parent = if has_parent { Some(table.locator(file, budget)?) } else { None };
 
@@ -129,7 +130,7 @@ impl Metadata {
         })
     }
 
-    /// The beginning of the metadata region: the table, and behind its 64 KiB the items, in the order of Windows.
+    /// Encodes the start of the metadata region: the table of 64 KiB, then the items, in the order of Windows.
     pub fn encode(&self) -> Vec<u8> {
         let leave_block_allocated = if self.leave_block_allocated { LEAVE_BLOCK_ALLOCATED } else { 0 };
         let flags = leave_block_allocated | if self.parent.is_some() { HAS_PARENT } else { 0 };
@@ -159,13 +160,13 @@ impl Metadata {
         bytes
     }
 
-    /// Payload blocks in a chunk: the part of the disk that one sector bitmap block describes (2.4).
+    /// Payload blocks per chunk, the range of the disk that one sector bitmap block covers (2.4).
     pub fn chunk_ratio(&self) -> u64 {
         (u64::from(self.logical_sector_size) << 23) / u64::from(self.block_size)
     }
 
-    /// Payload blocks of the disk.
-    pub fn payload_blocks(&self) -> u64 {
+    /// Number of payload blocks of the disk.
+    pub fn payload_block_count(&self) -> u64 {
         self.virtual_disk_size.div_ceil(self.block_size.into())
     }
 }
@@ -176,7 +177,7 @@ fn parse_block_size(size: u32, at: u64) -> Result<u32> {
         return Err(field.fault(Problem::Range { value, min: MIB, max: MAX_BLOCK_SIZE }));
     }
     if !size.is_power_of_two() {
-        return Err(field.fault(Problem::Rule { value, rule: "it must be a power of two" }));
+        return Err(field.fault(Problem::Rule { value, rule: "must be a power of two" }));
     }
     Ok(size)
 }
@@ -193,45 +194,45 @@ fn parse_size(size: u64, sector_size: u32, at: u64, limits: &Limits) -> Result<u
 
 /// The metadata table (2.6.1).
 struct Table {
-    /// Of system metadata, each with an ID of its own.
+    /// Items of system metadata, with unique IDs.
     items: Vec<Item>,
-    /// Entries of the table.
+    /// Number of entries of the table.
     count: u64,
-    /// Byte offset of the table in the file.
+    /// Host offset of the table.
     at: u64,
 }
 
 /// An item of system metadata.
 struct Item {
     id: Uuid,
-    /// Where it is in the file.
+    /// Host range.
     range: Range<u64>,
-    /// Byte offset of its entry, for messages.
+    /// Host offset of its entry, for messages.
     at: u64,
 }
 
 impl Table {
     const SIGNATURE: &[u8; 8] = b"metadata";
-    /// Bytes of the table, behind which are the items.
+    /// Bytes of the table. The items follow.
     const LEN: usize = 64 << 10;
     const HEADER_LEN: usize = 32;
     const ENTRY_LEN: usize = 32;
     const MAX_ENTRIES: u64 = 2047;
     const MAX_USER_ENTRIES: usize = 1024;
 
-    /// Reads the table at the beginning of `region`, and checks all entries, known or not.
+    /// Reads the table at the start of `region`, and checks all entries, known or not.
     fn read(file: &dyn ReadAt, region: &Region) -> Result<Table> {
         let at = region.range.start;
         let len = region.range.end - at;
         if len < Table::LEN as u64 {
-            let problem = Problem::Rule { value: len, rule: "the metadata table has 64 KiB" };
+            let problem = Problem::Rule { value: len, rule: "must be at least 64 KiB" };
             return Err(FIELDS.at("Length", region.at + 24).fault(problem));
         }
         let mut bytes = vec![0; Table::LEN];
         table::read(file, &mut bytes, at)?;
         let (header, entries) = bytes.split_at(Table::HEADER_LEN);
         if !header.starts_with(Table::SIGNATURE) {
-            let problem = Problem::Rule { value: LittleEndian::read_u64(header), rule: "it is \"metadata\"" };
+            let problem = Problem::Rule { value: LittleEndian::read_u64(header), rule: "must be \"metadata\"" };
             return Err(FIELDS.at("Signature", at).fault(problem));
         }
         let count = u64::from(LittleEndian::read_u16(&header[10..]));
@@ -240,23 +241,23 @@ impl Table {
             return Err(FIELDS.at("EntryCount", at + 10).fault(problem));
         }
         let entries = entries.as_chunks().0.iter().take(count as usize);
-        let places = (at + Table::HEADER_LEN as u64..).step_by(Table::ENTRY_LEN);
+        let host_offsets = (at + Table::HEADER_LEN as u64..).step_by(Table::ENTRY_LEN);
         let items =
-            entries.zip(places).map(|(entry, at)| parse_entry(entry, at, region)).collect::<Result<Vec<_>>>()?;
+            entries.zip(host_offsets).map(|(entry, at)| parse_entry(entry, at, region)).collect::<Result<Vec<_>>>()?;
         check_entries(&items, at)?;
         let items = items.into_iter().filter(|(_, is_user)| !is_user).map(|(item, _)| item).collect();
         Ok(Table { items, count, at })
     }
 
-    fn get(&self, known: &Known) -> Result<&Item> {
+    fn get(&self, known: &KnownItem) -> Result<&Item> {
         self.items.iter().find(|item| item.id == known.id).ok_or_else(|| {
-            let problem = Problem::Rule { value: self.count, rule: known.missing };
+            let problem = Problem::Conflict { value: self.count, finding: known.missing };
             FIELDS.at("EntryCount", self.at + 10).fault(problem)
         })
     }
 
-    /// Reads an item of `N` bytes, and tells its offset in the file.
-    fn fixed<const N: usize>(&self, file: &dyn ReadAt, known: &Known) -> Result<([u8; N], u64)> {
+    /// Reads an item of `N` bytes. Returns it with its host offset.
+    fn fixed<const N: usize>(&self, file: &dyn ReadAt, known: &KnownItem) -> Result<([u8; N], u64)> {
         let Item { range, at, .. } = self.get(known)?;
         let (value, len) = (range.end - range.start, N as u64);
         if value != len {
@@ -267,13 +268,11 @@ impl Table {
         Ok((bytes, range.start))
     }
 
-    fn sector_size(&self, file: &dyn ReadAt, known: &Known, name: &'static str) -> Result<u32> {
+    fn sector_size(&self, file: &dyn ReadAt, known: &KnownItem, name: &'static str) -> Result<u32> {
         let (bytes, at) = self.fixed(file, known)?;
         match u32::from_le_bytes(bytes) {
             size @ (512 | 4096) => Ok(size),
-            other => {
-                Err(FIELDS.at(name, at).fault(Problem::Rule { value: other.into(), rule: "it must be 512 or 4096" }))
-            }
+            other => Err(FIELDS.at(name, at).fault(Problem::Rule { value: other.into(), rule: "must be 512 or 4096" })),
         }
     }
 
@@ -285,7 +284,7 @@ impl Table {
     }
 }
 
-/// Parses an entry of the table, which stands at offset `at` of the file, and tells whether it is of user metadata.
+/// Parses the table entry at host offset `at`. Returns the item, and whether it is user metadata.
 fn parse_entry(entry: &[u8; Table::ENTRY_LEN], at: u64, region: &Region) -> Result<(Item, bool)> {
     let u32_at = |offset: usize| LittleEndian::read_u32(&entry[offset..]);
     let id = Uuid::from_bytes_le(entry.first_chunk().copied().unwrap_or_default());
@@ -299,14 +298,14 @@ fn parse_entry(entry: &[u8; Table::ENTRY_LEN], at: u64, region: &Region) -> Resu
     let is_user = flags & IS_USER != 0;
     let known = !is_user && KNOWN.iter().any(|known| known.id == id);
     if flags & IS_REQUIRED != 0 && !known {
-        let feature = format!("the metadata item {id}").into();
+        let feature = format!("required metadata item {id}").into();
         return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
     }
     let max = MIB.min(region.range.end - region.range.start - Table::LEN as u64);
     if len > max {
         return Err(FIELDS.at("Length", at + 20).fault(Problem::Range { value: len, min: 0, max }));
     }
-    // An item of no bytes is nowhere.
+    // An empty item has no valid offset.
     let (min, max) = (Table::LEN as u64, region.range.end - region.range.start - len);
     if len != 0 && !(min..=max).contains(&offset) {
         return Err(FIELDS.at("Offset", at + 16).fault(Problem::Range { value: offset, min, max }));
@@ -315,17 +314,19 @@ fn parse_entry(entry: &[u8; Table::ENTRY_LEN], at: u64, region: &Region) -> Resu
     Ok((Item { id, range: start..start + len, at }, is_user))
 }
 
-/// Checks what concerns several entries of the table, which stands at offset `at`.
+/// Checks the rules for all entries together of the table at host offset `at`.
 fn check_entries(items: &[(Item, bool)], at: u64) -> Result<()> {
     let users = items.iter().filter(|(_, is_user)| *is_user).count();
     if users > Table::MAX_USER_ENTRIES {
-        let problem = Problem::Rule { value: items.len() as u64, rule: "more than 1024 of them are user metadata" };
+        let problem =
+            Problem::Conflict { value: items.len() as u64, finding: "more than 1024 items are user metadata" };
         return Err(FIELDS.at("EntryCount", at + 10).fault(problem));
     }
     let mut ids = HashSet::new();
     for (Item { id, at, .. }, is_user) in items {
         if !ids.insert((id, is_user)) {
-            let problem = Problem::Rule { value: id.as_fields().0.into(), rule: "another entry has the same" };
+            let problem =
+                Problem::Conflict { value: id.as_fields().0.into(), finding: "another entry has the same ID" };
             return Err(FIELDS.at("ItemID", *at).fault(problem));
         }
     }

@@ -18,70 +18,70 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "subformat",
         values: "dynamic|fixed",
-        help: "fixed sets all blocks aside, in the order of the disk; what is zero stays a hole of the file; default dynamic",
+        help: "fixed: preallocate all blocks in guest order; zeros stay holes of the file [default: dynamic]",
     },
     OptionSpec {
         name: "block_size",
         values: "1M-256M",
-        help: "bytes that are allocated at once, a power of two; default 32M, 2M over a parent, and 2M or 1M for fixed",
+        help: "block size in bytes, a power of two [default: 32M; 2M with a parent; 2M or 1M for fixed]",
     },
     OptionSpec {
         name: "logical_sector_size",
         values: "512|4096",
-        help: "sectors that the guest sees; qemu reads 512 only; default 512, or as the parent's",
+        help: "logical sector size in bytes; qemu reads only 512 [default: 512, or as the parent]",
     },
     OptionSpec {
         name: "physical_sector_size",
         values: "512|4096",
-        help: "sectors that the guest is told the disk has inside; default 4096, or as the parent's",
+        help: "physical sector size in bytes that is reported to the guest [default: 4096, or as the parent]",
     },
-    OptionSpec { name: "log_size", values: "1M-4095M", help: "bytes of the log, in whole MiB; default 1M" },
+    OptionSpec { name: "log_size", values: "1M-4095M", help: "log size in bytes, a multiple of 1M [default: 1M]" },
     OptionSpec {
         name: "block_state_zero",
         values: "on|off",
-        help: "whether blocks that are never written are zeros, or of unknown content; for dynamic; default on",
+        help: "mark unwritten blocks of a dynamic image as zero, not as undefined [default: on]",
     },
     OptionSpec {
         name: "uuid",
         values: "UUID",
-        help: "the virtual disk id (over a parent, its), and what all other GUIDs follow from; default random",
+        help: "virtual disk ID (with a parent: its ID is kept); the other GUIDs are derived from it [default: random]",
     },
-    OptionSpec { name: "backing_file", values: "FILE", help: "the parent, a VHDX of the same size; not with fixed" },
+    OptionSpec { name: "backing_file", values: "FILE", help: "parent, a VHDX of the same size; not with fixed" },
     OptionSpec { name: "backing_fmt", values: "vhdx", help: "format of the parent" },
 ];
 
 /// Sizes of payload blocks (2.6.2.1).
 const BLOCK_SIZES: RangeInclusive<u64> = MIB..=256 * MIB;
-/// What Windows makes for dynamic disks of all sizes.
+/// Default of Windows for dynamic disks of all sizes.
 const DYNAMIC_BLOCK_SIZE: u64 = 32 * MIB;
-/// What Windows makes for fixed and for differencing disks.
+/// Default of Windows for fixed and differencing disks.
 const SMALL_BLOCK_SIZE: u64 = 2 * MIB;
-/// Lengths of the log: whole MiB in 32 bits (2.2.2).
+/// Log sizes: multiples of 1 MiB in 32 bits (2.2.2).
 const LOG_SIZES: RangeInclusive<u64> = MIB..=4095 * MIB;
 const SECTOR_SIZES: &[(&str, u32)] = &[("512", 512), ("4096", 4096)];
-/// The longest path: its length in bytes has 16 bits (2.6.2.6.2).
+/// Longest path in UTF-16 code units: its length in bytes has 16 bits (2.6.2.6.2).
 const MAX_PATH_UNITS: usize = u16::MAX as usize / 2;
 
 /// Valid options.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// What the image says of its disk, and of its parent if it lies over one.
+    /// The metadata region, with the parent of a differencing image.
     pub metadata: Metadata,
     pub log_size: u64,
-    /// Whether blocks that are never written are zeros by their state.
+    /// Whether unwritten blocks have the state `ZERO`.
     pub block_state_zero: bool,
     pub file_write_guid: Uuid,
     pub data_write_guid: Uuid,
 }
 
-/// The image that a new one lies over, and what both have in common.
+/// The parent of a new image, with the properties that both share.
 struct Parent {
     data_write_guid: Uuid,
     virtual_disk_id: Uuid,
     logical_sector_size: u32,
     physical_sector_size: u32,
     virtual_size: u64,
-    /// The key of the locator's path, and the path as Windows has it.
+    /// The key of the path in the locator, and the Windows path.
     path: (&'static str, String),
 }
 
@@ -91,13 +91,13 @@ impl Settings {
             return Err(unsupported("compression"));
         }
         if cx.size == 0 {
-            return Err(unsupported("a disk of no bytes, which neither qemu nor 7-Zip opens"));
+            return Err(unsupported("an empty disk, which neither qemu nor 7-Zip opens"));
         }
-        let parent = Parent::of(cx)?;
+        let parent = Parent::from_context(cx)?;
         let subformat = cx.options.choice(FORMAT_NAME, "subformat", &[("dynamic", false), ("fixed", true)])?;
         let fixed = subformat.unwrap_or(false);
         if fixed && parent.is_some() {
-            return Err(refuse("backing_file", "a fixed disk cannot lie over another image"));
+            return Err(refuse("backing_file", "a fixed disk cannot have a parent"));
         }
         let (logical_sector_size, physical_sector_size) = sector_sizes(cx, parent.as_ref())?;
         let virtual_disk_size = disk_size(cx.size, logical_sector_size.into(), parent.as_ref())?;
@@ -105,11 +105,11 @@ impl Settings {
             Some(size) => size,
             None if parent.is_some() => SMALL_BLOCK_SIZE,
             None if !fixed => DYNAMIC_BLOCK_SIZE,
-            // So that what the last block has beyond the disk is less than a MiB.
+            // The last block extends beyond the disk by less than 1 MiB.
             None if virtual_disk_size.is_multiple_of(SMALL_BLOCK_SIZE) => SMALL_BLOCK_SIZE,
             None => MIB,
         };
-        let guids = Guids::of(cx, parent.as_ref())?;
+        let guids = Guids::from_context(cx, parent.as_ref())?;
         Ok(Settings {
             metadata: Metadata {
                 block_size: block_size as u32,
@@ -134,12 +134,12 @@ impl Settings {
 struct Guids {
     virtual_disk_id: Uuid,
     identifiers: ImageIdentifiers,
-    /// That of the parent; nil without one.
+    /// DataWriteGuid of the parent; nil without one.
     parent: Uuid,
 }
 
 impl Guids {
-    fn of(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<Guids> {
+    fn from_context(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<Guids> {
         let pinned = cx.options.value("uuid").map(parse_uuid).transpose()?;
         let identifiers = pinned.map_or(cx.identifiers, |uuid| {
             let (high, low) = uuid.as_u64_pair();
@@ -147,7 +147,7 @@ impl Guids {
         });
         let parent_guid = parent.map_or(Uuid::nil(), |parent| parent.data_write_guid);
         let mut guids = Guids { virtual_disk_id: Uuid::nil(), identifiers, parent: parent_guid };
-        // Parent and child are one disk to their guest (2.6.1.2).
+        // Parent and child are the same disk to the guest (2.6.1.2).
         guids.virtual_disk_id = match parent {
             Some(parent) => parent.virtual_disk_id,
             None => pinned.unwrap_or_else(|| guids.derive("virtual disk id")),
@@ -155,31 +155,31 @@ impl Guids {
         Ok(guids)
     }
 
-    /// The GUID for `what`. A child never has its parent's, even where both are made with the same options.
-    fn derive(&self, what: &str) -> Uuid {
-        Builder::from_random_bytes(self.identifiers.bytes(&format!("{what} {}", self.parent))).into_uuid()
+    /// The GUID for `purpose`. It differs between parent and child, even with the same options.
+    fn derive(&self, purpose: &str) -> Uuid {
+        Builder::from_random_bytes(self.identifiers.bytes(&format!("{purpose} {}", self.parent))).into_uuid()
     }
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid> {
     let uuid = Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
-    uuid.ok_or_else(|| refuse("uuid", format!("{text:?} is no UUID, or the nil UUID")))
+    uuid.ok_or_else(|| refuse("uuid", format!("{text:?} is not a UUID, or the nil UUID")))
 }
 
 fn log_size(cx: &CreateContext<'_>) -> Result<u64> {
     match cx.options.size(FORMAT_NAME, "log_size", LOG_SIZES)?.unwrap_or(MIB) {
         size if size.is_multiple_of(MIB) => Ok(size),
-        size => Err(refuse("log_size", format!("{size} is no multiple of 1 MiB"))),
+        size => Err(refuse("log_size", format!("{size} is not a multiple of 1 MiB"))),
     }
 }
 
-/// The logical and the physical sector size, which a child has of its parent (2.6.1.2, 2.6.2.4).
+/// The logical and the physical sector size, which a child inherits (2.6.1.2, 2.6.2.4).
 fn sector_sizes(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<(u32, u32)> {
     let sector_size = |name, default: u32, inherited: Option<u32>| {
         let size = cx.options.choice(FORMAT_NAME, name, SECTOR_SIZES)?;
         match (size, inherited) {
             (Some(size), Some(inherited)) if size != inherited => {
-                Err(refuse(name, format!("the parent has {inherited}, and a disk over it cannot have {size}")))
+                Err(refuse(name, format!("{size} differs from the value {inherited} of the parent")))
             }
             _ => Ok(size.or(inherited).unwrap_or(default)),
         }
@@ -187,7 +187,10 @@ fn sector_sizes(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<(u32,
     let logical = sector_size("logical_sector_size", 512, parent.map(|parent| parent.logical_sector_size))?;
     let physical = sector_size("physical_sector_size", 4096, parent.map(|parent| parent.physical_sector_size))?;
     if parent.is_none() && physical < logical {
-        return Err(refuse("physical_sector_size", format!("{physical} bytes hold no logical sector of {logical}")));
+        return Err(refuse(
+            "physical_sector_size",
+            format!("{physical} is smaller than the logical sector size {logical}"),
+        ));
     }
     Ok((logical, physical))
 }
@@ -196,12 +199,12 @@ fn sector_sizes(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<(u32,
 fn disk_size(size: u64, sector_size: u64, parent: Option<&Parent>) -> Result<u64> {
     let size = size.div_ceil(sector_size).saturating_mul(sector_size);
     if size > MAX_DISK_SIZE {
-        let field = "size of the disk".into();
+        let field = "disk size".into();
         return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit: MAX_DISK_SIZE });
     }
     match parent.map(|parent| parent.virtual_size) {
         Some(parent_size) if parent_size != size => {
-            let problem = format!("the parent has {parent_size} bytes, and a disk over it cannot have {size}");
+            let problem = format!("size {size} differs from the size {parent_size} of the parent");
             Err(refuse("backing_file", problem))
         }
         _ => Ok(size),
@@ -209,25 +212,27 @@ fn disk_size(size: u64, sector_size: u64, parent: Option<&Parent>) -> Result<u64
 }
 
 impl Parent {
-    /// The image that the caller opened.
-    fn of(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
+    /// The parent that the caller has opened.
+    fn from_context(cx: &CreateContext<'_>) -> Result<Option<Parent>> {
         let Some(NewBacking { name, info }) = &cx.backing else {
             return match cx.options.value("backing_file").or(cx.options.value("backing_fmt")) {
-                Some(_) => Err(refuse("backing_file", "the parent has to be opened, for its data write GUID")),
+                Some(_) => {
+                    Err(refuse("backing_file", "the parent must be opened first: its data write GUID is needed"))
+                }
                 None => Ok(None),
             };
         };
         let path = windows_path(name)
-            .ok_or_else(|| refuse("backing_file", format!("no VHDX can name '{name}': Windows has no such names")))?;
-        let parent = Parent::of_info(info, path).ok_or_else(|| {
-            let problem = format!("the parent has to be a VHDX with a data write GUID, and it is {}", info.format);
+            .ok_or_else(|| refuse("backing_file", format!("'{name}' is not a valid Windows path")))?;
+        let parent = Parent::from_info(info, path).ok_or_else(|| {
+            let problem = format!("the parent must be a VHDX with a data write GUID; its format is {}", info.format);
             refuse("backing_file", problem)
         })?;
         Ok(Some(parent))
     }
 
-    /// By what the image says of itself.
-    fn of_info(info: &ImageInfo, path: (&'static str, String)) -> Option<Parent> {
+    /// The parent with these properties; `None` if one is missing.
+    fn from_info(info: &ImageInfo, path: (&'static str, String)) -> Option<Parent> {
         if info.format != FORMAT_NAME {
             return None;
         }
@@ -240,7 +245,7 @@ impl Parent {
             _ => None,
         };
         Some(Parent {
-            // A nil one names nothing.
+            // The nil GUID identifies nothing.
             data_write_guid: guid("data-write-guid").filter(|guid| !guid.is_nil())?,
             virtual_disk_id: guid("virtual-disk-id")?,
             logical_sector_size: sector_size("logical-sector-size")?,
@@ -256,8 +261,8 @@ impl Parent {
     }
 }
 
-/// A path with backslashes between directories, and the key that a locator has it by (2.6.2.6.3); `None` for one that UTF-16
-/// or Windows does not have. An absolute one is without the prefix that the document wants: here are no drives.
+/// The locator key of a path, and the path with backslashes (2.6.2.6.3); `None` if it is not a valid Windows path. An absolute
+/// path lacks the prefix that the document requires, because there are no drive letters here.
 fn windows_path(name: &Name) -> Option<(&'static str, String)> {
     let path = std::str::from_utf8(name.as_bytes()).ok().filter(|path| !path.contains('\\'))?;
     let windows = path.replace('/', "\\");

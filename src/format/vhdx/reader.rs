@@ -1,16 +1,14 @@
-//! Where the bytes of a guest range live.
+//! Maps guest ranges to host offsets.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bat::{Bat, IMAGE, Payload};
+use super::bat::{Bat, BlockState, IMAGE};
 use super::locator;
 use super::metadata::Metadata;
 use super::structure::{Replay, Structure};
 use super::{FIELDS, FORMAT_NAME, MIB};
-use crate::driver::OpenContext;
-use crate::driver::SparseRead;
-use crate::driver::{Extent, ExtentKind, FileId, Location};
+use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::file_extents::FileExtents;
@@ -20,25 +18,25 @@ use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// An opened image.
+/// An open image.
 pub(super) struct Reader {
     info: ImageInfo,
-    /// As it is to be read.
+    /// The image file with its log replayed.
     file: Arc<dyn ReadAt>,
-    /// That is not as it is stored.
+    /// Whether the log changed it.
     replayed: bool,
     bat: Bat,
     sector_size: u64,
     bitmaps: TableCache,
-    /// What the file holds within blocks: those of a fixed disk are all there, whatever was written to them.
-    runs: FileExtents,
-    /// Where other metadata is than sector bitmap blocks.
+    /// Holes of the file within blocks: all blocks of a fixed disk are allocated, written or not.
+    file_extents: FileExtents,
+    /// Host ranges of metadata other than sector bitmap blocks.
     metadata: Vec<Range<u64>>,
 }
 
 impl Reader {
-    /// Bytes of a sector bitmap that are read at once.
-    const BITMAP_SLICE: u64 = 16 << 10;
+    /// Bytes of a sector bitmap read at once.
+    const BITMAP_PAGE: u64 = 16 << 10;
 
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
@@ -52,90 +50,92 @@ impl Reader {
             bat: Bat::new(&structure)?,
             sector_size: structure.metadata.logical_sector_size.into(),
             bitmaps: TableCache::default(),
-            runs: FileExtents::new(structure.file.clone(), IMAGE),
+            file_extents: FileExtents::new(structure.file.clone(), IMAGE),
             metadata: structure.ranges().map(|(range, _)| range).collect(),
             file: structure.file,
         })
     }
 
-    /// What places in the file are multiples of.
-    fn unit(&self) -> u64 {
+    /// Alignment of mapped host offsets.
+    fn alignment(&self) -> u64 {
         if self.bat.differencing { self.sector_size } else { MIB }
     }
 
-    /// How the bytes of the disk from `offset` on live, and how many live in the same way, as far as a piece of the table tells.
+    /// The kind and the length of the extent at guest offset `offset`, up to the end of the table page.
     fn extent(&self, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let (block, within) = (offset / self.bat.block_size, offset % self.bat.block_size);
-        let piece = self.bat.piece(block)?;
-        let first = match piece.payload(block)? {
-            Payload::PartiallyPresent(place) => return self.partial(block, place, within, end - offset),
+        let page = self.bat.page(block)?;
+        let first = match page.block_state(block)? {
+            BlockState::PartiallyPresent(host_offset) => {
+                return self.partial(block, host_offset, within, end - offset);
+            }
             first => self.whole(first).advance(within),
         };
-        let first = Extent { offset, len: self.bat.visible(block) - within, kind: first };
+        let first = Extent { offset, len: self.bat.visible_len(block) - within, kind: first };
         let Extent { len, kind, .. } = run::merge(first, end, |at| {
             let block = at / self.bat.block_size;
-            if block >= piece.blocks.end {
+            if block >= page.blocks.end {
                 return None;
             }
-            match piece.payload(block) {
-                Ok(Payload::PartiallyPresent(_)) | Err(_) => None,
-                Ok(next) => Some((self.whole(next), self.bat.visible(block))),
+            match page.block_state(block) {
+                Ok(BlockState::PartiallyPresent(_)) | Err(_) => None,
+                Ok(next) => Some((self.whole(next), self.bat.visible_len(block))),
             }
         });
         match kind {
-            ExtentKind::Data(at) => self.stored(at.offset, len),
+            ExtentKind::Data(at) => self.payload(at.offset, len),
             kind => Ok((kind, len)),
         }
     }
 
-    /// How the bytes of a block live that all live in the same way, as far as its entry tells.
-    fn whole(&self, payload: Payload) -> ExtentKind {
-        match payload {
-            Payload::NotPresent if self.bat.differencing => ExtentKind::Hole,
-            Payload::NotPresent | Payload::Zero | Payload::Unmapped(_) => ExtentKind::Zero { allocated: None },
-            Payload::FullyPresent(offset) | Payload::PartiallyPresent(offset) => {
+    /// The extent kind of a block whose bytes all have the same kind, by its entry.
+    fn whole(&self, state: BlockState) -> ExtentKind {
+        match state {
+            BlockState::NotPresent if self.bat.differencing => ExtentKind::Hole,
+            BlockState::NotPresent | BlockState::Zero | BlockState::Unmapped(_) => ExtentKind::Zero { allocated: None },
+            BlockState::FullyPresent(offset) | BlockState::PartiallyPresent(offset) => {
                 ExtentKind::Data(Location { file: IMAGE, offset })
             }
         }
     }
 
-    /// How the bytes of a partially present block at `place` live, from byte `within` of it on: by its chunk's sector bitmap
-    /// (2.4), which has the lowest bit first.
-    fn partial(&self, block: u64, place: u64, within: u64, most: u64) -> Result<(ExtentKind, u64)> {
+    /// The kind and the length of the extent at byte `within` of the partially present block at `host_offset`, at most `max_len`
+    /// bytes. The sector bitmap of the chunk has the lowest bit first (2.4).
+    fn partial(&self, block: u64, host_offset: u64, within: u64, max_len: u64) -> Result<(ExtentKind, u64)> {
         let (bitmap, field) = self.bat.sector_bitmap(block / self.bat.chunk_ratio)?;
         let Some(bitmap) = bitmap else {
             return Err(Bat::missing_bitmap(field));
         };
-        // In bits of the bitmap.
+        // Indexes of bits in the bitmap.
         let start = block % self.bat.chunk_ratio * (self.bat.block_size / self.sector_size);
         let sector = start + within / self.sector_size;
-        let end = start + self.bat.visible(block).div_ceil(self.sector_size);
-        let per_slice = Self::BITMAP_SLICE * 8;
-        let first = sector / per_slice * per_slice;
+        let end = start + self.bat.visible_len(block).div_ceil(self.sector_size);
+        let page_bits = Self::BITMAP_PAGE * 8;
+        let first = sector / page_bits * page_bits;
         let at = Location { file: IMAGE, offset: bitmap + first / 8 };
-        let slice = self.bitmaps.get(&*self.file, at, Self::BITMAP_SLICE as usize)?;
-        let end = end.min(first + per_slice).min(start + (within + most).div_ceil(self.sector_size));
-        let (present, run_end) = bits::run(&slice.bytes, BitOrder::LowestFirst, sector - first, end - first);
-        let run_end = ((first + run_end - start) * self.sector_size).min(self.bat.visible(block));
+        let page = self.bitmaps.get(&*self.file, at, Self::BITMAP_PAGE as usize)?;
+        let end = end.min(first + page_bits).min(start + (within + max_len).div_ceil(self.sector_size));
+        let (present, run_end) = bits::run(&page.bytes, BitOrder::LowestFirst, sector - first, end - first);
+        let run_end = ((first + run_end - start) * self.sector_size).min(self.bat.visible_len(block));
         let len = run_end - within;
-        if present { self.stored(place + within, len) } else { Ok((ExtentKind::Hole, len)) }
+        if present { self.payload(host_offset + within, len) } else { Ok((ExtentKind::Hole, len)) }
     }
 
-    /// How the `len` bytes at `place` in the file live, or those of them that live in the same way. Only whole units of the file
-    /// are holes of it: what is claimed for the guest would have no unit of its own otherwise.
-    fn stored(&self, place: u64, len: u64) -> Result<(ExtentKind, u64)> {
-        let (unit, end) = (self.unit(), place + len);
-        let start = place / unit * unit;
-        let (kind, run) = self.runs.extent(start, end)?;
+    /// The kind and the length of the extent at `host_offset`, where `len` bytes are present: data, or a hole of the file. Holes
+    /// are cut to whole units of the alignment, by which overlaps are tracked.
+    fn payload(&self, host_offset: u64, len: u64) -> Result<(ExtentKind, u64)> {
+        let (unit, end) = (self.alignment(), host_offset + len);
+        let start = host_offset / unit * unit;
+        let (kind, run) = self.file_extents.extent(start, end)?;
         let run_end = start + run;
-        let at = Location { file: IMAGE, offset: place };
+        let at = Location { file: IMAGE, offset: host_offset };
         let (kind, run_end) = match kind {
             ExtentKind::Zero { .. } if run_end == end => (ExtentKind::Zero { allocated: Some(at) }, end),
             ExtentKind::Zero { .. } if run >= unit => (ExtentKind::Zero { allocated: Some(at) }, run_end / unit * unit),
             ExtentKind::Zero { .. } => (ExtentKind::Data(at), start + unit),
             _ => (ExtentKind::Data(at), run_end.div_ceil(unit).saturating_mul(unit)),
         };
-        Ok((kind, run_end.min(end) - place))
+        Ok((kind, run_end.min(end) - host_offset))
     }
 }
 
@@ -156,7 +156,7 @@ impl SparseRead for Reader {
     }
 
     fn host_alignment(&self) -> Option<u64> {
-        Some(self.unit())
+        Some(self.alignment())
     }
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
@@ -166,9 +166,9 @@ impl SparseRead for Reader {
                 return Err(FIELDS.at("region", range.start).fault(overlap));
             }
         }
-        let chunks = if self.bat.differencing { self.bat.chunks() } else { 0 };
+        let chunks = if self.bat.differencing { self.bat.chunk_count() } else { 0 };
         for chunk in 0..chunks {
-            // What is wrong with an entry is told when a block needs it.
+            // An invalid entry is reported when a block needs it.
             if let Ok((Some(offset), field)) = self.bat.sector_bitmap(chunk)
                 && !claim(IMAGE, offset..offset + MIB)
             {
@@ -179,7 +179,7 @@ impl SparseRead for Reader {
     }
 }
 
-/// What the file says of itself.
+/// The properties of the image.
 fn describe(structure: &Structure) -> ImageInfo {
     let Structure { creator, header, metadata, replay, .. } = structure;
     let Metadata { block_size, leave_block_allocated, virtual_disk_size, parent, .. } = metadata;

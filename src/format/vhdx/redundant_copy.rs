@@ -1,67 +1,65 @@
-//! What the headers and the region tables have in common: a signature, a checksum, and a second one of their kind.
+//! Headers and region tables exist twice, with a signature and a checksum each.
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::{FORMAT_NAME, checksum, checksum_holds};
+use super::{FORMAT_NAME, checksum, checksum_matches};
 use crate::error::{Fault, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
 
-/// One of two structures of `N` bytes.
+/// One of the two copies of a structure of `N` bytes.
 pub(super) struct RedundantCopy<const N: usize> {
     pub bytes: Box<[u8; N]>,
-    /// Its byte offset in the file.
+    /// Its host offset.
     pub at: u64,
-    /// Why it does not count.
+    /// Why it is invalid.
     pub damage: Option<Fault>,
 }
 
 impl<const N: usize> RedundantCopy<N> {
-    /// Reads the one at offset `at`, which is to begin with `signature`.
+    /// Reads the copy at host offset `at`, which must start with `signature`.
     pub fn read(file: &dyn ReadAt, at: u64, signature: Signature) -> Result<Self> {
         let mut bytes = Box::new([0; N]);
         table::read(file, &mut *bytes, at)?;
-        let damage = check_whole(&*bytes, at, signature).err();
+        let damage = check_integrity(&*bytes, at, signature).err();
         Ok(RedundantCopy { bytes, at, damage })
     }
 
-    /// What is wrong with it, where the other one of the two `what` is used.
-    pub fn warning(&self, what: &str) -> Option<String> {
+    /// A warning if this copy is damaged; `structures` is the plural name of the structure.
+    pub fn warning(&self, structures: &str) -> Option<String> {
         let Fault { field, at, problem, .. } = self.damage.as_ref()?;
         Some(format!(
-            "one of the two {what} is damaged, the other one is used: at file offset {at:#x} {field} {problem}"
+            "one of the two {structures} is damaged, the other one is used: at file offset {at:#x} {field} {problem}"
         ))
     }
 }
 
-/// The first bytes of a structure, and the rule that they are that.
+/// The first bytes of a structure, and the rule that requires them.
 #[derive(Clone, Copy)]
 pub(super) struct Signature {
     pub bytes: &'static [u8; 4],
     pub rule: &'static str,
 }
 
-/// Checks what tells that the structure at offset `at` was written as a whole: its signature and its checksum.
-pub(super) fn check_whole(bytes: &[u8], at: u64, signature: Signature) -> Result<(), Fault> {
-    let fault = |name: &'static str, offset: usize, rule| {
-        let value = bytes.get(offset..offset + 4).map(LittleEndian::read_u32).unwrap_or_default().into();
-        Fault {
-            format: FORMAT_NAME,
-            field: name.into(),
-            at: at + offset as u64,
-            problem: Problem::Rule { value, rule },
-        }
+/// Checks the signature and the checksum of the structure at host offset `at`.
+pub(super) fn check_integrity(bytes: &[u8], at: u64, signature: Signature) -> Result<(), Fault> {
+    let value = |offset: usize| bytes.get(offset..offset + 4).map(LittleEndian::read_u32).unwrap_or_default().into();
+    let fault = |name: &'static str, offset: u64, problem| Fault {
+        format: FORMAT_NAME,
+        field: name.into(),
+        at: at + offset,
+        problem,
     };
     if !bytes.starts_with(signature.bytes) {
-        return Err(fault("Signature", 0, signature.rule));
+        return Err(fault("Signature", 0, Problem::Rule { value: value(0), rule: signature.rule }));
     }
-    if !checksum_holds(bytes) {
-        return Err(fault("Checksum", 4, "that of the content is another one"));
+    if !checksum_matches(bytes) {
+        return Err(fault("Checksum", 4, Problem::Conflict { value: value(4), finding: "checksum mismatch" }));
     }
     Ok(())
 }
 
-/// Puts the checksum of a structure into it.
+/// Writes the checksum of a structure into it.
 pub(super) fn seal(bytes: &mut [u8]) {
     let checksum = checksum(bytes).to_le_bytes();
     bytes.iter_mut().skip(4).zip(checksum).for_each(|(byte, value)| *byte = value);

@@ -1,6 +1,6 @@
-//! The region tables: where the BAT and the metadata are (2.2.3).
+//! The region tables: host ranges of the BAT and the metadata (2.2.3).
 //!
-//! There are two copies of one table. They are written through the log, so both are whole once that is replayed.
+//! The table has two copies. Both are written through the log, so both are valid once it is replayed.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -17,31 +17,31 @@ use crate::io::ReadAt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Region {
     pub range: Range<u64>,
-    /// Byte offset of its entry in the region table, for messages.
+    /// Host offset of its entry in the region table, for messages.
     pub at: u64,
 }
 
-/// The valid regions of a file: they are in it, aligned, behind the header section, and overlap neither each other nor the log.
+/// The valid regions of a file: in bounds, aligned, after the header section, and without overlaps with each other or the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Regions {
     pub bat: Region,
     pub metadata: Region,
-    /// Others, which nobody has to understand.
+    /// Unknown regions, which are not required.
     pub others: Vec<Region>,
 }
 
-/// Where the two region tables are.
+/// Host offsets of the two region tables.
 pub(super) const TABLES_AT: [u64; 2] = [192 << 10, 256 << 10];
 /// Bytes of a region table.
 pub(super) const TABLE_LEN: usize = 64 << 10;
-const SIGNATURE: Signature = Signature { bytes: b"regi", rule: "a region table begins with \"regi\"" };
+const SIGNATURE: Signature = Signature { bytes: b"regi", rule: "must be \"regi\"" };
 const HEADER_LEN: usize = 16;
 const ENTRY_LEN: usize = 32;
 const BAT: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
 const METADATA: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
 
 impl Regions {
-    /// Reads the first region table that is valid, and tells in words what is wrong with the other one.
+    /// Reads the first valid region table. Returns a warning if the other one is damaged or differs.
     pub fn read(file: &dyn ReadAt, file_len: u64, log: &Range<u64>) -> Result<(Regions, Option<String>)> {
         let [first, second] = TABLES_AT.map(|at| RedundantCopy::read(file, at, SIGNATURE));
         let (first, second) = (first?, second?);
@@ -57,7 +57,7 @@ impl Regions {
         Ok((parse(entries(used)?, used.at, file_len, log)?, warning))
     }
 
-    /// A region table, as Windows writes it: the BAT and the metadata.
+    /// Encodes a region table with the BAT and the metadata, as Windows writes it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(TABLE_LEN);
         bytes.extend(SIGNATURE.bytes);
@@ -75,7 +75,7 @@ impl Regions {
     }
 }
 
-/// The entries of a table. What follows them is reserved and may be anything.
+/// The entries of a table. Bytes after them are reserved and ignored.
 fn entries(table: &RedundantCopy<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
     let (header, entries) = table.bytes.split_at(HEADER_LEN);
     let (count, entries) = (LittleEndian::read_u32(&header[8..]), entries.as_chunks().0);
@@ -85,41 +85,42 @@ fn entries(table: &RedundantCopy<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
     })
 }
 
-/// Parses the entries of the table at offset `at` of a file of `file_len` bytes.
+/// Parses the entries of the table at host offset `at` in a file of `file_len` bytes.
 fn parse(entries: &[[u8; ENTRY_LEN]], at: u64, file_len: u64, log: &Range<u64>) -> Result<Regions> {
     let (mut bat, mut metadata, mut others) = (None, None, Vec::new());
-    let mut places = vec![(log.clone(), ("the log", None))];
+    let mut ranges = vec![(log.clone(), ("the log", None))];
     let mut guids = HashSet::new();
     for (entry, at) in entries.iter().zip((at + HEADER_LEN as u64..).step_by(ENTRY_LEN)) {
         let guid = Uuid::from_bytes_le(entry.first_chunk().copied().unwrap_or_default());
         if !guids.insert(guid) {
-            let problem = Problem::Rule { value: guid.as_fields().0.into(), rule: "another entry has the same" };
+            let problem =
+                Problem::Conflict { value: guid.as_fields().0.into(), finding: "another entry has the same GUID" };
             return Err(FIELDS.at("Guid", at).fault(problem));
         }
         let region = Region { range: parse_range(entry, at, file_len)?, at };
         let (name, required) = (region_name(guid), LittleEndian::read_u32(&entry[28..]) & 1 != 0);
-        places.push((region.range.clone(), (name, Some(at))));
+        ranges.push((region.range.clone(), (name, Some(at))));
         match guid {
             BAT => bat = Some(region),
             METADATA => metadata = Some(region),
             _ if required => {
-                let feature = format!("the region {guid}").into();
+                let feature = format!("required region {guid}").into();
                 return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
             }
             _ => others.push(region),
         }
     }
-    check_places(places)?;
-    let missing = |rule| {
-        let problem = Problem::Rule { value: entries.len() as u64, rule };
+    check_overlaps(ranges)?;
+    let missing = |finding| {
+        let problem = Problem::Conflict { value: entries.len() as u64, finding };
         move || FIELDS.at("EntryCount", at + 8).fault(problem)
     };
-    let bat = bat.ok_or_else(missing("none of them is the BAT"))?;
-    let metadata = metadata.ok_or_else(missing("none of them is the metadata region"))?;
+    let bat = bat.ok_or_else(missing("the BAT region is missing"))?;
+    let metadata = metadata.ok_or_else(missing("the metadata region is missing"))?;
     Ok(Regions { bat, metadata, others })
 }
 
-/// Where the region of an entry is. One of no bytes is not refused here: who needs it finds it too short.
+/// The host range of the region of an entry. It can be empty here; a required region is checked by its reader.
 fn parse_range(entry: &[u8; ENTRY_LEN], at: u64, file_len: u64) -> Result<Range<u64>> {
     let (start, len) = (LittleEndian::read_u64(&entry[16..]), u64::from(LittleEndian::read_u32(&entry[24..])));
     let start_field = FIELDS.at("FileOffset", at + 16);
@@ -140,25 +141,25 @@ fn region_name(guid: Uuid) -> &'static str {
     }
 }
 
-/// A place of the file, what is there, and the byte offset of its entry in the table. The log has none.
-type Endpoint = (Range<u64>, (&'static str, Option<u64>));
+/// A host range, its content, and the host offset of its table entry. The log has none.
+type NamedRange = (Range<u64>, (&'static str, Option<u64>));
 
-/// Checks that nothing overlaps.
-fn check_places(places: Vec<Endpoint>) -> Result<()> {
-    let Some((offset, [first, second])) = first_overlap(places) else { return Ok(()) };
+/// Checks that no two ranges overlap.
+fn check_overlaps(ranges: Vec<NamedRange>) -> Result<()> {
+    let Some((offset, [first, second])) = first_overlap(ranges) else { return Ok(()) };
     let (at, with) = match (first, second) {
         ((with, _), (_, Some(at))) | ((_, Some(at)), (with, None)) => (at, with),
-        // There is only one log.
+        // Only the log has no entry.
         ((_, None), (_, None)) => return Ok(()),
     };
     Err(FIELDS.at("FileOffset", at + 16).fault(Problem::Overlap { offset, with }))
 }
 
-/// The first of these places, by their offsets, that begins inside another one: its offset, and what both of them are.
-pub(super) fn first_overlap<T: Copy>(mut places: Vec<(Range<u64>, T)>) -> Option<(u64, [T; 2])> {
-    places.retain(|(range, _)| !range.is_empty());
-    places.sort_by_key(|(range, _)| range.start);
-    places.windows(2).find_map(|pair| match pair {
+/// The first overlap of the ranges, in the order of their offsets: its host offset, and the labels of both ranges.
+pub(super) fn first_overlap<T: Copy>(mut ranges: Vec<(Range<u64>, T)>) -> Option<(u64, [T; 2])> {
+    ranges.retain(|(range, _)| !range.is_empty());
+    ranges.sort_by_key(|(range, _)| range.start);
+    ranges.windows(2).find_map(|pair| match pair {
         [(first, a), (second, b)] if second.start < first.end => Some((second.start, [*a, *b])),
         _ => None,
     })

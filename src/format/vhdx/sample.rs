@@ -1,4 +1,4 @@
-//! Images for tests, put together by hand: a table of blocks, sector bitmaps, and a file with holes that may be of any length.
+//! Images for tests, built from BAT entries, sector bitmaps, and a sparse file of any length.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,15 +16,15 @@ use super::structure::Structure;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// Where the metadata region is.
+/// Host offset of the metadata region.
 pub(super) const METADATA: u64 = 2 * MIB;
-/// Where the table is.
+/// Host offset of the BAT region.
 pub(super) const BAT: u64 = 3 * MIB;
 
-/// An image as it is to be put together.
+/// A description of an image.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
-    /// Of the disk.
+    /// Size of the disk in bytes.
     pub size: u64,
     pub block_size: u32,
     pub sector_size: u32,
@@ -33,15 +33,15 @@ pub(super) struct Sample {
     pub blocks: Vec<u64>,
     /// Entries of sector bitmap blocks, one for each chunk.
     pub bitmaps: Vec<u64>,
-    /// What is stored in the file, without the table.
+    /// Data of the file outside the table, with host offsets.
     pub bytes: Vec<(u64, Vec<u8>)>,
-    /// What is stored as well; what the bytes are does not matter.
-    pub stored: Vec<Range<u64>>,
+    /// Host ranges of other data, with arbitrary content.
+    pub data: Vec<Range<u64>>,
     pub file_len: u64,
 }
 
 impl Sample {
-    /// An image with these blocks, as large as they are, and nothing else in the file.
+    /// An image whose disk has the size of these blocks, and no data in the file.
     pub fn new(block_size: u64, differencing: bool, blocks: &[u64], file_len: u64) -> Sample {
         let sample = Sample {
             size: blocks.len() as u64 * block_size,
@@ -51,17 +51,17 @@ impl Sample {
             blocks: blocks.to_vec(),
             bitmaps: Vec::new(),
             bytes: Vec::new(),
-            stored: Vec::new(),
+            data: Vec::new(),
             file_len,
         };
         let chunks = blocks.len().div_ceil(sample.chunk_ratio());
         Sample { bitmaps: vec![0; chunks], ..sample }
     }
 
-    /// The entry of a block in this state, at that byte of the file.
-    pub fn entry(state: u64, place: u64) -> u64 {
-        assert!(place.is_multiple_of(MIB));
-        place | state
+    /// The entry of a block in this state at this host offset.
+    pub fn entry(state: u64, host_offset: u64) -> u64 {
+        assert!(host_offset.is_multiple_of(MIB));
+        host_offset | state
     }
 
     pub fn chunk_ratio(&self) -> usize {
@@ -83,7 +83,7 @@ impl Sample {
         }
     }
 
-    /// The file and what was read of it before the blocks.
+    /// The file and its metadata.
     pub fn structure(&self) -> Structure {
         let ratio = self.chunk_ratio();
         let mut bat = Vec::new();
@@ -97,7 +97,7 @@ impl Sample {
         let mut pieces: BTreeMap<_, _> = self.bytes.iter().cloned().collect();
         let bat_len = (bat.len() as u64 * 8).next_multiple_of(MIB).max(MIB);
         pieces.insert(BAT, bat.iter().flat_map(|entry| entry.to_le_bytes()).collect());
-        let file = StoredFile { len: self.file_len, pieces, stored: self.stored.clone() };
+        let file = SparseFile { len: self.file_len, pieces, data: self.data.clone() };
         let header = Header {
             sequence_number: 1,
             file_write_guid: Uuid::from_u128(2),
@@ -124,14 +124,14 @@ impl Sample {
     }
 }
 
-/// A file that stores a few pieces, and has holes between them.
-struct StoredFile {
+/// A file of a few pieces of data with holes between them.
+struct SparseFile {
     len: u64,
     pieces: BTreeMap<u64, Vec<u8>>,
-    stored: Vec<Range<u64>>,
+    data: Vec<Range<u64>>,
 }
 
-impl ReadAt for StoredFile {
+impl ReadAt for SparseFile {
     fn size(&self) -> io::Result<u64> {
         Ok(self.len)
     }
@@ -152,12 +152,12 @@ impl ReadAt for StoredFile {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let pieces = self.pieces.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        let after = pieces.chain(self.stored.iter().cloned()).filter(|range| range.end > offset);
+        let after = pieces.chain(self.data.iter().cloned()).filter(|range| range.end > offset);
         Ok(after.min_by_key(|range| range.start).map(|range| range.start.max(offset)..range.end))
     }
 }
 
-/// Bytes of `len`, of which the first are stated and the others are zeros.
+/// The bytes in `hex`, padded with zeros to `len`.
 pub(super) fn from_hex(hex: &str, len: usize) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
     let mut bytes: Vec<u8> = digits.as_chunks().0.iter().map(|[high, low]| high << 4 | low).collect();

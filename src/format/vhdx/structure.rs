@@ -1,4 +1,4 @@
-//! All that is read of a file before its blocks.
+//! All metadata except the BAT entries.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,41 +14,41 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// What a file says of itself, with its log replayed.
+/// The metadata of a file, with its log replayed.
 pub(super) struct Structure {
-    /// The file as it is to be read.
+    /// The image file with its log replayed.
     pub file: Arc<dyn ReadAt>,
-    /// Length of that in bytes. What the log adds behind the stored bytes is a hole.
+    /// Its length in bytes. Bytes that the log adds are a hole.
     pub file_len: u64,
     pub creator: Name,
     pub header: Header,
     pub regions: Regions,
     pub metadata: Metadata,
-    /// Of the log, where it had to be replayed.
+    /// The log replay, if the log was not empty.
     pub replay: Option<Replay>,
-    /// What is wrong with the header that is not the current one.
+    /// A warning if the other header is damaged.
     pub header_warning: Option<String>,
-    /// What is wrong with the region table that is not used.
+    /// A warning if the other region table is damaged or differs.
     pub table_warning: Option<String>,
 }
 
-/// What replaying the log did.
+/// The effect of the log replay.
 pub(super) struct Replay {
-    /// Log entries that were replayed.
+    /// Number of replayed log entries.
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
-    /// Newer entries that are of no complete sequence.
-    pub left_out: u64,
+    /// Number of newer entries, which belong to no complete sequence.
+    pub skipped: u64,
 }
 
 impl Structure {
-    /// In the order of the document: nothing but the headers may be looked at before the log is replayed (2.3.3).
+    /// Reads the metadata. The log is replayed before anything except the headers is read (2.3.3).
     pub fn read(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Structure> {
-        let stored_len = table::length(&*file)?;
-        let Headers { creator, header, at, warning } = Headers::read(&*file, stored_len)?;
-        let (file, replay) = match log::replay(&file, stored_len, &header, at, cx.budget)? {
-            Some(Replayed { file, entries, bytes, left_out }) => (file, Some(Replay { entries, bytes, left_out })),
+        let file_len_on_disk = table::length(&*file)?;
+        let Headers { creator, header, at, warning } = Headers::read(&*file, file_len_on_disk)?;
+        let (file, replay) = match log::replay(&file, file_len_on_disk, &header, at, cx.budget)? {
+            Some(Replayed { file, entries, bytes, skipped }) => (file, Some(Replay { entries, bytes, skipped })),
             None => (file, None),
         };
         let file_len = table::length(&*file)?;
@@ -67,18 +67,16 @@ impl Structure {
         })
     }
 
-    /// What tells of a writer that did not come to its end, though it does not keep the image from being read.
+    /// Notes on traces of a killed writer, which do not prevent reading.
     pub fn notes(&self) -> impl Iterator<Item = String> {
-        let replay =
-            "the log has to be replayed; the image is read with the changes in it, and the file stays as it is";
+        let replay = "the log is not empty; it is replayed in memory, and the file is not changed";
         let replay = self.replay.is_some().then(|| replay.to_owned());
-        let left_out = self.replay.as_ref().map_or(0, |replay| replay.left_out);
-        let left_out = (left_out > 0)
-            .then(|| format!("the log has {left_out} newer entries of no complete sequence, which are left out"));
-        self.header_warning.iter().cloned().chain(replay).chain(left_out)
+        let skipped = self.replay.as_ref().map_or(0, |replay| replay.skipped);
+        let skipped = (skipped > 0).then(|| format!("{skipped} newer log entries of incomplete sequences are ignored"));
+        self.header_warning.iter().cloned().chain(replay).chain(skipped)
     }
 
-    /// Where everything but the blocks is in the file, and what it is. None of it overlaps.
+    /// Host ranges outside the blocks and their content. They do not overlap.
     pub fn ranges(&self) -> impl Iterator<Item = (Range<u64>, &'static str)> {
         let Regions { bat, metadata, others } = &self.regions;
         let known = [

@@ -9,12 +9,12 @@ use crate::support::tools::{
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vdi};
 use diskimage::{Image, OpenOptions};
 
-/// What others than VirtualBox read, too.
+/// Options whose images all programs read.
 const KINDS: [&str; 2] = ["static=off", "static=on"];
 
-/// A sector, whole blocks, and some blocks and a part of one.
+/// Disks of a sector, of whole blocks, and with a partial block.
 ///
-/// Each gets a directory of its own: where a file is replaced, some file systems write the new one to the device first.
+/// Each test case uses its own directory, because replacing a file is slow on some file systems.
 fn guests() -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for pattern in pattern::ALL {
@@ -98,7 +98,7 @@ fn images_of_qemu_are_read() {
     }
 }
 
-/// Blocks in the order in which they were written to.
+/// Blocks in the order of the writes.
 #[test]
 fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VDIs that qemu-io writes");
@@ -124,9 +124,9 @@ fn images_changed_by_qemu_are_read() {
     }
 }
 
-/// Snapshots of VirtualBox know their parents by UUID.
+/// VirtualBox snapshots refer to their parents by UUID.
 #[test]
-fn parents_of_virtualbox() {
+fn virtualbox_snapshots() {
     let dir = TempDir::new();
     let path = unpack_to(&dir, "virtualbox-grandchild.vdi");
     let error = Image::open(&path).err().unwrap();
@@ -139,7 +139,7 @@ fn parents_of_virtualbox() {
     let guest = content(&opened).unwrap();
     let base = content(&Image::open(dir.join("virtualbox-dynamic.vdi")).unwrap()).unwrap();
     assert!(guest != base && guest[1 << 20..] == base[1 << 20..]);
-    if DISSECT.is_there("disks over others of VirtualBox, dissect reads") {
+    if DISSECT.is_there("VirtualBox snapshots, read by dissect") {
         let chain = ["grandchild", "child", "dynamic"].map(|name| dir.join(&format!("virtualbox-{name}.vdi")));
         DISSECT.assert_reads_chain("vdi", &chain, &guest);
     }

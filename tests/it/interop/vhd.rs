@@ -14,13 +14,13 @@ use crate::support::tools::{LIBYAL, find, needs_qemu, qemu_img, qemu_io_as, read
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vpc};
 use diskimage::Image;
 
-/// What differs in how bytes are stored.
+/// Options that change the layout.
 const KINDS: [&str; 4] = ["subformat=dynamic", "block_size=512k", "block_size=16M", "subformat=fixed"];
 
-/// Less than a block, and some blocks and a part of one.
+/// Disk sizes: less than a block, and with a partial block.
 const SIZES: [usize; 2] = [512, (5 << 20) + 512];
 
-/// Each gets a directory of its own: where a file is replaced, some file systems write the new one to the device first.
+/// Each test case uses its own directory, because replacing a file is slow on some file systems.
 fn guests() -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for pattern in pattern::ALL {
@@ -29,13 +29,13 @@ fn guests() -> Vec<(String, Vec<u8>)> {
     guests
 }
 
-/// The size of the disk, as qemu has it.
+/// The disk size according to qemu.
 fn size_with_qemu(image: &Path) -> u64 {
     let said = qemu_img(&[&"info", &"--output=json", &"-f", &"vpc", &image]);
     serde_json::from_slice::<Value>(&said).unwrap()["virtual-size"].as_u64().unwrap()
 }
 
-/// A file of holes.
+/// A file that is one hole.
 fn sparse_file(path: &Path, len: u64) -> File {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
     file.set_len(len).unwrap();
@@ -81,14 +81,14 @@ fn an_empty_disk() {
         let target = dir.join("ours.vhd");
         vpc(kind).convert(&raw_image(&[]), &target).unwrap();
         assert_eq!(Image::open(&target).unwrap().virtual_size(), 0, "{kind}");
-        // qemu takes the footer of a fixed disk for a copy when it is at the beginning, its own as well.
+        // qemu takes a footer at the start of the file for the copy, even in its own empty fixed images.
         if !kind.contains("fixed") {
             assert_eq!(size_with_qemu(&target), 0, "{kind}");
         }
     }
 }
 
-/// What is no whole sector is padded, and nothing more: 1 byte less than a sector as well as 1 more.
+/// Sizes are padded to whole sectors and no further.
 #[test]
 fn the_default_size_is_exact() {
     needs_qemu!("the sizes of the VHDs that we write");
@@ -106,7 +106,7 @@ fn the_default_size_is_exact() {
     }
 }
 
-/// With `force_size=off` the size is rounded up to that of a geometry, the one that qemu takes.
+/// With `force_size=off` the size is rounded up to the same geometry as in qemu.
 #[test]
 fn force_size_off_rounds_as_qemu_does() {
     needs_qemu!("the sizes of VHDs with force_size=off");
@@ -178,10 +178,10 @@ fn images_changed_by_qemu_are_read() {
     }
 }
 
-/// 10 GiB and a sector become whole MiB, as Azure wants them, and a footer.
+/// A disk of 10 GiB and a sector is rounded up to 1 MiB, as Azure requires.
 #[test]
 fn preset_azure() {
-    needs_qemu!("VHDs for Azure");
+    needs_qemu!("VHD images for Azure");
     let dir = TempDir::new();
     let (source, target) = (dir.join("source.raw"), dir.join("azure.vhd"));
     let file = sparse_file(&source, (10 << 30) + 512);
@@ -199,10 +199,10 @@ fn preset_azure() {
         image.read_exact_at(&mut read, at).unwrap();
         assert_same(&read, bytes, "azure");
     }
-    // What was not written takes no space.
+    // The file is sparse.
     use std::os::unix::fs::MetadataExt;
     assert!(fs::metadata(&target).unwrap().blocks() * 512 < 4 << 20);
-    if LIBYAL.is_there("VHDs for Azure, libvhdi reads") {
+    if LIBYAL.is_there("VHD images for Azure, read by libvhdi") {
         assert_eq!(LIBYAL.sizes("vpc", std::slice::from_ref(&target)), [size]);
     }
     for size in [19 << 20, (32767 << 30) + 512] {
@@ -211,17 +211,17 @@ fn preset_azure() {
     }
 }
 
-/// A disk over a parent that Windows made: refused without the parent, and named.
+/// Differencing images of Windows are refused without the parent, and the error names it.
 #[test]
-fn parents_of_windows() {
+fn windows_differencing_images() {
     let dir = TempDir::new();
     for (child, parent) in [("ntfs-differential.vhd", "ntfs-parent.vhd"), ("win8-child.vhd", "win8.vhd")] {
         let (path, parent) = (unpack_to(&dir, child), dir.join(parent));
         assert_knows_its_parent(&path, &parent, &vpc(""), |guest| {
-            if LIBYAL.is_there("disks over others of Windows, libvhdi reads") {
+            if LIBYAL.is_there("Windows differencing images, read by libvhdi") {
                 LIBYAL.assert_reads_chain("vpc", &[path.clone(), parent.clone()], guest);
             }
-            if let Some(seven_zip) = find("disks over others of Windows, 7-Zip reads", &["7zz", "7z"]) {
+            if let Some(seven_zip) = find("Windows differencing images, read by 7-Zip", &["7zz", "7z"]) {
                 assert_same(&read_with_7zip(&seven_zip, "vhd", &path), guest, child);
             }
         });
@@ -229,7 +229,7 @@ fn parents_of_windows() {
 }
 
 #[test]
-fn parents_of_virtualbox() {
+fn virtualbox_snapshots() {
     let dir = TempDir::new();
     let path = unpack_to(&dir, "virtualbox-grandchild.vhd");
     let error = Image::open(&path).err().unwrap();
@@ -237,11 +237,11 @@ fn parents_of_virtualbox() {
     let opened = open_beside(&path).unwrap();
     assert_eq!(opened.layer_count(), 3);
     let guest = content(&opened).unwrap();
-    if LIBYAL.is_there("disks over others of VirtualBox, libvhdi reads") {
+    if LIBYAL.is_there("VirtualBox snapshots, read by libvhdi") {
         let chain = ["grandchild", "child", "dynamic"].map(|name| dir.join(&format!("virtualbox-{name}.vhd")));
         LIBYAL.assert_reads_chain("vpc", &chain, &guest);
     }
-    if let Some(seven_zip) = find("disks over others of VirtualBox, 7-Zip reads", &["7zz", "7z"]) {
+    if let Some(seven_zip) = find("VirtualBox snapshots, read by 7-Zip", &["7zz", "7z"]) {
         assert_same(&read_with_7zip(&seven_zip, "vhd", &path), &guest, "VirtualBox");
     }
 }
@@ -253,7 +253,7 @@ fn written_overlays_are_valid() {
     for (seed, base_kind) in KINDS.into_iter().enumerate() {
         for block_size in ["512k", "2M"] {
             let dir = TempDir::new();
-            let what = format!("blocks of {block_size} over {base_kind}");
+            let what = format!("block size {block_size}, parent {base_kind}");
             let base = dir.join("base.vhd");
             vpc(base_kind).convert(&raw_image(&base_guest), &base).unwrap();
             let guest = changed(&base_guest, base_guest.len(), seed as u64 + 50);
@@ -275,13 +275,13 @@ mod program {
     use crate::cli::{fail, imgconv, succeed};
 
     #[test]
-    fn info_knows_a_fixed_disk_by_itself() {
+    fn info_detects_fixed_disks() {
         let dir = TempDir::new();
         unpack_to(&dir, "node-vhd-fixed.vhd");
         unpack_to(&dir, "virtualbox-fixed.vhd");
         dir.file("source.raw", &Pattern::Dense.make((1 << 20) + 512));
         succeed(&dir, &["convert", "-O", "vpc", "-o", "subformat=fixed", "source.raw", "ours.vhd"]);
-        // The name says nothing.
+        // Without an extension.
         fs::rename(dir.join("ours.vhd"), dir.join("ours")).unwrap();
         for (image, size) in
             [("node-vhd-fixed.vhd", 10 << 20), ("virtualbox-fixed.vhd", 5248000), ("ours", (1 << 20) + 512)]
@@ -298,7 +298,7 @@ mod program {
     }
 
     #[test]
-    fn a_pipe_gets_the_bytes_of_a_file() {
+    fn output_to_a_pipe_equals_output_to_a_file() {
         let dir = TempDir::new();
         let pinned = "uuid=6a37380f-5548-4359-90f4-3bcea33d6cdb,timestamp=1000000000";
         for (pattern, size) in

@@ -18,7 +18,7 @@ use crate::support::{TempDir, assert_same, content, format, open_beside, open_ra
 use crate::vhdx::{chain, layer, over};
 use diskimage::{Comparison, Image, OpenOptions, compare};
 
-/// What all of them read.
+/// Options whose images all programs read.
 pub const KINDS: [&str; 7] = [
     "",
     "subformat=fixed",
@@ -36,7 +36,7 @@ pub const KINDS_4K: [&str; 3] = [
     "logical_sector_size=4096,subformat=fixed",
 ];
 
-/// A sector, whole blocks, and some blocks and a part of one, of sectors of this size.
+/// Disks of a sector, of whole blocks, and with a partial block, in sectors of this size.
 fn guests(sector_size: usize) -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for (pattern, size) in [
@@ -66,13 +66,13 @@ fn written_images_are_valid() {
             vhdx(kind).convert(&open_raw(&source), &target).unwrap_or_else(|e| panic!("{what}: {e}"));
             check_with_qemu_as("vhdx", &target);
             assert_same(&read_with_qemu(&target, &["-f", "vhdx"]), &guest, &what);
-            assert_read_by_us(&target, &guest, &what);
+            assert_we_read(&target, &guest, &what);
         }
     }
 }
 
 #[track_caller]
-fn assert_read_by_us(path: &Path, guest: &[u8], what: &str) {
+fn assert_we_read(path: &Path, guest: &[u8], what: &str) {
     let image = Image::open(path).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!((image.info().format, &*image.info().warnings, image.info().dirty), ("vhdx", &[][..], false), "{what}");
     assert_same(&content(&image).unwrap(), guest, what);
@@ -85,20 +85,19 @@ fn seven_zip_reads_written_images() {
     let Some(seven_zip) = find("the VHDXs that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
     for (kinds, sector_size) in [(&KINDS[..], 512), (&KINDS_4K, 4096)] {
         for kind in kinds {
-            // It refuses an odd number of sectors, in the images of qemu-img as well.
+            // 7-Zip refuses an odd number of sectors, in images of qemu-img too.
             for (what, guest) in guests(2 * sector_size) {
                 let dir = TempDir::new();
                 let target = dir.join("ours.vhdx");
                 vhdx(kind).convert(&raw_image(&guest), &target).unwrap();
                 let what = format!("{kind}, {what}");
                 assert_same(&read_with_7zip(&seven_zip, "vhdx", &target), &guest, &what);
-                assert_read_by_us(&target, &guest, &what);
+                assert_we_read(&target, &guest, &what);
             }
         }
     }
 }
 
-/// What is no whole sector is padded with zeros.
 #[test]
 fn sizes_are_padded_to_whole_sectors() {
     needs_qemu!("VHDXs of sizes that are no whole sectors");
@@ -111,7 +110,7 @@ fn sizes_are_padded_to_whole_sectors() {
             vhdx(kind).convert(&raw_image(&guest), &target).unwrap();
             let mut padded = guest;
             padded.resize(len.next_multiple_of(sector_size), 0);
-            assert_read_by_us(&target, &padded, kind);
+            assert_we_read(&target, &padded, kind);
             if sector_size == 512 {
                 check_with_qemu_as("vhdx", &target);
                 assert_same(&read_with_qemu(&target, &["-f", "vhdx"]), &padded, &format!("{kind}, {len}"));
@@ -120,7 +119,7 @@ fn sizes_are_padded_to_whole_sectors() {
     }
 }
 
-/// A fixed disk is the disk, what the document asks for, and nothing more; qemu-img's has holes of its own.
+/// A fixed image contains the disk and the structures of the document only; those of qemu-img have gaps.
 #[test]
 fn fixed_images_have_the_minimum_length() {
     let dir = TempDir::new();
@@ -153,14 +152,14 @@ fn images_of_qemu_are_read() {
             }
             args.extend([&source as &dyn AsRef<std::ffi::OsStr>, &image]);
             qemu_img(&args);
-            // Whatever it does with the size.
+            // Checks that qemu did not change the size.
             assert_same(&read_with_qemu(&image, &["-f", "vhdx"]), &guest, &what);
-            assert_read_by_us(&image, &guest, &what);
+            assert_we_read(&image, &guest, &what);
         }
     }
 }
 
-/// Blocks in the order in which they were written to.
+/// Blocks in the order of the writes.
 #[test]
 fn images_changed_by_qemu_are_read() {
     needs_qemu!("the VHDXs that qemu-io writes");
@@ -181,24 +180,24 @@ fn images_changed_by_qemu_are_read() {
             check_with_qemu_as("vhdx", &image);
             let opened = Image::open(&image).unwrap();
             assert_same(&content(&opened).unwrap(), &read_with_qemu(&image, &["-f", "vhdx"]), &what);
-            // It may leave room between blocks.
+            // qemu can leave space between blocks.
             let report = OpenOptions::new().check(&image).unwrap();
             assert_eq!(report.corruptions, 0, "{what}: {:?}", report.messages);
         }
     }
 }
 
-/// qemu refuses to read an image whose log has to be replayed before it has written to it; we read it as it is. 7-Zip, dissect and
-/// libvhdi are not asked: they do not replay logs.
+/// qemu opens an image with a log only after it has repaired it; we open it unchanged. 7-Zip, dissect and libvhdi do not replay
+/// logs.
 #[test]
 fn a_log_of_windows_is_replayed() {
     needs_qemu!("a log that Windows left");
     let dir = TempDir::new();
     let path = unpack_to(&dir, "vhdx-log-replay.vhdx");
-    assert_replayed_as_by_qemu(&path, "of Windows");
+    assert_replayed_as_by_qemu(&path, "left by Windows");
 }
 
-/// We read an image as it is as qemu does when it has repaired a copy.
+/// Checks that we read an image as qemu reads a repaired copy.
 #[track_caller]
 fn assert_replayed_as_by_qemu(image: &Path, what: &str) {
     let before = fs::read(image).unwrap();
@@ -217,9 +216,9 @@ fn assert_replayed_as_by_qemu(image: &Path, what: &str) {
     assert_eq!(compare(&opened, &repaired).unwrap(), Comparison::Identical, "{what}");
 }
 
-/// Images of Windows over others of its: refused without their parents, and named.
+/// Differencing images of Windows are refused without the parent, and the error names it.
 #[test]
-fn parents_of_windows() {
+fn windows_differencing_images() {
     let dir = TempDir::new();
     for (child, parent) in [("512-child.vhdx", "base.vhdx"), ("ntfs-differential.vhdx", "ntfs-parent.vhdx")] {
         let (path, parent) = (unpack_to(&dir, child), dir.join(parent));
@@ -229,10 +228,10 @@ fn parents_of_windows() {
     }
 }
 
-/// A qcow2 image over one of ours.
+/// A qcow2 overlay with a VHDX backing file.
 #[test]
 fn backing_files() {
-    needs_qemu!("qcow2 over VHDX");
+    needs_qemu!("qcow2 overlays of VHDX");
     let dir = TempDir::new();
     let base_guest = Pattern::Islands.make(3 << 20);
     for (seed, kind) in ["block_size=1M", "subformat=fixed"].into_iter().enumerate() {
@@ -259,7 +258,7 @@ fn written_overlays_are_valid() {
     .enumerate()
     {
         let dir = TempDir::new();
-        let what = format!("{kind} over {base_kind}");
+        let what = format!("{kind}, parent {base_kind}");
         let [base, overlay] = ["base.vhdx", "overlay.vhdx"].map(|name| dir.join(name));
         let base_guest = Pattern::Islands.make((5 << 20) + 8192);
         vhdx(base_kind).convert(&raw_image(&base_guest), &base).unwrap();
@@ -274,21 +273,21 @@ fn written_overlays_are_valid() {
     }
 }
 
-/// All those that know parents read an image with its parents behind it.
+/// Checks that the programs that support parents read a chain.
 #[track_caller]
 fn assert_others_read_chain(chain: &[PathBuf], guest: &[u8]) {
     for reader in [LIBYAL, DISSECT] {
-        if reader.is_there("VHDXs over others") {
+        if reader.is_there("differencing VHDX images") {
             reader.assert_reads_chain("vhdx", chain, guest);
         }
     }
-    if let Some(seven_zip) = find("VHDXs over others, 7-Zip reads", &["7zz", "7z"]) {
+    if let Some(seven_zip) = find("differencing VHDX images, read by 7-Zip", &["7zz", "7z"]) {
         assert_same(&read_with_7zip(&seven_zip, "vhdx", &chain[0]), guest, &format!("{chain:?}"));
     }
 }
 
-/// The images of the tests' own writer are what it takes them for: others read the same.
-mod made_up {
+/// Other programs read the synthetic images of the tests as intended.
+mod synthetic {
     use super::*;
 
     fn with_all_states(maker: Maker, sector_size: u64) -> Vhdx {
@@ -313,16 +312,16 @@ mod made_up {
             }
         }
         for reader in [LIBYAL, DISSECT] {
-            if reader.is_there("made-up VHDXs, libvhdi and dissect read") {
+            if reader.is_there("synthetic VHDX images, read by libvhdi and dissect") {
                 reader.assert_reads("vhdx", &images);
             }
         }
-        if let Some(seven_zip) = find("made-up VHDXs, 7-Zip reads", &["7zz", "7z"]) {
+        if let Some(seven_zip) = find("synthetic VHDX images, read by 7-Zip", &["7zz", "7z"]) {
             for (path, guest) in &images {
                 assert_same(&read_with_7zip(&seven_zip, "vhdx", path), guest, &path.display().to_string());
             }
         }
-        needs_qemu!("made-up VHDXs, qemu-img reads");
+        needs_qemu!("synthetic VHDX images, read by qemu-img");
         for (path, guest) in images.iter().filter(|(path, _)| path.to_str().unwrap().ends_with("512.vhdx")) {
             check_with_qemu_as("vhdx", path);
             assert_same(&read_with_qemu(path, &["-f", "vhdx"]), guest, &path.display().to_string());
@@ -334,7 +333,7 @@ mod made_up {
         let mut random = Random::new(seed);
         let layers = (0..count).map(|depth| {
             let mut image = layer(&mut random, 4 * MIB, MIB, sector_size, depth > 0);
-            // It is a state of an earlier version of the document.
+            // A state of an earlier version of the document.
             image.blocks.retain(|block| !matches!(block, Block::Without(OLD_UNMAPPED)));
             image
         });
@@ -351,11 +350,11 @@ mod made_up {
         }
     }
 
-    /// Of three layers dissect reads too few bytes of the second bitmap, 7-Zip takes some for a circle, and libvhdi is wrong
-    /// about some sectors of 4096 bytes.
+    /// With three layers, dissect reads too few bytes of the second bitmap, 7-Zip reports a loop for some chains, and libvhdi
+    /// reads wrong data with sectors of 4096 bytes.
     #[test]
     fn parents_of_parents() {
-        if !LIBYAL.is_there("made-up VHDXs of three layers, libvhdi reads") {
+        if !LIBYAL.is_there("synthetic VHDX chains of three layers, read by libvhdi") {
             return;
         }
         for seed in [38, 40, 42, 44] {
@@ -368,10 +367,11 @@ mod made_up {
 
     #[test]
     fn logs() {
-        needs_qemu!("made-up logs, qemu-img replays");
+        needs_qemu!("synthetic VHDX logs, replayed by qemu-img");
         let dir = TempDir::new();
         let path = dir.join("image.vhdx");
-        for (what, start, done) in [("from the start", 0, 0), ("over the end", MIB - 8192, 0), ("with a tail", 4096, 1)]
+        for (what, start, done) in
+            [("from the start", 0, 0), ("wrapped around", MIB - 8192, 0), ("with a tail", 4096, 1)]
         {
             let image = with_all_states(Maker::Windows, 512);
             let places = image.write(&path);

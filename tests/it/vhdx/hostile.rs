@@ -31,7 +31,7 @@ fn table_sizes_are_limited() {
     let started = Instant::now();
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
-    // 64 TiB of nothing in 6 MiB.
+    // An empty disk of 64 TiB in 6 MiB.
     Vhdx::new(64 << 40, 256 * MIB, 512).write(&path);
     let image = Image::open(&path).unwrap();
     assert_eq!(image.virtual_size(), 64 << 40);
@@ -49,7 +49,7 @@ fn table_sizes_are_limited() {
         (MIB, 512 * MIB, "invalid-field"),
         (64 << 40, MIB, "invalid-field"),
     ] {
-        // A table for blocks of a MiB, whatever the metadata say.
+        // The table fits a disk of one block of 1 MiB.
         let small = Vhdx::new(MIB, MIB, 512);
         let places = small.write(&path);
         let mut bytes = fs::read(&path).unwrap();
@@ -59,7 +59,7 @@ fn table_sizes_are_limited() {
         let error = open_as("vhdx", &bytes).err().unwrap();
         assert!(error.kind().as_str() == kind || error.kind().as_str() == "limit", "{size} {block_size}: {error}");
     }
-    // A long log without an entry, which a file can have for nothing.
+    // A long sparse log without entries.
     let mut image = Vhdx::new(MIB, MIB, 512);
     image.log_len = 511 * MIB;
     let places = image.write(&path);

@@ -10,7 +10,7 @@ use crate::support::vhdx::{Block, Change, KIB, Log, MIB, Places, Vhdx, ZERO, sea
 use crate::support::{TempDir, assert_same};
 use diskimage::OpenOptions;
 
-/// An image with data, whose BAT and metadata are in the log and nowhere else.
+/// An image with data, whose BAT and metadata are to be moved into the log.
 fn dirty(path: &Path, sector_size: u64) -> (Vhdx, Places) {
     let mut random = Random::new(sector_size);
     let mut image = Vhdx::new(4 * MIB + 4096, MIB, sector_size);
@@ -20,7 +20,7 @@ fn dirty(path: &Path, sector_size: u64) -> (Vhdx, Places) {
     (image, places)
 }
 
-/// Opening and reading leaves the file as it is, and `info` tells of the log.
+/// Checks the guest data, that the file is not changed, and that `info` reports the log.
 #[track_caller]
 fn assert_replays(path: &Path, guest: &[u8], what: &str) {
     let before = fs::read(path).unwrap();
@@ -39,7 +39,7 @@ fn logs_are_replayed() {
     let path = dir.join("image.vhdx");
     for sector_size in SECTORS {
         let tables = |places: &Places| {
-            // What the metadata and the BAT have, and the region table.
+            // The content of the metadata, the BAT and the region table.
             let metadata = [places.metadata, places.metadata + 64 * KIB].map(Change::Move);
             let zeros = Change::Clear(places.bat + 4096..places.bat + 64 * KIB);
             let regions = (0..32).map(|sector| Change::Move(192 * KIB + sector * 4096));
@@ -48,8 +48,8 @@ fn logs_are_replayed() {
         let ring = |places: &Places| places.log.end - places.log.start;
         type Make = fn(&Places) -> Log;
         let variants: [(&str, Make); 8] = [
-            ("as it is", |_| Log::new(Vec::new())),
-            ("over the end of the ring", |places| Log {
+            ("at the start of the ring", |_| Log::new(Vec::new())),
+            ("wrapped around the end of the ring", |places| Log {
                 start: places.log.end - places.log.start - 8192,
                 ..Log::new(Vec::new())
             }),
@@ -59,16 +59,16 @@ fn logs_are_replayed() {
                 ..Log::new(vec![vec![Change::Write(places.blocks[0], vec![9; 4096])]])
             }),
             ("an entry without changes", |_| Log::new(vec![Vec::new()])),
-            ("earlier changes of the same", |places| {
+            ("earlier changes of the same sectors", |places| {
                 Log::new(vec![vec![
                     Change::Write(places.bat, vec![0xff; 4096]),
                     Change::Wipe(places.metadata..places.metadata + 128 * KIB),
                 ]])
             }),
-            ("zeros over an earlier one", |places| {
+            ("zeros over an earlier change", |places| {
                 Log::new(vec![vec![Change::Write(places.bat + 8192, vec![0xff; 4096])]])
             }),
-            ("amid the ring", |_| Log { start: 4096 * 7, ..Log::new(Vec::new()) }),
+            ("in the middle of the ring", |_| Log { start: 4096 * 7, ..Log::new(Vec::new()) }),
         ];
         for (what, make) in variants {
             let what = format!("{what}, sectors of {sector_size}");
@@ -85,7 +85,7 @@ fn logs_are_replayed() {
     }
 }
 
-/// Sequences that are older, and one that was being written when the power failed.
+/// Older sequences, and one that was torn by a crash.
 #[test]
 fn only_the_active_sequence_is_replayed() {
     let dir = TempDir::new();
@@ -101,7 +101,7 @@ fn only_the_active_sequence_is_replayed() {
         Log { start: 200 << 10, sequence: 8, ..Log::new(vec![right()]) }.write(&path, &image, &places);
         assert_replays(&path, &guest, "older");
     }
-    // One with a higher number whose tail is in the older one, which is not its predecessor.
+    // An entry with a higher number, whose tail is not in its own sequence.
     image.write(&path);
     Log { sequence: 5, ..Log::new(vec![right()]) }.write(&path, &image, &places);
     let mut file = fs::read(&path).unwrap();
@@ -113,11 +113,11 @@ fn only_the_active_sequence_is_replayed() {
     file[log + (100 << 10)..][..4096].copy_from_slice(&seal(entry));
     fs::write(&path, file).unwrap();
     assert_replays(&path, &guest, "a stray entry");
-    // The last entry was torn.
+    // A torn last entry.
     image.write(&path);
     Log { torn: true, ..Log::new(vec![right(), wrong()]) }.write(&path, &image, &places);
     assert_replays(&path, &guest, "torn");
-    // Entries of another log, which lie where this one continues.
+    // Entries of another log where this one would continue.
     image.write(&path);
     Log { sequence: 1, ..Log::new(vec![wrong(), wrong()]) }.write(&path, &image, &places);
     let mut file = fs::read(&path).unwrap();
@@ -137,7 +137,7 @@ fn a_log_can_extend_the_file() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
-    // The last block is all zeros, and the file does not reach it yet. Blocks are stored from the last to the first.
+    // Block 0 is the last one in the file and all zeros. The file ends before it.
     let mut image = image;
     image.blocks[0] = Block::Full(Vec::new());
     image.write(&path);
@@ -147,7 +147,7 @@ fn a_log_can_extend_the_file() {
     Log { flushed: Some(places.len - MIB), ..log.clone() }.write(&path, &image, &places);
     shorten();
     assert_replays(&path, &guest, "longer by LastFileOffset");
-    // Some bytes of it are in the log.
+    // Part of the block is in the log.
     image.blocks[0] = Block::Full(vec![(8192, vec![5; 4096])]);
     let guest = over(Vec::new(), &image);
     image.write(&path);
@@ -156,7 +156,7 @@ fn a_log_can_extend_the_file() {
     Log { flushed: shorter, ..Log::new(vec![vec![moved, Change::Move(places.bat)]]) }.write(&path, &image, &places);
     shorten();
     assert_replays(&path, &guest, "longer by a descriptor");
-    // A file that was longer when the entry was written has lost something.
+    // The file was longer when the entry was written, so it is truncated.
     image.write(&path);
     log.write(&path, &image, &places);
     shorten();
@@ -166,7 +166,7 @@ fn a_log_can_extend_the_file() {
 }
 
 #[test]
-fn logs_without_a_valid_sequence() {
+fn logs_without_a_valid_sequence_are_refused() {
     let dir = TempDir::new();
     let path = dir.join("image.vhdx");
     let (image, places) = dirty(&path, 512);
@@ -210,7 +210,7 @@ fn logs_without_a_valid_sequence() {
     assert_eq!(error(&path).kind().as_str(), "invalid-field");
 }
 
-/// In the middle of a chain: what is over it and under it is read through it.
+/// A log in the middle layer of a chain.
 #[test]
 fn a_log_of_a_backing_file_is_replayed() {
     for seed in 0..4 {

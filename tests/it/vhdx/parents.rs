@@ -24,7 +24,7 @@ fn child_of(parent: Vec<(&'static str, String)>) -> Vhdx {
     child
 }
 
-/// An image of a MiB of this byte.
+/// An image of 1 MiB filled with `byte`.
 fn base_of(path: &Path, number: u64, byte: u8) {
     let mut base = Vhdx::new(MIB, MIB, 512);
     base.data_write_guid = numbered(number).0;
@@ -62,7 +62,7 @@ fn the_parent_is_identified_by_its_guid() {
             OpenOptions::new().reference_policy(ReferencePolicy::Beside).allow_changed_backing(true).open(&child);
         assert_same(&content(&allowed.unwrap()).unwrap(), &[7; 1 << 20], "allowed");
     }
-    // Another format is none of the parents that the document knows.
+    // The parent must be a VHDX.
     crate::support::vpc("").create(MIB, &base).unwrap();
     child_of(vec![linkage("parent_linkage", 1), name()]).write(&child);
     assert!(open_beside(&child).is_err());
@@ -84,7 +84,7 @@ fn names_of_the_parent() {
     for (names, beside, any) in [
         (vec![("relative_path", ".\\base.vhdx".to_owned())], Ok(1), 1),
         (vec![("relative_path", "base.vhdx".to_owned())], Ok(1), 1),
-        // What is not beside the image is looked for there.
+        // Files elsewhere are searched in the directory of the image.
         (vec![("relative_path", ".\\sub\\base.vhdx".to_owned())], Ok(1), 2),
         (vec![("relative_path", "..\\gone\\base.vhdx".to_owned())], Ok(1), 1),
         (vec![("absolute_win32_path", "C:\\disks\\base.vhdx".to_owned())], Ok(1), 1),
@@ -109,15 +109,15 @@ fn names_of_the_parent() {
                 read(ReferencePolicy::Any).unwrap_err();
             }
         }
-        // To look at the image nothing else is opened.
+        // Inspecting the image opens no other file.
         let info = OpenOptions::new().inspect(&child).unwrap().info;
         assert!(info.backing.unwrap().name.to_text().ends_with(".vhdx"));
     }
 }
 
-/// What we write over a parent holds what differs, and names it as Windows would.
+/// Differencing images contain only the differences, and refer to the parent as Windows does.
 #[test]
-fn overlays() {
+fn differencing_images() {
     let dir = TempDir::new();
     for (sector_size, list) in [(512, ""), (512, "block_size=1M"), (4096, ""), (4096, "block_size=1M")] {
         let mut random = Random::new(sector_size);

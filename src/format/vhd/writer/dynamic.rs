@@ -1,7 +1,7 @@
 //! Dynamic and differencing disks.
 //!
-//! Layout: the copy of the footer; the header; the block allocation table; the parent's path; the blocks in guest order, each after
-//! its bitmap and with guest data aligned to 4 KiB; the footer.
+//! Layout: the copy of the footer; the header; the block allocation table; the parent's path; the blocks in guest order, each
+//! after its bitmap and with guest data aligned to 4 KiB; the footer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -122,7 +122,8 @@ impl DynamicWriter {
         Ok((data, true))
     }
 
-    /// Returns the host offset of the guest data of block `index` of a differencing disk, and marks the bytes `within` as present.
+    /// Returns the host offset of the guest data of block `index` of a differencing disk, and marks the bytes `within` as
+    /// present.
     fn mark_present(&mut self, index: u64, within: Range<u64>) -> Result<u64> {
         if self.bitmap.as_ref().is_none_or(|(open, _)| *open != index) {
             self.flush_bitmap()?;

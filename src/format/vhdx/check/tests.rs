@@ -21,36 +21,36 @@ fn unmapped(mib: u64) -> u64 {
 fn report_of(structure: &Structure, budget: u64) -> CheckReport {
     let (limits, budget) = (Limits::default(), Budget::new(budget));
     let cx = OpenContext::new(&limits, &budget);
-    examine(structure, &cx).unwrap()
+    check_structure(structure, &cx).unwrap()
 }
 
 fn report(sample: &Sample) -> CheckReport {
     report_of(&sample.structure(), 1 << 20)
 }
 
-/// Blocks of 2 MiB, the header section, log, metadata and table in the first 4 MiB of the file.
+/// Blocks of 2 MiB; header section, log, metadata and table are in the first 4 MiB of the file.
 #[test]
 fn verdicts_on_disks_without_a_parent() {
-    // Blocks, MiB in the file; corruptions, leaks, blocks in use, fragmented ones, end of the last one.
+    // Blocks, MiB in the file; corruptions, leaks, allocated blocks, fragmented blocks, end of the last block.
     for (blocks, file_mib, corruptions, leaks, used, fragmented, end) in [
         (&[full(4), full(6), ZERO, full(8)][..], 10, 0, 0, 3, 0, 10),
         (&[full(6), full(4), ZERO, 0], 8, 0, 0, 2, 1, 8),
-        // What the disk has of the last block is there; of another one, all has to be.
+        // Only the part of the last block beyond the disk may be missing.
         (&[full(4), full(6)], 7, 0, 0, 2, 0, 7),
         (&[full(6), full(4)], 7, 1, 0, 1, 0, 6),
         (&[full(4), full(7)], 7, 1, 0, 1, 0, 6),
-        // Blocks in one place, a part of it, and where other things are.
+        // Blocks that overlap each other, in whole or in part, or metadata.
         (&[full(4), full(4)], 6, 1, 0, 2, 1, 6),
         (&[full(4), full(5)], 7, 1, 0, 2, 1, 7),
         (&[full(0), full(4)], 6, 1, 0, 1, 0, 6),
         (&[full(1), full(4)], 6, 1, 0, 2, 1, 6),
         (&[full(2), full(4)], 6, 1, 0, 2, 0, 6),
         (&[full(3), full(5)], 7, 1, 0, 2, 0, 7),
-        // Entries that say nothing valid.
+        // Invalid entries.
         (&[full(4) | 8, full(4)], 6, 1, 0, 1, 0, 6),
         (&[4, full(4)], 6, 1, 0, 1, 0, 6),
         (&[partial(4), full(4)], 6, 1, 0, 1, 0, 6),
-        // Room for blocks behind the first one, and more than tables need before it.
+        // Space for blocks after the first one, and more than the table reserve before it.
         (&[full(4), full(8), 0], 10, 0, 1, 2, 1, 10),
         (&[full(4), full(7), 0], 10, 0, 0, 2, 1, 9),
         (&[full(4), 0, ZERO], 11, 0, 2, 1, 0, 6),
@@ -59,7 +59,7 @@ fn verdicts_on_disks_without_a_parent() {
         (&[full(10), 0, ZERO], 12, 0, 1, 1, 0, 12),
         (&[0, ZERO], 9, 0, 0, 0, 0, 0),
         (&[0, ZERO], 12, 0, 2, 0, 0, 0),
-        // A place that is kept is not lost, nor in the way of another block.
+        // Space of an unmapped block is not leaked, and another block may overlap it.
         (&[unmapped(4), full(6)], 8, 0, 0, 1, 0, 8),
         (&[unmapped(4), full(4)], 6, 0, 0, 1, 0, 6),
         (&[unmapped(100), full(4)], 6, 0, 0, 1, 0, 6),
@@ -77,7 +77,7 @@ fn verdicts_on_disks_without_a_parent() {
 }
 
 #[test]
-fn a_fixed_file_has_room_for_blocks_without_a_place() {
+fn a_fixed_image_has_space_for_unallocated_blocks() {
     let mut structure = Sample::new(2 * MIB, false, &[full(4), ZERO, 0, full(4)], 16 * MIB).structure();
     for (fixed, leaks) in [(false, 5), (true, 0)] {
         structure.metadata.leave_block_allocated = fixed;
@@ -90,7 +90,7 @@ fn a_fixed_file_has_room_for_blocks_without_a_place() {
 #[test]
 fn verdicts_on_sector_bitmap_blocks() {
     let partial_at = |block: u64| (0..20).map(|index| if index == block { partial(6) } else { 0 }).collect::<Vec<_>>();
-    // Whether it has a parent, the partially present block, bitmaps; corruptions, leaks.
+    // Whether the disk has a parent, the partially present block, bitmap entries; corruptions, leaks.
     for (differencing, block, bitmaps, corruptions, leaks) in [
         (true, 0, [full(4), 0], 0, 0),
         (true, 15, [full(4), 0], 0, 0),
@@ -123,7 +123,7 @@ fn verdicts_on_sector_bitmap_blocks() {
 }
 
 #[test]
-fn messages_name_the_entry_and_what_it_runs_into() {
+fn messages_name_the_entry_and_the_overlap() {
     let blocks = [full(1), full(2), full(3), full(4), full(4), full(0), full(50)];
     let mut structure = Sample::new(MIB, false, &blocks, 9 * MIB).structure();
     structure.regions.others.push(structure.regions.metadata.clone());
@@ -138,20 +138,19 @@ fn messages_name_the_entry_and_what_it_runs_into() {
         format!("{} points to 0x400000, where another block is already", at(4)),
         format!("{} points to 0x0, where the header section is already", at(5)),
         format!("{} puts 1048576 bytes at 0x3200000, but the file ends at 0x900000", at(6)),
-        "Leaked: room for 3 blocks at file offset 0x600000 is used by nothing".to_owned(),
+        "Leaked: space for 3 blocks at file offset 0x600000 is not referenced".to_owned(),
     ];
     assert_eq!(report_of(&structure, 1 << 20).messages, expected);
 }
 
 #[test]
-fn what_a_killed_writer_leaves_is_noted() {
+fn traces_of_a_killed_writer_are_notes() {
     let mut structure = Sample::new(MIB, false, &[full(4)], 5 * MIB).structure();
     structure.header_warning = Some("a header".to_owned());
-    structure.replay = Some(Replay { entries: 5, bytes: 4096, left_out: 0 });
+    structure.replay = Some(Replay { entries: 5, bytes: 4096, skipped: 0 });
     let report = report_of(&structure, 1 << 20);
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));
-    let replay =
-        "Note: the log has to be replayed; the image is read with the changes in it, and the file stays as it is";
+    let replay = "Note: the log is not empty; it is replayed in memory, and the file is not changed";
     assert_eq!(report.messages, ["Note: a header", replay]);
 
     structure.table_warning = Some("a table".to_owned());
@@ -160,11 +159,15 @@ fn what_a_killed_writer_leaves_is_noted() {
 }
 
 #[test]
-fn a_file_too_long_for_its_bits_is_not_examined() {
+fn the_allocation_bitmap_is_limited_by_the_budget() {
     let sample = Sample::new(MIB, false, &[full(4)], 1 << 60);
     let report = report(&sample);
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 1));
-    assert!(report.messages[0].starts_with("Not examined: vhdx: size in memory of the bits"), "{:?}", report.messages);
+    assert!(
+        report.messages[0].starts_with("Not checked: vhdx: size in memory of the allocation bitmap"),
+        "{:?}",
+        report.messages
+    );
     // Two bits for each MiB.
     let report = report_of(&Sample::new(MIB, false, &[full(4)], 5 << 40).structure(), 5 << 18);
     assert_eq!((report.check_errors, report.leaks), (0, (5 << 20) - 5));

@@ -5,7 +5,7 @@ use super::*;
 use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
-/// Of a differencing disk that Windows 10 made.
+/// The header of a differencing disk created by Windows 10.
 const WINDOWS: &str = "
     68656164 158ecde6 0a00000000000000 e91ff4f4c966e040872d649490a31073 c8bb5a30f4ceea45aee842ee5c891b06
     00000000000000000000000000000000 0000 0100 00001000 0000100000000000";
@@ -21,7 +21,7 @@ fn sample() -> Header {
     }
 }
 
-/// The sample with these bytes at these places, and the right checksum.
+/// The sample with `parts` replaced, each at its offset, and a correct checksum.
 fn patched(parts: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = sample().encode();
     for (at, part) in parts {
@@ -35,7 +35,7 @@ fn parse(bytes: &[u8]) -> Result<Header> {
     Header::parse(bytes.first_chunk().unwrap(), HEADERS_AT[0], FILE_LEN)
 }
 
-/// Reads a file of these two headers.
+/// Reads a file with these two headers.
 fn read(first: &[u8], second: &[u8]) -> Result<Headers> {
     let mut file = encode_identifier("a program");
     file.resize(FILE_LEN as usize, 0);
@@ -46,7 +46,7 @@ fn read(first: &[u8], second: &[u8]) -> Result<Headers> {
 }
 
 #[test]
-fn the_header_of_windows() {
+fn a_windows_header() {
     let bytes = from_hex(WINDOWS, Header::LEN);
     let header = Header {
         sequence_number: 10,
@@ -60,19 +60,16 @@ fn the_header_of_windows() {
 }
 
 #[test]
-fn what_breaks_a_rule_is_refused_by_name() {
+fn invalid_fields_are_refused_by_name() {
     let refused = |parts: &[(usize, &[u8])], expected: &str| {
         let error = parse(&patched(parts)).unwrap_err();
         assert_eq!(format!("{} {error}", error.kind()), expected);
     };
     let at = "vhdx: corrupt image at file offset";
-    refused(
-        &[(0, b"HEAD")],
-        &format!("invalid-field {at} 0x10000: Signature is 0x44414548, but a header begins with \"head\""),
-    );
-    refused(&[(66, &[2])], "unsupported vhdx: not supported at file offset 0x10042: version 2 of the format");
-    refused(&[(66, &[0])], "unsupported vhdx: not supported at file offset 0x10042: version 0 of the format");
-    refused(&[(64, &[1])], "unsupported vhdx: not supported at file offset 0x10040: version 1 of the log");
+    refused(&[(0, b"HEAD")], &format!("invalid-field {at} 0x10000: Signature is 0x44414548, but must be \"head\""));
+    refused(&[(66, &[2])], "unsupported vhdx: not supported at file offset 0x10042: format version 2");
+    refused(&[(66, &[0])], "unsupported vhdx: not supported at file offset 0x10042: format version 0");
+    refused(&[(64, &[1])], "unsupported vhdx: not supported at file offset 0x10040: log version 1");
     refused(
         &[(68, &[0, 0, 0x10, 1])],
         &format!(
@@ -82,7 +79,7 @@ fn what_breaks_a_rule_is_refused_by_name() {
     refused(&[(68, &[1])], &format!("invalid-field {at} 0x10044: LogLength is 0x100001, not a multiple of 1048576"));
     refused(
         &[(68, &[0; 4])],
-        &format!("invalid-field {at} 0x10044: LogLength is 0x0, but LogGuid says that there is a log"),
+        &format!("invalid-field {at} 0x10044: LogLength is 0x0, but must not be 0 unless LogGuid is nil"),
     );
     refused(&[(73, &[2])], &format!("invalid-field {at} 0x10048: LogOffset is 0x100200, not a multiple of 1048576"));
     refused(
@@ -100,14 +97,14 @@ fn what_breaks_a_rule_is_refused_by_name() {
     bytes[4095] = 1;
     let error = parse(&bytes).unwrap_err().to_string();
     assert!(error.starts_with(&format!("{at} 0x10004: Checksum is 0x")), "{error}");
-    assert!(error.ends_with(", but that of the content is another one"), "{error}");
+    assert!(error.ends_with(": checksum mismatch"), "{error}");
 }
 
 #[test]
-fn what_makes_no_difference_is_read() {
+fn harmless_deviations_are_accepted() {
     assert_eq!(parse(&patched(&[(80, &[0xff; 4016])])).unwrap(), sample());
     assert_eq!(parse(&patched(&[(68, &[0, 0, 0x30])])).unwrap(), Header { log: MIB..4 * MIB, ..sample() });
-    // A log that nobody uses.
+    // An empty log.
     let unused = Header { log_guid: Uuid::nil(), ..sample() };
     assert_eq!(parse(&patched(&[(48, &[0; 16]), (64, &[1])])).unwrap(), unused);
     assert_eq!(parse(&patched(&[(48, &[0; 16]), (68, &[0; 12])])).unwrap(), Header { log: 0..0, ..unused });
@@ -126,8 +123,8 @@ fn the_header_with_the_higher_number_is_the_current_one() {
     let error = read(&numbered(5).encode(), &other.encode()).unwrap_err();
     assert_eq!(
         format!("{} {error}", error.kind()),
-        "invalid-field vhdx: corrupt image at file offset 0x20008: SequenceNumber is 0x5, but the other header has the \
-         same, and is another one"
+        "invalid-field vhdx: corrupt image at file offset 0x20008: SequenceNumber is 0x5: the other header has the \
+         same number and differs"
     );
 }
 
@@ -142,8 +139,8 @@ fn one_header_may_be_damaged() {
     for (first, second, current, warning) in [
         (&torn[..], &whole[..], 1, "at file offset 0x10004 Checksum is 0x"),
         (&whole, &torn, 0, "at file offset 0x20004 Checksum is 0x"),
-        (&[0; 80], &whole, 1, "at file offset 0x10000 Signature is 0x0, but a header begins with \"head\""),
-        (&whole, &[0; 80], 0, "at file offset 0x20000 Signature is 0x0, but a header begins with \"head\""),
+        (&[0; 80], &whole, 1, "at file offset 0x10000 Signature is 0x0, but must be \"head\""),
+        (&whole, &[0; 80], 0, "at file offset 0x20000 Signature is 0x0, but must be \"head\""),
     ] {
         let headers = read(first, second).unwrap();
         assert_eq!((headers.at, &headers.header), (HEADERS_AT[current], &sample()));
@@ -156,7 +153,7 @@ fn one_header_may_be_damaged() {
 }
 
 #[test]
-fn a_current_header_that_breaks_a_rule_is_not_passed_over() {
+fn an_invalid_current_header_is_not_replaced_by_the_other_one() {
     let newer = patched(&[(8, &[8]), (66, &[2])]);
     assert_eq!(read(&newer, &sample().encode()).unwrap_err().kind().as_str(), "unsupported");
     assert_eq!(read(&sample().encode(), &newer).unwrap_err().kind().as_str(), "unsupported");
@@ -185,18 +182,18 @@ fn the_file_identifier() {
     assert_eq!(read(&encode_identifier(creator)).unwrap(), Name::from(creator));
     assert_eq!(read(b"vhdxfileQ\0E\0\0\0U\0").unwrap(), Name::from("QE"));
     assert_eq!(read(b"vhdxfile\x00\xd8Q\0").unwrap(), Name::from("\u{fffd}Q"));
-    // The text has 256 characters, and what follows is not part of it.
+    // The creator has at most 256 characters.
     let full = [&b"vhdxfile"[..], &[b'x', 0].repeat(300)].concat();
     assert_eq!(read(&full).unwrap(), Name::from("x".repeat(256)));
     assert_eq!(
         read(b"vhdxFile").unwrap_err().to_string(),
-        "vhdx: corrupt image at file offset 0x0: Signature is 0x656c694678646876, but the signature is \"vhdxfile\""
+        "vhdx: corrupt image at file offset 0x0: Signature is 0x656c694678646876, but must be \"vhdxfile\""
     );
 }
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(
+    fn encoded_headers_parse(
         sequence_number: u64,
         guids: [u128; 3],
         start in 1u64..1 << 40,

@@ -9,7 +9,7 @@ fn locator(entries: &[(&str, &str)]) -> ParentLocator {
     ParentLocator { entries: entries.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect() }
 }
 
-/// With these bytes at these places of the item.
+/// Parses the item with `parts` replaced, each at its offset.
 fn patched(locator: &ParentLocator, parts: &[(usize, &[u8])]) -> Result<ParentLocator> {
     let mut bytes = locator.encode();
     for (at, part) in parts {
@@ -18,7 +18,7 @@ fn patched(locator: &ParentLocator, parts: &[(usize, &[u8])]) -> Result<ParentLo
     ParentLocator::parse(&bytes, AT)
 }
 
-/// As Windows 10 writes them.
+/// A locator as written by Windows 10.
 fn windows() -> ParentLocator {
     locator(&[
         (LINKAGE, GUID),
@@ -33,8 +33,8 @@ fn windows() -> ParentLocator {
 }
 
 #[test]
-fn the_locator_of_windows() {
-    // The header and the entries of the item, as they stand in its file. The texts are behind them in this order.
+fn a_windows_locator() {
+    // The header and the entries of the item. The strings follow in this order.
     const ITEM: [u32; 20] = [
         0xb04a_efb7,
         0x4a81_d19e,
@@ -69,7 +69,7 @@ fn sample() -> ParentLocator {
 }
 
 #[test]
-fn what_breaks_a_rule_is_refused_by_name() {
+fn invalid_fields_are_refused_by_name() {
     let refused = |parts: &[(usize, &[u8])], expected: &str| {
         let error = patched(&sample(), parts).unwrap_err();
         assert_eq!(format!("{} {error}", error.kind()), expected);
@@ -77,13 +77,19 @@ fn what_breaks_a_rule_is_refused_by_name() {
     let at = "vhdx: corrupt image at file offset";
     refused(
         &[(0, &[1, 2, 3, 4])],
-        "unsupported vhdx: not supported at file offset 0x210028: a parent locator of type \
+        "unsupported vhdx: not supported at file offset 0x210028: parent locator type \
          04030201-d19e-4a81-b789-25b8e9445913",
     );
     refused(&[(18, &[14])], &format!("invalid-field {at} 0x21003a: KeyValueCount is 14, outside 0..=13"));
-    refused(&[(18, &[0])], &format!("invalid-field {at} 0x21003a: KeyValueCount is 0x0, but no key is parent_linkage"));
+    refused(
+        &[(18, &[0])],
+        &format!("invalid-field {at} 0x21003a: KeyValueCount is 0x0: the key parent_linkage is missing"),
+    );
     // Keys are case-sensitive.
-    refused(&[(44, b"P")], &format!("invalid-field {at} 0x21003a: KeyValueCount is 0x2, but no key is parent_linkage"));
+    refused(
+        &[(44, b"P")],
+        &format!("invalid-field {at} 0x21003a: KeyValueCount is 0x2: the key parent_linkage is missing"),
+    );
     for offset in [0, 43, 149, !0u32] {
         let expected = format!("invalid-field {at} 0x21003c: KeyOffset is {offset}, outside 44..=148");
         refused(&[(20, &offset.to_le_bytes())], &expected);
@@ -93,31 +99,31 @@ fn what_breaks_a_rule_is_refused_by_name() {
         refused(&[(24, &offset.to_le_bytes())], &expected);
     }
     for len in [134, 0xfffe] {
-        let rule = "with those before it there is more text than the item has room for";
-        let expected = format!("invalid-field {at} 0x210044: KeyLength is {len:#x}, but {rule}");
+        let finding = "keys and values are longer than the item";
+        let expected = format!("invalid-field {at} 0x210044: KeyLength is {len:#x}: {finding}");
         refused(&[(28, &u16::to_le_bytes(len))], &expected);
     }
-    let rule = "a key or value is never empty";
+    let rule = "must not be 0";
     refused(&[(28, &[0])], &format!("invalid-field {at} 0x210044: KeyLength is 0x0, but {rule}"));
     refused(&[(30, &[0])], &format!("invalid-field {at} 0x210046: ValueLength is 0x0, but {rule}"));
     refused(&[(28, &[27])], &format!("invalid-field {at} 0x210044: KeyLength is 0x1b, not a multiple of 2"));
     refused(&[(30, &[75])], &format!("invalid-field {at} 0x210046: ValueLength is 0x4b, not a multiple of 2"));
     refused(
         &[(174, &[0])],
-        &format!("invalid-field {at} 0x21004c: ValueOffset is 0xae, but there is no NUL in a key or value"),
+        &format!("invalid-field {at} 0x21004c: ValueOffset is 0xae: the key or value contains a NUL"),
     );
     refused(
         &[(72, b"(")],
-        &format!("invalid-field {at} 0x210040: ValueOffset is 0x48, but the value of this key is a GUID in braces"),
+        &format!("invalid-field {at} 0x210040: ValueOffset is 0x48: the value of this key is not a GUID in braces"),
     );
 
     let twice = locator(&[(LINKAGE, GUID), ("a", "1"), ("a", "2")]);
     assert_eq!(
         patched(&twice, &[]).unwrap_err().to_string(),
-        format!("{at} 0x210054: KeyOffset is 0xa4, but another entry has the same key")
+        format!("{at} 0x210054: KeyOffset is 0xa4: another entry has the same key")
     );
     let short = ParentLocator::parse(&sample().encode()[..19], AT).unwrap_err().to_string();
-    assert_eq!(short, format!("{at} 0x210028: the length of Parent Locator is 0x13, but its header has 20 bytes"));
+    assert_eq!(short, format!("{at} 0x210028: length of Parent Locator is 0x13, but must be at least 20"));
 }
 
 #[test]
@@ -149,20 +155,20 @@ fn a_linkage_is_a_guid_in_braces() {
 }
 
 #[test]
-fn keys_that_are_unknown_are_left_out() {
+fn unknown_keys_are_ignored() {
     let entries =
         [("x", "1"), (LINKAGE, GUID), ("Relative_path", "b"), ("relative_path", "a"), ("relative_path2", "c")];
     assert_eq!(patched(&locator(&entries), &[]).unwrap(), sample());
 }
 
 #[test]
-fn texts_in_one_place_are_no_way_to_fill_the_memory() {
+fn overlapping_strings_do_not_multiply_memory() {
     const COUNT: u16 = 40_000;
     let mut bytes = sample().encode();
     bytes[18..20].copy_from_slice(&COUNT.to_le_bytes());
     bytes.truncate(20);
     let start = 20 + 12 * u32::from(COUNT);
-    // Each key is another one, and begins one character behind the key before it.
+    // Each key is different and starts one character after the preceding key.
     for number in 0..u32::from(COUNT) {
         bytes.extend([start + number * 2, start].map(u32::to_le_bytes).as_flattened());
         bytes.extend([0xfe, 0xff, 0xfe, 0xff]);
@@ -170,13 +176,12 @@ fn texts_in_one_place_are_no_way_to_fill_the_memory() {
     bytes.extend((1..=u16::MAX).chain(1..=u16::MAX).flat_map(u16::to_le_bytes));
     assert!(bytes.len() <= 1 << 20);
     let error = ParentLocator::parse(&bytes, AT).unwrap_err().to_string();
-    let expected =
-        "vhdx: corrupt image at file offset 0x21005c: KeyLength is 0xfffe, but with those before it there is";
+    let expected = "vhdx: corrupt image at file offset 0x21005c: KeyLength is 0xfffe: keys and values are longer";
     assert!(error.starts_with(expected), "{error}");
 }
 
 #[test]
-fn the_parent_is_known_by_its_paths_and_identities() {
+fn references_have_all_paths_and_identities() {
     let names = |reference: &FileReference| -> Vec<String> {
         [&reference.name].into_iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
     };
@@ -193,14 +198,14 @@ fn the_parent_is_known_by_its_paths_and_identities() {
     let first = Name::from("data write GUID 7584f8fb-36d3-4091-afb5-b1afe587bfa8");
     assert_eq!((&reference.identities[..], reference.beside), (&[first.clone()][..], None));
 
-    // During a merge it may have either identity.
+    // During a merge the parent can have either identity.
     let second = "{ABCDEF00-0000-0000-0000-000000000001}";
     let reference = locator(&[(LINKAGE2, second), ("relative_path", "..\\x\\a.vhdx"), (LINKAGE, GUID)]).reference();
     assert_eq!(names(&reference), ["../x/a.vhdx", "a.vhdx"]);
     let second = Name::from("data write GUID abcdef00-0000-0000-0000-000000000001");
     assert_eq!(reference.identities, [first.clone(), second]);
 
-    // Without a path it is looked for beside the image.
+    // Without a path the parent is searched in the directory of the image.
     let reference = locator(&[(LINKAGE, GUID)]).reference();
     assert_eq!((reference.name, reference.beside), (first.clone(), Some("vhdx")));
     assert_eq!(reference.identities, [first]);
@@ -208,7 +213,7 @@ fn the_parent_is_known_by_its_paths_and_identities() {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(
+    fn encoded_locators_parse(
         guids: [u128; 2],
         paths in prop::array::uniform3("[^\0]{1,40}"),
         order in Just([0, 1, 2, 3, 4]).prop_shuffle(),

@@ -1,4 +1,4 @@
-//! Entries of the log (2.3.1).
+//! Log entries (2.3.1).
 
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
@@ -15,68 +15,68 @@ const ZERO_SIGNATURE: &[u8; 4] = b"zero";
 const DATA_SIGNATURE: &[u8; 4] = b"desc";
 const SECTOR_SIGNATURE: &[u8; 4] = b"data";
 
-/// Bytes of an entry header, which stand before the first descriptor (2.3.1.1).
+/// Bytes of an entry header, before the first descriptor (2.3.1.1).
 const HEADER_LEN: u64 = 64;
 const DESCRIPTOR_LEN: u64 = 32;
 
-/// A valid entry. A log may have a million of them, so each is kept as small as it is there.
+/// A valid entry. A log can have a million entries, so the fields have their on-disk size.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    /// Byte offset in the log.
+pub(super) struct LogEntry {
+    /// Offset in the log.
     offset: u32,
     entry_length: u32,
-    /// Offset in the log of the first entry of the sequence that this one ended when it was written.
+    /// Offset in the log of the first entry of the sequence that ends with this one.
     tail: u32,
     descriptor_count: u32,
     pub sequence_number: u64,
-    /// The file was at least as long when the entry was written.
+    /// Minimum length of the file when the entry was written, in bytes.
     pub flushed_file_offset: u64,
-    /// All structures of the file end before.
+    /// End of the last structure of the file, in bytes.
     pub last_file_offset: u64,
 }
 
 /// A change of the file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Descriptor {
-    /// Where the file changes.
+    /// Host offset of the change.
     pub file_offset: u64,
-    /// Where the descriptor is in the file.
+    /// Host offset of the descriptor.
     pub at: u64,
     pub update: Update,
 }
 
-/// What it changes to.
+/// The new content of a change.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Update {
     Zero { zero_length: u64 },
     Data(Data),
 }
 
-/// What a sector of the file changes to.
+/// The new content of a sector.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Data {
-    /// Where the data sector is in the file.
-    pub place: u64,
-    /// That of its entry.
+    /// Host offset of the data sector.
+    pub host_offset: u64,
+    /// Sequence number of its entry.
     pub sequence_number: u64,
-    /// What that has a signature and the sequence number in place of, at its beginning and at its end (2.3.1.3).
+    /// The bytes that the data sector replaces by its signature and sequence number (2.3.1.3).
     pub leading_bytes: [u8; 8],
     pub trailing_bytes: [u8; 4],
 }
 
-impl Entry {
-    /// All valid entries of the log, in the order of their offsets.
+impl LogEntry {
+    /// Returns all valid entries of the log, in the order of their offsets.
     ///
-    /// The signatures of sectors tell the beginning of an entry from the rest of one. So entries do not share sectors, and
-    /// after an entry that turned out to be none the search goes on behind what has been looked at, whatever the log holds.
-    pub fn all(ring: &mut Ring<'_>, log_guid: &Uuid, budget: &Budget) -> Result<Vec<Entry>> {
-        // A vector that grows has room for twice as many.
-        const COST: u64 = 2 * size_of::<Entry>() as u64;
+    /// Sectors have signatures by their role, so an entry cannot start within another one. After an invalid entry the search
+    /// continues after its last valid sector, so every sector is read a bounded number of times.
+    pub fn all(ring: &mut Ring<'_>, log_guid: &Uuid, budget: &Budget) -> Result<Vec<LogEntry>> {
+        // A growing vector has up to twice the capacity.
+        const COST: u64 = 2 * size_of::<LogEntry>() as u64;
         let mut entries = Vec::new();
         let mut offset = 0;
         while offset < ring.len() {
-            let at = ring.place(offset);
-            if let Some(entry) = Entry::read(ring, &mut offset, log_guid)? {
+            let at = ring.host_offset(offset);
+            if let Some(entry) = LogEntry::read(ring, &mut offset, log_guid)? {
                 budget.take(COST, FORMAT_NAME, "log entries", at)?;
                 entries.push(entry);
             }
@@ -84,14 +84,14 @@ impl Entry {
         Ok(entries)
     }
 
-    /// The entry at `offset`, if there is a valid one. Moves `offset` on, over the sectors that belong to it or to what is
-    /// left of it; none of them begins another one.
-    fn read(ring: &mut Ring<'_>, offset: &mut u64, log_guid: &Uuid) -> Result<Option<Entry>> {
+    /// Returns the entry at `offset` if it is valid. Advances `offset` over the sectors of the entry, or over the valid sectors
+    /// of an invalid one.
+    fn read(ring: &mut Ring<'_>, offset: &mut u64, log_guid: &Uuid) -> Result<Option<LogEntry>> {
         let (start, log_len) = (*offset, ring.len());
         *offset += SECTOR;
         let first = ring.sector(start)?;
-        let stored = LittleEndian::read_u32(&first[4..]);
-        let Some(entry) = Entry::parse(first, start, log_len, log_guid) else { return Ok(None) };
+        let on_disk = LittleEndian::read_u32(&first[4..]);
+        let Some(entry) = LogEntry::parse(first, start, log_len, log_guid) else { return Ok(None) };
 
         let mut crc = 0;
         let mut data_descriptors = 0;
@@ -107,17 +107,17 @@ impl Entry {
             crc = if index == 0 { checksum(sector) } else { crc32c::crc32c_append(crc, sector) };
         }
         let complete = entry.sectors() == entry.descriptor_sectors() + data_descriptors;
-        // Fuzzers are let past the checksum.
-        Ok((complete && (cfg!(fuzzing) || crc == stored)).then_some(entry))
+        // Fuzzing skips the checksum.
+        Ok((complete && (cfg!(fuzzing) || crc == on_disk)).then_some(entry))
     }
 
     /// Parses the header of an entry in the `sector` at `offset` (2.3.1.1).
     ///
-    /// The two file sizes of it need not be multiples of 1 MiB: those of files of old programs are not.
-    fn parse(sector: &Sector, offset: u64, log_len: u64, log_guid: &Uuid) -> Option<Entry> {
+    /// The two file offsets are not checked for multiples of 1 MiB: files of old programs violate that.
+    fn parse(sector: &Sector, offset: u64, log_len: u64, log_guid: &Uuid) -> Option<LogEntry> {
         let u32_at = |at: usize| LittleEndian::read_u32(&sector[at..]);
         let u64_at = |at: usize| LittleEndian::read_u64(&sector[at..]);
-        let entry = Entry {
+        let entry = LogEntry {
             offset: offset.try_into().ok()?,
             entry_length: u32_at(8),
             tail: u32_at(12),
@@ -136,13 +136,13 @@ impl Entry {
         valid.then_some(entry)
     }
 
-    /// How many of the descriptors in the `index`th sector of the entry are data descriptors, if all of them are valid.
+    /// Returns the number of data descriptors in sector `index` of the entry; `None` if a descriptor is invalid.
     fn count_data_descriptors(&self, index: u64, sector: &Sector) -> Option<u64> {
         self.descriptors_in(index, sector)
             .try_fold(0, |count, (_, bytes)| Some(count + u64::from(is_data_descriptor(bytes, self.sequence_number)?)))
     }
 
-    /// The descriptors in the `index`th sector of the entry, with their offsets in the sector.
+    /// The descriptors in sector `index` of the entry, with their offsets in the sector.
     fn descriptors_in<'s>(
         &self,
         index: u64,
@@ -154,24 +154,25 @@ impl Entry {
         slots.filter(move |(at, _)| (from..end).contains(at))
     }
 
-    /// Tells `each` the descriptors, in their order.
+    /// Calls `each` with the descriptors, in their order.
     pub fn descriptors(&self, ring: &mut Ring<'_>, mut each: impl FnMut(Descriptor) -> Result<()>) -> Result<()> {
         let mut data_offset = self.offset() + self.descriptor_sectors() * SECTOR;
         for index in 0..self.descriptor_sectors() {
-            let sector_at = ring.place(self.offset() + index * SECTOR);
+            let sector_at = ring.host_offset(self.offset() + index * SECTOR);
             let sector = *ring.sector(self.offset() + index * SECTOR)?;
             for (in_sector, bytes) in self.descriptors_in(index, &sector) {
                 let at = sector_at + in_sector;
                 let Some(is_data) = is_data_descriptor(bytes, self.sequence_number) else {
                     let value = LittleEndian::read_u64(&bytes[24..]);
-                    let rule = "the descriptor was valid when the log was searched";
-                    return Err(FIELDS.at("SequenceNumber", at + 24).fault(Problem::Rule { value, rule }));
+                    let finding = "the log changed while it was read";
+                    return Err(FIELDS.at("SequenceNumber", at + 24).fault(Problem::Conflict { value, finding }));
                 };
                 let update = if is_data {
-                    let place = ring.place(data_offset);
+                    let host_offset = ring.host_offset(data_offset);
                     data_offset += SECTOR;
                     let (leading_bytes, trailing_bytes) = (part(bytes, 8), part(bytes, 4));
-                    Update::Data(Data { place, sequence_number: self.sequence_number, leading_bytes, trailing_bytes })
+                    let sequence_number = self.sequence_number;
+                    Update::Data(Data { host_offset, sequence_number, leading_bytes, trailing_bytes })
                 } else {
                     Update::Zero { zero_length: LittleEndian::read_u64(&bytes[8..]) }
                 };
@@ -181,7 +182,7 @@ impl Entry {
         Ok(())
     }
 
-    /// Byte offset in the log.
+    /// Offset in the log.
     pub fn offset(&self) -> u64 {
         self.offset.into()
     }
@@ -191,7 +192,7 @@ impl Entry {
         self.entry_length.into()
     }
 
-    /// Offset in the log of the first entry of the sequence that this one ended when it was written.
+    /// Offset in the log of the first entry of the sequence that ends with this one.
     pub fn tail(&self) -> u64 {
         self.tail.into()
     }
@@ -209,13 +210,14 @@ impl Entry {
     }
 }
 
-/// Whether a sector is a data sector of an entry with this number (2.3.1.4).
+/// Whether a sector is a data sector of the entry with this sequence number (2.3.1.4).
 pub(super) fn is_data_sector(sector: &Sector, sequence_number: u64) -> bool {
     let (high, low) = (LittleEndian::read_u32(&sector[4..]), LittleEndian::read_u32(&sector[4092..]));
     sector.starts_with(SECTOR_SIGNATURE) && sequence_number == u64::from(high) << 32 | u64::from(low)
 }
 
-/// Whether a valid descriptor of an entry with this number is a data descriptor, and not a zero descriptor (2.3.1.2, 2.3.1.3).
+/// Whether a descriptor is a data descriptor, not a zero descriptor; `None` if it is invalid or belongs to an entry with another
+/// sequence number (2.3.1.2, 2.3.1.3).
 fn is_data_descriptor(bytes: &[u8; DESCRIPTOR_LEN as usize], sequence_number: u64) -> Option<bool> {
     let u64_at = |at: usize| LittleEndian::read_u64(&bytes[at..]);
     let aligned = |at: usize| u64_at(at).is_multiple_of(SECTOR);

@@ -1,7 +1,7 @@
-//! The log: what has to be replayed before anything else of the file means something (2.3).
+//! The log, which has to be replayed before the rest of the file is valid (2.3).
 //!
-//! It is a ring of sectors, and entries stand in it one behind the other: [`entry`]. Of what is left of several writers,
-//! complete or torn, one sequence of entries counts: [`sequence`]. What its entries change is laid over the file: [`overlay`].
+//! The log is a ring buffer of entries ([`entry`]). It can hold complete and torn entries of several writers; one sequence of
+//! entries is active ([`sequence`]). Its changes are applied to an in-memory overlay of the file ([`overlay`]).
 
 mod entry;
 mod overlay;
@@ -10,7 +10,7 @@ mod sequence;
 
 use std::sync::Arc;
 
-use self::entry::{Descriptor, Entry, Update};
+use self::entry::{Descriptor, LogEntry, Update};
 use self::overlay::{Content, Overlay};
 use self::ring::{Ring, SECTOR};
 use super::FIELDS;
@@ -19,25 +19,25 @@ use crate::error::{Problem, Result};
 use crate::io::ReadAt;
 use crate::limits::Budget;
 
-/// How much longer a descriptor can make a file: a sector of the BAT has entries for 512 blocks of at most 256 MiB.
+/// The most bytes by which a descriptor can extend the file: a sector of the BAT has entries for 512 blocks of at most 256 MiB.
 const GROWTH: u64 = 512 * (256 << 20);
 
-/// A file as replaying its log would leave it.
+/// A file with its log replayed in memory.
 pub(super) struct Replayed {
     pub file: Arc<dyn ReadAt>,
-    /// Log entries that were replayed.
+    /// Number of replayed log entries.
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
-    /// Valid entries that are newer, and of no complete sequence. Writes that were under way in a crash leave them; so does
-    /// damage to an entry before them, which cannot be told from that.
-    pub left_out: u64,
+    /// Number of valid newer entries, which belong to no complete sequence. Pending writes in a crash leave them; so does damage
+    /// to an entry before them.
+    pub skipped: u64,
 }
 
-/// Replays the log in memory, where the header says that there is something to be replayed. `file` is never written to.
+/// Replays the log in memory; `None` if the log is empty. `file` is never written to.
 ///
 /// # Errors
-/// When there is no valid sequence of entries, or it does not fit the file.
+/// If the log has no valid sequence of entries, or the sequence does not fit the file.
 pub(super) fn replay(
     file: &Arc<dyn ReadAt>,
     file_len: u64,
@@ -49,17 +49,19 @@ pub(super) fn replay(
         return Ok(None);
     }
     let mut ring = Ring::new(&**file, header.log.clone());
-    let mut entries = Entry::all(&mut ring, &header.log_guid, budget)?;
+    let mut entries = LogEntry::all(&mut ring, &header.log_guid, budget)?;
     let active = sequence::active(&mut entries, ring.len());
     let Some(head) = active.last() else {
-        let rule = "the log there has to be replayed and has no valid sequence of entries";
-        return Err(FIELDS.at("LogOffset", header_at + 72).fault(Problem::Rule { value: header.log.start, rule }));
+        let finding = "the log is not empty and has no valid sequence of entries";
+        return Err(FIELDS
+            .at("LogOffset", header_at + 72)
+            .fault(Problem::Conflict { value: header.log.start, finding }));
     };
-    let head_at = ring.place(head.offset());
+    let head_at = ring.host_offset(head.offset());
     FIELDS.at("FlushedFileOffset", head_at + 48).within(0, head.flushed_file_offset, file_len)?;
 
-    // An entry without descriptors may say that the file has grown, too.
-    let descriptors = active.iter().map(Entry::descriptor_count).sum::<u64>();
+    // An entry without descriptors can also extend the file.
+    let descriptors = active.iter().map(LogEntry::descriptor_count).sum::<u64>();
     let max_len = (descriptors + 1).saturating_mul(GROWTH).saturating_add(file_len).min(i64::MAX as u64);
     let mut overlay = Overlay::new(file.clone(), file_len);
     for entry in active {
@@ -68,11 +70,11 @@ pub(super) fn replay(
     FIELDS.at("LastFileOffset", head_at + 56).within(0, head.last_file_offset, max_len)?;
     overlay.grow(head.last_file_offset);
     let (replayed, bytes, newest) = (active.len() as u64, overlay.changed(), head.sequence_number);
-    let left_out = entries.iter().filter(|entry| entry.sequence_number > newest).count() as u64;
-    Ok(Some(Replayed { file: Arc::new(overlay), entries: replayed, bytes, left_out }))
+    let skipped = entries.iter().filter(|entry| entry.sequence_number > newest).count() as u64;
+    Ok(Some(Replayed { file: Arc::new(overlay), entries: replayed, bytes, skipped }))
 }
 
-/// Does to the file what one descriptor says, if that leaves it with no more than `max_len` bytes.
+/// Applies one descriptor. The file may grow to at most `max_len` bytes.
 fn apply(descriptor: &Descriptor, overlay: &mut Overlay, max_len: u64, budget: &Budget) -> Result<()> {
     let Descriptor { file_offset, at, update } = *descriptor;
     let (len, content) = match update {

@@ -1,4 +1,4 @@
-//! A file with changes that are not written to it.
+//! An in-memory overlay of a file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,22 +13,22 @@ use crate::format::shared::table::Field;
 use crate::io::ReadAt;
 use crate::limits::Budget;
 
-/// A file, and over it zeros and sectors from its log. Behind the end of what is stored there are zeros.
+/// A file with zeros and sectors from its log. Bytes beyond the end of the file on disk are zeros.
 pub(super) struct Overlay {
     file: Arc<dyn ReadAt>,
-    /// Bytes that are stored.
-    stored_len: u64,
-    /// Bytes that there are with the changes.
+    /// Length of the file on disk in bytes.
+    disk_len: u64,
+    /// Length with the changes in bytes.
     len: u64,
-    /// By their offsets.
+    /// Changed sectors by host offset.
     sectors: BTreeMap<u64, Data>,
-    /// Where they begin and end. They overlap neither each other nor the sectors.
+    /// Start and end of zeroed ranges. They overlap neither each other nor the sectors.
     zeros: BTreeMap<u64, u64>,
-    /// How many of both the budget has been asked for.
-    paid: usize,
+    /// Number of sectors and zeroed ranges charged to the budget.
+    charged: usize,
 }
 
-/// What a range of the file changes to.
+/// The new content of a range of the file.
 #[derive(Clone, Copy)]
 pub(super) enum Content {
     Zeros,
@@ -37,14 +37,14 @@ pub(super) enum Content {
 }
 
 impl Overlay {
-    /// `file`, of which `stored_len` bytes are stored, without changes.
-    pub fn new(file: Arc<dyn ReadAt>, stored_len: u64) -> Overlay {
+    /// An overlay of `file`, which has `disk_len` bytes, without changes.
+    pub fn new(file: Arc<dyn ReadAt>, disk_len: u64) -> Overlay {
         let (sectors, zeros) = (BTreeMap::new(), BTreeMap::new());
-        Overlay { file, stored_len, len: stored_len, sectors, zeros, paid: 0 }
+        Overlay { file, disk_len, len: disk_len, sectors, zeros, charged: 0 }
     }
 
-    /// Changes `len` bytes at `offset`, whatever they were changed to before. Both are multiples of a sector, and their sum
-    /// is an offset. `field` is what says so.
+    /// Replaces `len` bytes at `offset`. Both are multiples of a sector, and their sum does not overflow. `field` is the field of
+    /// the change, for messages.
     pub fn put(&mut self, offset: u64, len: u64, content: Content, field: Field, budget: &Budget) -> Result<()> {
         // The nodes of a tree are at least half full.
         const COST: u64 = 2 * size_of::<(u64, Data)>() as u64;
@@ -53,24 +53,24 @@ impl Overlay {
         if range.is_empty() {
             return Ok(());
         }
-        self.forget(&range);
+        self.discard(&range);
         match content {
             Content::Zeros => drop(self.zeros.insert(range.start, range.end)),
             Content::Data(data) => drop(self.sectors.insert(range.start, data)),
         }
-        let pieces = self.sectors.len() + self.zeros.len();
-        if pieces > self.paid {
-            budget.take((pieces - self.paid) as u64 * COST, field.format, "log descriptors", field.at)?;
-            self.paid = pieces;
+        let changes = self.sectors.len() + self.zeros.len();
+        if changes > self.charged {
+            budget.take((changes - self.charged) as u64 * COST, field.format, "log descriptors", field.at)?;
+            self.charged = changes;
         }
         Ok(())
     }
 
-    /// Forgets the changes of a range.
-    fn forget(&mut self, range: &Range<u64>) {
+    /// Discards the changes of a range.
+    fn discard(&mut self, range: &Range<u64>) {
         self.sectors.extract_if(range.clone(), |_, _| true).for_each(drop);
         for at in [range.start, range.end] {
-            // Zeros that reach over an end of it become two.
+            // Splits a zeroed range that crosses an end of the range.
             if let Some((_, end)) = self.zeros.range_mut(..at).next_back()
                 && *end > at
             {
@@ -86,30 +86,30 @@ impl Overlay {
         self.len = self.len.max(len);
     }
 
-    /// How many bytes change.
+    /// Number of changed bytes.
     pub fn changed(&self) -> u64 {
         let zeros: u64 = self.zeros.iter().map(|(start, end)| end - start).sum();
         self.sectors.len() as u64 * SECTOR + zeros
     }
 
-    /// Where the zeros end that `offset` lies in.
+    /// The end of the zeroed range that contains `offset`.
     fn zeros_end(&self, offset: u64) -> Option<u64> {
         self.zeros.range(..=offset).next_back().map(|(_, end)| *end).filter(|end| *end > offset)
     }
 
-    /// Where the first change behind `offset` begins, or the file ends.
+    /// The start of the first change at or after `offset`, or the end of the file.
     fn next_change(&self, offset: u64) -> u64 {
         let sector = self.sectors.range(offset..).next().map(|(start, _)| *start);
         let zeros = self.zeros.range(offset..).next().map(|(start, _)| *start);
         sector.into_iter().chain(zeros).min().unwrap_or(self.len)
     }
 
-    /// The sector of the file that a data sector stands for. A program that replays the log meanwhile may use its place again.
+    /// Reads the new content of a sector from its data sector. Another program can replay the log and overwrite the data sector.
     fn sector(&self, data: Data) -> io::Result<[u8; SECTOR as usize]> {
         let mut sector = [0; SECTOR as usize];
-        self.file.read_exact_at(&mut sector, data.place)?;
+        self.file.read_exact_at(&mut sector, data.host_offset)?;
         if !is_data_sector(&sector, data.sequence_number) {
-            return Err(io::Error::other(format!("the log has changed at file offset {:#x}", data.place)));
+            return Err(io::Error::other(format!("the log has changed at file offset {:#x}", data.host_offset)));
         }
         sector[..8].copy_from_slice(&data.leading_bytes);
         sector[4092..].copy_from_slice(&data.trailing_bytes);
@@ -118,7 +118,7 @@ impl Overlay {
 }
 
 impl ReadAt for Overlay {
-    /// That of the file when it was replayed: whoever asks whether it has changed has to ask the stored file.
+    /// The length at the time of the replay. It does not show later changes of the file on disk.
     fn size(&self) -> io::Result<u64> {
         Ok(self.len)
     }
@@ -128,41 +128,41 @@ impl ReadAt for Overlay {
         if let Some(data) = self.sectors.get(&(offset - within)) {
             let sector = self.sector(*data)?;
             let rest = sector.iter().skip(within as usize);
-            return Ok(buf.iter_mut().zip(rest).map(|(byte, stored)| *byte = *stored).count());
+            return Ok(buf.iter_mut().zip(rest).map(|(byte, new)| *byte = *new).count());
         }
         let zeros = self.zeros_end(offset);
         let end = zeros.unwrap_or_else(|| self.next_change(offset));
-        let stored = zeros.is_none() && offset < self.stored_len;
-        let end = if stored { end.min(self.stored_len) } else { end };
+        let on_disk = zeros.is_none() && offset < self.disk_len;
+        let end = if on_disk { end.min(self.disk_len) } else { end };
         let len = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX).min(buf.len());
         let buf = buf.get_mut(..len).unwrap_or_default();
-        if stored {
+        if on_disk {
             return self.file.read_at(buf, offset);
         }
         buf.fill(0);
         Ok(len)
     }
 
-    /// Zeros of the log are holes, as is what lies behind the stored file. But a hostile log can have a million ranges of zeros
-    /// over what is stored, and each block of the disk may ask what follows: after a few of them the next one counts as data.
+    /// Zeroed ranges are holes, and so are bytes beyond the end of the file on disk. An untrusted log can zero a million ranges
+    /// of data, and every block of the disk can query them: after a few ranges the next one counts as data.
     fn next_data(&self, mut offset: u64) -> io::Result<Option<Range<u64>>> {
-        const MOST: usize = 32;
-        let mut passed = 0;
+        const MAX_SKIPPED: usize = 32;
+        let mut skipped = 0;
         loop {
-            let stored = if offset < self.stored_len { self.file.next_data(offset)? } else { None };
-            let stored = stored.map(|run| run.start.max(offset)..run.end.min(self.stored_len));
-            let stored = stored.filter(|run| !run.is_empty());
+            let data = if offset < self.disk_len { self.file.next_data(offset)? } else { None };
+            let data = data.map(|run| run.start.max(offset)..run.end.min(self.disk_len));
+            let data = data.filter(|run| !run.is_empty());
             let sector = self.sectors.range(offset / SECTOR * SECTOR..).next().map(|(start, _)| *start);
-            if let Some(start) = sector.filter(|start| stored.as_ref().is_none_or(|run| *start <= run.start)) {
+            if let Some(start) = sector.filter(|start| data.as_ref().is_none_or(|run| *start <= run.start)) {
                 return Ok(Some(start.max(offset)..start + SECTOR));
             }
-            let Some(stored) = stored else { return Ok(None) };
-            match self.zeros_end(stored.start) {
-                None => return Ok(Some(stored.start..stored.end.min(self.next_change(stored.start)))),
-                Some(end) if passed == MOST => return Ok(Some(stored.start..stored.end.min(end))),
+            let Some(data) = data else { return Ok(None) };
+            match self.zeros_end(data.start) {
+                None => return Ok(Some(data.start..data.end.min(self.next_change(data.start)))),
+                Some(end) if skipped == MAX_SKIPPED => return Ok(Some(data.start..data.end.min(end))),
                 Some(end) => offset = end,
             }
-            passed += 1;
+            skipped += 1;
         }
     }
 }

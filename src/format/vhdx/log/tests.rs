@@ -1,4 +1,4 @@
-//! Logs that are put together by hand or written at random, compared with what the steps of the document make of them.
+//! Hand-built and generated logs, compared with a literal implementation of the steps of the document.
 
 mod build;
 mod naive;
@@ -32,7 +32,7 @@ fn all_of(file: &dyn ReadAt) -> Vec<u8> {
     bytes
 }
 
-/// The runs of data from an offset on.
+/// The data ranges from an offset.
 fn runs_of(file: &dyn ReadAt, mut offset: u64) -> Vec<Range<u64>> {
     let mut runs = Vec::new();
     while let Some(run) = file.next_data(offset).unwrap() {
@@ -43,7 +43,7 @@ fn runs_of(file: &dyn ReadAt, mut offset: u64) -> Vec<Range<u64>> {
     runs
 }
 
-/// Compares what comes of an image with what the document says, and tells whether it is opened.
+/// Compares the replay with that of the document. Returns whether the image is opened.
 fn compare(image: &Image, parts: &[(u64, u64)]) -> Result<bool, TestCaseError> {
     let (file, expected) = match (image.replay(), naive::replay(&image.bytes, image.log.clone())) {
         (Ok(replayed), Some(expected)) => (replayed.file, expected),
@@ -53,7 +53,7 @@ fn compare(image: &Image, parts: &[(u64, u64)]) -> Result<bool, TestCaseError> {
     };
     let len = expected.len() as u64;
     prop_assert_eq!(file.size().unwrap(), len);
-    prop_assert!(all_of(&*file) == expected, "other bytes");
+    prop_assert!(all_of(&*file) == expected, "different content");
     let sectors = expected.chunks(SECTOR as usize).enumerate();
     let holds_data: BTreeSet<u64> =
         sectors.filter(|(_, sector)| sector.iter().any(|&byte| byte != 0)).map(|(index, _)| index as u64).collect();
@@ -62,7 +62,7 @@ fn compare(image: &Image, parts: &[(u64, u64)]) -> Result<bool, TestCaseError> {
         let to = (from + part_len).min(len);
         let mut part = vec![0xee; (to - from) as usize];
         file.read_exact_at(&mut part, from).unwrap();
-        prop_assert!(part == expected[from as usize..to as usize], "other bytes in {}..{}", from, to);
+        prop_assert!(part == expected[from as usize..to as usize], "different content in {}..{}", from, to);
         let next = (from / SECTOR..len / SECTOR).find(|sector| holds_data.contains(sector));
         let next = next.map(|sector| from.max(sector * SECTOR));
         prop_assert_eq!(file.next_data(from).unwrap().map(|run| run.start), next);
@@ -74,7 +74,7 @@ fn compare(image: &Image, parts: &[(u64, u64)]) -> Result<bool, TestCaseError> {
     Ok(true)
 }
 
-/// Values for fields. The document's steps are not taken with files of more than a few MiB.
+/// Values for fields. The reference holds the file in memory, so lengths are small or invalid.
 fn value() -> impl Strategy<Value = u64> {
     let sectors = || 0u64..64;
     prop_oneof![
@@ -87,16 +87,16 @@ fn value() -> impl Strategy<Value = u64> {
 
 proptest! {
     #[test]
-    fn replay_is_what_the_document_says(case in case(), parts in prop::collection::vec((any::<u64>(), 0u64..20_000), 4)) {
+    fn replays_match_the_document(case in case(), parts in prop::collection::vec((any::<u64>(), 0u64..20_000), 4)) {
         compare(&case.image(), &parts)?;
     }
 
     #[test]
-    fn a_damaged_log_is_refused_or_is_another_one(case in case(), at in any::<u64>(), flip in 1u8..) {
+    fn damaged_logs_match_the_document(case in case(), at in any::<u64>(), flip in 1u8..) {
         let mut image = case.image();
         image.flip(at, flip);
         compare(&image, &[])?;
-        // Where something is.
+        // A byte of an entry.
         let mut image = case.image();
         if let Some(&entry) = image.written.get(at as usize % 5) {
             image.flip(entry + at % 300, flip);
@@ -105,10 +105,10 @@ proptest! {
     }
 
     #[test]
-    fn a_wrong_field_makes_another_log(case in case(), entry in any::<usize>(), field in 0usize..18, value in value()) {
+    fn changed_fields_match_the_document(case in case(), entry in any::<usize>(), field in 0usize..18, value in value()) {
         let mut image = case.image();
         if let Some(&offset) = image.written.get(entry % image.written.len().max(1)) {
-            // The fields of the header but for the checksum, and those of three descriptors.
+            // The header fields except the checksum, and the fields of three descriptors.
             let header = [(0, 4), (8, 4), (12, 4), (16, 8), (24, 4), (28, 4), (32, 8), (48, 8), (56, 8)];
             let descriptors = [64, 96, 128].map(|at| [(at + 8, 8), (at + 16, 8), (at + 24, 8)]);
             let (at, len) = *header.iter().chain(descriptors.as_flattened()).nth(field).unwrap();
@@ -119,7 +119,7 @@ proptest! {
 }
 
 #[test]
-fn random_logs_are_opened_as_often_as_not() {
+fn about_half_of_the_generated_logs_are_valid() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
@@ -131,7 +131,7 @@ fn random_logs_are_opened_as_often_as_not() {
     assert!(some(&|replayed| replayed.bytes > 0) >= 30);
 }
 
-/// What an image comes to, where it is opened.
+/// The content of a replayed file.
 fn replayed(image: &Image) -> Vec<u8> {
     assert!(compare(image, &[(5000, 9000)]).unwrap(), "not opened");
     all_of(&*image.replay().unwrap().file)
@@ -158,7 +158,7 @@ fn later_updates_win() {
 }
 
 #[test]
-fn an_entry_goes_on_at_the_beginning_of_the_log() {
+fn entries_wrap_around_at_the_end_of_the_log() {
     for next in 0..9 {
         let mut image = Image::new(9);
         image.next = next * SECTOR;
@@ -184,7 +184,7 @@ fn an_entry_may_fill_the_log_and_have_many_descriptor_sectors() {
 }
 
 #[test]
-fn what_precedes_the_tail_is_not_replayed() {
+fn entries_before_the_tail_are_not_replayed() {
     let mut image = Image::new(12);
     image.append(&NewEntry::first(7, 0, &[data(0, 1)])).append(&NewEntry::first(8, 0, &[data(1, 2)]));
     let tail = image.next;
@@ -196,7 +196,7 @@ fn what_precedes_the_tail_is_not_replayed() {
 }
 
 #[test]
-fn the_newest_complete_sequence_counts() {
+fn the_newest_complete_sequence_is_replayed() {
     let mut image = Image::new(16);
     image.append(&NewEntry::first(7, 0, &[data(0, 1)]));
     let second = image.next;
@@ -205,18 +205,18 @@ fn the_newest_complete_sequence_counts() {
     let then = |tears: &[(u64, Tear)], tail| {
         let mut image = image.clone();
         image.append_torn(&NewEntry::first(21, tail, &[data(0, 3)]), tears);
-        (sector(&replayed(&image), 0).to_vec(), image.replay().unwrap().left_out)
+        (sector(&replayed(&image), 0).to_vec(), image.replay().unwrap().skipped)
     };
     assert_eq!(then(&[], second), (content(3), 0));
     assert_eq!(then(&[], third), (content(3), 0));
     assert_eq!(then(&[(0, Tear::Missing)], second), (content(2), 0));
     assert_eq!(then(&[(1, Tear::Half(3))], second), (content(2), 0));
-    // It follows the second one, but its tail is the first, which is not of its sequence.
+    // It continues the second entry, but its tail is the first entry, which is not part of its sequence.
     assert_eq!(then(&[], 0), (content(1), 2));
     assert_eq!(then(&[], 13 * SECTOR), (content(1), 2));
 }
 
-/// What is wrong with an image that the document's steps refuse too.
+/// The fault of an image that the reference refuses too.
 fn fault(image: &Image) -> Fault {
     assert!(!compare(image, &[]).unwrap());
     match image.replay() {
@@ -234,14 +234,14 @@ fn a_log_without_a_valid_sequence_is_refused() {
         image.edit(0, at, new);
         image
     };
-    assert_eq!(sector(&replayed(&edited(0, b"loge")), 0), content(1), "an edit alone does no harm");
+    assert_eq!(sector(&replayed(&edited(0, b"loge")), 0), content(1), "an unchanged field");
     let images = [
         Image::new(12),
         image(&NewEntry { log_guid: Uuid::from_u128(1), ..entry.clone() }),
         image(&NewEntry::first(0, 0, &[data(0, 1)])),
         image(&NewEntry::first(7, SECTOR, &[data(0, 1)])),
         edited(0, b"logf"),
-        // EntryLength: nothing, no sectors, one too few and too many, more than the log, and as much as can be said.
+        // EntryLength: 0, not a multiple of a sector, one sector too few and too many, longer than the log, the maximum.
         edited(8, &0u32.to_le_bytes()),
         edited(8, &100u32.to_le_bytes()),
         edited(8, &0x1000u32.to_le_bytes()),
@@ -253,7 +253,7 @@ fn a_log_without_a_valid_sequence_is_refused() {
         edited(24, &3u32.to_le_bytes()),
         edited(24, &127u32.to_le_bytes()),
         edited(24, &u32::MAX.to_le_bytes()),
-        // What is reserved, signatures, what is to be aligned, and sequence numbers.
+        // Reserved fields, signatures, alignment and sequence numbers.
         edited(28, &[1]),
         edited(64, b"dest"),
         edited(80, &[1]),
@@ -270,12 +270,12 @@ fn a_log_without_a_valid_sequence_is_refused() {
     for (index, image) in images.iter().enumerate() {
         let Fault { field, at, problem, .. } = fault(image);
         assert_eq!((&*field, at), ("LogOffset", HEADER_AT + 72), "{index}");
-        assert!(matches!(problem, Problem::Rule { value, .. } if value == image.log.start), "{index}");
+        assert!(matches!(problem, Problem::Conflict { value, .. } if value == image.log.start), "{index}");
     }
 }
 
 #[test]
-fn what_does_not_fit_the_file_is_refused() {
+fn entries_that_do_not_fit_the_file_are_refused() {
     let len = Image::new(12).bytes.len() as u64;
     let entry = NewEntry { flushed_file_offset: len, ..NewEntry::first(7, 0, &[data(0, 1), zero(1, 1)]) };
     let image = |entry: &NewEntry| Image::new(12).append(entry).clone();
@@ -305,12 +305,12 @@ fn what_does_not_fit_the_file_is_refused() {
         file.read_exact_at(&mut bytes, most - 2 * SECTOR).unwrap();
         assert_eq!(bytes, [0; 100]);
         let is_data = matches!(entry.updates[1], NewUpdate::Data { .. });
-        assert_eq!(file.next_data(len).unwrap(), is_data.then_some(most - SECTOR..most), "what is added is a hole");
+        assert_eq!(file.next_data(len).unwrap(), is_data.then_some(most - SECTOR..most), "added bytes are a hole");
     }
 }
 
 #[test]
-fn an_entry_within_the_data_of_another_one_is_data() {
+fn an_entry_inside_a_data_sector_is_data() {
     let inner = NewEntry::first(90, 2 * SECTOR, &[]).encode();
     let mut image = Image::new(12);
     image.append(&NewEntry::first(7, 0, &[data(0, 1), data(1, 2), data(2, 3)]));
@@ -319,7 +319,7 @@ fn an_entry_within_the_data_of_another_one_is_data() {
     image.edit(0, 0, b"loge");
     let bytes = replayed(&image);
     assert_eq!(sector(&bytes, 1)[8..4092], inner[8..4092]);
-    // With its signature it is an entry, and the other one is torn.
+    // With its own signature it is an entry, and the outer entry is torn.
     image.bytes[at..at + 4096].copy_from_slice(&inner);
     image.edit(0, 0, b"loge");
     let bytes = replayed(&image);
@@ -327,8 +327,8 @@ fn an_entry_within_the_data_of_another_one_is_data() {
 }
 
 #[test]
-fn pieces_are_paid_for() {
-    // Sectors and zeros that cut one another into pieces, and in the end zeros over all of them.
+fn changes_are_limited_by_the_budget() {
+    // Sectors and zeroed ranges that split each other, then zeros over everything.
     let cut = |index: u64| [data(1 + 2 * index, 1), zero(2 * (index % 77), 5)];
     let updates: Vec<NewUpdate> = (0..300).flat_map(cut).chain([zero(0, 1000)]).collect();
     let mut image = Image::new(400);
@@ -341,7 +341,7 @@ fn pieces_are_paid_for() {
 }
 
 #[test]
-fn a_file_without_a_log_and_one_that_changes() {
+fn an_empty_log_and_a_truncated_file() {
     let image = Image::new(12).append(&NewEntry::first(7, 0, &[data(40, 1)])).clone();
     let file = Arc::new(MemFile::from(image.bytes.clone()));
     let source: Arc<dyn ReadAt> = file.clone();
@@ -352,11 +352,11 @@ fn a_file_without_a_log_and_one_that_changes() {
     assert_eq!(replayed.size().unwrap(), 41 * SECTOR);
     file.set_len(len - SECTOR).unwrap();
     let missing = replayed.read_exact_at(&mut [0; 512], len - SECTOR).unwrap_err();
-    assert_eq!(missing.kind(), io::ErrorKind::UnexpectedEof, "what was stored is not zeros now");
+    assert_eq!(missing.kind(), io::ErrorKind::UnexpectedEof, "missing bytes are not zeros");
 }
 
 #[test]
-fn a_log_that_changes_is_not_read_as_what_it_was() {
+fn a_changed_log_is_an_error() {
     let image = Image::new(12).append(&NewEntry::first(7, 0, &[data(40, 1)])).clone();
     let file = Arc::new(MemFile::from(image.bytes.clone()));
     let source: Arc<dyn ReadAt> = file.clone();
@@ -365,7 +365,7 @@ fn a_log_that_changes_is_not_read_as_what_it_was() {
     let replayed = replay(&source, len, &header, HEADER_AT, &Budget::new(1 << 20)).unwrap().unwrap().file;
     let read = || replayed.read_exact_at(&mut [0; 512], 40 * SECTOR);
     read().unwrap();
-    // Another writer's entry is in its place.
+    // Another writer overwrites the entry.
     let other = NewEntry::first(8, 0, &[data(40, 2)]).encode();
     file.write_all_at(&other, image.log.start).unwrap();
     assert_eq!(
@@ -375,14 +375,14 @@ fn a_log_that_changes_is_not_read_as_what_it_was() {
 }
 
 #[test]
-fn looking_for_data_ends_after_a_few_ranges_of_zeros() {
+fn next_data_skips_a_bounded_number_of_zeroed_ranges() {
     const ZEROS: u64 = 5000;
     let zeros = |first: u64, step| (0..ZEROS).map(|n| zero(first + step * n, 1)).collect::<Vec<_>>();
-    // Where nothing is stored they are holes, however many there are.
+    // Beyond the file on disk all of them are holes.
     let image = Image::new(100).append(&NewEntry::first(7, 0, &zeros(1000, 2))).clone();
     let file = image.replay().unwrap().file;
     assert_eq!(file.next_data(image.bytes.len() as u64).unwrap(), None);
-    // Where something is, no more than that counts as data.
+    // Within the file, data is reported after 32 of them.
     let mut image = Image::new(100).append(&NewEntry::first(7, 0, &zeros(200, 1))).clone();
     image.bytes.resize(5300 * SECTOR as usize, 1);
     let file = image.replay().unwrap().file;
@@ -390,7 +390,7 @@ fn looking_for_data_ends_after_a_few_ranges_of_zeros() {
     assert_eq!(file.next_data(5190 * SECTOR).unwrap(), Some(5200 * SECTOR..5300 * SECTOR));
 }
 
-/// A file in which sectors repeat, and how many bytes of it were read.
+/// A file of repeating sectors that counts the bytes read.
 struct Pattern {
     sectors: Vec<Vec<u8>>,
     len: u64,
@@ -418,21 +418,21 @@ fn the_work_is_linear_in_the_length_of_the_log() {
     let mut descriptors = begin.split_off(SECTOR as usize);
     descriptors = descriptors[..32].repeat(128);
     let data = NewEntry::first(7, 0, &[data(0, 1)]).encode().split_off(SECTOR as usize);
-    let say = |len: u64, count: u32| {
+    let header_sector = |len: u64, count: u32| {
         let mut begin = begin.clone();
         begin[8..12].copy_from_slice(&(len as u32).to_le_bytes());
         begin[24..28].copy_from_slice(&count.to_le_bytes());
         begin
     };
     let (long, some) = (64 << 20, 4 << 20);
-    // All entries say that they fill the log, and end where the next one begins, or at their checksum.
+    // All entries claim to fill the log. They are invalid at the next entry, or by their checksum.
     let rows = [
         (long, vec![b"loge".repeat(1024)]),
-        (some, vec![say(some, 126)]),
-        (some, vec![say(some, 126), data.clone()]),
-        (some, vec![say(some, 254), descriptors.clone()]),
-        (some, [vec![say(some, 126)], vec![data; 700]].concat()),
-        (some, [vec![say(some, 126 + 128 * 700)], vec![descriptors; 3000]].concat()),
+        (some, vec![header_sector(some, 126)]),
+        (some, vec![header_sector(some, 126), data.clone()]),
+        (some, vec![header_sector(some, 254), descriptors.clone()]),
+        (some, [vec![header_sector(some, 126)], vec![data; 700]].concat()),
+        (some, [vec![header_sector(some, 126 + 128 * 700)], vec![descriptors; 3000]].concat()),
         (some, vec![NewEntry::first(7, 0, &[]).encode()]),
     ];
     for (index, (log_len, sectors)) in rows.into_iter().enumerate() {

@@ -4,7 +4,7 @@ use super::*;
 use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
-/// The table and the items of a fixed disk that Windows 10 made.
+/// The table and the items of a fixed disk created by Windows 10.
 const WINDOWS_TABLE: &str = "
     6d65746164617461 0000 0500 0000000000000000000000000000000000000000
     3767a1ca36fa434db3b633f0aa44e76b 00000100 08000000 04000000 00000000
@@ -38,7 +38,7 @@ fn child() -> Metadata {
     Metadata { leave_block_allocated: false, parent: Some(ParentLocator { entries }), ..sample() }
 }
 
-/// Reads a metadata region of 2 MiB that begins with these bytes.
+/// Reads a metadata region of 2 MiB that starts with `bytes`.
 fn read(bytes: &[u8], limits: &Limits) -> Result<Metadata> {
     let mut file = vec![0; (START + 2 * MIB) as usize];
     file[START as usize..][..bytes.len()].copy_from_slice(bytes);
@@ -46,7 +46,7 @@ fn read(bytes: &[u8], limits: &Limits) -> Result<Metadata> {
     Metadata::read(&MemFile::from(file), &region, limits, &Budget::new(1 << 20))
 }
 
-/// Reads `metadata` with these bytes at these places.
+/// Reads `metadata` with `parts` replaced, each at its offset.
 fn patched(metadata: &Metadata, parts: &[(usize, &[u8])]) -> Result<Metadata> {
     let mut bytes = metadata.encode();
     for (at, part) in parts {
@@ -63,44 +63,44 @@ fn entry(id: Uuid, offset: u32, len: u32, flags: u32) -> Vec<u8> {
 }
 
 #[test]
-fn the_metadata_of_windows() {
+fn windows_metadata() {
     let bytes = [from_hex(WINDOWS_TABLE, Table::LEN), from_hex(WINDOWS_ITEMS, 40)].concat();
     assert_eq!(read(&bytes, &Limits::default()).unwrap(), sample());
     assert_eq!(sample().encode(), bytes);
 }
 
 #[test]
-fn what_breaks_a_rule_of_the_table_is_refused_by_name() {
+fn invalid_table_fields_are_refused_by_name() {
     let refused = |parts: &[(usize, &[u8])], expected: &str| {
         let error = patched(&sample(), parts).unwrap_err();
         assert_eq!(format!("{} {error}", error.kind()), expected);
     };
-    // The sixth entry, of something else.
+    // A sixth entry.
     let sixth = |entry: &[u8], expected: &str| refused(&[(10, &[6]), (192, entry)], expected);
     let at = "vhdx: corrupt image at file offset";
     refused(
         &[(0, b"M")],
-        &format!("invalid-field {at} 0x200000: Signature is 0x617461646174654d, but it is \"metadata\""),
+        &format!("invalid-field {at} 0x200000: Signature is 0x617461646174654d, but must be \"metadata\""),
     );
     refused(&[(10, &[0, 8])], &format!("invalid-field {at} 0x20000a: EntryCount is 2048, outside 0..=2047"));
     for (count, missing) in
         [(0, "File Parameters"), (1, "Logical Sector Size"), (3, "Physical Sector Size"), (4, "Virtual Disk ID")]
     {
-        let expected = format!("invalid-field {at} 0x20000a: EntryCount is {count:#x}, but none of them is {missing}");
+        let expected = format!("invalid-field {at} 0x20000a: EntryCount is {count:#x}: the item {missing} is missing");
         refused(&[(10, &[count])], &expected);
     }
     refused(
         &[(64, OTHER.as_bytes()), (88, &[0])],
-        &format!("invalid-field {at} 0x20000a: EntryCount is 0x5, but none of them is Virtual Disk Size"),
+        &format!("invalid-field {at} 0x20000a: EntryCount is 0x5: the item Virtual Disk Size is missing"),
     );
-    let unknown = "the metadata item 11111111-2222-3333-4444-555555555555";
+    let unknown = "required metadata item 11111111-2222-3333-4444-555555555555";
     let unsupported = format!("unsupported vhdx: not supported at file offset 0x2000c0: {unknown}");
     sixth(&entry(OTHER, 0, 0, IS_REQUIRED), &unsupported);
     sixth(&entry(OTHER, 0, 0, IS_REQUIRED | IS_USER), &unsupported);
-    // User metadata with the ID of an item of the document is something else.
+    // User metadata with the ID of a system item is not that item.
     sixth(
         &entry(VIRTUAL_DISK_ID.id, 0, 0, IS_REQUIRED | IS_USER),
-        "unsupported vhdx: not supported at file offset 0x2000c0: the metadata item beca12ab-b2e6-4523-93ef-c309e000c746",
+        "unsupported vhdx: not supported at file offset 0x2000c0: required metadata item beca12ab-b2e6-4523-93ef-c309e000c746",
     );
     sixth(
         &entry(OTHER, 0, 0, 0x12),
@@ -108,7 +108,7 @@ fn what_breaks_a_rule_of_the_table_is_refused_by_name() {
     );
     sixth(
         &entry(VIRTUAL_DISK_ID.id, 0, 0, 0),
-        &format!("invalid-field {at} 0x2000c0: ItemID is 0xbeca12ab, but another entry has the same"),
+        &format!("invalid-field {at} 0x2000c0: ItemID is 0xbeca12ab: another entry has the same ID"),
     );
     sixth(
         &entry(OTHER, 0x1_0000, 0x10_0001, 0),
@@ -134,7 +134,7 @@ fn what_breaks_a_rule_of_the_table_is_refused_by_name() {
 }
 
 #[test]
-fn what_breaks_a_rule_of_an_item_is_refused_by_name() {
+fn invalid_items_are_refused_by_name() {
     let word = |at: usize, value: u32, expected: &str| {
         let error = patched(&sample(), &[(Table::LEN + at, &value.to_le_bytes())]).unwrap_err();
         assert_eq!(format!("{} {error}", error.kind()), expected);
@@ -143,13 +143,13 @@ fn what_breaks_a_rule_of_an_item_is_refused_by_name() {
     for size in [0, 1, 512 << 10, 257 << 20, !0] {
         word(0, size, &format!("invalid-field {at} 0x210000: BlockSize is {size}, outside 1048576..=268435456"));
     }
-    word(0, 3 << 20, &format!("invalid-field {at} 0x210000: BlockSize is 0x300000, but it must be a power of two"));
+    word(0, 3 << 20, &format!("invalid-field {at} 0x210000: BlockSize is 0x300000, but must be a power of two"));
     word(4, 5, &format!("invalid-field {at} 0x210004: File Parameters is 0x5, with the reserved bits 0x4 set"));
     word(
         4,
         2,
         &format!(
-            "invalid-field {at} 0x20000a: EntryCount is 0x5, but none of them is Parent Locator, although HasParent is set"
+            "invalid-field {at} 0x20000a: EntryCount is 0x5: HasParent is set and the item Parent Locator is missing"
         ),
     );
     word(8, 513, &format!("invalid-field {at} 0x210008: VirtualDiskSize is 0x201, not a multiple of 512"));
@@ -159,7 +159,7 @@ fn what_breaks_a_rule_of_an_item_is_refused_by_name() {
         &format!("invalid-field {at} 0x210008: VirtualDiskSize is 70373043339264, outside 0..=70368744177664"),
     );
     for size in [0, 511, 1024, !0] {
-        let rule = "it must be 512 or 4096";
+        let rule = "must be 512 or 4096";
         word(16, size, &format!("invalid-field {at} 0x210010: LogicalSectorSize is {size:#x}, but {rule}"));
         word(20, size, &format!("invalid-field {at} 0x210014: PhysicalSectorSize is {size:#x}, but {rule}"));
     }
@@ -177,28 +177,28 @@ fn what_breaks_a_rule_of_an_item_is_refused_by_name() {
 }
 
 #[test]
-fn what_makes_no_difference_is_read() {
+fn harmless_deviations_are_accepted() {
     let sample = sample();
-    // Reserved bytes, and what is behind the entries.
+    // Reserved bytes, and bytes after the entries.
     assert_eq!(patched(&sample, &[(8, &[1]), (12, &[9; 20]), (60, &[9; 4]), (192, &[9; 65_344])]).unwrap(), sample);
-    // Items of others, one of no bytes, one with an ID that means something else where it is the system's.
+    // Unknown items, an empty one, and user metadata with the ID of a system item.
     let others = [
         entry(OTHER, 0x1f_fff8, 8, IS_VIRTUAL_DISK),
         entry(Uuid::nil(), 7, 0, 0),
         entry(VIRTUAL_DISK_SIZE.id, 0x1_0028, 8, IS_USER),
     ];
     assert_eq!(patched(&sample, &[(10, &[8]), (192, &others.concat())]).unwrap(), sample);
-    // A locator that HasParent does not speak of.
-    let left_over = entry(PARENT_LOCATOR.id, 0x1_0028, 8, IS_REQUIRED);
-    assert_eq!(patched(&sample, &[(10, &[6]), (192, &left_over)]).unwrap(), sample);
+    // A locator without HasParent.
+    let unused = entry(PARENT_LOCATOR.id, 0x1_0028, 8, IS_REQUIRED);
+    assert_eq!(patched(&sample, &[(10, &[6]), (192, &unused)]).unwrap(), sample);
     // A differencing disk is not fixed.
     let child = child();
     assert_eq!(patched(&child, &[(Table::LEN + 4, &[3])]).unwrap(), child);
-    assert_eq!(patched(&sample, &[(Table::LEN + 8, &[0; 8])]).unwrap().payload_blocks(), 0);
+    assert_eq!(patched(&sample, &[(Table::LEN + 8, &[0; 8])]).unwrap().payload_block_count(), 0);
 }
 
 #[test]
-fn items_may_be_anywhere_in_any_order() {
+fn items_may_be_in_any_order() {
     let mut bytes = sample().encode();
     bytes[32..192].rotate_left(64);
     bytes.resize(0x1_2000, 0);
@@ -210,7 +210,7 @@ fn items_may_be_anywhere_in_any_order() {
 }
 
 #[test]
-fn users_have_no_more_than_1024_items() {
+fn user_metadata_has_at_most_1024_items() {
     for (count, valid) in [(1024, true), (1025, false)] {
         let entries: Vec<_> = (0..count).flat_map(|number| entry(Uuid::from_u128(number), 0, 0, IS_USER)).collect();
         let total = (count as u16 + 5).to_le_bytes();
@@ -220,18 +220,18 @@ fn users_have_no_more_than_1024_items() {
 }
 
 #[test]
-fn a_region_without_room_for_the_table_is_refused() {
+fn a_region_smaller_than_the_table_is_refused() {
     let region = Region { range: START..START, at: 0x30030 };
     let file = MemFile::from(vec![0; 4 << 20]);
     let error = Metadata::read(&file, &region, &Limits::default(), &Budget::new(0)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "vhdx: corrupt image at file offset 0x30048: Length is 0x0, but the metadata table has 64 KiB"
+        "vhdx: corrupt image at file offset 0x30048: Length is 0x0, but must be at least 64 KiB"
     );
 }
 
 #[test]
-fn a_locator_costs_memory() {
+fn the_locator_is_limited_by_the_budget() {
     let mut file = vec![0; START as usize];
     file.extend(child().encode());
     file.resize(3 << 20, 0);
@@ -248,13 +248,13 @@ fn chunks() {
         |logical_sector_size, block_size| Metadata { logical_sector_size, block_size, ..sample() }.chunk_ratio();
     assert_eq!([chunk_ratio(512, 1 << 20), chunk_ratio(512, 32 << 20), chunk_ratio(512, 256 << 20)], [4096, 128, 16]);
     assert_eq!([chunk_ratio(4096, 1 << 20), chunk_ratio(4096, 256 << 20)], [32768, 128]);
-    let blocks = |virtual_disk_size| Metadata { virtual_disk_size, ..sample() }.payload_blocks();
+    let blocks = |virtual_disk_size| Metadata { virtual_disk_size, ..sample() }.payload_block_count();
     assert_eq!([blocks(0), blocks(512), blocks(2 << 20), blocks((2 << 20) + 512)], [0, 1, 1, 2]);
 }
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(
+    fn encoded_metadata_parses(
         block in 20u32..=28,
         sectors in 0u64..=1 << 34,
         id: u128,
@@ -280,8 +280,8 @@ proptest! {
         changes in prop::collection::vec((0usize..224 + 160, any::<u8>()), 1..8),
     ) {
         // The table's entries, and the items.
-        let place = |at: usize| if at < 224 { at } else { Table::LEN + at - 224 };
-        let changes: Vec<_> = changes.into_iter().map(|(at, byte)| (place(at), [byte])).collect();
+        let offset = |at: usize| if at < 224 { at } else { Table::LEN + at - 224 };
+        let changes: Vec<_> = changes.into_iter().map(|(at, byte)| (offset(at), [byte])).collect();
         let parts: Vec<_> = changes.iter().map(|(at, byte)| (*at, &byte[..])).collect();
         if let Ok(metadata) = patched(&child(), &parts) {
             prop_assert!(metadata.block_size.is_power_of_two() && metadata.chunk_ratio() >= 16);

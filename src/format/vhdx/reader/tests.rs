@@ -1,4 +1,4 @@
-//! Extents of images that are put together by hand, against a reader that looks at one byte at a time.
+//! Extents of generated images, compared with a reference that maps one byte at a time.
 
 use proptest::prelude::*;
 
@@ -7,7 +7,7 @@ use crate::error::{Error, Fault};
 use crate::format::vhdx::bat::state;
 use crate::format::vhdx::sample::{BAT, METADATA, Sample};
 
-/// Where the blocks of the samples begin.
+/// Host offset of the blocks of the samples.
 const DATA: u64 = 16 * MIB;
 
 impl Sample {
@@ -15,25 +15,25 @@ impl Sample {
         Reader::new(self.structure()).unwrap()
     }
 
-    /// Whether something is stored in the range.
-    fn stores(&self, range: Range<u64>) -> bool {
+    /// Whether the host range contains data.
+    fn has_data(&self, range: Range<u64>) -> bool {
         let pieces = self.bytes.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        pieces.chain(self.stored.iter().cloned()).any(|it| it.start < range.end && range.start < it.end)
+        pieces.chain(self.data.iter().cloned()).any(|it| it.start < range.end && range.start < it.end)
     }
 
-    /// How the byte at `offset` of the disk lives: nothing for one of a faulty block.
+    /// The extent kind of the byte at guest offset `offset`; `None` if its block is invalid.
     fn byte(&self, offset: u64) -> Option<ExtentKind> {
         let block_size = u64::from(self.block_size);
         let (block, within) = (offset / block_size, offset % block_size);
         let visible = block_size.min(self.size - block * block_size);
         let (entry, ratio) = (self.blocks[block as usize], self.chunk_ratio() as u64);
-        let place = entry >> 20 << 20;
-        let in_file = |place: u64, len: u64| place >= MIB && place + len <= self.file_len;
+        let host_offset = entry >> 20 << 20;
+        let in_file = |offset: u64, len: u64| offset >= MIB && offset + len <= self.file_len;
         let payload = || {
             let unit = if self.differencing { self.sector_size.into() } else { MIB };
-            let start = (place + within) / unit * unit;
-            let at = Location { file: IMAGE, offset: place + within };
-            Some(if self.stores(start..(start + unit).min(place + visible)) {
+            let start = (host_offset + within) / unit * unit;
+            let at = Location { file: IMAGE, offset: host_offset + within };
+            Some(if self.has_data(start..(start + unit).min(host_offset + visible)) {
                 ExtentKind::Data(at)
             } else {
                 ExtentKind::Zero { allocated: Some(at) }
@@ -45,15 +45,15 @@ impl Sample {
         match (entry & 7, self.differencing) {
             (0, true) => Some(ExtentKind::Hole),
             (0..=3 | 5, _) => Some(ExtentKind::Zero { allocated: None }),
-            (6, _) if in_file(place, visible) => payload(),
-            (7, true) if in_file(place, visible) => {
+            (6, _) if in_file(host_offset, visible) => payload(),
+            (7, true) if in_file(host_offset, visible) => {
                 let bitmap = self.bitmaps[(block / ratio) as usize];
-                let bitmap_place = bitmap >> 20 << 20;
-                if bitmap & 0xf_ffff != 6 || !in_file(bitmap_place, MIB) {
+                let bitmap_offset = bitmap >> 20 << 20;
+                if bitmap & 0xf_ffff != 6 || !in_file(bitmap_offset, MIB) {
                     return None;
                 }
                 let sector = (offset - block / ratio * ratio * block_size) / u64::from(self.sector_size);
-                let at = bitmap_place + sector / 8;
+                let at = bitmap_offset + sector / 8;
                 let bits = |(start, bytes): &(u64, Vec<u8>)| bytes.get(at.checked_sub(*start)? as usize).copied();
                 let byte = self.bytes.iter().find_map(bits).unwrap_or(0);
                 if byte >> (sector % 8) & 1 == 1 { payload() } else { Some(ExtentKind::Hole) }
@@ -62,12 +62,12 @@ impl Sample {
         }
     }
 
-    /// Bytes of the disk at which something may change.
+    /// Guest offsets at which the extent kind can change.
     fn edges(&self) -> Vec<u64> {
         let block_size = u64::from(self.block_size);
         let mut edges: Vec<_> = (0..self.size).step_by(MIB as usize).collect();
-        let stored = self.bytes.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        for edge in stored.chain(self.stored.iter().cloned()).flat_map(|range| [range.start, range.end]) {
+        let data = self.bytes.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
+        for edge in data.chain(self.data.iter().cloned()).flat_map(|range| [range.start, range.end]) {
             for (block, entry) in self.blocks.iter().enumerate() {
                 let within = edge.wrapping_sub(entry >> 20 << 20);
                 if within < block_size {
@@ -76,10 +76,12 @@ impl Sample {
             }
         }
         for (chunk, bitmap) in self.bitmaps.iter().enumerate() {
-            let place = bitmap >> 20 << 20;
+            let host_offset = bitmap >> 20 << 20;
             let first = chunk as u64 * (u64::from(self.sector_size) << 23);
-            for (start, bytes) in self.bytes.iter().filter(|(start, _)| (place..place + MIB).contains(start)) {
-                let sectors = (start - place) * 8..(start - place + bytes.len() as u64) * 8;
+            for (start, bytes) in
+                self.bytes.iter().filter(|(start, _)| (host_offset..host_offset + MIB).contains(start))
+            {
+                let sectors = (start - host_offset) * 8..(start - host_offset + bytes.len() as u64) * 8;
                 edges.extend(sectors.map(|sector| first + sector * u64::from(self.sector_size)));
             }
         }
@@ -92,25 +94,25 @@ fn samples() -> impl Strategy<Value = Sample> {
     let shape = (prop::sample::select(vec![1u64, 2, 32, 256]), prop::sample::select(vec![512u32, 4096]), any::<bool>());
     let entry = (
         prop_oneof![8 => 0u64..4, 1 => Just(5u64), 8 => Just(6u64), 8 => Just(7u64), 1 => Just(4u64)],
-        // In most cases blocks lie in their order.
+        // Most blocks are in guest order.
         prop_oneof![3 => Just(None), 1 => (0u64..40).prop_map(Some)],
         prop_oneof![40 => Just(0u64), 1 => 0u64..2 << 17],
     );
     let entries = prop::collection::vec(entry, 1..40);
     let bitmaps = prop::collection::vec((prop_oneof![5 => Just(6u64), 1 => 0u64..8], any::<u64>()), 40);
-    // Bits of a bitmap: from which byte of it on.
+    // Bits of a bitmap, with the index of their first byte.
     let bits = prop::collection::vec(
         (0u64..64, prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 1..50)),
         1..8,
     );
-    let stored = prop::collection::vec((0u64..40, 0u64..4 << 20, 1u64..3 << 20), 0..20);
-    (shape, entries, bitmaps, bits, stored, 0u64..9, prop_oneof![4 => Just(0), 1 => 0u64..20 << 20]).prop_map(
-        |((mib, sector_size, differencing), entries, bitmaps, bits, stored, cut, short)| {
+    let data = prop::collection::vec((0u64..40, 0u64..4 << 20, 1u64..3 << 20), 0..20);
+    (shape, entries, bitmaps, bits, data, 0u64..9, prop_oneof![4 => Just(0), 1 => 0u64..20 << 20]).prop_map(
+        |((mib, sector_size, differencing), entries, bitmaps, bits, data, cut, short)| {
             let block_size = mib * MIB;
             let slot = |slot: u64| DATA + slot * block_size;
             let blocks: Vec<_> = (0..)
                 .zip(&entries)
-                .map(|(block, &(state, place, reserved))| slot(place.unwrap_or(block)) | state | (reserved & !1) << 2)
+                .map(|(block, &(state, index, reserved))| slot(index.unwrap_or(block)) | state | (reserved & !1) << 2)
                 .collect();
             let file_len = slot(40) - short;
             let mut sample = Sample::new(block_size, differencing, &blocks, file_len);
@@ -120,25 +122,25 @@ fn samples() -> impl Strategy<Value = Sample> {
             for ((chunk, entry), (state, _)) in (0..).zip(&mut sample.bitmaps).zip(bitmaps) {
                 // Between the table and the data.
                 *entry = Sample::entry(state, (4 + chunk) * MIB);
-                let place = (4 + chunk) * MIB;
+                let host_offset = (4 + chunk) * MIB;
                 let mut end = 0;
                 for (at, bytes) in &bits {
-                    // Around the places where blocks and slices begin.
+                    // Around the starts of blocks and bitmap pages.
                     let start = (at * 16 * 1024).saturating_sub(bytes.len() as u64 / 2);
                     if start >= end {
                         end = start + bytes.len() as u64;
-                        sample.bytes.push((place + start, bytes.clone()));
+                        sample.bytes.push((host_offset + start, bytes.clone()));
                     }
                 }
             }
-            sample.stored = stored.iter().map(|(at, by, len)| slot(*at) + by..slot(*at) + by + len).collect();
-            merge(&mut sample.stored);
+            sample.data = data.iter().map(|(at, by, len)| slot(*at) + by..slot(*at) + by + len).collect();
+            merge(&mut sample.data);
             sample
         },
     )
 }
 
-/// Ranges that touch become one.
+/// Merges ranges that touch.
 fn merge(ranges: &mut Vec<Range<u64>>) {
     ranges.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
@@ -155,7 +157,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn extents_are_those_of_each_byte(sample in samples()) {
+    fn extents_match_the_kind_of_each_byte(sample in samples()) {
         let reader = sample.open();
         let mut edges = sample.edges();
         let mut at = 0;
@@ -182,16 +184,16 @@ proptest! {
         for edge in edges {
             for at in [edge, edge.saturating_sub(1)] {
                 prop_assert_eq!(kind(at), sample.byte(at), "at {:#x}", at);
-                // An extent may be asked for from any byte on.
+                // An extent can be requested from any byte.
                 let extent = reader.extent_at(at..u64::MAX).ok();
                 prop_assert_eq!(extent.map(|extent| extent.kind), sample.byte(at), "from {:#x}", at);
             }
         }
-        // Data never ends within a unit, so that nothing else is claimed in it.
+        // Data never ends within a unit of the alignment.
         let unit = reader.host_alignment().unwrap();
         for extent in &extents {
-            if let ExtentKind::Data(place) = extent.kind {
-                prop_assert!(place.offset.is_multiple_of(unit));
+            if let ExtentKind::Data(location) = extent.kind {
+                prop_assert!(location.offset.is_multiple_of(unit));
                 prop_assert!(extent.end().is_multiple_of(unit) || extent.end() == sample.size);
             }
         }
@@ -199,7 +201,7 @@ proptest! {
 }
 
 #[test]
-fn an_empty_disk_is_few_extents() {
+fn an_empty_disk_has_few_extents() {
     for (block_size, state) in [(32 * MIB, state::NOT_PRESENT), (32 * MIB, state::ZERO), (MIB, state::ZERO)] {
         let blocks = vec![state; ((4 << 40) / block_size) as usize];
         let sample = Sample::new(block_size, false, &blocks, 1 << 30);
@@ -210,16 +212,16 @@ fn an_empty_disk_is_few_extents() {
             assert_eq!(extent.kind, ExtentKind::Zero { allocated: None });
             (at, count) = (extent.end(), count + 1);
         }
-        // A chunk each, or a piece of the table.
+        // One per chunk or table page.
         assert!(count <= 2048, "{count}");
     }
 }
 
 #[test]
-fn blocks_that_follow_each_other_are_one_extent() {
+fn contiguous_blocks_are_one_extent() {
     let full = |mib: u64| Sample::entry(state::FULLY_PRESENT, mib * MIB);
     let mut sample = Sample::new(MIB, false, &[full(4), full(5), full(6), full(8), 0, state::ZERO, full(9)], 20 * MIB);
-    sample.stored.push(4 * MIB..20 * MIB);
+    sample.data.push(4 * MIB..20 * MIB);
     let reader = sample.open();
     let extents: Vec<_> = [0, 3, 4, 6]
         .map(|mib| reader.extent_at(mib * MIB..u64::MAX).map(|extent| (extent.kind, extent.len / MIB)).unwrap())
@@ -230,7 +232,7 @@ fn blocks_that_follow_each_other_are_one_extent() {
 }
 
 #[test]
-fn faulty_entries() {
+fn invalid_entries() {
     let full = |mib: u64| Sample::entry(state::FULLY_PRESENT, mib * MIB);
     let partial = Sample::entry(state::PARTIALLY_PRESENT, 6 * MIB);
     let bitmap_at = BAT + 4096 * 8;
@@ -246,22 +248,22 @@ fn faulty_entries() {
         ),
         (false, full(6) | 1 << 19, 0, BAT, Problem::Reserved { value: full(6) | 1 << 19, bits: 1 << 19 }),
         (false, full(6) | 8, 0, BAT, Problem::Reserved { value: full(6) | 8, bits: 8 }),
-        (true, 4, 0, BAT, Problem::Rule { value: 4, rule: "its state is reserved" }),
+        (true, 4, 0, BAT, Problem::Rule { value: 4, rule: "must not be in the reserved state 4" }),
         (
             false,
             partial,
             full(4),
             BAT,
-            Problem::Rule { value: partial, rule: "only a disk with a parent has partially present blocks" },
+            Problem::Rule { value: partial, rule: "must not be partially present without a parent" },
         ),
         (
             true,
             partial,
             0,
             bitmap_at,
-            Problem::Rule { value: 0, rule: "a partially present block needs the sector bitmap block" },
+            Problem::Rule { value: 0, rule: "must be present for a partially present block" },
         ),
-        (true, partial, 1, bitmap_at, Problem::Rule { value: 1, rule: "a sector bitmap block is in state 0 or 6" }),
+        (true, partial, 1, bitmap_at, Problem::Rule { value: 1, rule: "must be in state 0 or 6" }),
         (true, partial, full(0), bitmap_at, Problem::Overlap { offset: 0, with: "the header section" }),
         (true, partial, full(7), bitmap_at, Problem::OutOfBounds { offset: 7 * MIB, len: MIB, file_len: 7 * MIB }),
         (true, partial, full(4) | 16, bitmap_at, Problem::Reserved { value: full(4) | 16, bits: 16 }),
@@ -269,7 +271,9 @@ fn faulty_entries() {
         let mut sample = Sample::new(MIB, differencing, &[entry], 7 * MIB);
         sample.bitmaps = vec![bitmap];
         match sample.open().extent_at(0..u64::MAX) {
-            Err(Error::Corrupt(Fault { at: found, problem: told, .. })) => assert_eq!((found, told), (at, problem)),
+            Err(Error::Corrupt(Fault { at: found, problem: reported, .. })) => {
+                assert_eq!((found, reported), (at, problem))
+            }
             other => panic!("{other:?}, not {problem:?}"),
         }
     }
@@ -277,7 +281,7 @@ fn faulty_entries() {
 
 #[test]
 fn the_table_has_an_entry_for_each_block() {
-    // 131072 entries are 1 MiB; with 1 MiB blocks, each 4096 of them have one more for their bitmap.
+    // 131072 entries take 1 MiB. With blocks of 1 MiB, every 4096 entries are followed by one for the sector bitmap.
     for (blocks, differencing, entries) in
         [(131_040, false, 131_071), (131_072, false, 131_103), (126_976, true, 127_007), (131_041, true, 131_104)]
     {
@@ -295,7 +299,7 @@ fn the_table_has_an_entry_for_each_block() {
 }
 
 #[test]
-fn metadata_has_its_places() {
+fn metadata_ranges_are_reported() {
     let bitmap = |mib: u64| Sample::entry(state::FULLY_PRESENT, mib * MIB);
     let claimed = |bitmaps: [u64; 3], differencing| {
         let blocks = [Sample::entry(state::PARTIALLY_PRESENT, 100 * MIB); 48];
@@ -314,7 +318,7 @@ fn metadata_has_its_places() {
     };
     let known = vec![0..MIB, MIB..2 * MIB, METADATA..METADATA + MIB, BAT..BAT + MIB];
     assert_eq!(claimed([0; 3], true).unwrap(), known);
-    // That of a disk without a parent is not used; one outside the file is told when a block needs it.
+    // Sector bitmaps are not used without a parent. One out of bounds is reported when a block needs it.
     assert_eq!(claimed([bitmap(3); 3], false).unwrap(), known);
     let two = [known, vec![4 * MIB..5 * MIB, 6 * MIB..7 * MIB]].concat();
     assert_eq!(claimed([bitmap(4), bitmap(900), bitmap(6)], true).unwrap(), two);
@@ -326,7 +330,7 @@ fn metadata_has_its_places() {
 }
 
 #[test]
-fn what_the_file_says_of_itself() {
+fn image_properties() {
     let info = Sample::new(MIB, false, &[0], 4 * MIB).open().info;
     assert_eq!((info.virtual_size, info.block_size, info.backing, info.dirty), (MIB, Some(MIB as u32), None, false));
     assert_eq!(info.identities, [Name::from("data write GUID 00000000-0000-0000-0000-000000000003")]);
@@ -342,7 +346,7 @@ fn what_the_file_says_of_itself() {
     assert_eq!(get(&fixed, "subformat"), Some("fixed".into()));
     assert_eq!(get(&fixed, "log-entries-replayed"), None);
     let replayed = info(|structure| {
-        structure.replay = Some(Replay { entries: 5, bytes: 4096, left_out: 0 });
+        structure.replay = Some(Replay { entries: 5, bytes: 4096, skipped: 0 });
         structure.header_warning = Some("a header".to_owned());
         structure.table_warning = Some("a table".to_owned());
     });
@@ -353,10 +357,6 @@ fn what_the_file_says_of_itself() {
     assert_eq!(get(&info, "log-entries-replayed"), Some(5.into()));
     assert_eq!(
         info.warnings,
-        [
-            "a header",
-            "the log has to be replayed; the image is read with the changes in it, and the file stays as it is",
-            "a table"
-        ]
+        ["a header", "the log is not empty; it is replayed in memory, and the file is not changed", "a table"]
     );
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::format::vhdx::sample::from_hex;
 use crate::io::MemFile;
 
-/// What Windows 10 writes into every file with small tables.
+/// The region table that Windows 10 writes for a small BAT.
 const WINDOWS: &str = "
     72656769 ae8c6bc6 02000000 00000000
     6677c22d23f600429d64115e9bfd4a08 0000300000000000 00001000 01000000
@@ -17,7 +17,7 @@ type Entry = (Uuid, u64, u32, u32);
 
 const VALID: [Entry; 2] = [(BAT, 3 * MIB, MIB as u32, 1), (METADATA, 2 * MIB, MIB as u32, 1)];
 
-/// A table of these entries, made without [`Regions::encode`].
+/// A table with these entries, encoded independently of [`Regions::encode`].
 fn table(entries: &[Entry]) -> Vec<u8> {
     let mut bytes = [&b"regi\0\0\0\0"[..], &(entries.len() as u64).to_le_bytes()].concat();
     for (guid, start, len, required) in entries {
@@ -31,7 +31,7 @@ fn table(entries: &[Entry]) -> Vec<u8> {
     bytes
 }
 
-/// Reads a file of these two tables.
+/// Reads a file with these two tables.
 fn read_both(first: &[u8], second: &[u8]) -> Result<(Regions, Option<String>)> {
     let mut file = vec![0; TABLES_AT[0] as usize];
     file.extend(first);
@@ -51,7 +51,7 @@ fn region(index: u64, range: Range<u64>) -> Region {
 }
 
 #[test]
-fn the_table_of_windows() {
+fn a_windows_table() {
     let bytes = from_hex(WINDOWS, TABLE_LEN);
     let regions = Regions { bat: region(0, 3..4), metadata: region(1, 2..3), others: Vec::new() };
     assert_eq!(read_both(&bytes, &bytes).unwrap(), (regions.clone(), None));
@@ -59,7 +59,7 @@ fn the_table_of_windows() {
 }
 
 #[test]
-fn what_breaks_a_rule_is_refused_by_name() {
+fn invalid_entries_are_refused_by_name() {
     let refused = |entries: &[Entry], expected: &str| {
         let error = read(entries).unwrap_err();
         assert_eq!(format!("{} {error}", error.kind()), expected);
@@ -67,15 +67,15 @@ fn what_breaks_a_rule_is_refused_by_name() {
     let [bat, metadata] = VALID;
     let bat_at = |start| (BAT, start, MIB as u32, 1);
     let at = "vhdx: corrupt image at file offset";
-    refused(&[bat], &format!("invalid-field {at} 0x30008: EntryCount is 0x1, but none of them is the metadata region"));
-    refused(&[metadata], &format!("invalid-field {at} 0x30008: EntryCount is 0x1, but none of them is the BAT"));
+    refused(&[bat], &format!("invalid-field {at} 0x30008: EntryCount is 0x1: the metadata region is missing"));
+    refused(&[metadata], &format!("invalid-field {at} 0x30008: EntryCount is 0x1: the BAT region is missing"));
     refused(
         &[bat, metadata, bat],
-        &format!("invalid-field {at} 0x30050: Guid is 0x2dc27766, but another entry has the same"),
+        &format!("invalid-field {at} 0x30050: Guid is 0x2dc27766: another entry has the same GUID"),
     );
     refused(
         &[bat, (OTHER, 4 * MIB, MIB as u32, 1), metadata],
-        "unsupported vhdx: not supported at file offset 0x30030: the region 11111111-2222-3333-4444-555555555555",
+        "unsupported vhdx: not supported at file offset 0x30030: required region 11111111-2222-3333-4444-555555555555",
     );
     refused(
         &[bat_at(3 * MIB + 4096), metadata],
@@ -120,7 +120,7 @@ fn what_breaks_a_rule_is_refused_by_name() {
 }
 
 #[test]
-fn a_region_that_begins_before_the_log_and_ends_in_it_is_refused() {
+fn a_region_that_overlaps_the_start_of_the_log_is_refused() {
     let mut file = vec![0; TABLES_AT[0] as usize];
     file.extend(table(&[(BAT, 2 * MIB, 2 << 20, 1), (METADATA, 5 * MIB, 1 << 20, 1)]).repeat(2));
     let error = Regions::read(&MemFile::from(file), FILE_LEN, &(3 * MIB..5 * MIB)).unwrap_err();
@@ -131,16 +131,16 @@ fn a_region_that_begins_before_the_log_and_ends_in_it_is_refused() {
 }
 
 #[test]
-fn regions_of_others_are_listed_where_they_are_not_required() {
+fn unknown_regions_are_accepted_unless_required() {
     let [bat, metadata] = VALID;
     let other = (OTHER, 4 * MIB, 2 << 20, 0);
-    // The known ones need not be marked as required: qemu does not.
+    // Known regions need not be marked as required: qemu does not.
     let regions = read(&[(METADATA, metadata.1, metadata.2, 0), other, (BAT, bat.1, bat.2, 0)]).unwrap();
     assert_eq!(regions, Regions { bat: region(2, 3..4), metadata: region(0, 2..3), others: vec![region(1, 4..6)] });
 }
 
 #[test]
-fn a_table_may_be_full_and_no_more() {
+fn a_table_has_at_most_2047_entries() {
     let mut entries: Vec<Entry> = (0..2045).map(|number| (Uuid::from_u128(number), 4 * MIB, 0, 0)).collect();
     entries.extend(VALID);
     assert_eq!(read(&entries).unwrap().others.len(), 2045);
@@ -151,7 +151,7 @@ fn a_table_may_be_full_and_no_more() {
         seal(&mut table);
         let error = read_both(&table, &table).unwrap_err();
         assert_eq!(error.to_string(), format!("vhdx: corrupt image at file offset 0x30008: EntryCount {expected}"));
-        // The first table is good, so that it is used.
+        // The first table is valid and is used.
         assert!(read_both(&full, &table).unwrap().1.is_some());
     }
 }
@@ -167,8 +167,8 @@ fn one_table_may_be_damaged() {
     for (first, second, at, warning) in [
         (&torn, &whole, TABLES_AT[1], format!("{damaged} 0x30004 Checksum is 0x")),
         (&whole, &torn, TABLES_AT[0], format!("{damaged} 0x40004 Checksum is 0x")),
-        (&zeros, &whole, TABLES_AT[1], format!("{damaged} 0x30000 Signature is 0x0, but a region table begins with")),
-        (&whole, &zeros, TABLES_AT[0], format!("{damaged} 0x40000 Signature is 0x0, but a region table begins with")),
+        (&zeros, &whole, TABLES_AT[1], format!("{damaged} 0x30000 Signature is 0x0, but must be")),
+        (&whole, &zeros, TABLES_AT[0], format!("{damaged} 0x40000 Signature is 0x0, but must be")),
         (&whole, &far, TABLES_AT[0], "the two region tables differ, the first one is used".to_owned()),
     ] {
         let (regions, found) = read_both(first, second).unwrap();
@@ -176,7 +176,7 @@ fn one_table_may_be_damaged() {
         assert!(found.as_ref().is_some_and(|found| found.starts_with(&warning)), "{found:?}");
     }
     assert!(matches!(read_both(&torn, &zeros).unwrap_err(), Error::Corrupt(fault) if fault.at == 0x30004));
-    // What is behind the entries may differ.
+    // Bytes after the entries may differ.
     far = whole.clone();
     far[80..].fill(7);
     seal(&mut far);
@@ -185,7 +185,7 @@ fn one_table_may_be_damaged() {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_parsed(mut cuts in prop::array::uniform4(2u64..1 << 43), first_is_bat: bool) {
+    fn encoded_tables_parse(mut cuts in prop::array::uniform4(2u64..1 << 43), first_is_bat: bool) {
         cuts.sort_unstable();
         let [a, b, c, d] = cuts;
         let (first, second) = (a..a + (b - a).min(4095), c..c + (d - c).min(4095));

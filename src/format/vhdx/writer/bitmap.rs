@@ -1,15 +1,15 @@
-//! The sector bitmap block of a chunk that is being written (2.4).
+//! The sector bitmap block of the current chunk (2.4).
 
 use std::ops::Range;
 
 use crate::format::vhdx::MIB;
 
-/// Which sectors of a chunk are in this file.
+/// The sectors of a chunk that are present in this file.
 pub(super) struct SectorBitmap {
-    /// Where it is in the file, once the chunk has a block that is partially present.
+    /// Host offset, once the chunk has a partially present block.
     pub offset: Option<u64>,
     sector_size: u64,
-    /// Empty as long as no bit was set.
+    /// Empty until a bit is set.
     bits: Vec<u8>,
 }
 
@@ -21,7 +21,7 @@ impl SectorBitmap {
         SectorBitmap { offset: None, sector_size: sector_size.into(), bits: Vec::new() }
     }
 
-    /// Notes whether the bytes `within` of the chunk are in this file.
+    /// Marks the bytes `within` of the chunk as present or not.
     pub fn set(&mut self, within: Range<u64>, present: bool) {
         self.bits.resize(SectorBitmap::LEN as usize, 0);
         for sector in within.start / self.sector_size..within.end.div_ceil(self.sector_size) {
@@ -36,7 +36,7 @@ impl SectorBitmap {
         &self.bits
     }
 
-    /// Begins the next chunk.
+    /// Starts the next chunk.
     pub fn clear(&mut self) {
         self.offset = None;
         self.bits.clear();

@@ -1,7 +1,7 @@
-//! Writes an image in one pass, in the order in which Windows has it: log, metadata, block allocation table, blocks.
+//! Writes an image in one pass, in the layout of Windows: log, metadata, block allocation table, blocks.
 //!
-//! Blocks are in the order of the disk, so that the table and the blocks grow from front to back, each in its place. Over a
-//! parent, the sector bitmap block of a chunk follows the first block of the chunk that needs it.
+//! Blocks are in guest order, so the table and the blocks are both written sequentially. In a differencing image, the sector
+//! bitmap block of a chunk follows the first block of the chunk that needs it.
 
 mod bitmap;
 mod table;
@@ -19,12 +19,11 @@ use super::metadata::Metadata;
 use super::options::Settings;
 use super::region::{Region, Regions, TABLES_AT};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB};
-use crate::driver::CreateContext;
-use crate::driver::{Placement, SparseWrite, WriteSpec};
+use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 
-/// What the file says of who made it.
+/// The creator in the file identifier.
 const CREATOR: &str = "diskimage";
 
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
@@ -39,29 +38,29 @@ struct Writer {
     /// The first of the two headers.
     header: Header,
     regions: Regions,
-    /// What the table has for blocks of which no call speaks.
-    untouched: u64,
+    /// The entry of blocks without data.
+    unwritten_entry: u64,
     table: Table,
-    /// Payload blocks that have their entries.
+    /// Number of payload blocks with an entry.
     mapped: u64,
-    /// The block that the last call spoke of; it is the next one to get its entry.
+    /// The current block, which gets the next entry.
     block: Option<Block>,
-    /// Of the chunk of that block.
+    /// The sector bitmap of the current chunk.
     bitmap: SectorBitmap,
-    /// Where the last call ended on the disk.
+    /// Guest offset at the end of the last call.
     guest: u64,
-    /// Byte offset after the last block in the file.
+    /// Host offset of the next block.
     next: u64,
-    /// Everything before it in the file is placed or cleared.
+    /// Host offset up to which the file is allocated or zeroed.
     done: u64,
 }
 
-/// A payload block while calls speak of it.
+/// The payload block being written.
 struct Block {
     index: u64,
-    /// Where it is in the file, once there is something to be placed in it.
+    /// Host offset, once data is placed in it.
     offset: Option<u64>,
-    /// Bytes of it that were placed or made zeros.
+    /// Number of its bytes that are placed or zeros.
     covered: u64,
 }
 
@@ -72,7 +71,7 @@ impl Writer {
         let regions = regions(&metadata, log.end);
         let out = cx.out.clone();
         let differencing = metadata.parent.is_some();
-        // No block is needed as a whole: the rest of one is a hole of the file, is cleared, or is the parent's.
+        // Parts of a block can be placed: the rest stays a hole of the file, is zeroed, or reads from the parent.
         let granule = if differencing { metadata.logical_sector_size.into() } else { 512 };
         let spec = WriteSpec {
             virtual_size: metadata.virtual_disk_size,
@@ -85,7 +84,7 @@ impl Writer {
         let mut writer = Writer {
             spec,
             header: Header { sequence_number: 1, file_write_guid, data_write_guid, log_guid: Uuid::nil(), log },
-            untouched: if block_state_zero && !differencing { state::ZERO } else { state::NOT_PRESENT },
+            unwritten_entry: if block_state_zero && !differencing { state::ZERO } else { state::NOT_PRESENT },
             table: Table::new(out.clone(), regions.bat.range.start),
             mapped: 0,
             block: None,
@@ -98,10 +97,10 @@ impl Writer {
             regions,
         };
         if writer.metadata.leave_block_allocated {
-            // A device that is too small is found before the first byte is written to it.
-            writer.set_len(next + writer.metadata.payload_blocks() * writer.block_size())?;
+            // Fails before the first write if a device is too small.
+            writer.set_len(next + writer.metadata.payload_block_count() * writer.block_size())?;
         }
-        // Until the new headers are there, nothing shall take the old ones for them.
+        // The headers of an old image must not describe the new one while it is incomplete.
         writer.clear(next)?;
         Ok(writer)
     }
@@ -110,7 +109,7 @@ impl Writer {
         self.metadata.block_size.into()
     }
 
-    /// Sees to it that what is not placed reads as zeros.
+    /// Zeroes the file from the last placement up to `until`.
     fn clear(&mut self, until: u64) -> Result<()> {
         if !self.out.starts_zeroed() && until > self.done {
             self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
@@ -119,14 +118,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Sets the next `len` bytes of the file aside, and says where.
+    /// Allocates the next `len` bytes of the file and returns their host offset.
     fn allocate(&mut self, len: u64) -> u64 {
         let offset = self.next;
         self.next += len;
         offset
     }
 
-    /// The first block of `guest`, and the part of `guest` in it, from the block's beginning on.
+    /// The index of the first block of `guest`, and the part of `guest` in it, relative to the block.
     fn first_block(&self, guest: &Range<u64>) -> (u64, Range<u64>) {
         let size = self.block_size();
         let index = guest.start / size;
@@ -134,22 +133,22 @@ impl Writer {
         (index, guest.start - start..guest.end.min(start + size) - start)
     }
 
-    /// Where a block begins in its chunk, in bytes.
+    /// Offset of a block in its chunk, in bytes.
     fn in_chunk(&self, index: u64) -> u64 {
         index % self.metadata.chunk_ratio() * self.block_size()
     }
 
-    /// Checks that `guest` is what a call may speak of after the calls before it.
+    /// Checks that `guest` is aligned and follows the range of the last call.
     fn check_order(&self, guest: &Range<u64>) -> Result<()> {
         let aligned = [guest.start, guest.end].iter().all(|at| at.is_multiple_of(self.spec.granule));
         if guest.start < self.guest || guest.start >= guest.end || guest.end > self.spec.virtual_size || !aligned {
-            return Err(Error::Usage(format!("guest bytes {guest:x?} are not the next ones of the disk")));
+            return Err(Error::Usage(format!("guest range {guest:x?} is not in ascending order or not aligned")));
         }
         Ok(())
     }
 
-    /// The block `index`, after those before it have got their entries; of it, `within` is placed or made zeros.
-    fn touch(&mut self, index: u64, within: &Range<u64>) -> Result<Block> {
+    /// Makes block `index` the current one, and marks its bytes `within` as placed or zeros.
+    fn enter(&mut self, index: u64, within: &Range<u64>) -> Result<Block> {
         let block = match self.block.take() {
             Some(block) if block.index == index => block,
             last => {
@@ -166,21 +165,21 @@ impl Writer {
         Ok(Block { covered: block.covered + (within.end - within.start), ..block })
     }
 
-    /// Makes the entry of a block of which no more calls will speak.
+    /// Adds the entry of a completed block.
     fn close(&mut self, block: Option<Block>) -> Result<()> {
         let Some(Block { index, offset, covered }) = block else { return Ok(()) };
         let len = self.block_size().min(self.spec.virtual_size - index * self.block_size());
         let entry = match offset {
-            // Without a parent, a block that is placed is present: all of it is as it is to be read.
+            // Without a parent, a block with data is fully present: its other bytes are zeros.
             Some(offset) if !self.spec.over_backing || covered == len => offset | state::FULLY_PRESENT,
             None if covered == len => {
-                // Nobody has to look at its bits, and libvhdi takes them for data at the beginning of the file.
+                // The bits of a zero block are meaningless, but libvhdi would read data at the start of the file for them.
                 let start = self.in_chunk(index);
                 self.bitmap.set(start..start + len, false);
                 state::ZERO
             }
             _ => {
-                // Zeros over a parent are sectors like others, which are holes of the file.
+                // Zeros hide the parent: their sectors are present, and holes of the file.
                 let offset = offset.unwrap_or_else(|| self.allocate(self.metadata.block_size.into()));
                 self.allocate_bitmap()?;
                 offset | state::PARTIALLY_PRESENT
@@ -189,7 +188,7 @@ impl Writer {
         self.map(entry)
     }
 
-    /// Sets the sector bitmap block of this chunk aside. It is written as a whole when the chunk ends.
+    /// Allocates the sector bitmap block of this chunk, which is written at the end of the chunk.
     fn allocate_bitmap(&mut self) -> Result<()> {
         if self.bitmap.offset.is_none() {
             let offset = self.allocate(SectorBitmap::LEN);
@@ -200,20 +199,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the entries of the blocks before `index`, of which no call speaks.
+    /// Adds the entries of the blocks before `index`, which have no data.
     fn skip_to(&mut self, index: u64) -> Result<()> {
         while self.mapped < index {
             let entry = if self.metadata.leave_block_allocated {
                 self.allocate(self.block_size()) | state::FULLY_PRESENT
             } else {
-                self.untouched
+                self.unwritten_entry
             };
             self.map(entry)?;
         }
         Ok(())
     }
 
-    /// Adds the entry of the next payload block, and behind the last one of a chunk that of its sector bitmap block (2.5).
+    /// Adds the entry of the next payload block, and after the last one of a chunk the entry of its sector bitmap block (2.5).
     fn map(&mut self, entry: u64) -> Result<()> {
         self.table.push(entry)?;
         self.mapped += 1;
@@ -232,7 +231,7 @@ impl Writer {
         self.table.push(entry)
     }
 
-    /// Makes the file as long as the blocks in it. The last one is whole, even where the disk ends within it.
+    /// Sets the file length. The last block is whole, even if the disk ends within it.
     fn set_len(&self, len: u64) -> Result<()> {
         self.out.set_len(len).map_err(Error::io("setting the length", len))
     }
@@ -246,11 +245,11 @@ impl Writer {
     }
 }
 
-/// Where the metadata and the table are, behind the log. The table has whole chunks, so that a disk can get a parent later and
-/// its table stays where it is.
+/// The host ranges of the metadata and the table, after the log. The table has whole chunks, so that a parent can be added later
+/// without moving data.
 fn regions(metadata: &Metadata, log_end: u64) -> Regions {
     let region = |start, len: u64| Region { range: start..start + len.next_multiple_of(MIB), at: 0 };
-    let (blocks, ratio) = (metadata.payload_blocks(), metadata.chunk_ratio());
+    let (blocks, ratio) = (metadata.payload_block_count(), metadata.chunk_ratio());
     let entries = blocks.div_ceil(ratio) * (ratio + 1);
     let items = region(log_end, MIB);
     Regions { bat: region(items.range.end, entries * ENTRY_LEN), metadata: items, others: Vec::new() }
@@ -264,7 +263,7 @@ impl SparseWrite for Writer {
     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
         self.check_order(&guest)?;
         let (index, within) = self.first_block(&guest);
-        let mut block = self.touch(index, &within)?;
+        let mut block = self.enter(index, &within)?;
         let start = block.offset.unwrap_or_else(|| self.allocate(self.metadata.block_size.into()));
         block.offset = Some(start);
         self.block = Some(block);
@@ -274,28 +273,28 @@ impl SparseWrite for Writer {
         Ok(Placement { out: self.out.clone(), offset, before: Vec::new(), len })
     }
 
-    fn place_compressed(&mut self, _guest: Range<u64>, _stored_len: u32) -> Result<Placement> {
+    fn place_compressed(&mut self, _guest: Range<u64>, _payload_len: u32) -> Result<Placement> {
         Err(Error::Unsupported { format: FORMAT_NAME, feature: "compression".into(), at: None })
     }
 
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {
         self.check_order(&guest)?;
-        // Without a parent, zeros are what nothing is placed in.
+        // Without a parent, unplaced bytes read as zeros.
         let mut at = guest.start;
         while self.spec.over_backing && at < guest.end {
             let (index, within) = self.first_block(&(at..guest.end));
-            self.block = Some(self.touch(index, &within)?);
+            self.block = Some(self.enter(index, &within)?);
             at += within.end - within.start;
         }
         Ok(())
     }
 
-    /// Only headers make the file an image, so that they come last (2.2.2).
+    /// Writes the headers last: they mark the image complete (2.2.2).
     fn finish(&mut self) -> Result<()> {
         let last = self.block.take();
         self.close(last)?;
-        self.skip_to(self.metadata.payload_blocks())?;
-        // The entry of a sector bitmap block stands behind those of a whole chunk.
+        self.skip_to(self.metadata.payload_block_count())?;
+        // The entry of a sector bitmap block follows the entries of a whole chunk.
         while self.bitmap.offset.is_some() {
             self.map(state::NOT_PRESENT)?;
         }

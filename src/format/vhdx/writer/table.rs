@@ -1,4 +1,4 @@
-//! The block allocation table of a new image, written from front to back and in pieces: it can be half a GiB.
+//! The block allocation table of a new image, written sequentially in parts: it can have half a GiB.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use crate::error::{Error, Result};
 use crate::format::vhdx::bat::ENTRY_LEN;
 use crate::io::WriteAt;
 
-/// Entries that are written at once.
+/// Number of entries written at once.
 pub(super) const FLUSH: usize = 64 << 10;
 
-/// A table that grows, in a region that reads as zeros.
+/// A table written entry by entry, into a region that reads as zeros.
 pub(super) struct Table {
     out: Arc<dyn WriteAt>,
-    /// Byte offset in the file of the first entry that is not written yet.
+    /// Host offset of the first entry not yet written.
     at: u64,
-    /// Entries that are not written yet.
+    /// Encoded entries not yet written.
     entries: Vec<u8>,
 }
 

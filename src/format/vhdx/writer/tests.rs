@@ -1,4 +1,4 @@
-//! Images that are written by scripts, and read back by a plain interpretation of the document.
+//! Images written by generated calls, and read back by a literal implementation of the document.
 
 use std::io;
 use std::sync::Mutex;
@@ -37,7 +37,7 @@ fn create_over(
 const PARENT_GUID: &str = "7584f8fb-36d3-4091-afb5-b1afe587bfa8";
 const DISK_ID: &str = "6a37380f-5548-4359-90f4-3bcea33d6cdb";
 
-/// What a parent says of itself.
+/// The properties of a parent.
 fn parent(virtual_size: u64, sector_size: u64) -> ImageInfo {
     let specific = vec![
         ("data-write-guid", Value::from(PARENT_GUID)),
@@ -56,13 +56,13 @@ fn u64_at(file: &[u8], at: u64) -> u64 {
     u64::from_le_bytes(*file[at as usize..].first_chunk().unwrap())
 }
 
-/// Byte offset of the entry with `guid` in a table of entries of 32 bytes.
+/// The host offset of the entry with `guid` in a table of entries of 32 bytes.
 fn entry_of(file: &[u8], first: u64, guid: &str) -> u64 {
     let guid = Uuid::parse_str(guid).unwrap().to_bytes_le();
     (0..8).map(|n| first + n * 32).find(|&at| file[at as usize..].starts_with(&guid)).unwrap()
 }
 
-/// What the file says, read by the letter of the document.
+/// An image, read by the letter of the document.
 struct Disk<'a> {
     file: &'a [u8],
     size: u64,
@@ -96,7 +96,7 @@ impl<'a> Disk<'a> {
         (u64::from(self.sector_sizes.0) << 23) / self.block_size
     }
 
-    /// State of a block, and its offset in the file in MiB.
+    /// State of a block, and its host offset in MiB.
     fn entry(&self, index: u64) -> (u64, u64) {
         assert!(index < u64::from(self.bat_len) / 8);
         let entry = u64_at(self.file, self.bat + index * 8);
@@ -116,7 +116,7 @@ impl<'a> Disk<'a> {
         (0..self.size.div_ceil(self.block_size)).map(|block| self.block(block)).collect()
     }
 
-    /// What a guest sees, over a parent with these bytes.
+    /// Reads the guest data, with the guest data of the parent.
     fn read(&self, parent: &[u8]) -> Vec<u8> {
         let mut guest = vec![0; self.size as usize];
         let sector_size = u64::from(self.sector_sizes.0);
@@ -146,7 +146,7 @@ impl<'a> Disk<'a> {
     }
 }
 
-/// Nothing is in two places, all is in the file, and nothing but what is used is in it.
+/// Checks that the blocks are in bounds, without overlaps and without gaps.
 fn check_tiling(disk: &Disk<'_>, len: u64) {
     let chunks = disk.size.div_ceil(disk.block_size).div_ceil(disk.ratio());
     let blocks = disk.blocks().into_iter().filter(|(state, _)| *state >= 6).map(|(_, at)| (at, disk.block_size >> 20));
@@ -162,7 +162,7 @@ fn check_tiling(disk: &Disk<'_>, len: u64) {
     assert_eq!(end << 20, len);
 }
 
-/// What `check` finds in an image.
+/// Checks that `check` finds nothing in an image.
 fn check_clean(file: &[u8]) {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
     let cx = OpenContext::new(&limits, &budget);
@@ -170,7 +170,7 @@ fn check_clean(file: &[u8]) {
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{:?}", report.messages);
 }
 
-/// Whether bytes of a device are as they were. Checksums and GUIDs may have one of them.
+/// Whether old content of a device is left. Checksums and GUIDs can contain single bytes of it.
 fn has_old_content(file: &[u8]) -> bool {
     file.as_chunks().0.contains(&[0xee; 16])
 }
@@ -179,7 +179,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_is_read(
+    fn written_data_reads_back(
         sectors in 1u64..14000,
         shift in 20u32..22,
         fixed in any::<bool>(),
@@ -214,7 +214,7 @@ proptest! {
         prop_assert_eq!((disk.size, disk.block_size, disk.flags), (size, 1 << shift, u32::from(fixed)));
         prop_assert_eq!(disk.sector_sizes, (logical as u32, 4096));
         prop_assert_eq!((disk.bat, disk.bat_len), (3 << 20, 1 << 20));
-        // Blocks are in the order of the disk, and only those that are needed.
+        // Blocks are in guest order, and only those that are needed.
         let mut next = 4;
         for (block, entry) in guest.chunks(1 << shift).zip(disk.blocks()) {
             let expected = if fixed || block.iter().any(|&byte| byte != 0) {
@@ -227,13 +227,13 @@ proptest! {
         }
         check_tiling(&disk, next << 20);
         prop_assert_eq!(file.len(), if device { 14 << 20 } else { (next as usize) << 20 });
-        // Nothing of what was there before is left in the image.
+        // No old content of the device is left in the image.
         prop_assert!(!has_old_content(&file[..(next as usize) << 20]));
         check_clean(&file[..(next as usize) << 20]);
     }
 
     #[test]
-    fn what_is_written_over_a_parent_is_read(
+    fn data_written_over_a_parent_reads_back(
         sectors in 1u64..14000,
         large_sectors in any::<bool>(),
         device in any::<bool>(),
@@ -248,7 +248,7 @@ proptest! {
         let parent_bytes = vec![0xdd; size as usize];
         let mut guest = parent_bytes.clone();
         let (mut at, sectors) = (0, size / logical);
-        // Which sectors are covered, and which blocks have some that are placed.
+        // Sectors that are placed or zeros, and blocks with placed sectors.
         let mut covered = vec![false; sectors as usize];
         let mut placed = vec![false; size.div_ceil(1 << 20) as usize];
         for (skip, len, zero) in steps {
@@ -294,7 +294,7 @@ proptest! {
 }
 
 #[test]
-fn the_layout_is_that_of_windows() {
+fn the_layout_matches_windows() {
     let target = RecordingTarget::file();
     let mut writer = create((5 << 20) + 512, "log_size=2M,block_size=2M", target.clone()).unwrap();
     place_filled(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
@@ -304,7 +304,7 @@ fn the_layout_is_that_of_windows() {
     assert!(file.starts_with(b"vhdxfiled\0i\0s\0k\0i\0m\0a\0g\0e\0\0\0"));
     for (at, sequence_number) in [(64 << 10, 1), (128 << 10, 2)] {
         assert_eq!((&file[at..at + 4], u64_at(&file, at as u64 + 8)), (&b"head"[..], sequence_number));
-        // The log has nothing to be replayed, version 0, 2 MiB at 1 MiB.
+        // The log is empty, has version 0 and 2 MiB at 1 MiB.
         assert_eq!(file[at + 48..at + 64], [0; 16]);
         assert_eq!((u32_at(&file, at as u64 + 64), u32_at(&file, at as u64 + 68)), (1 << 16, 2 << 20));
         assert_eq!(u64_at(&file, at as u64 + 72), 1 << 20);
@@ -321,7 +321,7 @@ fn the_layout_is_that_of_windows() {
 }
 
 #[test]
-fn block_sizes_are_those_of_windows() {
+fn default_block_sizes_match_windows() {
     for (size, list, block_size) in [
         (512, "", 32),
         (1 << 40, "", 32),
@@ -338,7 +338,7 @@ fn block_sizes_are_those_of_windows() {
     }
 }
 
-/// Its length is all that is kept.
+/// A target that keeps only its length.
 #[derive(Default)]
 struct Length(Mutex<u64>);
 
@@ -358,7 +358,7 @@ impl WriteAt for Length {
 }
 
 #[test]
-fn a_fixed_disk_has_its_own_size_and_that_of_its_tables() {
+fn a_fixed_image_has_the_size_of_the_disk_and_the_tables() {
     for (size, table, data) in [
         (512, 1, 1),
         (1 << 20, 1, 1),
@@ -370,7 +370,7 @@ fn a_fixed_disk_has_its_own_size_and_that_of_its_tables() {
     ] {
         let target = Arc::new(Length::default());
         let mut writer = create(size, "subformat=fixed", target.clone()).unwrap();
-        assert_eq!(*target.0.lock().unwrap(), (3 + table + data) << 20, "{size}, at the beginning");
+        assert_eq!(*target.0.lock().unwrap(), (3 + table + data) << 20, "{size}, at creation");
         writer.finish().unwrap();
         assert_eq!(*target.0.lock().unwrap(), (3 + table + data) << 20, "{size}");
     }
@@ -388,7 +388,7 @@ fn headers_are_written_last() {
         let headers = [("write", 0), ("write", 64 << 10), ("write", 128 << 10)];
         assert_eq!(late, [&[("sync", 0)][..], &headers, &[("sync", 0)]].concat());
         let cleared = early.iter().filter(|event| **event == ("write", 0)).count();
-        assert_eq!(cleared, usize::from(device), "a device is cleared first");
+        assert_eq!(cleared, usize::from(device), "a device is zeroed first");
         assert!(early.ends_with(&[("write", 192 << 10), ("write", 256 << 10)]));
     }
 }
@@ -401,7 +401,7 @@ fn guids(file: &[u8]) -> [Uuid; 3] {
 }
 
 #[test]
-fn guids_are_never_nil_and_can_be_pinned() {
+fn guids_are_never_nil_and_can_be_set() {
     let written = |list: &str, over: Option<&ImageInfo>| {
         let target = RecordingTarget::file();
         let writer = match over {
@@ -418,7 +418,7 @@ fn guids_are_never_nil_and_can_be_pinned() {
     assert!(pinned == written("uuid=6A37380F-5548-4359-90F4-3BCEA33D6CDB", None), "the same file");
     let others = guids(&written("uuid=6a37380f-5548-4359-90f4-3bcea33d6cdc", None));
     assert!(guids(&pinned).iter().zip(others).all(|(guid, other)| *guid != other));
-    // A child has the disk id of its parent and no other GUID of it, even with the same options.
+    // A child has the disk ID of its parent, but no other GUID of it, even with the same options.
     let info = parent(1 << 20, 512);
     for list in ["", "uuid=6a37380f-5548-4359-90f4-3bcea33d6cdb"] {
         let (child, alone) = (guids(&written(list, Some(&info))), guids(&written(list, None)));
@@ -429,7 +429,7 @@ fn guids_are_never_nil_and_can_be_pinned() {
 }
 
 #[test]
-fn parents_are_named_as_windows_does() {
+fn parent_paths_are_windows_paths() {
     let info = parent(1 << 20, 512);
     let paths = |name| {
         let options = Options::new();
@@ -455,7 +455,7 @@ fn parents_are_named_as_windows_does() {
 }
 
 #[test]
-fn what_the_format_cannot_do_is_refused() {
+fn unsupported_requests_are_refused() {
     let error = |size, list| create(size, list, RecordingTarget::file()).err().unwrap();
     for (size, list, kind) in [
         (0, "", "unsupported"),
@@ -486,14 +486,14 @@ fn what_the_format_cannot_do_is_refused() {
         create(512, "", RecordingTarget::file()).unwrap().place_compressed(0..512, 1).unwrap_err().kind().as_str(),
         "unsupported"
     );
-    // A device that is too small, before anything is written to it.
+    // A device that is too small is refused before anything is written.
     let device = RecordingTarget::device(8 << 20);
     assert_eq!(create((4 << 20) + 512, "subformat=fixed", device.clone()).err().unwrap().kind().as_str(), "io");
     assert_eq!(device.mem.to_vec(), vec![0xee; 8 << 20]);
 }
 
 #[test]
-fn a_parent_has_to_fit() {
+fn incompatible_parents_are_refused() {
     let over = |info: &ImageInfo, size, list| {
         create_over(info, "p", size, list, RecordingTarget::file()).map(|_| ()).map_err(|error| error.kind().as_str())
     };
@@ -510,7 +510,7 @@ fn a_parent_has_to_fit() {
     ] {
         assert_eq!(over(&info, 1 << 20, list), result, "{list}");
     }
-    assert_eq!(over(&info, (1 << 20) - 511, ""), Ok(()), "as large as the parent in whole sectors");
+    assert_eq!(over(&info, (1 << 20) - 511, ""), Ok(()), "the size of the parent in whole sectors");
     assert_eq!(over(&info, (1 << 20) + 1, ""), Err("option"));
     assert_eq!(over(&info, (1 << 20) - 512, ""), Err("option"));
     assert_eq!(over(&parent(1 << 20, 4096), (1 << 20) - 4095, ""), Ok(()));
@@ -526,7 +526,7 @@ fn a_parent_has_to_fit() {
 }
 
 #[test]
-fn calls_out_of_order_are_the_callers_mistake() {
+fn calls_out_of_order_are_usage_errors() {
     let mut writer = create(4 << 20, "", RecordingTarget::file()).unwrap();
     writer.place(2 << 20..3 << 20).unwrap();
     for range in [0..512, 4 << 20..(4 << 20) + 512, 3 << 20..3 << 20, (3 << 20) + 1..4 << 20] {
@@ -540,12 +540,12 @@ fn calls_out_of_order_are_the_callers_mistake() {
 }
 
 #[test]
-fn a_long_table_is_written_in_pieces() {
-    for (list, absent) in [("block_size=1M", 2), ("block_size=1M,block_state_zero=off", 0)] {
+fn a_long_table_is_written_in_parts() {
+    for (list, unwritten) in [("block_size=1M", 2), ("block_size=1M,block_state_zero=off", 0)] {
         let target = RecordingTarget::file();
         let blocks = 3 * table::FLUSH as u64 + 5;
         let mut writer = create(blocks << 20, list, target.clone()).unwrap();
-        // Some are at the ends of chunks.
+        // Some blocks are at the ends of chunks.
         let placed = [0, 4095, 4096, table::FLUSH as u64, 2 * table::FLUSH as u64 + 4095, blocks - 1];
         for block in placed {
             writer.place(block << 20..(block << 20) + 512).unwrap();
@@ -559,7 +559,7 @@ fn a_long_table_is_written_in_pieces() {
                 assert_eq!(entry, (6, next));
                 next += 1;
             } else {
-                assert_eq!(entry, (absent, 0), "{block}");
+                assert_eq!(entry, (unwritten, 0), "{block}");
             }
         }
         assert!((0..blocks.div_ceil(4096)).all(|chunk| disk.sector_bitmap(chunk) == (0, 0)));
@@ -568,9 +568,9 @@ fn a_long_table_is_written_in_pieces() {
 }
 
 #[test]
-fn each_chunk_has_a_sector_bitmap_if_it_needs_one() {
-    // 4 GiB to a chunk. In the first one, one block is present as a whole; in the second, the first and the last block are in
-    // part; the third has zeros only; the fourth, which is not whole, has its last sector.
+fn chunks_have_sector_bitmaps_only_if_needed() {
+    // Chunks of 4 GiB. The first one has a fully present block; in the second, the first and the last block are partially
+    // present; the third has zeros only; the fourth, a partial chunk, has zeros in its last sector.
     let size = (13 << 30) + 512;
     let target = RecordingTarget::file();
     let mut writer = create_over(&parent(size, 512), "p", size, "block_size=1M", target.clone()).unwrap();
@@ -591,7 +591,7 @@ fn each_chunk_has_a_sector_bitmap_if_it_needs_one() {
     assert_eq!(maps, [(0, 0), (6, 6), (6, 9), (0, 0)]);
     let bits = |at: usize| file[at << 20..(at + 1) << 20].iter().map(|byte| byte.count_ones()).sum::<u32>();
     assert_eq!((bits(6), file[6 << 20], file[(7 << 20) - 1]), (3, 3, 0x80));
-    // Blocks that are zeros as a whole have no bits.
+    // Zero blocks have no bits set.
     assert_eq!((bits(9), file[9 << 20]), (2048 - 1, 0xfe));
     check_tiling(&disk, 10 << 20);
 }

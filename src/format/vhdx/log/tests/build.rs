@@ -1,4 +1,4 @@
-//! Writes logs: complete ones, torn ones, and what is left of earlier ones.
+//! Writes logs: complete and torn entries, and entries of earlier logs.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,11 +15,11 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 
 pub(super) const SECTOR: u64 = 4096;
-/// That of the header.
+/// The log GUID of the header.
 pub(super) const LOG_GUID: Uuid = Uuid::from_u128(0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1110);
-/// That of what was in the log before.
+/// The log GUID of an earlier log.
 const OLD_LOG_GUID: Uuid = Uuid::from_u128(0x1f1e_1d1c_1b1a_1918_1716_1514_1312_1111);
-/// Where the header would be.
+/// Host offset of the header.
 pub(super) const HEADER_AT: u64 = 0x10000;
 
 /// An entry to be written.
@@ -39,35 +39,35 @@ pub(super) enum NewUpdate {
     Data { at: u64, seed: u8 },
 }
 
-/// What becomes of a sector when its write is torn.
+/// The state of a sector after a torn write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Tear {
-    /// It stays as it was.
+    /// Not written.
     Missing,
-    /// So many parts of 512 bytes are written.
+    /// The first n parts of 512 bytes are written.
     Half(u64),
-    /// It holds what belongs somewhere else.
+    /// Unrelated content.
     Garbage(u8),
 }
 
-/// An image file, as far as the log is concerned.
+/// An image file with a log.
 #[derive(Clone, Debug)]
 pub(super) struct Image {
     pub bytes: Vec<u8>,
     pub log: Range<u64>,
     /// Offset in the log of the next entry.
     pub next: u64,
-    /// Offsets in the log of all entries that were written.
+    /// Offsets in the log of all written entries.
     pub written: Vec<u64>,
 }
 
-/// A sector with bytes that are all its own.
+/// The content of a sector, different for each seed.
 pub(super) fn content(seed: u8) -> Vec<u8> {
     (0..SECTOR).map(|at| (at as u8).wrapping_mul(3) ^ (at >> 8) as u8 ^ seed).collect()
 }
 
 impl NewEntry {
-    /// The first of a sequence.
+    /// The first entry of a sequence.
     pub fn first(sequence_number: u64, tail: u64, updates: &[NewUpdate]) -> NewEntry {
         let updates = updates.to_vec();
         let (flushed_file_offset, last_file_offset) = (0, 0);
@@ -108,7 +108,7 @@ impl NewEntry {
     }
 }
 
-/// Makes the checksum of an entry right.
+/// Writes the checksum of an entry.
 pub(super) fn seal(entry: &mut [u8]) {
     entry[4..8].fill(0);
     let checksum = crc32c::crc32c(entry);
@@ -117,15 +117,15 @@ pub(super) fn seal(entry: &mut [u8]) {
 
 impl Image {
     const BEFORE: u64 = 4;
-    pub const BEHIND: u64 = 12;
+    const AFTER: u64 = 12;
 
-    /// An image with an empty log of so many sectors. Every third sector of the rest is zeros.
+    /// An image with an empty log of `log_sectors` sectors. Every third sector outside the log is zeros.
     pub fn new(log_sectors: u64) -> Image {
         let log = Self::BEFORE * SECTOR..(Self::BEFORE + log_sectors) * SECTOR;
         let sector = |index| if index % 3 == 0 { vec![0; SECTOR as usize] } else { content(0x40 + index as u8) };
         let mut bytes: Vec<u8> = (0..Self::BEFORE).flat_map(sector).collect();
         bytes.resize(log.end as usize, 0);
-        bytes.extend((0..Self::BEHIND).flat_map(sector));
+        bytes.extend((0..Self::AFTER).flat_map(sector));
         Image { bytes, log, next: 0, written: Vec::new() }
     }
 
@@ -133,12 +133,12 @@ impl Image {
         self.log.end - self.log.start
     }
 
-    /// Writes an entry behind the last one.
+    /// Writes an entry after the last one.
     pub fn append(&mut self, entry: &NewEntry) -> &mut Image {
         self.append_torn(entry, &[])
     }
 
-    /// Writes an entry behind the last one, but for some of its sectors.
+    /// Writes an entry after the last one, with torn sectors.
     pub fn append_torn(&mut self, entry: &NewEntry, tears: &[(u64, Tear)]) -> &mut Image {
         let bytes = entry.encode();
         for (index, sector) in bytes.chunks(SECTOR as usize).enumerate() {
@@ -164,7 +164,7 @@ impl Image {
         self.bytes[at as usize] ^= bits;
     }
 
-    /// Replaces bytes of the entry that was written at an offset of the log, and makes its checksum right.
+    /// Replaces bytes of the entry at an offset of the log, and corrects its checksum.
     pub fn edit(&mut self, offset: u64, at: usize, new: &[u8]) {
         let (start, len) = (offset as usize, self.log_len() as usize);
         let log = &mut self.bytes[self.log.start as usize..][..len];
@@ -195,7 +195,7 @@ pub(super) fn header(log_guid: Uuid, log: Range<u64>) -> Header {
     Header { sequence_number: 1, file_write_guid: guid, data_write_guid: guid, log_guid, log }
 }
 
-/// A file that says of all sectors of zeros that they are holes.
+/// A file that reports all zero sectors as holes.
 struct Holes(Vec<u8>);
 
 impl ReadAt for Holes {
@@ -204,9 +204,9 @@ impl ReadAt for Holes {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let stored = self.0.get(offset as usize..).unwrap_or_default();
-        let len = stored.len().min(buf.len());
-        buf[..len].copy_from_slice(&stored[..len]);
+        let rest = self.0.get(offset as usize..).unwrap_or_default();
+        let len = rest.len().min(buf.len());
+        buf[..len].copy_from_slice(&rest[..len]);
         Ok(len)
     }
 
@@ -219,7 +219,7 @@ impl ReadAt for Holes {
     }
 }
 
-/// What a program does with a log, and what happens to it.
+/// A sequence of log writes and crashes.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     pub log_sectors: u64,
@@ -228,17 +228,18 @@ pub(super) struct Case {
     pub steps: Vec<Step>,
 }
 
-/// An entry is written.
+/// The write of an entry.
 #[derive(Clone, Debug)]
 pub(super) struct Step {
-    /// By an earlier writer.
+    /// The entry belongs to an earlier log.
     pub old: bool,
-    /// So many numbers are left out, and a new sequence begins.
+    /// Starts a new sequence after skipping this number of sequence numbers.
     pub restart: Option<u64>,
-    /// So many entries at the tail have reached the file.
+    /// Number of entries at the tail that have been applied to the file.
     pub flushed: usize,
-    /// The file sizes in the entry: what is flushed lies beyond the file's end, and where the last structure ends.
+    /// Whether `FlushedFileOffset` is beyond the end of the file.
     pub truncated: bool,
+    /// `LastFileOffset` in sectors.
     pub last_sector: u64,
     pub updates: Vec<NewUpdate>,
     pub tears: Vec<(u64, Tear)>,
@@ -285,7 +286,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 impl Case {
-    /// Writes all entries, each where there is room for it: entries at the tail are flushed to make room.
+    /// Writes all entries. Entries at the tail are flushed to make space.
     pub fn image(&self) -> Image {
         let mut image = Image::new(self.log_sectors);
         image.next = self.first_sector * SECTOR;

@@ -1,4 +1,4 @@
-//! The steps of the document, one by one, and the whole file in memory (2.3.3).
+//! A literal implementation of the replay steps of the document, with the whole file in memory (2.3.3).
 
 use std::ops::Range;
 
@@ -20,10 +20,10 @@ enum Update {
     Data(Vec<u8>),
 }
 
-/// The file with its log replayed; `None` when it is not to be opened.
+/// The file with its log replayed; `None` if it must be refused.
 ///
-/// Two steps are not taken by the letter. A log sequence is what is between the tail and the head (2.3.2), so that entries
-/// before the tail are taken out of the active sequence. And a sequence that fills the log leads to where it was found.
+/// Two steps deviate from the text. A log sequence is the range between tail and head (2.3.2), so entries before the tail are
+/// removed from the active sequence. And a sequence that fills the log ends at its own start.
 pub(super) fn replay(file: &[u8], log: Range<u64>) -> Option<Vec<u8>> {
     let log = &file[log.start as usize..log.end as usize];
     let (mut candidate, mut candidate_number) = (Vec::new(), 0);
@@ -86,7 +86,7 @@ pub(super) fn replay(file: &[u8], log: Range<u64>) -> Option<Vec<u8>> {
     Some(replayed)
 }
 
-/// The entry at an offset of the log, if all fields of its header, its descriptors and its data sectors are valid (2.3.1).
+/// The entry at an offset of the log, if its header, descriptors and data sectors are valid (2.3.1).
 fn evaluate(log: &[u8], offset: usize) -> Option<Entry> {
     let log = [&log[offset..], &log[..offset]].concat();
     let u32_at = |at: usize| u32::from_le_bytes(log[at..at + 4].try_into().unwrap());
