@@ -153,6 +153,9 @@ fn a_sound_image_passes_the_check() {
     assert_eq!((report.total_clusters, report.allocated_clusters), (257, 93), "{report:?}");
 }
 
+/// Whether a problem is the expected one.
+type Expected<'a> = dyn Fn(&Problem) -> bool + 'a;
+
 #[test]
 fn damaged_headers_are_refused_with_field_and_offset() {
     let mut wrong_sum = image_bytes();
@@ -165,7 +168,7 @@ fn damaged_headers_are_refused_with_field_and_offset() {
     let is_conflict = |problem: &Problem| matches!(problem, Problem::Conflict { .. });
     let far = (1u64 << 40).to_le_bytes();
     let table_out_of_bounds = out_of_bounds(1 << 40, 257 * 4);
-    let cases: [(Vec<u8>, &str, u64, &dyn Fn(&Problem) -> bool); 4] = [
+    let cases: [(Vec<u8>, &str, u64, &Expected<'_>); 4] = [
         (wrong_sum, "checksum", 4, &is_conflict),
         (with_header(16, &5000u32.to_le_bytes()), "cluster size", 16, &is_rule),
         (with_header(20, &1u32.to_le_bytes()), "number of table entries", 20, &is_rule),
