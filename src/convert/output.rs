@@ -1,4 +1,4 @@
-//! Where a new image is written: beside its target under hidden names, until it is complete.
+//! The files of a new image: temporary files beside the target, renamed when the image is complete.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
@@ -15,37 +15,37 @@ use crate::io::{
 };
 use crate::name::escaped_path;
 
-/// A new file that is not in its place yet, with the files beside it that belong to it; or a device. Dropped before
-/// [`commit`](Output::commit), it leaves no trace.
+/// A new image file and the further files of the image, all under temporary names; or a device. Dropping it before
+/// [`commit`](Output::commit) removes the files.
 pub(super) struct Output {
     target: PathBuf,
     file: Arc<FileTarget>,
-    /// Nothing for a device.
+    /// `None` for a device.
     temporary: Option<Temporary>,
-    /// What was at the target before.
+    /// The existing file at the target.
     old: Option<FileStatus>,
-    /// The files beside the target.
+    /// The further files of the image.
     parts: Mutex<Vec<Part>>,
     rules: Rules,
 }
 
-/// A new file beside the target, before it has its name.
+/// A further file of the image, under a temporary name.
 struct Part {
     path: PathBuf,
     file: Arc<FileTarget>,
     temporary: Temporary,
 }
 
-/// What holds for each file of the output.
+/// Settings for each file of the output.
 struct Rules {
-    /// The files that are read from.
+    /// Files of the source and of the backing chain.
     in_use: Vec<FileIdentity>,
     sync: bool,
     clobber: bool,
 }
 
 impl Output {
-    /// Prepares to write `target`, which must be none of the files `in_use`.
+    /// Creates the temporary file for `target`, which must not be one of the files `in_use`.
     pub fn create(target: &Path, in_use: &[FileIdentity], sync: bool, clobber: bool) -> Result<Output> {
         let rules = Rules { in_use: in_use.to_vec(), sync, clobber };
         Self::prepare(target, rules).map_err(|e| e.in_file(target))
@@ -53,17 +53,17 @@ impl Output {
 
     fn prepare(target: &Path, rules: Rules) -> Result<Output> {
         if target.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| is_separator(byte.into())) {
-            return Err(Error::Usage("the target is a directory by its name".into()));
+            return Err(Error::Usage("the target ends with a path separator, expected a file".into()));
         }
-        let old = FileStatus::from_path(target).map_err(Error::io("looking at the target", None))?;
+        let old = FileStatus::from_path(target).map_err(Error::io("reading the file status", None))?;
         let Some(status) = &old else {
             if fs::symlink_metadata(target).is_ok() {
-                return Err(Error::Usage("the target is a link that leads nowhere".into()));
+                return Err(Error::Usage("the target is a dangling symbolic link".into()));
             }
             return Self::beside(target.to_owned(), old, rules);
         };
         if rules.in_use.contains(&status.identity) {
-            return Err(Error::Usage("the target is a file that is read from".into()));
+            return Err(Error::Usage("the target is also an input file".into()));
         }
         if status.kind.is_device() {
             let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
@@ -83,8 +83,8 @@ impl Output {
         if !rules.clobber {
             return Err(Error::Usage("the target exists".into()));
         }
-        // The file that a link leads to is replaced, not the link.
-        let target = resolve(target).map_err(Error::io("following the link", None))?;
+        // The target of a symbolic link is replaced, not the link.
+        let target = resolve(target).map_err(Error::io("resolving the symbolic link", None))?;
         Self::beside(target, old, rules)
     }
 
@@ -102,25 +102,24 @@ impl Output {
     fn add_at(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if path == self.target || parts.iter().any(|part| part.path == path) {
-            return Err(Error::Usage("two files of the new image have this name".into()));
+            return Err(Error::Usage("two files of the new image would have this name".into()));
         }
         let old = self.rules.replaced(path)?;
         if old.is_some() && !self.rules.clobber {
-            return Err(Error::Usage("a file of the new image has this name, which exists".into()));
+            return Err(Error::Usage("this file of the new image exists already".into()));
         }
-        // It holds what a file at the target may have held that not everybody was to read.
+        // It holds data that may have been in the old target, which not everybody was allowed to read.
         let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), self.old.as_ref())?;
         let file = Arc::new(file.with_sync(self.rules.sync).with_path(path));
         parts.push(Part { path: path.to_owned(), file: file.clone(), temporary });
         Ok(file)
     }
 
-    /// Puts the files in their places, that at the target last. Their writer has synced them, and nobody else has them any
-    /// more.
+    /// Renames the files to their final names, the target last. The writer has synced and released them.
     ///
     /// # Errors
-    /// Those of the system. Everything is as before then, except when only the last step fails, syncing the directory: the
-    /// new files have their names already.
+    /// Errors of the system. The old files are restored then, except after a failure of the last step, the sync of the
+    /// directory: the new files have their names by then.
     pub fn commit(self) -> Result<()> {
         let target = self.target.clone();
         self.close_and_rename().map_err(|e| e.in_file(&target))
@@ -128,28 +127,28 @@ impl Output {
 
     fn close_and_rename(self) -> Result<()> {
         let Output { target, file, temporary, parts, rules, .. } = self;
-        let mut hidden = Vec::new();
+        let mut pending = Vec::new();
         for Part { path, file, temporary } in parts.into_inner().unwrap_or_else(PoisonError::into_inner) {
             close(file).map_err(|e| e.in_file(&path))?;
-            hidden.push((path, temporary));
+            pending.push((path, temporary));
         }
         close(file)?;
         let Some(temporary) = temporary else { return Ok(()) };
-        // A run that is killed from here on leaves no image rather than one of old and new files.
-        let replaces_several = rules.clobber && !hidden.is_empty() && rules.replaced(&target)?.is_some();
+        // If the process is killed from here on, there is no image, rather than one of old and new files.
+        let replaces_several = rules.clobber && !pending.is_empty() && rules.replaced(&target)?.is_some();
         let old = replaces_several.then(|| Temporary::keep(&target, |from, to| fs::rename(from, to))).transpose()?;
-        let mut placed = Vec::with_capacity(hidden.len());
-        let all = hidden.into_iter().try_for_each(|(path, temporary)| {
+        let mut placed = Vec::with_capacity(pending.len());
+        let all = pending.into_iter().try_for_each(|(path, temporary)| {
             let result = rules.keep(&path).and_then(|old| Placed::new(&path, temporary, old, rules.clobber));
             placed.push(result.map_err(|e| e.in_file(&path))?);
             Ok(())
         });
         if let Err(error) = all.and_then(|()| temporary.rename(&target, rules.clobber)) {
-            // What cannot be put back is worse than the failure itself.
+            // An old file that cannot be restored is worse than the failure itself.
             let error = placed.into_iter().rev().fold(error, |error, placed| placed.take_back().err().unwrap_or(error));
             return Err(old.and_then(|old| old.put_back(&target).err()).unwrap_or(error));
         }
-        // The old files go.
+        // Removes the old files.
         drop((placed, old));
         if rules.sync {
             let directory = target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -160,21 +159,21 @@ impl Output {
 }
 
 impl TargetFiles for Output {
-    /// That of the file a link leads to, not the link's.
+    /// The name of the file itself where the target is a symbolic link.
     fn image_name(&self) -> &OsStr {
         self.target.file_name().unwrap_or_default()
     }
 
     /// # Errors
-    /// Those of the system, and [`Error::Usage`] when the target is a device, when another file of the output has that
-    /// name, and when the name is that of something that must not be replaced.
+    /// Errors of the system, and [`Error::Usage`] if the target is a device, if the name is taken by another file of the
+    /// output, or if it names something that must not be replaced.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>> {
         if self.temporary.is_none() {
             let problem = "an image of several files cannot be written to a device";
             return Err(Error::Usage(problem.into()).in_file(&self.target));
         }
         if Path::new(name).file_name() != Some(name) {
-            return Err(Error::Usage(format!("{name:?} is not the name of a file")).in_file(&self.target));
+            return Err(Error::Usage(format!("{name:?} is not a file name")).in_file(&self.target));
         }
         let path = self.target.with_file_name(name);
         self.add_at(&path).map_err(|e| e.in_file(&path))
@@ -189,23 +188,25 @@ fn close(file: Arc<FileTarget>) -> Result<()> {
 }
 
 impl Rules {
-    /// The file at `path` that a part of the output takes the place of. Whoever chose the target may not know of it, so that
-    /// only a regular file is replaced, no link.
+    /// The existing file at `path` that a file of the output replaces. The caller did not name this path, so that only a
+    /// regular file is replaced, never a symbolic link.
     fn replaced(&self, path: &Path) -> Result<Option<FileStatus>> {
-        let old = FileStatus::from_link(path).map_err(Error::io("looking at what is there", None))?;
+        let old = FileStatus::from_link(path).map_err(Error::io("reading the file status", None))?;
         let Some(old) = old else { return Ok(None) };
         if old.kind != FileKind::Regular {
             return Err(Error::Usage(
-                "a file of the new image has this name, and what is there is no regular file".into(),
+                "a file of the new image has this name, and the existing one is not a regular file".into(),
             ));
         }
         if self.in_use.contains(&old.identity) {
-            return Err(Error::Usage("a file of the new image has this name, and what is there is read from".into()));
+            return Err(Error::Usage(
+                "a file of the new image has this name, and the existing one is an input file".into(),
+            ));
         }
         Ok(Some(old))
     }
 
-    /// Keeps the file at `path`, if that is to be replaced. Without clobber nothing is: renaming fails then.
+    /// Keeps the existing file at `path` for the case of a failure. Without clobber there is none: renaming fails then.
     fn keep(&self, path: &Path) -> Result<Option<Temporary>> {
         if self.clobber && self.replaced(path)?.is_some() {
             return Temporary::keep(path, |from, to| fs::hard_link(from, to)).map(Some);
@@ -214,10 +215,10 @@ impl Rules {
     }
 }
 
-/// A file beside the target that has its name already. Dropping it makes that final.
+/// A further file of the image under its final name. Dropping it makes that final.
 struct Placed {
     path: PathBuf,
-    /// The file that had the name before.
+    /// The replaced file.
     old: Option<Temporary>,
 }
 
@@ -230,7 +231,7 @@ impl Placed {
         }
     }
 
-    /// Makes everything as it was before.
+    /// Restores the replaced file.
     fn take_back(self) -> Result<()> {
         let Placed { path, old } = self;
         let result = match old {
@@ -241,20 +242,19 @@ impl Placed {
     }
 }
 
-/// A file under a hidden name. Dropping it removes the file.
+/// A file under a temporary name. Dropping it removes the file.
 struct Temporary {
     path: PathBuf,
-    /// The file has its final name, or the hidden one has become that.
+    /// The file has got another name, or is to keep this one.
     renamed: bool,
 }
 
 impl Temporary {
-    /// Makes a file beside `target`, with a name that nobody else uses, and with the permissions of `old` as far as
-    /// `within` has them.
+    /// Creates a file beside `target` under an unused name, with the permissions of `old`, limited to those of `within`.
     fn create(target: &Path, old: Option<&FileStatus>, within: Option<&FileStatus>) -> Result<(FileTarget, Temporary)> {
-        // Who may not read the old file may not read the new one either, at no time.
+        // Whoever may not read the old file must not be able to read the new one at any time.
         let create = if old.is_some() { FileTarget::create_private } else { FileTarget::create_new };
-        let (file, temporary) = Self::hidden(target, "making a file beside the target", create)?;
+        let (file, temporary) = Self::with_temporary_name(target, "creating a temporary file", create)?;
         if let Some(old) = old {
             let set = file.set_access(&old.access, within.map(|within| &within.access));
             set.map_err(Error::io("setting the permissions", None))?;
@@ -262,22 +262,27 @@ impl Temporary {
         Ok((file, temporary))
     }
 
-    /// Gives the file at `path` a hidden name: a second one by `link`, or only that where the file system has no links.
+    /// Gives the file at `path` a temporary name: a second one with `link`, or instead of its own where the file system has no
+    /// hard links.
     fn keep(path: &Path, link: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<Temporary> {
-        let link_or_move = |hidden: &Path| match link(path, hidden) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => fs::rename(path, hidden),
+        let link_or_move = |temporary: &Path| match link(path, temporary) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => fs::rename(path, temporary),
             other => other,
         };
-        Ok(Self::hidden(path, "keeping the old file", link_or_move)?.1)
+        Ok(Self::with_temporary_name(path, "keeping the old file", link_or_move)?.1)
     }
 
-    /// Makes a file at a hidden name beside `target`.
-    fn hidden<T>(target: &Path, action: &'static str, make: impl Fn(&Path) -> io::Result<T>) -> Result<(T, Temporary)> {
+    /// Calls `make` with temporary names beside `target` until one is unused.
+    fn with_temporary_name<T>(
+        target: &Path,
+        action: &'static str,
+        make: impl Fn(&Path) -> io::Result<T>,
+    ) -> Result<(T, Temporary)> {
         let Some(name) = target.file_name() else {
             return Err(Error::Usage("the target has no file name".into()));
         };
         loop {
-            let path = target.with_file_name(hidden_name(name));
+            let path = target.with_file_name(temporary_name(name));
             match make(&path) {
                 Ok(made) => return Ok((made, Temporary { path, renamed: false })),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
@@ -288,18 +293,17 @@ impl Temporary {
 
     fn rename(mut self, target: &Path, clobber: bool) -> Result<()> {
         let result = if clobber { fs::rename(&self.path, target) } else { rename_new(&self.path, target) };
-        result.map_err(Error::io("giving the new file its name", None))?;
+        result.map_err(Error::io("renaming the temporary file", None))?;
         self.renamed = true;
         Ok(())
     }
 
-    /// Gives an old file its name back, also if it still has it as well.
+    /// Gives an old file its name back.
     fn put_back(mut self, path: &Path) -> Result<()> {
         fs::rename(&self.path, path).map_err(|cause| {
-            // There may be no other name.
+            // The file may have no other name.
             self.renamed = true;
-            let action =
-                format!("putting back the old file after a failure, which is now {}", escaped_path(&self.path));
+            let action = format!("restoring the old file, which is now {}", escaped_path(&self.path));
             Error::io(action, None)(cause)
         })
     }
@@ -308,19 +312,19 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.renamed {
-            // There is nobody left to tell.
+            // There is no way to report an error.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 /// `.NAME.0123456789abcdef.tmp`, with as much of the name as fits.
-fn hidden_name(name: &OsStr) -> OsString {
+fn temporary_name(name: &OsStr) -> OsString {
     let random = RandomState::new().build_hasher().finish();
-    let mut hidden = OsString::from(".");
-    hidden.push(name_prefix(name, 200));
-    hidden.push(format!(".{random:016x}.tmp"));
-    hidden
+    let mut temporary = OsString::from(".");
+    temporary.push(name_prefix(name, 200));
+    temporary.push(format!(".{random:016x}.tmp"));
+    temporary
 }
 
 #[cfg(test)]

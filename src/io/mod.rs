@@ -1,4 +1,4 @@
-//! Files as this crate sees them: positioned reads and writes, shared by threads, no cursor.
+//! Storage: positioned reads and writes, shared by threads, without a cursor.
 //!
 //! [`ReadAt`] and [`WriteAt`] are implemented for [`std::fs::File`], for memory, and through references, `Arc` and `Box`.
 //! Implement them for storage of your own.
@@ -13,8 +13,8 @@
 //! | Windows | `FSCTL_QUERY_ALLOCATED_RANGES` | `FSCTL_SET_ZERO_DATA` | `FlushFileBuffers` | read (`\\.\PhysicalDrive0`) |
 //! | WASI | | zeros are written | `fd_sync` | |
 //!
-//! Targets without files, such as `wasm32-unknown-unknown`, have images in memory and in storage of the caller's; whatever
-//! takes a path fails there with [`io::ErrorKind::Unsupported`].
+//! On targets without files, such as `wasm32-unknown-unknown`, images are in memory or in storage of the caller. Functions
+//! that take a path fail there with [`io::ErrorKind::Unsupported`].
 
 mod directory;
 mod file;
@@ -43,7 +43,7 @@ pub(crate) use sys::{FileKind, name_prefix, path_from_bytes, rename_new, resolve
 ///
 /// # Examples
 ///
-/// Storage of one's own: a disk that is a counter.
+/// Storage of another kind, here a disk whose bytes count up:
 ///
 /// ```
 /// use std::io;
@@ -75,7 +75,7 @@ pub(crate) use sys::{FileKind, name_prefix, path_from_bytes, rename_new, resolve
 /// # }
 /// ```
 pub trait ReadAt: Send + Sync {
-    /// Length in bytes, asked of the file each time.
+    /// Returns the length in bytes.
     fn size(&self) -> io::Result<u64>;
 
     /// Reads up to `buf.len()` bytes at `offset` and returns how many; 0 only at the end or for an empty `buf`.
@@ -100,12 +100,12 @@ pub trait ReadAt: Send + Sync {
         Ok(())
     }
 
-    /// What tells this file from every other one on this machine, where the storage can say so.
+    /// Returns the identity of the file on this machine, the same for all its names; `None` if the storage has none.
     fn identity(&self) -> io::Result<Option<FileIdentity>> {
         Ok(None)
     }
 
-    /// Space that the file takes up in its storage in bytes, where that is known.
+    /// Returns the allocated size in bytes; `None` if the storage cannot tell.
     fn allocated(&self) -> io::Result<Option<u64>> {
         Ok(None)
     }
@@ -134,45 +134,45 @@ pub trait ReadAt: Send + Sync {
 /// # }
 /// ```
 pub trait WriteAt: Send + Sync {
-    /// Writes all of `buf` at `offset`; the file grows where that is needed.
+    /// Writes all of `buf` at `offset`. The file grows if needed.
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes the file `len` bytes long. What is new reads as zeros. A device keeps its size and fails when it is too small.
+    /// Sets the length in bytes. New bytes read as zeros. A device keeps its size, and fails if it is too small.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Returns when everything written is on stable storage.
+    /// Makes all writes durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// Whether bytes that were never written read as zeros. False for a device, which has old content.
+    /// Whether bytes that were never written read as zeros. False for a device, which holds old data.
     fn starts_zeroed(&self) -> bool {
         true
     }
 
-    /// The name that it has, or will have when all is written.
+    /// The path of the file, or its later path while it has a temporary name.
     fn path(&self) -> Option<&Path> {
         None
     }
 
-    /// Whether it can be written in any order, and more than once. False for a pipe.
+    /// Whether it can be written in any order. False for a pipe.
     fn seeks(&self) -> bool {
         true
     }
 
-    /// Says that something will not be written, for whoever waits for it.
+    /// Wakes writers that wait for preceding data, since that will not be written.
     fn abandon(&self) {}
 
-    /// Makes `range` read as zeros, in the cheapest way there is.
+    /// Makes `range` read as zeros in the cheapest way.
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
         write_zeros(self, range)
     }
 
-    /// Sets space aside for `range`, without writing it, where the file can do that.
+    /// Preallocates space for `range`, where the storage can.
     fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Writes zeros as bytes, so that space is taken and not only zeros are read.
+/// Writes zeros as data, so that space is allocated.
 pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 256 << 10];
     let mut at = range.start;
@@ -184,7 +184,7 @@ pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> i
     Ok(())
 }
 
-/// Copies what `bytes` hold at `offset`, and returns how much.
+/// Copies the bytes at `offset` to `buf`, and returns their number.
 fn read_slice(bytes: &[u8], buf: &mut [u8], offset: u64) -> usize {
     let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
     let n = rest.len().min(buf.len());

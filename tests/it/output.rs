@@ -44,7 +44,7 @@ fn an_old_target_survives_a_failure() {
     for converter in converters() {
         converter.convert(&source, &old).unwrap_err();
         assert_eq!(fs::read(&old).unwrap(), b"precious");
-        assert_eq!(dir.names(), ["old", "damaged.qcow2"]);
+        assert_eq!(dir.names(), ["damaged.qcow2", "old"]);
     }
 }
 

@@ -108,9 +108,9 @@ fn what_a_file_cannot_replace_is_refused() {
     symlink("nothing", dir.join("dangling")).unwrap();
     fs::create_dir(dir.join("sub")).unwrap();
     assert!(Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
-    refused(&dir, dir.join("dangling"), "a link that leads nowhere");
-    refused(&dir, dir.join("new/"), "a directory by its name");
-    refused(&dir, dir.join("sub/"), "a directory by its name");
+    refused(&dir, dir.join("dangling"), "a dangling symbolic link");
+    refused(&dir, dir.join("new/"), "ends with a path separator, expected a file");
+    refused(&dir, dir.join("sub/"), "ends with a path separator, expected a file");
     refused(&dir, dir.path(), "neither a regular file nor a block device");
     refused(&dir, dir.join("sub/.."), "neither a regular file nor a block device");
     refused(&dir, dir.join("fifo"), "neither a regular file nor a block device");
@@ -128,7 +128,7 @@ fn a_file_in_use_is_no_target_by_any_name() {
     let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
     for name in ["source", "second", "link"] {
         let error = Output::create(&dir.join(name), &in_use, true, true).err().unwrap();
-        assert!(error.to_string().ends_with("a file that is read from"), "{error}");
+        assert!(error.to_string().ends_with("is also an input file"), "{error}");
     }
     assert_eq!(dir.names(), ["link", "second", "source"]);
 }
@@ -272,7 +272,7 @@ fn where_there_are_no_links_the_old_file_is_moved() {
         drop(Temporary::keep(&path, link).unwrap());
         assert_eq!(dir.names().len(), usize::from(has_name));
     }
-    // What cannot be put back is kept, and its name is told.
+    // A file that cannot be restored is kept, and the error has its name.
     let dir = TempDir::new();
     let path = dir.file("old", b"old");
     let old = Temporary::keep(&path, links[1]).unwrap();
@@ -304,18 +304,18 @@ fn a_part_is_refused_for_its_name() {
     };
     for output in [&clobber, &careful] {
         for name in ["source", "second"] {
-            assert_eq!(refused(output, name, "what is there is read from"), name);
+            assert_eq!(refused(output, name, "the existing one is an input file"), name);
         }
         for name in ["link", "sub"] {
-            assert_eq!(refused(output, name, "what is there is no regular file"), name);
+            assert_eq!(refused(output, name, "the existing one is not a regular file"), name);
         }
         for name in ["", ".", "..", "/", "sub/part", "part/", "part/.", "/part"] {
-            assert_eq!(refused(output, name, "is not the name of a file"), "disk");
+            assert_eq!(refused(output, name, "is not a file name"), "disk");
         }
-        assert_eq!(refused(output, "disk", "two files of the new image have this name"), "disk");
+        assert_eq!(refused(output, "disk", "two files of the new image would have this name"), "disk");
     }
-    assert_eq!(refused(&clobber, "part", "two files of the new image have this name"), "part");
-    assert_eq!(refused(&careful, "there", "which exists"), "there");
+    assert_eq!(refused(&clobber, "part", "two files of the new image would have this name"), "part");
+    assert_eq!(refused(&careful, "there", "exists already"), "there");
     assert_eq!(everything(&dir), before);
     // A part that somebody holds is not committed, and what is dropped leaves nothing.
     assert_eq!(clobber.commit().unwrap_err().kind().as_str(), "usage");
