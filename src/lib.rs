@@ -89,8 +89,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Without `write`, what writes is checked but neither exported nor reachable, so that it is not compiled to code. Without some
-// format, the parts of the core that only its driver uses are the same. A build with all of them looks for dead code.
+// Parts of the core are only for writing, or only for some formats. A build with all of them looks for dead code.
 #![cfg_attr(
     not(all(
         feature = "write",
@@ -100,7 +99,7 @@
         feature = "vhdx",
         feature = "vdi"
     )),
-    allow(dead_code)
+    allow(dead_code, unused_imports)
 )]
 
 // The name that the helpers shared with the integration tests have for this crate.
@@ -109,6 +108,7 @@ extern crate self as diskimage;
 
 pub mod codec;
 mod compare;
+#[cfg(feature = "write")]
 mod convert;
 pub mod driver;
 #[doc = include_str!("design.md")]

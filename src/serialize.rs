@@ -3,13 +3,15 @@
 //! The keys and their order are those of `qemu-img --output json`, where it has them. Bytes outside UTF-8 become replacement
 //! characters.
 
+#[cfg(feature = "write")]
+mod convert;
+
 use std::borrow::Cow;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use crate::convert::{Progress, Report};
 use crate::driver::{CheckReport, Extent, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
@@ -202,33 +204,6 @@ impl Serialize for CheckReport {
     }
 }
 
-/// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `compressed-blocks`, `passthrough-blocks` and `written-bytes`.
-impl Serialize for Report {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        optional(&mut map, "source-format", self.source_format)?;
-        map.serialize_entry("target-format", &self.format)?;
-        map.serialize_entry("virtual-size", &self.virtual_size)?;
-        map.serialize_entry("padding", &self.padding)?;
-        map.serialize_entry("data-bytes", &self.data_bytes)?;
-        map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
-        map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
-        map.serialize_entry("written-bytes", &self.written_bytes)?;
-        map.end()
-    }
-}
-
-/// As `done` and `total`.
-impl Serialize for Progress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("done", &self.done)?;
-        map.serialize_entry("total", &self.total)?;
-        map.end()
-    }
-}
-
 /// With the keys of `qemu-img map`; `depth` is the layer.
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -273,6 +248,7 @@ mod tests {
     use serde_json::to_string;
 
     use super::*;
+    use crate::convert::Report;
     use crate::driver::{FileId, Location};
 
     #[test]

@@ -21,6 +21,7 @@
 //! ```
 
 mod decode;
+#[cfg(feature = "write")]
 mod encode;
 mod encoding;
 mod zlib;
@@ -32,8 +33,6 @@ use thiserror::Error;
 pub use decode::{DecodeError, Decoder};
 #[cfg(feature = "write")]
 pub use encode::Encoder;
-#[cfg(not(feature = "write"))]
-pub(crate) use encode::Encoder;
 pub use encoding::Encoding;
 pub use zlib::has_zlib_header;
 
