@@ -2,7 +2,7 @@
 
 #![no_main]
 
-#[allow(dead_code, reason = "each target is one of its functions")]
+#[allow(dead_code, unused_imports, reason = "each target is one of its functions")]
 #[path = "../../tests/fuzzing/mod.rs"]
 mod fuzzing;
 

@@ -22,25 +22,30 @@ pub fn roundtrip(data: &[u8]) {
     let guest = guest(rest);
     let formats: Vec<_> = Format::all().filter(Format::can_create).collect();
     let format = formats[usize::from(*format) % formats.len()];
-    let (options, padding) = options(format, choices);
     let pick = |shift: u8, of: usize| usize::from(settings >> shift & 3) % of;
-    let compress = settings & 1 != 0;
-    let converter = Converter::new(format)
-        .options(options)
-        .identifiers(Identifiers::Reproducible { time: 0 })
-        .compress(compress)
-        .sparse([0, 512, 4096, 65536][pick(1, 4)])
-        .threads(1 + pick(3, 3));
+    let mut compress = settings & 1 != 0;
+    let mut options = options(format, choices);
     let source = limited().format(Format::RAW).open_source(file(&guest)).unwrap();
-    let first = match Files::convert(&converter, &source) {
-        Ok(first) => first,
-        Err(error) => match error.root() {
-            // Options that exclude each other.
-            Error::Option { .. } => return,
-            Error::Unsupported { .. } if compress || guest.is_empty() => return,
+    // Some options exclude each other or compression: what is refused is left out.
+    let (converter, first) = loop {
+        let converter = Converter::new(format)
+            .options(options.clone())
+            .identifiers(Identifiers::Reproducible { time: 0 })
+            .compress(compress)
+            .sparse([0, 512, 4096, 65536][pick(1, 4)])
+            .threads(1 + pick(3, 3));
+        let error = match Files::convert(&converter, &source) {
+            Ok(first) => break (converter, first),
+            Err(error) => error,
+        };
+        match error.root() {
+            Error::Option { name, .. } if options.value(name).is_some() => options = without(&options, name),
+            Error::Option { .. } | Error::Unsupported { .. } if compress => compress = false,
+            Error::Unsupported { .. } if guest.is_empty() => return,
             _ => panic!("{error}"),
-        },
+        }
     };
+    let padding = padding(format, &options);
     let image = first.open(format).unwrap();
     assert!(image.info().warnings.is_empty(), "{:?}", image.info());
     let unit = if format == Format::RAW { 1 } else { 512 };
@@ -86,8 +91,8 @@ impl Files {
     }
 }
 
-/// The options that the bytes choose, and by how many bytes the virtual size may then be rounded up.
-fn options(format: Format, choices: &[u8]) -> (Options, u64) {
+/// The options that the bytes choose.
+fn options(format: Format, choices: &[u8]) -> Options {
     let mut options = Options::new();
     for (spec, choice) in format.options().iter().zip(choices.iter().cycle()) {
         let values = values(spec);
@@ -97,18 +102,31 @@ fn options(format: Format, choices: &[u8]) -> (Options, u64) {
             options.set(spec.name, &values[usize::from(*choice) % values.len()]);
         }
     }
+    if padding(format, &options) > 0 && options.value("uuid").is_none() {
+        // An identifier derived from the size changes with the size.
+        options.set("uuid", uuid(1));
+    }
+    options
+}
+
+/// The options but for one.
+fn without(options: &Options, name: &str) -> Options {
+    let mut rest = Options::new();
+    for other in options.names().filter(|other| *other != name) {
+        rest.set(other, options.value(other).unwrap());
+    }
+    rest
+}
+
+/// By how many bytes the virtual size may be rounded up, beyond whole sectors.
+fn padding(format: Format, options: &Options) -> u64 {
     let is = |name: &str, value: &str| options.value(name) == Some(value);
-    let padding = match format.name() {
+    match format.name() {
         // To the next geometry it is at most a track of 17 sectors for each of 4 heads.
         "vpc" if is("force_size", "off") => 4 * 17 * 512 - 1,
         "vhdx" if is("logical_sector_size", "4096") => 4096 - 512,
         _ => 0,
-    };
-    if padding > 0 && options.value("uuid").is_none() {
-        // An identifier derived from the size changes with the size.
-        options.set("uuid", uuid(1));
     }
-    (options, padding)
 }
 
 /// Values of an option: the listed ones; of a range of sizes the powers of two up to 4 MiB, of other ranges up to 256
