@@ -79,7 +79,8 @@ impl ImageInfo {
 ///
 /// let reference = FileReference::new("backing file", Name::from("base.qcow2"), Some(Name::from("qcow2")));
 /// assert!(reference.is_file_name());
-/// assert_eq!(reference.path_from(Path::new("/vm/overlay.qcow2")), Path::new("/vm/base.qcow2"));
+/// let path = reference.path_from(Path::new("/vm/overlay.qcow2"));
+/// assert_eq!(path.as_deref(), Some(Path::new("/vm/base.qcow2")));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -40,6 +40,8 @@ pub trait SparseRead: Send + Sync {
     }
 
     /// Reports each range of the image's files that holds metadata to `claim`, which returns whether the range was free.
+    /// Ranges are tracked by whole units of [`host_alignment`](Self::host_alignment): of two tables in one unit, the second is not
+    /// free.
     ///
     /// # Errors
     /// If two tables that are needed for reading overlap.
