@@ -8,8 +8,8 @@
 //! The disk has 8 GiB (`--size`) and holds about 1 GiB (`--data`) of the files of `/usr` (`--from`), taken evenly from all of
 //! it, in an ext4 file system. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each
 //! program is measured as its user runs it: by its defaults, and `qemu-img` also by the flags that suit it best. A plain
-//! copier, which is a part of this bench, shows what the machine can do at all. Neither this machine nor its load is like
-//! another: only ratios mean something.
+//! copier, which is a part of this bench, shows what the machine can do at all. Absolute times depend on the
+//! machine and its load: only ratios are comparable.
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -409,7 +409,7 @@ impl Sample {
                 self.take(&path, &copy)?;
             } else if metadata.is_file() {
                 self.seen += metadata.len();
-                // The file comes in when that is nearer to what is due than to leave it out.
+                // Includes the file if that brings the total closer to the share than omitting it.
                 let due = self.seen as f64 * self.share;
                 if (self.taken + metadata.len() / 2) as f64 <= due && fs::copy(&path, &copy).is_ok() {
                     self.taken += metadata.len();

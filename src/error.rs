@@ -18,9 +18,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Any failure of this crate.
 ///
 /// The message is complete: it names the file, the guest range, the field and the cause, so that printing the error alone
-/// is enough. [`source`](std::error::Error::source) returns the [`io::Error`] or the [`DecodeError`] behind it for code that
+/// is enough. [`source`](std::error::Error::source) returns the underlying [`io::Error`] or [`DecodeError`] for code that
 /// examines it; its text is part of the message already. [`root`](Self::root) is the error without the file and the guest
-/// range, [`kind`](Self::kind) what programs decide by.
+/// range, [`kind`](Self::kind) the category to match on.
 ///
 /// ```
 /// use diskimage::{Error, ErrorKind, Problem};
@@ -71,7 +71,7 @@ pub enum Error {
         format: &'static str,
         /// The feature: "encryption (LUKS)".
         feature: Cow<'static, str>,
-        /// Byte offset of the field that asks for it, where there is one.
+        /// Byte offset of the field that requires it, if any.
         at: Option<u64>,
     },
 
@@ -480,7 +480,7 @@ impl fmt::Display for Problem {
         match self {
             Problem::Range { value, min, max } => write!(f, "is {value}, outside {min}..={max}"),
             Problem::OutOfBounds { offset, len, file_len } => {
-                write!(f, "puts {len} bytes at {offset:#x}, but the file ends at {file_len:#x}")
+                write!(f, "is out of bounds: {len} bytes at {offset:#x}, file length {file_len:#x}")
             }
             Problem::Misaligned { value, alignment } => write!(f, "is {value:#x}, not a multiple of {alignment}"),
             Problem::Reserved { value, bits } => write!(f, "is {value:#x}, with the reserved bits {bits:#x} set"),

@@ -29,7 +29,7 @@ pub struct Limits {
     pub metadata: u64,
     /// Largest number of images in a chain. Default: 200, the limit of libvirt.
     pub chain_depth: usize,
-    /// Largest number of extents of one image, each of which can be a file. Default: 8192, which is 16 TiB in the usual
+    /// Largest number of extents of one image, each possibly a file of its own. Default: 8192, which is 16 TiB in the usual
     /// extents of 2 GiB.
     pub extents: usize,
 }

@@ -1,4 +1,4 @@
-//! [`Serialize`] for what the crate reports, behind the feature `serde`.
+//! [`Serialize`] for reports and properties, with the feature `serde`.
 //!
 //! The keys and their order are those of `qemu-img --output json`, where it has them. Bytes outside UTF-8 become replacement
 //! characters.

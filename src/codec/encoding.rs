@@ -39,7 +39,7 @@ impl Encoding {
         }
     }
 
-    /// The level of `codec` when none is asked for.
+    /// The default level of `codec`.
     pub const fn default_level(codec: Codec) -> u8 {
         match codec {
             Codec::Deflate | Codec::Zlib => 5,

@@ -104,7 +104,7 @@ impl fmt::Display for Codec {
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 #[error("this build has no {codec} codec; enable the feature `{}`", codec.feature())]
 pub struct MissingCodec {
-    /// The codec that was asked for.
+    /// The requested codec.
     pub codec: Codec,
 }
 

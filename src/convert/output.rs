@@ -206,7 +206,7 @@ impl Rules {
         Ok(Some(old))
     }
 
-    /// Keeps the existing file at `path` for the case of a failure. Without clobber there is none: renaming fails then.
+    /// Keeps the existing file at `path` to restore it after a failure. Without clobber there is nothing to keep: the rename fails if it exists.
     fn keep(&self, path: &Path) -> Result<Option<Temporary>> {
         if self.clobber && self.replaced(path)?.is_some() {
             return Temporary::keep(path, |from, to| fs::hard_link(from, to)).map(Some);
@@ -215,7 +215,7 @@ impl Rules {
     }
 }
 
-/// A further file of the image under its final name. Dropping it makes that final.
+/// A further file of the image under its final name. Dropping it commits the file.
 struct Placed {
     path: PathBuf,
     /// The replaced file.
@@ -252,7 +252,7 @@ struct Temporary {
 impl Temporary {
     /// Creates a file beside `target` under an unused name, with the permissions of `old`, limited to those of `within`.
     fn create(target: &Path, old: Option<&FileStatus>, within: Option<&FileStatus>) -> Result<(FileTarget, Temporary)> {
-        // Whoever may not read the old file must not be able to read the new one at any time.
+        // A user who may not read the old file must never be able to read the new one.
         let create = if old.is_some() { FileTarget::create_private } else { FileTarget::create_new };
         let (file, temporary) = Self::with_temporary_name(target, "creating a temporary file", create)?;
         if let Some(old) = old {

@@ -50,8 +50,8 @@ impl CheckReport {
         self.message("Leaked", message);
     }
 
-    /// Adds the message `severity: message` without counting it. The text is made only if it is kept: a corrupt image can
-    /// give millions of findings.
+    /// Adds the message `severity: message` without counting it. The text is formatted only if it is kept: a corrupt image can
+    /// have millions of findings.
     pub fn message(&mut self, severity: &str, message: impl FnOnce() -> String) {
         if self.messages.len() < Self::MESSAGES {
             self.messages.push(format!("{severity}: {}", message()));
@@ -67,7 +67,7 @@ mod tests {
     fn messages_are_bounded_and_counts_are_not() {
         let mut report = CheckReport::default();
         (0..CheckReport::MESSAGES + 5).for_each(|number| report.leak(|| number.to_string()));
-        report.corruption(|| panic!("the text of a finding beyond the limit was made"));
+        report.corruption(|| panic!("the text of a finding beyond the limit was formatted"));
         assert_eq!((report.leaks, report.corruptions), (CheckReport::MESSAGES as u64 + 5, 1));
         assert_eq!(report.messages.len(), CheckReport::MESSAGES);
         assert_eq!((&*report.messages[0], &*report.messages[999]), ("Leaked: 0", "Leaked: 999"));

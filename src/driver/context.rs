@@ -103,7 +103,7 @@ pub struct CreateContext<'a> {
     pub compress: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
-    /// Identifiers and timestamps for the new image, the only source that a driver has.
+    /// Identifiers and timestamps for the new image. A driver has no other source of them.
     pub identifiers: ImageIdentifiers,
     /// The image file.
     pub out: Arc<dyn WriteAt>,
@@ -154,7 +154,7 @@ impl<'a> NewBacking<'a> {
     }
 }
 
-/// Creates the further files of an image that consists of several.
+/// Creates the additional files of an image that consists of several.
 ///
 /// A driver derives their names from that of the image. Callers implement [`TargetDirectory`](crate::io::TargetDirectory)
 /// instead.

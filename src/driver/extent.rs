@@ -1,7 +1,7 @@
 //! Extents: the host location and the kind of a guest range.
 //!
-//! These types describe what an image can map. Drivers build them by their fields for each table entry, so that they are
-//! exhaustive; a new kind of mapping is a new variant of [`ExtentKind`].
+//! These types describe what an image can map. Drivers build them by their fields for each table entry, so they are
+//! exhaustive structs; a new kind of mapping is a new variant of [`ExtentKind`].
 
 use std::ops::Range;
 
@@ -84,8 +84,8 @@ pub struct Compressed {
     pub unit: u64,
     /// Guest length of the unit in bytes. The last unit of a disk may end after the disk.
     pub unit_len: u32,
-    /// Least number of bytes that the payload must decode to: `unit_len`, except for a last unit, whose end the guest does
-    /// not see.
+    /// Least number of bytes that the payload must decode to: `unit_len`, less for a last unit that ends after the
+    /// disk.
     pub min_len: u32,
 }
 

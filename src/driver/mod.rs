@@ -1,11 +1,11 @@
-//! The contract between format drivers and the core. Another crate adds a format with it.
+//! The interface between format drivers and the core. Other crates add formats by implementing it.
 //!
 //! A driver is metadata only. For reading it maps guest ranges to host offsets ([`SparseRead::extent_at`]); for writing it
 //! allocates host ranges for guest ranges ([`SparseWrite::place`]). Payload is read, decoded, encoded and written by the
-//! core, which therefore holds zero detection, compression, backing chains, threads, progress and limits once for all formats.
+//! core, which implements zero detection, compression, backing chains, threads, progress and limits for all formats.
 //!
 //! A driver is a static [`FormatDriver`]. [`Format::from_driver`](crate::Format::from_driver) makes a [`Format`](crate::Format)
-//! of it, and [`Formats::with`](crate::Formats::with) adds that to the formats that [`OpenOptions`](crate::OpenOptions) probes.
+//! of it, and [`Formats::with`](crate::Formats::with) adds it to the formats that [`OpenOptions`](crate::OpenOptions) probes.
 //!
 //! # A reader
 //!
@@ -138,7 +138,7 @@ use crate::error::Result;
 use crate::io::ReadAt;
 use crate::options::OptionSpec;
 
-/// The first and last bytes of a file, by which drivers detect their format.
+/// The first and last bytes of a file, from which drivers detect their format.
 ///
 /// ```
 /// use diskimage::Formats;
@@ -171,13 +171,13 @@ impl<'a> Probe<'a> {
     }
 }
 
-/// Tells whether the bytes are an image of the driver's format. It does no I/O and sees untrusted bytes.
+/// Returns whether the bytes are an image of the driver's format. It does no I/O and sees untrusted bytes.
 pub type ProbeFn = fn(&Probe<'_>) -> bool;
 
 /// Opens an image file.
 pub type OpenFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<Box<dyn SparseRead>>;
 
-/// Opens an image that is read once and in order, and returns it with the file that its extents refer to.
+/// Opens an image that is read sequentially, once, and returns it with the file that its extents refer to.
 pub type OpenStreamFn = fn(Box<dyn Read + Send>, &OpenContext<'_>) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)>;
 
 /// Creates an image.

@@ -18,7 +18,7 @@ pub trait SparseRead: Send + Sync {
     /// Returns the extent that begins at guest offset `range.start`.
     ///
     /// `range` is not empty and ends at or before the virtual size. The driver reads and merges no table entries beyond
-    /// `range.end`; an extent that ends later anyway is clipped by the caller. It reads at most one metadata table and never
+    /// `range.end`; the caller clips an extent that ends after it. It reads at most one metadata table and never
     /// panics, whatever the image holds.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ pub trait SparseRead: Send + Sync {
         None
     }
 
-    /// Alignment of mapped host offsets in bytes, a power of two, by which overlapping allocations are tracked; `None` if the
+    /// Alignment of mapped host offsets in bytes, a power of two; the granularity of overlap tracking; `None` if the
     /// format cannot map two guest ranges to one host range.
     fn host_alignment(&self) -> Option<u64>;
 

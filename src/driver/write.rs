@@ -13,7 +13,7 @@ use crate::io::WriteAt;
 /// The core calls `place`, `place_compressed` and `zero` in ascending order of guest offsets, then `finish`. Guest ranges
 /// without a call read as zeros, or as the backing file where the image has one.
 ///
-/// The module page has a [reader](super#a-reader) and a [writer](super#a-writer) of a whole format.
+/// The module page has a complete [reader](super#a-reader) and [writer](super#a-writer).
 pub trait SparseWrite: Send {
     /// The requirements of the image.
     fn spec(&self) -> &WriteSpec;
@@ -21,10 +21,10 @@ pub trait SparseWrite: Send {
     /// Allocates a host range for the start of `guest`: at least one granule, and as much as is contiguous in the file.
     ///
     /// Both ends of `guest` are multiples of [`WriteSpec::granule`] or the virtual size. Bytes of a block that are never
-    /// placed read as zeros, provided that the target started zeroed. A block may be placed in several calls.
+    /// placed read as zeros, provided that the target was zeroed. A block may be placed in several calls.
     ///
     /// # Errors
-    /// Errors of the storage, and [`Error::Limit`](crate::Error::Limit) when the format has no room.
+    /// Errors of the storage, and [`Error::Limit`](crate::Error::Limit) when the format cannot address more.
     fn place(&mut self, guest: Range<u64>) -> Result<Placement>;
 
     /// Allocates `stored_len` bytes for the compressed block `guest`, including its [frame](WriteSpec::frame).
@@ -51,7 +51,7 @@ pub trait SparseWrite: Send {
 /// ```
 /// use diskimage::driver::WriteSpec;
 ///
-/// // Blocks of 1 MiB, of which single sectors can be written.
+/// // Blocks of 1 MiB that can be written sector by sector.
 /// let mut spec = WriteSpec::new(10 << 30, 1 << 20);
 /// spec.granule = 512;
 /// assert!(!spec.dense && spec.encoding.is_none());

@@ -1,4 +1,4 @@
-//! The formats whose drivers are behind a feature: what is known of them in a build without it.
+//! Names and signatures of the formats whose driver is not compiled in.
 //!
 //! An image of such a format is not taken for a raw disk, and both the image and the name of the format are refused with the
 //! feature to enable.
@@ -42,7 +42,7 @@ static OPTIONAL: &[Optional] = &[
     },
 ];
 
-/// A sparse extent, or a descriptor: its first line that is no comment has the key `version`.
+/// A sparse extent, or a descriptor: its first line that is not a comment has the key `version`.
 fn is_vmdk(probe: &Probe<'_>) -> bool {
     const MAGIC: [&[u8]; 3] = [b"KDMV", b"COWD", &0xcafe_babe_u64.to_le_bytes()];
     let mut lines = probe.head.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii);

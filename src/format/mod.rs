@@ -1,7 +1,7 @@
 //! The registry: the formats of this crate, and those that a caller adds.
 //!
 //! A new format is a folder here and two lines in this file. Nothing else matches on formats: tests, fuzz targets, benches and
-//! the program iterate over [`Format::all`]. Each format but raw is behind a feature of its name.
+//! the program iterate over [`Format::all`]. Each format except raw has a feature of the same name.
 
 mod disabled;
 #[cfg(feature = "qcow2")]
@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::options::{OptionSpec, wrong};
 
-/// The formats of this crate, in the order of lists. The probe of `raw` never matches: a file without a signature is raw.
+/// The formats of this crate, in listing order. The probe of `raw` never matches: a file without a signature is raw.
 static BUILTIN: &[Format] = &[
     #[cfg(feature = "qcow2")]
     Format::QCOW2,
@@ -59,7 +59,7 @@ static BUILTIN: &[Format] = &[
 #[derive(Clone, Copy)]
 pub struct Format(&'static FormatDriver);
 
-/// A set of formats: what [`OpenOptions`](crate::OpenOptions) probes and finds by name.
+/// A set of formats, which [`OpenOptions`](crate::OpenOptions) probes and looks up by name.
 ///
 /// ```
 /// use diskimage::{Format, Formats};
@@ -77,7 +77,7 @@ impl Formats {
         Formats(BUILTIN.to_vec())
     }
 
-    /// Adds a format. One of the same name is replaced.
+    /// Adds a format, or replaces the one of the same name.
     #[must_use]
     pub fn with(mut self, format: Format) -> Self {
         match self.0.iter_mut().find(|other| **other == format) {
@@ -110,7 +110,7 @@ impl Formats {
     ///
     /// # Errors
     /// [`Error::Ambiguous`] if several formats match, and [`Error::Unreadable`] if only a format matches that is not in
-    /// this set: its bytes are hardly a raw disk. The same if nothing matches and raw is not in the set.
+    /// this set: such a file is not taken for a raw disk. Also if nothing matches and raw is not in the set.
     /// [`Error::Unsupported`] names the feature of a format that was left out of this build.
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
         let own: Vec<_> = self.iter().filter(|format| (format.0.probe)(probe)).collect();
@@ -181,7 +181,7 @@ impl Format {
         Formats::builtin().by_extension(extension)
     }
 
-    /// The name, as qemu-img has it.
+    /// The name that qemu-img uses.
     pub fn name(&self) -> &'static str {
         self.0.name
     }
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn content_tells_the_format_unless_it_matches_two() {
+    fn content_determines_the_format_unless_it_matches_two() {
         assert_eq!(probe(b"", b"").unwrap(), Format::RAW);
         assert_eq!(probe(b"QFI\xfb\0\0\0", b"").unwrap(), Format::RAW);
         for version in [0, 2, 3, 4] {

@@ -207,7 +207,7 @@ mod tests {
         }
     }
 
-    /// Claims each of these, and returns what the first overlap is with.
+    /// Claims each extent, and returns the owner of the range that the first overlap hits.
     fn claim(kinds: impl IntoIterator<Item = (ExtentKind, u64)>) -> Option<&'static str> {
         let layer = Fake(ImageInfo::default());
         let mut claims = OverlapTracker::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();

@@ -215,7 +215,7 @@ impl FileTarget {
         Ok(Self::new(sys::create(path, false)?, false))
     }
 
-    /// Creates a file that nobody else may read: only the owner on Unix (mode 600); on Windows only this handle, until it
+    /// Creates a file that no other user may read: only the owner on Unix (mode 600); on Windows only this handle, until it
     /// is closed.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use super::{ReadAt, read_slice};
 /// use diskimage::io::MapSource;
 ///
 /// let file = std::fs::File::open("disk.qcow2")?;
-/// // SAFETY: nobody else has access to this file.
+/// // SAFETY: no other process has access to this file.
 /// let map = unsafe { memmap2::Mmap::map(&file) }?;
 /// let disk = OpenOptions::new().open_source(std::sync::Arc::new(MapSource::from(map)))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())

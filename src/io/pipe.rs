@@ -8,8 +8,8 @@ use super::WriteAt;
 
 /// A stream as a file that is written from start to end, by several threads: each waits for its turn.
 ///
-/// Every byte has to be written once, by any thread, and each thread writes at ascending offsets: a gap that nobody
-/// fills blocks forever. After a failure every call fails, and no thread blocks. A length set beyond what is written
+/// Every byte has to be written once, by any thread, and each thread writes at ascending offsets: a gap that is
+/// never filled blocks forever. After a failure every call fails, and no thread blocks. A length set beyond what is written
 /// promises zeros, which [`sync`](WriteAt::sync) writes.
 ///
 /// # Examples
@@ -43,7 +43,7 @@ struct State<W> {
     position: u64,
     /// The length that was set.
     len: u64,
-    /// The first failure, of which nobody knows how much it wrote.
+    /// The first failure. The number of bytes that it wrote is unknown.
     failure: Option<(io::ErrorKind, String)>,
 }
 
@@ -132,7 +132,7 @@ impl<W: Write> State<W> {
         Ok(())
     }
 
-    /// Whoever meets an error stops, so that what others wait for may never be written.
+    /// Records an error. The thread that gets one stops, so other threads must not wait for its bytes.
     fn note(&mut self, result: io::Result<()>) -> io::Result<()> {
         result.inspect_err(|e| self.failure = Some((e.kind(), e.to_string())))
     }
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// FileExtents `fail` while three threads wait for byte 10 and later ones, and returns their errors. Nobody may hang.
+    /// Runs `fail` while three threads wait for byte 10 and later ones, and returns their errors. No thread may hang.
     fn released<W: Write + Send + 'static>(stream: W, fail: impl FnOnce(&PipeTarget<W>)) -> Vec<io::Error> {
         let pipe = std::sync::Arc::new(PipeTarget::new(stream));
         let (tell, told) = mpsc::channel();

@@ -1,8 +1,8 @@
 //! The bodies of the fuzz targets, which the tests run as well. Each takes any bytes, and panics when the crate breaks a
 //! promise.
 //!
-//! They iterate the registry, so that a new format needs nothing here. What is said about single formats makes better
-//! input for them.
+//! They iterate the registry, so a new format needs no change here. Code for single formats only improves their
+//! input.
 
 pub mod roundtrip;
 pub mod vhdx;

@@ -25,7 +25,7 @@ const BAT_AT: u64 = 3 * MIB;
 const BLOCKS_AT: [u64; 2] = [4 * MIB, 5 * MIB];
 const BITMAP_AT: u64 = 6 * MIB;
 const FILE_LEN: u64 = 7 * MIB;
-/// What the log makes of it.
+/// Its length after the log is replayed.
 const GROWN_LEN: u64 = 8 * MIB;
 
 const BAT_REGION: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
@@ -47,7 +47,7 @@ pub struct Pages {
     pages: BTreeMap<u64, [u8; PAGE as usize]>,
 }
 
-/// What the first byte of an input chooses.
+/// The variant that the first byte of an input selects.
 struct Choice(u8);
 
 impl Choice {
@@ -55,7 +55,7 @@ impl Choice {
         self.0 & 3 == 2
     }
 
-    /// There is nothing but what the input holds.
+    /// The file has only the content of the input.
     fn is_empty(&self) -> bool {
         self.0 & 3 == 3
     }
@@ -74,8 +74,8 @@ impl Choice {
     }
 }
 
-/// The file that an input stands for, and its parent, if it is to have one. Behind the first byte are changes: the offset in
-/// four bytes, a length in one, and so many bytes. A change of no bytes makes the file end there.
+/// The file that an input describes, and its parent if it has one. The first byte is followed by changes: an offset of four
+/// bytes, a length of one, and that many bytes. A change of length 0 truncates the file at its offset.
 pub fn files(data: &[u8]) -> Option<(Pages, Option<Pages>)> {
     let (choice, mut changes) = data.split_first()?;
     let choice = Choice(*choice);
@@ -145,7 +145,7 @@ impl Pages {
 
     /// Seals the structure at `at`, which has these bytes.
     fn write_checksum(&mut self, at: u64, part: &[u8]) {
-        // The length of the file stays; and what is too short for a checksum has none.
+        // The length of the file is unchanged. A part too short for a checksum has none.
         if let (Some(signature), Some(rest)) = (part.get(..4), part.get(8..))
             && at + 8 <= self.len
         {
@@ -282,7 +282,7 @@ fn write_blocks(file: &mut Pages, choice: &Choice) {
     let bat = [BLOCKS_AT[0] | first, second, BLOCKS_AT[1] | PRESENT];
     file.write(BAT_AT, &bat.map(u64::to_le_bytes).concat());
     if choice.has_parent() {
-        // Behind the entries of a chunk.
+        // After the entries of a chunk.
         let chunk_ratio = (u64::from(choice.logical_sector_size()) << 23) / MIB;
         file.write(BAT_AT + 8 * chunk_ratio, &(BITMAP_AT | PRESENT).to_le_bytes());
         file.write(BITMAP_AT, &[0b0110_1001, 0xff, 0, 0x80]);
@@ -295,8 +295,8 @@ fn write_blocks(file: &mut Pages, choice: &Choice) {
     }
 }
 
-/// Two entries, the first of which goes on at the beginning of the log: the second block becomes present, in a part of the file
-/// that is new, and the first one gets zeros and data.
+/// Two entries, the first of which wraps around to the start of the log. They make the second block present, in a part of
+/// the file that the log adds, and write zeros and data to the first one.
 fn write_log(file: &mut Pages) {
     let mut bat = file.read(BAT_AT..BAT_AT + PAGE);
     bat[8..16].copy_from_slice(&(FILE_LEN | 6).to_le_bytes());

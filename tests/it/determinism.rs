@@ -295,7 +295,7 @@ fn deflate_passes_through_between_formats() {
     let (back, report) = convert(&qcow2("").compress(true), &open());
     assert!(report.passthrough_blocks > 10, "{report:?}");
     assert_same(&back, &qcow2_bytes(&qcow2("").compress(true), &guest), "back");
-    // Who asks for a level gets that.
+    // An explicit level is used.
     let level =
         || vmdk("subformat=streamOptimized,compression_level=9").identifiers(Identifiers::Reproducible { time: 0 });
     let (encoded, report) = convert(&level(), &open());

@@ -191,7 +191,7 @@ fn failures_do_not_depend_on_threads() {
     }
 }
 
-/// What a disk was told.
+/// A recorded request to a disk.
 #[derive(Clone)]
 enum Event {
     Write(u64, Vec<u8>),
@@ -273,7 +273,7 @@ fn a_power_failure_leaves_a_complete_image_or_none() {
     }
 }
 
-/// A file that returns what it likes: few bytes at a time, and interruptions.
+/// A file with short reads and interruptions.
 struct Reluctant {
     file: MemFile,
     most: usize,

@@ -15,7 +15,7 @@ use crate::support::{content, convert, open_beside, raw_image};
 /// Options, and whether to compress.
 type Kind = (&'static str, bool);
 
-/// What the seeds of a format are made with, and up to which offset most of its tables are.
+/// The kinds of seeds of a format, and the offset below which most of its tables are.
 fn kinds(format: Format) -> (&'static [Kind], usize) {
     match format.name() {
         "qcow2" => (
@@ -89,7 +89,7 @@ fn vhdx_input() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The VHDX images that the inputs change are valid, so that the changes are what is tried.
+/// The VHDX images that the inputs change are valid, so the changes alone cause errors.
 #[test]
 fn vhdx_images_without_changes_are_valid() {
     let block = 1 << 20;
@@ -180,7 +180,7 @@ fn damaged_images_of_every_format() {
     });
 }
 
-/// Every format has valid seeds, so that changes to them are what is tried.
+/// Every format has valid seeds, so mutations start from valid images.
 #[test]
 fn seeds_of_every_format_can_be_opened() {
     for format in Format::all() {

@@ -132,7 +132,7 @@ fn l1_entries() {
 
 #[test]
 fn an_entry_gives_the_same_error_in_a_run_and_alone() {
-    // Three L2 tables, of which there is the first.
+    // Three L2 tables, only the first of which is allocated.
     let mut guest = Pattern::Dense.make(64 << 10);
     guest.resize(6 << 20, 0);
     let mut image = Qcow2(qcow2_bytes(&qcow2("cluster_size=4k"), &guest));

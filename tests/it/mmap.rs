@@ -13,7 +13,7 @@ use crate::support::{TempDir, qcow2, qcow2_bytes};
 fn a_memory_map_reads_like_its_file() {
     let dir = TempDir::new();
     let path = dir.file("disk.qcow2", &qcow2_bytes(&qcow2("").compress(true), &Pattern::Sparse.make(1 << 20)));
-    // SAFETY: nobody else knows the file, so that nobody changes it while it is mapped.
+    // SAFETY: the file is private to this test, so it does not change while it is mapped.
     let map = unsafe { memmap2::Mmap::map(&File::open(&path).unwrap()) }.unwrap();
     let mapped = OpenOptions::new().open_source(Arc::new(MapSource::from(map))).unwrap();
     assert_eq!(mapped.virtual_size(), 1 << 20);

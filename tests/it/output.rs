@@ -57,7 +57,7 @@ fn an_old_target_is_replaced_and_not_overwritten() {
     fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
     fs::hard_link(&old, dir.join("second-name")).unwrap();
     symlink("old", dir.join("link")).unwrap();
-    // Through the link: the link stays, and what it leads to is replaced. Durably, for once.
+    // Through the link: the link is kept, and its target is replaced. With a sync, unlike the other tests.
     qcow2("").sync(true).convert(&open_raw(&source), dir.join("link")).unwrap();
     assert_same(&content(&Image::open(&old).unwrap()).unwrap(), &guest, "replaced");
     assert_eq!(fs::metadata(&old).unwrap().permissions().mode() & 0o777, 0o640);

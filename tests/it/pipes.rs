@@ -60,7 +60,7 @@ fn refuse(dir: &TempDir, args: &[&str], stdin: &[u8]) -> String {
 
 const STREAM: [&str; 4] = ["-O", "vmdk", "-o", "subformat=streamOptimized,cid=12345678"];
 
-/// A disk as `source.raw`, and as `stream.vmdk`, whose bytes are the second of what is returned.
+/// Writes a disk as `source.raw` and `stream.vmdk`, and returns the bytes of the stream.
 fn stream(dir: &TempDir, guest: &[u8]) -> Vec<u8> {
     dir.file("source.raw", guest);
     pass(dir, &[&["convert"], &STREAM[..], &["source.raw", "stream.vmdk"]].concat(), &[]);
@@ -212,7 +212,7 @@ fn terminals_are_refused() {
     }
 }
 
-/// A reader that goes away is no reader that has all it wants: what it has is no image.
+/// A reader that closes the pipe early has an incomplete image, so a broken pipe is an error.
 #[test]
 fn a_closed_output_pipe_is_a_failure() {
     let dir = TempDir::new();

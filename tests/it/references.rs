@@ -72,7 +72,7 @@ fn reference_policies() {
                 Err(expected) => assert_eq!(refusal(&path, references), *expected, "{name}"),
             }
         }
-        // Nothing else is opened to tell what the image says.
+        // Inspection opens no other file.
         let inspection = OpenOptions::new().inspect(&path).unwrap();
         assert_eq!(inspection.info.backing.unwrap().name.to_text(), name);
     }
@@ -112,7 +112,7 @@ fn names_that_are_not_files_are_refused() {
     }
     let path = overlay(&dir, "overlay.qcow2", "/dev/zero", "raw");
     assert_eq!(refusal(&path, ReferencePolicy::Any), ReferenceProblem::NotRegular);
-    // As the image itself it is refused too, and nobody waits for a writer.
+    // A FIFO as the image itself is refused too, without waiting for a writer.
     assert!(Image::open(dir.join("fifo")).is_err());
 }
 
@@ -152,7 +152,7 @@ fn loops_and_long_chains() {
 fn backing_files_of_unstated_format() {
     let dir = TempDir::new();
     let path = overlay(&dir, "overlay.qcow2", "base", "raw");
-    // Turns the extension with the format into one that nobody knows.
+    // Changes the type of the backing format extension to an unknown one.
     let mut bytes = fs::read(&path).unwrap();
     let at = bytes.windows(4).position(|bytes| bytes == 0xe279_2aca_u32.to_be_bytes()).unwrap();
     bytes[at..at + 4].copy_from_slice(b"none");

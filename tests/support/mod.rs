@@ -1,7 +1,7 @@
 //! Helpers that the unit tests (as `crate::testing`) and the integration tests share.
 //!
-//! Both include these files by path. A crate of its own would have to depend on `diskimage` for [`RecordingTarget`], and the unit
-//! tests would then see two different traits `WriteAt`: their own and that of the dependency. The files name the crate
+//! Both include these files by path. A separate crate would depend on `diskimage` for [`RecordingTarget`], and the unit
+//! tests would then have two distinct `WriteAt` traits, their own and the dependency's. The files name the crate
 //! `diskimage` in both places; the unit tests declare that name for the crate itself.
 
 #![allow(dead_code, unused_imports, reason = "no test program uses all of it")]

@@ -148,7 +148,7 @@ pub fn target_format(format: Option<Format>, option: &str, target: &Path) -> Res
     let by_extension = || target.extension().and_then(OsStr::to_str).and_then(Format::by_extension);
     format.or_else(by_extension).ok_or_else(|| {
         let target = target.to_string_lossy();
-        Failure::usage(format!("{target}: no known file extension; set the format with {option}"))
+        Failure::usage(format!("{target}: cannot infer the format from the file extension; set it with {option}"))
     })
 }
 

@@ -1,4 +1,4 @@
-//! Signals that end the program: the work is cancelled, cleans up, and the exit code tells the signal.
+//! Signals that end the program: the work is cancelled and cleaned up, and the exit code is 128 plus the signal.
 
 #[cfg(any(unix, windows))]
 use std::io;
@@ -91,7 +91,7 @@ impl Interrupt {
     }
 }
 
-/// A read that waits for bytes was given up because a signal asked for it.
+/// A blocking read was cancelled by a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("cancelled")]
 pub struct Cancelled;

@@ -1,4 +1,4 @@
-//! Standard input and output as images: bytes that come and go in order.
+//! Standard input and output as images, read and written sequentially.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -11,7 +11,7 @@ use diskimage::io::PipeTarget;
 use crate::failure::Failure;
 use crate::signals::Cancelled;
 
-/// What a pipe holds, and so what one read can give.
+/// Capacity of a pipe, and thus the most that one read returns.
 const BUFFER: usize = 64 << 10;
 
 /// Standard input, until `cancelled` is set.
@@ -20,7 +20,7 @@ pub fn input(cancelled: Arc<AtomicBool>) -> Result<impl Read + Send + 'static, F
     Ok(BufReader::with_capacity(BUFFER, Input { file, cancelled }))
 }
 
-/// Standard output, without the buffer that looks for ends of lines.
+/// Standard output, without line buffering.
 pub fn output() -> Result<PipeTarget<File>, Failure> {
     let file = own(&io::stdout()).map_err(Error::io("opening standard output", None))?;
     Ok(PipeTarget::new(file).with_path("standard output"))
@@ -36,7 +36,7 @@ fn own(stream: &impl std::os::windows::io::AsHandle) -> io::Result<File> {
     Ok(stream.as_handle().try_clone_to_owned()?.into())
 }
 
-/// A stream of which nobody knows when its next bytes come, if ever.
+/// A stream whose reads can block indefinitely.
 struct Input {
     file: File,
     cancelled: Arc<AtomicBool>,
@@ -44,7 +44,7 @@ struct Input {
 
 impl Read for Input {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        // A signal does not end a read, and may come to another thread.
+        // A signal does not interrupt a read, and may be delivered to another thread.
         while !self.cancelled.load(Ordering::Relaxed) {
             if is_readable(&self.file)? {
                 return self.file.read(buf);
@@ -54,7 +54,7 @@ impl Read for Input {
     }
 }
 
-/// Waits until a read gives bytes, but not longer than a signal may have to wait.
+/// Waits until the stream is readable, at most for the signal polling interval.
 #[cfg(unix)]
 fn is_readable(file: &File) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -66,7 +66,7 @@ fn is_readable(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Pipes cannot be waited for here. A second interrupt ends the program.
+/// Pipes cannot be polled on this platform. A second interrupt ends the program.
 #[cfg(not(unix))]
 fn is_readable(_file: &File) -> io::Result<bool> {
     Ok(true)

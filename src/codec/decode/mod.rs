@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::{Codec, MissingCodec};
 
-/// Why a payload does not decode to the bytes expected of it.
+/// The reason why a payload does not decode to the expected bytes.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -20,7 +20,7 @@ pub enum DecodeError {
     Invalid {
         /// The codec of the payload.
         codec: Codec,
-        /// Which rule, in the words of the decoder.
+        /// The decoder's message.
         reason: String,
     },
     /// The payload is too short: it is a whole stream of fewer bytes, or the beginning of one.
@@ -79,7 +79,7 @@ trait Decode: Send {
     }
 }
 
-/// What was decoded.
+/// The last decoded payload.
 #[derive(Clone, Copy)]
 struct Payload {
     codec: Codec,
@@ -142,9 +142,9 @@ impl Decoder {
     /// re-encoding it; returns `false`, and appends nothing, if that is impossible.
     ///
     /// `stored` and `decoded` are the input and output of the last [`decode`](Self::decode). The
-    /// same codec is always possible; [`Codec::Deflate`] and [`Codec::Zlib`] only differ in what is
-    /// around the stream, so each can become the other. But not a DEFLATE stream that goes on
-    /// after `decoded`, or whose end is missing: it would be no valid zlib stream.
+    /// same codec is always possible; [`Codec::Deflate`] and [`Codec::Zlib`] differ only in the
+    /// wrapper, so each can be converted to the other. A DEFLATE stream that continues after
+    /// `decoded`, or is truncated, cannot: the result would not be a valid zlib stream.
     pub(crate) fn rewrap(&self, stored: &[u8], to: Codec, decoded: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(Payload { codec, length, whole }) = self.last else { return false };
         let Some(payload) = stored.get(..length) else { return false };

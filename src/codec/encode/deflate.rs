@@ -17,7 +17,7 @@ pub(super) fn encoder(encoding: &Encoding) -> Box<dyn Encode> {
         level: level(encoding),
         // Negative: without the header and checksum of zlib.
         window_bits: if encoding.codec == Codec::Zlib { window_bits } else { -window_bits },
-        // The most symbols per block: fewer tables to make.
+        // The largest number of symbols per block, so that there are fewer tables.
         mem_level: 9,
         ..DeflateConfig::default()
     };
@@ -35,7 +35,7 @@ impl Encode for Deflater {
         self.deflate.reset();
         let status = self.deflate.compress(data, payload, DeflateFlush::Finish);
         if status != Ok(Status::StreamEnd) {
-            // `reset` leaves traces of an unfinished stream, which would spoil the next.
+            // `reset` keeps state of an unfinished stream, which would corrupt the next one.
             self.deflate = Deflate::new_with_config(self.config);
             return None;
         }
@@ -45,13 +45,13 @@ impl Encode for Deflater {
         if length <= stored {
             return Some(length);
         }
-        // Level 1 makes noise longer than that, and some readers have no room for it.
+        // Level 1 expands incompressible data beyond that, and some readers have a smaller buffer.
         store(data, is_zlib, payload);
         Some(stored)
     }
 }
 
-/// Replaces the DEFLATE stream in `payload` with one of stored blocks for the same `data`; a zlib header before it stays.
+/// Replaces the DEFLATE stream in `payload` with stored blocks of the same `data`; a zlib header is kept.
 fn store(data: &[u8], is_zlib: bool, payload: &mut Vec<u8>) {
     payload.truncate(if is_zlib { zlib::HEADER.len() } else { 0 });
     let blocks = data.len().div_ceil(zlib::MAX_STORED_BLOCK);

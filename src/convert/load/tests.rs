@@ -223,7 +223,7 @@ fn frames_surround_payloads_within_the_length_limit() {
             let mut expected = bytes[guest.start as usize..bytes.len().min(guest.end as usize)].to_vec();
             expected.resize(BLOCK as usize, 0);
             assert!(block == expected && !copied);
-            // Noise grows, and is encoded all the same.
+            // Incompressible data grows, and is stored compressed regardless.
             assert_eq!(payload.len() > BLOCK as usize, guest.start / BLOCK != 2 && guest.end.is_multiple_of(BLOCK));
         }
     }

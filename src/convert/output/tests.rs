@@ -1,4 +1,4 @@
-//! What is there before, meanwhile and after.
+//! The target directory before, during and after a conversion.
 
 #[cfg(unix)]
 use std::{
@@ -171,7 +171,7 @@ fn the_longest_name_there_is() {
 /// The names of the files of a set: the target, which comes last, is the first here.
 const SET: [&str; 4] = ["disk", "disk-s001", "disk-s002", "disk-s003"];
 
-/// Everything in a directory: its names, what they are, and what the files hold.
+/// All entries of a directory: name, type, permissions and content.
 fn everything(dir: &TempDir) -> Vec<(String, (fs::FileType, fs::Permissions), Vec<u8>)> {
     let entry = |name: String| {
         let content = fs::read_link(dir.join(&name)).map(|to| to.into_os_string().into_encoded_bytes());
@@ -317,7 +317,7 @@ fn a_part_is_refused_for_its_name() {
     assert_eq!(refused(&clobber, "part", "two files of the new image would have this name"), "part");
     assert_eq!(refused(&careful, "there", "exists already"), "there");
     assert_eq!(everything(&dir), before);
-    // A part that somebody holds is not committed, and what is dropped leaves nothing.
+    // A part that is still in use is not committed, and a dropped one leaves nothing.
     assert_eq!(clobber.commit().unwrap_err().kind().as_str(), "usage");
     drop((part, careful));
     assert_eq!(dir.names(), ["link", "second", "source", "sub", "there"]);

@@ -1,6 +1,6 @@
 //! Work ranges, exactly.
 
-// An image with one island is what is meant.
+// A list with one range is intended: an image with one island of data.
 #![allow(clippy::single_range_in_vec_init)]
 
 use std::sync::Arc;
@@ -59,7 +59,7 @@ fn runs_are_cut_at_chunks() {
         (4 * MIB..4 * MIB + 512, vec![4 * MIB + 99..4 * MIB + 100]),
     ];
     assert_eq!(plan_alone(&job(&source, None, 64 * KIB)), expected);
-    // Cells are at least a block, and as long as the zeros that are asked for.
+    // Chunks are at least a block, and as long as the requested minimum of zeros.
     let found = plan_alone(&job(&source, None, 2 * MIB));
     assert_eq!(
         found.iter().map(|(range, _)| range.clone()).collect::<Vec<_>>(),

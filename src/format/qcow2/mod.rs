@@ -14,7 +14,7 @@
 //! | snapshot table | `snapshots_offset` | internal snapshots, each with its own L1 table | `snapshot` |
 //! | bitmap directory | bitmaps extension | persistent bitmaps | `bitmap` |
 //!
-//! `reader` maps guest ranges by these tables, `writer` builds them in one pass, `check` verifies the reference counts.
+//! `reader` maps guest ranges through these tables, `writer` builds them in one pass, `check` verifies the reference counts.
 //! `options` are the options of a new image.
 //!
 //! # Support

@@ -39,7 +39,7 @@ impl<const N: usize> PagedTable<N> {
     }
 
     /// The page of entry `index`. Pages are counted from the start of `section`, the part of the table that holds `index`, and
-    /// do not cross its end. The caller has checked that the section lies within the file.
+    /// do not cross its end. The caller has checked that the section is within the file.
     pub fn page(&self, index: u64, section: Range<u64>) -> Result<TablePage<N>> {
         let within = index.saturating_sub(section.start);
         let start = section.start + within / Self::PAGE_ENTRIES * Self::PAGE_ENTRIES;

@@ -6,7 +6,7 @@
 //!
 //! | offset | content | module |
 //! |---|---|---|
-//! | 0 | a readable text, signature, version, header | `header` |
+//! | 0 | banner text, signature, version, header | `header` |
 //! | in the header | UUIDs: the image, its modification, its parent, the modification of the parent | `header` |
 //! | `offBlocks` | block map: for each block of the disk, free, zero or its index in the data area | `map` |
 //! | `offData` | data area: the blocks, each preceded by `cbBlockExtra` bytes of metadata | |

@@ -35,8 +35,8 @@
 //!
 //! A footer has two disk sizes: `current size`, and a geometry, which is rounded down to a whole cylinder. The size that the
 //! guest saw depends on the program: Virtual PC, and qemu before 2.5, used the geometry. As in qemu, the size is therefore the
-//! geometry for the creators `vpc ` and `qemu`, and `current size` for all others. The largest geometry, 127.5 GiB, also stands
-//! for larger disks and is not used. No data is lost: if the geometry is smaller than rounding explains, `current size` is used,
+//! geometry for the creators `vpc ` and `qemu`, and `current size` for all others. The largest geometry, 127.5 GiB, is also
+//! stored for larger disks, so it is ignored. No data is lost: if the geometry is smaller than rounding explains, `current size` is used,
 //! with a warning.
 //! `info` shows both sizes.
 //!

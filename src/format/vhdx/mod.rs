@@ -8,7 +8,7 @@
 //! | offset | content | section | module |
 //! |---|---|---|---|
 //! | 0 | file identifier: signature and creator | 2.2.1 | `header` |
-//! | 64 KiB, 128 KiB | two headers, of which the one with the higher sequence number is current: GUIDs, range of the log | 2.2.2 | `header` |
+//! | 64 KiB, 128 KiB | two headers; the one with the higher sequence number is current: GUIDs, range of the log | 2.2.2 | `header` |
 //! | 192 KiB, 256 KiB | two identical region tables: ranges of the BAT and the metadata | 2.2.3 | `region` |
 //! | in the header | log: a ring buffer of entries with copies of sectors to be written elsewhere | 2.3 | `log` |
 //! | in the region table | metadata: sizes of the disk, its blocks and its sectors, disk ID, parent | 2.6 | `metadata`, `locator` |
@@ -36,7 +36,7 @@
 //!
 //! A killed writer leaves a log that has to be replayed; until then the rest of the file is not valid. The log is replayed in
 //! memory over a file that is never written to, and everything, guest data included, is read through this overlay. An image of a
-//! crashed machine on a read-only medium thus reads as it would in Windows. Bytes that the replay adds at the end of the file are
+//! crashed machine on a read-only medium therefore reads as it would in Windows. Bytes that the replay adds at the end of the file are
 //! a hole; their number is bounded, see `log`.
 //!
 //! If the header marks the log as not empty and the log has no valid sequence of entries, the file is refused, as the document
@@ -52,9 +52,9 @@
 //!
 //! # New images
 //!
-//! Regions are in the order of Windows: log, metadata, BAT, payload. The creator is the name of this crate: by the document it
+//! Regions are in the order of Windows: log, metadata, BAT, payload. The creator is the name of this crate: the document says that it
 //! identifies the program, and readers must not depend on it. Block sizes are the defaults of Windows: 32 MiB in a dynamic image,
-//! 2 MiB in others. In a fixed image blocks have 1 MiB if the disk size is not a multiple of 2 MiB, which keeps the file small.
+//! 2 MiB in others. In a fixed image, blocks are 1 MiB if the disk size is not a multiple of 2 MiB, which keeps the file small.
 //!
 //! # References
 //!

@@ -29,7 +29,7 @@ impl<const N: usize> RedundantCopy<N> {
     pub fn warning(&self, structures: &str) -> Option<String> {
         let Fault { field, at, problem, .. } = self.damage.as_ref()?;
         Some(format!(
-            "one of the two {structures} is damaged, the other one is used: at file offset {at:#x} {field} {problem}"
+            "one of the two {structures} is damaged, the other one is used: at file offset {at:#x}: {field} {problem}"
         ))
     }
 }

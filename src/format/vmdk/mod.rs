@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! A disk is a list of extents, given by a text called the descriptor. An extent is a contiguous range of the disk,
+//! A disk is a list of extents, listed in a text called the descriptor. An extent is a contiguous range of the disk,
 //! stored flat (guest data only) or sparse (allocated in grains, found by two levels of tables). Offsets and sizes on
 //! disk are in sectors of 512 bytes, integers are little-endian.
 //!
@@ -47,7 +47,7 @@
 //!   rounded up to a grain. VirtualBox writes such images; qemu shows the rounded size.
 //! - The header of a stream is written first, unlike that of every other image of this crate, because a pipe cannot
 //!   seek. The footer marks a stream complete; a truncated stream has none and is refused.
-//! - A parent is searched by its name, then by the last component of that name beside the image, because directories
+//! - A parent is looked up by its path, then by its file name in the directory of the image, because directories
 //!   are moved as a whole. Its content ID must match. VirtualBox stores only a UUID: then the parent is the `.vmdk`
 //!   beside the image with this UUID.
 //!
@@ -55,7 +55,7 @@
 //!
 //! VMware, "Virtual Disk Format 5.0" (technical note), quoted as "the document" or with its section titles. It does not
 //! cover version 3, nor space-efficient sparse extents, and it names RFC 1951 for grains that are zlib streams (RFC
-//! 1950). There, this module follows what VMware, VirtualBox, open-vmdk and qemu read and write, and comments say so.
+//! 1950). In these cases, this module follows what VMware, VirtualBox, open-vmdk and qemu read and write, and comments say so.
 
 mod check;
 mod cowd;

@@ -114,7 +114,7 @@ pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-/// The path of an existing file, of which the last part is no symbolic link.
+/// The path of an existing file, with symbolic links in the last component resolved.
 pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     const MOST_LINKS: usize = 40;
     let mut path = path.to_owned();

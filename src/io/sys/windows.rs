@@ -42,7 +42,7 @@ pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
     if private {
-        // Until it is closed nobody else can open it. Its access control list is set by then.
+        // No other process can open it until it is closed. Its access control list is set by then.
         options.access_mode(GENERIC_READ | GENERIC_WRITE | WRITE_DAC).share_mode(FILE_SHARE_DELETE);
     }
     let file = options.open(path)?;
@@ -178,7 +178,7 @@ pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     std::str::from_utf8(bytes).ok().map(Path::new)
 }
 
-/// The first part of a file name, at most `len` units of UTF-16 (of which a name has 255 at most).
+/// The first part of a file name, at most `len` units of UTF-16 (the limit for a name is 255).
 pub(crate) fn name_prefix(name: &OsStr, len: usize) -> OsString {
     let mut used = 0;
     let fits = |c: &char| {

@@ -40,7 +40,7 @@ fn vmdk_of_kind(kind: &str) -> Converter {
     vmdk(&format!("subformat={kind}"))
 }
 
-/// dissect fails on sizes that are no multiple of 8 KiB.
+/// dissect fails on sizes that are not a multiple of 8 KiB.
 const VMDK_SIZES: [usize; 3] = [8 << 10, 304 << 10, (5 << 20) + (8 << 10)];
 
 #[test]
@@ -108,8 +108,8 @@ fn a_changed_byte_changes_the_digest() {
     }
 }
 
-/// Parents behind VHDs that we write. With blocks of 512 KiB libvhdi takes some sectors for the parent's that the
-/// bitmap has as the child's; 7-Zip and VirtualBox do not.
+/// Differencing VHDs written by this crate. With blocks of 512 KiB, libvhdi reads some sectors from the parent that the
+/// bitmap marks as present in the child; 7-Zip and VirtualBox do not.
 #[test]
 fn libvhdi_reads_a_chain() {
     if !LIBYAL.is_there("VHDs over others, libvhdi reads") {

@@ -31,12 +31,12 @@ impl Qcow2 {
         1 << self.u32(20)
     }
 
-    /// Where the L1 entry stands that maps a guest cluster.
+    /// Host offset of the L1 entry that maps a guest cluster.
     pub fn l1_entry(&self, cluster: u64) -> u64 {
         self.u64(40) + cluster / self.l2_entries() * 8
     }
 
-    /// Where the L2 entry of a guest cluster stands, which has to have an L2 table.
+    /// Host offset of the L2 entry of a guest cluster, whose L2 table must be allocated.
     pub fn l2_entry(&self, cluster: u64) -> u64 {
         let table = self.u64(self.l1_entry(cluster)) & 0x00ff_ffff_ffff_fe00;
         assert_ne!(table, 0, "guest cluster {cluster} has no L2 table");

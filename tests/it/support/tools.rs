@@ -60,7 +60,7 @@ impl Reader {
         }
     }
 
-    /// It reads these bytes from an image with its parents behind it.
+    /// Asserts that the tool reads these bytes from an image with its parents.
     #[track_caller]
     pub fn assert_reads_chain(&self, format: &str, chain: &[PathBuf], guest: &[u8]) {
         assert_eq!(self.lines("chain", format, chain), [size_and_digest(guest)], "{} reads {chain:?}", self.0);

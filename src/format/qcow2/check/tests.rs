@@ -188,7 +188,7 @@ fn share_l2(image: &mut [u8]) {
     }
 }
 
-/// Cuts the file 100 bytes into guest cluster 1, of which `visible` bytes are on the disk.
+/// Truncates the file 100 bytes into guest cluster 1; `visible` bytes of the cluster are on the disk.
 fn last_bytes(image: &mut Vec<u8>, visible: u64) {
     set_header(image, &Header { size: CLUSTER + visible, ..header() });
     (16..40).step_by(8).for_each(|at| put(image, L2 + at, 0));

@@ -10,7 +10,7 @@ const DATA: u64 = 1024;
 const FREE: u32 = !0;
 const ZERO: u32 = !1;
 
-/// An image with the block map `map` and `data_blocks` blocks of data, of which the last `cut` bytes are missing.
+/// An image with the block map `map` and `data_blocks` blocks of data, truncated by `cut` bytes.
 fn image(map: &[u32], allocated: u32, data_blocks: u64, cut: u64) -> MemFile {
     let file = MemFile::new();
     file.set_len(DATA + data_blocks * u64::from(BLOCK) - cut).unwrap();
@@ -89,7 +89,7 @@ fn messages_name_the_block_and_its_host_offset() {
     assert_eq!(
         found.messages,
         [
-            "ERROR: vdi: corrupt image at file offset 0x200: block map entry puts 412 bytes at 0x1200, but the file ends at 0x600",
+            "ERROR: vdi: corrupt image at file offset 0x200: block map entry is out of bounds: 412 bytes at 0x1200, file length 0x600",
             "ERROR: cBlocksAllocated at file offset 0x184 is 8, but the disk has 1 blocks"
         ]
     );

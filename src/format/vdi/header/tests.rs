@@ -55,11 +55,15 @@ fn invalid_fields_are_refused_by_name() {
     word(376, 0, &format!("invalid-field {at} 0x178: cbBlock is 0, outside 512..=2147483648"));
     word(376, 768, &format!("invalid-field {at} 0x178: cbBlock is 0x300, but must be a power of two"));
     word(376, 1 << 19, &format!("invalid-field {at} 0x170: cbDisk is 3145728, outside 0..=1572864"));
-    word(384, 897, &format!("out-of-bounds {at} 0x180: cBlocks puts 3588 bytes at 0x200, but the file ends at 0x1000"));
+    word(
+        384,
+        897,
+        &format!("out-of-bounds {at} 0x180: cBlocks is out of bounds: 3588 bytes at 0x200, file length 0x1000"),
+    );
     word(
         384,
         !0,
-        &format!("out-of-bounds {at} 0x180: cBlocks puts 17179869180 bytes at 0x200, but the file ends at 0x1000"),
+        &format!("out-of-bounds {at} 0x180: cBlocks is out of bounds: 17179869180 bytes at 0x200, file length 0x1000"),
     );
     let limits = Limits { virtual_size: (3 << 20) - 1, ..Limits::default() };
     let error = Header::parse(&sample(Kind::Dynamic).encode(), FILE_LEN, &limits).unwrap_err();

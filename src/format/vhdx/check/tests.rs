@@ -137,7 +137,7 @@ fn messages_name_the_entry_and_the_overlap() {
         format!("{} points to 0x300000, where the BAT region is already", at(2)),
         format!("{} points to 0x400000, where another block is already", at(4)),
         format!("{} points to 0x0, where the header section is already", at(5)),
-        format!("{} puts 1048576 bytes at 0x3200000, but the file ends at 0x900000", at(6)),
+        format!("{} is out of bounds: 1048576 bytes at 0x3200000, file length 0x900000", at(6)),
         "Leaked: space for 3 blocks at file offset 0x600000 is not referenced".to_owned(),
     ];
     assert_eq!(report_of(&structure, 1 << 20).messages, expected);

@@ -73,7 +73,7 @@ fn invalid_fields_are_refused_by_name() {
     refused(
         &[(68, &[0, 0, 0x10, 1])],
         &format!(
-            "out-of-bounds {at} 0x10048: LogOffset puts 17825792 bytes at 0x100000, but the file ends at 0x400000"
+            "out-of-bounds {at} 0x10048: LogOffset is out of bounds: 17825792 bytes at 0x100000, file length 0x400000"
         ),
     );
     refused(&[(68, &[1])], &format!("invalid-field {at} 0x10044: LogLength is 0x100001, not a multiple of 1048576"));
@@ -89,7 +89,7 @@ fn invalid_fields_are_refused_by_name() {
     refused(
         &[(72, &[0, 0, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff])],
         &format!(
-            "out-of-bounds {at} 0x10048: LogOffset puts 1048576 bytes at 0xfffffffffff00000, but the file ends at 0x400000"
+            "out-of-bounds {at} 0x10048: LogOffset is out of bounds: 1048576 bytes at 0xfffffffffff00000, file length 0x400000"
         ),
     );
 

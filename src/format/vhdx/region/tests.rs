@@ -92,13 +92,13 @@ fn invalid_entries_are_refused_by_name() {
     refused(
         &[bat_at(FILE_LEN), metadata],
         &format!(
-            "out-of-bounds {at} 0x30020: FileOffset puts 1048576 bytes at 0x800000, but the file ends at 0x800000"
+            "out-of-bounds {at} 0x30020: FileOffset is out of bounds: 1048576 bytes at 0x800000, file length 0x800000"
         ),
     );
     refused(
         &[(BAT, 0xffff_ffff_fff0_0000, 2 << 20, 1), metadata],
         &format!(
-            "out-of-bounds {at} 0x30020: FileOffset puts 2097152 bytes at 0xfffffffffff00000, but the file ends at 0x800000"
+            "out-of-bounds {at} 0x30020: FileOffset is out of bounds: 2097152 bytes at 0xfffffffffff00000, file length 0x800000"
         ),
     );
     refused(

@@ -77,9 +77,9 @@ type Case = (&'static str, fn(&mut Built), u64, u64, &'static str, Qemu);
 const CASES: &[Case] = &[
     ("nothing", |_| (), 0, 0, "", Qemu::Passes),
     ("unclean", |image| image.file[72] = 1, 0, 0, "Note: not closed cleanly", Qemu::Passes),
-    ("grain out of bounds", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, but the file ends", Qemu::Fails),
-    ("last grain truncated by a byte", |i| drop_end(i, 1), 1, 0, "puts 4096 bytes", Qemu::Passes),
-    ("last grain truncated", |i| drop_end(i, 4096), 1, 0, "puts 4096 bytes", Qemu::Fails),
+    ("grain out of bounds", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, file length", Qemu::Fails),
+    ("last grain truncated by a byte", |i| drop_end(i, 1), 1, 0, "out of bounds: 4096 bytes", Qemu::Passes),
+    ("last grain truncated", |i| drop_end(i, 4096), 1, 0, "out of bounds: 4096 bytes", Qemu::Fails),
     ("grain used twice", |i| put_grain(i, 0, grain_sector(i, 1)), 1, 1, "another grain is already", Qemu::Passes),
     (
         "grain on two others",
@@ -97,8 +97,22 @@ const CASES: &[Case] = &[
     ("entry removed", |i| put(i, grain_entry(i, 0, 6), 0), 1, 1, "entries of grain table 1 that differ", Qemu::Passes),
     ("table missing", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant grain directory has", Qemu::Passes),
     ("redundant table missing", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Passes),
-    ("table out of bounds", |i| put_table(i, 0, 1, 1 << 20), 1, 0, "directory entry puts 16 bytes", Qemu::Passes),
-    ("copy out of bounds", |i| put_table(i, 1, 1, 1 << 20), 1, 0, "directory entry puts 16 bytes", Qemu::Passes),
+    (
+        "table out of bounds",
+        |i| put_table(i, 0, 1, 1 << 20),
+        1,
+        0,
+        "directory entry is out of bounds: 16 bytes",
+        Qemu::Passes,
+    ),
+    (
+        "copy out of bounds",
+        |i| put_table(i, 1, 1, 1 << 20),
+        1,
+        0,
+        "directory entry is out of bounds: 16 bytes",
+        Qemu::Passes,
+    ),
     ("both out of bounds", |i| (0..2).for_each(|copy| put_table(i, copy, 1, 1 << 20)), 2, 4, "16 bytes", Qemu::Passes),
     ("table used twice", |i| put_table(i, 0, 1, u32_at(i, table_entry(i, 0, 0))), 1, 0, "grain table 1", Qemu::Passes),
     ("table shared", |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))), 0, 0, "", Qemu::Passes),
@@ -215,7 +229,7 @@ fn single_changes_to_streams_are_found() {
             1,
             "another grain is already",
         ),
-        ("grain out of bounds", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, but the file ends"),
+        ("grain out of bounds", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, file length"),
     ];
     for (name, change, corruptions, message) in cases {
         let mut image = Sparse::stream(10).build();
@@ -429,7 +443,7 @@ fn space_efficient_sparse() {
     for (at, value, messages) in [
         (table, data(1), vec![]),
         (table + 8, data(1), vec!["another grain is already"]),
-        (table + 8, data(4), vec!["but the file ends"]),
+        (table + 8, data(4), vec!["file length"]),
         (table + 8, 5, vec!["with the reserved bits"]),
         (directory + 8, 0x1000_0000 << 32, vec!["other metadata is already"]),
         (directory + 8, 0x1000_0000 << 32 | 9999, vec!["must be less than the number of grain tables"]),

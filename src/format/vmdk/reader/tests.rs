@@ -320,7 +320,7 @@ fn invalid_entries_are_refused() {
         let sparse = Sparse { framing: framing.map(|framing| (framing, Codec::Zlib)), ..Sparse::plain(10) };
         let built = sparse.build();
         for (grain, entry, kind) in cases {
-            // 0 stands for the entry of another grain, or for the directory, where no payload is.
+            // 0 means the entry of another grain, or the directory, neither of which is a payload.
             let entry = match (entry, framing) {
                 (0, Some(Framing::Marked)) => built.places[grain as usize - 1].0,
                 (0, _) => built.directories[0] as u32 / 512,

@@ -9,7 +9,7 @@ use super::Disk;
 
 /// Closes a file and returns the error that `drop` ignores.
 pub(in super::super) fn close(file: File) -> io::Result<()> {
-    // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, so it is valid and nobody uses it afterwards.
+    // SAFETY: `into_raw_fd` gives up the only owner of the descriptor, so it is valid and it is not used afterwards.
     Ok(unsafe { rustix::io::try_close(file.into_raw_fd()) }?)
 }
 
@@ -66,7 +66,7 @@ pub(in super::super) fn punch_hole(file: &File, range: &std::ops::Range<u64>) ->
     let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::FileTooLarge);
     let hole =
         libc::fpunchhole_t { fp_flags: 0, reserved: 0, fp_offset: signed(start)?, fp_length: signed(end - start)? };
-    // SAFETY: the request reads a `fpunchhole_t`, which lives until the call returns; the descriptor is open.
+    // SAFETY: the request reads a `fpunchhole_t`, which is valid until the call returns; the descriptor is open.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_PUNCHHOLE, &raw const hole) } != 0 {
         return Err(io::Error::last_os_error());
     }

@@ -41,7 +41,7 @@ fn succeeded(result: i32) -> io::Result<()> {
     if result == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sends a control code; `None` when the answer is empty. That there is more to tell is no failure.
+/// Sends a control code; `None` when the answer is empty. A truncated answer is not an error.
 fn control<I: Plain, O: Plain>(file: &File, code: u32, input: &I) -> io::Result<Option<O>> {
     let mut output = O::default();
     let mut returned = 0;
@@ -88,7 +88,7 @@ pub(in super::super) fn is_on_disk(file: &File) -> bool {
     unsafe { GetFileType(file.as_raw_handle()) == FILE_TYPE_DISK }
 }
 
-/// Fails for what is not a disk or a volume.
+/// Fails unless the handle is a disk or a volume.
 pub(in super::super) fn disk(file: &File) -> io::Result<Disk> {
     let missing = || io::Error::from(io::ErrorKind::InvalidData);
     let length: GET_LENGTH_INFORMATION = control(file, IOCTL_DISK_GET_LENGTH_INFO, &())?.ok_or_else(missing)?;
@@ -184,6 +184,6 @@ pub(in super::super) fn set_access_list(file: &File, descriptor: &[u64]) -> io::
 pub(in super::super) fn move_new(from: &Path, to: &Path) -> io::Result<()> {
     let wide = |path: &Path| -> Vec<u16> { path.as_os_str().encode_wide().chain([0]).collect() };
     let (from, to) = (wide(from), wide(to));
-    // SAFETY: both pointers are to text that ends in a NUL and lives until the call returns.
+    // SAFETY: both pointers are to text that ends in a NUL and is valid until the call returns.
     succeeded(unsafe { MoveFileExW(from.as_ptr(), to.as_ptr(), MOVEFILE_WRITE_THROUGH) })
 }

@@ -30,7 +30,7 @@ pub struct Log {
     pub sequence: u64,
     /// The changes of each entry.
     pub entries: Vec<Vec<Change>>,
-    /// How many of the entries are written to their places already, and not to be replayed: the tail is behind them.
+    /// Number of entries that are already written to their destination and not replayed: the tail is after them.
     pub done: usize,
     /// Whether the last entry did not get all of its sectors.
     pub torn: bool,
@@ -82,7 +82,7 @@ impl Log {
             let sector = match change {
                 Change::Move(at) => {
                     let mut sector = vec![0; 4096];
-                    // Behind the end of the file there is nothing to be moved.
+                    // There is nothing to copy after the end of the file.
                     let stored = (file.metadata().unwrap().len() - at).min(4096) as usize;
                     file.read_exact_at(&mut sector[..stored], *at).unwrap();
                     file.write_all_at(&Random::new(*at).bytes(stored), *at).unwrap();
