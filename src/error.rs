@@ -484,7 +484,7 @@ impl fmt::Display for Problem {
             }
             Problem::Misaligned { value, alignment } => write!(f, "is {value:#x}, not a multiple of {alignment}"),
             Problem::Reserved { value, bits } => write!(f, "is {value:#x}, with the reserved bits {bits:#x} set"),
-            Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, where {with} is already"),
+            Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, which overlaps {with}"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
             Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),

@@ -108,7 +108,7 @@ fn a_deflate_window_bounds_every_match() {
 }
 
 #[test]
-fn what_is_not_shorter_than_the_limit_is_refused() {
+fn output_that_reaches_the_limit_is_refused() {
     for codec in CODECS {
         let data = records(65_536);
         let length = encode(&Encoding::new(codec), &data).len();
@@ -176,7 +176,7 @@ fn a_zlib_stream_has_to_end_where_the_unit_does() {
 }
 
 #[test]
-fn what_a_short_payload_holds_is_given() {
+fn a_short_payload_is_decoded_as_far_as_it_goes() {
     let data = records(5000);
     for codec in [Codec::Deflate, Codec::Zlib] {
         let payload = encode(&Encoding::new(codec), &data);
@@ -227,7 +227,7 @@ fn zlib_headers_and_checksums_are_verified() {
 }
 
 #[test]
-fn a_zlib_header_tells_zlib_from_deflate() {
+fn a_zlib_header_distinguishes_zlib_from_deflate() {
     for level in Encoding::levels(Codec::Zlib) {
         for window_bits in 9..=15 {
             for data in [vec![0; 512], noise(4096), records(65_536)] {
@@ -338,7 +338,7 @@ fn a_zstd_frame_is_never_believed() {
 }
 
 #[test]
-fn what_threads_are_given_can_be_sent() {
+fn decoders_encodings_and_errors_are_send() {
     fn sent<T: Send>() {}
     sent::<Decoder>();
     sent::<Encoding>();
@@ -360,7 +360,7 @@ fn any_codec() -> impl Strategy<Value = Codec> {
 
 proptest! {
     #[test]
-    fn what_was_done_before_leaves_no_trace(
+    fn results_do_not_depend_on_earlier_calls(
         codec in any_codec(),
         other in any_codec(),
         level in 1_u8..10,

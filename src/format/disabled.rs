@@ -71,7 +71,7 @@ mod tests {
     use crate::format::{BUILTIN, Format};
 
     #[test]
-    fn what_is_known_of_a_format_is_what_its_driver_knows() {
+    fn names_and_signatures_agree_with_the_driver() {
         let sesparse = 0xcafe_babe_u64.to_le_bytes();
         let vdi = [&[0; 64][..], &0xbeda_107f_u32.to_le_bytes()].concat();
         let heads: [&[u8]; 14] = [

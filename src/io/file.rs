@@ -493,7 +493,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn only_files_and_devices_are_opened_and_nobody_waits() {
+    fn only_files_and_devices_are_opened_without_blocking() {
         let dir = TempDir::new();
         let fifo = dir.join("fifo");
         assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());

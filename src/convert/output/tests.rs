@@ -66,7 +66,7 @@ fn a_new_file_has_the_usual_permissions() {
 }
 
 #[test]
-fn what_is_dropped_leaves_nothing() {
+fn a_dropped_output_leaves_no_files() {
     let dir = TempDir::new();
     let old = dir.file("old", b"old");
     for target in [dir.join("new"), old.clone()] {
@@ -86,7 +86,7 @@ fn what_is_dropped_leaves_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_stays_and_what_it_leads_to_is_replaced() {
+fn a_link_is_kept_and_its_target_is_replaced() {
     let dir = TempDir::new();
     fs::create_dir(dir.join("sub")).unwrap();
     dir.file("sub/old", b"old");
@@ -103,7 +103,7 @@ fn a_link_stays_and_what_it_leads_to_is_replaced() {
 
 #[cfg(unix)]
 #[test]
-fn what_a_file_cannot_replace_is_refused() {
+fn targets_that_cannot_be_replaced_are_refused() {
     let dir = TempDir::new();
     symlink("nothing", dir.join("dangling")).unwrap();
     fs::create_dir(dir.join("sub")).unwrap();
@@ -193,7 +193,7 @@ fn create_set(dir: &TempDir, clobber: bool) -> Result<Output> {
 }
 
 #[test]
-fn a_set_replaces_what_has_its_names() {
+fn a_set_replaces_existing_files_of_the_same_names() {
     // How many of the old files there are.
     for old in 0..=SET.len() {
         for clobber in [true, false] {
@@ -334,7 +334,7 @@ fn a_set_that_is_dropped_leaves_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_part_is_beside_what_the_link_leads_to_and_no_more_readable() {
+fn a_part_is_beside_the_link_target_and_not_more_readable() {
     let dir = TempDir::new();
     fs::create_dir(dir.join("sub")).unwrap();
     symlink("sub/old", dir.join("link")).unwrap();

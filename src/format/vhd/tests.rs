@@ -162,7 +162,7 @@ fn invalid_entries_are_reported() {
 }
 
 #[test]
-fn the_table_lies_in_the_file_and_covers_the_disk() {
+fn the_table_is_in_the_file_and_covers_the_disk() {
     let make = |change: fn(&mut Footer, &mut Header)| {
         let mut footer = Footer { current_size: 4 * BLOCK, ..Footer::for_tests() };
         let parent = Parent::default();

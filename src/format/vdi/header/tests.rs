@@ -50,8 +50,8 @@ fn invalid_fields_are_refused_by_name() {
     word(76, 5, &format!("invalid-field {at} 0x4c: u32Type is 5, outside 1..=4"));
     word(76, 4, &format!("invalid-field {at} 0x4c: u32Type is 0x4, but must be 1 or 2 if uuidLinkage is nil"));
     word(80, 3, &format!("invalid-field {at} 0x50: fFlags is 0x3, with the reserved bits 0x2 set"));
-    word(340, 471, &format!("overlap {at} 0x154: offBlocks points to 0x1d7, where the header is already"));
-    word(344, 523, &format!("overlap {at} 0x158: offData points to 0x20b, where the block map is already"));
+    word(340, 471, &format!("overlap {at} 0x154: offBlocks points to 0x1d7, which overlaps the header"));
+    word(344, 523, &format!("overlap {at} 0x158: offData points to 0x20b, which overlaps the block map"));
     word(376, 0, &format!("invalid-field {at} 0x178: cbBlock is 0, outside 512..=2147483648"));
     word(376, 768, &format!("invalid-field {at} 0x178: cbBlock is 0x300, but must be a power of two"));
     word(376, 1 << 19, &format!("invalid-field {at} 0x170: cbDisk is 3145728, outside 0..=1572864"));

@@ -132,11 +132,11 @@ fn messages_name_the_entry_and_the_overlap() {
         format!("ERROR: vhdx: corrupt image at file offset {:#x}: payload BAT entry", 0x30_0000 + entry * 8)
     };
     let expected = [
-        format!("{} points to 0x100000, where the log is already", at(0)),
-        format!("{} points to 0x200000, where the metadata region is already", at(1)),
-        format!("{} points to 0x300000, where the BAT region is already", at(2)),
-        format!("{} points to 0x400000, where another block is already", at(4)),
-        format!("{} points to 0x0, where the header section is already", at(5)),
+        format!("{} points to 0x100000, which overlaps the log", at(0)),
+        format!("{} points to 0x200000, which overlaps the metadata region", at(1)),
+        format!("{} points to 0x300000, which overlaps the BAT region", at(2)),
+        format!("{} points to 0x400000, which overlaps another block", at(4)),
+        format!("{} points to 0x0, which overlaps the header section", at(5)),
         format!("{} is out of bounds: 1048576 bytes at 0x3200000, file length 0x900000", at(6)),
         "Leaked: space for 3 blocks at file offset 0x600000 is not referenced".to_owned(),
     ];

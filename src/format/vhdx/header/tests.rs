@@ -84,7 +84,7 @@ fn invalid_fields_are_refused_by_name() {
     refused(&[(73, &[2])], &format!("invalid-field {at} 0x10048: LogOffset is 0x100200, not a multiple of 1048576"));
     refused(
         &[(72, &[0; 8])],
-        &format!("overlap {at} 0x10048: LogOffset points to 0x0, where the header section is already"),
+        &format!("overlap {at} 0x10048: LogOffset points to 0x0, which overlaps the header section"),
     );
     refused(
         &[(72, &[0, 0, 0xf0, 0xff, 0xff, 0xff, 0xff, 0xff])],
@@ -137,10 +137,10 @@ fn one_header_may_be_damaged() {
     };
     let whole = sample().encode();
     for (first, second, current, warning) in [
-        (&torn[..], &whole[..], 1, "at file offset 0x10004 Checksum is 0x"),
-        (&whole, &torn, 0, "at file offset 0x20004 Checksum is 0x"),
-        (&[0; 80], &whole, 1, "at file offset 0x10000 Signature is 0x0, but must be \"head\""),
-        (&whole, &[0; 80], 0, "at file offset 0x20000 Signature is 0x0, but must be \"head\""),
+        (&torn[..], &whole[..], 1, "at file offset 0x10004: Checksum is 0x"),
+        (&whole, &torn, 0, "at file offset 0x20004: Checksum is 0x"),
+        (&[0; 80], &whole, 1, "at file offset 0x10000: Signature is 0x0, but must be \"head\""),
+        (&whole, &[0; 80], 0, "at file offset 0x20000: Signature is 0x0, but must be \"head\""),
     ] {
         let headers = read(first, second).unwrap();
         assert_eq!((headers.at, &headers.header), (HEADERS_AT[current], &sample()));

@@ -120,11 +120,11 @@ fn invalid_table_fields_are_refused_by_name() {
     }
     sixth(
         &entry(OTHER, 0x1_0027, 8, IS_USER),
-        &format!("overlap {at} 0x2000d0: Offset points to 0x210027, where another metadata item is already"),
+        &format!("overlap {at} 0x2000d0: Offset points to 0x210027, which overlaps another metadata item"),
     );
     refused(
         &[(52, &[9])],
-        &format!("overlap {at} 0x200050: Offset points to 0x210008, where another metadata item is already"),
+        &format!("overlap {at} 0x200050: Offset points to 0x210008, which overlaps another metadata item"),
     );
     for (at_byte, len) in [(52, 8), (84, 8), (116, 4), (148, 4), (180, 16)] {
         let expected =

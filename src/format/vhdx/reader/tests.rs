@@ -324,7 +324,7 @@ fn metadata_ranges_are_reported() {
     assert_eq!(claimed([bitmap(4), bitmap(900), bitmap(6)], true).unwrap(), two);
     let at = BAT + (17 * 2 + 16) * 8;
     let message = format!(
-        "vhdx: corrupt image at file offset {at:#x}: sector bitmap BAT entry points to 0x300000, where other metadata is already"
+        "vhdx: corrupt image at file offset {at:#x}: sector bitmap BAT entry points to 0x300000, which overlaps other metadata"
     );
     assert_eq!(claimed([0, 0, bitmap(3)], true), Err(message));
 }

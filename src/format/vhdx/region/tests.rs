@@ -87,7 +87,7 @@ fn invalid_entries_are_refused_by_name() {
     );
     refused(
         &[bat_at(0), metadata],
-        &format!("overlap {at} 0x30020: FileOffset points to 0x0, where the header section is already"),
+        &format!("overlap {at} 0x30020: FileOffset points to 0x0, which overlaps the header section"),
     );
     refused(
         &[bat_at(FILE_LEN), metadata],
@@ -103,19 +103,19 @@ fn invalid_entries_are_refused_by_name() {
     );
     refused(
         &[bat_at(MIB), metadata],
-        &format!("overlap {at} 0x30020: FileOffset points to 0x100000, where the log is already"),
+        &format!("overlap {at} 0x30020: FileOffset points to 0x100000, which overlaps the log"),
     );
     refused(
         &[bat_at(2 * MIB), metadata],
-        &format!("overlap {at} 0x30040: FileOffset points to 0x200000, where the BAT is already"),
+        &format!("overlap {at} 0x30040: FileOffset points to 0x200000, which overlaps the BAT"),
     );
     refused(
         &[bat, (METADATA, 2 * MIB, 2 << 20, 1)],
-        &format!("overlap {at} 0x30020: FileOffset points to 0x300000, where the metadata region is already"),
+        &format!("overlap {at} 0x30020: FileOffset points to 0x300000, which overlaps the metadata region"),
     );
     refused(
         &[bat, metadata, (OTHER, 3 * MIB, 1 << 20, 0)],
-        &format!("overlap {at} 0x30060: FileOffset points to 0x300000, where the BAT is already"),
+        &format!("overlap {at} 0x30060: FileOffset points to 0x300000, which overlaps the BAT"),
     );
 }
 
@@ -126,7 +126,7 @@ fn a_region_that_overlaps_the_start_of_the_log_is_refused() {
     let error = Regions::read(&MemFile::from(file), FILE_LEN, &(3 * MIB..5 * MIB)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "vhdx: corrupt image at file offset 0x30020: FileOffset points to 0x300000, where the log is already"
+        "vhdx: corrupt image at file offset 0x30020: FileOffset points to 0x300000, which overlaps the log"
     );
 }
 
@@ -165,10 +165,10 @@ fn one_table_may_be_damaged() {
     let mut far = table(&[(BAT, 4 * MIB, MIB as u32, 1), VALID[1]]);
     let damaged = "one of the two region tables is damaged, the other one is used: at file offset";
     for (first, second, at, warning) in [
-        (&torn, &whole, TABLES_AT[1], format!("{damaged} 0x30004 Checksum is 0x")),
-        (&whole, &torn, TABLES_AT[0], format!("{damaged} 0x40004 Checksum is 0x")),
-        (&zeros, &whole, TABLES_AT[1], format!("{damaged} 0x30000 Signature is 0x0, but must be")),
-        (&whole, &zeros, TABLES_AT[0], format!("{damaged} 0x40000 Signature is 0x0, but must be")),
+        (&torn, &whole, TABLES_AT[1], format!("{damaged} 0x30004: Checksum is 0x")),
+        (&whole, &torn, TABLES_AT[0], format!("{damaged} 0x40004: Checksum is 0x")),
+        (&zeros, &whole, TABLES_AT[1], format!("{damaged} 0x30000: Signature is 0x0, but must be")),
+        (&whole, &zeros, TABLES_AT[0], format!("{damaged} 0x40000: Signature is 0x0, but must be")),
         (&whole, &far, TABLES_AT[0], "the two region tables differ, the first one is used".to_owned()),
     ] {
         let (regions, found) = read_both(first, second).unwrap();

@@ -80,16 +80,9 @@ const CASES: &[Case] = &[
     ("grain out of bounds", |i| put_grain(i, 0, 1 << 20), 1, 1, "0x20000000, file length", Qemu::Fails),
     ("last grain truncated by a byte", |i| drop_end(i, 1), 1, 0, "out of bounds: 4096 bytes", Qemu::Passes),
     ("last grain truncated", |i| drop_end(i, 4096), 1, 0, "out of bounds: 4096 bytes", Qemu::Fails),
-    ("grain used twice", |i| put_grain(i, 0, grain_sector(i, 1)), 1, 1, "another grain is already", Qemu::Passes),
-    (
-        "grain on two others",
-        |i| put_grain(i, 0, grain_sector(i, 1) + 1),
-        2,
-        1,
-        "another grain is already",
-        Qemu::Passes,
-    ),
-    ("grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "metadata is already", Qemu::Passes),
+    ("grain used twice", |i| put_grain(i, 0, grain_sector(i, 1)), 1, 1, "overlaps another grain", Qemu::Passes),
+    ("grain on two others", |i| put_grain(i, 0, grain_sector(i, 1) + 1), 2, 1, "overlaps another grain", Qemu::Passes),
+    ("grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "overlaps other metadata", Qemu::Passes),
     ("grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "metadata is", Qemu::Passes),
     ("unreferenced grain", |i| put_grain(i, 5, 0), 0, 1, "Leaked: unreferenced grains at file offset", Qemu::Passes),
     ("unused space", |i| i.file.resize(i.file.len() + 8191, 0), 0, 1, "Leaked: unreferenced grains", Qemu::Passes),
@@ -118,7 +111,7 @@ const CASES: &[Case] = &[
     ("table shared", |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))), 0, 0, "", Qemu::Passes),
     // Four grains out of bounds, one on the table, and a redundant copy that differs; the grains of the actual table
     // are leaked.
-    ("table on a grain", |i| put_table(i, 0, 1, grain_sector(i, 9)), 6, 4, "metadata is already", Qemu::Fails),
+    ("table on a grain", |i| put_table(i, 0, 1, grain_sector(i, 9)), 6, 4, "overlaps other metadata", Qemu::Fails),
     ("directory out of bounds", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset puts", Qemu::Passes),
     ("redundant directory out of bounds", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset puts", Qemu::Passes),
 ];
@@ -208,9 +201,9 @@ fn single_changes_to_streams_are_found() {
             1,
             "lba is 0x8",
         ),
-        ("one marker for two grains", |i| put_stream(i, 1, grain_sector(i, 0)), 1, "another grain is already"),
+        ("one marker for two grains", |i| put_stream(i, 1, grain_sector(i, 0)), 1, "overlaps another grain"),
         ("metadata marker", |i| put_stream(i, 1, i.directories[0] as u32 / 512 - 1), 1, "must not be 0"),
-        ("grain on a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "metadata is already"),
+        ("grain on a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "overlaps other metadata"),
         (
             "payload length above the limit",
             |i| {
@@ -227,7 +220,7 @@ fn single_changes_to_streams_are_found() {
                 put(i, at, 4600)
             },
             1,
-            "another grain is already",
+            "overlaps another grain",
         ),
         ("grain out of bounds", |i| put_stream(i, 1, 1 << 20), 1, "0x20000000, file length"),
     ];
@@ -280,7 +273,7 @@ fn messages_name_the_extent() {
     for (lines, messages) in [
         (vec![line("damaged", "SPARSE"), line("short", "FLAT")], vec!["extent damaged", "extent short"]),
         (vec![line("no-header", "SPARSE"), line("damaged-cowd", "VMFSSPARSE")], vec!["no-header", "damaged-cowd"]),
-        (vec![line("flat", "FLAT"), line("flat", "FLAT")], vec!["where another extent is already"]),
+        (vec![line("flat", "FLAT"), line("flat", "FLAT")], vec!["overlaps another extent"]),
         (vec![line("cowd", "VMFSSPARSE"), line("cowd", "VMFSSPARSE")], vec!["extent cowd: file range points to 0x0"]),
     ] {
         let report = report(&lines);
@@ -442,10 +435,10 @@ fn space_efficient_sparse() {
     let text = format!("version=1\ncreateType=\"seSparse\"\nRW {capacity} SESPARSE \"s\"\n");
     for (at, value, messages) in [
         (table, data(1), vec![]),
-        (table + 8, data(1), vec!["another grain is already"]),
+        (table + 8, data(1), vec!["overlaps another grain"]),
         (table + 8, data(4), vec!["file length"]),
         (table + 8, 5, vec!["with the reserved bits"]),
-        (directory + 8, 0x1000_0000 << 32, vec!["other metadata is already"]),
+        (directory + 8, 0x1000_0000 << 32, vec!["overlaps other metadata"]),
         (directory + 8, 0x1000_0000 << 32 | 9999, vec!["must be less than the number of grain tables"]),
         (directory + 8, 1, vec!["must be 0 or"]),
     ] {
