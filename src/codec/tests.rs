@@ -259,7 +259,7 @@ fn a_zlib_stream_as_the_specification_has_it() {
 fn only_whole_streams_get_another_wrapper() {
     let payload = encode(&Encoding::new(Codec::Deflate), &records(5000));
     assert!(rewrap(Codec::Deflate, &payload, Codec::Zlib, 5000).is_some());
-    // One that goes on, and one whose end-of-block symbol is cut off.
+    // A stream that continues, and one whose end-of-block symbol is missing.
     assert_eq!(rewrap(Codec::Deflate, &payload, Codec::Zlib, 4000), None);
     let cut = (0..payload.len()).find(|end| decode(Codec::Deflate, &payload[..*end], 5000).is_ok()).unwrap();
     assert_eq!(rewrap(Codec::Deflate, &payload[..cut], Codec::Zlib, 5000), None);

@@ -431,7 +431,7 @@ pub(crate) struct FileStatus {
 }
 
 impl FileStatus {
-    /// What `path` leads to. `None` if there is nothing.
+    /// The file at `path`, following symbolic links; `None` if it does not exist.
     pub fn from_path(path: &Path) -> io::Result<Option<Self>> {
         Self::new(sys::status(path, true))
     }

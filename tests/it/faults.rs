@@ -440,7 +440,7 @@ fn images_of_several_files_are_created_completely_or_not_at_all() {
         assert!(vmdk(list).convert(&raw_image(&[1; 512]), &target).is_err());
         assert!(all(&dir) == before, "{list}: changed though a directory is in the way");
         std::fs::remove_dir(dir.join(part)).unwrap();
-        // What a link leads to is not replaced.
+        // The target of a link is not replaced.
         let other = dir.file("other", b"other");
         std::os::unix::fs::symlink(&other, dir.join(part)).unwrap();
         assert!(vmdk(list).convert(&raw_image(&[1; 512]), &target).is_err());

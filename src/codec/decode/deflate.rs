@@ -18,7 +18,7 @@ impl Decode for Inflate {
         let want = out.len();
         let got = usize::try_from(self.total_out()).unwrap_or(want);
         if zlib && !ended && got == want {
-            // A stream that goes on has one byte more; one that is cut off has not.
+            // A stream that continues yields one more byte; a truncated one does not.
             let taken = usize::try_from(self.total_in()).unwrap_or(stored.len());
             let result = inflate(self, codec, stored.get(taken..).unwrap_or_default(), &mut [0]);
             if self.total_out() > want as u64 {

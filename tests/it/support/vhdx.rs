@@ -47,7 +47,7 @@ pub type Pieces = Vec<(u64, Vec<u8>)>;
 /// A payload block.
 #[derive(Clone, Debug)]
 pub enum Block {
-    /// A state that has no payload; old bytes lie where the entry points to, and must not be read.
+    /// A state that has no payload; the entry points to stale bytes, which must not be read.
     Without(u64),
     /// State 6.
     Full(Pieces),
