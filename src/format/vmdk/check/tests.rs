@@ -82,8 +82,8 @@ const CASES: &[Case] = &[
     ("last grain truncated", |i| drop_end(i, 4096), 1, 0, "out of bounds: 4096 bytes", Qemu::Fails),
     ("grain used twice", |i| put_grain(i, 0, grain_sector(i, 1)), 1, 1, "overlaps another grain", Qemu::Passes),
     ("grain on two others", |i| put_grain(i, 0, grain_sector(i, 1) + 1), 2, 1, "overlaps another grain", Qemu::Passes),
-    ("grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "overlaps other metadata", Qemu::Passes),
-    ("grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "metadata is", Qemu::Passes),
+    ("grain on the descriptor", |i| put_grain(i, 3, 1), 1, 1, "overlaps metadata", Qemu::Passes),
+    ("grain on a table", |i| put_grain(i, 3, u32_at(i, table_entry(i, 0, 2))), 1, 1, "overlaps metadata", Qemu::Passes),
     ("unreferenced grain", |i| put_grain(i, 5, 0), 0, 1, "Leaked: unreferenced grains at file offset", Qemu::Passes),
     ("unused space", |i| i.file.resize(i.file.len() + 8191, 0), 0, 1, "Leaked: unreferenced grains", Qemu::Passes),
     ("copy changed", |i| put(i, grain_entry(i, 1, 6), 9), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
@@ -111,9 +111,9 @@ const CASES: &[Case] = &[
     ("table shared", |i| put_table(i, 1, 1, u32_at(i, table_entry(i, 0, 1))), 0, 0, "", Qemu::Passes),
     // Four grains out of bounds, one on the table, and a redundant copy that differs; the grains of the actual table
     // are leaked.
-    ("table on a grain", |i| put_table(i, 0, 1, grain_sector(i, 9)), 6, 4, "overlaps other metadata", Qemu::Fails),
-    ("directory out of bounds", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset puts", Qemu::Passes),
-    ("redundant directory out of bounds", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset puts", Qemu::Passes),
+    ("table on a grain", |i| put_table(i, 0, 1, grain_sector(i, 9)), 6, 4, "overlaps metadata", Qemu::Fails),
+    ("directory out of bounds", |i| put(i, 56, 1 << 20), 1, 0, "gdOffset is out of bounds", Qemu::Passes),
+    ("redundant directory out of bounds", |i| put(i, 48, 1 << 20), 1, 0, "rgdOffset is out of bounds", Qemu::Passes),
 ];
 
 fn drop_end(built: &mut Built, bytes: usize) {
@@ -203,7 +203,7 @@ fn single_changes_to_streams_are_found() {
         ),
         ("one marker for two grains", |i| put_stream(i, 1, grain_sector(i, 0)), 1, "overlaps another grain"),
         ("metadata marker", |i| put_stream(i, 1, i.directories[0] as u32 / 512 - 1), 1, "must not be 0"),
-        ("grain on a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "overlaps other metadata"),
+        ("grain on a table", |i| put_stream(i, 1, i.directories[0] as u32 / 512), 1, "overlaps metadata"),
         (
             "payload length above the limit",
             |i| {
@@ -438,7 +438,7 @@ fn space_efficient_sparse() {
         (table + 8, data(1), vec!["overlaps another grain"]),
         (table + 8, data(4), vec!["file length"]),
         (table + 8, 5, vec!["with the reserved bits"]),
-        (directory + 8, 0x1000_0000 << 32, vec!["overlaps other metadata"]),
+        (directory + 8, 0x1000_0000 << 32, vec!["overlaps metadata"]),
         (directory + 8, 0x1000_0000 << 32 | 9999, vec!["must be less than the number of grain tables"]),
         (directory + 8, 1, vec!["must be 0 or"]),
     ] {
