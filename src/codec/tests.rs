@@ -320,7 +320,13 @@ fn a_zstd_frame_is_never_believed() {
     assert_eq!(decode(Codec::Zstd, &bomb, 65_536), Err(long.clone()));
 
     let huge = zstd_frame_of(HUGE_WINDOW, &[(RLE, 65_536, &[7])]);
-    assert_eq!(decode(Codec::Zstd, &huge, 65_536), Ok((vec![7; 65_536], huge.len())));
+    let read = decode(Codec::Zstd, &huge, 65_536);
+    // The decoder refuses windows above 1 GiB where addresses have 32 bits.
+    if cfg!(target_pointer_width = "32") {
+        assert!(matches!(read, Err(DecodeError::Invalid { .. })));
+    } else {
+        assert_eq!(read, Ok((vec![7; 65_536], huge.len())));
+    }
 
     // A content size of 1 TiB, and one of 0 (RFC 8878, section 3.1.1.1.4).
     let sized = |size: u64| {
@@ -329,7 +335,8 @@ fn a_zstd_frame_is_never_believed() {
         frame.extend_from_slice(&zstd_frame_of(0, &[(RLE, 65_536, &[7])])[6..]);
         frame
     };
-    assert_eq!(decode(Codec::Zstd, &sized(1 << 40), 65_536), Err(long));
+    let read = decode(Codec::Zstd, &sized(1 << 40), 65_536);
+    assert!(read == Err(long) || cfg!(target_pointer_width = "32") && matches!(read, Err(DecodeError::Invalid { .. })));
     assert!(decode(Codec::Zstd, &sized(0), 65_536).is_err());
 
     assert!(decode(Codec::Zstd, &noise(4096), 65_536).is_err());

@@ -226,8 +226,8 @@ pub(super) fn read(written: &Written) -> Vec<u8> {
     let mut guest = written.backing.clone();
     guest.resize(guest.len().next_multiple_of(cluster_size), 0);
     for (cluster, entry, bitmap) in entries(file, &header) {
-        let Some(bytes) = guest.get_mut(cluster as usize * cluster_size..).and_then(|g| g.get_mut(..cluster_size))
-        else {
+        let start = usize::try_from(cluster * cluster_size as u64).unwrap_or(usize::MAX);
+        let Some(bytes) = guest.get_mut(start..).and_then(|g| g.get_mut(..cluster_size)) else {
             assert_eq!((entry, bitmap), (0, 0), "an entry beyond the end of the disk");
             continue;
         };

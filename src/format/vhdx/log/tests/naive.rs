@@ -104,6 +104,10 @@ fn evaluate(log: &[u8], offset: usize) -> Option<Entry> {
     if crc32c::crc32c(&zeroed) != u32_at(4) {
         return None;
     }
+    // No entry holds more descriptors than bytes; of any more, the product may exceed 32 bits.
+    if count > len {
+        return None;
+    }
     let first_data_sector = (64 + count * 32).div_ceil(4096) * 4096;
     if first_data_sector > len {
         return None;
