@@ -13,16 +13,17 @@
 //! ```
 //!
 //! - [`Image`] is an opened disk: [`Image::read_exact_at`] reads at any offset, [`Image::reader`] is `Read + Seek`, and
-//!   [`Image::spans`] tells which ranges are data, zero or compressed, and where they are stored.
-//! - [`OpenOptions`] states format, snapshot, limits, and which referenced files may be opened.
+//!   [`Image::spans`] lists the data, zero and compressed ranges with their host offsets.
+//! - [`OpenOptions`] sets the format, snapshot, limits and reference policy.
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
 //! - [`compare`] compares the contents of two disks.
-//! - [`io`] has the traits for storage of any kind, [`driver`] those for formats of any kind.
+//! - [`io`] has the storage traits, [`driver`] the traits for adding formats.
 //!
 //! # Architecture
 //!
-//! Drivers are metadata; only the pipeline moves payload. A driver maps guest ranges to host offsets when reading, and
-//! allocates host ranges when writing. Everything else exists once, in the core.
+//! Drivers handle metadata only; the pipeline moves the payload. A driver maps guest ranges to host offsets when reading, and
+//! allocates host ranges when writing. Everything else is implemented
+//! once, in the core.
 //!
 //! ```text
 //! path or source -> ReadAt -> probe -> Format -> SparseRead (+ backing chain) -> Image
@@ -34,7 +35,7 @@
 //! SparseWrite::finish: tables, header, sync -> Report
 //! ```
 //!
-//! Imports point down only:
+//! Each layer imports only from the layers below it:
 //!
 //! ```text
 //! bin/imgconv
@@ -46,43 +47,44 @@
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
-//! What this guarantees:
+//! Guarantees:
 //!
 //! 1. **Deterministic.** The output is the same, byte for byte, for any number of threads.
 //! 2. **Bounded memory.** A few MiB per thread, the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
 //!    most), and the read-ahead of a pipe; independent of the size of the disk.
-//! 3. **All or nothing.** The header is written last, and files get their names at the very end. A failed or interrupted
-//!    conversion leaves nothing behind. (A stream has its header first; its footer marks it complete.)
+//! 3. **All or nothing.** The header is written last, and files are renamed to their final names at the end. A failed or interrupted
+//!    conversion leaves nothing behind. (The header of a stream comes first; its footer marks it complete.)
 //! 4. **Idempotent.** Converting a result again gives the same bytes.
-//! 5. **Proportional.** Cost follows the data that is stored. An empty disk of 64 TiB converts at once.
+//! 5. **Proportional.** Cost is proportional to the stored data. An empty disk of 64 TiB converts immediately.
 //!
-//! [`design`] has the decisions with their reasons.
+//! [`design`] explains the design decisions.
 //!
 //! # Untrusted images
 //!
-//! - Referenced files (backing files, data files, extents) are opened only as the [`ReferencePolicy`] allows. A refusal
-//!   reads the same whether the file exists or not. Drivers cannot open files.
+//! - Referenced files (backing files, data files, extents) are opened only as the [`ReferencePolicy`] allows. The error is
+//!   the same whether or not the file exists. Drivers cannot open files.
 //! - Each number from an image is checked against the file length and the [`Limits`] before it is used in arithmetic or as
 //!   an allocation size.
 //! - Missing bytes are an [`Error`], never zeros. Errors name format, field, offset, value and rule.
-//! - During a conversion, guest ranges that share a host range without being counted as shared are an error. This is
-//!   corruption, and also how a file of a few KiB expands to a disk of many TiB.
+//! - During a conversion, two guest ranges that map to one host range are an error unless its reference count allows
+//!   sharing. Such a mapping is corruption, and lets a file of a few KiB expand to many TiB.
 //! - Text from an image is escaped when displayed ([`Name`]).
-//! - A backing file of unstated format is opened only if it has no signature: the guest of a raw disk can write one. State
-//!   the format of raw disks ([`OpenOptions::format`]) for the same reason.
+//! - A backing file whose format the overlay does not state is opened only if it has no signature, because the guest of a raw
+//!   disk can write one. For the same reason, set the format of raw disks ([`OpenOptions::format`]).
 //!
 //! # Features
 //!
-//! On by default; take a few of them with `default-features = false`:
+//! Enabled by default; select a subset with `default-features = false`:
 //!
-//! | feature | brings |
+//! | feature | enables |
 //! |---|---|
 //! | `qcow2`, `vmdk`, `vhd`, `vhdx`, `vdi` | the driver of this format; raw is in every build |
 //! | `deflate`, `zstd` | the codec of compressed clusters and grains |
 //! | `write` | [`Converter`], creating images, and encoding |
 //!
-//! A format or codec that was left out is refused with the feature to enable; its images are not taken for raw disks.
-//! Not on by default: `cli` is for the program `imgconv`, `mmap` for [`io`] over a memory map, `serde`
+//! Opening an image whose format or codec is not compiled in returns an error that names the feature; it is not taken for a
+//! raw disk.
+//! Not on by default: `cli` builds the program `imgconv`, `mmap` adds [`io`] over a memory map, `serde`
 //! implements `Serialize` for reports and properties.
 //!
 #![doc = include_str!("examples.md")]
