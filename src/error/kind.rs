@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The kinds of [`Error`], for programs that act on them.
+/// The kinds of [`Error`](crate::Error), for programs that act on them.
 ///
 /// ```
 /// use diskimage::{ErrorKind, Image};
