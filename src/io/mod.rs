@@ -166,7 +166,7 @@ pub trait WriteAt: Send + Sync {
         write_zeros(self, range)
     }
 
-    /// Preallocates space for `range`, where the storage can.
+    /// Preallocates space for `range`, which holds no data yet: where the system cannot preallocate, zeros are written.
     fn allocate(&self, _range: Range<u64>) -> io::Result<()> {
         Ok(())
     }

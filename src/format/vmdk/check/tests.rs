@@ -438,7 +438,7 @@ fn space_efficient_sparse() {
         (table + 8, data(1), vec!["overlaps another grain"]),
         (table + 8, data(4), vec!["file length"]),
         (table + 8, 5, vec!["with the reserved bits"]),
-        (directory + 8, 0x1000_0000 << 32, vec!["overlaps metadata"]),
+        (directory + 8, 0x1000_0000 << 32, vec!["overlaps other metadata"]),
         (directory + 8, 0x1000_0000 << 32 | 9999, vec!["must be less than the number of grain tables"]),
         (directory + 8, 1, vec!["must be 0 or"]),
     ] {
