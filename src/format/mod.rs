@@ -115,8 +115,10 @@ impl Formats {
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
         let own: Vec<_> = self.iter().filter(|format| (format.0.probe)(probe)).collect();
         let left_out = BUILTIN.iter().filter(|format| !self.0.contains(format) && (format.0.probe)(probe));
-        let disabled = disabled::matching(probe).filter(|name| !self.iter().any(|format| format.name() == *name));
-        let foreign: Vec<_> = left_out.map(Format::name).chain(disabled).chain(signature::foreign(probe)).collect();
+        // Another crate's driver takes the place of a signature of the same name.
+        let others = disabled::matching(probe).chain(signature::foreign(probe));
+        let others = others.filter(|name| !self.iter().any(|format| format.name() == *name));
+        let foreign: Vec<_> = left_out.map(Format::name).chain(others).collect();
         match (own.as_slice(), foreign.as_slice()) {
             ([], []) if self.0.contains(&Format::RAW) => Ok(Format::RAW),
             ([], []) => Err(Error::Unreadable(Format::RAW.name())),
@@ -365,6 +367,16 @@ mod tests {
         assert!(matches!(found(b"vhdxfile"), Err(Error::Unreadable("vhdx"))));
         let one: Formats = [Format::QCOW2].into_iter().collect();
         assert!(matches!(one.probe(&Probe { head: b"", tail: b"", len: 0 }), Err(Error::Unreadable("raw"))));
+    }
+
+    #[test]
+    fn a_driver_takes_the_place_of_the_signature_of_its_name() {
+        static QED: FormatDriver =
+            FormatDriver::new("qed", |probe| probe.head.starts_with(b"QED\0"), |_, _| Err(Error::Cancelled));
+        let formats = Formats::builtin().with(Format::from_driver(&QED));
+        let found = |tail| formats.probe(&Probe { head: b"QED\0", tail, len: 4096 });
+        assert_eq!(found(b"").unwrap().name(), "qed");
+        assert!(matches!(found(b"conectix"), Err(Error::Ambiguous(_))));
     }
 
     #[test]

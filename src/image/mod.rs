@@ -246,22 +246,22 @@ impl ReadAt for Image {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let len = self.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
+        if len == 0 {
+            return Ok(0);
+        }
         Image::read_exact_at(self, buf.get_mut(..len).unwrap_or_default(), offset)?;
         Ok(len)
     }
 
+    /// Returns one span. A longer range would need the metadata of the whole disk, where a fault elsewhere is an error.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let mut data: Option<Range<u64>> = None;
         for span in self.spans(offset..u64::MAX) {
             let span = span?;
-            match &mut data {
-                None if span.is_zero() => {}
-                None => data = Some(span.offset..span.end()),
-                Some(_) if span.is_zero() => break,
-                Some(data) => data.end = span.end(),
+            if !span.is_zero() {
+                return Ok(Some(span.offset..span.end()));
             }
         }
-        Ok(data)
+        Ok(None)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::Image;
 use super::overlap::OverlapTracker;
+use super::{Image, Layer};
 use crate::driver::{Extent, ExtentKind, FileId};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A guest range of one kind, resolved through the whole chain.
 ///
@@ -114,6 +114,9 @@ impl<'a> Spans<'a> {
                 let extent = layer
                     .reader
                     .extent_at(range)
+                    .and_then(
+                        |extent| if covers(&extent, self.at) { Ok(extent) } else { Err(misplaced(layer, self.at)) },
+                    )
                     .and_then(|extent| match &mut self.trackers {
                         Some(trackers) => trackers[index].claim(&*layer.reader, &extent).map(|()| extent),
                         None => Ok(extent),
@@ -124,6 +127,22 @@ impl<'a> Spans<'a> {
             }
         }
     }
+}
+
+/// Whether `extent` has the guest byte `at`, and lies within its compressed unit, as the driver's contract says.
+fn covers(extent: &Extent, at: u64) -> bool {
+    let Some(end) = extent.offset.checked_add(extent.len) else { return false };
+    let in_unit = match extent.kind {
+        ExtentKind::Compressed(unit) => unit.unit <= extent.offset && end - unit.unit <= u64::from(unit.unit_len),
+        _ => true,
+    };
+    extent.offset <= at && at < end && in_unit
+}
+
+/// The error for a driver of another crate that breaks its contract, which would make a reader loop or panic.
+fn misplaced(layer: &Layer, at: u64) -> Error {
+    let format = layer.format;
+    Error::Usage(format!("the driver of the format {format} returned an invalid extent for guest offset {at:#x}"))
 }
 
 impl Iterator for Spans<'_> {

@@ -108,6 +108,57 @@ fn nothing_is_read_past_the_end() {
 }
 
 #[test]
+fn an_image_as_a_file_ends_with_the_disk() {
+    let image = over(counting(20));
+    let file: &dyn ReadAt = &image;
+    for (offset, len) in [(95, 5), (99, 1), (100, 0), (101, 0), (u64::MAX, 0)] {
+        assert_eq!(file.read_at(&mut [7; 8], offset).unwrap(), len, "{offset}");
+    }
+    assert_eq!(file.read_exact_at(&mut [7; 8], 101).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    for (offset, data) in [(0, Some(0..10)), (11, Some(11..12)), (12, Some(14..20)), (20, None), (u64::MAX, None)] {
+        assert_eq!(file.next_data(offset).unwrap(), data, "{offset}");
+    }
+}
+
+#[test]
+fn an_invalid_extent_of_a_driver_is_refused() {
+    /// A driver that returns this extent for any offset.
+    struct Fixed(ImageInfo, Extent);
+
+    impl SparseRead for Fixed {
+        fn info(&self) -> &ImageInfo {
+            &self.0
+        }
+
+        fn extent_at(&self, _range: Range<u64>) -> Result<Extent> {
+            Ok(self.1)
+        }
+
+        fn host_alignment(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    let codec = crate::codec::Codec::Deflate;
+    let unit = Compressed { at: TOP, stored_len: 1, codec, unit: 10, unit_len: 10, min_len: 10 };
+    let hole = ExtentKind::Hole;
+    for (offset, len, kind) in [
+        (10, 0, hole),
+        (0, 10, hole),
+        (11, 5, hole),
+        (10, u64::MAX, hole),
+        (9, 5, ExtentKind::Compressed(unit)),
+        (10, 11, ExtentKind::Compressed(unit)),
+    ] {
+        let reader = Fixed(ImageInfo::new("toy", 100), Extent { offset, len, kind });
+        let image = Image::new(vec![Layer { reader: Box::new(reader), ..counting(100) }]);
+        let error = image.read_exact_at(&mut [0; 10], 10).unwrap_err();
+        assert_eq!(error.kind().as_str(), "usage", "{offset} {len}");
+        assert_eq!(image.spans(10..100).count(), 1, "{offset} {len}");
+    }
+}
+
+#[test]
 fn a_stream_ends_with_the_disk() {
     let image = over(counting(100));
     let mut reader = image.reader();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{MemFile, ReadAt, WriteAt};
@@ -92,12 +92,14 @@ impl MemDirectory {
         self.lock().get(name.as_ref()).cloned()
     }
 
-    /// Returns the file called `path`, for a [resolver](crate::OpenOptions::resolver).
+    /// Returns the file called `path`, for a [resolver](crate::OpenOptions::resolver). `./name` is the same file as `name`.
     ///
     /// # Errors
     /// [`NotFound`](io::ErrorKind::NotFound) if there is none.
     pub fn open(&self, path: impl AsRef<Path>) -> io::Result<Arc<dyn ReadAt>> {
-        match self.file(path.as_ref()) {
+        let is_name = |part: &Component<'_>| *part != Component::CurDir;
+        let path: PathBuf = path.as_ref().components().filter(is_name).collect();
+        match self.file(path) {
             Some(file) => Ok(file),
             None => Err(io::ErrorKind::NotFound.into()),
         }
@@ -119,5 +121,22 @@ impl TargetDirectory for MemDirectory {
         let file = Arc::new(MemFile::new());
         self.insert(name, file.clone());
         Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_the_current_directory_is_a_name() {
+        let directory = MemDirectory::new();
+        directory.insert("base.raw", Arc::new(MemFile::from(vec![7])));
+        for path in ["base.raw", "./base.raw", "././base.raw"] {
+            assert_eq!(directory.open(path).unwrap().size().unwrap(), 1, "{path}");
+        }
+        for path in ["../base.raw", "/base.raw", "a/base.raw", ".", ""] {
+            assert_eq!(directory.open(path).err().unwrap().kind(), io::ErrorKind::NotFound, "{path}");
+        }
     }
 }
