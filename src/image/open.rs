@@ -115,7 +115,8 @@ impl OpenOptions {
     /// Opens referenced files with `resolve` in place of the file system. The reference policy decides first; `resolve` is
     /// called only for names that it allows.
     ///
-    /// An error of kind [`NotFound`](std::io::ErrorKind::NotFound) makes the next name of the reference be tried.
+    /// An error of kind [`NotFound`](std::io::ErrorKind::NotFound) makes the next name of the reference be tried. A loop of
+    /// references is detected at once if `resolve` returns the same `Arc` for the same file, else by [`Limits::chain_depth`].
     ///
     /// ```
     /// use std::collections::HashMap;
