@@ -138,6 +138,23 @@ impl FileReference {
     pub fn path_from(&self, image: &Path) -> Option<PathBuf> {
         self.name.path_from(image)
     }
+
+    /// Returns the path of the file, as [`path_from`](Self::path_from) does, for display: a name that is not a file name (`nbd:`,
+    /// `json:`) is not changed.
+    ///
+    /// ```
+    /// use std::path::Path;
+    ///
+    /// use diskimage::{FileReference, Name};
+    ///
+    /// let full = |name| FileReference::new("backing file", Name::from(name), None).full_name(Path::new("/vm/overlay.qcow2"));
+    /// assert_eq!(full("base.qcow2"), Name::from("/vm/base.qcow2"));
+    /// assert_eq!(full("nbd://host/disk"), Name::from("nbd://host/disk"));
+    /// ```
+    pub fn full_name(&self, image: &Path) -> Name {
+        let path = self.path_from(image).filter(|_| self.is_file_name());
+        path.map_or_else(|| self.name.clone(), |path| Name::from(&*path))
+    }
 }
 
 /// An internal snapshot: an earlier state of the disk, stored in its image.

@@ -111,7 +111,7 @@ fn info_map<S: Serializer>(info: &ImageInfo, file: Option<&Inspection>, serializ
     optional(&mut map, "encrypted", info.encryption.map(|_| true))?;
     if let Some(backing) = &info.backing {
         map.serialize_entry("backing-filename", &backing.name)?;
-        optional(&mut map, "full-backing-filename", path.map(|path| full_name(path, backing)))?;
+        optional(&mut map, "full-backing-filename", path.map(|path| backing.full_name(path)))?;
         optional(&mut map, "backing-filename-format", backing.format.as_ref())?;
     }
     optional(&mut map, "snapshots", Some(&info.snapshots).filter(|snapshots| !snapshots.is_empty()))?;
@@ -134,12 +134,6 @@ fn optional<M: SerializeMap>(map: &mut M, key: &'static str, value: Option<impl 
 
 fn actual_size(file: &Inspection) -> u64 {
     file.allocated.unwrap_or(file.file_len)
-}
-
-/// The path of a backing file. Addresses and descriptions (`nbd:`, `json:`) are not changed.
-fn full_name(path: &Path, backing: &FileReference) -> Name {
-    let path = backing.path_from(path).filter(|_| backing.is_file_name());
-    path.map_or_else(|| backing.name.clone(), |path| Name::from(&*path))
 }
 
 #[derive(Serialize)]

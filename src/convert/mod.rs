@@ -30,7 +30,7 @@ use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::identifiers::Identifiers;
-use crate::image::Image;
+use crate::image::{Image, SourceFile};
 use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
@@ -297,7 +297,7 @@ impl Converter {
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
         let backing = self.backing.as_ref().map(|backing| &backing.image);
         let in_use: Vec<_> =
-            source.into_iter().chain(backing).flat_map(Image::files).filter_map(|file| file.identity).collect();
+            source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
         let output = Output::create(target, &in_use, self.sync, self.clobber)?;
         let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
         output.commit()?;

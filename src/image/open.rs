@@ -233,7 +233,7 @@ impl OpenOptions {
                 self.check_identity(&opened, &inspection.info)?;
                 let backing = inspection.info.backing.as_ref();
                 let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
-                Ok((inspection, SourceFile::new(opened.source.clone(), None)?, backing))
+                Ok((inspection, SourceFile::new(opened.source.clone(), None), backing))
             };
             let (inspection, file, backing) = step().map_err(|e: Error| e.in_file_at(opened.path()))?;
             if seen.iter().any(|other| other.is_same(&opened.source)) {
@@ -302,7 +302,7 @@ impl OpenOptions {
         if layers.iter().flat_map(|layer| &layer.files).any(|other| other.is_same(&opened.source)) {
             return Err(opened.closes_loop());
         }
-        let file = SourceFile::new(opened.source.clone(), opened.path.clone())?;
+        let file = SourceFile::new(opened.source.clone(), opened.path.clone());
         let data_files = RefCell::new(Vec::new());
         let open_data_file = |reference: &FileReference| {
             let file = self.open_data_file(opened, reference)?;

@@ -10,16 +10,19 @@ use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::io::{FileIdentity, ReadAt};
 
-/// A file whose length is queried once, since each query is a request to an object store.
+/// A file whose length and identity are queried once: each query of an object store is a request, and a long chain compares
+/// each file with all others.
 pub(crate) struct SizedFile {
     file: Arc<dyn ReadAt>,
     len: u64,
+    identity: Option<FileIdentity>,
 }
 
 impl SizedFile {
     pub fn new(file: Arc<dyn ReadAt>) -> Result<SizedFile> {
         let len = table::length(&*file)?;
-        Ok(SizedFile { file, len })
+        let identity = file.identity().map_err(Error::io("reading the file identity", None))?;
+        Ok(SizedFile { file, len, identity })
     }
 }
 
@@ -42,7 +45,7 @@ impl ReadAt for SizedFile {
     }
 
     fn identity(&self) -> io::Result<Option<FileIdentity>> {
-        self.file.identity()
+        Ok(self.identity)
     }
 
     fn allocated(&self) -> io::Result<Option<u64>> {
@@ -55,7 +58,6 @@ pub(crate) struct SourceFile {
     /// The file with pending log entries applied.
     pub source: Arc<dyn ReadAt>,
     pub path: Option<PathBuf>,
-    pub identity: Option<FileIdentity>,
     /// Length of `source` in bytes.
     pub len: u64,
     /// The file as stored, with its length when it was opened.
@@ -65,12 +67,15 @@ pub(crate) struct SourceFile {
 impl SourceFile {
     /// Wraps a file whose length is not known yet.
     pub fn from_file(file: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<SourceFile> {
-        SourceFile::new(Arc::new(SizedFile::new(file)?), path)
+        Ok(SourceFile::new(Arc::new(SizedFile::new(file)?), path))
     }
 
-    pub fn new(file: Arc<SizedFile>, path: Option<PathBuf>) -> Result<SourceFile> {
-        let identity = file.identity().map_err(Error::io("reading the file identity", None))?;
-        Ok(SourceFile { source: file.clone(), path, identity, len: file.len, stored: file })
+    pub fn new(file: Arc<SizedFile>, path: Option<PathBuf>) -> SourceFile {
+        SourceFile { source: file.clone(), path, len: file.len, stored: file }
+    }
+
+    pub fn identity(&self) -> Option<FileIdentity> {
+        self.stored.identity
     }
 
     /// Applies the pending log entries that the driver found.
@@ -83,8 +88,8 @@ impl SourceFile {
 
     /// Whether both are the same file: by the system's identity, or for other storage, the same object.
     pub fn is_same(&self, other: &SizedFile) -> bool {
-        match (&self.identity, other.identity().ok().flatten()) {
-            (Some(ours), Some(theirs)) => *ours == theirs,
+        match (self.stored.identity, other.identity) {
+            (Some(ours), Some(theirs)) => ours == theirs,
             _ => Arc::ptr_eq(&self.stored.file, &other.file),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{FileReference, Inspection, Name};
+use diskimage::{Inspection, Name};
 
 use crate::args::Input;
 use crate::failure::Outcome;
@@ -72,7 +72,7 @@ fn human(image: &Inspection) -> String {
         add("cleanly shut down", &"no");
     }
     if let Some(backing) = &info.backing {
-        let full = full_name(path(image), backing);
+        let full = backing.full_name(path(image));
         match full == backing.name {
             true => add("backing file", &full),
             false => add("backing file", &format!("{} (actual path: {full})", backing.name)),
@@ -92,10 +92,4 @@ fn human(image: &Inspection) -> String {
     }
     text.push_str(&format!("File:\n    length: {}\n", size(image.file_len)));
     text
-}
-
-/// Resolves the name of a backing file. URLs and pseudo-protocols (`nbd:`, `json:`) are returned as they are.
-fn full_name(path: &Path, backing: &FileReference) -> Name {
-    let path = backing.path_from(path).filter(|_| backing.is_file_name());
-    path.map_or_else(|| backing.name.clone(), |path| Name::from(&*path))
 }
