@@ -250,8 +250,10 @@ mod tests {
         for name in ["json:{}", "nbd://host/x", "nbd:unix:/s", "fat:rw:/", ""] {
             assert!(!reference(name).is_file_name(), "{name}");
         }
-        for name in ["a.img", "./a:b", "/x/a:b", ":a"] {
-            assert!(reference(name).is_file_name(), "{name}");
+        assert!(reference("a.img").is_file_name());
+        // On Windows, a colon marks a stream within a file.
+        for name in ["./a:b", "/x/a:b", ":a"] {
+            assert_eq!(reference(name).is_file_name(), !cfg!(windows), "{name}");
         }
     }
 

@@ -22,8 +22,7 @@
 //! # Architecture
 //!
 //! Drivers handle metadata only; the pipeline moves the payload. A driver maps guest ranges to host offsets when reading, and
-//! allocates host ranges when writing. Everything else is implemented
-//! once, in the core.
+//! allocates host ranges when writing. Everything else is implemented once, in the core.
 //!
 //! ```text
 //! path or source -> ReadAt -> probe -> Format -> SparseRead (+ backing chain) -> Image
@@ -59,50 +58,12 @@
 //!
 //! [`design`] explains the design decisions.
 //!
-//! # Untrusted images
-//!
-//! - Referenced files (backing files, data files, extents) are opened only as the [`ReferencePolicy`] allows. The error is
-//!   the same whether or not the file exists. Drivers cannot open files.
-//! - Each number from an image is checked against the file length and the [`Limits`] before it is used in arithmetic or as
-//!   an allocation size.
-//! - Missing bytes are an [`Error`], never zeros. Errors name format, field, offset, value and rule.
-//! - During a conversion, two guest ranges that map to one host range are an error unless its reference count allows
-//!   sharing. Such a mapping is corruption, and lets a file of a few KiB expand to many TiB.
-//! - Text from an image is escaped when displayed ([`Name`]).
-//! - A backing file whose format the overlay does not state is opened only if it has no signature, because the guest of a raw
-//!   disk can write one. For the same reason, set the format of raw disks ([`OpenOptions::format`]).
-//!
-//! # Features
-//!
-//! Enabled by default; select a subset with `default-features = false`:
-//!
-//! | feature | enables |
-//! |---|---|
-//! | `qcow2`, `vmdk`, `vhd`, `vhdx`, `vdi` | the driver of this format; raw is in every build |
-//! | `deflate`, `zstd` | the codec of compressed clusters and grains |
-//! | `write` | [`Converter`], creating images, and encoding |
-//!
-//! Opening an image whose format or codec is not compiled in returns an error that names the feature; it is not taken for a
-//! raw disk.
-//! Not on by default: `cli` builds the program `imgconv`, `mmap` adds [`io`] over a memory map, `serde`
-//! implements `Serialize` for reports and properties.
-//!
-#![doc = include_str!("examples.md")]
+#![doc = include_str!("guide.md")]
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Parts of the core are only for writing, or only for some formats. A build with all of them looks for dead code.
-#![cfg_attr(
-    not(all(
-        feature = "write",
-        feature = "qcow2",
-        feature = "vmdk",
-        feature = "vhd",
-        feature = "vhdx",
-        feature = "vdi"
-    )),
-    allow(dead_code, unused_imports)
-)]
+#![cfg_attr(not(feature = "cli"), allow(dead_code, unused_imports))]
 
 // The name that the helpers shared with the integration tests have for this crate.
 #[cfg(test)]
@@ -114,6 +75,8 @@ mod compare;
 mod convert;
 pub mod driver;
 #[doc = include_str!("design.md")]
+// Tests the README's Rust block.
+#[cfg_attr(doctest, doc = include_str!("../README.md"))]
 pub mod design {}
 mod error;
 pub mod format;
@@ -143,8 +106,3 @@ pub use info::{FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
-
-/// The README's Rust block.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

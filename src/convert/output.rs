@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{
-    FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, name_prefix, rename_new, resolve, sync_directory,
-};
+use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, rename_new, resolve, sync_directory};
 use crate::name::escaped_path;
 
 /// A new image file and the further files of the image, all under temporary names; or a device. Dropping it before
@@ -318,13 +316,13 @@ impl Drop for Temporary {
     }
 }
 
-/// `.NAME.0123456789abcdef.tmp`, with as much of the name as fits.
+/// `.NAME.01234567.tmp`, with the start of the name: short, because file systems have different limits (eCryptfs 143 bytes, for
+/// example), and the new name must fit wherever that of the target does.
 fn temporary_name(name: &OsStr) -> OsString {
-    let random = RandomState::new().build_hasher().finish();
-    let mut temporary = OsString::from(".");
-    temporary.push(name_prefix(name, 200));
-    temporary.push(format!(".{random:016x}.tmp"));
-    temporary
+    let name = name.to_string_lossy();
+    let start = name.get(..name.floor_char_boundary(12)).unwrap_or_default();
+    let random = RandomState::new().build_hasher().finish() as u32;
+    format!(".{start}.{random:08x}.tmp").into()
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl fmt::Debug for OpenContext<'_> {
 /// let cx = CreateContext::new(1 << 20, &options, Arc::new(MemFile::new()));
 /// assert!(cx.backing.is_none() && cx.files.is_none());
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CreateContext<'a> {
     /// Virtual size in bytes. A driver may round it up and states the result in [`WriteSpec`](super::WriteSpec).
@@ -116,14 +116,6 @@ impl<'a> CreateContext<'a> {
     pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {
         let identifiers = Identifiers::Reproducible { time: 0 }.for_image("", size, options);
         CreateContext { size, options, compress: false, backing: None, identifiers, out, files: None }
-    }
-}
-
-impl fmt::Debug for CreateContext<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CreateContext { size, options, compress, .. } = self;
-        let mut debug = f.debug_struct("CreateContext");
-        debug.field("size", size).field("options", options).field("compress", compress).finish_non_exhaustive()
     }
 }
 
@@ -154,10 +146,8 @@ impl<'a> NewBacking<'a> {
     }
 }
 
-/// Creates the additional files of an image that consists of several.
-///
-/// A driver derives their names from that of the image. Callers implement [`TargetDirectory`](crate::io::TargetDirectory)
-/// instead.
+/// Creates the additional files of an image, whose names a driver derives from that of the image file. Callers implement
+/// [`TargetDirectory`](crate::io::TargetDirectory) instead.
 ///
 /// ```
 /// use std::ffi::OsString;
@@ -185,4 +175,10 @@ pub trait TargetFiles {
     /// # Errors
     /// Errors of the storage, and [`Error::Usage`] if the name is taken or is not a plain file name.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
+}
+
+impl fmt::Debug for dyn TargetFiles + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.image_name().fmt(f)
+    }
 }

@@ -1,7 +1,6 @@
 //! Extents: the host location and the kind of a guest range.
 //!
-//! These types describe what an image can map. Drivers build them by their fields for each table entry, so they are
-//! exhaustive structs; a new kind of mapping is a new variant of [`ExtentKind`].
+//! The structs are exhaustive, for drivers to build them by their fields; a new kind of mapping is a new [`ExtentKind`].
 
 use std::ops::Range;
 

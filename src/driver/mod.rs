@@ -124,7 +124,6 @@ mod extent;
 mod read;
 mod write;
 
-use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -204,7 +203,7 @@ pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 ///         .create(create, OPTIONS)
 /// }
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct FormatDriver {
     pub(crate) name: &'static str,
     pub(crate) aliases: &'static [&'static str],
@@ -280,11 +279,5 @@ impl FormatDriver {
     pub const fn check(mut self, check: CheckFn) -> Self {
         self.check = Some(check);
         self
-    }
-}
-
-impl fmt::Debug for FormatDriver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FormatDriver").field("name", &self.name).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,5 @@
 //! Writing: allocating host ranges for guest ranges.
 
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -102,7 +101,7 @@ impl WriteSpec {
 /// (frame.header)(&mut header, 1024, 100);
 /// assert_eq!(header, [2, 0, 0, 0, 0, 0, 0, 0, 100, 0, 0, 0]);
 /// ```
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Frame {
     /// Length of the header in bytes.
@@ -117,12 +116,6 @@ impl Frame {
     /// A frame with a header of `header_len` bytes and padding to `alignment` bytes.
     pub const fn new(header_len: usize, alignment: usize, header: fn(&mut [u8], u64, u32)) -> Self {
         Frame { header_len, header, alignment }
-    }
-}
-
-impl fmt::Debug for Frame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Frame").field("header_len", &self.header_len).field("alignment", &self.alignment).finish()
     }
 }
 

@@ -165,6 +165,8 @@ fn the_longest_name_there_is() {
         }
     }
     assert_eq!(dir.names().len(), 2);
+    // wine takes such a name for that of a file that does not exist.
+    #[cfg(unix)]
     assert_eq!(create(dir.join(&"n".repeat(256))).err().unwrap().kind().as_str(), "io");
 }
 

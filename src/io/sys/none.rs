@@ -1,7 +1,6 @@
 //! Targets without files. Everything that names a file fails with [`io::ErrorKind::Unsupported`], as `std::fs` does there;
 //! images in memory and storage of the caller's work.
 
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -96,8 +95,4 @@ pub(crate) fn resolve(_path: &Path) -> io::Result<PathBuf> {
 
 pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     std::str::from_utf8(bytes).ok().map(Path::new)
-}
-
-pub(crate) fn name_prefix(name: &OsStr, _len: usize) -> OsString {
-    name.to_owned()
 }

@@ -1,10 +1,10 @@
 //! Linux, macOS, FreeBSD and other Unix systems.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -212,10 +212,4 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// Bytes from an image as a path of this system, if they can be one.
 pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     Some(Path::new(OsStr::from_bytes(bytes)))
-}
-
-/// The first part of a file name, at most `len` bytes.
-pub(crate) fn name_prefix(name: &OsStr, len: usize) -> OsString {
-    let name = name.as_bytes();
-    OsString::from_vec(name.get(..len).unwrap_or(name).to_vec())
 }

@@ -1,10 +1,10 @@
 //! WebAssembly with WASI preview 1: files without holes, permissions and devices.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::wasi::ffi::{OsStrExt, OsStringExt};
+use std::os::wasi::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
@@ -132,10 +132,4 @@ pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     // WASI takes nothing but UTF-8.
     std::str::from_utf8(bytes).ok()?;
     Some(Path::new(OsStr::from_bytes(bytes)))
-}
-
-/// The first part of a file name, at most `len` bytes.
-pub(crate) fn name_prefix(name: &OsStr, len: usize) -> OsString {
-    let text = String::from_utf8_lossy(name.as_bytes());
-    OsString::from_vec(text.get(..text.floor_char_boundary(len)).unwrap_or_default().into())
 }

@@ -1,6 +1,5 @@
 //! Windows: sparse files of NTFS and ReFS, access control lists, and disks by their device names (`\\.\PhysicalDrive0`).
 
-use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -176,14 +175,4 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
 /// Bytes from an image as a path of this system, if they can be one.
 pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     std::str::from_utf8(bytes).ok().map(Path::new)
-}
-
-/// The first part of a file name, at most `len` units of UTF-16 (the limit for a name is 255).
-pub(crate) fn name_prefix(name: &OsStr, len: usize) -> OsString {
-    let mut used = 0;
-    let fits = |c: &char| {
-        used += c.len_utf16();
-        used <= len
-    };
-    name.to_string_lossy().chars().take_while(fits).collect::<String>().into()
 }
