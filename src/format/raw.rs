@@ -15,11 +15,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::driver::{CreateContext, FormatDriver, OpenContext};
-use crate::driver::{Extent, FileId};
+use crate::driver::{CreateContext, Extent, ExtentKind, FileId, FormatDriver, Location, OpenContext};
 use crate::driver::{Placement, SparseRead, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::table::{self, Field};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt, write_zeros};
@@ -40,10 +38,7 @@ static OPTIONS: &[OptionSpec] = &[OptionSpec {
 
 const FORMAT_NAME: &str = "raw";
 
-struct Reader {
-    info: ImageInfo,
-    file_extents: FileExtents,
-}
+struct Reader(ImageInfo);
 
 impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Self> {
@@ -51,19 +46,18 @@ impl Reader {
         let virtual_size = table::length(&*file)?;
         Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
-        Ok(Reader { info, file_extents: FileExtents::new(file, FileId::default()) })
+        Ok(Reader(info))
     }
 }
 
 impl SparseRead for Reader {
     fn info(&self) -> &ImageInfo {
-        &self.info
+        &self.0
     }
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
-        let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
-        let (kind, len) = self.file_extents.extent(offset, end)?;
-        Ok(Extent { offset, len, kind })
+        let location = Location { file: FileId::default(), offset: range.start };
+        Ok(Extent::new(range, ExtentKind::Data(location)))
     }
 
     fn host_alignment(&self) -> Option<u64> {
@@ -167,7 +161,6 @@ mod tests {
 
     use super::*;
     use crate::driver::NewBacking;
-    use crate::driver::{ExtentKind, Location};
     use crate::format::Format;
     use crate::io::{FileSource, FileTarget, MemFile};
     use crate::limits::{Budget, Limits};
@@ -265,45 +258,5 @@ mod tests {
         assert_eq!(open(100, None), Ok(()));
         assert_eq!(open(101, None), Err("limit"));
         assert_eq!(open(100, Some("1")), Err("unsupported"));
-    }
-
-    /// A file of 100 bytes with data at 10 to 20 and 50 to 100.
-    struct Sparse;
-
-    impl ReadAt for Sparse {
-        fn size(&self) -> io::Result<u64> {
-            Ok(100)
-        }
-
-        fn read_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<usize> {
-            unreachable!("extents need no reads")
-        }
-
-        fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-            Ok([10..20, 50..100].into_iter().find(|run| offset < run.end).map(|run| run.start.max(offset)..run.end))
-        }
-    }
-
-    #[test]
-    fn extents_are_the_data_ranges_of_the_file() {
-        let (limits, budget) = (Limits::default(), Budget::new(0));
-        let cx = OpenContext::new(&limits, &budget);
-        let reader = Format::RAW.open(Arc::new(Sparse), &cx).unwrap();
-        // In any order, because the last range is cached.
-        for (offset, end, is_data) in [
-            (60, 100, true),
-            (0, 10, false),
-            (10, 20, true),
-            (19, 20, true),
-            (20, 50, false),
-            (12, 20, true),
-            (99, 100, true),
-            (49, 50, false),
-            (9, 10, false),
-        ] {
-            let at = Location { file: FileId(0), offset };
-            let kind = if is_data { ExtentKind::Data(at) } else { ExtentKind::Zero { allocated: Some(at) } };
-            assert_eq!(reader.extent_at(offset..u64::MAX).unwrap(), Extent { offset, len: end - offset, kind });
-        }
     }
 }

@@ -121,7 +121,7 @@ impl Image {
         let mut shared = self.scratch.try_lock();
         let scratch = shared.as_deref_mut().unwrap_or(&mut own);
         let mut rest = buf;
-        for span in self.spans(offset..end) {
+        for span in self.spans(offset..end).without_holes() {
             let span = span?;
             let (part, after) = rest.split_at_mut(span.len as usize);
             self.load(&span, part, scratch)?;
@@ -138,11 +138,7 @@ impl Image {
     /// Fills `buf` with the data of `span`.
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
-            ExtentKind::Hole | ExtentKind::Zero { .. } => {
-                buf.fill(0);
-                Ok(())
-            }
-            ExtentKind::Data(at) => {
+            ExtentKind::Data(at) if !span.host_hole => {
                 let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
                 self.with_file(span, at.file, read)
             }
@@ -164,6 +160,10 @@ impl Image {
                 let from = (span.offset - unit.unit) as usize;
                 let decoded = scratch.unit.get(from..from + buf.len()).unwrap_or_default();
                 buf.copy_from_slice(decoded);
+                Ok(())
+            }
+            ExtentKind::Data(_) | ExtentKind::Zero { .. } | ExtentKind::Hole => {
+                buf.fill(0);
                 Ok(())
             }
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::driver::SparseRead;
 use crate::error::{Error, Result};
+use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table;
 use crate::io::{FileIdentity, ReadAt};
 
@@ -60,6 +61,8 @@ pub(crate) struct SourceFile {
     pub path: Option<PathBuf>,
     /// Length of `source` in bytes.
     pub len: u64,
+    /// Data and holes of `source`.
+    pub data_runs: DataRuns,
     /// The file as stored, with its length when it was opened.
     stored: Arc<SizedFile>,
 }
@@ -71,7 +74,8 @@ impl SourceFile {
     }
 
     pub fn new(file: Arc<SizedFile>, path: Option<PathBuf>) -> SourceFile {
-        SourceFile { source: file.clone(), path, len: file.len, stored: file }
+        let data_runs = DataRuns::new(file.clone(), file.len);
+        SourceFile { source: file.clone(), path, len: file.len, data_runs, stored: file }
     }
 
     pub fn identity(&self) -> Option<FileIdentity> {
@@ -81,7 +85,10 @@ impl SourceFile {
     /// Applies the pending log entries that the driver found.
     pub fn seen_by(self, reader: &dyn SparseRead) -> Result<SourceFile> {
         match reader.image_file() {
-            Some(source) => Ok(SourceFile { len: table::length(&*source)?, source, ..self }),
+            Some(source) => {
+                let len = table::length(&*source)?;
+                Ok(SourceFile { len, data_runs: DataRuns::new(source.clone(), len), source, ..self })
+            }
             None => Ok(self),
         }
     }

@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::overlap::OverlapTracker;
 use super::{Image, Layer};
-use crate::driver::{Extent, ExtentKind, FileId};
+use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::format::shared::data_runs::DataRuns;
 
 /// A guest range of one kind, resolved through the whole chain.
 ///
@@ -34,6 +36,8 @@ pub struct Span {
     pub kind: ExtentKind,
     /// Index of the layer that has the range; 0 is the top.
     pub layer: usize,
+    /// Whether the host range is a hole of its file, so that it reads as zeros, as in an image with preallocated metadata.
+    pub host_hole: bool,
 }
 
 impl Span {
@@ -42,9 +46,23 @@ impl Span {
         self.offset + self.len
     }
 
-    /// Whether the range is zeros by the metadata alone.
+    /// Whether the range is known to be zeros without reading it.
     pub fn is_zero(&self) -> bool {
-        matches!(self.kind, ExtentKind::Zero { .. } | ExtentKind::Hole)
+        self.host_hole || !self.is_data()
+    }
+
+    /// Whether the image maps the range to data, which in a hole of the file reads as zeros.
+    pub fn is_data(&self) -> bool {
+        matches!(self.kind, ExtentKind::Data(_) | ExtentKind::Compressed(_))
+    }
+
+    /// The host location of the range, unless it is compressed.
+    pub fn location(&self) -> Option<Location> {
+        match self.kind {
+            ExtentKind::Data(at) => Some(at),
+            ExtentKind::Zero { allocated } => allocated,
+            ExtentKind::Compressed(_) | ExtentKind::Hole => None,
+        }
     }
 
     /// The part in the guest range `start..end`, which must overlap the span.
@@ -52,7 +70,7 @@ impl Span {
     pub(crate) fn clip(self, start: u64, end: u64) -> Span {
         let Extent { offset, len, kind } =
             Extent { offset: self.offset, len: self.len, kind: self.kind }.clip(start, end);
-        Span { offset, len, kind, layer: self.layer }
+        Span { offset, len, kind, ..self }
     }
 }
 
@@ -65,17 +83,23 @@ pub struct Spans<'a> {
     /// The last extent of each layer. It may be much longer than its visible part.
     cached: Vec<Option<Extent>>,
     trackers: Option<Vec<OverlapTracker>>,
+    finds_holes: bool,
 }
 
 impl<'a> Spans<'a> {
     pub(super) fn new(image: &'a Image, range: Range<u64>) -> Self {
         let end = range.end.min(image.virtual_size());
-        Spans { image, at: range.start, end, cached: vec![None; image.layers.len()], trackers: None }
+        Spans { image, at: range.start, end, cached: vec![None; image.layers.len()], trackers: None, finds_holes: true }
     }
 
     /// Adds an overlap tracker for each layer.
     pub(super) fn with_trackers(self, trackers: Vec<OverlapTracker>) -> Self {
         Spans { trackers: Some(trackers), ..self }
+    }
+
+    /// Takes holes of the files for data: for a single read, to look for holes costs more than to read them.
+    pub(super) fn without_holes(self) -> Self {
+        Spans { finds_holes: false, ..self }
     }
 
     /// Skips to guest offset `at`, which is not before the current one.
@@ -92,15 +116,46 @@ impl<'a> Spans<'a> {
             if self.at >= info.virtual_size {
                 // A layer that is shorter than its overlay reads as zeros after its end.
                 let kind = ExtentKind::Hole;
-                return Ok(Span { offset: self.at, len: limit - self.at, kind, layer: index.saturating_sub(1) });
+                let layer = index.saturating_sub(1);
+                return Ok(Span { offset: self.at, len: limit - self.at, kind, layer, host_hole: false });
             }
             let extent = self.extent(index, limit)?.clip(self.at, limit);
             limit = extent.end();
             if extent.kind != ExtentKind::Hole || index == last {
-                return Ok(Span { offset: extent.offset, len: extent.len, kind: extent.kind, layer: index });
+                return self.find_hole(index, extent);
             }
             index += 1;
         }
+    }
+
+    /// The start of `extent` up to where data of the file begins or ends.
+    fn find_hole(&self, index: usize, Extent { offset, len, kind }: Extent) -> Result<Span> {
+        let whole = Span { offset, len, kind, layer: index, host_hole: false };
+        let layer = &self.image.layers[index];
+        let ExtentKind::Data(at) = kind else { return Ok(whole) };
+        let Some(runs) = self.data_runs(layer, at.file) else { return Ok(whole) };
+        let (in_data, end) = runs.run_at(at.offset).map_err(|e| layer.locate(e, at.file))?;
+        let len = len.min(end - at.offset);
+        Ok(match in_data {
+            true => Span { len, ..whole },
+            // As in qemu, a hole of a raw disk is not data at all.
+            false if layer.format == Format::RAW => {
+                Span { len, kind: ExtentKind::Zero { allocated: Some(at) }, ..whole }
+            }
+            false => Span { len, host_hole: true, ..whole },
+        })
+    }
+
+    /// Whether all of `extent` is a hole of its file.
+    fn is_hole(&self, index: usize, extent: Extent) -> Result<bool> {
+        let start = self.find_hole(index, extent)?;
+        Ok(start.is_zero() && start.len == extent.len)
+    }
+
+    /// The data and holes of a file, if they are worth a query: in a raw disk, nothing else tells zeros.
+    fn data_runs<'b>(&self, layer: &'b Layer, id: FileId) -> Option<&'b DataRuns> {
+        let file = layer.files.get(id.0 as usize).filter(|_| self.finds_holes)?;
+        (layer.format == Format::RAW || file.data_runs.has_holes()).then_some(&file.data_runs)
     }
 
     fn extent(&mut self, index: usize, limit: u64) -> Result<Extent> {
@@ -117,11 +172,15 @@ impl<'a> Spans<'a> {
                     .and_then(
                         |extent| if covers(&extent, self.at) { Ok(extent) } else { Err(misplaced(layer, self.at)) },
                     )
-                    .and_then(|extent| match &mut self.trackers {
-                        Some(trackers) => trackers[index].claim(&*layer.reader, &extent).map(|()| extent),
-                        None => Ok(extent),
-                    })
                     .map_err(|e| layer.locate(e, FileId::default()))?;
+                // What is a hole as a whole cannot expand to data.
+                if self.trackers.is_some()
+                    && !self.is_hole(index, extent)?
+                    && let Some(trackers) = &mut self.trackers
+                {
+                    let claimed = trackers[index].claim(&*layer.reader, &extent);
+                    claimed.map_err(|e| layer.locate(e, FileId::default()))?;
+                }
                 self.cached[index] = Some(extent);
                 Ok(extent)
             }

@@ -4,7 +4,8 @@ use std::io::{Read, Seek, SeekFrom};
 
 use super::*;
 use crate::driver::{Extent, Location};
-use crate::io::MemFile;
+use crate::io::{MemFile, WriteAt};
+use crate::testing::{Calls, SparseFile};
 
 /// A layer with these extents, and holes between them.
 struct Fake(ImageInfo, Vec<Extent>);
@@ -73,7 +74,13 @@ fn holes_read_as_the_parent_up_to_its_end() {
 fn spans_are_looked_up_through_the_layers() {
     let image = over(counting(99));
     let spans: Vec<_> = image.spans(5..u64::MAX).map(|span| span.unwrap()).collect();
-    let span = |range: Range<u64>, kind, layer| Span { offset: range.start, len: range.end - range.start, kind, layer };
+    let span = |range: Range<u64>, kind, layer| Span {
+        offset: range.start,
+        len: range.end - range.start,
+        kind,
+        layer,
+        host_hole: false,
+    };
     let data = |offset| ExtentKind::Data(TOP.advance(offset));
     let expected = [
         span(5..10, data(5), 1),
@@ -86,6 +93,36 @@ fn spans_are_looked_up_through_the_layers() {
     assert_eq!(image.spans(11..13).map(|span| span.unwrap().len).collect::<Vec<_>>(), [1, 1]);
     assert_eq!(image.spans(100..200).count(), 0);
     assert_eq!(image.spans(0..0).count(), 0);
+}
+
+#[test]
+fn holes_of_the_files_are_zeros() {
+    let file = SparseFile::default();
+    file.set_len(4096).unwrap();
+    file.write_all_at(&[7; 512], 1024).unwrap();
+    let file = Arc::new(file);
+    let span = |offset, len, kind, host_hole| Span { offset, len, kind, layer: 0, host_hole };
+    let at = |offset| TOP.advance(offset);
+    let zero = |offset| ExtentKind::Zero { allocated: Some(at(offset)) };
+    let (raw, other) = (
+        [span(0, 1024, zero(0), false), span(1536, 2560, zero(1536), false)],
+        [span(0, 1024, ExtentKind::Data(at(0)), true), span(1536, 2560, ExtentKind::Data(at(1536)), true)],
+    );
+    for (format, holes) in [(Format::RAW, raw), (Format::VHD, other)] {
+        let mut layer = layer(4096, vec![Extent::new(0..4096, ExtentKind::Data(TOP))], Vec::new());
+        layer.format = format;
+        layer.files = vec![SourceFile::from_file(file.clone(), None).unwrap()];
+        let image = Image::new(vec![layer]);
+        let spans: Vec<_> = image.spans(0..u64::MAX).map(|span| span.unwrap()).collect();
+        let data = span(1024, 512, ExtentKind::Data(at(1024)), false);
+        assert_eq!(spans, [holes[0], data, holes[1]]);
+        assert!(holes.iter().all(Span::is_zero) && !data.is_zero());
+        file.take_calls();
+        let mut bytes = [9; 4096];
+        image.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes[1024..1536] == [7; 512] && bytes[..1024] == [0; 1024] && bytes[1536..] == [0; 2560]);
+        assert_eq!(file.take_calls(), Calls { reads: 1, queries: 0 }, "a single read does not look for holes");
+    }
 }
 
 #[test]

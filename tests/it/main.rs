@@ -6,6 +6,7 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod corpus;
+mod counts;
 mod determinism;
 mod faults;
 mod fuzzing;

@@ -7,9 +7,11 @@
 #![allow(dead_code, unused_imports, reason = "no test program uses all of it")]
 
 mod random;
+mod sparse_file;
 mod target;
 mod tempdir;
 
 pub use random::{Random, noise};
+pub use sparse_file::{Calls, SparseFile};
 pub use target::{RecordingTarget, TargetEvent, place, place_filled};
 pub use tempdir::TempDir;

@@ -43,7 +43,7 @@ fn print_table(image: &Image, stdout: &mut Stdout) -> Result<()> {
     stdout.write(&row("Offset", "Length", "Mapped to", "File"))?;
     for entry in entries(image) {
         let entry = entry?;
-        if entry.data {
+        if !entry.zero {
             let host_offset = entry.offset.map_or("compressed".to_owned(), hex);
             let file = entry.file.map_or("-".to_owned(), |path| Name::from(path).to_string());
             stdout.write(&row(&hex(entry.start), &hex(entry.length), &host_offset, &file))?;
@@ -88,12 +88,7 @@ struct MapEntry<'a> {
 
 impl<'a> MapEntry<'a> {
     fn new(span: &Span, image: &'a Image) -> Self {
-        let (location, compressed) = match span.kind {
-            ExtentKind::Data(at) => (Some(at), false),
-            ExtentKind::Zero { allocated } => (allocated, false),
-            ExtentKind::Compressed(_) => (None, true),
-            _ => (None, false),
-        };
+        let location = span.location();
         let file = match span.kind {
             ExtentKind::Compressed(unit) => Some(unit.at.file),
             _ => location.map(|at| at.file),
@@ -104,8 +99,8 @@ impl<'a> MapEntry<'a> {
             depth: span.layer,
             present: span.kind != ExtentKind::Hole,
             zero: span.is_zero(),
-            data: !span.is_zero(),
-            compressed,
+            data: span.is_data(),
+            compressed: matches!(span.kind, ExtentKind::Compressed(_)),
             offset: location.map(|at| at.offset),
             file: file.and_then(|file| image.file_path(span.layer, file)),
         }

@@ -2,8 +2,8 @@
 
 /// Runs of equal bits in a bitmap, and bit sets.
 pub(crate) mod bits;
-/// Data and holes of a file that holds guest data unencoded.
-pub(crate) mod file_extents;
+/// Data and holes of a file.
+pub(crate) mod data_runs;
 /// Tables of fixed-size entries, read page by page.
 pub(crate) mod paged_table;
 /// Merging table entries into extents.

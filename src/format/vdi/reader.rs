@@ -6,11 +6,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::FORMAT_NAME;
-use super::header::{Header, Kind};
+use super::header::Header;
 use super::map::{BlockMap, BlockMapEntry, BlockMapPage, IMAGE};
 use crate::driver::{Extent, ExtentKind, Location, OpenContext, SparseRead};
 use crate::error::Result;
-use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::run;
 use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
@@ -20,16 +19,13 @@ use crate::name::Name;
 pub(super) struct Reader {
     info: ImageInfo,
     map: BlockMap,
-    /// The holes in the allocated blocks of a static image, which were never written.
-    file_extents: Option<FileExtents>,
 }
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        let file_extents = (header.kind == Kind::Static).then(|| FileExtents::new(file.clone(), IMAGE));
-        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)?, file_extents })
+        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)? })
     }
 
     /// The kind and length of the extent from guest offset `offset` to the end of its block, block `index` on `page`.
@@ -37,18 +33,12 @@ impl Reader {
         let within = offset % u64::from(self.map.header.block_size);
         let len = self.map.visible_len(index) - within;
         let kind = match BlockMapEntry::from_page(page, index) {
-            BlockMapEntry::Free => ExtentKind::Hole,
-            BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
+            BlockMapEntry::Free if self.map.header.kind.has_parent() => ExtentKind::Hole,
+            BlockMapEntry::Free | BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
             BlockMapEntry::Block(number) => {
                 let host_offset = self.map.host_offset(number);
                 self.map.check(index, host_offset, within + len)?;
-                let at = Location { file: IMAGE, offset: host_offset + within };
-                // A block is a hole or data as a whole: holes of the file need not be aligned.
-                let file_extents = self.file_extents.as_ref();
-                match file_extents.map(|it| it.extent(at.offset, at.offset + len)).transpose()? {
-                    Some((zero @ ExtentKind::Zero { .. }, zeros)) if zeros == len => zero,
-                    _ => ExtentKind::Data(at),
-                }
+                ExtentKind::Data(Location { file: IMAGE, offset: host_offset + within })
             }
         };
         Ok((kind, len))

@@ -7,9 +7,8 @@ use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
 use super::header::Header;
 use super::{EPOCH, FIELDS, FORMAT_NAME, SECTOR, geometry, locator};
-use crate::driver::{Extent, FileId, OpenContext, SparseRead};
+use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Problem, Result};
-use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::table;
 use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
@@ -25,7 +24,7 @@ pub(super) struct Reader {
 
 pub(super) enum Content {
     /// Guest data from the start of the file.
-    Fixed(FileExtents),
+    Fixed,
     Blocks(Blocks),
 }
 
@@ -39,7 +38,7 @@ impl Reader {
             let (size, size_warning) = geometry::disk_size(&footer, at);
             size_field.within(0, size, at)?;
             let info = describe(&footer, size, [warning, size_warning]);
-            return Ok(Reader { info, content: Content::Fixed(FileExtents::new(file, FileId::default())) });
+            return Ok(Reader { info, content: Content::Fixed });
         }
 
         let header_at = footer.data_offset;
@@ -115,7 +114,7 @@ impl SparseRead for Reader {
         self.info.check_offset(range.start)?;
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let (kind, len) = match &self.content {
-            Content::Fixed(file_extents) => file_extents.extent(offset, end)?,
+            Content::Fixed => (ExtentKind::Data(Location { file: FileId::default(), offset }), end - offset),
             Content::Blocks(blocks) => blocks.extent(offset, end)?,
         };
         Ok(Extent { offset, len, kind })
@@ -127,7 +126,7 @@ impl SparseRead for Reader {
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         match &self.content {
-            Content::Fixed(_) => Ok(()),
+            Content::Fixed => Ok(()),
             Content::Blocks(blocks) => blocks.report_metadata(claim),
         }
     }

@@ -11,7 +11,6 @@ use super::{FIELDS, FORMAT_NAME, MIB};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
-use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::run;
 use crate::format::shared::table_cache::TableCache;
 use crate::info::{ImageInfo, Value};
@@ -28,8 +27,6 @@ pub(super) struct Reader {
     bat: Bat,
     sector_size: u64,
     bitmaps: TableCache,
-    /// Holes of the file within blocks: all blocks of a fixed disk are allocated, written or not.
-    file_extents: FileExtents,
     /// Host ranges of metadata other than sector bitmap blocks.
     metadata: Vec<Range<u64>>,
 }
@@ -50,7 +47,6 @@ impl Reader {
             bat: Bat::new(&structure)?,
             sector_size: structure.metadata.logical_sector_size.into(),
             bitmaps: TableCache::default(),
-            file_extents: FileExtents::new(structure.file.clone(), IMAGE),
             metadata: structure.ranges().map(|(range, _)| range).collect(),
             file: structure.file,
         })
@@ -72,7 +68,7 @@ impl Reader {
             first => self.whole(first).advance(within),
         };
         let first = Extent { offset, len: self.bat.visible_len(block) - within, kind: first };
-        let Extent { len, kind, .. } = run::merge(first, end, |at| {
+        let extent = run::merge(first, end, |at| {
             let block = at / self.bat.block_size;
             if block >= page.blocks.end {
                 return None;
@@ -82,10 +78,7 @@ impl Reader {
                 Ok(next) => Some((self.whole(next), self.bat.visible_len(block))),
             }
         });
-        match kind {
-            ExtentKind::Data(at) => self.payload(at.offset, len),
-            kind => Ok((kind, len)),
-        }
+        Ok((extent.kind, extent.len))
     }
 
     /// The extent kind of a block whose bytes all have the same kind, by its entry.
@@ -118,24 +111,8 @@ impl Reader {
         let (present, run_end) = bits::run(&page.bytes, BitOrder::LowestFirst, sector - first, end - first);
         let run_end = ((first + run_end - start) * self.sector_size).min(self.bat.visible_len(block));
         let len = run_end - within;
-        if present { self.payload(host_offset + within, len) } else { Ok((ExtentKind::Hole, len)) }
-    }
-
-    /// The kind and the length of the extent at `host_offset`, where `len` bytes are present: data, or a hole of the file. Holes
-    /// are cut to whole units of the alignment, by which overlaps are tracked.
-    fn payload(&self, host_offset: u64, len: u64) -> Result<(ExtentKind, u64)> {
-        let (unit, end) = (self.alignment(), host_offset + len);
-        let start = host_offset / unit * unit;
-        let (kind, run) = self.file_extents.extent(start, end)?;
-        let run_end = start + run;
-        let at = Location { file: IMAGE, offset: host_offset };
-        let (kind, run_end) = match kind {
-            ExtentKind::Zero { .. } if run_end == end => (ExtentKind::Zero { allocated: Some(at) }, end),
-            ExtentKind::Zero { .. } if run >= unit => (ExtentKind::Zero { allocated: Some(at) }, run_end / unit * unit),
-            ExtentKind::Zero { .. } => (ExtentKind::Data(at), start + unit),
-            _ => (ExtentKind::Data(at), run_end.div_ceil(unit).saturating_mul(unit)),
-        };
-        Ok((kind, run_end.min(end) - host_offset))
+        let location = Location { file: IMAGE, offset: host_offset + within };
+        Ok((if present { ExtentKind::Data(location) } else { ExtentKind::Hole }, len))
     }
 }
 

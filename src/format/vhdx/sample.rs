@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -35,8 +34,6 @@ pub(super) struct Sample {
     pub bitmaps: Vec<u64>,
     /// Data of the file outside the table, with host offsets.
     pub bytes: Vec<(u64, Vec<u8>)>,
-    /// Host ranges of other data, with arbitrary content.
-    pub data: Vec<Range<u64>>,
     pub file_len: u64,
 }
 
@@ -51,7 +48,6 @@ impl Sample {
             blocks: blocks.to_vec(),
             bitmaps: Vec::new(),
             bytes: Vec::new(),
-            data: Vec::new(),
             file_len,
         };
         let chunks = blocks.len().div_ceil(sample.chunk_ratio());
@@ -97,7 +93,7 @@ impl Sample {
         let mut pieces: BTreeMap<_, _> = self.bytes.iter().cloned().collect();
         let bat_len = (bat.len() as u64 * 8).next_multiple_of(MIB).max(MIB);
         pieces.insert(BAT, bat.iter().flat_map(|entry| entry.to_le_bytes()).collect());
-        let file = SparseFile { len: self.file_len, pieces, data: self.data.clone() };
+        let file = Pieces { len: self.file_len, pieces };
         let header = Header {
             sequence_number: 1,
             file_write_guid: Uuid::from_u128(2),
@@ -124,14 +120,13 @@ impl Sample {
     }
 }
 
-/// A file of a few pieces of data with holes between them.
-struct SparseFile {
+/// A file of a few pieces of data with zeros between them.
+struct Pieces {
     len: u64,
     pieces: BTreeMap<u64, Vec<u8>>,
-    data: Vec<Range<u64>>,
 }
 
-impl ReadAt for SparseFile {
+impl ReadAt for Pieces {
     fn size(&self) -> io::Result<u64> {
         Ok(self.len)
     }
@@ -148,12 +143,6 @@ impl ReadAt for SparseFile {
             }
         }
         Ok(len)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let pieces = self.pieces.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        let after = pieces.chain(self.data.iter().cloned()).filter(|range| range.end > offset);
-        Ok(after.min_by_key(|range| range.start).map(|range| range.start.max(offset)..range.end))
     }
 }
 

@@ -10,6 +10,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::driver::FileId;
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
+use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table::{self, Field};
 use crate::io::ReadAt;
 
@@ -40,6 +41,7 @@ pub(super) fn open_cowd(
     };
     let directory = read_directory(&*file, start, entries, FIELDS.at("gdOffset", 20), table_offset, cx, on_damage)?;
     Ok(GrainMap {
+        data_runs: DataRuns::new(file.clone(), file_len),
         file,
         id,
         file_len,
@@ -85,6 +87,7 @@ pub(super) fn open_sesparse(
         read_directory(&*file, start, entries, FIELDS.at("grain_dir_offset", 128), table_offset, cx, on_damage)?;
     let constant_header = 0..SeSparseHeader::LEN;
     Ok(GrainMap {
+        data_runs: DataRuns::new(file.clone(), file_len),
         file,
         id,
         file_len,

@@ -11,6 +11,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, has_zlib_header};
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::format::shared::{run, table};
 use crate::io::ReadAt;
@@ -33,6 +34,8 @@ pub(super) struct GrainMap {
     pub redundant_directory: Vec<u64>,
     /// Host ranges of the remaining metadata.
     pub metadata: Vec<Range<u64>>,
+    /// Data and holes of the file.
+    pub data_runs: DataRuns,
 }
 
 /// The format of grain table entries.
@@ -176,9 +179,12 @@ impl GrainMap {
     /// Number of tables from `table`, at `table_offset`, in the same hole of the file, if any. A sparsely filled disk
     /// has all tables allocated, but most were never written.
     fn tables_in_hole(&self, table: usize, table_offset: u64, end: u64) -> Result<Option<usize>> {
+        if !self.data_runs.has_holes() {
+            return Ok(None);
+        }
         let in_hole = |directory: &[u64], offset| {
-            let data = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
-            let hole = offset..data.map_or(self.file_len, |run| run.start);
+            let (is_data, run_end) = self.data_runs.run_at(offset)?;
+            let hole = offset..if is_data { offset } else { run_end };
             let numbered = directory.iter().enumerate().skip(table).take(self.tables_until(table, end));
             let empty = numbered.take_while(|(table, offset)| {
                 let end = offset.saturating_add(self.table_entries(*table) * self.entry_size());

@@ -12,6 +12,7 @@ use super::{FIELDS, SECTOR};
 use crate::driver::FileId;
 use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table;
 use crate::format::shared::table::Field;
 use crate::io::ReadAt;
@@ -100,6 +101,7 @@ impl Hosted {
             .contains(Flags::COMPRESSED)
             .then(|| if self.header.flags.contains(Flags::MARKERS) { Framing::Marked } else { Framing::Bare });
         GrainMap {
+            data_runs: DataRuns::new(self.file.clone(), self.file_len),
             file: self.file,
             id: self.id,
             file_len: self.file_len,

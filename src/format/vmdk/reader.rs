@@ -11,9 +11,8 @@ use super::hosted::Hosted;
 use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind, cowd, esxi};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
-use crate::driver::{Extent, ExtentKind, FileId};
+use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
-use crate::format::shared::file_extents::FileExtents;
 use crate::format::shared::table;
 use crate::format::shared::table_cache::TableCache;
 use crate::info::{FileReference, ImageInfo, Value};
@@ -46,11 +45,10 @@ enum Storage {
     /// Not stored: reads as zeros.
     Zero,
     Flat {
-        file_extents: FileExtents,
-        /// Host offset of the extent.
-        host_offset: u64,
+        /// Where the extent starts.
+        start: Location,
     },
-    Sparse(GrainMap),
+    Sparse(Box<GrainMap>),
     /// The file was not opened, since only the image's properties are needed.
     Unopened,
 }
@@ -96,7 +94,7 @@ impl Reader {
 
     /// Returns the reader of an image with one sparse extent.
     fn from_grains(grains: GrainMap, info: ImageInfo) -> Reader {
-        let extents = vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(grains) }];
+        let extents = vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(Box::new(grains)) }];
         Reader { info, extents, table_cache: TableCache::default() }
     }
 
@@ -178,7 +176,7 @@ impl ExtentFiles<'_, '_> {
             ExtentType::Flat | ExtentType::Vmfs => {
                 let host_offset = line.offset * SECTOR;
                 FIELDS.at("file range", line.at).within(host_offset, len, table::length(&*file)?)?;
-                return Ok(Storage::Flat { file_extents: FileExtents::new(file, id), host_offset });
+                return Ok(Storage::Flat { start: Location { file: id, offset: host_offset } });
             }
             ExtentType::Sparse => {
                 let hosted = Hosted::read(file, id, self.cx)?;
@@ -203,7 +201,7 @@ impl ExtentFiles<'_, '_> {
                 grains
             }
         };
-        Ok(Storage::Sparse(grains))
+        Ok(Storage::Sparse(Box::new(grains)))
     }
 }
 
@@ -345,10 +343,7 @@ impl SparseRead for Reader {
         let end = end.min(guest_range.end);
         let (kind, len) = match storage {
             Storage::Zero => (ExtentKind::Zero { allocated: None }, guest_range.end - offset),
-            Storage::Flat { file_extents, host_offset } => {
-                let from = host_offset + (offset - guest_range.start);
-                file_extents.extent(from, host_offset + (end - guest_range.start))?
-            }
+            Storage::Flat { start } => (ExtentKind::Data(start.advance(offset - guest_range.start)), end - offset),
             Storage::Sparse(grains) => {
                 let extent = grains.extent(&self.table_cache, offset - guest_range.start, end - guest_range.start);
                 extent.map_err(|error| self.in_file(error, grains.id))?

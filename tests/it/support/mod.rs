@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use diskimage::io::MemFile;
 use diskimage::{Converter, Format, Image, OpenOptions, Options, ReferencePolicy, Report, Result};
-pub use shared::{Random, TempDir};
+pub use shared::{Calls, Random, SparseFile, TempDir};
 
 pub fn format(name: &str) -> Format {
     Format::by_name(name).unwrap()

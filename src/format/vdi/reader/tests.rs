@@ -65,8 +65,8 @@ impl Sample {
     fn byte(&self, offset: u64) -> Option<ExtentKind> {
         let (block, within) = (offset / u64::from(self.block_size), offset % u64::from(self.block_size));
         Some(match self.map[block as usize] {
-            BlockMapEntry::Free => ExtentKind::Hole,
-            BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
+            BlockMapEntry::Free if self.kind.has_parent() => ExtentKind::Hole,
+            BlockMapEntry::Free | BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
             BlockMapEntry::Block(number) => {
                 let area = self.header().data_offset + u64::from(number * (self.extra + self.block_size));
                 let host_offset = area + u64::from(self.extra) + within;

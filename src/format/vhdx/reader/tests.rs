@@ -15,12 +15,6 @@ impl Sample {
         Reader::new(self.structure()).unwrap()
     }
 
-    /// Whether the host range contains data.
-    fn has_data(&self, range: Range<u64>) -> bool {
-        let pieces = self.bytes.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        pieces.chain(self.data.iter().cloned()).any(|it| it.start < range.end && range.start < it.end)
-    }
-
     /// The extent kind of the byte at guest offset `offset`; `None` if its block is invalid.
     fn byte(&self, offset: u64) -> Option<ExtentKind> {
         let block_size = u64::from(self.block_size);
@@ -29,16 +23,7 @@ impl Sample {
         let (entry, ratio) = (self.blocks[block as usize], self.chunk_ratio() as u64);
         let host_offset = entry >> 20 << 20;
         let in_file = |offset: u64, len: u64| offset >= MIB && offset + len <= self.file_len;
-        let payload = || {
-            let unit = if self.differencing { self.sector_size.into() } else { MIB };
-            let start = (host_offset + within) / unit * unit;
-            let at = Location { file: IMAGE, offset: host_offset + within };
-            Some(if self.has_data(start..(start + unit).min(host_offset + visible)) {
-                ExtentKind::Data(at)
-            } else {
-                ExtentKind::Zero { allocated: Some(at) }
-            })
-        };
+        let payload = || Some(ExtentKind::Data(Location { file: IMAGE, offset: host_offset + within }));
         if entry & 0xf_fff8 != 0 {
             return None;
         }
@@ -67,7 +52,7 @@ impl Sample {
         let block_size = u64::from(self.block_size);
         let mut edges: Vec<_> = (0..self.size).step_by(MIB as usize).collect();
         let data = self.bytes.iter().map(|(start, bytes)| *start..start + bytes.len() as u64);
-        for edge in data.chain(self.data.iter().cloned()).flat_map(|range| [range.start, range.end]) {
+        for edge in data.flat_map(|range| [range.start, range.end]) {
             for (block, entry) in self.blocks.iter().enumerate() {
                 let within = edge.wrapping_sub(entry >> 20 << 20);
                 if within < block_size {
@@ -105,9 +90,8 @@ fn samples() -> impl Strategy<Value = Sample> {
         (0u64..64, prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 1..50)),
         1..8,
     );
-    let data = prop::collection::vec((0u64..40, 0u64..4 << 20, 1u64..3 << 20), 0..20);
-    (shape, entries, bitmaps, bits, data, 0u64..9, prop_oneof![4 => Just(0), 1 => 0u64..20 << 20]).prop_map(
-        |((mib, sector_size, differencing), entries, bitmaps, bits, data, cut, short)| {
+    (shape, entries, bitmaps, bits, 0u64..9, prop_oneof![4 => Just(0), 1 => 0u64..20 << 20]).prop_map(
+        |((mib, sector_size, differencing), entries, bitmaps, bits, cut, short)| {
             let block_size = mib * MIB;
             let slot = |slot: u64| DATA + slot * block_size;
             let blocks: Vec<_> = (0..)
@@ -133,24 +117,9 @@ fn samples() -> impl Strategy<Value = Sample> {
                     }
                 }
             }
-            sample.data = data.iter().map(|(at, by, len)| slot(*at) + by..slot(*at) + by + len).collect();
-            merge(&mut sample.data);
             sample
         },
     )
-}
-
-/// Merges ranges that touch.
-fn merge(ranges: &mut Vec<Range<u64>>) {
-    ranges.sort_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::new();
-    for range in ranges.drain(..) {
-        match merged.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    *ranges = merged;
 }
 
 proptest! {
@@ -220,8 +189,7 @@ fn an_empty_disk_has_few_extents() {
 #[test]
 fn contiguous_blocks_are_one_extent() {
     let full = |mib: u64| Sample::entry(state::FULLY_PRESENT, mib * MIB);
-    let mut sample = Sample::new(MIB, false, &[full(4), full(5), full(6), full(8), 0, state::ZERO, full(9)], 20 * MIB);
-    sample.data.push(4 * MIB..20 * MIB);
+    let sample = Sample::new(MIB, false, &[full(4), full(5), full(6), full(8), 0, state::ZERO, full(9)], 20 * MIB);
     let reader = sample.open();
     let extents: Vec<_> = [0, 3, 4, 6]
         .map(|mib| reader.extent_at(mib * MIB..u64::MAX).map(|extent| (extent.kind, extent.len / MIB)).unwrap())

@@ -1,7 +1,6 @@
 //! Checks one sparse extent: first its metadata for overlaps, then its redundant grain tables, then its grains.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::sectors::{SectorTracker, SectorUse};
 use super::{Findings, Work};
@@ -14,7 +13,7 @@ use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::hosted::{GrainDirectory, Hosted};
 use crate::format::vmdk::marker::Marker;
 use crate::format::vmdk::{FIELDS, SECTOR};
-use crate::io::ReadAt;
+use crate::zero;
 
 /// Largest part of a table that is read at once, in bytes.
 const PAGE_LEN: u64 = 64 << 10;
@@ -169,7 +168,7 @@ impl<'a> SparseCheck<'a> {
 
     /// Compares each grain table with its redundant copy.
     fn compare_redundant_tables(&mut self) -> Result<()> {
-        let (mut tables, mut redundant_tables) = (PageReader::new(&self.grains), PageReader::new(&self.grains));
+        let (mut tables, mut redundant_tables) = (PageReader::default(), PageReader::default());
         for index in 0..self.redundant_directory.len() {
             let (Some(table), Some(copy)) = (self.table_range(false, index), self.table_range(true, index)) else {
                 continue;
@@ -179,8 +178,10 @@ impl<'a> SparseCheck<'a> {
             for at in (0..len).step_by(PAGE_LEN as usize) {
                 let page_len = PAGE_LEN.min(len - at);
                 self.findings.work.spend(page_len / 4)?;
-                let (table, copy) =
-                    (tables.read(table.start + at, page_len)?, redundant_tables.read(copy.start + at, page_len)?);
+                let (table, copy) = (
+                    tables.read(&self.grains, table.start + at, page_len)?,
+                    redundant_tables.read(&self.grains, copy.start + at, page_len)?,
+                );
                 if table == copy {
                     continue;
                 }
@@ -205,7 +206,7 @@ impl<'a> SparseCheck<'a> {
 
     /// Checks the grains. Returns the end of the last range in use.
     fn check_grains(&mut self) -> Result<u64> {
-        let mut pages = PageReader::new(&self.grains);
+        let mut pages = PageReader::default();
         let (mut end, mut is_first_window) = (0, true);
         loop {
             self.findings.work.spend(self.used.scan_cost())?;
@@ -261,7 +262,7 @@ impl<'a> SparseCheck<'a> {
         let size = self.grains.entry_size();
         for at in range.clone().step_by(PAGE_LEN as usize) {
             self.findings.work.spend(1)?;
-            let Some(page) = pages.read(at, PAGE_LEN.min(range.end - at))? else { continue };
+            let Some(page) = pages.read(&self.grains, at, PAGE_LEN.min(range.end - at))? else { continue };
             self.findings.work.spend(page.len() as u64 / size)?;
             for (at, entry) in (at..).step_by(size as usize).zip(page.chunks_exact(size as usize)) {
                 if entry.iter().any(|&byte| byte != 0) {
@@ -381,30 +382,21 @@ impl UnusedSpace {
 }
 
 /// Reads pages of grain tables.
+#[derive(Default)]
 struct PageReader {
-    file: Arc<dyn ReadAt>,
     bytes: Vec<u8>,
-    /// A hole of the file, which is not read: a sparse file can have terabytes of empty tables.
-    hole: Range<u64>,
 }
 
 impl PageReader {
-    fn new(grains: &GrainMap) -> PageReader {
-        PageReader { file: grains.file.clone(), bytes: Vec::new(), hole: 0..0 }
-    }
-
-    /// Reads `len` bytes at `offset`, at most [`PAGE_LEN`] and within the file; `None` if all are zero.
-    fn read(&mut self, offset: u64, len: u64) -> Result<Option<&[u8]>> {
-        if self.hole.start <= offset && offset + len <= self.hole.end {
+    /// Reads `len` bytes at `offset` of the extent's file, at most [`PAGE_LEN`] and within the file; `None` if all are zero.
+    /// Holes are not read: a sparse file can have terabytes of empty tables.
+    fn read(&mut self, grains: &GrainMap, offset: u64, len: u64) -> Result<Option<&[u8]>> {
+        let (in_data, run_end) = grains.data_runs.run_at(offset)?;
+        if !in_data && offset + len <= run_end {
             return Ok(None);
         }
         self.bytes.resize(len as usize, 0);
-        table::read(&*self.file, &mut self.bytes, offset)?;
-        if self.bytes.iter().any(|&byte| byte != 0) {
-            return Ok(Some(&self.bytes));
-        }
-        let data = self.file.next_data(offset).map_err(Error::io("looking for data", offset))?;
-        self.hole = offset..data.map_or(u64::MAX, |data| data.start);
-        Ok(None)
+        table::read(&*grains.file, &mut self.bytes, offset)?;
+        Ok(if zero::is_zero(&self.bytes) { None } else { Some(&self.bytes) })
     }
 }

@@ -1,0 +1,92 @@
+//! How often images are read and queried for holes: the costs that tests on any machine measure exactly.
+
+use std::sync::Arc;
+
+use diskimage::io::WriteAt;
+use diskimage::{Converter, Format, Image, OpenOptions, Options};
+
+use crate::support::{Calls, SparseFile};
+
+/// Allocation units with data.
+const UNITS: u64 = 10_000;
+/// Bytes of a table that drivers read at once.
+const PAGE: u64 = 16 << 10;
+
+/// A disk with one sector of data in each unit.
+fn disk(unit: u64) -> Image {
+    let file = SparseFile::default();
+    for index in 0..UNITS {
+        file.write_all_at(&[index as u8 | 1; 512], index * unit).unwrap();
+    }
+    file.set_len(UNITS * unit).unwrap();
+    OpenOptions::new().format(Format::RAW).open_source(Arc::new(file)).unwrap()
+}
+
+/// The disk as an image, and the same file.
+fn convert(format: &str, options: &str, disk: &Image) -> (Image, Arc<SparseFile>) {
+    let mut list = Options::new();
+    list.add_list(options);
+    let format = Format::by_name(format).unwrap();
+    let file = Arc::new(SparseFile::default());
+    Converter::new(format).options(list).convert_to(disk, file.clone()).unwrap();
+    file.take_calls();
+    (OpenOptions::new().format(format).open_source(file.clone()).unwrap(), file)
+}
+
+/// A format, the size of an allocation unit, and the reads of metadata that mapping all units takes.
+struct Case {
+    format: &'static str,
+    options: &'static str,
+    unit: u64,
+    tables: u64,
+}
+
+fn pages(entry_len: u64) -> u64 {
+    (UNITS * entry_len).div_ceil(PAGE)
+}
+
+fn cases() -> Vec<Case> {
+    // Grain tables have 512 entries.
+    let grain_tables = UNITS.div_ceil(512);
+    vec![
+        Case { format: "raw", options: "", unit: 64 << 10, tables: 0 },
+        Case { format: "qcow2", options: "cluster_size=64k", unit: 64 << 10, tables: pages(8) },
+        Case { format: "vmdk", options: "subformat=monolithicSparse", unit: 64 << 10, tables: grain_tables },
+        // The marker before each grain has its length.
+        Case { format: "vmdk", options: "subformat=streamOptimized", unit: 64 << 10, tables: grain_tables + UNITS },
+        // Each block has a bitmap of its sectors.
+        Case { format: "vpc", options: "subformat=dynamic,block_size=512k", unit: 512 << 10, tables: pages(4) + UNITS },
+        Case { format: "vpc", options: "subformat=fixed", unit: 64 << 10, tables: 0 },
+        Case { format: "vhdx", options: "subformat=dynamic,block_size=1M", unit: 1 << 20, tables: pages(8) },
+        Case { format: "vhdx", options: "subformat=fixed,block_size=1M", unit: 1 << 20, tables: pages(8) },
+        Case { format: "vdi", options: "block_size=128k", unit: 128 << 10, tables: pages(4) },
+    ]
+}
+
+#[test]
+fn a_map_reads_each_table_and_queries_each_run_once() {
+    for Case { format, options, unit, tables } in cases() {
+        let (image, file) = convert(format, options, &disk(unit));
+        let opening = file.take_calls();
+        let data = image.spans(0..u64::MAX).filter(|span| !span.as_ref().unwrap().is_zero()).count() as u64;
+        let Calls { reads, queries } = file.take_calls();
+        assert!(opening.reads <= 20 && opening.queries <= 1, "{format} {options}: {opening:?}");
+        assert!(data >= UNITS, "{format} {options}: {data}");
+        assert_eq!(reads, tables, "{format} {options}");
+        assert!(queries <= file.data_runs() + 1, "{format} {options}: {queries}");
+    }
+}
+
+#[test]
+fn a_conversion_reads_each_unit_once() {
+    for Case { format, options, unit, tables } in cases() {
+        let (image, file) = convert(format, options, &disk(unit));
+        file.take_calls();
+        let target = Arc::new(SparseFile::default());
+        Converter::new(Format::RAW).threads(2).convert_to(&image, target.clone()).unwrap();
+        let Calls { reads, queries } = file.take_calls();
+        // qcow2 also reads its refcount table, which is metadata that data must not overlap.
+        assert!((UNITS + tables..=UNITS + tables + 1).contains(&reads), "{format} {options}: {reads}");
+        assert!(queries <= file.data_runs() + 1, "{format} {options}: {queries}");
+    }
+}
