@@ -94,7 +94,8 @@ impl Reader {
 
     /// Returns the reader of an image with one sparse extent.
     fn from_grains(grains: GrainMap, info: ImageInfo) -> Reader {
-        let extents = vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(Box::new(grains)) }];
+        let extents =
+            vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(Box::new(grains)) }];
         Reader { info, extents, table_cache: TableCache::default() }
     }
 
