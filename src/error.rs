@@ -446,7 +446,11 @@ impl Error {
 /// ```
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        let kind = match error.root() {
+        let root = match error.root() {
+            Error::NotReplaceable { cause } => cause.root(),
+            root => root,
+        };
+        let kind = match root {
             Error::Io { cause, .. } => cause.kind(),
             Error::Corrupt(_) | Error::Limit { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } | Error::Unreadable(_) => io::ErrorKind::Unsupported,
@@ -570,6 +574,11 @@ mod tests {
         let io = Error::io("reading", None)(io::ErrorKind::NotFound.into()).in_file(Path::new("a")).in_guest(0..1);
         let cause = io.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
         assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+        let denied = Error::NotReplaceable {
+            cause: Box::new(Error::io("creating", None)(io::ErrorKind::PermissionDenied.into())),
+        };
+        assert_eq!((denied.kind(), denied.source().is_some()), (ErrorKind::Io, true));
+        assert_eq!(io::Error::from(denied.in_file(Path::new("a"))).kind(), io::ErrorKind::PermissionDenied);
         let source = DecodeError::Invalid { codec: crate::codec::Codec::Deflate, reason: "checksum mismatch".into() };
         let decode = Error::corrupt("qcow2", "compressed block", 0, Problem::Decode { offset: 0, source });
         assert!(decode.source().is_some_and(|source| source.is::<DecodeError>()));

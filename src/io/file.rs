@@ -236,6 +236,16 @@ impl FileTarget {
         Ok(Self::new(sys::create(path, true)?, false))
     }
 
+    /// Creates a file for [`set_access`](Self::set_access), that no user may read who will not be allowed to.
+    pub(crate) fn create_within(
+        path: &Path,
+        replaced: Option<&FileStatus>,
+        within: Option<&FileStatus>,
+    ) -> io::Result<Self> {
+        let file = sys::create_within(path, replaced.map(|old| &old.access), within.map(|old| &old.access))?;
+        Ok(Self::new(file, false))
+    }
+
     /// Opens an existing regular file.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::io::{FileStatus, FileTarget, rename_new};
 use crate::name::escaped_path;
 
+const CREATING: &str = "creating a temporary file";
+
 /// A file under a temporary name. Dropping it removes the file.
 pub(super) struct Temporary {
     path: PathBuf,
@@ -26,17 +28,40 @@ impl Temporary {
         replaced: Option<&FileStatus>,
         within: Option<&FileStatus>,
     ) -> Result<(FileTarget, Temporary)> {
-        // A user who may not read the old file must never be able to read the new one.
-        let private = replaced.is_some() || within.is_some();
-        let create = if private { FileTarget::create_private } else { FileTarget::create_new };
-        let (file, temporary) = Self::with_temporary_name(target, "creating a temporary file", create)?;
-        if private {
-            file.set_access(replaced, within).map_err(Error::io("setting the permissions", None))?;
-        }
-        if let Some(obstacle) = replaced.and_then(|_| file.rename_obstacle(target)) {
-            return Err(Error::Usage(obstacle.into()));
+        let create = |path: &Path| match (replaced, within) {
+            (None, None) => FileTarget::create_new(path),
+            _ => FileTarget::create_within(path, replaced, within),
+        };
+        let (file, temporary) = match Self::try_rename(target, replaced.is_some()) {
+            Ok(()) => Self::with_temporary_name(target, CREATING, create)?,
+            // Where nothing can be renamed, a new file has its name from the start.
+            Err(error) if replaced.is_none() => match create(target) {
+                Ok(file) => (file, Temporary { path: target.to_owned(), renamed: false }),
+                Err(_) => return Err(error),
+            },
+            Err(error) => return Err(error),
+        };
+        let access = file.set_access(replaced, within).map_err(Error::io("setting the permissions", None));
+        let checked = access.and_then(|()| match replaced.and_then(|_| file.rename_obstacle(target)) {
+            Some(obstacle) => Err(Error::Usage(obstacle.into())),
+            None => Ok(()),
+        });
+        if let Err(error) = checked {
+            // Not all file systems can remove an open file.
+            drop(file);
+            return Err(error);
         }
         Ok((file, temporary))
+    }
+
+    /// Renames an empty file beside `target`, over another one if it `replaces` a file. Some file systems cannot do that, and the
+    /// conversion would be in vain.
+    fn try_rename(target: &Path, replaces: bool) -> Result<()> {
+        let create = |path: &Path| FileTarget::create_private(path)?.close();
+        let ((), from) = Self::with_temporary_name(target, CREATING, create)?;
+        let ((), to) =
+            Self::with_temporary_name(target, CREATING, |path| if replaces { create(path) } else { Ok(()) })?;
+        from.rename(&to.path, true)
     }
 
     /// Gives the file at `path` a temporary name: a second one with `link`, or instead of its own where the file system has no
@@ -70,6 +95,10 @@ impl Temporary {
 
     /// Gives the file the name `target`, in place of an existing file if `clobber`.
     pub fn rename(mut self, target: &Path, clobber: bool) -> Result<()> {
+        if self.path == target {
+            self.renamed = true;
+            return Ok(());
+        }
         let result = if clobber { fs::rename(&self.path, target) } else { rename_new(&self.path, target) };
         result.map_err(Error::io("renaming the temporary file", None))?;
         self.renamed = true;

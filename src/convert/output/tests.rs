@@ -439,6 +439,21 @@ fn where_there_are_no_links_the_old_file_is_moved() {
     assert!(error.contains(&names[0]) && fs::read(dir.join(&names[0])).unwrap() == b"old", "{error}, {names:?}");
 }
 
+#[test]
+fn nothing_is_left_of_the_trial_before_the_conversion() {
+    let dir = TempDir::new();
+    let old = dir.file("old", b"old");
+    for target in [dir.join("new"), old] {
+        let before = dir.names();
+        let (file, temporary) =
+            Temporary::create(&target, FileStatus::from_path(&target).unwrap().as_ref(), None).unwrap();
+        assert_eq!(dir.names().len(), before.len() + 1);
+        drop(file);
+        drop(temporary);
+        assert_eq!(dir.names(), before);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_part_is_refused_for_its_name() {

@@ -25,6 +25,14 @@ pub(crate) fn create(_path: &Path, _private: bool) -> io::Result<File> {
     unsupported()
 }
 
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
 pub(crate) fn open_existing(_path: &Path) -> io::Result<File> {
     unsupported()
 }

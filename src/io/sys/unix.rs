@@ -26,7 +26,20 @@ pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
 }
 
 pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
-    let mode = if private { 0o600 } else { 0o666 };
+    create_with_mode(path, if private { 0o600 } else { 0o666 })
+}
+
+/// Creates a file for [`set_access`], which is not more open than that will make it.
+pub(crate) fn create_within(
+    path: &Path,
+    replaced: Option<&FileAccess>,
+    within: Option<&FileAccess>,
+) -> io::Result<File> {
+    // Where the mode cannot be changed, the file keeps this one.
+    create_with_mode(path, access::common_mode([replaced, within].into_iter().flatten()))
+}
+
+fn create_with_mode(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
 }
 

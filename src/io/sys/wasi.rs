@@ -27,6 +27,14 @@ pub(crate) fn create(path: &Path, _private: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
 /// Opens an existing file for writing.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)

@@ -50,6 +50,14 @@ pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
     Ok(file)
 }
 
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
 /// Opens an existing file for writing. It stays as it is, sparse or not.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)

@@ -71,16 +71,17 @@ impl Rights {
         let gid = self.gid.filter(|_| self.gid == other.gid);
         let [one, two] = [self, other].map(|rights| match gid {
             Some(_) => rights.plain_mode(),
-            None => without_group(rights.plain_mode()),
+            None => for_any_group(rights.plain_mode()),
         });
         Rights { uid: self.uid.filter(|_| self.uid == other.uid), gid, mode: one & two, list: None }
     }
 }
 
-/// The mode for a file that gets another group. That group is allowed nothing. The members of the old group are others now, and are
-/// allowed no more than before.
-fn without_group(mode: u32) -> u32 {
-    mode & !0o077 | mode & mode >> 3 & 0o007
+/// The mode for a file that gets another group. Its members were others, and the members of the old group are others now: both are
+/// allowed what everybody was.
+fn for_any_group(mode: u32) -> u32 {
+    let everybody = mode & mode >> 3 & 7;
+    mode & !0o077 | everybody << 3 | everybody
 }
 
 /// [`Rights::plain_mode`] with a list of POSIX.1e; `None` if `list` is not such a list. The format is that of
@@ -109,7 +110,12 @@ fn posix_plain_mode(mode: u32, list: &[u8]) -> Option<u32> {
     Some(mode & !0o077 | group << 3 | others)
 }
 
-/// Gives a new, private file the attributes of the file that it replaces, and the rights that this one and `within` both give.
+/// A mode to create a file with, of any group, that allows nobody more than these files do. Its owner may write.
+pub(super) fn common_mode<'a>(files: impl Iterator<Item = &'a FileAccess>) -> u32 {
+    files.fold(0o666, |mode, access| mode & (0o600 | for_any_group(access.rights.plain_mode())))
+}
+
+/// Gives a new file the attributes of the file that it replaces, and the rights that this one and `within` both give.
 ///
 /// Not all of it can be kept: only root can give a file away, and some file systems refuse to change any of it.
 ///
@@ -125,7 +131,7 @@ pub(crate) fn set_access(file: &File, replaced: Option<&FileAccess>, within: Opt
     let created = file.metadata()?;
     let same_owner = rights.uid.is_some_and(|uid| uid == created.uid() || fchown(file, Some(uid), None).is_ok());
     let same_group = rights.gid.is_some_and(|gid| gid == created.gid() || fchown(file, None, Some(gid)).is_ok());
-    let mut mode = if same_group { rights.plain_mode() } else { without_group(rights.plain_mode()) };
+    let mut mode = if same_group { rights.plain_mode() } else { for_any_group(rights.plain_mode()) };
     if !(same_owner && same_group) {
         // Set-user-ID and set-group-ID.
         mode &= !0o6000;
@@ -200,6 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_created_with_what_all_are_allowed() {
+        let access =
+            |mode, list| FileAccess { rights: Rights { uid: None, gid: None, mode, list }, attributes: Vec::new() };
+        let common = |files: &[FileAccess]| common_mode(files.iter());
+        for (mode, expected) in [(0o644, 0o644), (0o777, 0o666), (0o640, 0o600), (0o604, 0o600), (0o400, 0o600)] {
+            assert_eq!(common(&[access(mode, None)]), expected, "{mode:o}");
+        }
+        assert_eq!(common(&[access(0o666, Some(list_of_one_user(33)))]), 0o600);
+        assert_eq!(common(&[access(0o666, None), access(0o644, None)]), 0o644);
+    }
+
+    #[test]
     fn an_intersection_is_what_both_allow() {
         let rights = |uid, gid, mode| Rights { uid: Some(uid), gid: Some(gid), mode, list: None };
         let listed = |mode| Rights { list: Some(list_of_one_user(33)), ..rights(1, 1, mode) };
@@ -214,7 +232,7 @@ mod tests {
         // Neither the owner nor the group of one file may use the other one.
         assert_eq!(intersection(rights(1, 1, 0o660), rights(2, 2, 0o666)), (None, None, 0o600, false));
         assert_eq!(intersection(rights(1, 1, 0o604), rights(1, 2, 0o644)), (Some(1), None, 0o600, false));
-        assert_eq!(intersection(rights(1, 1, 0o644), rights(1, 2, 0o646)), (Some(1), None, 0o604, false));
+        assert_eq!(intersection(rights(1, 1, 0o644), rights(1, 2, 0o646)), (Some(1), None, 0o644, false));
     }
 
     /// A file with the given mode and attributes, or `None` where the file system does not take them.
