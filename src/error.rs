@@ -100,6 +100,13 @@ pub enum Error {
     /// The request is invalid for these files.
     Usage(String),
 
+    /// The existing target cannot be replaced by a new file. It can be written in place:
+    /// [`Converter::in_place`](crate::Converter::in_place).
+    NotReplaceable {
+        /// The reason.
+        cause: Box<Error>,
+    },
+
     /// No format has this name.
     UnknownFormat(String),
 
@@ -151,6 +158,7 @@ impl fmt::Display for Error {
             }
             Error::Option { format, name, problem } => write!(f, "{format}: option {name}: {problem}"),
             Error::Usage(problem) => f.write_str(problem),
+            Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
             Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
             Error::Unreadable(format) => {
                 write!(f, "{format} image: this format is not supported; with the format raw, its bytes are the disk")
@@ -171,6 +179,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self.root() {
+            Error::NotReplaceable { cause } => cause.source(),
             Error::Io { cause, .. } => Some(cause),
             Error::Corrupt(Fault { problem: Problem::Decode { source, .. }, .. }) => Some(source),
             _ => None,
@@ -410,7 +419,7 @@ impl Error {
     /// The kind of the cause.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::File { cause, .. } | Error::Guest { cause, .. } => cause.kind(),
+            Error::File { cause, .. } | Error::Guest { cause, .. } | Error::NotReplaceable { cause } => cause.kind(),
             Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
             Error::Limit { .. } => ErrorKind::Limit,
@@ -437,7 +446,11 @@ impl Error {
 /// ```
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
-        let kind = match error.root() {
+        let root = match error.root() {
+            Error::NotReplaceable { cause } => cause.root(),
+            root => root,
+        };
+        let kind = match root {
             Error::Io { cause, .. } => cause.kind(),
             Error::Corrupt(_) | Error::Limit { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } | Error::Unreadable(_) => io::ErrorKind::Unsupported,
@@ -561,6 +574,11 @@ mod tests {
         let io = Error::io("reading", None)(io::ErrorKind::NotFound.into()).in_file(Path::new("a")).in_guest(0..1);
         let cause = io.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
         assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+        let denied = Error::NotReplaceable {
+            cause: Box::new(Error::io("creating", None)(io::ErrorKind::PermissionDenied.into())),
+        };
+        assert_eq!((denied.kind(), denied.source().is_some()), (ErrorKind::Io, true));
+        assert_eq!(io::Error::from(denied.in_file(Path::new("a"))).kind(), io::ErrorKind::PermissionDenied);
         let source = DecodeError::Invalid { codec: crate::codec::Codec::Deflate, reason: "checksum mismatch".into() };
         let decode = Error::corrupt("qcow2", "compressed block", 0, Problem::Decode { offset: 0, source });
         assert!(decode.source().is_some_and(|source| source.is::<DecodeError>()));

@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod directory;
 mod load;
 mod output;
 mod pipeline;
@@ -17,8 +18,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +34,8 @@ use crate::image::{Image, SourceFile};
 use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
-use output::Output;
+use directory::DirectoryFiles;
+use output::{Output, Rules};
 pub use report::{Progress, Report};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
@@ -82,6 +83,7 @@ pub struct Converter {
     threads: usize,
     sync: bool,
     clobber: bool,
+    in_place: bool,
     identifiers: Identifiers,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
@@ -106,6 +108,7 @@ impl Converter {
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
             clobber: true,
+            in_place: false,
             identifiers: Identifiers::from_env(),
             progress: None,
             cancel: None,
@@ -186,10 +189,39 @@ impl Converter {
         self
     }
 
-    /// Whether existing files are replaced. Default: true.
+    /// Whether existing files are replaced, or written [in place](Self::in_place). Default: true.
     #[must_use]
     pub fn clobber(mut self, clobber: bool) -> Self {
         self.clobber = clobber;
+        self
+    }
+
+    /// Whether existing files are written in place instead of being replaced: truncated, then written, with the header last. Such a
+    /// file keeps its inode with all its names, its owner and its permissions. A failure leaves it empty, or as it was if nothing had
+    /// been written. Default: false.
+    ///
+    /// This is for files that cannot be replaced, because they are mount points or their directory is not writable
+    /// ([`Error::NotReplaceable`]), and for those that must remain the same file. An existing file that is empty and cannot be replaced is
+    /// written in place by default. Of an image of several files each one that exists is written in place; the others are created.
+    ///
+    /// ```
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-in-place-{}", std::process::id()));
+    /// # let second_name = path.with_extension("link");
+    /// std::fs::write(&path, "content")?;
+    /// std::fs::hard_link(&path, &second_name)?;
+    /// Converter::new(Format::QCOW2).in_place(true).create(1 << 30, &path)?;
+    /// assert_eq!(Image::open(&second_name)?.virtual_size(), 1 << 30);
+    /// # std::fs::remove_file(&second_name)?;
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn in_place(mut self, in_place: bool) -> Self {
+        self.in_place = in_place;
         self
     }
 
@@ -219,9 +251,12 @@ impl Converter {
     /// The image is written to temporary files beside `target`, which are renamed atomically at the end. After a failure they
     /// are removed, and an existing file at `target` is untouched. A block device is overwritten in place.
     ///
+    /// A new file that replaces another one keeps its owner, its permissions and its extended attributes, as far as the system allows
+    /// it, and is never open to more users.
+    ///
     /// # Errors
     /// Errors of the source, of the storage and of the options; [`Error::Usage`] if `target` is a file of the source, or is
-    /// neither a regular file nor a block device; [`Error::Cancelled`].
+    /// neither a regular file nor a block device; [`Error::NotReplaceable`], before anything is converted; [`Error::Cancelled`].
     ///
     /// ```no_run
     /// use diskimage::{Converter, Format, Image};
@@ -248,7 +283,7 @@ impl Converter {
     /// Errors of the source, of the storage and of the options, after which `out` does not hold an image.
     /// [`Error::Unsupported`] for an image of several files, and for a pipe if the image cannot be written sequentially.
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
-        self.write(Some(source), source.virtual_size(), out, None, None)
+        self.write_to(Some(source), source.virtual_size(), out)
     }
 
     /// Creates an empty image of `size` bytes in the single file `out`, which is emptied first unless it is a device.
@@ -256,7 +291,7 @@ impl Converter {
     /// # Errors
     /// As [`convert_to`](Self::convert_to).
     pub fn create_to(&self, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
-        self.write(None, size, out, None, None)
+        self.write_to(None, size, out)
     }
 
     /// Converts `source` to the image `name` in `directory`. An image of several files has the others beside it, with names
@@ -282,6 +317,14 @@ impl Converter {
         self.write_into(None, size, directory, name.as_ref())
     }
 
+    fn write_to(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+        if out.starts_zeroed() {
+            // Old content would not be zeros.
+            out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(out.path()))?;
+        }
+        self.write(source, size, out, None, None)
+    }
+
     fn write_into(
         &self,
         source: Option<&Image>,
@@ -289,7 +332,7 @@ impl Converter {
         directory: &dyn TargetDirectory,
         name: &OsStr,
     ) -> Result<Report> {
-        let files = DirectoryFiles { directory, image_name: name, added: RefCell::default() };
+        let files = DirectoryFiles::new(directory, name);
         let out = files.add(name)?;
         self.write(source, size, out, Some(Path::new(name)), Some(&files))
     }
@@ -298,7 +341,8 @@ impl Converter {
         let backing = self.backing.as_ref().map(|backing| &backing.image);
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
-        let output = Output::create(target, &in_use, self.sync, self.clobber)?;
+        let rules = Rules { in_use, sync: self.sync, clobber: self.clobber, in_place: self.in_place };
+        let output = Output::create(target, rules)?;
         let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
         output.commit()?;
         Ok(report)
@@ -315,10 +359,6 @@ impl Converter {
         let format = self.format;
         let target = target.or(out.path());
         let backing = self.backing.as_ref();
-        if out.starts_zeroed() {
-            // Old content would not be zeros.
-            out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(target))?;
-        }
         let mut writer = format
             .create(&CreateContext {
                 size,
@@ -366,32 +406,6 @@ impl Converter {
 
     fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(std::sync::atomic::Ordering::Relaxed))
-    }
-}
-
-/// The files of a new image in a directory of the caller.
-struct DirectoryFiles<'a> {
-    directory: &'a dyn TargetDirectory,
-    image_name: &'a OsStr,
-    added: RefCell<Vec<OsString>>,
-}
-
-impl TargetFiles for DirectoryFiles<'_> {
-    fn image_name(&self) -> &OsStr {
-        self.image_name
-    }
-
-    fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>> {
-        let path = Path::new(name);
-        let mut added = self.added.borrow_mut();
-        if path.file_name() != Some(name) {
-            return Err(Error::Usage(format!("not a plain file name: '{}'", Name::from(path))));
-        }
-        if added.iter().any(|other| other == name) {
-            return Err(Error::Usage("two files of the new image have this name".into()).in_file(path));
-        }
-        added.push(name.to_owned());
-        self.directory.create(name).map_err(Error::io("creating the file", None)).map_err(|e| e.in_file(path))
     }
 }
 

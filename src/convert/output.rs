@@ -1,139 +1,153 @@
-//! The files of a new image: temporary files beside the target, renamed when the image is complete.
+//! The files of a new image: under temporary names beside the target and renamed when the image is complete, or written in place.
 
-use std::collections::hash_map::RandomState;
-use std::ffi::{OsStr, OsString};
+mod in_place;
+mod temporary;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fs;
-use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::path::{Path, PathBuf, is_separator};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use super::directory::FileNames;
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, rename_new, resolve, sync_directory};
-use crate::name::escaped_path;
+use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, directory_of, resolve, sync_directory};
+use in_place::InPlace;
+use temporary::Temporary;
 
-/// A new image file and the further files of the image, all under temporary names; or a device. Dropping it before
-/// [`commit`](Output::commit) removes the files.
+/// A new image file and the further files of the image. Dropping it before [`commit`](Output::commit) removes the files, and empties
+/// those that are written in place.
 pub(super) struct Output {
-    target: PathBuf,
-    file: Arc<FileTarget>,
-    /// `None` for a device.
-    temporary: Option<Temporary>,
+    image: NewFile,
     /// The existing file at the target.
     old: Option<FileStatus>,
     /// The further files of the image.
-    parts: Mutex<Vec<Part>>,
+    parts: RefCell<Vec<NewFile>>,
+    names: FileNames,
     rules: Rules,
 }
 
-/// A further file of the image, under a temporary name.
-struct Part {
-    path: PathBuf,
-    file: Arc<FileTarget>,
-    temporary: Temporary,
+/// Settings for each file of the output.
+pub(super) struct Rules {
+    /// Files of the source and of the backing chain.
+    pub in_use: Vec<FileIdentity>,
+    pub sync: bool,
+    pub clobber: bool,
+    /// Existing files are written in place, not replaced.
+    pub in_place: bool,
 }
 
-/// Settings for each file of the output.
-struct Rules {
-    /// Files of the source and of the backing chain.
-    in_use: Vec<FileIdentity>,
-    sync: bool,
-    clobber: bool,
+/// A file of a new image.
+struct NewFile {
+    path: PathBuf,
+    storage: Storage,
+}
+
+enum Storage {
+    Temporary(Arc<FileTarget>, Temporary),
+    /// An existing file or a device.
+    InPlace(InPlace),
 }
 
 impl Output {
-    /// Creates the temporary file for `target`, which must not be one of the files `in_use`.
-    pub fn create(target: &Path, in_use: &[FileIdentity], sync: bool, clobber: bool) -> Result<Output> {
-        let rules = Rules { in_use: in_use.to_vec(), sync, clobber };
+    /// Opens or creates the file for `target`, which must not be one of those in use.
+    pub fn create(target: &Path, rules: Rules) -> Result<Output> {
         Self::prepare(target, rules).map_err(|e| e.in_file(target))
     }
 
     fn prepare(target: &Path, rules: Rules) -> Result<Output> {
-        if target.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| is_separator(byte.into())) {
-            return Err(Error::Usage("the target ends with a path separator, expected a file".into()));
-        }
         let old = FileStatus::from_path(target).map_err(Error::io("reading the file status", None))?;
-        let Some(status) = &old else {
-            if fs::symlink_metadata(target).is_ok() {
-                return Err(Error::Usage("the target is a dangling symbolic link".into()));
+        let device = old.as_ref().is_some_and(|old| old.kind.is_device());
+        // The target of a symbolic link is created or replaced, not the link.
+        let path = if device { Ok(target.to_owned()) } else { resolve(target) };
+        let path = path.map_err(Error::io("resolving the symbolic link", None))?;
+        for path in [target, &path] {
+            if path.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| is_separator(byte.into())) {
+                return Err(Error::Usage("the target ends with a path separator, expected a file".into()));
             }
-            return Self::beside(target.to_owned(), old, rules);
+        }
+        if let Some(old) = &old {
+            if rules.in_use.contains(&old.identity) {
+                return Err(Error::Usage("the target is also an input file".into()));
+            }
+            if !device && old.kind != FileKind::Regular {
+                return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
+            }
+            if !device && !rules.clobber {
+                return Err(Error::Usage("the target exists".into()));
+            }
+        }
+        let image = match &old {
+            None => NewFile::beside(path, None, None, &rules)?,
+            Some(old) if device => NewFile::in_place(path, old, &rules)?,
+            Some(old) => NewFile::instead_of(path, old, None, &rules)?,
         };
-        if rules.in_use.contains(&status.identity) {
-            return Err(Error::Usage("the target is also an input file".into()));
-        }
-        if status.kind.is_device() {
-            let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
-            let file = Arc::new(device.with_sync(rules.sync));
-            return Ok(Output {
-                target: target.to_owned(),
-                file,
-                temporary: None,
-                old,
-                parts: Mutex::default(),
-                rules,
-            });
-        }
-        if status.kind != FileKind::Regular {
-            return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
-        }
-        if !rules.clobber {
-            return Err(Error::Usage("the target exists".into()));
-        }
-        // The target of a symbolic link is replaced, not the link.
-        let target = resolve(target).map_err(Error::io("resolving the symbolic link", None))?;
-        Self::beside(target, old, rules)
-    }
-
-    fn beside(target: PathBuf, old: Option<FileStatus>, rules: Rules) -> Result<Output> {
-        let (file, temporary) = Temporary::create(&target, old.as_ref(), None)?;
-        let file = Arc::new(file.with_sync(rules.sync));
-        Ok(Output { target, file, temporary: Some(temporary), old, parts: Mutex::default(), rules })
+        let names = FileNames::default();
+        image.path.file_name().map_or(Ok(()), |name| names.add(name))?;
+        Ok(Output { image, old, parts: RefCell::default(), names, rules })
     }
 
     /// The file to write to.
     pub fn file(&self) -> Arc<dyn WriteAt> {
-        self.file.clone()
+        self.image.file()
     }
 
     fn add_at(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if path == self.target || parts.iter().any(|part| part.path == path) {
-            return Err(Error::Usage("two files of the new image would have this name".into()));
-        }
-        let old = self.rules.replaced(path)?;
-        if old.is_some() && !self.rules.clobber {
-            return Err(Error::Usage("this file of the new image exists already".into()));
-        }
         // It holds data that may have been in the old target, which not everybody was allowed to read.
-        let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), self.old.as_ref())?;
-        let file = Arc::new(file.with_sync(self.rules.sync).with_path(path));
-        parts.push(Part { path: path.to_owned(), file: file.clone(), temporary });
+        let within = self.old.as_ref();
+        let part = match self.rules.replaced(path)? {
+            None => NewFile::beside(path.to_owned(), None, within, &self.rules)?,
+            Some(_) if !self.rules.clobber => {
+                return Err(Error::Usage("this file of the new image exists already".into()));
+            }
+            Some(old) => NewFile::instead_of(path.to_owned(), &old, within, &self.rules)?,
+        };
+        let file = part.file();
+        self.parts.borrow_mut().push(part);
         Ok(file)
     }
 
     /// Renames the files to their final names, the target last. The writer has synced and released them.
     ///
     /// # Errors
-    /// Errors of the system. The old files are restored then, except after a failure of the last step, the sync of the
-    /// directory: the new files have their names by then.
+    /// Errors of the system. The replaced files are restored then, and those written in place are empty, except after a failure of the
+    /// last step, the sync of the directory: the new files have their names by then.
     pub fn commit(self) -> Result<()> {
-        let target = self.target.clone();
+        let target = self.image.path.clone();
         self.close_and_rename().map_err(|e| e.in_file(&target))
     }
 
     fn close_and_rename(self) -> Result<()> {
-        let Output { target, file, temporary, parts, rules, .. } = self;
-        let mut pending = Vec::new();
-        for Part { path, file, temporary } in parts.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            close(file).map_err(|e| e.in_file(&path))?;
-            pending.push((path, temporary));
+        let Output { image, parts, rules, .. } = self;
+        let (mut pending, mut in_place) = (Vec::new(), Vec::new());
+        for NewFile { path, storage } in parts.into_inner() {
+            match storage {
+                Storage::Temporary(file, temporary) => {
+                    close(file, FileTarget::close).map_err(|e| e.in_file(&path))?;
+                    pending.push((path, temporary));
+                }
+                Storage::InPlace(file) => in_place.push((path, file)),
+            }
         }
-        close(file)?;
-        let Some(temporary) = temporary else { return Ok(()) };
+        let NewFile { path: target, storage } = image;
+        let temporary = match storage {
+            Storage::Temporary(file, temporary) => {
+                close(file, FileTarget::close)?;
+                Some(temporary)
+            }
+            Storage::InPlace(file) => {
+                in_place.push((target.clone(), file));
+                None
+            }
+        };
+        let renames = temporary.is_some() || !pending.is_empty();
         // If the process is killed from here on, there is no image, rather than one of old and new files.
-        let replaces_several = rules.clobber && !pending.is_empty() && rules.replaced(&target)?.is_some();
+        let replaces_several =
+            temporary.is_some() && rules.clobber && !pending.is_empty() && rules.replaced(&target)?.is_some();
         let old = replaces_several.then(|| Temporary::keep(&target, |from, to| fs::rename(from, to))).transpose()?;
         let mut placed = Vec::with_capacity(pending.len());
         let all = pending.into_iter().try_for_each(|(path, temporary)| {
@@ -141,48 +155,87 @@ impl Output {
             placed.push(result.map_err(|e| e.in_file(&path))?);
             Ok(())
         });
-        if let Err(error) = all.and_then(|()| temporary.rename(&target, rules.clobber)) {
+        let all = all.and_then(|()| temporary.map_or(Ok(()), |temporary| temporary.rename(&target, rules.clobber)));
+        // Last, since they can no longer be emptied afterwards.
+        let mut in_place = in_place.into_iter();
+        let all = all.and_then(|()| in_place.try_for_each(|(path, file)| file.finish().map_err(|e| e.in_file(&path))));
+        if let Err(error) = all {
             // An old file that cannot be restored is worse than the failure itself.
             let error = placed.into_iter().rev().fold(error, |error, placed| placed.take_back().err().unwrap_or(error));
             return Err(old.and_then(|old| old.put_back(&target).err()).unwrap_or(error));
         }
         // Removes the old files.
         drop((placed, old));
-        if rules.sync {
-            let directory = target.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            sync_directory(directory).map_err(Error::io("syncing the directory", None))?;
+        if rules.sync && renames {
+            sync_directory(directory_of(&target)).map_err(Error::io("syncing the directory", None))?;
         }
         Ok(())
+    }
+}
+
+impl NewFile {
+    /// A temporary file that gets the name `path`, where it replaces the file `old`. Its permissions are limited to those of `within`.
+    fn beside(path: PathBuf, old: Option<&FileStatus>, within: Option<&FileStatus>, rules: &Rules) -> Result<NewFile> {
+        let (file, temporary) = Temporary::create(&path, old, within)?;
+        let file = Arc::new(file.with_sync(rules.sync).with_path(&path));
+        Ok(NewFile { path, storage: Storage::Temporary(file, temporary) })
+    }
+
+    /// A file instead of the existing one at `path`: written in place if the rules say so, or if it is empty and cannot be replaced.
+    fn instead_of(path: PathBuf, old: &FileStatus, within: Option<&FileStatus>, rules: &Rules) -> Result<NewFile> {
+        if rules.in_place {
+            return Self::in_place(path, old, rules);
+        }
+        let error = match Self::beside(path.clone(), Some(old), within, rules) {
+            Ok(file) => return Ok(file),
+            Err(error) => error,
+        };
+        match InPlace::open(&path, old, rules.sync) {
+            // Nothing can be lost.
+            Ok(file) if file.is_empty() => Ok(NewFile { path, storage: Storage::InPlace(file) }),
+            Ok(_) => Err(Error::NotReplaceable { cause: Box::new(error) }),
+            Err(_) => Err(error),
+        }
+    }
+
+    fn in_place(path: PathBuf, old: &FileStatus, rules: &Rules) -> Result<NewFile> {
+        let file = InPlace::open(&path, old, rules.sync)?;
+        Ok(NewFile { path, storage: Storage::InPlace(file) })
+    }
+
+    fn file(&self) -> Arc<dyn WriteAt> {
+        match &self.storage {
+            Storage::Temporary(file, _) => file.clone(),
+            Storage::InPlace(file) => file.file(),
+        }
     }
 }
 
 impl TargetFiles for Output {
     /// The name of the file itself where the target is a symbolic link.
     fn image_name(&self) -> &OsStr {
-        self.target.file_name().unwrap_or_default()
+        self.image.path.file_name().unwrap_or_default()
     }
 
     /// # Errors
     /// Errors of the system, and [`Error::Usage`] if the target is a device, if the name is taken by another file of the
     /// output, or if it names something that must not be replaced.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>> {
-        if self.temporary.is_none() {
+        if self.old.as_ref().is_some_and(|old| old.kind.is_device()) {
             let problem = "an image of several files cannot be written to a device";
-            return Err(Error::Usage(problem.into()).in_file(&self.target));
+            return Err(Error::Usage(problem.into()).in_file(&self.image.path));
         }
-        if Path::new(name).file_name() != Some(name) {
-            return Err(Error::Usage(format!("{name:?} is not a file name")).in_file(&self.target));
-        }
-        let path = self.target.with_file_name(name);
+        self.names.add(name).map_err(|e| e.in_file(&self.image.path))?;
+        let path = self.image.path.with_file_name(name);
         self.add_at(&path).map_err(|e| e.in_file(&path))
     }
 }
 
-fn close(file: Arc<FileTarget>) -> Result<()> {
+fn close<T>(file: Arc<T>, close: impl FnOnce(T) -> io::Result<()>) -> Result<()> {
     let Some(file) = Arc::into_inner(file) else {
         return Err(Error::Usage("the output is still in use".into()));
     };
-    file.close().map_err(Error::io("closing", None))
+    close(file).map_err(Error::io("closing", None))
 }
 
 impl Rules {
@@ -204,7 +257,8 @@ impl Rules {
         Ok(Some(old))
     }
 
-    /// Keeps the existing file at `path` to restore it after a failure. Without clobber there is nothing to keep: the rename fails if it exists.
+    /// Keeps the existing file at `path` to restore it after a failure. Without clobber there is nothing to keep: the rename fails
+    /// if it exists.
     fn keep(&self, path: &Path) -> Result<Option<Temporary>> {
         if self.clobber && self.replaced(path)?.is_some() {
             return Temporary::keep(path, |from, to| fs::hard_link(from, to)).map(Some);
@@ -239,91 +293,3 @@ impl Placed {
         result.map_err(|e| e.in_file(&path))
     }
 }
-
-/// A file under a temporary name. Dropping it removes the file.
-struct Temporary {
-    path: PathBuf,
-    /// The file has got another name, or is to keep this one.
-    renamed: bool,
-}
-
-impl Temporary {
-    /// Creates a file beside `target` under an unused name, with the permissions of `old`, limited to those of `within`.
-    fn create(target: &Path, old: Option<&FileStatus>, within: Option<&FileStatus>) -> Result<(FileTarget, Temporary)> {
-        // A user who may not read the old file must never be able to read the new one.
-        let create = if old.is_some() { FileTarget::create_private } else { FileTarget::create_new };
-        let (file, temporary) = Self::with_temporary_name(target, "creating a temporary file", create)?;
-        if let Some(old) = old {
-            let set = file.set_access(&old.access, within.map(|within| &within.access));
-            set.map_err(Error::io("setting the permissions", None))?;
-        }
-        Ok((file, temporary))
-    }
-
-    /// Gives the file at `path` a temporary name: a second one with `link`, or instead of its own where the file system has no
-    /// hard links.
-    fn keep(path: &Path, link: impl Fn(&Path, &Path) -> io::Result<()>) -> Result<Temporary> {
-        let link_or_move = |temporary: &Path| match link(path, temporary) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => fs::rename(path, temporary),
-            other => other,
-        };
-        Ok(Self::with_temporary_name(path, "keeping the old file", link_or_move)?.1)
-    }
-
-    /// Calls `make` with temporary names beside `target` until one is unused.
-    fn with_temporary_name<T>(
-        target: &Path,
-        action: &'static str,
-        make: impl Fn(&Path) -> io::Result<T>,
-    ) -> Result<(T, Temporary)> {
-        let Some(name) = target.file_name() else {
-            return Err(Error::Usage("the target has no file name".into()));
-        };
-        loop {
-            let path = target.with_file_name(temporary_name(name));
-            match make(&path) {
-                Ok(made) => return Ok((made, Temporary { path, renamed: false })),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(Error::io(action, None)(e)),
-            }
-        }
-    }
-
-    fn rename(mut self, target: &Path, clobber: bool) -> Result<()> {
-        let result = if clobber { fs::rename(&self.path, target) } else { rename_new(&self.path, target) };
-        result.map_err(Error::io("renaming the temporary file", None))?;
-        self.renamed = true;
-        Ok(())
-    }
-
-    /// Gives an old file its name back.
-    fn put_back(mut self, path: &Path) -> Result<()> {
-        fs::rename(&self.path, path).map_err(|cause| {
-            // The file may have no other name.
-            self.renamed = true;
-            let action = format!("restoring the old file, which is now {}", escaped_path(&self.path));
-            Error::io(action, None)(cause)
-        })
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if !self.renamed {
-            // There is no way to report an error.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// `.NAME.01234567.tmp`, with the start of the name: short, because file systems have different limits (eCryptfs 143 bytes, for
-/// example), and the new name must fit wherever that of the target does.
-fn temporary_name(name: &OsStr) -> OsString {
-    let name = name.to_string_lossy();
-    let start = name.get(..name.floor_char_boundary(12)).unwrap_or_default();
-    let random = RandomState::new().build_hasher().finish() as u32;
-    format!(".{start}.{random:08x}.tmp").into()
-}
-
-#[cfg(test)]
-mod tests;

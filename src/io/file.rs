@@ -236,6 +236,28 @@ impl FileTarget {
         Ok(Self::new(sys::create(path, true)?, false))
     }
 
+    /// Creates a file for [`set_access`](Self::set_access), that no user may read who will not be allowed to.
+    pub(crate) fn create_within(
+        path: &Path,
+        replaced: Option<&FileStatus>,
+        within: Option<&FileStatus>,
+    ) -> io::Result<Self> {
+        let file = sys::create_within(path, replaced.map(|old| &old.access), within.map(|old| &old.access))?;
+        Ok(Self::new(file, false))
+    }
+
+    /// Opens an existing regular file.
+    ///
+    /// # Errors
+    /// Those of the system; [`io::ErrorKind::InvalidInput`] for anything else.
+    pub(crate) fn open_existing(path: &Path) -> io::Result<Self> {
+        let file = sys::open_existing(path)?;
+        if sys::kind(&file)? != FileKind::Regular {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        Ok(Self::new(file, false))
+    }
+
     /// Opens an existing block device for exclusive use: not while it is mounted.
     ///
     /// # Errors
@@ -284,9 +306,18 @@ impl FileTarget {
         &self.file
     }
 
-    /// Gives the file the owner and permissions of another one, the permissions as far as `within` has them.
-    pub(crate) fn set_access(&self, like: &FileAccess, within: Option<&FileAccess>) -> io::Result<()> {
-        sys::set_access(&self.file, like, within)
+    /// Gives a new, private file what can be kept of the file that it replaces: owner, permissions, attributes. The permissions are
+    /// limited to those of `within`.
+    ///
+    /// # Errors
+    /// Those of the system, and [`io::ErrorKind::PermissionDenied`] if the file would be more open than these.
+    pub(crate) fn set_access(&self, replaced: Option<&FileStatus>, within: Option<&FileStatus>) -> io::Result<()> {
+        sys::set_access(&self.file, replaced.map(|old| &old.access), within.map(|old| &old.access))
+    }
+
+    /// Why a rename of this file cannot replace the one at `path`, as far as that is known before.
+    pub(crate) fn rename_obstacle(&self, path: &Path) -> Option<&'static str> {
+        sys::rename_obstacle(&self.file, path)
     }
 
     /// Closes the file.
@@ -426,8 +457,8 @@ impl FileIdentity {
 pub(crate) struct FileStatus {
     pub kind: FileKind,
     pub identity: FileIdentity,
-    /// Owner and permissions.
-    pub access: FileAccess,
+    /// Owner, permissions and attributes.
+    access: FileAccess,
 }
 
 impl FileStatus {

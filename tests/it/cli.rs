@@ -1,5 +1,6 @@
 //! Runs the program, and compares it with `qemu-img` where that has the same command.
 
+mod in_place;
 mod vmdk;
 
 use std::ffi::OsStr;

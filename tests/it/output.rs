@@ -107,14 +107,56 @@ fn targets_that_a_file_cannot_replace_are_refused() {
     fs::create_dir(dir.join("directory")).unwrap();
     assert!(std::process::Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
     let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
-    symlink("nowhere", dir.join("dangling")).unwrap();
-    for name in ["directory", "fifo", "socket", "dangling"] {
+    for name in ["directory", "fifo", "socket"] {
         refused(&dir, &raw(), &source, &dir.join(name));
         refused(&dir, &qcow2(""), &source, &dir.join(name));
     }
     refused(&dir, &raw(), &source, Path::new("/dev/null"));
-    let error = raw().convert(&source, dir.join("absent/target")).unwrap_err();
-    assert_eq!(error.kind().as_str(), "io", "{error}");
+    symlink("absent/target", dir.join("dangling")).unwrap();
+    for name in ["absent/target", "dangling"] {
+        let error = raw().convert(&source, dir.join(name)).unwrap_err();
+        assert_eq!(error.kind().as_str(), "io", "{error}");
+    }
+}
+
+#[test]
+fn what_a_dangling_link_points_to_is_created() {
+    let dir = TempDir::new();
+    let source = open_raw(&dir.file("source.raw", &[1; 4096]));
+    symlink("new", dir.join("link")).unwrap();
+    raw().convert(&source, dir.join("link")).unwrap();
+    assert_eq!(fs::read(dir.join("new")).unwrap(), [1; 4096]);
+    assert_eq!(fs::read_link(dir.join("link")).unwrap(), Path::new("new"));
+    assert_eq!(dir.names(), ["link", "new", "source.raw"]);
+}
+
+#[test]
+fn a_file_written_in_place_holds_an_image_or_nothing() {
+    let dir = TempDir::new();
+    let guest = Pattern::Islands.make(300 << 10);
+    let source = dir.file("source.raw", &guest);
+    let damaged = damaged(&dir);
+    let old = dir.file("old", &[7; 9 << 20]);
+    fs::hard_link(&old, dir.join("second-name")).unwrap();
+    for converter in converters() {
+        let converter = converter.in_place(true);
+        converter.convert(&open_raw(&source), &old).unwrap();
+        let written = fs::read(dir.join("second-name")).unwrap();
+        assert_same(&written, &crate::support::convert(&converter, &open_raw(&source)).0, "a new file");
+        // It may fail before the first write.
+        converter.convert(&damaged, &old).unwrap_err();
+        let left = fs::read(dir.join("second-name")).unwrap();
+        assert!(left.is_empty() || left == written, "{} bytes", left.len());
+    }
+    // What is wrong before the first write loses nothing.
+    let old = dir.file("old", b"precious");
+    let mut options = diskimage::Options::new();
+    options.set("cluster_size", "1000");
+    qcow2("").options(options).in_place(true).convert(&open_raw(&source), &old).unwrap_err();
+    refused(&dir, &raw().in_place(true).clobber(false), &open_raw(&source), &old);
+    refused(&dir, &raw().in_place(true), &open_raw(&old), &dir.join("second-name"));
+    assert_eq!(fs::read(&old).unwrap(), b"precious");
+    assert_eq!(dir.names(), ["damaged.qcow2", "old", "second-name", "source.raw"]);
 }
 
 #[test]

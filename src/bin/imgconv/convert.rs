@@ -74,6 +74,11 @@ pub struct Args {
     #[arg(long)]
     no_clobber: bool,
 
+    /// Write into an existing TARGET instead of replacing it, so that it
+    /// remains the same file; a failure may leave it empty
+    #[arg(long, conflicts_with = "no_clobber", verbatim_doc_comment)]
+    in_place: bool,
+
     #[command(flatten)]
     output: Output,
 
@@ -89,8 +94,9 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 TARGET is written to a temporary file in the same directory, synced and then renamed.
-A failed conversion leaves nothing behind. Further files of an image are named after
-TARGET, as disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
+A failed conversion leaves nothing behind. A replaced file's owner, permissions and
+extended attributes are kept. Further files of an image are named after TARGET, as
+disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
 
 Standard input is read sequentially: it must be a streamOptimized vmdk, with -f vmdk.
 Standard output is written sequentially: it can be a raw disk, zeros included, or a
@@ -160,6 +166,9 @@ impl Args {
             }
             if self.no_clobber {
                 return refuse("--no-clobber needs a file as TARGET");
+            }
+            if self.in_place {
+                return refuse("--in-place needs a file as TARGET");
             }
             if self.backing.is_given() {
                 return refuse("-B needs a file as TARGET: an overlay cannot be written sequentially");
@@ -238,6 +247,7 @@ impl Args {
             .compress(self.compress)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
+            .in_place(self.in_place)
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);

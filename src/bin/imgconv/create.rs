@@ -41,6 +41,11 @@ pub struct Args {
     #[arg(long)]
     no_clobber: bool,
 
+    /// Write into an existing FILE instead of replacing it, so that it
+    /// remains the same file; a failure may leave it empty
+    #[arg(long, conflicts_with = "no_clobber", verbatim_doc_comment)]
+    in_place: bool,
+
     #[command(flatten)]
     pub output: Output,
 
@@ -74,6 +79,7 @@ impl Args {
             .options(options)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
+            .in_place(self.in_place)
             .cancel(interrupt.flag());
         if let Some((image, name)) = backing {
             converter = converter.backing(image, name);

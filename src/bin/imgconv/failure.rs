@@ -67,6 +67,7 @@ impl Failure {
     /// Adds the fields of `error` and its causes, outermost first.
     fn describe(&mut self, error: &Error) {
         match error {
+            Error::NotReplaceable { cause } => self.describe(cause),
             Error::File { path, cause } => {
                 self.detail("path", path.to_string_lossy());
                 self.describe(cause);
@@ -153,6 +154,7 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
             Some("open it anyway with --allow-changed-backing")
         }
+        Error::NotReplaceable { .. } => Some("write into it with --in-place"),
         Error::Ambiguous(_) | Error::Unreadable(_) => Some("set the format with -f"),
         _ => None,
     }

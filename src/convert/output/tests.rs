@@ -12,8 +12,16 @@ use super::*;
 use crate::io::FileSource;
 use crate::testing::TempDir;
 
+fn rules() -> Rules {
+    Rules { in_use: Vec::new(), sync: true, clobber: true, in_place: false }
+}
+
 fn create(target: impl AsRef<Path>) -> Result<Output> {
-    Output::create(target.as_ref(), &[], true, true)
+    Output::create(target.as_ref(), rules())
+}
+
+fn create_in_place(target: impl AsRef<Path>) -> Result<Output> {
+    Output::create(target.as_ref(), Rules { in_place: true, ..rules() })
 }
 
 fn write(output: &Output) {
@@ -105,17 +113,44 @@ fn a_link_is_kept_and_its_target_is_replaced() {
 #[test]
 fn targets_that_cannot_be_replaced_are_refused() {
     let dir = TempDir::new();
-    symlink("nothing", dir.join("dangling")).unwrap();
+    symlink("none/new", dir.join("dangling")).unwrap();
+    symlink("loop", dir.join("loop")).unwrap();
+    symlink("new/", dir.join("directory")).unwrap();
     fs::create_dir(dir.join("sub")).unwrap();
     assert!(Command::new("mkfifo").arg(dir.join("fifo")).status().unwrap().success());
-    refused(&dir, dir.join("dangling"), "a dangling symbolic link");
+    refused(&dir, dir.join("directory"), "ends with a path separator, expected a file");
     refused(&dir, dir.join("new/"), "ends with a path separator, expected a file");
     refused(&dir, dir.join("sub/"), "ends with a path separator, expected a file");
     refused(&dir, dir.path(), "neither a regular file nor a block device");
     refused(&dir, dir.join("sub/.."), "neither a regular file nor a block device");
     refused(&dir, dir.join("fifo"), "neither a regular file nor a block device");
     refused(&dir, "", "has no file name");
-    assert_eq!(create(dir.join("none/new")).err().unwrap().kind().as_str(), "io");
+    let before = dir.names();
+    for name in ["none/new", "dangling", "loop"] {
+        assert_eq!(create(dir.join(name)).err().unwrap().kind().as_str(), "io", "{name}");
+    }
+    assert_eq!(dir.names(), before);
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_dangling_link_points_to_is_created() {
+    for in_place in [false, true] {
+        for clobber in [false, true] {
+            let dir = TempDir::new();
+            fs::create_dir(dir.join("sub")).unwrap();
+            symlink("sub/second", dir.join("first")).unwrap();
+            symlink("../new", dir.join("sub/second")).unwrap();
+            let output = Output::create(&dir.join("first"), Rules { clobber, in_place, ..rules() }).unwrap();
+            assert_eq!(output.image_name(), "new");
+            write(&output);
+            drop(output.add(OsStr::new("part")).unwrap());
+            output.commit().unwrap();
+            assert_eq!(dir.names(), ["first", "new", "part", "sub"]);
+            assert_eq!(fs::read(dir.join("first")).unwrap(), b"new");
+            assert!(fs::symlink_metadata(dir.join("first")).unwrap().is_symlink());
+        }
+    }
 }
 
 #[cfg(unix)]
@@ -127,7 +162,7 @@ fn a_file_in_use_is_no_target_by_any_name() {
     symlink("source", dir.join("link")).unwrap();
     let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
     for name in ["source", "second", "link"] {
-        let error = Output::create(&dir.join(name), &in_use, true, true).err().unwrap();
+        let error = Output::create(&dir.join(name), Rules { in_use: in_use.to_vec(), ..rules() }).err().unwrap();
         assert!(error.to_string().ends_with("is also an input file"), "{error}");
     }
     assert_eq!(dir.names(), ["link", "second", "source"]);
@@ -137,9 +172,10 @@ fn a_file_in_use_is_no_target_by_any_name() {
 fn without_clobber_nothing_is_replaced() {
     let dir = TempDir::new();
     let there = dir.file("there", b"old");
-    let error = Output::create(&there, &[], true, false).err().unwrap();
+    let create = |path: &Path| Output::create(path, Rules { clobber: false, ..rules() });
+    let error = create(&there).err().unwrap();
     assert!(error.to_string().ends_with("the target exists"), "{error}");
-    let create = |name| Output::create(&dir.join(name), &[], true, false).unwrap();
+    let create = |name| create(&dir.join(name)).unwrap();
     let (late, free) = (create("late"), create("free"));
     write(&late);
     write(&free);
@@ -158,7 +194,7 @@ fn the_longest_name_there_is() {
     let dir = TempDir::new();
     for name in ["n".repeat(255), "ü".repeat(127)] {
         for sync in [true, false] {
-            let output = Output::create(&dir.join(&name), &[], sync, true).unwrap();
+            let output = Output::create(&dir.join(&name), Rules { sync, ..rules() }).unwrap();
             write(&output);
             output.commit().unwrap();
             assert_eq!(fs::read(dir.join(&name)).unwrap(), b"new");
@@ -186,7 +222,7 @@ fn everything(dir: &TempDir) -> Vec<(String, (fs::FileType, fs::Permissions), Ve
 
 /// Prepares the set: each file holds its own name.
 fn create_set(dir: &TempDir, clobber: bool) -> Result<Output> {
-    let output = Output::create(&dir.join(SET[0]), &[], true, clobber)?;
+    let output = Output::create(&dir.join(SET[0]), Rules { clobber, ..rules() })?;
     output.file().write_all_at(SET[0].as_bytes(), 0).unwrap();
     for name in &SET[1..] {
         output.add(OsStr::new(name))?.write_all_at(name.as_bytes(), 0).unwrap();
@@ -251,6 +287,123 @@ fn when_one_file_cannot_have_its_name_all_is_as_before() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_file_written_in_place_stays_the_same_file() {
+    let dir = TempDir::new();
+    let old = dir.file("old", &[b'x'; 100]);
+    fs::set_permissions(&old, Permissions::from_mode(0o604)).unwrap();
+    fs::hard_link(&old, dir.join("second")).unwrap();
+    symlink("old", dir.join("link")).unwrap();
+    let inode = fs::metadata(&old).unwrap().ino();
+    for name in ["old", "second", "link"] {
+        let output = create_in_place(dir.join(name)).unwrap();
+        assert_eq!(dir.names(), ["link", "old", "second"]);
+        output.file().write_all_at(name.as_bytes(), 0).unwrap();
+        output.commit().unwrap();
+        let metadata = fs::metadata(&old).unwrap();
+        assert_eq!((metadata.ino(), metadata.nlink(), mode(&old)), (inode, 2, 0o604));
+        assert_eq!(fs::read(&old).unwrap(), name.as_bytes());
+    }
+    // An image may be empty.
+    create_in_place(&old).unwrap().commit().unwrap();
+    assert_eq!(fs::read(&old).unwrap(), b"");
+    assert_eq!(dir.names(), ["link", "old", "second"]);
+    // What does not exist is created as usual.
+    let output = create_in_place(dir.join("new")).unwrap();
+    write(&output);
+    assert_eq!(dir.names().len(), 4);
+    output.commit().unwrap();
+    assert_eq!(fs::read(dir.join("new")).unwrap(), b"new");
+}
+
+#[test]
+fn a_file_written_in_place_is_empty_after_a_failure() {
+    type Write = fn(&dyn WriteAt) -> io::Result<()>;
+    let writes: [Write; 4] = [
+        |file| file.write_all_at(b"part", 10),
+        |file| file.set_len(10),
+        |file| file.zero_range(1..10),
+        |file| file.allocate(1..10),
+    ];
+    let dir = TempDir::new();
+    let old = dir.file("old", b"precious");
+    // Before the first write nothing is lost.
+    drop(create_in_place(&old).unwrap());
+    let output = create_in_place(&old).unwrap();
+    output.file().sync().unwrap();
+    drop(output);
+    assert_eq!(fs::read(&old).unwrap(), b"precious");
+    for write in writes {
+        dir.file("old", b"precious");
+        let output = create_in_place(&old).unwrap();
+        write(&*output.file()).unwrap();
+        assert!(!fs::read(&old).unwrap().starts_with(b"p"));
+        drop(output);
+        assert_eq!((fs::read(&old).unwrap(), dir.names()), (b"".to_vec(), vec!["old".to_owned()]));
+    }
+    // The same if it cannot be committed.
+    let output = create_in_place(&old).unwrap();
+    let file = output.file();
+    file.write_all_at(b"part", 0).unwrap();
+    assert_eq!(output.commit().unwrap_err().kind().as_str(), "usage");
+    assert_eq!(fs::read(&old).unwrap(), b"");
+}
+
+#[cfg(unix)]
+#[test]
+fn of_a_set_existing_files_are_written_in_place() {
+    for old in 0..=SET.len() {
+        let dir = TempDir::new();
+        SET[..old].iter().for_each(|name| drop(dir.file(name, b"old and longer")));
+        let inodes = || SET[..old].iter().map(|name| fs::metadata(dir.join(name)).unwrap().ino()).collect::<Vec<_>>();
+        let before = inodes();
+        let fill = |name: &str| -> Output {
+            let output = create_in_place(dir.join(SET[0])).unwrap();
+            output.file().write_all_at(SET[0].as_bytes(), 0).unwrap();
+            SET[1..]
+                .iter()
+                .for_each(|name| drop(output.add(OsStr::new(name)).unwrap().write_all_at(name.as_bytes(), 0)));
+            assert_eq!(dir.names().iter().filter(|name| name.starts_with('.')).count(), SET.len() - old, "{name}");
+            output
+        };
+        fill("committed").commit().unwrap();
+        SET.iter().for_each(|name| assert_eq!(fs::read(dir.join(name)).unwrap(), name.as_bytes()));
+        assert_eq!((inodes(), dir.names()), (before, SET.map(str::to_owned).to_vec()));
+        // A failure leaves no part of an image, and files that the image does not have yet are not left either.
+        SET[old..].iter().for_each(|name| fs::remove_file(dir.join(name)).unwrap());
+        drop(fill("dropped"));
+        assert_eq!(dir.names(), SET[..old]);
+        SET[..old].iter().for_each(|name| assert_eq!(fs::read(dir.join(name)).unwrap(), b""));
+        if (1..SET.len()).contains(&old) {
+            let output = fill("blocked");
+            fs::create_dir(dir.join(SET[old])).unwrap();
+            assert_eq!(output.commit().unwrap_err().path(), Some(&*dir.join(SET[old])));
+            SET[..old].iter().for_each(|name| assert_eq!(fs::read(dir.join(name)).unwrap(), b""));
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_in_use_is_not_written_in_place() {
+    let dir = TempDir::new();
+    let source = dir.file("source", b"source");
+    fs::hard_link(&source, dir.join("part")).unwrap();
+    let in_use = vec![FileSource::open(&source).unwrap().identity().unwrap()];
+    let rules = || Rules { in_use: in_use.clone(), in_place: true, ..rules() };
+    assert!(Output::create(&source, rules()).is_err());
+    let output = Output::create(&dir.join("new"), rules()).unwrap();
+    assert!(output.add(OsStr::new("part")).is_err());
+    drop(output);
+    assert_eq!(fs::read(&source).unwrap(), b"source");
+    // A file that is exchanged after the check.
+    let status = FileStatus::from_path(&source).unwrap().unwrap();
+    fs::rename(dir.file("other", b"other"), &source).unwrap();
+    assert!(InPlace::open(&source, &status, true).is_err());
+    assert_eq!(fs::read(&source).unwrap(), b"other");
+}
+
 #[test]
 fn where_there_are_no_links_the_old_file_is_moved() {
     type Link = fn(&Path, &Path) -> io::Result<()>;
@@ -268,7 +421,9 @@ fn where_there_are_no_links_the_old_file_is_moved() {
         Placed { path: path.clone(), old: Some(old) }.take_back().unwrap();
         assert_eq!((dir.names(), fs::read(&path).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
         // The same when the new file is gone before it has the name.
-        let new = Temporary { path: dir.join("gone"), renamed: false };
+        let new = Temporary::create(&dir.join("gone"), None, None).unwrap().1;
+        let names = dir.names();
+        fs::remove_file(dir.join(names.iter().find(|name| name.starts_with(".gone")).unwrap())).unwrap();
         assert!(Placed::new(&path, new, Some(Temporary::keep(&path, link).unwrap()), true).is_err());
         assert_eq!((dir.names(), fs::read(&path).unwrap()), (vec!["old".to_owned()], b"old".to_vec()));
         drop(Temporary::keep(&path, link).unwrap());
@@ -284,6 +439,21 @@ fn where_there_are_no_links_the_old_file_is_moved() {
     assert!(error.contains(&names[0]) && fs::read(dir.join(&names[0])).unwrap() == b"old", "{error}, {names:?}");
 }
 
+#[test]
+fn nothing_is_left_of_the_trial_before_the_conversion() {
+    let dir = TempDir::new();
+    let old = dir.file("old", b"old");
+    for target in [dir.join("new"), old] {
+        let before = dir.names();
+        let (file, temporary) =
+            Temporary::create(&target, FileStatus::from_path(&target).unwrap().as_ref(), None).unwrap();
+        assert_eq!(dir.names().len(), before.len() + 1);
+        drop(file);
+        drop(temporary);
+        assert_eq!(dir.names(), before);
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_part_is_refused_for_its_name() {
@@ -294,7 +464,8 @@ fn a_part_is_refused_for_its_name() {
     fs::create_dir(dir.join("sub")).unwrap();
     dir.file("there", b"there");
     let in_use = [FileSource::open(&source).unwrap().identity().unwrap()];
-    let output = |clobber| Output::create(&dir.join("disk"), &in_use, true, clobber).unwrap();
+    let output =
+        |clobber| Output::create(&dir.join("disk"), Rules { in_use: in_use.to_vec(), clobber, ..rules() }).unwrap();
     let (clobber, careful) = (output(true), output(false));
     let part = clobber.add(OsStr::new("part")).unwrap();
     let before = everything(&dir);
@@ -312,11 +483,11 @@ fn a_part_is_refused_for_its_name() {
             assert_eq!(refused(output, name, "the existing one is not a regular file"), name);
         }
         for name in ["", ".", "..", "/", "sub/part", "part/", "part/.", "/part"] {
-            assert_eq!(refused(output, name, "is not a file name"), "disk");
+            assert_eq!(refused(output, name, &format!("not a plain file name: '{name}'")), "disk");
         }
-        assert_eq!(refused(output, "disk", "two files of the new image would have this name"), "disk");
+        assert_eq!(refused(output, "disk", "two files of the new image have this name"), "disk");
     }
-    assert_eq!(refused(&clobber, "part", "two files of the new image would have this name"), "part");
+    assert_eq!(refused(&clobber, "part", "two files of the new image have this name"), "part");
     assert_eq!(refused(&careful, "there", "exists already"), "there");
     assert_eq!(everything(&dir), before);
     // A part that is still in use is not committed, and a dropped one leaves nothing.

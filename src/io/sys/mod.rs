@@ -7,11 +7,17 @@
 //! | `wasi` | WebAssembly with WASI preview 1 |
 //! | `none` | targets without files, such as `wasm32-unknown-unknown`: every call fails with `Unsupported` |
 
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 #[cfg(any(unix, windows, target_os = "wasi"))]
 #[allow(unsafe_code)] // System calls without a safe wrapper; each use states its reason.
 mod calls;
+
+#[cfg(any(unix, target_os = "wasi"))]
+mod rename;
 
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
@@ -19,6 +25,8 @@ mod calls;
 #[cfg_attr(not(any(unix, windows, target_os = "wasi")), path = "none.rs")]
 mod system;
 
+#[cfg(any(unix, target_os = "wasi"))]
+pub(crate) use rename::rename_new;
 pub(crate) use system::*;
 
 /// What an open file or a path is.
@@ -38,6 +46,27 @@ impl FileKind {
     pub fn is_device(self) -> bool {
         matches!(self, FileKind::Device { .. })
     }
+}
+
+/// The directory of the file at `path`.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The path without symbolic links in its last component, whether or not there is a file at the end of the chain.
+pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
+    /// As in Linux.
+    const MAX_LINKS: usize = 40;
+    let mut path = path.to_owned();
+    for _ in 0..=MAX_LINKS {
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_symlink() => path = path.with_file_name("").join(fs::read_link(&path)?),
+            Ok(_) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(path),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
 }
 
 /// Seconds since 1970, or `None` where the system has no clock. Such systems have no source of randomness either.

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::FileKind;
 use crate::io::FileIdentity;
@@ -22,6 +22,18 @@ pub(crate) fn open(_path: &Path, _follow: bool) -> io::Result<File> {
 }
 
 pub(crate) fn create(_path: &Path, _private: bool) -> io::Result<File> {
+    unsupported()
+}
+
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
+pub(crate) fn open_existing(_path: &Path) -> io::Result<File> {
     unsupported()
 }
 
@@ -81,15 +93,15 @@ pub(crate) fn status(_path: &Path, _follow: bool) -> io::Result<(FileKind, FileI
     unsupported()
 }
 
-pub(crate) fn set_access(_file: &File, _like: &FileAccess, _within: Option<&FileAccess>) -> io::Result<()> {
+pub(crate) fn set_access(_file: &File, _replaced: Option<&FileAccess>, _within: Option<&FileAccess>) -> io::Result<()> {
     unsupported()
+}
+
+pub(crate) fn rename_obstacle(_new: &File, _path: &Path) -> Option<&'static str> {
+    None
 }
 
 pub(crate) fn rename_new(_from: &Path, _to: &Path) -> io::Result<()> {
-    unsupported()
-}
-
-pub(crate) fn resolve(_path: &Path) -> io::Result<PathBuf> {
     unsupported()
 }
 

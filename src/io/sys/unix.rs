@@ -1,25 +1,23 @@
 //! Linux, macOS, FreeBSD and other Unix systems.
 
+#[path = "unix/access.rs"]
+mod access;
+#[path = "unix/xattr.rs"]
+mod xattr;
+
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::{FileKind, calls};
+use super::{FileKind, calls, directory_of};
 use crate::io::FileIdentity;
-
-/// Owner, group and mode.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FileAccess {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-}
+pub(crate) use access::{FileAccess, set_access};
 
 /// Opens for reading. Does not wait for the other end of a FIFO.
 pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
@@ -28,8 +26,26 @@ pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
 }
 
 pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
-    let mode = if private { 0o600 } else { 0o666 };
+    create_with_mode(path, if private { 0o600 } else { 0o666 })
+}
+
+/// Creates a file for [`set_access`], which is not more open than that will make it.
+pub(crate) fn create_within(
+    path: &Path,
+    replaced: Option<&FileAccess>,
+    within: Option<&FileAccess>,
+) -> io::Result<File> {
+    // Where the mode cannot be changed, the file keeps this one.
+    create_with_mode(path, access::common_mode([replaced, within].into_iter().flatten()))
+}
+
+fn create_with_mode(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Opens an existing file for writing. Does not wait for the other end of a FIFO.
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
 /// Opens a device for writing, alone: not while it is mounted.
@@ -148,9 +164,32 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
     synced
 }
 
-/// Makes the names in a directory durable.
+/// Makes the names in a directory durable, where the file system can do that.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    sync(&File::open(path)?)
+    ignore_refusal(File::open(path).and_then(|directory| sync(&directory)))
+}
+
+/// Many file systems, shared folders of virtual machines for instance, cannot sync a directory, each with an error of its own; some
+/// do not even open it, and a user may be allowed to write to it, but not to read. The file in it is complete and synced by then.
+/// Errors of the storage are others: EIO, ENOSPC, EDQUOT, EROFS.
+fn ignore_refusal(result: io::Result<()>) -> io::Result<()> {
+    use rustix::io::Errno;
+
+    const REFUSALS: [Errno; 9] = [
+        Errno::INVAL,
+        Errno::NOTSUP,
+        Errno::OPNOTSUPP,
+        Errno::NOSYS,
+        Errno::NOTTY,
+        Errno::BADF,
+        Errno::ISDIR,
+        Errno::ACCESS,
+        Errno::PERM,
+    ];
+    match result {
+        Err(error) if Errno::from_io_error(&error).is_some_and(|errno| REFUSALS.contains(&errno)) => Ok(()),
+        other => other,
+    }
 }
 
 pub(crate) fn close(file: File) -> io::Result<()> {
@@ -183,33 +222,45 @@ pub(crate) fn status(path: &Path, follow: bool) -> io::Result<(FileKind, FileIde
     } else {
         FileKind::Other
     };
-    let access = FileAccess { uid: metadata.uid(), gid: metadata.gid(), mode: metadata.mode() };
-    Ok((kind, identity_in(&metadata), access))
+    Ok((kind, identity_in(&metadata), FileAccess::new(path, follow, &metadata)))
 }
 
-/// Gives a file the owner, group and mode of another one, the mode as far as that of `within` has it.
-pub(crate) fn set_access(file: &File, like: &FileAccess, within: Option<&FileAccess>) -> io::Result<()> {
-    // Only root can give a file away. Where the group is another one, it may do nothing.
-    let same_group = fchown(file, Some(like.uid), Some(like.gid)).is_ok();
-    let mode = if same_group { like.mode } else { like.mode & !0o070 };
-    let mask = within.map_or(0o7777, |within| within.mode);
-    file.set_permissions(Permissions::from_mode(mode & mask & 0o7777))
+/// Why a rename of `new` cannot replace the file at `path`, as far as that is known before.
+pub(crate) fn rename_obstacle(new: &File, path: &Path) -> Option<&'static str> {
+    const STICKY: u32 = 0o1000;
+    let (old, directory) = (fs::symlink_metadata(path).ok()?, fs::metadata(directory_of(path)).ok()?);
+    let owner = new.metadata().ok()?.uid();
+    if owner != 0 && directory.mode() & STICKY != 0 && owner != directory.uid() && owner != old.uid() {
+        return Some("the file belongs to another user, and its directory is sticky");
+    }
+    obstacle_of_file(path, &old, &directory)
 }
 
-/// Gives the file at `from` the name `to` unless something has it: a second name is made only if it is free.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)?;
-    fs::remove_file(from).inspect_err(|_| {
-        let _ = fs::remove_file(to);
-    })
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn obstacle_of_file(path: &Path, _old: &Metadata, _directory: &Metadata) -> Option<&'static str> {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
+    // In overlayfs a file may have another device number than its directory, and is no mount point.
+    let attributes = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()).ok()?.stx_attributes;
+    if attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        Some("the file is a mount point")
+    } else if attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        Some("the file is immutable or append-only")
+    } else {
+        None
+    }
 }
 
-/// The path of an existing file without symbolic links.
-pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    fs::canonicalize(path)
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn obstacle_of_file(_path: &Path, old: &Metadata, directory: &Metadata) -> Option<&'static str> {
+    (old.dev() != directory.dev()).then_some("the file is a mount point")
 }
 
 /// Bytes from an image as a path of this system, if they can be one.
 pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     Some(Path::new(OsStr::from_bytes(bytes)))
 }
+
+#[cfg(test)]
+#[path = "unix/tests.rs"]
+mod tests;

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::wasi::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 
@@ -25,6 +25,19 @@ pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
 
 pub(crate) fn create(path: &Path, _private: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
+/// Opens an existing file for writing.
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
 }
 
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
@@ -102,29 +115,12 @@ pub(crate) fn status(path: &Path, follow: bool) -> io::Result<(FileKind, FileIde
     Ok((kind, identity_in(&stat), FileAccess))
 }
 
-pub(crate) fn set_access(_file: &File, _like: &FileAccess, _within: Option<&FileAccess>) -> io::Result<()> {
+pub(crate) fn set_access(_file: &File, _replaced: Option<&FileAccess>, _within: Option<&FileAccess>) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the file at `from` the name `to` unless something has it: a second name is made only if it is free.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)?;
-    fs::remove_file(from).inspect_err(|_| {
-        let _ = fs::remove_file(to);
-    })
-}
-
-/// The path of an existing file, with symbolic links in the last component resolved.
-pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    const MOST_LINKS: usize = 40;
-    let mut path = path.to_owned();
-    for _ in 0..MOST_LINKS {
-        if !fs::symlink_metadata(&path)?.is_symlink() {
-            return Ok(path);
-        }
-        path = path.with_file_name("").join(fs::read_link(&path)?);
-    }
-    Err(io::Error::other("too many symbolic links"))
+pub(crate) fn rename_obstacle(_new: &File, _path: &Path) -> Option<&'static str> {
+    None
 }
 
 /// Bytes from an image as a path of this system, if they can be one.

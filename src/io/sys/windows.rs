@@ -12,7 +12,7 @@ use windows_sys::Win32::Storage::FileSystem::{
     SECURITY_ANONYMOUS, WRITE_DAC,
 };
 
-use super::{FileKind, calls};
+use super::{FileKind, calls, directory_of};
 use crate::io::FileIdentity;
 
 /// The access control list; `None` on a file system without any, such as FAT.
@@ -48,6 +48,19 @@ pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
     // Where the file system has no sparse files, it becomes an ordinary one.
     let _ = calls::set_sparse(&file);
     Ok(file)
+}
+
+pub(crate) fn create_within(
+    path: &Path,
+    _replaced: Option<&FileAccess>,
+    _within: Option<&FileAccess>,
+) -> io::Result<File> {
+    create(path, true)
+}
+
+/// Opens an existing file for writing. It stays as it is, sparse or not.
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).open(path)
 }
 
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
@@ -148,28 +161,25 @@ pub(crate) fn status(path: &Path, follow: bool) -> io::Result<(FileKind, FileIde
     Ok((kind(&file)?, identity(&file)?, FileAccess(access)))
 }
 
-/// Gives a file the access control list of `within`, or of `like` if there is no such list: lists cannot be intersected.
-pub(crate) fn set_access(file: &File, like: &FileAccess, within: Option<&FileAccess>) -> io::Result<()> {
-    match within.and_then(|access| access.0.as_ref()).or(like.0.as_ref()) {
+/// Gives a file the access control list of `within`, or of `replaced` if there is no such list: lists cannot be intersected.
+pub(crate) fn set_access(file: &File, replaced: Option<&FileAccess>, within: Option<&FileAccess>) -> io::Result<()> {
+    match [within, replaced].into_iter().flatten().find_map(|access| access.0.as_ref()) {
         Some(list) => calls::set_access_list(file, list),
         None => Ok(()),
     }
+}
+
+pub(crate) fn rename_obstacle(_new: &File, _path: &Path) -> Option<&'static str> {
+    None
 }
 
 /// Gives the file at `from` the name `to` unless something has it.
 pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     // A verbatim path may be longer than 260 characters.
     let verbatim = |path: &Path| -> io::Result<PathBuf> {
-        let parent = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        Ok(fs::canonicalize(parent)?.join(path.file_name().unwrap_or_default()))
+        Ok(fs::canonicalize(directory_of(path))?.join(path.file_name().unwrap_or_default()))
     };
     calls::move_new(&verbatim(from)?, &verbatim(to)?)
-}
-
-/// The path of an existing file without symbolic links.
-pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
-    // Only where there is a link, since the result is a verbatim path, which messages show.
-    if fs::symlink_metadata(path)?.is_symlink() { fs::canonicalize(path) } else { Ok(path.to_owned()) }
 }
 
 /// Bytes from an image as a path of this system, if they can be one.

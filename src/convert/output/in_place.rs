@@ -1,0 +1,127 @@
+//! Existing files that are written in place.
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::close;
+use crate::error::{Error, Result};
+use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt};
+
+/// An existing file that is written in place. Its content is untouched until the first write. Dropping it after that and before
+/// [`finish`](InPlace::finish) empties it, so that a part of an image is never taken for an image. A device is not emptied.
+pub(super) struct InPlace {
+    file: Arc<Existing>,
+    finished: bool,
+}
+
+impl InPlace {
+    /// Opens the file at `path`, which is the one that `status` describes.
+    pub fn open(path: &Path, status: &FileStatus, sync: bool) -> Result<InPlace> {
+        let device = status.kind.is_device();
+        let (action, open): (_, fn(&Path) -> _) = match device {
+            true => ("opening the device", FileTarget::open_device),
+            false => ("opening the file for writing", FileTarget::open_existing),
+        };
+        let file = open(path).map_err(Error::io(action, None))?;
+        let identity = FileIdentity::from_file(file.file()).map_err(Error::io(action, None))?;
+        if identity != status.identity {
+            return Err(Error::Usage("the file was replaced meanwhile".into()));
+        }
+        let file = file.with_sync(sync).with_path(path);
+        let file = Existing { file, emptied: AtomicBool::new(device), emptying: Mutex::default() };
+        Ok(InPlace { file: Arc::new(file), finished: false })
+    }
+
+    /// The file to write to.
+    pub fn file(&self) -> Arc<dyn WriteAt> {
+        self.file.clone()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.file.file.file().metadata().is_ok_and(|metadata| metadata.len() == 0)
+    }
+
+    /// Closes the file, which holds a complete image. The writer has synced and released it.
+    pub fn finish(mut self) -> Result<()> {
+        // An image may be empty.
+        self.file.empty().map_err(Error::io("emptying the file", None))?;
+        let file = self.file.clone();
+        self.finished = Arc::strong_count(&file) == 2;
+        drop(self);
+        close(file, |existing| existing.file.close())
+    }
+}
+
+impl Drop for InPlace {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.file.discard();
+        }
+    }
+}
+
+/// Empties the file before the first write.
+struct Existing {
+    file: FileTarget,
+    emptied: AtomicBool,
+    /// Held by the thread that empties it.
+    emptying: Mutex<()>,
+}
+
+impl Existing {
+    fn empty(&self) -> io::Result<()> {
+        if self.emptied.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.emptied.load(Ordering::Acquire) {
+            self.file.set_len(0)?;
+            self.emptied.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn discard(&self) {
+        if self.emptied.load(Ordering::Acquire) && self.file.starts_zeroed() {
+            // There is no way to report an error.
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+impl WriteAt for Existing {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.empty()?;
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.empty()?;
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        self.file.starts_zeroed()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.file.path()
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        self.empty()?;
+        self.file.zero_range(range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.empty()?;
+        self.file.allocate(range)
+    }
+}
