@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Job;
+use super::digest;
 use super::plan::Work;
 use crate::codec::Encoder;
 use crate::driver::ExtentKind;
@@ -71,6 +72,17 @@ impl<'a> Loader<'a> {
     /// The data of the guest range `guest` in the work range that begins at `start`.
     pub fn data(&self, start: u64, guest: &Range<u64>) -> &[u8] {
         &self.data[(guest.start - start) as usize..(guest.end - start) as usize]
+    }
+
+    /// The digest of the items, in the work range that begins at `start`.
+    pub fn digest(&self, start: u64) -> u128 {
+        self.items.iter().fold(0, |sum, Item { guest, kind }| {
+            sum.wrapping_add(match kind {
+                ItemKind::Zero => digest::of_zeros(guest),
+                // Of the decoded bytes, also for a passthrough.
+                ItemKind::Data | ItemKind::Encoded { .. } => digest::of_data(self.data(start, guest), guest.start),
+            })
+        })
     }
 
     /// Encoded blocks.

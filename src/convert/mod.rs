@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod digest;
 mod load;
 mod output;
 mod pipeline;
@@ -29,7 +30,7 @@ use crate::driver::WriteSpec;
 use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::identifiers::Identifiers;
+use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
 use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
@@ -325,8 +326,7 @@ impl Converter {
                 options: &self.options,
                 compress: self.compress,
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                // Converting the padded disk again gives the same image.
-                identifiers: self.identifiers.for_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
+                identifiers: self.early_identifiers(size, &*out, target),
                 out: out.clone(),
                 files,
             })
@@ -339,6 +339,7 @@ impl Converter {
         let virtual_size = writer.spec().virtual_size;
         let source_format = source.map(Image::format);
         let mut report = Report::new(source_format, format, virtual_size, virtual_size - size);
+        let mut digest = 0;
         if let Some(source) = source {
             if writer.spec().over_backing && backing.is_none() {
                 let problem =
@@ -351,17 +352,37 @@ impl Converter {
                 spec: writer.spec().clone(),
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
+                digests: self.identifiers != Identifiers::Random,
                 target,
             };
-            pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
+            digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
-        writer.finish().map_err(|e| e.in_file_at(target))?;
+        // Of the padded size: converting the padded disk again gives the same image.
+        let identifiers = self.identifiers_of(virtual_size).with(&digest.to_le_bytes());
+        writer.finish(&identifiers).map_err(|e| e.in_file_at(target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         Ok(report)
+    }
+
+    /// The identifiers of a disk of `size` bytes without content.
+    fn identifiers_of(&self, size: u64) -> ImageIdentifiers {
+        let identifiers = self.identifiers.for_image(self.format.name(), size, &self.options);
+        let Some(Backing { image, name }) = self.backing.as_deref() else { return identifiers };
+        let info = image.info();
+        identifiers.with(format!("{name:?} {} {:?}", info.format, info.identities).as_bytes())
+    }
+
+    /// The identifiers of what is written before the content. A pipe keeps them, so that its name has to tell images apart.
+    fn early_identifiers(&self, size: u64, out: &dyn WriteAt, target: Option<&Path>) -> ImageIdentifiers {
+        let identifiers = self.identifiers_of(size.next_multiple_of(SECTOR));
+        match target.and_then(Path::file_name) {
+            Some(name) if !out.seeks() => identifiers.with(name.as_encoded_bytes()),
+            _ => identifiers,
+        }
     }
 
     fn is_cancelled(&self) -> bool {
@@ -402,6 +423,8 @@ struct Job<'a> {
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
+    /// Whether identifiers follow from the content.
+    digests: bool,
     /// Path of the new image, for messages.
     target: Option<&'a Path>,
 }

@@ -11,20 +11,20 @@ use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 
-/// Converts all guest data of the job. The caller finishes the writer.
+/// Converts all guest data of the job, and returns its digest if the job has one. The caller finishes the writer.
 pub(super) fn run(
     job: &Job<'_>,
     settings: &Converter,
     out: &dyn WriteAt,
     writer: &mut dyn SparseWrite,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<u128> {
     let pipeline = Pipeline {
         job,
         out,
         settings,
         planner: Mutex::new(Planner::new(job, settings)?),
-        turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
+        turn: Mutex::new(Turn { seq: 0, writer, report, digest: 0, failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         reported: Mutex::default(),
     };
@@ -41,7 +41,8 @@ pub(super) fn run(
         return Err(error);
     }
     pipeline.report(job.spec.virtual_size);
-    Ok(())
+    let digest = lock(&pipeline.turn).digest;
+    Ok(digest)
 }
 
 struct Pipeline<'a> {
@@ -61,6 +62,8 @@ struct Turn<'a> {
     seq: u64,
     writer: &'a mut dyn SparseWrite,
     report: &'a mut Report,
+    /// The digest of what has been placed.
+    digest: u128,
     /// The failure of the earliest work range, so that an image fails in the same way each time.
     failure: Option<(u64, Error)>,
     /// Whether a thread panicked, so that its turn never comes.
@@ -96,7 +99,8 @@ impl Pipeline<'_> {
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
             // The turn is taken after a failure too, since later work ranges wait for it.
-            let placed = self.place(&work, loaded, loader.items(), &mut writes);
+            let digest = if self.job.digests && loaded.is_ok() { loader.digest(work.range.start) } else { 0 };
+            let placed = self.place(&work, loaded, loader.items(), digest, &mut writes);
             let written = placed && self.write(&work, &loader, &writes);
             if !written {
                 return;
@@ -121,7 +125,7 @@ impl Pipeline<'_> {
     }
 
     /// Waits for the turn of the work range, and places its items.
-    fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], writes: &mut Vec<Write>) -> bool {
+    fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], digest: u128, writes: &mut Vec<Write>) -> bool {
         let mut turn = lock(&self.turn);
         while turn.seq != work.seq && !turn.abandoned {
             turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
@@ -133,6 +137,7 @@ impl Pipeline<'_> {
             other => other,
         };
         turn.seq += 1;
+        turn.digest = turn.digest.wrapping_add(digest);
         let failed = turn.failure.is_some() || turn.abandoned || result.is_err();
         turn.note(work.seq, result);
         drop(turn);

@@ -15,6 +15,7 @@ use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::driver::{SparseWrite, WriteSpec};
 use crate::error::Result;
 use crate::format::vmdk::writer::create;
+use crate::identifiers::ImageIdentifiers;
 use crate::info::{ImageInfo, Value};
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::name::Name;
@@ -186,7 +187,7 @@ impl Case {
         let parent = self.parent.then(|| noise(size, 99));
         let mut guest = parent.clone().unwrap_or_else(|| vec![0; size as usize]);
         self.steps(&mut *writer, &mut guest);
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let file = out.file.to_vec();
         assert!(read(&file, &dir, parent.as_deref()) == guest, "guest data differs: {self:?}");
         if parent.is_none() && size > 0 {
