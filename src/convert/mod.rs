@@ -15,6 +15,7 @@ mod output;
 mod pipeline;
 mod plan;
 mod report;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
@@ -36,7 +37,7 @@ use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use output::Output;
-pub use report::{Progress, Report};
+pub use report::{Progress, Report, Unreadable};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
 const CHUNK_SIZE: u64 = 1 << 20;
@@ -84,6 +85,9 @@ pub struct Converter {
     sync: bool,
     clobber: bool,
     identifiers: Identifiers,
+    salvage: bool,
+    /// The byte that replaces what cannot be read.
+    salvage_pattern: u8,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -108,6 +112,8 @@ impl Converter {
             sync: true,
             clobber: true,
             identifiers: Identifiers::from_env(),
+            salvage: false,
+            salvage_pattern: 0,
             progress: None,
             cancel: None,
         }
@@ -198,6 +204,47 @@ impl Converter {
     #[must_use]
     pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
         self.identifiers = identifiers;
+        self
+    }
+
+    /// Whether what can be read of a damaged source is read. The [pattern](Self::salvage_pattern) replaces the rest, which the
+    /// report [lists](Report::unreadable). Default: false, a source that cannot be read is an error.
+    ///
+    /// What cannot be read is a sector, a compressed unit, or the guest range that a damaged part of the metadata maps. Guest
+    /// ranges that share a host range are read as the metadata says. An image that cannot be opened, or whose backing file
+    /// or extents are missing, is an error, and one from a pipe is read up to its first fault.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions};
+    ///
+    /// # fn main() -> diskimage::Result<()> {
+    /// let raw = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 3 << 20])))?;
+    /// let file = Arc::new(MemFile::new());
+    /// Converter::new(Format::VDI).convert_to(&raw, file.clone())?;
+    /// let mut bytes = file.to_vec();
+    /// bytes.truncate(bytes.len() - (1 << 20));
+    ///
+    /// let damaged = OpenOptions::new().open_source(Arc::new(MemFile::from(bytes)))?;
+    /// let converter = Converter::new(Format::RAW);
+    /// assert!(converter.convert_to(&damaged, Arc::new(MemFile::new())).is_err());
+    /// let report = converter.salvage(true).convert_to(&damaged, Arc::new(MemFile::new()))?;
+    /// assert_eq!(report.unreadable[0].range, 2 << 20..3 << 20);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.salvage = salvage;
+        self
+    }
+
+    /// Sets the byte that replaces what [`salvage`](Self::salvage) cannot read. Default: 0.
+    #[must_use]
+    pub fn salvage_pattern(mut self, byte: u8) -> Self {
+        self.salvage_pattern = byte;
         self
     }
 
@@ -353,6 +400,7 @@ impl Converter {
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
                 digests: self.identifiers != Identifiers::Random,
+                salvage: self.salvage.then_some(self),
                 target,
             };
             digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
@@ -425,6 +473,8 @@ struct Job<'a> {
     starts_zeroed: bool,
     /// Whether identifiers follow from the content.
     digests: bool,
+    /// The settings, if damage of the source is not an error.
+    salvage: Option<&'a Converter>,
     /// Path of the new image, for messages.
     target: Option<&'a Path>,
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::load::{Item, ItemKind, Loader};
+use super::load::{Item, ItemKind, Loaded, Loader};
 use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
 use crate::driver::{Placement, SparseWrite};
@@ -41,8 +41,11 @@ pub(super) fn run(
         return Err(error);
     }
     pipeline.report(job.spec.virtual_size);
-    let digest = lock(&pipeline.turn).digest;
-    Ok(digest)
+    // At the end of the disk, and after the last work range.
+    let unreadable = lock(&pipeline.planner).take_unreadable();
+    let turn = &mut *lock(&pipeline.turn);
+    unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
+    Ok(turn.digest)
 }
 
 struct Pipeline<'a> {
@@ -99,8 +102,7 @@ impl Pipeline<'_> {
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
             // The turn is taken after a failure too, since later work ranges wait for it.
-            let digest = if self.job.digests && loaded.is_ok() { loader.digest(work.range.start) } else { 0 };
-            let placed = self.place(&work, loaded, loader.items(), digest, &mut writes);
+            let placed = self.place(&work, loaded, loader.items(), &mut writes);
             let written = placed && self.write(&work, &loader, &writes);
             if !written {
                 return;
@@ -125,19 +127,20 @@ impl Pipeline<'_> {
     }
 
     /// Waits for the turn of the work range, and places its items.
-    fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], digest: u128, writes: &mut Vec<Write>) -> bool {
+    fn place(&self, work: &Work, loaded: Result<Loaded>, items: &[Item], writes: &mut Vec<Write>) -> bool {
         let mut turn = lock(&self.turn);
         while turn.seq != work.seq && !turn.abandoned {
             turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
         let result = match loaded {
-            Ok(()) if turn.failure.is_none() && !turn.abandoned => {
+            Ok(loaded) if turn.failure.is_none() && !turn.abandoned => {
+                turn.digest = turn.digest.wrapping_add(loaded.digest);
+                loaded.unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
                 turn.place(items, writes).map_err(|e| e.in_file_at(self.job.target))
             }
-            other => other,
+            other => other.map(drop),
         };
         turn.seq += 1;
-        turn.digest = turn.digest.wrapping_add(digest);
         let failed = turn.failure.is_some() || turn.abandoned || result.is_err();
         turn.note(work.seq, result);
         drop(turn);

@@ -1,11 +1,14 @@
 //! Spans: the host location of guest data, resolved through the chain.
 
+mod unmapped;
+
 use std::ops::Range;
 
 use super::overlap::OverlapTracker;
 use super::{Image, Layer};
 use crate::driver::{Extent, ExtentKind, FileId};
 use crate::error::{Error, Result};
+pub(crate) use unmapped::Unmapped;
 
 /// A guest range of one kind, resolved through the whole chain.
 ///
@@ -40,6 +43,11 @@ impl Span {
     /// Guest offset of the end.
     pub fn end(&self) -> u64 {
         self.offset + self.len
+    }
+
+    /// A range that no layer has.
+    pub(crate) fn hole(range: Range<u64>) -> Span {
+        Span { offset: range.start, len: range.end - range.start, kind: ExtentKind::Hole, layer: 0 }
     }
 
     /// Whether the range is zeros by the metadata alone.

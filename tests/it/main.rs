@@ -11,6 +11,7 @@ mod faults;
 mod fuzzing;
 mod hostile;
 mod huge;
+mod identifiers;
 mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
@@ -18,6 +19,7 @@ mod output;
 #[cfg(feature = "cli")]
 mod pipes;
 mod references;
+mod salvage;
 mod support;
 mod vdi;
 mod vhdx;

@@ -132,6 +132,10 @@ impl Target {
 }
 
 impl WriteAt for Target {
+    fn seeks(&self) -> bool {
+        self.kind != Kind::Forward
+    }
+
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let end = offset + buf.len() as u64;
         let mut last = self.end.lock().unwrap();
