@@ -27,7 +27,10 @@ pub enum Identifiers {
     /// Random identifiers, and the time of the system. As [`Reproducible`](Self::Reproducible) with time 0 on
     /// `wasm32-unknown-unknown`, which has neither: state a time there, and options that differ for images that must differ.
     Random,
-    /// Identifiers derived from the format, size and options of the image: the same request gives the same bytes.
+    /// Identifiers derived from the format, size, options and content of the image, and for an overlay from the name, format
+    /// and identities of its backing file: the same disk gives the same bytes, another disk has other identifiers.
+    ///
+    /// Identifiers that are written to a pipe before the content are derived from the name of the file instead, if it has one.
     Reproducible {
         /// Creation time for formats that store one, in seconds since 1970.
         time: u64,
@@ -49,7 +52,7 @@ impl Identifiers {
         }
     }
 
-    /// Returns the identifiers for an image of `format` with `size` bytes.
+    /// Returns the identifiers for an image of `format` with `size` bytes, of which the content is not known yet.
     pub fn for_image(self, format: &str, size: u64, options: &Options) -> ImageIdentifiers {
         match (self, unix_time()) {
             (Identifiers::Random, Some(time)) => {
@@ -86,6 +89,12 @@ impl ImageIdentifiers {
     /// Identifiers that depend on `seed` only. The time is 0.
     pub fn pinned(seed: u64) -> Self {
         ImageIdentifiers { seed: [seed, !seed], time: 0 }
+    }
+
+    /// Identifiers that also depend on `bytes`, such as a digest of the content. The time is the same.
+    #[must_use]
+    pub fn with(self, bytes: &[u8]) -> Self {
+        ImageIdentifiers { seed: self.seed.map(|seed| hash(seed, bytes)), ..self }
     }
 
     /// Returns the identifier for the purpose `what`: the same bytes each time.
@@ -128,7 +137,10 @@ mod tests {
     fn they_stay_the_same_in_all_versions() {
         let pinned = ImageIdentifiers::pinned(1);
         assert_ne!(pinned.bytes("a"), pinned.bytes("b"));
+        assert_ne!(pinned.bytes("a"), pinned.with(b"x").bytes("a"));
+        assert_ne!(pinned.with(b"x").bytes("a"), pinned.with(b"y").bytes("a"));
         let ids = Identifiers::Reproducible { time: 7 }.for_image("vmdk", 1 << 20, &Options::new());
+        assert_eq!(ids.with(b"x").time, 7);
         assert_eq!(u128::from_be_bytes(ids.bytes("cid")), 0xac20_41e2_ceab_c7e5_bfe7_3113_7970_add6);
     }
 }

@@ -3,12 +3,15 @@
 use std::ops::Range;
 
 use super::Job;
+use super::digest;
 use super::plan::Work;
+use super::report::Unreadable;
+use super::salvage::Salvage;
 use crate::codec::Encoder;
 use crate::driver::ExtentKind;
 use crate::driver::Frame;
 use crate::error::{Error, Result};
-use crate::image::{Image, Scratch, Span};
+use crate::image::{Scratch, Span};
 use crate::zero;
 
 /// The buffers of one thread for one work range.
@@ -25,6 +28,16 @@ pub(super) struct Loader<'a> {
     /// Separate from the source's, since the cached unit is identified by its location in the image.
     base_scratch: Scratch,
     encoder: Option<Encoder>,
+    salvage: Option<Salvage<'a>>,
+}
+
+/// What is known of a loaded work range, besides its items.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    /// The digest of its items, if the job has one.
+    pub digest: u128,
+    /// What could not be read, in ascending order.
+    pub unreadable: Vec<Unreadable>,
 }
 
 /// A guest range to be stored.
@@ -60,6 +73,7 @@ impl<'a> Loader<'a> {
             scratch: Scratch::default(),
             base_scratch: Scratch::default(),
             encoder: job.spec.encoding.as_ref().map(Encoder::new).transpose().map_err(Error::missing_codec)?,
+            salvage: job.salvage.map(Salvage::new),
         })
     }
 
@@ -73,13 +87,35 @@ impl<'a> Loader<'a> {
         &self.data[(guest.start - start) as usize..(guest.end - start) as usize]
     }
 
+    /// The digest of the items, in the work range that begins at `start`.
+    fn digest(&self, start: u64) -> u128 {
+        self.items.iter().fold(0, |sum, Item { guest, kind }| {
+            sum.wrapping_add(match kind {
+                ItemKind::Zero => digest::of_zeros(guest),
+                // Of the decoded bytes, also for a passthrough.
+                ItemKind::Data | ItemKind::Encoded { .. } => digest::of_data(self.data(start, guest), guest.start),
+            })
+        })
+    }
+
     /// Encoded blocks.
     pub fn encoded(&self, bytes: &Range<usize>) -> &[u8] {
         &self.encoded[bytes.clone()]
     }
 
     /// Loads a work range, and determines its items.
-    pub fn load(&mut self, work: &Work) -> Result<()> {
+    pub fn load(&mut self, work: &Work) -> Result<Loaded> {
+        self.load_segments(work)?;
+        let digest = if self.job.digests { self.digest(work.range.start) } else { 0 };
+        let mut unreadable = work.unreadable.clone();
+        if let Some(salvage) = &mut self.salvage {
+            unreadable.append(&mut salvage.unreadable);
+            unreadable.sort_by_key(|lost| lost.range.start);
+        }
+        Ok(Loaded { digest, unreadable })
+    }
+
+    fn load_segments(&mut self, work: &Work) -> Result<()> {
         self.items.clear();
         self.encoded.clear();
         let chunk_size = self.job.chunk_size() as usize;
@@ -87,14 +123,15 @@ impl<'a> Loader<'a> {
         for segment in self.segments(work) {
             match (self.job.base, self.encoder.is_some()) {
                 (None, false) => {
-                    read(self.job.source, &mut self.data, work.range.start, &work.source, &segment, &mut self.scratch)?;
+                    self.read_source(work, &segment)?;
                     self.find_data(work, segment);
                 }
                 (None, true) => self.encode_segment(work, segment)?,
                 (Some(base), encode) => {
                     self.base.resize(chunk_size, 0);
-                    read(self.job.source, &mut self.data, work.range.start, &work.source, &segment, &mut self.scratch)?;
-                    read(base, &mut self.base, work.range.start, &work.base, &segment, &mut self.base_scratch)?;
+                    self.read_source(work, &segment)?;
+                    let (start, scratch) = (work.range.start, &mut self.base_scratch);
+                    read(&mut self.base, start, &work.base, &segment, |span, buf| base.load(&span, buf, scratch))?;
                     let first = self.items.len();
                     self.find_changes(work, segment);
                     if encode {
@@ -106,18 +143,36 @@ impl<'a> Loader<'a> {
         Ok(())
     }
 
+    /// Reads a segment of the source, or what can be read of it.
+    fn read_source(&mut self, work: &Work, segment: &Range<u64>) -> Result<()> {
+        let Loader { job, data, scratch, salvage, .. } = self;
+        read(data, work.range.start, &work.source, segment, |span, buf| match salvage {
+            Some(salvage) => salvage.load(job.source, span, buf, scratch),
+            None => job.source.load(&span, buf, scratch),
+        })?;
+        let pattern = salvage.as_ref().map_or(0, Salvage::pattern);
+        for range in &work.unmapped {
+            let part = range.start.max(segment.start)..range.end.min(segment.end);
+            if !part.is_empty() {
+                data[index(work, &part)].fill(pattern);
+            }
+        }
+        Ok(())
+    }
+
     /// The parts of a work range that may hold data, extended to whole units.
     fn segments(&self, work: &Work) -> Vec<Range<u64>> {
         if self.job.dense() {
             return vec![work.range.clone()];
         }
         let unit = self.job.unit();
-        let mut parts: Vec<_> = work.source.iter().chain(&work.base).collect();
-        parts.sort_by_key(|span| span.offset);
+        let spans = work.source.iter().chain(&work.base).map(|span| span.offset..span.end());
+        let mut parts: Vec<_> = spans.chain(work.unmapped.iter().cloned()).collect();
+        parts.sort_by_key(|part| part.start);
         let mut segments: Vec<Range<u64>> = Vec::new();
-        for span in parts {
-            let start = (span.offset / unit * unit).max(work.range.start);
-            let end = span.end().next_multiple_of(unit).min(work.range.end);
+        for part in parts {
+            let start = (part.start / unit * unit).max(work.range.start);
+            let end = part.end.next_multiple_of(unit).min(work.range.end);
             match segments.last_mut() {
                 Some(last) if start <= last.end => last.end = last.end.max(end),
                 _ => segments.push(start..end),
@@ -175,14 +230,19 @@ impl<'a> Loader<'a> {
     /// Loads a segment block by block. Blocks are encoded, unless the payload of the source can be copied.
     fn encode_segment(&mut self, work: &Work, segment: Range<u64>) -> Result<()> {
         for block in blocks(&segment, self.job.spec.block_size) {
-            match self.copyable(work, &block) {
-                Some(span) => self.copy_block(work, block, span)?,
-                None => {
-                    read(self.job.source, &mut self.data, work.range.start, &work.source, &block, &mut self.scratch)?;
-                    if self.job.dense() || !zero::is_zero(&self.data[index(work, &block)]) {
-                        self.encode_block(work, block);
+            if let Some(span) = self.copyable(work, &block) {
+                match self.copy_block(work, block.clone(), span) {
+                    // What can be read of it is read below.
+                    Err(_) if self.salvage.is_some() => {}
+                    copied => {
+                        copied?;
+                        continue;
                     }
                 }
+            }
+            self.read_source(work, &block)?;
+            if self.job.dense() || !zero::is_zero(&self.data[index(work, &block)]) {
+                self.encode_block(work, block);
             }
         }
         Ok(())
@@ -260,21 +320,20 @@ fn open_frame(encoded: &mut Vec<u8>, frame: Option<Frame>) -> usize {
     from
 }
 
-/// Reads `segment` into a buffer whose index 0 is guest offset `start`. Ranges without a span are zeros.
+/// Reads `segment` with `load` into a buffer whose index 0 is guest offset `start`. Ranges without a span are zeros.
 fn read(
-    image: &Image,
     buf: &mut [u8],
     start: u64,
     spans: &[Span],
     segment: &Range<u64>,
-    scratch: &mut Scratch,
+    mut load: impl FnMut(Span, &mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let mut at = segment.start;
     let first = spans.partition_point(|span| span.end() <= segment.start);
     for span in spans[first..].iter().take_while(|span| span.offset < segment.end) {
         let span = span.clip(segment.start, segment.end);
         buf[(at - start) as usize..(span.offset - start) as usize].fill(0);
-        image.load(&span, &mut buf[(span.offset - start) as usize..(span.end() - start) as usize], scratch)?;
+        load(span, &mut buf[(span.offset - start) as usize..(span.end() - start) as usize])?;
         at = span.end();
     }
     buf[(at - start) as usize..(segment.end - start) as usize].fill(0);

@@ -9,12 +9,14 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod digest;
 mod directory;
 mod load;
 mod output;
 mod pipeline;
 mod plan;
 mod report;
+mod salvage;
 #[cfg(test)]
 mod tests;
 
@@ -29,14 +31,14 @@ use crate::driver::WriteSpec;
 use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::identifiers::Identifiers;
+use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
 use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
-pub use report::{Progress, Report};
+pub use report::{Progress, Report, Unreadable};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
 const CHUNK_SIZE: u64 = 1 << 20;
@@ -85,6 +87,9 @@ pub struct Converter {
     clobber: bool,
     in_place: bool,
     identifiers: Identifiers,
+    salvage: bool,
+    /// The byte that replaces what cannot be read.
+    salvage_pattern: u8,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -110,6 +115,8 @@ impl Converter {
             clobber: true,
             in_place: false,
             identifiers: Identifiers::from_env(),
+            salvage: false,
+            salvage_pattern: 0,
             progress: None,
             cancel: None,
         }
@@ -229,6 +236,47 @@ impl Converter {
     #[must_use]
     pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
         self.identifiers = identifiers;
+        self
+    }
+
+    /// Whether what can be read of a damaged source is read. The [pattern](Self::salvage_pattern) replaces the rest, which the
+    /// report [lists](Report::unreadable). Default: false, a source that cannot be read is an error.
+    ///
+    /// What cannot be read is a sector, a compressed unit, or the guest range that a damaged part of the metadata maps. Guest
+    /// ranges that share a host range are read as the metadata says. An image that cannot be opened, or whose backing file
+    /// or extents are missing, is an error, and one from a pipe is read up to its first fault.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions};
+    ///
+    /// # fn main() -> diskimage::Result<()> {
+    /// let raw = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 3 << 20])))?;
+    /// let file = Arc::new(MemFile::new());
+    /// Converter::new(Format::VDI).convert_to(&raw, file.clone())?;
+    /// let mut bytes = file.to_vec();
+    /// bytes.truncate(bytes.len() - (1 << 20));
+    ///
+    /// let damaged = OpenOptions::new().open_source(Arc::new(MemFile::from(bytes)))?;
+    /// let converter = Converter::new(Format::RAW);
+    /// assert!(converter.convert_to(&damaged, Arc::new(MemFile::new())).is_err());
+    /// let report = converter.salvage(true).convert_to(&damaged, Arc::new(MemFile::new()))?;
+    /// assert_eq!(report.unreadable[0].range, 2 << 20..3 << 20);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.salvage = salvage;
+        self
+    }
+
+    /// Sets the byte that replaces what [`salvage`](Self::salvage) cannot read. Default: 0.
+    #[must_use]
+    pub fn salvage_pattern(mut self, byte: u8) -> Self {
+        self.salvage_pattern = byte;
         self
     }
 
@@ -365,8 +413,7 @@ impl Converter {
                 options: &self.options,
                 compress: self.compress,
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                // Converting the padded disk again gives the same image.
-                identifiers: self.identifiers.for_image(format.name(), size.next_multiple_of(SECTOR), &self.options),
+                identifiers: self.early_identifiers(size, &*out, target),
                 out: out.clone(),
                 files,
             })
@@ -379,6 +426,7 @@ impl Converter {
         let virtual_size = writer.spec().virtual_size;
         let source_format = source.map(Image::format);
         let mut report = Report::new(source_format, format, virtual_size, virtual_size - size);
+        let mut digest = 0;
         if let Some(source) = source {
             if writer.spec().over_backing && backing.is_none() {
                 let problem =
@@ -391,17 +439,38 @@ impl Converter {
                 spec: writer.spec().clone(),
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
+                digests: self.identifiers != Identifiers::Random,
+                salvage: self.salvage.then_some(self),
                 target,
             };
-            pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
+            digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
-        writer.finish().map_err(|e| e.in_file_at(target))?;
+        // Of the padded size: converting the padded disk again gives the same image.
+        let identifiers = self.identifiers_of(virtual_size).with(&digest.to_le_bytes());
+        writer.finish(&identifiers).map_err(|e| e.in_file_at(target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         Ok(report)
+    }
+
+    /// The identifiers of a disk of `size` bytes without content.
+    fn identifiers_of(&self, size: u64) -> ImageIdentifiers {
+        let identifiers = self.identifiers.for_image(self.format.name(), size, &self.options);
+        let Some(Backing { image, name }) = self.backing.as_deref() else { return identifiers };
+        let info = image.info();
+        identifiers.with(format!("{name:?} {} {:?}", info.format, info.identities).as_bytes())
+    }
+
+    /// The identifiers of what is written before the content. A pipe keeps them, so that its name has to tell images apart.
+    fn early_identifiers(&self, size: u64, out: &dyn WriteAt, target: Option<&Path>) -> ImageIdentifiers {
+        let identifiers = self.identifiers_of(size.next_multiple_of(SECTOR));
+        match target.and_then(Path::file_name) {
+            Some(name) if !out.seeks() => identifiers.with(name.as_encoded_bytes()),
+            _ => identifiers,
+        }
     }
 
     fn is_cancelled(&self) -> bool {
@@ -416,6 +485,10 @@ struct Job<'a> {
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
+    /// Whether identifiers follow from the content.
+    digests: bool,
+    /// The settings, if damage of the source is not an error.
+    salvage: Option<&'a Converter>,
     /// Path of the new image, for messages.
     target: Option<&'a Path>,
 }

@@ -4,27 +4,27 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::load::{Item, ItemKind, Loader};
+use super::load::{Item, ItemKind, Loaded, Loader};
 use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
 use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::WriteAt;
 
-/// Converts all guest data of the job. The caller finishes the writer.
+/// Converts all guest data of the job, and returns its digest if the job has one. The caller finishes the writer.
 pub(super) fn run(
     job: &Job<'_>,
     settings: &Converter,
     out: &dyn WriteAt,
     writer: &mut dyn SparseWrite,
     report: &mut Report,
-) -> Result<()> {
+) -> Result<u128> {
     let pipeline = Pipeline {
         job,
         out,
         settings,
         planner: Mutex::new(Planner::new(job, settings)?),
-        turn: Mutex::new(Turn { seq: 0, writer, report, failure: None, abandoned: false }),
+        turn: Mutex::new(Turn { seq: 0, writer, report, digest: 0, failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         reported: Mutex::default(),
     };
@@ -41,7 +41,11 @@ pub(super) fn run(
         return Err(error);
     }
     pipeline.report(job.spec.virtual_size);
-    Ok(())
+    // At the end of the disk, and after the last work range.
+    let unreadable = lock(&pipeline.planner).take_unreadable();
+    let turn = &mut *lock(&pipeline.turn);
+    unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
+    Ok(turn.digest)
 }
 
 struct Pipeline<'a> {
@@ -61,6 +65,8 @@ struct Turn<'a> {
     seq: u64,
     writer: &'a mut dyn SparseWrite,
     report: &'a mut Report,
+    /// The digest of what has been placed.
+    digest: u128,
     /// The failure of the earliest work range, so that an image fails in the same way each time.
     failure: Option<(u64, Error)>,
     /// Whether a thread panicked, so that its turn never comes.
@@ -121,16 +127,18 @@ impl Pipeline<'_> {
     }
 
     /// Waits for the turn of the work range, and places its items.
-    fn place(&self, work: &Work, loaded: Result<()>, items: &[Item], writes: &mut Vec<Write>) -> bool {
+    fn place(&self, work: &Work, loaded: Result<Loaded>, items: &[Item], writes: &mut Vec<Write>) -> bool {
         let mut turn = lock(&self.turn);
         while turn.seq != work.seq && !turn.abandoned {
             turn = self.next_turn.wait(turn).unwrap_or_else(PoisonError::into_inner);
         }
         let result = match loaded {
-            Ok(()) if turn.failure.is_none() && !turn.abandoned => {
+            Ok(loaded) if turn.failure.is_none() && !turn.abandoned => {
+                turn.digest = turn.digest.wrapping_add(loaded.digest);
+                loaded.unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
                 turn.place(items, writes).map_err(|e| e.in_file_at(self.job.target))
             }
-            other => other,
+            other => other.map(drop),
         };
         turn.seq += 1;
         let failed = turn.failure.is_some() || turn.abandoned || result.is_err();

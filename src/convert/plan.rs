@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use super::report::Unreadable;
 use super::{Converter, Job};
 use crate::error::{Error, Result};
-use crate::image::{Span, Spans};
+use crate::image::{Span, Spans, Unmapped};
 
 /// A work range of at most one chunk.
 pub(super) struct Work {
@@ -16,6 +17,10 @@ pub(super) struct Work {
     pub source: Vec<Span>,
     /// Spans of the backing image that are not zeros, in ascending order.
     pub base: Vec<Span>,
+    /// Ranges of the source that cannot be mapped and are not replaced by zeros, in ascending order.
+    pub unmapped: Vec<Range<u64>>,
+    /// What could not be mapped since the last work range, also outside this one.
+    pub unreadable: Vec<Unreadable>,
 }
 
 /// The part of the disk that is not planned yet.
@@ -30,10 +35,16 @@ pub(super) struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     pub fn new(job: &'a Job<'a>, settings: &'a Converter) -> Result<Self> {
+        let source = match job.salvage {
+            None => SpanCursor::new(job.source.spans_exclusive()?),
+            Some(settings) => {
+                SpanCursor { salvage: Some(settings.salvage_pattern), ..SpanCursor::new(job.source.spans(0..u64::MAX)) }
+            }
+        };
         Ok(Planner {
             job,
             settings,
-            source: SpanCursor::new(job.source.spans_exclusive()?),
+            source,
             base: job.base.map(|base| SpanCursor::new(base.spans(0..u64::MAX))),
             at: 0,
             seq: 0,
@@ -51,11 +62,16 @@ impl<'a> Planner<'a> {
         }
         let chunk_size = self.job.chunk_size();
         let range = self.at..(self.at / chunk_size + 1).saturating_mul(chunk_size).min(end);
-        let source = self.source.spans(&range)?;
-        let base = self.base.as_mut().map(|base| base.spans(&range)).transpose()?.unwrap_or_default();
+        let (source, unmapped) = self.source.spans(&range)?;
+        let (base, _) = self.base.as_mut().map(|base| base.spans(&range)).transpose()?.unwrap_or_default();
         self.at = range.end;
         self.seq += 1;
-        Ok(Some(Work { seq: self.seq - 1, range, source, base }))
+        Ok(Some(Work { seq: self.seq - 1, range, source, base, unmapped, unreadable: self.take_unreadable() }))
+    }
+
+    /// What could not be mapped since the last work range.
+    pub fn take_unreadable(&mut self) -> Vec<Unreadable> {
+        std::mem::take(&mut self.source.unreadable)
     }
 
     /// Skips the chunks that are zeros in all images by their metadata.
@@ -73,37 +89,66 @@ impl<'a> Planner<'a> {
 /// A cursor over the spans of one image, which moves forward only.
 struct SpanCursor<'a> {
     spans: Spans<'a>,
-    current: Option<Span>,
+    current: Option<Part>,
+    /// The byte that replaces what cannot be mapped; `None` to fail.
+    salvage: Option<u8>,
+    unreadable: Vec<Unreadable>,
+}
+
+/// A span, or a range that cannot be mapped, as a hole.
+#[derive(Clone, Copy)]
+struct Part {
+    span: Span,
+    is_mapped: bool,
 }
 
 impl<'a> SpanCursor<'a> {
     fn new(spans: Spans<'a>) -> Self {
-        SpanCursor { spans, current: None }
+        SpanCursor { spans, current: None, salvage: None, unreadable: Vec::new() }
     }
 
     /// Returns the span that contains `at`, or the first one after it if the zeros at `at` were skipped already; `None` after
     /// the end of the disk.
-    fn span_at(&mut self, at: u64) -> Result<Option<Span>> {
-        if self.current.is_none_or(|span| span.end() <= at) {
+    fn part_at(&mut self, at: u64) -> Result<Option<Part>> {
+        if self.current.is_none_or(|part| part.span.end() <= at) {
             self.spans.skip_to(at);
-            self.current = self.spans.next().transpose()?;
+            self.current = self.next_part()?;
         }
         Ok(self.current)
     }
 
-    /// Returns the spans in `range` that are not zeros, clipped to it.
-    fn spans(&mut self, range: &Range<u64>) -> Result<Vec<Span>> {
-        let mut spans = Vec::new();
+    fn next_part(&mut self) -> Result<Option<Part>> {
+        if self.salvage.is_none() {
+            return Ok(self.spans.next().transpose()?.map(|span| Part { span, is_mapped: true }));
+        }
+        Ok(self.spans.next_or_unmapped().map(|next| match next {
+            Ok(span) => Part { span, is_mapped: true },
+            Err(Unmapped { range, error }) => {
+                self.unreadable.push(Unreadable::new(range.clone(), error));
+                Part { span: Span::hole(range), is_mapped: false }
+            }
+        }))
+    }
+
+    /// Whether the part becomes zeros.
+    fn is_zero(&self, part: &Part) -> bool {
+        part.span.is_zero() && (part.is_mapped || self.salvage.is_none_or(|pattern| pattern == 0))
+    }
+
+    /// Returns the spans in `range` that are not zeros, and the ranges that cannot be mapped and do not become zeros, clipped to it.
+    fn spans(&mut self, range: &Range<u64>) -> Result<(Vec<Span>, Vec<Range<u64>>)> {
+        let (mut spans, mut unmapped) = (Vec::new(), Vec::new());
         let mut at = range.start;
         while at < range.end
-            && let Some(span) = self.span_at(at)?
+            && let Some(part) = self.part_at(at)?
         {
-            if !span.is_zero() && span.offset < range.end {
-                spans.push(span.clip(at, range.end));
+            if !self.is_zero(&part) && part.span.offset < range.end {
+                let span = part.span.clip(at, range.end);
+                if part.is_mapped { spans.push(span) } else { unmapped.push(span.offset..span.end()) }
             }
-            at = span.end();
+            at = part.span.end();
         }
-        Ok(spans)
+        Ok((spans, unmapped))
     }
 
     /// Returns the end of the zeros at `at` by the metadata. A large amount of metadata can be read, so that this is cancelled.
@@ -112,10 +157,10 @@ impl<'a> SpanCursor<'a> {
             if settings.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            match self.span_at(at)? {
+            match self.part_at(at)? {
                 None => return Ok(u64::MAX),
-                Some(span) if span.is_zero() => at = span.end(),
-                Some(span) => return Ok(span.offset.max(at)),
+                Some(part) if self.is_zero(&part) => at = part.span.end(),
+                Some(part) => return Ok(part.span.offset.max(at)),
             }
         }
     }

@@ -1,7 +1,10 @@
 //! Progress and result of a conversion.
 
 use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
 
+use crate::error::{Error, ErrorKind};
 use crate::format::Format;
 
 /// Progress of a conversion.
@@ -55,9 +58,61 @@ pub struct Report {
     pub passthrough_blocks: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
+    /// Guest bytes that could not be read and were replaced: see [`Converter::salvage`](crate::Converter::salvage).
+    pub unreadable_bytes: u64,
+    /// Their ranges in ascending order, at most [`Report::UNREADABLE`] of them.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A guest range of a damaged image that could not be read.
+///
+/// ```
+/// use diskimage::Report;
+///
+/// fn print(report: &Report) {
+///     for lost in &report.unreadable {
+///         println!("{:#x} to {:#x}: {}", lost.range.start, lost.range.end, lost.message);
+///     }
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unreadable {
+    /// Guest offsets in bytes.
+    pub range: Range<u64>,
+    /// The kind of the error.
+    pub kind: ErrorKind,
+    /// The file in which it occurred, where it is known.
+    pub path: Option<PathBuf>,
+    /// The error in words. For adjacent ranges with errors of one kind in one file, the first of these errors.
+    pub message: String,
+}
+
+impl Unreadable {
+    pub(super) fn new(range: Range<u64>, error: Error) -> Self {
+        let (kind, path) = (error.kind(), error.path().map(Into::into));
+        let error = if let Error::Guest { cause, .. } = error { *cause } else { error };
+        Unreadable { range, kind, path, message: error.to_string() }
+    }
 }
 
 impl Report {
+    /// Largest number of unreadable ranges that are listed; further ones are only counted.
+    pub const UNREADABLE: usize = 1000;
+
+    /// Adds a range that is not before the last one.
+    pub(super) fn add_unreadable(&mut self, lost: Unreadable) {
+        self.unreadable_bytes += lost.range.end - lost.range.start;
+        let listed = self.unreadable.len();
+        match self.unreadable.last_mut() {
+            Some(last) if last.range.end == lost.range.start && (last.kind, &last.path) == (lost.kind, &lost.path) => {
+                last.range.end = lost.range.end;
+            }
+            _ if listed < Self::UNREADABLE => self.unreadable.push(lost),
+            _ => {}
+        }
+    }
+
     pub(super) fn new(source_format: Option<Format>, format: Format, virtual_size: u64, padding: u64) -> Self {
         Report {
             source_format,
@@ -68,6 +123,8 @@ impl Report {
             compressed_blocks: 0,
             passthrough_blocks: 0,
             written_bytes: 0,
+            unreadable_bytes: 0,
+            unreadable: Vec::new(),
         }
     }
 }
@@ -85,6 +142,9 @@ impl fmt::Display for Report {
         }
         if self.padding > 0 {
             write!(f, "; padded with {} bytes of zeros", self.padding)?;
+        }
+        if self.unreadable_bytes > 0 {
+            write!(f, "; {} bytes could not be read", self.unreadable_bytes)?;
         }
         Ok(())
     }

@@ -103,7 +103,8 @@ pub struct CreateContext<'a> {
     pub compress: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
-    /// Identifiers and timestamps for the new image. A driver has no other source of them.
+    /// Timestamps, and identifiers for what is written before the content; [`SparseWrite::finish`](super::SparseWrite::finish) has
+    /// the final ones. A driver has no other source of them.
     pub identifiers: ImageIdentifiers,
     /// The image file.
     pub out: Arc<dyn WriteAt>,

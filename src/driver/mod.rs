@@ -63,7 +63,7 @@
 //!
 //! use diskimage::driver::{CreateContext, FormatDriver, Placement, SparseWrite, WriteSpec};
 //! use diskimage::io::{MemFile, WriteAt};
-//! use diskimage::{Converter, Error, Format, OpenOptions, Result};
+//! use diskimage::{Converter, Error, Format, ImageIdentifiers, OpenOptions, Result};
 //! # use diskimage::driver::{OpenContext, SparseRead};
 //! # fn open(_: Arc<dyn diskimage::io::ReadAt>, _: &OpenContext<'_>) -> Result<Box<dyn SparseRead>> {
 //! #     unreachable!()
@@ -103,7 +103,7 @@
 //!         Ok(())
 //!     }
 //!
-//!     fn finish(&mut self) -> Result<()> {
+//!     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
 //!         self.out.sync().map_err(Error::io("syncing", None))?;
 //!         self.out.write_all_at(b"TOY\0", 0).map_err(Error::io("writing the signature", 0))?;
 //!         self.out.sync().map_err(Error::io("syncing", None))

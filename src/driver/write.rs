@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::Encoding;
 use crate::error::Result;
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
 /// A new image of one file format: its metadata. The payload is written by the core.
@@ -39,10 +40,11 @@ pub trait SparseWrite: Send {
     fn zero(&mut self, guest: Range<u64>) -> Result<()>;
 
     /// Writes and syncs the tables, then writes and syncs the header, so that an incomplete image has no valid header.
+    /// `identifiers` follow from the content; they replace those of the context, except in what a pipe has got already.
     ///
     /// # Errors
     /// Errors of the storage.
-    fn finish(&mut self) -> Result<()>;
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()>;
 }
 
 /// The requirements of an image that is being written.

@@ -19,6 +19,7 @@ use crate::driver::{CreateContext, Extent, ExtentKind, FileId, FormatDriver, Loc
 use crate::driver::{Placement, SparseRead, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::format::shared::table::{self, Field};
+use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
@@ -148,7 +149,7 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         let sectors = self.spec.virtual_size.next_multiple_of(512);
         self.fill(if self.out.starts_zeroed() { self.spec.virtual_size } else { sectors })?;
         self.out.sync().map_err(Error::io("syncing", None))
@@ -186,7 +187,7 @@ mod tests {
             let placement = writer.place(4096..8192).unwrap();
             assert_eq!((placement.offset, placement.len), (4096, 4096));
             target.write_all_at(&[7; 4096], 4096).unwrap();
-            writer.finish().unwrap();
+            writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
             let source = FileSource::open(&path).unwrap();
             let mut bytes = vec![1; SIZE as usize];
             source.read_exact_at(&mut bytes, 0).unwrap();
@@ -226,7 +227,7 @@ mod tests {
         for guest in [512..1024, 1024..1536, 2560..3000] {
             writer.place(guest).unwrap();
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let kept: Vec<_> = device.0.to_vec().iter().map(|&byte| byte == 9).collect();
         // The rest of the last sector is zeroed, but nothing beyond it.
         let expected: Vec<_> =

@@ -25,6 +25,7 @@ use overlap::OverlapTracker;
 pub use reader::Reader;
 pub use references::{ReferencePolicy, ResolveRequest};
 pub(crate) use source::{SizedFile, SourceFile};
+pub(crate) use span::Unmapped;
 pub use span::{Span, Spans};
 
 /// An opened image with its backing chain: the disk as the guest sees it.

@@ -1,5 +1,7 @@
 //! Spans: the host location of guest data, resolved through the chain.
 
+mod unmapped;
+
 use std::ops::Range;
 
 use super::overlap::OverlapTracker;
@@ -8,6 +10,7 @@ use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::format::shared::data_runs::DataRuns;
+pub(crate) use unmapped::Unmapped;
 
 /// A guest range of one kind, resolved through the whole chain.
 ///
@@ -44,6 +47,11 @@ impl Span {
     /// Guest offset of the end.
     pub fn end(&self) -> u64 {
         self.offset + self.len
+    }
+
+    /// A range that no layer has.
+    pub(crate) fn hole(range: Range<u64>) -> Span {
+        Span { offset: range.start, len: range.end - range.start, kind: ExtentKind::Hole, layer: 0, host_hole: false }
     }
 
     /// Whether the range is known to be zeros without reading it.

@@ -1,13 +1,16 @@
 //! What a conversion reports.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
-use crate::convert::{Progress, Report};
+use crate::convert::{Progress, Report, Unreadable};
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `compressed-blocks`, `passthrough-blocks` and `written-bytes`.
+/// `compressed-blocks`, `passthrough-blocks`, `written-bytes` and, if
+/// there are any, `unreadable-bytes` and `unreadable`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -19,6 +22,23 @@ impl Serialize for Report {
         map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
+        if self.unreadable_bytes > 0 {
+            map.serialize_entry("unreadable-bytes", &self.unreadable_bytes)?;
+            map.serialize_entry("unreadable", &self.unreadable)?;
+        }
+        map.end()
+    }
+}
+
+/// As `start` and `length` in bytes, `kind`, `message` and, where it is known, `path`.
+impl Serialize for Unreadable {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("start", &self.range.start)?;
+        map.serialize_entry("length", &(self.range.end - self.range.start))?;
+        map.serialize_entry("kind", &self.kind)?;
+        map.serialize_entry("message", &self.message)?;
+        optional(&mut map, "path", self.path.as_deref().map(Path::to_string_lossy))?;
         map.end()
     }
 }

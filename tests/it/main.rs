@@ -12,6 +12,7 @@ mod faults;
 mod fuzzing;
 mod hostile;
 mod huge;
+mod identifiers;
 mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
@@ -19,6 +20,7 @@ mod output;
 #[cfg(feature = "cli")]
 mod pipes;
 mod references;
+mod salvage;
 mod support;
 mod vdi;
 mod vhdx;

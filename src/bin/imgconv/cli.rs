@@ -31,8 +31,8 @@ Examples:
 Referenced files (backing files, parents, data files, extents) are opened only with
 --references beside or --references any.
 
-Exit codes: 0 success, 1 failure, 128 + n terminated by signal n. The commands check
-and compare define others, see their help.";
+Exit codes: 0 success, 1 failure, 128 + n terminated by signal n. The commands check,
+compare and convert define others, see their help.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {

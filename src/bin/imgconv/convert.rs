@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Error, Format, Image, Name, Report, parse_size};
+use diskimage::{Converter, Error, Format, Image, Name, Report, Unreadable, parse_size};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
@@ -63,6 +63,15 @@ pub struct Args {
     #[arg(short = 'q', long)]
     quiet: bool,
 
+    /// Read what can be read of a damaged SOURCE, fill the rest with zeros
+    /// and list it; exit code 3 if anything could not be read
+    #[arg(long, verbatim_doc_comment)]
+    salvage: bool,
+
+    /// Byte that --salvage fills with, such as 255 or 0xff [default: 0]
+    #[arg(long, value_name = "BYTE", requires = "salvage", value_parser = byte)]
+    salvage_pattern: Option<u8>,
+
     #[command(flatten)]
     references: ReferenceArgs,
 
@@ -92,6 +101,9 @@ pub struct Args {
     target: Endpoint,
 }
 
+/// The exit code if parts of the source could not be read.
+const UNREADABLE: u8 = 3;
+
 const AFTER_HELP: &str = "\
 TARGET is written to a temporary file in the same directory, synced and then renamed.
 A failed conversion leaves nothing behind. A replaced file's owner, permissions and
@@ -102,6 +114,9 @@ Standard input is read sequentially: it must be a streamOptimized vmdk, with -f 
 Standard output is written sequentially: it can be a raw disk, zeros included, or a
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
+
+Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
+be read.
 
 Examples:
   imgconv convert disk.raw disk.qcow2
@@ -152,6 +167,9 @@ impl Args {
         if self.source == Endpoint::Stream {
             if self.source_format.is_none() {
                 return refuse("the format of standard input cannot be detected; set it with -f");
+            }
+            if self.salvage {
+                return refuse("--salvage needs a file as SOURCE: standard input is read sequentially");
             }
             if self.snapshot.is_some() {
                 return refuse("-l needs a file as SOURCE: standard input is read sequentially");
@@ -248,6 +266,8 @@ impl Args {
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)
+            .salvage(self.salvage)
+            .salvage_pattern(self.salvage_pattern.unwrap_or_default())
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);
@@ -261,14 +281,23 @@ impl Args {
         Ok(converter)
     }
 
-    /// Prints the report in JSON style, and a note about padding.
+    /// Prints the report in JSON style, and notes about padding and what could not be read.
     fn print_report(&self, report: &Report) -> Outcome {
         if report.padding > 0 && !self.quiet {
             let (target, padding) = (self.target_name().display(), report.padding);
             output::note(&format!("{target}: the disk was padded with {padding} zero bytes"));
         }
+        for Unreadable { range, message, .. } in &report.unreadable {
+            let (source, start, end) = (self.source_name().display(), range.start, range.end);
+            output::note(&format!("{source}: could not read guest offsets {start:#x} to {end:#x}: {message}"));
+        }
+        if report.unreadable_bytes > 0 {
+            let (target, lost) = (self.target_name().display(), report.unreadable_bytes);
+            let pattern = self.salvage_pattern.unwrap_or_default();
+            output::note(&format!("{target}: {lost} bytes that could not be read are filled with {pattern:#04x}"));
+        }
         if self.style() == Style::Json {
-            output::print_json(&json!({
+            let mut result = json!({
                 "source": self.source.name("-").to_string_lossy(),
                 "source-format": report.source_format.map_or("", |format| format.name()),
                 "target": self.target_name().to_string_lossy(),
@@ -279,9 +308,14 @@ impl Args {
                 "compressed-blocks": report.compressed_blocks,
                 "passthrough-blocks": report.passthrough_blocks,
                 "written-bytes": report.written_bytes,
-            }))?;
+            });
+            if self.salvage {
+                result["unreadable-bytes"] = report.unreadable_bytes.into();
+                result["unreadable"] = json!(report.unreadable);
+            }
+            output::print_json(&result)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(if report.unreadable_bytes > 0 { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS })
     }
 }
 
@@ -314,6 +348,15 @@ impl<'a> SnapshotSelector<'a> {
     }
 }
 
+/// Parses the argument of `--salvage-pattern`, for clap.
+fn byte(text: &str) -> Result<u8, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u8::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "must be a number from 0 to 255, or from 0x00 to 0xff".to_owned())
+}
+
 /// Parses the argument of `-S`, for clap.
 fn sparse_size(text: &str) -> Result<u64, String> {
     const MAX: u64 = 16 << 20;
@@ -338,6 +381,14 @@ mod tests {
         assert_eq!(parse("snapshot.id=1,snapshot.name=x"), Some(SnapshotSelector { id: Some("1"), name: Some("x") }));
         assert!(SnapshotSelector::parse("snapshot.foo=1").is_err());
         assert!(SnapshotSelector::parse("snapshot.id").is_err());
+    }
+
+    #[test]
+    fn bytes() {
+        assert_eq!([byte("0"), byte("255"), byte("0xff"), byte("0x5")], [Ok(0), Ok(255), Ok(255), Ok(5)]);
+        for text in ["256", "-1", "ff", "0x100", ""] {
+            assert!(byte(text).is_err(), "{text}");
+        }
     }
 
     #[test]

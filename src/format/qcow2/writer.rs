@@ -22,6 +22,7 @@ use super::options::{Preallocation, Settings};
 use crate::driver::CreateContext;
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::{WriteAt, write_zeros};
 use crate::options::wrong;
 
@@ -256,7 +257,7 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         self.preallocate(self.clusters_end(self.spec.virtual_size))?;
         self.mapping.flush()?;
         let l1_clusters = self.alloc.entries_in_clusters(self.mapping.l1_len());

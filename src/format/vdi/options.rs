@@ -36,9 +36,8 @@ const BLOCK_SIZES: RangeInclusive<u64> = 128 << 10..=128 << 20;
 pub(super) struct Settings {
     pub is_static: bool,
     pub block_size: u32,
-    pub uuid: Uuid,
-    /// Changes with every change of the disk.
-    pub modification: Uuid,
+    /// The UUID that the caller has set.
+    pub uuid: Option<Uuid>,
     /// Size of the disk in bytes, a multiple of 512 and not 0.
     pub disk_size: u64,
 }
@@ -57,21 +56,25 @@ impl Settings {
             return Err(unsupported("an empty disk, which VirtualBox does not open"));
         }
         let block_size = cx.options.power_of_two(FORMAT_NAME, "block_size", BLOCK_SIZES)?.unwrap_or(1 << 20);
-        let (uuid, identifiers) = match cx.options.value("uuid").map(parse_uuid).transpose()? {
-            None => (random(cx.identifiers.bytes("uuid")), cx.identifiers),
-            Some(uuid) => {
-                let number = u128::from_le_bytes(uuid.to_bytes_le());
-                (uuid, ImageIdentifiers::pinned((number >> 64) as u64 ^ number as u64))
-            }
-        };
         Ok(Settings {
             is_static: cx.options.flag(FORMAT_NAME, "static")?.unwrap_or(false),
             block_size: block_size as u32,
-            uuid,
-            modification: random(identifiers.bytes("modification uuid")),
+            uuid: cx.options.value("uuid").map(parse_uuid).transpose()?,
             disk_size: cx.size.div_ceil(SECTOR).saturating_mul(SECTOR),
         })
     }
+}
+
+/// The UUID and the modification UUID of a new image, whose UUID the caller may have set.
+pub(super) fn uuids(set: Option<Uuid>, identifiers: &ImageIdentifiers) -> (Uuid, Uuid) {
+    let (uuid, identifiers) = match set {
+        None => (random(identifiers.bytes("uuid")), *identifiers),
+        Some(uuid) => {
+            let number = u128::from_le_bytes(uuid.to_bytes_le());
+            (uuid, ImageIdentifiers::pinned((number >> 64) as u64 ^ number as u64))
+        }
+    };
+    (uuid, random(identifiers.bytes("modification uuid")))
 }
 
 fn parse_uuid(text: &str) -> Result<Uuid> {

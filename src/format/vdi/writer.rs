@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::header::{Header, Kind};
 use super::map::BlockMapEntry;
-use super::options::Settings;
+use super::options::{Settings, uuids};
 use super::{FORMAT_NAME, SECTOR};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 use crate::name::Name;
 
@@ -25,7 +26,10 @@ const FLUSH: usize = 64 << 10;
 pub(super) struct Writer {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
+    /// Without UUIDs, which follow from the content.
     header: Header,
+    /// The UUID that the caller has set.
+    uuid: Option<Uuid>,
     /// Encoded entries not yet written. The last one is of the block placed last.
     entries: Vec<u8>,
     /// Number of entries so far, written or not.
@@ -49,6 +53,7 @@ impl Writer {
                 ..WriteSpec::default()
             },
             header,
+            uuid: settings.uuid,
             entries: Vec::new(),
             mapped: 0,
             done: 0,
@@ -142,8 +147,8 @@ fn new_header(settings: &Settings) -> Result<Header> {
         block_extra: 0,
         blocks: blocks as u32,
         blocks_allocated: 0,
-        uuid: settings.uuid,
-        modification: settings.modification,
+        uuid: Uuid::nil(),
+        modification: Uuid::nil(),
         linkage: Uuid::nil(),
         parent_modification: Uuid::nil(),
         lchs_sector_size: Some(SECTOR as u32),
@@ -179,13 +184,14 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
         let blocks = u64::from(self.header.blocks);
         self.map(blocks, blocks)?;
         self.flush()?;
         self.clear(self.host_offset(self.header.blocks_allocated.into()))?;
         self.set_len()?;
         self.sync()?;
+        (self.header.uuid, self.header.modification) = uuids(self.uuid, identifiers);
         self.write(&self.header.encode(), 0, "writing the header")?;
         self.sync()
     }

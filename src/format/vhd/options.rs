@@ -6,6 +6,7 @@ use super::geometry::Geometry;
 use super::{EPOCH, FORMAT_NAME, SECTOR};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
+use crate::identifiers::ImageIdentifiers;
 use crate::info::{ImageInfo, Value};
 use crate::name::Name;
 use crate::options::{OptionSpec, wrong};
@@ -65,7 +66,8 @@ pub(super) struct Settings {
     /// Size of the disk in bytes, a multiple of a sector.
     pub size: u64,
     pub geometry: Geometry,
-    pub unique_id: Uuid,
+    /// The unique identifier that the caller has set.
+    unique_id: Option<Uuid>,
     /// Seconds since [`EPOCH`].
     pub timestamp: u32,
 }
@@ -112,6 +114,11 @@ impl Settings {
         }
         Ok(Settings { subformat, size, geometry, unique_id: unique_id(cx)?, timestamp: timestamp(cx)? })
     }
+
+    /// The unique identifier of the image.
+    pub fn unique_id(&self, identifiers: &ImageIdentifiers) -> Uuid {
+        self.unique_id.unwrap_or_else(|| Builder::from_random_bytes(identifiers.bytes("uuid")).into_uuid())
+    }
 }
 
 /// The disk size, rounded up as the options require, and its geometry.
@@ -131,12 +138,10 @@ fn size(size: u64, exact: bool, azure: bool) -> Result<(u64, Geometry)> {
     Ok(by_size(size))
 }
 
-fn unique_id(cx: &CreateContext<'_>) -> Result<Uuid> {
-    let Some(text) = cx.options.value("uuid") else {
-        return Ok(Builder::from_random_bytes(cx.identifiers.bytes("uuid")).into_uuid());
-    };
-    parse_unique_id(text)
-        .ok_or_else(|| refuse("uuid", format!("{text:?} is not a UUID of 32 hexadecimal digits, or the nil UUID")))
+fn unique_id(cx: &CreateContext<'_>) -> Result<Option<Uuid>> {
+    let Some(text) = cx.options.value("uuid") else { return Ok(None) };
+    let problem = || refuse("uuid", format!("{text:?} is not a UUID of 32 hexadecimal digits, or the nil UUID"));
+    parse_unique_id(text).ok_or_else(problem).map(Some)
 }
 
 /// Hyphens may be anywhere. The nil UUID means "none".

@@ -17,7 +17,7 @@ use super::reader::Reader;
 use crate::driver::{CreateContext, Extent, ExtentKind, FileId, Location, NewBacking, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::Format;
-use crate::identifiers::Identifiers;
+use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::info::Value;
 use crate::io::{MemFile, PipeTarget, WriteAt};
 use crate::limits::{Budget, Limits};
@@ -336,11 +336,11 @@ fn fixed_disks_are_written_to_files_and_pipes() {
     assert!(writer.spec().dense && writer.spec().sequential);
     let placement = writer.place(0..20_480).unwrap();
     placement.out.write_all_at(&file.guest, placement.offset).unwrap();
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     assert!(*piped.lock().unwrap() == file.file);
     let mut empty =
         format().create(&CreateContext::new(1 << 20, &options, Arc::new(PipeTarget::new(Vec::new())))).unwrap();
-    empty.finish().unwrap();
+    empty.finish(&ImageIdentifiers::pinned(0)).unwrap();
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn an_unfinished_image_has_no_footer() {
     let mut writer = format().create(&CreateContext::new(1 << 20, &options, device.clone())).unwrap();
     writer.place(0..1 << 20).unwrap();
     assert_ne!(device.to_vec()[..8], *b"conectix");
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let end = 4096 + (2 << 20);
     assert_eq!(device.to_vec()[end..end + 8], *b"conectix");
 }
@@ -434,7 +434,7 @@ fn identifiers_and_timestamps_come_from_the_caller() {
         let out = Arc::new(MemFile::new());
         let identifiers = identifiers.for_image(FORMAT_NAME, 512, &options);
         let cx = CreateContext { identifiers, ..CreateContext::new(512, &options, out.clone()) };
-        format().create(&cx).unwrap().finish().unwrap();
+        format().create(&cx).unwrap().finish(&identifiers).unwrap();
         Footer::parse(out.to_vec()[..512].try_into().unwrap(), 0, &Limits::default()).unwrap()
     };
     let fixed = |time| footer(Identifiers::Reproducible { time });
@@ -457,7 +457,7 @@ fn a_differencing_disk_names_its_parent() {
         let backing = Some(NewBacking::new(Name::from(name), info));
         let mut writer =
             format().create(&CreateContext { backing, ..CreateContext::new(size, &options, out.clone()) })?;
-        writer.finish()?;
+        writer.finish(&ImageIdentifiers::pinned(0))?;
         Ok(open(out.to_vec())?.info().clone())
     };
     let child = |name: &str| create(name, &parent, "", 4 * BLOCK).unwrap().backing.unwrap();

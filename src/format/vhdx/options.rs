@@ -70,8 +70,7 @@ pub(super) struct Settings {
     pub log_size: u64,
     /// Whether unwritten blocks have the state `ZERO`.
     pub block_state_zero: bool,
-    pub file_write_guid: Uuid,
-    pub data_write_guid: Uuid,
+    pub guids: Guids,
 }
 
 /// The parent of a new image, with the properties that both share.
@@ -115,7 +114,7 @@ impl Settings {
                 block_size: block_size as u32,
                 leave_block_allocated: fixed,
                 virtual_disk_size,
-                virtual_disk_id: guids.virtual_disk_id,
+                virtual_disk_id: Uuid::nil(),
                 logical_sector_size,
                 physical_sector_size,
                 parent: parent.map(Parent::locator),
@@ -124,40 +123,48 @@ impl Settings {
             },
             log_size: log_size(cx)?,
             block_state_zero: cx.options.flag(FORMAT_NAME, "block_state_zero")?.unwrap_or(true),
-            file_write_guid: guids.derive("file write guid"),
-            data_write_guid: guids.derive("data write guid"),
+            guids,
         })
     }
 }
 
-/// The GUIDs of a new image.
-struct Guids {
-    virtual_disk_id: Uuid,
-    identifiers: ImageIdentifiers,
-    /// DataWriteGuid of the parent; nil without one.
-    parent: Uuid,
+/// What determines the GUIDs of a new image, besides its content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guids {
+    /// The virtual disk ID that the caller has set.
+    set: Option<Uuid>,
+    /// The virtual disk ID and the DataWriteGuid of the parent.
+    parent: Option<(Uuid, Uuid)>,
 }
 
 impl Guids {
     fn from_context(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<Guids> {
-        let pinned = cx.options.value("uuid").map(parse_uuid).transpose()?;
-        let identifiers = pinned.map_or(cx.identifiers, |uuid| {
-            let (high, low) = uuid.as_u64_pair();
-            ImageIdentifiers::pinned(high ^ low)
-        });
-        let parent_guid = parent.map_or(Uuid::nil(), |parent| parent.data_write_guid);
-        let mut guids = Guids { virtual_disk_id: Uuid::nil(), identifiers, parent: parent_guid };
-        // Parent and child are the same disk to the guest (2.6.1.2).
-        guids.virtual_disk_id = match parent {
-            Some(parent) => parent.virtual_disk_id,
-            None => pinned.unwrap_or_else(|| guids.derive("virtual disk id")),
-        };
-        Ok(guids)
+        let set = cx.options.value("uuid").map(parse_uuid).transpose()?;
+        Ok(Guids { set, parent: parent.map(|parent| (parent.virtual_disk_id, parent.data_write_guid)) })
+    }
+
+    /// The virtual disk ID. Parent and child are the same disk to the guest (2.6.1.2).
+    pub fn virtual_disk_id(&self, identifiers: &ImageIdentifiers) -> Uuid {
+        let inherited = self.parent.map(|(virtual_disk_id, _)| virtual_disk_id);
+        inherited.or(self.set).unwrap_or_else(|| self.derive("virtual disk id", identifiers))
+    }
+
+    pub fn file_write_guid(&self, identifiers: &ImageIdentifiers) -> Uuid {
+        self.derive("file write guid", identifiers)
+    }
+
+    pub fn data_write_guid(&self, identifiers: &ImageIdentifiers) -> Uuid {
+        self.derive("data write guid", identifiers)
     }
 
     /// The GUID for `purpose`. It differs between parent and child, even with the same options.
-    fn derive(&self, purpose: &str) -> Uuid {
-        Builder::from_random_bytes(self.identifiers.bytes(&format!("{purpose} {}", self.parent))).into_uuid()
+    fn derive(&self, purpose: &str, identifiers: &ImageIdentifiers) -> Uuid {
+        let parent = self.parent.map_or(Uuid::nil(), |(_, data_write_guid)| data_write_guid);
+        let identifiers = self.set.map_or(*identifiers, |uuid| {
+            let (high, low) = uuid.as_u64_pair();
+            ImageIdentifiers::pinned(high ^ low)
+        });
+        Builder::from_random_bytes(identifiers.bytes(&format!("{purpose} {parent}"))).into_uuid()
     }
 }
 

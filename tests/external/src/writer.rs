@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use diskimage::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use diskimage::io::WriteAt;
-use diskimage::{Error, Result};
+use diskimage::{Error, ImageIdentifiers, Result};
 
 use crate::NAME;
 use crate::header::{CLUSTER_SIZES, HEADER_LEN, Header};
@@ -68,7 +68,7 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         let table: Vec<u8> = self.table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
         let len = u64::from(self.next) * self.header.cluster_size;
         self.out.set_len(len).map_err(Error::io("setting the file length", None))?;

@@ -65,7 +65,7 @@ fn empty_images_of_any_size() {
             let file = RecordingTarget::file();
             let mut writer = case.create(file.clone()).unwrap();
             assert_eq!(writer.spec().virtual_size, size.next_multiple_of(512));
-            writer.finish().unwrap();
+            writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
             check_refcounts(&file.mem.to_vec());
         }
     }
@@ -80,7 +80,7 @@ fn a_refcount_table_of_several_clusters() {
     // Almost no data, and an L1 table of many refcount blocks.
     let case = Case { compress: true, ..Case::new(1 << 36, "cluster_size=512,refcount_bits=64", &[]) };
     let file = RecordingTarget::file();
-    case.create(file.clone()).unwrap().finish().unwrap();
+    case.create(file.clone()).unwrap().finish(&ImageIdentifiers::pinned(0)).unwrap();
     check_refcounts(&file.mem.to_vec());
 }
 
@@ -105,7 +105,7 @@ fn refcount_width_limits_shared_clusters() {
             let placement = writer.place_compressed(block * 4096..(block + 1) * 4096, 100).unwrap();
             *starts.entry(placement.offset / 4096).or_default() += 1;
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         check_refcounts(&file.mem.to_vec());
         assert_eq!(starts.values().max(), Some(&most), "{refcount_bits} bits");
     }
@@ -183,7 +183,7 @@ fn data_replaces_zeros() {
     writer.zero(0..MIB).unwrap();
     let bytes = noise(1024, 0);
     place(&mut writer, 512, &bytes);
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let mut guest = vec![0; MIB as usize];
     guest[512..1536].copy_from_slice(&bytes);
     Written { file: file.mem.to_vec(), backing: noise(MIB, 1), guest }.verify("zeros, then data");
@@ -230,7 +230,7 @@ fn the_header_is_written_last_and_no_byte_twice() {
             }
             at += len;
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let calls = file.events.lock().unwrap().clone();
         let [.., Call::SetLen(len), Call::Sync, Call::Write(header), Call::Sync] = calls.as_slice() else {
             panic!("{calls:?}");
@@ -264,7 +264,8 @@ fn write_errors_are_reported() {
             Ok(())
         }
     }
-    let error = Case::new(MIB, "", &[]).create(Arc::new(Full)).unwrap().finish().unwrap_err();
+    let error =
+        Case::new(MIB, "", &[]).create(Arc::new(Full)).unwrap().finish(&ImageIdentifiers::pinned(0)).unwrap_err();
     assert_eq!(error.to_string(), "writing 65536 bytes at file offset 0x10000: no storage space");
 }
 

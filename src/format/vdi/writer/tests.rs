@@ -68,7 +68,7 @@ proptest! {
             at = range.end / 512;
             place_filled(&mut *writer, &mut guest, range);
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         prop_assert!(read(&target.mem) == guest);
 
         // The layout of VirtualBox: blocks in guest order, and only those that are needed.
@@ -105,7 +105,7 @@ fn the_header_is_written_last() {
         let target = if device { RecordingTarget::device(DEVICE) } else { RecordingTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let events = target.writes_and_syncs();
         assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);
         let early = events[..events.len() - 3].iter().filter(|event| **event == ("write", 0)).count();
@@ -117,7 +117,7 @@ fn the_header_is_written_last() {
 fn uuids_are_never_nil_and_can_be_set() {
     let header = |list: &str| {
         let target = RecordingTarget::file();
-        create(512, list, target.clone()).unwrap().finish().unwrap();
+        create(512, list, target.clone()).unwrap().finish(&ImageIdentifiers::pinned(0)).unwrap();
         Header::read(&target.mem, &Limits::default()).unwrap()
     };
     let plain = header("");
@@ -186,7 +186,7 @@ fn a_long_map_is_written_in_parts() {
     for guest in [0, (FLUSH as u64) << 17, last] {
         writer.place(guest..guest + 512).unwrap();
     }
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let reader = open(&target.mem);
     let mut numbers = Vec::new();
     let mut at = 0;

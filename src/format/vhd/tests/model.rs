@@ -9,6 +9,7 @@ use super::format;
 use crate::driver::{CreateContext, ExtentKind, NewBacking, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::vhd::reader::Reader;
+use crate::identifiers::ImageIdentifiers;
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
@@ -98,7 +99,7 @@ impl Case {
             }
             at = end;
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         Written { file: target.written(), parent, guest }
     }
 }

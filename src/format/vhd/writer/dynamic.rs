@@ -15,6 +15,7 @@ use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::header::{self, Header};
 use crate::format::vhd::locator::Locator;
 use crate::format::vhd::options::{Parent, Settings, limit};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 use crate::name::{Name, utf16};
 
@@ -28,7 +29,7 @@ const MAX_SECTOR: u64 = UNALLOCATED as u64 - 1;
 pub(super) struct DynamicWriter {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
-    footer: Footer,
+    settings: Settings,
     header: Header,
     /// The encoded path in the parent locator.
     parent_path: Vec<u8>,
@@ -42,7 +43,7 @@ pub(super) struct DynamicWriter {
 impl DynamicWriter {
     pub fn create(
         cx: &CreateContext<'_>,
-        settings: &Settings,
+        settings: Settings,
         block_size: u32,
         parent: Option<&Parent>,
     ) -> Result<DynamicWriter> {
@@ -85,7 +86,6 @@ impl DynamicWriter {
             out.zero_range(0..next).map_err(Error::io("clearing the beginning", 0))?;
         }
         let differencing = parent.is_some();
-        let disk_type = if differencing { DiskType::Differencing } else { DiskType::Dynamic };
         let spec = WriteSpec {
             virtual_size: settings.size,
             block_size: block_size.into(),
@@ -97,7 +97,7 @@ impl DynamicWriter {
         Ok(DynamicWriter {
             spec,
             out,
-            footer: footer(settings, disk_type, Footer::LEN),
+            settings,
             header,
             parent_path,
             table: vec![UNALLOCATED; blocks as usize],
@@ -224,7 +224,7 @@ impl SparseWrite for DynamicWriter {
     }
 
     /// Writes the footers last: they mark the image complete.
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
         self.flush_bitmap()?;
         self.write_table()?;
         if let Some(locator) = self.header.parent.locators.first() {
@@ -234,7 +234,8 @@ impl SparseWrite for DynamicWriter {
         let len = self.next + Footer::LEN;
         self.out.set_len(len).map_err(Error::io("setting the length", len))?;
         sync(&*self.out)?;
-        let footer = self.footer.encode();
+        let disk_type = if self.spec.over_backing { DiskType::Differencing } else { DiskType::Dynamic };
+        let footer = footer(&self.settings, disk_type, Footer::LEN, identifiers).encode();
         write(&*self.out, &footer, 0, "writing the copy of the footer")?;
         write(&*self.out, &footer, self.next, "writing the footer")?;
         sync(&*self.out)

@@ -9,16 +9,17 @@ use crate::error::{Error, Result};
 use crate::format::vhd::footer::{DiskType, Footer};
 use crate::format::vhd::options::Settings;
 use crate::format::vhd::{FORMAT_NAME, SECTOR};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
 pub(super) struct FixedWriter {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
-    footer: Footer,
+    settings: Settings,
 }
 
 impl FixedWriter {
-    pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<FixedWriter> {
+    pub fn create(cx: &CreateContext<'_>, settings: Settings) -> Result<FixedWriter> {
         let (out, size) = (cx.out.clone(), settings.size);
         if !out.starts_zeroed() {
             // Programs look for the footer at the end of a device, where an old image may have left one.
@@ -37,7 +38,7 @@ impl FixedWriter {
             dense: !out.seeks(),
             ..WriteSpec::default()
         };
-        Ok(FixedWriter { spec, out, footer: footer(settings, DiskType::Fixed, 0) })
+        Ok(FixedWriter { spec, out, settings })
     }
 }
 
@@ -59,9 +60,10 @@ impl SparseWrite for FixedWriter {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
         sync(&*self.out)?;
-        write(&*self.out, &self.footer.encode(), self.spec.virtual_size, "writing the footer")?;
+        let footer = footer(&self.settings, DiskType::Fixed, 0, identifiers);
+        write(&*self.out, &footer.encode(), self.spec.virtual_size, "writing the footer")?;
         sync(&*self.out)
     }
 }

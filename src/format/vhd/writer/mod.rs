@@ -10,22 +10,23 @@ use super::footer::{DiskType, Footer};
 use super::options::{Settings, Subformat};
 use crate::driver::{CreateContext, SparseWrite};
 use crate::error::{Error, Result};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
 /// Creates an image.
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     Ok(match settings.subformat {
-        Subformat::Fixed => Box::new(FixedWriter::create(cx, &settings)?),
+        Subformat::Fixed => Box::new(FixedWriter::create(cx, settings)?),
         Subformat::Dynamic { block_size, ref parent } => {
-            Box::new(DynamicWriter::create(cx, &settings, block_size, parent.as_ref())?)
+            Box::new(DynamicWriter::create(cx, settings.clone(), block_size, parent.as_ref())?)
         }
     })
 }
 
 /// The footer of a new image. All programs use the exact size for its creator; see "Sizes" in the [format's
 /// documentation](super).
-fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64) -> Footer {
+fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64, identifiers: &ImageIdentifiers) -> Footer {
     Footer {
         data_offset,
         timestamp: settings.timestamp,
@@ -36,7 +37,7 @@ fn footer(settings: &Settings, disk_type: DiskType, data_offset: u64) -> Footer 
         current_size: settings.size,
         geometry: settings.geometry,
         disk_type,
-        unique_id: settings.unique_id,
+        unique_id: settings.unique_id(identifiers),
         saved_state: false,
     }
 }

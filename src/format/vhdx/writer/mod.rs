@@ -16,11 +16,12 @@ use self::table::Table;
 use super::bat::{ENTRY_LEN, state};
 use super::header::{self, HEADERS_AT, Header};
 use super::metadata::Metadata;
-use super::options::Settings;
+use super::options::{Guids, Settings};
 use super::region::{Region, Regions, TABLES_AT};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
 /// The creator in the file identifier.
@@ -34,9 +35,11 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
 struct Writer {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
+    guids: Guids,
+    /// Without the virtual disk ID, which follows from the content.
     metadata: Metadata,
-    /// The first of the two headers.
-    header: Header,
+    /// Host range of the log.
+    log: Range<u64>,
     regions: Regions,
     /// The entry of blocks without data.
     unwritten_entry: u64,
@@ -66,7 +69,7 @@ struct Block {
 
 impl Writer {
     fn create(cx: &CreateContext<'_>) -> Result<Writer> {
-        let Settings { metadata, log_size, block_state_zero, file_write_guid, data_write_guid } = Settings::parse(cx)?;
+        let Settings { metadata, log_size, block_state_zero, guids } = Settings::parse(cx)?;
         let log = HEADER_SECTION..HEADER_SECTION + log_size;
         let regions = regions(&metadata, log.end);
         let out = cx.out.clone();
@@ -83,7 +86,8 @@ impl Writer {
         let next = regions.bat.range.end;
         let mut writer = Writer {
             spec,
-            header: Header { sequence_number: 1, file_write_guid, data_write_guid, log_guid: Uuid::nil(), log },
+            guids,
+            log,
             unwritten_entry: if block_state_zero && !differencing { state::ZERO } else { state::NOT_PRESENT },
             table: Table::new(out.clone(), regions.bat.range.start),
             mapped: 0,
@@ -290,7 +294,7 @@ impl SparseWrite for Writer {
     }
 
     /// Writes the headers last: they mark the image complete (2.2.2).
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
         let last = self.block.take();
         self.close(last)?;
         self.skip_to(self.metadata.payload_block_count())?;
@@ -301,6 +305,7 @@ impl SparseWrite for Writer {
         self.table.flush()?;
         self.clear(self.next)?;
         self.set_len(self.next)?;
+        self.metadata.virtual_disk_id = self.guids.virtual_disk_id(identifiers);
         self.write(&self.metadata.encode(), self.regions.metadata.range.start, "writing the metadata")?;
         let table = self.regions.encode();
         for at in TABLES_AT {
@@ -308,8 +313,14 @@ impl SparseWrite for Writer {
         }
         self.sync()?;
         self.write(&header::encode_identifier(CREATOR), 0, "writing the file identifier")?;
-        for (at, more) in HEADERS_AT.into_iter().zip(0..) {
-            let header = Header { sequence_number: self.header.sequence_number + more, ..self.header.clone() };
+        for (at, sequence_number) in HEADERS_AT.into_iter().zip(1..) {
+            let header = Header {
+                sequence_number,
+                file_write_guid: self.guids.file_write_guid(identifiers),
+                data_write_guid: self.guids.data_write_guid(identifiers),
+                log_guid: Uuid::nil(),
+                log: self.log.clone(),
+            };
             self.write(&header.encode(), at, "writing a header")?;
         }
         self.sync()

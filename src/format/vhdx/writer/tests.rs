@@ -206,7 +206,7 @@ proptest! {
             at = range.end / 512;
             place_filled(&mut *writer, &mut guest, range);
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
 
         let file = target.mem.to_vec();
         let disk = Disk::new(&file);
@@ -266,7 +266,7 @@ proptest! {
                 placed[(range.start >> 20) as usize..range.end.div_ceil(1 << 20) as usize].fill(true);
             }
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
 
         let file = target.mem.to_vec();
         let disk = Disk::new(&file);
@@ -298,7 +298,7 @@ fn the_layout_matches_windows() {
     let target = RecordingTarget::file();
     let mut writer = create((5 << 20) + 512, "log_size=2M,block_size=2M", target.clone()).unwrap();
     place_filled(&mut *writer, &mut vec![0; 6 << 20], (3 << 20)..(3 << 20) + 512);
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let file = target.mem.to_vec();
     assert_eq!(file.len(), 7 << 20);
     assert!(file.starts_with(b"vhdxfiled\0i\0s\0k\0i\0m\0a\0g\0e\0\0\0"));
@@ -371,7 +371,7 @@ fn a_fixed_image_has_the_size_of_the_disk_and_the_tables() {
         let target = Arc::new(Length::default());
         let mut writer = create(size, "subformat=fixed", target.clone()).unwrap();
         assert_eq!(*target.0.lock().unwrap(), (3 + table + data) << 20, "{size}, at creation");
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         assert_eq!(*target.0.lock().unwrap(), (3 + table + data) << 20, "{size}");
     }
 }
@@ -382,7 +382,7 @@ fn headers_are_written_last() {
         let target = if device { RecordingTarget::device(40 << 20) } else { RecordingTarget::file() };
         let mut writer = create(3 << 20, "", target.clone()).unwrap();
         place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let events = target.writes_and_syncs();
         let (early, late) = events.split_at(events.len() - 5);
         let headers = [("write", 0), ("write", 64 << 10), ("write", 128 << 10)];
@@ -408,7 +408,7 @@ fn guids_are_never_nil_and_can_be_set() {
             Some(info) => create_over(info, "p", 1 << 20, list, target.clone()),
             None => create(1 << 20, list, target.clone()),
         };
-        writer.unwrap().finish().unwrap();
+        writer.unwrap().finish(&ImageIdentifiers::pinned(0)).unwrap();
         target.mem.to_vec()
     };
     let plain = guids(&written("", None));
@@ -550,7 +550,7 @@ fn a_long_table_is_written_in_parts() {
         for block in placed {
             writer.place(block << 20..(block << 20) + 512).unwrap();
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let file = target.mem.to_vec();
         let disk = Disk::new(&file);
         let mut next = 5;
@@ -580,7 +580,7 @@ fn chunks_have_sector_bitmaps_only_if_needed() {
     place((8 << 30) - 512..8 << 30);
     writer.zero((8 << 30) + 512..(8 << 30) + (3 << 20)).unwrap();
     writer.zero(13 << 30..size).unwrap();
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let file = target.mem.to_vec();
     let disk = Disk::new(&file);
     let entries: Vec<_> = (0..).zip(disk.blocks()).filter(|(_, entry)| *entry != (0, 0)).collect();

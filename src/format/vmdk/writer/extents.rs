@@ -10,9 +10,10 @@ use super::{GRAIN_SECTORS, descriptor, extent_line};
 use crate::driver::CreateContext;
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::vmdk::descriptor::ExtentType;
+use crate::format::vmdk::descriptor::{ExtentLine, ExtentType};
 use crate::format::vmdk::options::{Settings, Subformat};
 use crate::format::vmdk::{FORMAT_NAME, SECTOR};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 use crate::name::Name;
 
@@ -24,9 +25,12 @@ const NO_NAME: &str = "disk.vmdk";
 /// A new image.
 pub(super) struct ExtentsWriter {
     spec: WriteSpec,
+    settings: Settings,
     extents: Vec<Extent>,
-    /// The descriptor and its file, unless it is embedded.
-    descriptor: Option<(Vec<u8>, Arc<dyn WriteAt>)>,
+    /// The lines of the extents in the descriptor.
+    lines: Vec<ExtentLine>,
+    /// The file of the descriptor, unless it is embedded.
+    descriptor_file: Option<Arc<dyn WriteAt>>,
 }
 
 struct Extent {
@@ -40,10 +44,10 @@ enum Storage {
 }
 
 impl ExtentsWriter {
-    pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<ExtentsWriter> {
-        let (extents, descriptor) = match settings.subformat {
-            Subformat::MonolithicSparse => (monolithic(cx, settings)?, None),
-            _ => split(cx, settings).map(|(extents, text)| (extents, Some((text, cx.out.clone()))))?,
+    pub fn create(cx: &CreateContext<'_>, settings: Settings) -> Result<ExtentsWriter> {
+        let ((extents, lines), descriptor_file) = match settings.subformat {
+            Subformat::MonolithicSparse => (monolithic(cx, &settings)?, None),
+            _ => (split(cx, &settings)?, Some(cx.out.clone())),
         };
         let grain = GRAIN_SECTORS * SECTOR;
         let over_backing = settings.parent.is_some();
@@ -55,7 +59,7 @@ impl ExtentsWriter {
             over_backing,
             ..WriteSpec::default()
         };
-        Ok(ExtentsWriter { spec, extents, descriptor })
+        Ok(ExtentsWriter { spec, settings, extents, lines, descriptor_file })
     }
 
     /// Returns the extent at guest offset `offset`.
@@ -104,19 +108,20 @@ impl SparseWrite for ExtentsWriter {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
+        let text = descriptor(&self.settings, self.lines.clone(), identifiers).encode()?;
         for Extent { storage, .. } in &mut self.extents {
             let (path, finished) = match storage {
                 Storage::Flat(out) => (out.path(), out.sync().map_err(Error::io("syncing", None))),
                 Storage::Sparse(extent) => {
-                    let finished = extent.finish();
+                    let finished = extent.finish(&text);
                     (extent.path(), finished)
                 }
             };
             finished.map_err(|error| error.in_file_at(path))?;
         }
-        if let Some((text, out)) = &self.descriptor {
-            out.write_all_at(text, 0).map_err(Error::io("writing the descriptor", 0))?;
+        if let Some(out) = &self.descriptor_file {
+            out.write_all_at(&text, 0).map_err(Error::io("writing the descriptor", 0))?;
             out.sync().map_err(Error::io("syncing", None))?;
         }
         Ok(())
@@ -136,22 +141,23 @@ impl Storage {
     }
 }
 
-/// Creates one sparse extent with an embedded descriptor.
-fn monolithic(cx: &CreateContext<'_>, settings: &Settings) -> Result<Vec<Extent>> {
-    let text = |name: &OsStr| {
-        let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)));
-        descriptor(cx, settings, vec![line]).encode()
+/// Creates one sparse extent with an embedded descriptor. Returns it with its line in the descriptor.
+fn monolithic(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Vec<ExtentLine>)> {
+    let described = |name: &OsStr| {
+        let lines = vec![extent_line(settings.sectors, ExtentType::Sparse, Name::from(Path::new(name)))];
+        let text = descriptor(settings, lines.clone(), &cx.identifiers).encode()?;
+        Ok((lines, text))
     };
     // Readers ignore the file name in an embedded descriptor, so an unrepresentable one can be replaced.
-    let own = cx.files.and_then(|files| text(files.image_name()).ok());
-    let text = own.map_or_else(|| text(OsStr::new(NO_NAME)), Ok)?;
+    let own = cx.files.and_then(|files| described(files.image_name()).ok());
+    let (lines, text) = own.map_or_else(|| described(OsStr::new(NO_NAME)), Ok)?;
     let extent = SparseExtent::create(cx.out.clone(), settings.sectors, Some(&text), settings.zeroed_grain)?;
     let storage = Storage::Sparse(Box::new(extent));
-    Ok(vec![Extent { guest_range: 0..settings.sectors * SECTOR, storage }])
+    Ok((vec![Extent { guest_range: 0..settings.sectors * SECTOR, storage }], lines))
 }
 
-/// Creates extents in files of their own. Returns them with the text of the descriptor.
-fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Vec<u8>)> {
+/// Creates extents in files of their own. Returns them with their lines in the descriptor.
+fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Vec<ExtentLine>)> {
     let Some(files) = cx.files.filter(|_| cx.out.starts_zeroed()) else {
         let feature = format!("{}, which needs several files, on a target with one file", settings.subformat.name());
         return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
@@ -163,7 +169,7 @@ fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Ve
         let name = extent_name(files.image_name(), settings.subformat, number);
         let line = extent_line(sectors, extent_type(settings.subformat), Name::from(Path::new(&name)));
         // An unrepresentable name is found before a file is created.
-        descriptor(cx, settings, vec![line.clone()]).encode()?;
+        descriptor(settings, vec![line.clone()], &cx.identifiers).encode()?;
         lines.push(line);
         let storage = Storage::create(files.add(&name)?, sectors, settings)?;
         extents.push(Extent { guest_range: start * SECTOR..(start + sectors) * SECTOR, storage });
@@ -172,7 +178,7 @@ fn split(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent>, Ve
             break;
         }
     }
-    Ok((extents, descriptor(cx, settings, lines).encode()?))
+    Ok((extents, lines))
 }
 
 /// Returns the largest number of sectors in an extent.

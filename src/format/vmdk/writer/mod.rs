@@ -32,8 +32,8 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     check_size(&settings)?;
     Ok(match settings.subformat {
-        Subformat::StreamOptimized => Box::new(StreamWriter::create(cx, &settings)?),
-        _ => Box::new(ExtentsWriter::create(cx, &settings)?),
+        Subformat::StreamOptimized => Box::new(StreamWriter::create(cx, settings)?),
+        _ => Box::new(ExtentsWriter::create(cx, settings)?),
     })
 }
 
@@ -53,11 +53,11 @@ fn check_size(settings: &Settings) -> Result<()> {
     Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
 }
 
-/// Returns the descriptor of a new image.
-fn descriptor(cx: &CreateContext<'_>, settings: &Settings, extents: Vec<ExtentLine>) -> Descriptor {
+/// Returns the descriptor of a new image. Its length does not depend on the identifiers.
+fn descriptor(settings: &Settings, extents: Vec<ExtentLine>, identifiers: &ImageIdentifiers) -> Descriptor {
     let identifiers = match settings.cid {
         Some(cid) => ImageIdentifiers::pinned(u64::from(cid) << 32 ^ settings.sectors),
-        None => cx.identifiers,
+        None => *identifiers,
     };
     let [a, b, c, d, ..] = identifiers.bytes("content ID");
     let cid = settings.cid.unwrap_or(u32::from_be_bytes([a, b, c, d]).min(0xffff_fffd));

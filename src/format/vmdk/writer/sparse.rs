@@ -26,8 +26,6 @@ pub(super) struct SparseExtent {
     header: Header,
     /// Sectors of the redundant grain directory and of the grain directory.
     directories: [u64; 2],
-    /// The embedded descriptor, padded.
-    descriptor: Option<Vec<u8>>,
     /// Whether to mark zero grains instead of storing them.
     zeroed_grains: bool,
     /// The current grain table and its index.
@@ -38,7 +36,7 @@ pub(super) struct SparseExtent {
 }
 
 impl SparseExtent {
-    /// Creates an extent of `sectors` sectors in `out`, with the embedded descriptor `descriptor` if there is one.
+    /// Creates an extent of `sectors` sectors in `out`, with an embedded descriptor as long as `descriptor` if there is one.
     pub fn create(
         out: Arc<dyn WriteAt>,
         sectors: u64,
@@ -57,7 +55,9 @@ impl SparseExtent {
             overhead: 0,
             unclean: false,
         };
-        if descriptor.is_some() {
+        if let Some(text) = descriptor {
+            // One that is too long is refused before anything is written.
+            pad_descriptor(text, DESCRIPTOR_SECTORS)?;
             header.descriptor = Some(DESCRIPTOR_SECTORS.start * SECTOR..DESCRIPTOR_SECTORS.end * SECTOR);
         }
         let redundant = if descriptor.is_some() { DESCRIPTOR_SECTORS.end } else { DESCRIPTOR_SECTORS.start };
@@ -71,12 +71,10 @@ impl SparseExtent {
             // An old header must not be mistaken for the new one, and empty tables are not written.
             out.zero_range(0..next).map_err(Error::io("clearing the tables", 0))?;
         }
-        let descriptor = descriptor.map(|text| pad_descriptor(text, DESCRIPTOR_SECTORS)).transpose()?;
         Ok(SparseExtent {
             out,
             header,
             directories,
-            descriptor,
             zeroed_grains,
             table: vec![0; ENTRIES_PER_TABLE as usize],
             table_index: 0,
@@ -126,8 +124,8 @@ impl SparseExtent {
         Ok(())
     }
 
-    /// Writes the remaining metadata, the header last.
-    pub fn finish(&mut self) -> Result<()> {
+    /// Writes the remaining metadata, with the text of the descriptor if it is embedded; the header last.
+    pub fn finish(&mut self, descriptor: &[u8]) -> Result<()> {
         self.flush_table()?;
         for sector in self.directories {
             let first_table = sector + directory_sectors(&self.header);
@@ -136,8 +134,9 @@ impl SparseExtent {
                 tables.flat_map(|table| ((first_table + table * TABLE_SECTORS) as u32).to_le_bytes()).collect();
             self.write(&entries, sector * SECTOR, "writing a grain directory")?;
         }
-        if let Some(text) = &self.descriptor {
-            self.write(text, DESCRIPTOR_SECTORS.start * SECTOR, "writing the descriptor")?;
+        if self.header.descriptor.is_some() {
+            let text = pad_descriptor(descriptor, DESCRIPTOR_SECTORS)?;
+            self.write(&text, DESCRIPTOR_SECTORS.start * SECTOR, "writing the descriptor")?;
         }
         // The last grain is stored whole, even if the disk ends within it.
         self.out.set_len(self.next).map_err(Error::io("setting the length", self.next))?;

@@ -18,6 +18,7 @@ use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::marker::{self, Marker};
 use crate::format::vmdk::options::Settings;
 use crate::format::vmdk::{FORMAT_NAME, SECTOR, pad_descriptor};
+use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 use crate::name::Name;
 
@@ -31,6 +32,7 @@ const OVERHEAD: u64 = 128;
 pub(super) struct StreamWriter {
     out: Arc<dyn WriteAt>,
     spec: WriteSpec,
+    settings: Settings,
     header: Header,
     /// Metadata that precedes the next grain.
     pending: Vec<u8>,
@@ -43,15 +45,12 @@ pub(super) struct StreamWriter {
 }
 
 impl StreamWriter {
-    pub fn create(cx: &CreateContext<'_>, settings: &Settings) -> Result<StreamWriter> {
+    pub fn create(cx: &CreateContext<'_>, settings: Settings) -> Result<StreamWriter> {
         if !cx.out.starts_zeroed() {
             // Readers search the footer from the end of the file: old data of a device could contain another one.
             let feature = "streamOptimized on a device".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: None });
         }
-        let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(EXTENT_NAME));
-        let line = ExtentLine { access: Access::RdOnly, ..line };
-        let text = descriptor(cx, settings, vec![line]).encode()?;
         let header = Header {
             version: 3,
             flags: Flags::NEWLINE_TEST | Flags::COMPRESSED | Flags::MARKERS,
@@ -65,7 +64,7 @@ impl StreamWriter {
             unclean: false,
         };
         let mut pending = header.encode().to_vec();
-        pending.extend(pad_descriptor(&text, DESCRIPTOR_SECTORS)?);
+        pending.extend(padded_descriptor(&settings, &cx.identifiers)?);
         pending.resize((OVERHEAD * SECTOR) as usize, 0);
         let spec = WriteSpec {
             virtual_size: settings.sectors * SECTOR,
@@ -79,7 +78,7 @@ impl StreamWriter {
         };
         let table = (0, vec![0; ENTRIES_PER_TABLE as usize]);
         let directory = vec![0; header.directory_entries() as usize];
-        Ok(StreamWriter { out: cx.out.clone(), spec, header, pending, end: 0, table, directory })
+        Ok(StreamWriter { out: cx.out.clone(), spec, settings, header, pending, end: 0, table, directory })
     }
 
     /// Returns the sector after the pending metadata as a table entry.
@@ -116,6 +115,13 @@ impl StreamWriter {
     }
 }
 
+/// The embedded descriptor.
+fn padded_descriptor(settings: &Settings, identifiers: &ImageIdentifiers) -> Result<Vec<u8>> {
+    let line = extent_line(settings.sectors, ExtentType::Sparse, Name::from(EXTENT_NAME));
+    let line = ExtentLine { access: Access::RdOnly, ..line };
+    pad_descriptor(&descriptor(settings, vec![line], identifiers).encode()?, DESCRIPTOR_SECTORS)
+}
+
 /// Writes the marker of a grain.
 fn frame_header(bytes: &mut [u8], guest: u64, len: u32) {
     bytes.copy_from_slice(&marker::grain_header(guest / SECTOR, len));
@@ -148,7 +154,7 @@ impl SparseWrite for StreamWriter {
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, identifiers: &ImageIdentifiers) -> Result<()> {
         self.open_table(u64::MAX)?;
         let directory = std::mem::take(&mut self.directory);
         let sector = self.append_table(marker::GRAIN_DIRECTORY, &directory)?;
@@ -156,6 +162,8 @@ impl SparseWrite for StreamWriter {
         self.out.write_all_at(&self.pending, self.end).map_err(Error::io("writing the directory", self.end))?;
         self.end += self.pending.len() as u64;
         if self.out.seeks() {
+            let (text, at) = (padded_descriptor(&self.settings, identifiers)?, DESCRIPTOR_SECTORS.start * SECTOR);
+            self.out.write_all_at(&text, at).map_err(Error::io("writing the descriptor", at))?;
             // The footer marks the stream complete, so the data must be durable first.
             self.out.sync().map_err(Error::io("syncing", None))?;
         }

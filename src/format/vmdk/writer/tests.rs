@@ -130,7 +130,7 @@ fn extents_end_at_2047_mib() {
                 }
             }
             assert!(writer.place(size.next_multiple_of(512)..size + 1024).is_err(), "beyond the end of the disk");
-            writer.finish().unwrap();
+            writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
             let text = String::from_utf8(out.text()).unwrap();
             let word = if letter == 'f' { "FLAT" } else { "SPARSE" };
             for (len, name) in lens.iter().zip(&names) {
@@ -202,7 +202,10 @@ fn extent_file_names() {
             let mut options = Options::new();
             options.set("subformat", (*subformat).to_owned());
             let out = Arc::new(Target::new());
-            create(&context(512, &options, out.clone(), Some(&dir))).unwrap().finish().unwrap();
+            create(&context(512, &options, out.clone(), Some(&dir)))
+                .unwrap()
+                .finish(&ImageIdentifiers::pinned(0))
+                .unwrap();
             assert_eq!(dir.names(), [name]);
             assert!(String::from_utf8(out.text()).unwrap().contains(&format!("\"{name}\"")));
         }
@@ -240,7 +243,7 @@ fn create_empty(list: &str, compress: bool, parent: Option<&ImageInfo>) -> Resul
     let backing = parent.map(|info| NewBacking::new(Name::from("base.vmdk"), info));
     let context = context(10 << 30, &options, out.clone(), Some(&dir));
     let mut writer = create(&CreateContext { compress, backing, ..context })?;
-    writer.finish()?;
+    writer.finish(&ImageIdentifiers::pinned(0))?;
     Ok(String::from_utf8_lossy(&out.text()).into_owned())
 }
 
@@ -340,7 +343,7 @@ fn grains_can_be_placed_in_parts() {
     for at in [512, 2048, GRAIN - 512] {
         place(&mut *writer, at, &[at as u8 | 1; 512]);
     }
-    writer.finish().unwrap();
+    writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let guest = model::read(&out.file.to_vec(), &Dir::new("x"), None);
     for (sector, bytes) in guest.chunks(512).enumerate() {
         let at = sector * 512;

@@ -16,6 +16,7 @@ use crate::format::qcow2::header::Header;
 use crate::format::qcow2::options::OPTIONS;
 use crate::format::qcow2::refcount::count_at;
 use crate::format::qcow2::writer::Writer;
+use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::WriteAt;
 use crate::limits::Limits;
@@ -117,7 +118,7 @@ impl Case {
             }
             at = end;
         }
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         Written { file: mem.mem.to_vec(), backing, guest }
     }
 

@@ -15,6 +15,7 @@ use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::driver::{SparseWrite, WriteSpec};
 use crate::error::Result;
 use crate::format::vmdk::writer::create;
+use crate::identifiers::ImageIdentifiers;
 use crate::info::{ImageInfo, Value};
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::name::Name;
@@ -131,6 +132,10 @@ impl Target {
 }
 
 impl WriteAt for Target {
+    fn seeks(&self) -> bool {
+        self.kind != Kind::Forward
+    }
+
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let end = offset + buf.len() as u64;
         let mut last = self.end.lock().unwrap();
@@ -186,7 +191,7 @@ impl Case {
         let parent = self.parent.then(|| noise(size, 99));
         let mut guest = parent.clone().unwrap_or_else(|| vec![0; size as usize]);
         self.steps(&mut *writer, &mut guest);
-        writer.finish().unwrap();
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
         let file = out.file.to_vec();
         assert!(read(&file, &dir, parent.as_deref()) == guest, "guest data differs: {self:?}");
         if parent.is_none() && size > 0 {
