@@ -6,6 +6,7 @@
 #[cfg(feature = "cli")]
 mod cli;
 mod corpus;
+mod detection;
 mod determinism;
 mod faults;
 mod fuzzing;
