@@ -126,7 +126,8 @@ impl Formats {
             ([], [one], _) | ([], [], Some(one)) => Err(one.unreadable()),
             ([], [], None) if self.0.contains(&Format::RAW) => Ok(Format::RAW),
             ([], [], None) => {
-                Err(Error::Unreadable { format: Format::RAW.name(), reason: "this format is not supported" })
+                let reason = "not an image of an accepted format";
+                Err(Error::Unreadable { format: Format::RAW.name(), reason })
             }
             _ => Err(Error::Ambiguous(
                 own.iter().map(Format::name).chain(images.iter().map(|signature| signature.name)).collect(),

@@ -178,7 +178,9 @@ impl OpenOptions {
     /// Opens the image at `path` with all files that hold its guest data.
     ///
     /// # Errors
-    /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened.
+    /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened. Unless the format is
+    /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
+    /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         self.open_chain(self.open_path(path.as_ref())?)
     }
@@ -195,7 +197,7 @@ impl OpenOptions {
     ///
     /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image is
     /// first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
-    /// disk is known at its end only.
+    /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
     ///
     /// # Errors
     /// [`Error::Usage`] if the format is not stated or the stream is empty, and as [`open`](Self::open).
@@ -205,7 +207,8 @@ impl OpenOptions {
         };
         if !format.can_stream() {
             let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
-            return self.open_source(Arc::new(spool::spool(stream, &directory)?));
+            let limit = self.limits.virtual_size;
+            return self.open_source(Arc::new(spool::spool(stream, &directory, format.name(), limit)?));
         }
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);

@@ -25,8 +25,9 @@ pub(super) fn default_directory() -> PathBuf {
 /// Copies the stream to a file in `directory`, with holes for zeros. The file has no name, so that nothing is left of it.
 ///
 /// # Errors
-/// Errors of the stream and of the system; [`Error::Usage`] for an empty stream, whose writer has failed.
-pub(super) fn spool(mut stream: impl Read, directory: &Path) -> Result<FileSource> {
+/// Errors of the stream and of the system; [`Error::Usage`] for an empty stream, whose writer has failed; [`Error::Limit`] for one
+/// of more than `limit` bytes, which may have no end.
+pub(super) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
     let in_directory = |error: Error| error.in_file(directory);
     let target =
         create_unnamed(directory).map_err(Error::io("creating a temporary file", None)).map_err(in_directory)?;
@@ -35,11 +36,15 @@ pub(super) fn spool(mut stream: impl Read, directory: &Path) -> Result<FileSourc
     loop {
         let read = fill(&mut stream, &mut piece).map_err(Error::io("reading", len))?;
         let bytes = piece.get(..read).unwrap_or_default();
+        let value = len + read as u64;
+        if value > limit {
+            return Err(Error::Limit { format, field: "length of the stream".into(), at: None, value, limit });
+        }
         for run in data_runs(bytes, BLOCK) {
             let (at, data) = (len + run.start as u64, bytes.get(run).unwrap_or_default());
             target.write_all_at(data, at).map_err(Error::io("writing a temporary file", at)).map_err(in_directory)?;
         }
-        len += read as u64;
+        len = value;
         if read < PIECE {
             break;
         }
@@ -103,7 +108,7 @@ mod tests {
         for len in [1, 4096, PIECE, PIECE + 1, 3 * PIECE + 700] {
             let mut bytes = vec![0; len];
             bytes[len / 2] = 7;
-            let file = spool(Trickle(&bytes), dir.path()).unwrap();
+            let file = spool(Trickle(&bytes), dir.path(), "raw", len as u64).unwrap();
             let mut copy = vec![1; len];
             file.read_exact_at(&mut copy, 0).unwrap();
             assert_eq!((file.size().unwrap(), copy == bytes), (len as u64, true));
@@ -123,10 +128,12 @@ mod tests {
             }
         }
         let dir = TempDir::new();
-        assert_eq!(spool(io::empty(), dir.path()).unwrap_err().to_string(), "the input is empty");
-        assert_eq!(spool(Failing, dir.path()).unwrap_err().kind().as_str(), "io");
-        let error = spool(io::repeat(1), &dir.join("missing")).unwrap_err();
+        assert_eq!(spool(io::empty(), dir.path(), "raw", 0).unwrap_err().to_string(), "the input is empty");
+        assert_eq!(spool(Failing, dir.path(), "raw", 0).unwrap_err().kind().as_str(), "io");
+        let error = spool(io::repeat(1), &dir.join("missing"), "raw", 0).unwrap_err();
         assert_eq!(error.path(), Some(&*dir.join("missing")));
+        let endless = spool(io::repeat(1), dir.path(), "raw", 1 << 20).unwrap_err();
+        assert!(matches!(endless, Error::Limit { value, limit: 0x10_0000, .. } if value <= (1 << 20) + PIECE as u64));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

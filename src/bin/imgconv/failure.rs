@@ -162,7 +162,8 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
             Some("open it anyway with --allow-changed-backing")
         }
-        Error::Ambiguous(_) | Error::Unreadable { .. } | Error::Extension { .. } => Some("set the format with -f"),
+        Error::Unreadable { .. } => Some("set it with -f raw"),
+        Error::Ambiguous(_) | Error::Extension { .. } => Some("set it with -f"),
         _ => None,
     }
 }

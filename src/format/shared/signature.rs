@@ -79,6 +79,10 @@ static SIGNATURES: &[Signature] = &[
     start("zip", Archive, &[b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"]),
     start("7z", Archive, &[b"7z\xbc\xaf\x27\x1c"]),
     start("rar", Archive, &[b"Rar!\x1a\x07"]),
+    start("cpio", Archive, &[b"070701", b"070702", b"070707"]),
+    probe("lha", Archive, |probe| {
+        probe.head.get(2..).is_some_and(|rest| matches!(rest, [b'-', b'l', b'h', _, b'-', ..]))
+    }),
     start("wim", Archive, &[b"MSWIM\0\0\0"]),
     start("luks", Encrypted, &[b"LUKS\xba\xbe\0\x01", b"LUKS\xba\xbe\0\x02"]),
 ];
@@ -276,6 +280,8 @@ mod tests {
             (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff", "lzma"),
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"\x24\x05-lh5-", "lha"),
+            (b"070701", "cpio"),
             (b"LUKS\xba\xbe\0\x01aes", "luks"),
             (b"LUKS\xba\xbe\0\x02", "luks"),
             (&tar(b"ustar\x0000", "SUM\0 "), "tar"),

@@ -142,9 +142,10 @@ mod tests {
             parent.locators.push(Locator { platform: **platform, space: 1, len, offset, at: 0 });
             file.extend_from_slice(bytes);
         }
-        let reference = reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
-        assert_eq!(reference.identities, []);
-        [reference.name].iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
+        let FileReference { name, alternatives, identities, format, .. } =
+            reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
+        assert_eq!((identities, format), (vec![], None), "without a UUID, the parent may be raw");
+        [name].iter().chain(&alternatives).map(|name| name.to_text().into_owned()).collect()
     }
 
     #[test]
