@@ -110,8 +110,22 @@ pub enum Error {
     /// No format has this name.
     UnknownFormat(String),
 
-    /// The file is an image of this format, which cannot be read.
-    Unreadable(&'static str),
+    /// The file is of a format that cannot be read: an image without a driver, a compressed file, an archive or an encrypted
+    /// volume.
+    Unreadable {
+        /// Name of the format.
+        format: &'static str,
+        /// The reason, and what can be done: "compressed file, not a disk; unpack it first".
+        reason: &'static str,
+    },
+
+    /// The extension of the file is that of an image format whose signature the file does not have.
+    Extension {
+        /// Name of the format.
+        format: &'static str,
+        /// The content: "raw", "HTML or XML", "empty".
+        content: &'static str,
+    },
 
     /// The file is valid in each of these formats.
     Ambiguous(Vec<&'static str>),
@@ -160,8 +174,14 @@ impl fmt::Display for Error {
             Error::Usage(problem) => f.write_str(problem),
             Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
             Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
-            Error::Unreadable(format) => {
-                write!(f, "{format} image: this format is not supported; with the format raw, its bytes are the disk")
+            Error::Unreadable { format, reason } => {
+                write!(f, "{format}: {reason}; with the format raw, its bytes are the disk")
+            }
+            Error::Extension { format, content } => {
+                write!(
+                    f,
+                    "the extension is that of {format}, but the content is {content}, not {format}; state the format"
+                )
             }
             Error::Ambiguous(formats) => {
                 write!(f, "ambiguous format: the file is valid as {}; state the format", formats.join(" and as "))
@@ -310,9 +330,13 @@ pub enum ReferenceProblem {
     NotAllowed,
     /// The reference policy is [`Beside`](crate::ReferencePolicy::Beside), and the name leads out of the image's directory.
     NotBeside,
-    /// The name is an address (`nbd:`) or a description (`json:`), not a file name.
+    /// The name is an address (`nbd:`), not a file name.
     NotAFile,
-    /// The image does not state the file's format, and the file has the signature of this one.
+    /// The name is a description (`json:`) of something else than one local file, for this reason.
+    NotOneFile(Name),
+    /// The name is a symbolic link, which the reference policy [`Beside`](crate::ReferencePolicy::Beside) does not follow.
+    Link,
+    /// The image does not state the file's format, and the file has the signature or the extension of this one.
     FormatNotStated(&'static str),
     /// The file is part of the chain already.
     Loop,
@@ -423,12 +447,12 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
             Error::Limit { .. } => ErrorKind::Limit,
-            Error::Unsupported { .. } | Error::Unreadable(_) => ErrorKind::Unsupported,
+            Error::Unsupported { .. } | Error::Unreadable { .. } => ErrorKind::Unsupported,
             Error::Reference { .. } => ErrorKind::Reference,
             Error::Option { .. } => ErrorKind::Option,
             Error::Usage(_) => ErrorKind::Usage,
             Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
-            Error::Ambiguous(_) => ErrorKind::AmbiguousFormat,
+            Error::Ambiguous(_) | Error::Extension { .. } => ErrorKind::AmbiguousFormat,
             Error::Changed { .. } => ErrorKind::Changed,
             Error::Cancelled => ErrorKind::Cancelled,
         }
@@ -453,7 +477,7 @@ impl From<Error> for io::Error {
         let kind = match root {
             Error::Io { cause, .. } => cause.kind(),
             Error::Corrupt(_) | Error::Limit { .. } => io::ErrorKind::InvalidData,
-            Error::Unsupported { .. } | Error::Unreadable(_) => io::ErrorKind::Unsupported,
+            Error::Unsupported { .. } | Error::Unreadable { .. } => io::ErrorKind::Unsupported,
             // Not `Interrupted`, which callers of `Read` retry.
             Error::Cancelled => io::ErrorKind::Other,
             _ => io::ErrorKind::InvalidInput,
@@ -511,8 +535,10 @@ impl fmt::Display for ReferenceProblem {
             ReferenceProblem::NotAllowed => "the reference policy denies referenced files",
             ReferenceProblem::NotBeside => "the reference policy allows only files in the directory of the image",
             ReferenceProblem::NotAFile => "not a file name",
+            ReferenceProblem::NotOneFile(reason) => return write!(f, "not the description of one local file: {reason}"),
+            ReferenceProblem::Link => "a symbolic link, which the reference policy does not follow",
             ReferenceProblem::FormatNotStated(format) => {
-                return write!(f, "its format is not stated, and its content looks like {format}");
+                return write!(f, "its format is not stated, and it looks like {format}");
             }
             ReferenceProblem::Loop => "backing chain contains a loop",
             ReferenceProblem::NoneBeside(identity) => {

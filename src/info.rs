@@ -97,16 +97,20 @@ pub struct FileReference {
     pub identities: Vec<Name>,
     /// Extension of the files beside the image among which one with such an identity is searched, if no name leads to a file.
     pub beside: Option<&'static str>,
+    /// Whether a file is found, if no name leads to one, that is the only one in its directory whose name differs in case only: for
+    /// images of Windows.
+    pub ignore_case: bool,
 }
 
 impl FileReference {
     /// A reference to the file `name` with the given role.
     pub fn new(role: &'static str, name: Name, format: Option<Name>) -> Self {
-        FileReference { role, name, format, alternatives: Vec::new(), identities: Vec::new(), beside: None }
+        let (alternatives, identities) = (Vec::new(), Vec::new());
+        FileReference { role, name, format, alternatives, identities, beside: None, ignore_case: false }
     }
 
     /// A reference with several names, tried in this order. Since images are moved and come from other systems, the last
-    /// component of each name is tried as well.
+    /// component of each name is tried as well, and files whose names differ in case.
     pub(crate) fn from_names(role: &'static str, stated: Vec<Name>, format: Option<Name>) -> Self {
         let last = |name: &Name| Name::from(name.as_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default());
         let last: Vec<_> = stated.iter().map(last).collect();
@@ -118,7 +122,12 @@ impl FileReference {
         }
         let mut names = names.into_iter();
         let name = names.next().unwrap_or_default();
-        FileReference { alternatives: names.collect(), ..FileReference::new(role, name, format) }
+        FileReference { alternatives: names.collect(), ..FileReference::new(role, name, format).in_any_case() }
+    }
+
+    /// The same reference, for which the case of letters does not count.
+    pub(crate) fn in_any_case(self) -> Self {
+        FileReference { ignore_case: true, ..self }
     }
 
     /// The identities as text for messages.

@@ -25,7 +25,7 @@ pub struct OptionSpec {
     pub help: &'static str,
 }
 
-/// Options for a new image, in the order given. A later one replaces an earlier one of the same name.
+/// Options for a new image, in the order given.
 ///
 /// The typed getters are for drivers, which name their format for the message of the error.
 ///
@@ -51,17 +51,17 @@ impl Options {
     }
 
     /// Adds the options of a list like `cluster_size=128k,compat=1.1`. A comma in a value is doubled, and an option without
-    /// a value is `on`.
+    /// a value is `on`. An option that is set already is refused when the image is created.
     pub fn add_list(&mut self, list: &str) {
         const COMMA: &str = "\0";
         for item in list.replace(",,", COMMA).split(',').filter(|item| !item.is_empty()) {
             let item = item.replace(COMMA, ",");
             let (name, value) = item.split_once('=').unwrap_or((&item, "on"));
-            self.set(name, value);
+            self.0.push((name.to_owned(), value.to_owned()));
         }
     }
 
-    /// Sets one option.
+    /// Sets one option, in place of an earlier value.
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let name = name.into();
         self.0.retain(|(other, _)| *other != name);
@@ -78,8 +78,15 @@ impl Options {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Checks that each option is one of `specs`.
+    /// Checks that each option is one of `specs`, and is there once.
     pub(crate) fn check(&self, format: &'static str, specs: &[OptionSpec]) -> Result<()> {
+        let mut seen = Vec::new();
+        for name in self.names() {
+            if seen.contains(&name) {
+                return Err(wrong(format, name, "given twice"));
+            }
+            seen.push(name);
+        }
         let known: Vec<_> = specs.iter().map(|spec| spec.name).collect();
         match self.names().find(|name| !known.contains(name)) {
             None => Ok(()),
@@ -236,7 +243,8 @@ mod tests {
     #[test]
     fn lists() {
         let mut options = Options::new();
-        options.add_list("a=1,b=x,,y,a=2,c");
+        options.add_list("a=1,b=x,,y,c");
+        options.set("a", "2");
         assert_eq!(options.value("a"), Some("2"));
         assert_eq!(options.value("b"), Some("x,y"));
         assert_eq!(options.flag("f", "c").unwrap(), Some(true));
@@ -244,5 +252,22 @@ mod tests {
         assert_eq!(options.number("f", "a", 0..=2).unwrap(), Some(2));
         assert!(options.number("f", "a", 3..=9).is_err());
         assert!(options.check("f", &[]).is_err());
+    }
+
+    #[test]
+    fn an_option_given_twice_is_refused() {
+        const SPECS: &[OptionSpec] = &[OptionSpec { name: "a", values: "", help: "" }];
+        let given = |lists: &[&str]| {
+            let mut options = Options::new();
+            lists.iter().for_each(|list| options.add_list(list));
+            options
+        };
+        assert!(given(&["a=1"]).check("f", SPECS).is_ok());
+        for lists in [&["a=1,a=2"][..], &["a=1", "a=1"], &["a,a=off"]] {
+            assert_eq!(given(lists).check("f", SPECS).unwrap_err().to_string(), "f: option a: given twice");
+        }
+        let mut options = given(&["a=1,a=2"]);
+        options.set("a", "3");
+        assert!(options.check("f", SPECS).is_ok());
     }
 }

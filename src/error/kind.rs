@@ -36,7 +36,7 @@ pub enum ErrorKind {
     Usage,
     /// No format has the given name.
     UnknownFormat,
-    /// The file is valid in several formats.
+    /// The file is valid in several formats, or its extension contradicts its content.
     AmbiguousFormat,
     /// A file changed its length while it was read.
     Changed,

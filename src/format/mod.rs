@@ -3,12 +3,10 @@
 //! A new format is a folder here and two lines in this file. Nothing else matches on formats: tests, fuzz targets, benches and
 //! the program iterate over [`Format::all`]. Each format except raw has a feature of the same name.
 
-mod disabled;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;
 pub(crate) mod shared;
-mod signature;
 #[cfg(feature = "vdi")]
 pub mod vdi;
 #[cfg(feature = "vhd")]
@@ -28,6 +26,7 @@ use crate::driver::{CheckReport, CreateContext, FormatDriver, OpenContext, Probe
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
 use crate::options::{OptionSpec, wrong};
+use shared::signature::Signature;
 
 /// The formats of this crate, in listing order. The probe of `raw` never matches: a file without a signature is raw.
 static BUILTIN: &[Format] = &[
@@ -97,7 +96,10 @@ impl Formats {
     /// # Errors
     /// [`Error::UnknownFormat`]; [`Error::Unsupported`] if the feature of the format is off.
     pub fn by_name(&self, name: &str) -> Result<Format> {
-        let unknown = || disabled::error(name).unwrap_or_else(|| Error::UnknownFormat(name.to_owned()));
+        let unknown = || match Signature::of_image(name).filter(|signature| signature.is_left_out()) {
+            Some(signature) => signature.unreadable(),
+            None => Error::UnknownFormat(name.to_owned()),
+        };
         self.iter().find(|format| format.is_called(name)).ok_or_else(unknown)
     }
 
@@ -110,21 +112,26 @@ impl Formats {
     ///
     /// # Errors
     /// [`Error::Ambiguous`] if several formats match, and [`Error::Unreadable`] if only a format matches that is not in
-    /// this set: such a file is not taken for a raw disk. Also if nothing matches and raw is not in the set.
-    /// [`Error::Unsupported`] names the feature of a format that was left out of this build.
+    /// this set, or for a compressed file, an archive or an encrypted volume: such a file is not taken for a raw disk. Also if
+    /// nothing matches and raw is not in the set. [`Error::Unsupported`] names the feature of a format that was left out of this
+    /// build.
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
-        let own: Vec<_> = self.iter().filter(|format| (format.0.probe)(probe)).collect();
-        let left_out = BUILTIN.iter().filter(|format| !self.0.contains(format) && (format.0.probe)(probe));
-        // Another crate's driver takes the place of a signature of the same name.
-        let others = disabled::matching(probe).chain(signature::foreign(probe));
-        let others = others.filter(|name| !self.iter().any(|format| format.name() == *name));
-        let foreign: Vec<_> = left_out.map(Format::name).chain(others).collect();
-        match (own.as_slice(), foreign.as_slice()) {
-            ([], []) if self.0.contains(&Format::RAW) => Ok(Format::RAW),
-            ([], []) => Err(Error::Unreadable(Format::RAW.name())),
-            ([one], []) => Ok(*one),
-            ([], [one]) => Err(disabled::error(one).unwrap_or(Error::Unreadable(one))),
-            _ => Err(Error::Ambiguous(own.iter().map(Format::name).chain(foreign).collect())),
+        let own: Vec<_> = self.iter().filter(|format| format.matches(probe)).collect();
+        // A driver takes the place of a signature of the same name.
+        let is_foreign = |other: &&Signature| !self.iter().any(|format| format.name() == other.name);
+        let (images, others): (Vec<_>, Vec<_>) =
+            Signature::matching(probe).filter(is_foreign).partition(|signature| signature.is_image());
+        match (own.as_slice(), images.as_slice(), others.first()) {
+            ([one], [], _) => Ok(*one),
+            ([], [one], _) | ([], [], Some(one)) => Err(one.unreadable()),
+            ([], [], None) if self.0.contains(&Format::RAW) => Ok(Format::RAW),
+            ([], [], None) => {
+                let reason = "not an image of an accepted format";
+                Err(Error::Unreadable { format: Format::RAW.name(), reason })
+            }
+            _ => Err(Error::Ambiguous(
+                own.iter().map(Format::name).chain(images.iter().map(|signature| signature.name)).collect(),
+            )),
         }
     }
 }
@@ -213,7 +220,7 @@ impl Format {
         self.0.create.is_some()
     }
 
-    /// Whether images of this format can be read from a pipe.
+    /// Whether images of this format can be read from a pipe in order, without a copy of the whole image.
     pub fn can_stream(&self) -> bool {
         self.0.open_stream.is_some()
     }
@@ -221,6 +228,11 @@ impl Format {
     /// Whether images of this format can be checked.
     pub fn can_check(&self) -> bool {
         self.0.check.is_some()
+    }
+
+    /// Whether a file has its signature.
+    pub(crate) fn matches(&self, probe: &Probe<'_>) -> bool {
+        (self.0.probe)(probe)
     }
 
     /// Whether `name` is its name or an alias of it.
@@ -346,7 +358,7 @@ mod tests {
             assert_eq!(probe(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version], b"").unwrap(), Format::QCOW2);
         }
         for (head, tail, name) in [(b"QED\0\0\0\0\0", &b""[..], "qed"), (b"QFI\xfb\0\0\0\x01", b"", "qcow")] {
-            assert!(matches!(probe(head, tail), Err(Error::Unreadable(found)) if found == name), "{name}");
+            assert!(matches!(probe(head, tail), Err(Error::Unreadable { format, .. }) if format == name), "{name}");
         }
         for (head, names) in [
             (b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]),
@@ -360,13 +372,22 @@ mod tests {
     }
 
     #[test]
+    fn the_guest_data_of_an_image_can_start_as_an_archive() {
+        for head in [&b"\x1f\x8b\x08"[..], b"LUKS\xba\xbe\0\x02"] {
+            assert_eq!(probe(head, b"conectix").unwrap(), Format::VHD);
+            assert!(matches!(probe(head, b""), Err(Error::Unreadable { .. })));
+        }
+    }
+
+    #[test]
     fn a_format_outside_the_set_is_not_taken_for_raw() {
         let formats: Formats = [Format::QCOW2, Format::RAW].into_iter().collect();
         let found = |head| formats.probe(&Probe { head, tail: b"", len: 4096 });
         assert_eq!(found(b"").unwrap(), Format::RAW);
-        assert!(matches!(found(b"vhdxfile"), Err(Error::Unreadable("vhdx"))));
+        assert!(matches!(found(b"vhdxfile"), Err(Error::Unreadable { format: "vhdx", .. })));
         let one: Formats = [Format::QCOW2].into_iter().collect();
-        assert!(matches!(one.probe(&Probe { head: b"", tail: b"", len: 0 }), Err(Error::Unreadable("raw"))));
+        let raw = one.probe(&Probe { head: b"", tail: b"", len: 0 });
+        assert!(matches!(raw, Err(Error::Unreadable { format: "raw", .. })));
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! An opened image: a chain of layers read as one disk.
 
+mod detect;
 mod open;
 pub(crate) mod overlap;
+mod qemu_name;
 mod reader;
 mod references;
 mod source;
 mod span;
+mod spool;
 
 use std::fmt;
 use std::io;

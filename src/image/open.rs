@@ -6,12 +6,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::references::{ReferencePolicy, Resolver, refusal};
-use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
-use crate::driver::{CheckReport, FileOpener, OpenContext, Probe};
+use super::references::{Found, ReferencePolicy, Resolver, refusal};
+use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile, spool};
+use crate::driver::{CheckReport, FileOpener, OpenContext};
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
-use crate::format::{Format, Formats};
+use crate::format::{Format, Formats, raw};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
@@ -31,13 +31,14 @@ use crate::limits::{Budget, Limits};
 /// ```
 #[derive(Clone, Default)]
 pub struct OpenOptions {
-    formats: Formats,
+    pub(super) formats: Formats,
     format: Option<Format>,
-    backing_format: Option<Format>,
+    pub(super) backing_format: Option<Format>,
     snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
+    temporary_directory: Option<PathBuf>,
     pub(super) limits: Limits,
 }
 
@@ -91,7 +92,8 @@ impl OpenOptions {
         self
     }
 
-    /// States the format of backing files whose format is not stated by the image.
+    /// States the format of backing files whose format is not stated by the image, or cannot be the one that it states: there is
+    /// none of this name, or the file does not have its signature.
     #[must_use]
     pub fn backing_format(mut self, format: Format) -> Self {
         self.backing_format = Some(format);
@@ -159,6 +161,13 @@ impl OpenOptions {
         self
     }
 
+    /// Sets the directory for the copy of an image from a pipe. Default: that of the system ([`std::env::temp_dir`]).
+    #[must_use]
+    pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.temporary_directory = Some(directory.into());
+        self
+    }
+
     /// Sets the limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -169,7 +178,9 @@ impl OpenOptions {
     /// Opens the image at `path` with all files that hold its guest data.
     ///
     /// # Errors
-    /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened.
+    /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened. Unless the format is
+    /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
+    /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         self.open_chain(self.open_path(path.as_ref())?)
     }
@@ -182,15 +193,23 @@ impl OpenOptions {
         self.open_chain(self.opened(source, None)?)
     }
 
-    /// Opens an image from a pipe. Its guest data can be read once and in order, by one conversion.
+    /// Opens an image from a pipe.
+    ///
+    /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image is
+    /// first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
+    /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the format is not stated, [`Error::Unsupported`] if images of the format cannot be read in order,
-    /// and as [`open`](Self::open).
+    /// [`Error::Usage`] if the format is not stated or the stream is empty, and as [`open`](Self::open).
     pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
         let Some(format) = self.format else {
             return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
         };
+        if !format.can_stream() {
+            let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
+            let limit = self.limits.virtual_size;
+            return self.open_source(Arc::new(spool::spool(stream, &directory, format.name(), limit)?));
+        }
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let (reader, source) = format.open_stream(Box::new(stream), &self.context(&budget, 0, &refuse))?;
@@ -273,10 +292,14 @@ impl OpenOptions {
         let inspect = || {
             let budget = Budget::new(self.limits.metadata);
             let reader = opened.format.open(opened.source.clone(), &self.context(&budget, 1, &|_| Ok(None)))?;
+            let mut info = reader.info().clone();
+            if opened.format == Format::RAW {
+                info.specific.extend(raw::content(&*opened.source)?.map(|content| ("content", content.into())));
+            }
             Ok(Inspection {
                 path: opened.path.clone(),
                 format: opened.format,
-                info: reader.info().clone(),
+                info,
                 file_len: table::length(&*opened.source)?,
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
             })
@@ -326,7 +349,7 @@ impl OpenOptions {
     }
 
     fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
-        let (path, source) = self.open_reference(image, reference)?;
+        let Found { path, source, .. } = self.open_reference(image, reference)?;
         let file = SourceFile::from_file(source, Some(path.clone())).map_err(|e| e.in_file(&path))?;
         if file.is_same(&image.source) {
             return Err(refusal(image.format, reference, ReferenceProblem::Loop));
@@ -340,28 +363,15 @@ impl OpenOptions {
             let field = "backing chain length".into();
             return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
         }
-        let (path, source) = self.open_reference(image, reference)?;
+        let Found { path, source, reference } = self.open_reference(image, reference)?;
         let opened = || {
             let source = Arc::new(SizedFile::new(source)?);
-            let format = match (&reference.format, self.backing_format) {
-                (Some(stated), _) => self.formats.by_name(&stated.to_text())?,
-                (None, Some(format)) => format,
-                (None, None) => self.probe_backing(image, reference, &*source)?,
-            };
-            let named_by = Some((image.path.clone(), reference.clone()));
+            let format = self.detect_backing(image, &reference, &*source, &path)?;
+            let named_by = Some((image.path.clone(), reference));
             Ok((format, source, named_by))
         };
         let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
         Ok(Opened { format, source, path: Some(path), named_by })
-    }
-
-    /// Detects the format of a backing file whose format is not stated. A file without a signature can only be raw; one
-    /// with a signature may be a raw disk whose guest wrote it.
-    fn probe_backing(&self, image: &Opened, reference: &FileReference, source: &dyn ReadAt) -> Result<Format> {
-        match self.probe(source)? {
-            format if format == Format::RAW => Ok(format),
-            format => Err(refusal(image.format, reference, ReferenceProblem::FormatNotStated(format.name()))),
-        }
     }
 
     /// Opens a file named by the caller, to which the reference policy does not apply.
@@ -376,20 +386,8 @@ impl OpenOptions {
     /// Detects the format, unless it is stated.
     fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
         let source = Arc::new(SizedFile::new(source)?);
-        let format = self.format.map_or_else(|| self.probe(&*source), Ok)?;
+        let format = self.format.map_or_else(|| self.detect(&*source, path.as_deref()), Ok)?;
         Ok(Opened { path, source, format, named_by: None })
-    }
-
-    /// Detects the format by the first and the last bytes.
-    fn probe(&self, source: &dyn ReadAt) -> Result<Format> {
-        let len = table::length(source)?;
-        let read = |offset: u64, most: usize| {
-            let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
-            table::read(source, &mut bytes, offset).map(|()| bytes)
-        };
-        let head = read(0, Probe::HEAD)?;
-        let tail = read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?;
-        self.formats.probe(&Probe { head: &head, tail: &tail, len })
     }
 }
 

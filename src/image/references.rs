@@ -5,8 +5,8 @@ use std::io;
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
-use super::OpenOptions;
 use super::open::Opened;
+use super::{OpenOptions, qemu_name};
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
 use crate::info::{FileReference, ImageInfo};
@@ -44,7 +44,8 @@ pub enum ReferencePolicy {
 pub struct ResolveRequest<'a> {
     /// The reference, with the role and the stated format of the file.
     pub reference: &'a FileReference,
-    /// The name as stored in the image, relative to the directory of `image` unless it is absolute.
+    /// The name as stored in the image, relative to the directory of `image` unless it is absolute; the file name alone, if
+    /// the image has it as `file:` or `json:`.
     pub name: &'a Name,
     /// The name joined to the directory of `image`; the name itself if that has no path.
     pub path: &'a Path,
@@ -55,8 +56,17 @@ pub struct ResolveRequest<'a> {
 /// A callback that opens referenced files.
 pub(super) type Resolver = dyn Fn(&ResolveRequest<'_>) -> io::Result<Arc<dyn ReadAt>> + Send + Sync;
 
+/// A referenced file.
+pub(super) struct Found {
+    /// The path by which it was found.
+    pub path: PathBuf,
+    pub source: Arc<dyn ReadAt>,
+    /// The reference, with a plain file name.
+    pub reference: FileReference,
+}
+
 /// A file with the path it was found by.
-type Found = (PathBuf, Arc<dyn ReadAt>);
+type Opening = (PathBuf, Arc<dyn ReadAt>);
 
 impl OpenOptions {
     /// Opens a referenced file, if the policy allows it. A refusal does not depend on what exists.
@@ -67,10 +77,26 @@ impl OpenOptions {
         if self.policy == ReferencePolicy::Deny {
             return Err(refusal(image.format, reference, ReferenceProblem::NotAllowed));
         }
-        let mut result = self.open_named(image, reference, &reference.name);
-        for name in &reference.alternatives {
+        let reference = qemu_name::resolve(reference).map_err(|problem| refusal(image.format, reference, problem))?;
+        let (path, source) = self.find(image, &reference)?;
+        Ok(Found { path, source, reference })
+    }
+
+    /// Tries the names in turn; then, for images of Windows, files whose names differ in case only; then identities.
+    fn find(&self, image: &Opened, reference: &FileReference) -> Result<Opening> {
+        let names = || [&reference.name].into_iter().chain(&reference.alternatives);
+        let mut result = self.open_named(image, reference, &reference.name, Case::Exact);
+        let again = names().skip(1).map(|name| (name, Case::Exact));
+        let again = again.chain(names().map(|name| (name, Case::Ignored)).filter(|_| reference.ignore_case));
+        for (name, case) in again {
             match &result {
-                Err(error) if is_missing(error) => result = self.open_named(image, reference, name),
+                Err(error) if is_missing(error) => {
+                    let other = self.open_named(image, reference, name, case);
+                    // What is said is about the name as stated.
+                    if case == Case::Exact || other.is_ok() {
+                        result = other;
+                    }
+                }
                 _ => break,
             }
         }
@@ -90,7 +116,7 @@ impl OpenOptions {
         image_path: &Path,
         reference: &FileReference,
         extension: &str,
-    ) -> Result<Found> {
+    ) -> Result<Opening> {
         let here = image_path.with_file_name("");
         let mut candidates = files_with_extension(&here, extension)?;
         if self.policy == ReferencePolicy::Any {
@@ -124,15 +150,19 @@ impl OpenOptions {
         has_identity(reader.info(), reference).then_some(source)
     }
 
-    fn open_named(&self, image: &Opened, reference: &FileReference, name: &Name) -> Result<Found> {
+    fn open_named(&self, image: &Opened, reference: &FileReference, name: &Name, case: Case) -> Result<Opening> {
         let refuse = |problem| Err(refusal(image.format, reference, problem));
         let base = image.path().unwrap_or(Path::new(""));
-        let (true, Some(name_path), Some(path)) = (name.is_file_name(), name.as_path(), name.path_from(base)) else {
+        let (true, Some(name_path), Some(mut path)) = (name.is_file_name(), name.as_path(), name.path_from(base))
+        else {
             return refuse(ReferenceProblem::NotAFile);
         };
         let directory = image.path().map(|path| path.parent().unwrap_or(Path::new("")));
         if self.policy == ReferencePolicy::Beside && !is_beside(name_path, directory) {
             return refuse(ReferenceProblem::NotBeside);
+        }
+        if case == Case::Ignored && self.resolver.is_none() {
+            path = in_other_case(&path).unwrap_or(path);
         }
         let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
             (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
@@ -141,6 +171,9 @@ impl OpenOptions {
         };
         match source {
             Ok(source) => Ok((path, source)),
+            Err(_) if self.resolver.is_none() && self.policy == ReferencePolicy::Beside && is_link(&path) => {
+                refuse(ReferenceProblem::Link)
+            }
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
             Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
         }
@@ -181,6 +214,27 @@ fn is_missing(error: &Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the case of letters in a file name counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Exact,
+    Ignored,
+}
+
+/// The path of the only file in the directory of `path` whose name differs in case at most.
+fn in_other_case(path: &Path) -> Option<PathBuf> {
+    let wanted = path.file_name()?.to_str()?.to_lowercase();
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let names = fs::read_dir(directory).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
+    let mut names = names.filter(|name| name.to_str().is_some_and(|name| name.to_lowercase() == wanted));
+    let name = names.next().filter(|_| names.next().is_none())?;
+    Some(path.with_file_name(name))
+}
+
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
 }
 
 /// Lists the regular files with `extension` in a directory, sorted by name, without symbolic links; at most 1000, since each

@@ -59,7 +59,9 @@ pub fn roundtrip(data: &[u8]) {
     assert!(flat[..guest.len()] == guest[..], "back to raw");
     let [(_, bytes)] = first.0.as_slice() else { return };
     let open_stream = || limited().format(format).open_stream(Cursor::new(bytes.clone()));
-    if let Ok(stream) = open_stream() {
+    if format.can_stream()
+        && let Ok(stream) = open_stream()
+    {
         assert!(convert(&to_raw, &stream).unwrap() == flat, "through a pipe");
         let again = Files::convert(&other_threads, &open_stream().unwrap()).unwrap();
         assert!(again == first, "a second conversion through a pipe");

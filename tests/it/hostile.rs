@@ -266,7 +266,7 @@ fn signatures() {
     for (name, bytes) in [("qed", b"QED\0".to_vec()), ("parallels", b"WithouFreSpacExt".to_vec()), ("qcow", old_qcow)] {
         let path = dir.file("image", &bytes);
         let error = Image::open(&path).err().unwrap();
-        assert!(matches!(error.root(), Error::Unreadable(format) if *format == name), "{name}: {error}");
+        assert!(matches!(error.root(), Error::Unreadable { format, .. } if *format == name), "{name}: {error}");
         let as_stated = OpenOptions::new().format(format("raw")).open(&path).unwrap();
         assert_eq!(content(&as_stated).unwrap(), bytes, "{name}");
     }

@@ -7,6 +7,7 @@
 mod cli;
 mod corpus;
 mod counts;
+mod detection;
 mod determinism;
 mod faults;
 mod fuzzing;

@@ -134,6 +134,63 @@ fn redirected_files_are_read_as_streams() {
     assert_same(&fs::read(dir.join("out")).unwrap(), &[b"before", &guest[..]].concat(), "appended");
 }
 
+/// Images that cannot be read in order are copied first, or read as files.
+#[test]
+fn any_format_from_standard_input() {
+    let dir = TempDir::new();
+    let guest = Pattern::Islands.make((1 << 20) + 300);
+    dir.file("source.raw", &guest);
+    succeed(&dir, &["convert", "-q", "source.raw", "disk.qcow2"]);
+    succeed(&dir, &["convert", "-q", "source.raw", "disk.vhdx"]);
+    dir.file("empty", b"");
+    let names = dir.names();
+    for (format, file) in [("raw", "source.raw"), ("qcow2", "disk.qcow2"), ("vhdx", "disk.vhdx")] {
+        let run = |stdin: Stdio, tmpdir: Option<&Path>| {
+            let mut command = Command::new(IMGCONV);
+            command.args(["convert", "-q", "-f", format, "-O", "qcow2", "-", "out"]).current_dir(dir.path());
+            command.stdin(stdin).env_remove("TMPDIR").env("SOURCE_DATE_EPOCH", "1");
+            if let Some(tmpdir) = tmpdir {
+                command.env("TMPDIR", tmpdir);
+            }
+            let done = command.output().unwrap();
+            (done.status.code(), String::from_utf8(done.stderr).unwrap())
+        };
+        let from_pipe = |tmpdir| {
+            let mut cat = Command::new("cat").arg(dir.join(file)).stdout(Stdio::piped()).spawn().unwrap();
+            let done = run(cat.stdout.take().unwrap().into(), tmpdir);
+            cat.wait().unwrap();
+            done
+        };
+        let check = |done: (Option<i32>, String), expected: &[u8]| {
+            assert_eq!(done, (Some(0), String::new()), "{format}");
+            succeed(&dir, &["convert", "-O", "raw", "out", "back"]);
+            let back = fs::read(dir.join("back")).unwrap();
+            assert_same(&back[..expected.len()], expected, format);
+            assert!(back.len() < expected.len() + 512);
+            fs::remove_file(dir.join("out")).unwrap();
+            fs::remove_file(dir.join("back")).unwrap();
+            assert_eq!(dir.names(), names);
+        };
+        check(from_pipe(None), &guest);
+        check(from_pipe(Some(dir.path())), &guest);
+        check(run(File::open(dir.join(file)).unwrap().into(), None), &guest);
+        // What somebody else has read of the file is not part of the image.
+        let mut skipped = File::open(dir.join(file)).unwrap();
+        skipped.read_exact(&mut [0; 100]).unwrap();
+        let done = run(skipped.into(), None);
+        if format == "raw" {
+            check(done, &guest[100..]);
+        } else {
+            assert_eq!(done.0, Some(1), "the image begins with its header");
+        }
+        let (code, said) = from_pipe(Some(Path::new("/nonexistent")));
+        assert!(code == Some(1) && said.contains("/nonexistent"), "{said}");
+        let (code, said) = run(File::open(dir.join("empty")).unwrap().into(), None);
+        assert!(code == Some(1) && said.contains("standard input: the input is empty"), "{said}");
+        assert_eq!(dir.names(), names);
+    }
+}
+
 #[test]
 fn a_truncated_stream_leaves_no_files() {
     let dir = TempDir::new();
@@ -161,7 +218,7 @@ fn formats_without_streaming_are_refused() {
         (&["-", "x.raw"][..], &image, "-f"),
         (&["-f", "vmdk", "-l", "1", "-", "x.raw"], &image, "-l"),
         (&["-f", "qcow2", "-", "x.raw"], &image, "standard input: qcow2"),
-        (&["-f", "raw", "-", "x.raw"], &image, "standard input: raw"),
+        (&["-f", "raw", "-", "x.raw"], &Vec::new(), "standard input: the input is empty"),
         (&["-f", "vhdx", "-", "x.raw"], &image, "standard input: vhdx"),
         (&["-f", "vmdk", "-", "x.raw"], &sparse, "streamOptimized"),
         (&["-f", "vmdk", "-", "x.raw"], &vec![7; 4096], "standard input: vmdk"),

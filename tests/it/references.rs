@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::support::patch::Qcow2;
-use crate::support::{TempDir, content, format, options, qcow2};
+use crate::support::{TempDir, content, format, options, qcow2, raw_image, vmdk};
 use diskimage::{Error, Image, Limits, OpenOptions, ReferencePolicy, ReferenceProblem, Result};
 
 /// An overlay of 64 KiB that names `backing`.
@@ -52,6 +52,8 @@ fn reference_policies() {
     let absolute = dir.join("base.raw");
     let elsewhere = dir.join("sub/base.raw");
     let names = |path: &Path| path.to_str().unwrap().to_owned();
+    let json = |name: &str| format!(r#"json:{{"driver":"raw","file":{{"filename":"{name}"}}}}"#);
+    let null_co = ReferenceProblem::NotOneFile("driver 'null-co', no file name".into());
     for (name, beside, any) in [
         ("base.raw".to_owned(), Ok(1), Ok(1)),
         ("./base.raw".to_owned(), Ok(1), Ok(1)),
@@ -60,7 +62,14 @@ fn reference_policies() {
         ("sub/../base.raw".to_owned(), Err(ReferenceProblem::NotBeside), Ok(1)),
         (names(&elsewhere), Err(ReferenceProblem::NotBeside), Ok(2)),
         ("nbd:localhost:1".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
-        ("json:{\"driver\":\"null-co\"}".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
+        ("fat:rw:/".to_owned(), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
+        ("file:base.raw".to_owned(), Ok(1), Ok(1)),
+        ("file:sub/base.raw".to_owned(), Err(ReferenceProblem::NotBeside), Ok(2)),
+        (json("base.raw"), Ok(1), Ok(1)),
+        (json(&names(&absolute)), Ok(1), Ok(1)),
+        (json(&names(&elsewhere)), Err(ReferenceProblem::NotBeside), Ok(2)),
+        (json("nbd:localhost:1"), Err(ReferenceProblem::NotAFile), Err(ReferenceProblem::NotAFile)),
+        ("json:{\"driver\":\"null-co\"}".to_owned(), Err(null_co.clone()), Err(null_co)),
     ] {
         let path = overlay(&dir, "overlay.qcow2", &name, "raw");
         assert_eq!(refusal(&path, ReferencePolicy::Deny), ReferenceProblem::NotAllowed, "{name}");
@@ -77,7 +86,7 @@ fn reference_policies() {
         assert_eq!(inspection.info.backing.unwrap().name.to_text(), name);
     }
     let path = overlay(&dir, "overlay.qcow2", "link.raw", "raw");
-    assert!(open(&path, ReferencePolicy::Beside).is_err(), "a symbolic link can lead anywhere");
+    assert_eq!(refusal(&path, ReferencePolicy::Beside), ReferenceProblem::Link, "it can lead anywhere");
     assert_eq!(content(&open(&path, ReferencePolicy::Any).unwrap()).unwrap(), vec![1; 65536]);
 }
 
@@ -174,9 +183,56 @@ fn backing_files_of_unstated_format() {
             .unwrap();
         assert_eq!(content(&opened).unwrap()[0], first, "{stated}");
     }
-    // A format that is stated and that there is not.
-    let path = overlay(&dir, "overlay.qcow2", "base", "hologram");
-    assert_eq!(open(&path, ReferencePolicy::Beside).err().unwrap().kind().as_str(), "unknown-format");
+}
+
+#[test]
+fn backing_formats_that_cannot_be_right() {
+    let dir = TempDir::new();
+    dir.file("base", &[3; 65536]);
+    let opened = |stated: &str, assumed: Option<&str>| {
+        let path = overlay(&dir, "overlay.qcow2", "base", stated);
+        let options = OpenOptions::new().reference_policy(ReferencePolicy::Beside);
+        match assumed {
+            Some(assumed) => options.backing_format(format(assumed)).open(&path),
+            None => options.open(&path),
+        }
+    };
+    // The names of protocols, which qemu reads as raw.
+    for stated in ["file", "host_device"] {
+        assert_eq!(content(&opened(stated, None).unwrap()).unwrap(), vec![3; 65536], "{stated}");
+    }
+    assert_eq!(opened("hologram", None).err().unwrap().kind().as_str(), "unknown-format");
+    assert_eq!(opened("vmdk", None).err().unwrap().kind().as_str(), "invalid-field");
+    for stated in ["hologram", "vmdk", "qcow2"] {
+        assert_eq!(content(&opened(stated, Some("raw")).unwrap()).unwrap(), vec![3; 65536], "{stated}");
+    }
+    // One that can be right stays: in a chain, the assumption is for other images.
+    qcow2("").create(64 << 10, dir.join("base")).unwrap();
+    assert_eq!(content(&opened("qcow2", Some("raw")).unwrap()).unwrap(), vec![0; 65536]);
+    assert_eq!(content(&opened("file", Some("qcow2")).unwrap()).unwrap(), vec![0; 65536]);
+    assert_eq!(content(&opened("raw", Some("qcow2")).unwrap()).unwrap()[0], b'Q');
+}
+
+/// The case of letters in the names of images from Windows.
+#[test]
+fn names_in_another_case() {
+    let dir = TempDir::new();
+    vmdk("subformat=monolithicFlat").convert(&raw_image(&[5; 65536]), dir.join("disk.vmdk")).unwrap();
+    let image = dir.join("disk.vmdk");
+    fs::rename(dir.join("disk-flat.vmdk"), dir.join("Disk-FLAT.vmdk")).unwrap();
+    for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
+        assert_eq!(content(&open(&image, references).unwrap()).unwrap(), vec![5; 65536]);
+    }
+    assert_eq!(refusal(&image, ReferencePolicy::Deny), ReferenceProblem::NotAllowed);
+    // A second one, and it is not known which is meant.
+    dir.file("DISK-flat.vmdk", &[6; 65536]);
+    assert_eq!(open(&image, ReferencePolicy::Beside).err().unwrap().kind().as_str(), "io");
+    dir.file("disk-flat.vmdk", &[7; 65536]);
+    assert_eq!(content(&open(&image, ReferencePolicy::Beside).unwrap()).unwrap(), vec![7; 65536]);
+    // On Unix, other images mean what they say.
+    dir.file("Base", &[1; 65536]);
+    let path = overlay(&dir, "overlay.qcow2", "base", "raw");
+    assert_eq!(open(&path, ReferencePolicy::Beside).err().unwrap().kind().as_str(), "io");
 }
 
 #[test]

@@ -30,8 +30,9 @@ pub struct ReferenceArgs {
     #[arg(long)]
     allow_changed_backing: bool,
 
-    /// Format of a backing file where the overlay does not state it
-    #[arg(long, value_name = "FMT", value_parser = format)]
+    /// Format of a backing file where the overlay does not state it, or
+    /// states one that the file cannot have
+    #[arg(long, value_name = "FMT", value_parser = format, verbatim_doc_comment)]
     backing_format: Option<Format>,
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use diskimage::{Comparison, Format};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{self, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
@@ -48,7 +48,7 @@ pub struct Args {
 const AFTER_HELP: &str = "\
 Exit codes: 0 the images are identical, 1 they differ, 2 the comparison failed.
 Without --strict, disks of different sizes are identical if the rest of the longer one is
-zeros.";
+zeros; the difference in size is told all the same.";
 
 /// Name of this subcommand. Its exit code 1 means a difference, not a failure.
 pub const NAME: &str = "compare";
@@ -58,9 +58,15 @@ pub const FAILED: u8 = 2;
 
 /// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Identical,
-    Sizes,
+struct Verdict {
+    difference: Option<Difference>,
+    /// Virtual sizes in bytes.
+    sizes: [u64; 2],
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Difference {
+    Size,
     Content { offset: u64 },
 }
 
@@ -72,29 +78,80 @@ impl Args {
     fn verdict(&self) -> Result<Verdict, Failure> {
         let a = self.references.options(self.a_format).open(&self.a)?;
         let b = self.references.options(self.b_format).open(&self.b)?;
-        if self.strict && a.virtual_size() != b.virtual_size() {
-            return Ok(Verdict::Sizes);
-        }
-        Ok(match diskimage::compare(&a, &b)? {
-            Comparison::Identical => Verdict::Identical,
-            Comparison::Different { offset } => Verdict::Content { offset },
-        })
+        let sizes = [a.virtual_size(), b.virtual_size()];
+        let difference = match self.strict && sizes[0] != sizes[1] {
+            true => Some(Difference::Size),
+            false => match diskimage::compare(&a, &b)? {
+                Comparison::Identical => None,
+                Comparison::Different { offset } => Some(Difference::Content { offset }),
+            },
+        };
+        Ok(Verdict { difference, sizes })
     }
 
     fn print(&self, verdict: &Verdict) -> Outcome {
         match self.output.style {
-            Style::Json => output::print_json(&match verdict {
-                Verdict::Identical => json!({ "identical": true }),
-                Verdict::Sizes => json!({ "identical": false, "difference": "size" }),
-                Verdict::Content { offset } => json!({ "identical": false, "difference": "content", "offset": offset }),
-            })?,
-            Style::Human if !self.quiet => output::print(&match verdict {
-                Verdict::Identical => "Images are identical.\n".to_owned(),
-                Verdict::Sizes => "Strict mode: Image size mismatch!\n".to_owned(),
-                Verdict::Content { offset } => format!("Content mismatch at offset {offset}!\n"),
-            })?,
+            Style::Json => output::print_json(&verdict.json())?,
+            Style::Human if !self.quiet => output::print(&verdict.text())?,
             Style::Human => {}
         }
-        Ok(if *verdict == Verdict::Identical { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
+        Ok(if verdict.difference.is_none() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
+    }
+}
+
+impl Verdict {
+    fn same_size(&self) -> bool {
+        self.sizes[0] == self.sizes[1]
+    }
+
+    /// The lines of qemu-img.
+    fn text(&self) -> String {
+        let verdict = match &self.difference {
+            Some(Difference::Size) => return "Strict mode: Image size mismatch!\n".to_owned(),
+            Some(Difference::Content { offset }) => format!("Content mismatch at offset {offset}!\n"),
+            None => "Images are identical.\n".to_owned(),
+        };
+        if self.same_size() { verdict } else { format!("Warning: Image size mismatch!\n{verdict}") }
+    }
+
+    fn json(&self) -> Value {
+        let mut value = match &self.difference {
+            None => json!({ "identical": true }),
+            Some(Difference::Size) => json!({ "identical": false, "difference": "size" }),
+            Some(Difference::Content { offset }) => {
+                json!({ "identical": false, "difference": "content", "offset": offset })
+            }
+        };
+        if !self.same_size() {
+            value["virtual-sizes"] = json!(self.sizes);
+        }
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn different_sizes_are_told_whatever_the_content_is() {
+        let told = |difference, sizes| {
+            let verdict = Verdict { difference, sizes };
+            (verdict.text(), verdict.json())
+        };
+        assert_eq!(told(None, [1, 1]), ("Images are identical.\n".into(), json!({ "identical": true })));
+        assert_eq!(
+            told(None, [1, 2]),
+            (
+                "Warning: Image size mismatch!\nImages are identical.\n".into(),
+                json!({ "identical": true, "virtual-sizes": [1, 2] })
+            )
+        );
+        let (text, json) = told(Some(Difference::Content { offset: 7 }), [1, 2]);
+        assert_eq!(text, "Warning: Image size mismatch!\nContent mismatch at offset 7!\n");
+        assert_eq!(json, json!({ "identical": false, "difference": "content", "offset": 7, "virtual-sizes": [1, 2] }));
+        let (text, json) = told(Some(Difference::Size), [1, 2]);
+        assert_eq!(text, "Strict mode: Image size mismatch!\n");
+        assert_eq!(json, json!({ "identical": false, "difference": "size", "virtual-sizes": [1, 2] }));
     }
 }

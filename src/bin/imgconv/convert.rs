@@ -1,5 +1,7 @@
 //! `imgconv convert`
 
+use std::env;
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,7 +9,7 @@ use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Error, Format, Image, Name, Report, Unreadable, parse_size};
+use diskimage::{Converter, Error, Format, Image, Name, OpenOptions, Report, Unreadable, parse_size};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
@@ -110,7 +112,10 @@ A failed conversion leaves nothing behind. A replaced file's owner, permissions 
 extended attributes are kept. Further files of an image are named after TARGET, as
 disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
 
-Standard input is read sequentially: it must be a streamOptimized vmdk, with -f vmdk.
+Standard input needs -f. A streamOptimized vmdk is read sequentially; everything else,
+unless it is a file (<disk.raw), is first copied to a temporary file in $TMPDIR, or else
+in the directory of TARGET. A raw disk ends where the input ends: check the exit code of
+what writes it, as with set -o pipefail.
 Standard output is written sequentially: it can be a raw disk, zeros included, or a
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
@@ -126,6 +131,7 @@ Examples:
   imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
+  xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
@@ -234,13 +240,27 @@ impl Args {
         let options = self.references.options(self.source_format);
         match (&self.source, &self.snapshot) {
             (Endpoint::Stream, _) => {
-                let image = options.open_stream(streams::input(interrupt.flag())?);
+                let image = match streams::input_file() {
+                    Some(file) => options.open_source(Arc::new(file)),
+                    None => self.in_temporary_directory(options).open_stream(streams::input(interrupt.flag())?),
+                };
                 image.map_err(|error| interrupt.failure(self.in_stream(error)))
             }
             (Endpoint::File(path), None) => Ok(options.open(path)?),
             (Endpoint::File(path), Some(selector)) => {
                 Ok(options.snapshot(self.snapshot_id(path, selector)?).open(path)?)
             }
+        }
+    }
+
+    /// Sets the directory for a copy of standard input: `TMPDIR`, or else that of the target, which has room for a disk.
+    fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
+        let Endpoint::File(target) = &self.target else { return options };
+        let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
+        match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
+            Some(directory) if directory.as_os_str().is_empty() => options.temporary_directory("."),
+            Some(directory) => options.temporary_directory(directory),
+            None => options,
         }
     }
 

@@ -115,7 +115,14 @@ impl Failure {
                 self.detail("rule", problem.as_str());
             }
             Error::UnknownFormat(name) => self.detail("value", name.as_str()),
-            Error::Unreadable(format) => self.detail("format", *format),
+            Error::Unreadable { format, reason } => {
+                self.detail("format", *format);
+                self.detail("rule", *reason);
+            }
+            Error::Extension { format, content } => {
+                self.detail("format", *format);
+                self.detail("value", *content);
+            }
             Error::Ambiguous(formats) => self.detail("formats", formats.as_slice()),
             Error::Changed { before, after } => {
                 self.detail("before", *before);
@@ -149,13 +156,16 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::NotAllowed, .. } => {
             Some("allow files beside the image with --references beside, any file with --references any")
         }
-        Error::Reference { problem: ReferenceProblem::NotBeside, .. } => Some("allow any file with --references any"),
+        Error::Reference { problem: ReferenceProblem::NotBeside | ReferenceProblem::Link, .. } => {
+            Some("allow any file with --references any")
+        }
         Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => Some("set it with --backing-format"),
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
             Some("open it anyway with --allow-changed-backing")
         }
         Error::NotReplaceable { .. } => Some("write into it with --in-place"),
-        Error::Ambiguous(_) | Error::Unreadable(_) => Some("set the format with -f"),
+        Error::Unreadable { .. } => Some("set it with -f raw"),
+        Error::Ambiguous(_) | Error::Extension { .. } => Some("set it with -f"),
         _ => None,
     }
 }

@@ -1,12 +1,12 @@
 //! Standard input and output as images, read and written sequentially.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskimage::Error;
-use diskimage::io::PipeTarget;
+use diskimage::io::{FileSource, PipeTarget, ReadAt};
 
 use crate::failure::Failure;
 use crate::signals::Cancelled;
@@ -18,6 +18,14 @@ const BUFFER: usize = 64 << 10;
 pub fn input(cancelled: Arc<AtomicBool>) -> Result<impl Read + Send + 'static, Failure> {
     let file = own(&io::stdin()).map_err(Error::io("opening standard input", None))?;
     Ok(BufReader::with_capacity(BUFFER, Input { file, cancelled }))
+}
+
+/// Standard input as a file, if it is a file at its start (`<disk.raw`): its holes are known, and it is not copied. An empty one
+/// is a stream, which is refused.
+pub fn input_file() -> Option<FileSource> {
+    let mut file = own(&io::stdin()).ok()?;
+    let at_start = file.stream_position().ok()? == 0;
+    FileSource::try_from(file).ok().filter(|source| at_start && source.size().is_ok_and(|size| size > 0))
 }
 
 /// Standard output, without line buffering.

@@ -16,7 +16,7 @@ use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::name::Name;
 
-pub(crate) const MAGIC: &[u8; 4] = b"QFI\xfb";
+pub(crate) use crate::format::shared::signature::QCOW as MAGIC;
 /// Length in bytes of a version 2 header. Its extensions follow.
 pub(crate) const V2_LENGTH: u32 = 72;
 /// Length in bytes of a version 3 header without optional fields.

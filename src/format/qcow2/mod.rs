@@ -57,22 +57,18 @@ mod refcount;
 mod snapshot;
 mod writer;
 
-use crate::driver::{FormatDriver, Probe};
+use crate::driver::FormatDriver;
+use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
-    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+    FormatDriver::new(FORMAT_NAME, signature::is_qcow2, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["qcow2"])
         .description("QEMU copy-on-write image, version 2 and 3")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .check(check::check);
 
 const FORMAT_NAME: &str = "qcow2";
-
-/// Detects the magic with any version but 1. An unknown version is then refused by name when the image is opened.
-fn probe(probe: &Probe<'_>) -> bool {
-    probe.head.starts_with(header::MAGIC) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
-}
 
 /// Names the fields of this format in errors.
 const FIELDS: Fields = Fields(FORMAT_NAME);

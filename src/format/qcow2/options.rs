@@ -218,7 +218,7 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
         ));
     }
     if !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
-        let problem = format!("'{0}' is read as a URL; use './{0}' for a file", backing.file);
+        let problem = format!("'{0}' is read as a URL, './{0}' is a file", backing.file);
         return Err(invalid("backing_file", problem));
     }
     let format_len = backing.format.as_bytes().len();

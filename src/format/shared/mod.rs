@@ -8,6 +8,8 @@ pub(crate) mod data_runs;
 pub(crate) mod paged_table;
 /// Merging table entries into extents.
 pub(crate) mod run;
+/// Signatures of disk images, and of files that are taken for no disk.
+pub(crate) mod signature;
 /// Bounded reads of tables, and the errors of a field.
 pub(crate) mod table;
 /// The table parts read last.

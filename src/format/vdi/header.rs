@@ -14,8 +14,7 @@ use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::name::Name;
 
-pub(super) const SIGNATURE: u32 = 0xbeda_107f;
-pub(super) const SIGNATURE_AT: usize = 64;
+pub(super) use crate::format::shared::signature::{VDI as SIGNATURE, VDI_AT as SIGNATURE_AT};
 /// Host offset of `cBlocksAllocated`, for messages.
 pub(super) const BLOCKS_ALLOCATED_AT: u64 = 388;
 /// Host offset of `cbHeader`, from which the header size counts.

@@ -51,11 +51,12 @@ mod options;
 mod reader;
 mod writer;
 
-use crate::driver::{FormatDriver, Probe};
+use crate::driver::FormatDriver;
+use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
-    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+    FormatDriver::new(FORMAT_NAME, signature::is_vdi, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["vdi"])
         .description("VirtualBox virtual disk, dynamic, static or differencing")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
@@ -64,10 +65,6 @@ pub(crate) static DRIVER: FormatDriver =
 const FORMAT_NAME: &str = "vdi";
 /// Bytes in a sector of the disk.
 const SECTOR: u64 = 512;
-
-fn probe(probe: &Probe<'_>) -> bool {
-    probe.head.get(header::SIGNATURE_AT..).is_some_and(|rest| rest.starts_with(&header::SIGNATURE.to_le_bytes()))
-}
 
 /// The fields of this format, for messages.
 const FIELDS: Fields = Fields(FORMAT_NAME);

@@ -13,7 +13,7 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Limits;
 
-pub(super) const COOKIE: &[u8; 8] = b"conectix";
+pub(super) use crate::format::shared::signature::VHD as COOKIE;
 /// Offset of the checksum in the footer.
 const CHECKSUM_AT: usize = 64;
 /// Offset of `current size` in the footer, for messages.

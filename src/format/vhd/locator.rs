@@ -93,7 +93,9 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     }
     absolute.push(Name::from_windows_path(parent.name.as_bytes()));
     let names = relative.into_iter().chain(absolute).collect();
-    let mut reference = FileReference::from_names("parent", names, Some(Name::from(FORMAT_NAME)));
+    // XenServer marks a raw parent by the absence of a UUID; a raw disk has none. Its guest could write a footer.
+    let format = (!parent.unique_id.is_nil()).then(|| Name::from(FORMAT_NAME));
+    let mut reference = FileReference::from_names("parent", names, format);
     if !parent.unique_id.is_nil() {
         reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
     }
@@ -140,9 +142,10 @@ mod tests {
             parent.locators.push(Locator { platform: **platform, space: 1, len, offset, at: 0 });
             file.extend_from_slice(bytes);
         }
-        let reference = reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
-        assert_eq!(reference.identities, []);
-        [reference.name].iter().chain(&reference.alternatives).map(|name| name.to_text().into_owned()).collect()
+        let FileReference { name, alternatives, identities, format, .. } =
+            reference(&parent, &MemFile::from(file), &Budget::new(1 << 20)).unwrap();
+        assert_eq!((identities, format), (vec![], None), "without a UUID, the parent may be raw");
+        [name].iter().chain(&alternatives).map(|name| name.to_text().into_owned()).collect()
     }
 
     #[test]

@@ -60,11 +60,12 @@ mod reader;
 mod tests;
 mod writer;
 
-use crate::driver::{FormatDriver, Probe};
+use crate::driver::FormatDriver;
+use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
-    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+    FormatDriver::new(FORMAT_NAME, signature::is_vhd, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .aliases(&["vhd"])
         .extensions(&["vhd", "vpc"])
         .description("virtual hard disk of Virtual PC, Hyper-V, Azure and XenServer")
@@ -76,13 +77,6 @@ const FORMAT_NAME: &str = "vpc";
 const SECTOR: u64 = 512;
 /// Start of timestamps, 2000-01-01 UTC, in seconds since 1970.
 const EPOCH: u64 = 946_684_800;
-
-/// Detects the footer, which a fixed disk has at the end only.
-fn probe(probe: &Probe<'_>) -> bool {
-    // An old footer is the last 511 of the 512 bytes.
-    let tail = |at: usize| probe.tail.get(at..).unwrap_or_default();
-    [probe.head, tail(0), tail(1)].iter().any(|bytes| bytes.starts_with(footer::COOKIE))
-}
 
 /// The fields of this format, for messages.
 const FIELDS: Fields = Fields(FORMAT_NAME);

@@ -116,6 +116,7 @@ fn unwritten_sectors_read_as_zeros_or_from_the_parent() {
     let info = open(make(DiskType::Differencing)).unwrap().info().clone();
     let parent = info.backing.unwrap();
     assert_eq!((parent.role, parent.name), ("parent", Name::from("base.vhd")));
+    assert_eq!(parent.format, Some(Name::from("vpc")));
     assert_eq!(parent.identities, [Name::from("UUID 09090909-0909-0909-0909-090909090909")]);
     assert_eq!(info.identities, [Name::from("UUID 07070707-0707-0707-0707-070707070707")]);
 }

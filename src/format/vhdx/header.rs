@@ -15,7 +15,7 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::name::{Name, utf16, utf16_text};
 
-pub(super) const FILE_SIGNATURE: &[u8; 8] = b"vhdxfile";
+pub(super) use crate::format::shared::signature::VHDX as FILE_SIGNATURE;
 /// Bytes of the creator after the signature, in UTF-16.
 const CREATOR_LEN: usize = 512;
 /// Host offsets of the two headers.

@@ -98,11 +98,12 @@ mod sample;
 mod structure;
 mod writer;
 
-use crate::driver::{FormatDriver, Probe};
+use crate::driver::FormatDriver;
+use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
-    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+    FormatDriver::new(FORMAT_NAME, signature::is_vhdx, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["vhdx", "avhdx"])
         .description("virtual hard disk of Hyper-V and Windows, fixed, dynamic or differencing")
         .create(writer::create, options::OPTIONS)
@@ -113,10 +114,6 @@ const FORMAT_NAME: &str = "vhdx";
 const MIB: u64 = 1 << 20;
 /// Bytes of the header section at the start of the file (2.2).
 const HEADER_SECTION: u64 = MIB;
-
-fn probe(probe: &Probe<'_>) -> bool {
-    probe.head.starts_with(header::FILE_SIGNATURE)
-}
 
 /// The fields of this format, for messages.
 const FIELDS: Fields = Fields(FORMAT_NAME);

@@ -70,7 +70,7 @@ fn check_extents(descriptor: &Descriptor, cx: &OpenContext<'_>, findings: &mut F
         if !free {
             findings.fault("file range", line.at, Problem::Overlap { offset: range.start, with: "another extent" });
         }
-        match (cx.file)(&FileReference::new("extent", name.clone(), None))? {
+        match (cx.file)(&FileReference::new("extent", name.clone(), None).in_any_case())? {
             // Already reported.
             Some(_) if !free => {}
             Some(file) => check_extent(file, line, cx, findings).or_else(|error| findings.note_error(error))?,

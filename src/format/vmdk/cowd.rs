@@ -9,7 +9,7 @@ use super::{FIELDS, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Limits;
 
-pub(crate) const MAGIC: &[u8; 4] = b"COWD";
+pub(crate) use crate::format::shared::signature::VMDK_COWD as MAGIC;
 /// Entries in a grain table.
 pub(crate) const TABLE_ENTRIES: u64 = 4096;
 /// Largest grain in sectors: 1 MiB, by the document.

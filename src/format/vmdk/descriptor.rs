@@ -139,12 +139,6 @@ const EXTENT_TYPES: &[(&str, ExtentType)] = &[
 
 const DEVICE_EXTENTS: &[(&str, &str)] = &[("VMFSRDM", "a raw device map"), ("VMFSRAW", "a raw device")];
 
-/// Whether a file with these first bytes is a descriptor: `version=` is the first line after comments and blank lines,
-/// as VMware requires.
-pub(crate) fn looks_like_descriptor(head: &[u8]) -> bool {
-    Text::new(head, 0).lines().next().and_then(Text::key_value).is_some_and(|(key, _)| key.is("version"))
-}
-
 impl Descriptor {
     /// Parses `text`, which is at file offset `at`.
     pub fn parse(text: &[u8], at: u64, limits: &Limits) -> Result<Descriptor> {

@@ -14,7 +14,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
 use crate::limits::Limits;
 
-pub(crate) const MAGIC: &[u8; 4] = b"KDMV";
+pub(crate) use crate::format::shared::signature::VMDK_HOSTED as MAGIC;
 /// Largest sector number and largest number of sectors whose byte offset is a valid file offset.
 pub(crate) const MAX_SECTORS: u64 = i64::MAX as u64 / SECTOR;
 /// Byte offset of `capacity` in the header.

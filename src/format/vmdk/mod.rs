@@ -74,12 +74,13 @@ mod writer;
 
 use std::ops::Range;
 
-use crate::driver::{FormatDriver, Probe};
+use crate::driver::FormatDriver;
 use crate::error::{Error, Result};
+use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
 pub(crate) static DRIVER: FormatDriver =
-    FormatDriver::new(FORMAT_NAME, probe, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
+    FormatDriver::new(FORMAT_NAME, signature::is_vmdk, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["vmdk"])
         .description("VMware virtual disk, all subformats")
         .create(writer::create, options::OPTIONS)
@@ -113,10 +114,6 @@ impl SparseKind {
             None
         }
     }
-}
-
-fn probe(probe: &Probe<'_>) -> bool {
-    SparseKind::from_magic(probe.head).is_some() || descriptor::looks_like_descriptor(probe.head)
 }
 
 /// Returns a descriptor padded with zeros to fill `sectors`, its range in an extent.

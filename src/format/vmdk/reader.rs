@@ -149,7 +149,7 @@ impl ExtentFiles<'_, '_> {
         let index = match known {
             Some(index) => index,
             None => {
-                let reference = FileReference::new("extent", name.clone(), None);
+                let reference = FileReference::new("extent", name.clone(), None).in_any_case();
                 self.opened.push((name.clone(), (self.cx.file)(&reference)?));
                 self.info.files.push(reference);
                 self.opened.len() - 1
@@ -309,7 +309,7 @@ fn parent(descriptor: &Descriptor) -> Option<FileReference> {
         return Some(reference);
     }
     let hint = descriptor.parent_hint.clone().unwrap_or_default();
-    let mut reference = FileReference::new("parent", hint, Some(Name::from(FORMAT_NAME)));
+    let mut reference = FileReference::new("parent", hint, Some(Name::from(FORMAT_NAME))).in_any_case();
     // After a chain is moved, the hint is the old path, possibly of another operating system.
     let last = reference.name.as_bytes().rsplit(|byte| matches!(byte, b'/' | b'\\')).next().unwrap_or_default();
     if !last.is_empty() && last.len() < reference.name.as_bytes().len() {

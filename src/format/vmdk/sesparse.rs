@@ -13,7 +13,7 @@ use super::{FIELDS, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Limits;
 
-pub(crate) const MAGIC: u64 = 0xcafe_babe;
+pub(crate) use crate::format::shared::signature::VMDK_SESPARSE as MAGIC;
 const VOLATILE_MAGIC: u64 = 0xcafe_cafe;
 /// Version 2.1.
 const VERSION: u64 = 0x2_0000_0001;

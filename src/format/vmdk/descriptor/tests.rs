@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::format::shared::signature::is_vmdk_descriptor;
 
 /// By VMware Workstation on Windows.
 const WORKSTATION: &str = "# Disk DescriptorFile
@@ -79,7 +80,7 @@ fn workstation_descriptor() {
     assert_eq!(descriptor.sectors(), 20971520);
     assert_eq!(descriptor.database_value("ADAPTERTYPE"), Some("lsilogic"));
     assert_eq!(descriptor.database_value("comment"), None);
-    assert!(looks_like_descriptor(WORKSTATION.as_bytes()));
+    assert!(is_vmdk_descriptor(WORKSTATION.as_bytes()));
 }
 
 #[test]
@@ -123,12 +124,12 @@ fn equivalent_spellings() {
 #[test]
 fn probing() {
     for head in ["# Disk DescriptorFile\r\n\r\nVersion = 1\n", "version=1", "\u{feff}\n#\r VERSION\t=2", "version=9"] {
-        assert!(looks_like_descriptor(head.as_bytes()), "{head:?}");
+        assert!(is_vmdk_descriptor(head.as_bytes()), "{head:?}");
     }
     for head in
         ["", "#version=1", "# just a comment\nversionless", "version", "xversion=1", "CID=1\nversion=1", "\0version=1"]
     {
-        assert!(!looks_like_descriptor(head.as_bytes()), "{head:?}");
+        assert!(!is_vmdk_descriptor(head.as_bytes()), "{head:?}");
     }
 }
 

@@ -1,0 +1,337 @@
+//! Signatures of disk images and of files that hold one: compressed files, archives, encrypted volumes.
+//!
+//! A file without any of them is a raw disk. A guest can write each of them to its raw disk, to hide the disk or to make its host
+//! open other files. The caller has to state the format then.
+
+use crate::driver::{Probe, ProbeFn};
+use crate::error::Error;
+
+/// qcow and qcow2; the version follows.
+pub(crate) const QCOW: &[u8; 4] = b"QFI\xfb";
+/// A hosted sparse extent of VMDK.
+pub(crate) const VMDK_HOSTED: &[u8; 4] = b"KDMV";
+/// A copy-on-write extent of ESX.
+pub(crate) const VMDK_COWD: &[u8; 4] = b"COWD";
+/// A space-efficient sparse extent of ESXi, little-endian.
+pub(crate) const VMDK_SESPARSE: u64 = 0xcafe_babe;
+/// The footer of VHD, and its copy.
+pub(crate) const VHD: &[u8; 8] = b"conectix";
+pub(crate) const VHDX: &[u8; 8] = b"vhdxfile";
+/// At [`VDI_AT`], little-endian.
+pub(crate) const VDI: u32 = 0xbeda_107f;
+pub(crate) const VDI_AT: usize = 64;
+
+/// A kind of file that is detected by its content.
+pub(crate) struct Signature {
+    /// Name of the format.
+    pub name: &'static str,
+    pub kind: Kind,
+    matches: Matches,
+}
+
+/// What a file is, and so why it is not taken for a raw disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A disk image whose driver has this feature, and whether that is enabled.
+    Driver(&'static str, bool),
+    /// A disk image without a driver.
+    Image,
+    Compressed,
+    Archive,
+    Encrypted,
+}
+
+enum Matches {
+    /// The file starts with one of these.
+    Start(&'static [&'static [u8]]),
+    Probe(ProbeFn),
+}
+
+use Kind::{Archive, Compressed, Driver, Encrypted, Image};
+
+static SIGNATURES: &[Signature] = &[
+    probe("qcow2", Driver("qcow2", cfg!(feature = "qcow2")), is_qcow2),
+    probe("vmdk", Driver("vmdk", cfg!(feature = "vmdk")), is_vmdk),
+    probe("vpc", Driver("vhd", cfg!(feature = "vhd")), is_vhd),
+    probe("vhdx", Driver("vhdx", cfg!(feature = "vhdx")), is_vhdx),
+    probe("vdi", Driver("vdi", cfg!(feature = "vdi")), is_vdi),
+    start("qcow", Image, &[b"QFI\xfb\0\0\0\x01"]),
+    start("qed", Image, &[b"QED\0"]),
+    start("parallels", Image, &[b"WithoutFreeSpace", b"WithouFreSpacExt"]),
+    start("bochs", Image, &[b"Bochs Virtual HD Image"]),
+    start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
+    // A shell script that mounts the file.
+    start("cloop", Compressed, &[b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"]),
+    probe("dmg", Compressed, |probe| probe.tail.len() == Probe::TAIL && probe.tail.starts_with(b"koly")),
+    start("gzip", Compressed, &[b"\x1f\x8b\x08"]),
+    start("xz", Compressed, &[b"\xfd7zXZ\0"]),
+    probe("bzip2", Compressed, is_bzip2),
+    probe("zstd", Compressed, is_zstd),
+    // The second one is that of Linux kernels.
+    start("lz4", Compressed, &[b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"]),
+    probe("lzma", Compressed, is_lzma),
+    start("lzip", Compressed, &[b"LZIP\x01"]),
+    start("lzop", Compressed, &[b"\x89LZO\0\r\n\x1a\n"]),
+    start("compress", Compressed, &[b"\x1f\x9d\x90"]),
+    start("partclone", Compressed, &[b"partclone-image"]),
+    start("android-sparse", Compressed, &[b"\x3a\xff\x26\xed\x01\0"]),
+    probe("tar", Archive, is_tar),
+    start("zip", Archive, &[b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"]),
+    start("7z", Archive, &[b"7z\xbc\xaf\x27\x1c"]),
+    start("rar", Archive, &[b"Rar!\x1a\x07"]),
+    start("cpio", Archive, &[b"070701", b"070702", b"070707"]),
+    probe("lha", Archive, |probe| {
+        probe.head.get(2..).is_some_and(|rest| matches!(rest, [b'-', b'l', b'h', _, b'-', ..]))
+    }),
+    start("wim", Archive, &[b"MSWIM\0\0\0"]),
+    start("luks", Encrypted, &[b"LUKS\xba\xbe\0\x01", b"LUKS\xba\xbe\0\x02"]),
+];
+
+const fn start(name: &'static str, kind: Kind, magics: &'static [&'static [u8]]) -> Signature {
+    Signature { name, kind, matches: Matches::Start(magics) }
+}
+
+const fn probe(name: &'static str, kind: Kind, probe: ProbeFn) -> Signature {
+    Signature { name, kind, matches: Matches::Probe(probe) }
+}
+
+impl Signature {
+    /// The signatures that the file has.
+    pub fn matching<'a>(probe: &'a Probe<'a>) -> impl Iterator<Item = &'static Signature> + use<'a> {
+        SIGNATURES.iter().filter(|signature| signature.matches(probe))
+    }
+
+    /// The disk image format of this name, or whose driver has a feature of this name.
+    pub fn of_image(name: &str) -> Option<&'static Signature> {
+        SIGNATURES.iter().find(|signature| match signature.kind {
+            Driver(feature, _) => signature.name == name || feature == name,
+            Image => signature.name == name,
+            Compressed | Archive | Encrypted => false,
+        })
+    }
+
+    fn matches(&self, probe: &Probe<'_>) -> bool {
+        match self.matches {
+            Matches::Start(magics) => magics.iter().any(|magic| probe.head.starts_with(magic)),
+            Matches::Probe(matches) => matches(probe),
+        }
+    }
+
+    /// Whether it is a disk image, rather than a file that holds one. The guest data of an image can start with anything,
+    /// which does not make the format of the image ambiguous.
+    pub fn is_image(&self) -> bool {
+        matches!(self.kind, Driver(..) | Image)
+    }
+
+    /// Whether the format has a driver, which is not in this build.
+    pub fn is_left_out(&self) -> bool {
+        matches!(self.kind, Driver(_, false))
+    }
+
+    /// The error for such a file, or for the name of its format.
+    pub fn unreadable(&self) -> Error {
+        let reason = match self.kind {
+            Driver(feature, false) => {
+                let reason = format!("this build has no driver for it; enable the feature `{feature}`");
+                return Error::unsupported(self.name, reason);
+            }
+            Driver(..) | Image => "this format is not supported",
+            Compressed => "compressed file, not a disk; unpack it first",
+            Archive => "archive, not a disk; unpack it first",
+            Encrypted => "encrypted volume; decrypt it first",
+        };
+        Error::Unreadable { format: self.name, reason }
+    }
+}
+
+/// Any version but 1. An unknown version is then refused by name when the image is opened.
+pub(crate) fn is_qcow2(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(QCOW) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
+}
+
+/// A sparse extent, or a descriptor.
+pub(crate) fn is_vmdk(probe: &Probe<'_>) -> bool {
+    let magics: [&[u8]; 3] = [VMDK_HOSTED, VMDK_COWD, &VMDK_SESPARSE.to_le_bytes()];
+    magics.iter().any(|magic| probe.head.starts_with(magic)) || is_vmdk_descriptor(probe.head)
+}
+
+/// A descriptor: `version=` is its first line after comments and blank lines, as VMware requires.
+pub(crate) fn is_vmdk_descriptor(head: &[u8]) -> bool {
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#")).unwrap_or_default();
+    let (key, rest) = first.split_at_checked(b"version".len()).unwrap_or_default();
+    key.eq_ignore_ascii_case(b"version") && rest.trim_ascii_start().starts_with(b"=")
+}
+
+/// The footer, which a fixed disk has at the end only. An old one is the last 511 of the 512 bytes.
+pub(crate) fn is_vhd(probe: &Probe<'_>) -> bool {
+    let tail = |at: usize| probe.tail.get(at..).unwrap_or_default();
+    [probe.head, tail(0), tail(1)].iter().any(|bytes| bytes.starts_with(VHD))
+}
+
+pub(crate) fn is_vhdx(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(VHDX)
+}
+
+pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
+    probe.head.get(VDI_AT..).is_some_and(|rest| rest.starts_with(&VDI.to_le_bytes()))
+}
+
+/// The level, then the magic of a block, or of the end of an empty file.
+fn is_bzip2(probe: &Probe<'_>) -> bool {
+    const BLOCK: &[u8] = b"\x31\x41\x59\x26\x53\x59";
+    const END: &[u8] = b"\x17\x72\x45\x38\x50\x90";
+    match probe.head {
+        [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] => rest.starts_with(BLOCK) || rest.starts_with(END),
+        _ => false,
+    }
+}
+
+/// A frame, or a skippable frame, which pzstd writes first.
+fn is_zstd(probe: &Probe<'_>) -> bool {
+    matches!(probe.head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// There is no magic: the usual properties, a dictionary of 2^n or 3·2^n bytes, and a length that is unknown or below 256 TiB.
+fn is_lzma(probe: &Probe<'_>) -> bool {
+    let Some(([0x5d, dictionary @ ..], rest)) = probe.head.split_first_chunk::<5>() else { return false };
+    let Some(len) = rest.first_chunk().map(|len| u64::from_le_bytes(*len)) else { return false };
+    let dictionary = u32::from_le_bytes(*dictionary);
+    dictionary >= 4096
+        && (dictionary.is_power_of_two() || (dictionary / 3).is_power_of_two() && dictionary.is_multiple_of(3))
+        && (len == u64::MAX || len < 1 << 48)
+}
+
+/// The checksum of the first header, which all variants have: v7, POSIX and GNU. Old writers added signed bytes.
+fn is_tar(probe: &Probe<'_>) -> bool {
+    const CHECKSUM: std::ops::Range<usize> = 148..156;
+    let Some(header) = probe.head.first_chunk::<512>() else { return false };
+    let digits = header.get(CHECKSUM).unwrap_or_default().trim_ascii_start();
+    let len = digits.iter().position(|digit| !matches!(digit, b'0'..=b'7')).unwrap_or(digits.len());
+    let Some(digits) = digits.get(..len).filter(|digits| !digits.is_empty()) else { return false };
+    let stored = digits.iter().fold(0, |sum, digit| sum * 8 + i64::from(digit & 7));
+    // The field itself counts as blanks.
+    let bytes = || header.iter().enumerate().map(|(at, byte)| if CHECKSUM.contains(&at) { b' ' } else { *byte });
+    let unsigned: i64 = bytes().map(i64::from).sum();
+    let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+    header.first() != Some(&0) && (stored == unsigned || stored == signed)
+}
+
+/// What a file without a signature seems to be.
+pub(crate) fn describe(probe: &Probe<'_>) -> &'static str {
+    let text = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head);
+    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || *byte >= 0x80;
+    match probe.head {
+        [] => "empty",
+        head if head.iter().all(|byte| *byte == 0) => "zeros",
+        _ if text.trim_ascii_start().starts_with(b"<") && text.iter().all(printable) => "HTML or XML",
+        _ if text.iter().all(printable) => "text",
+        _ => "raw",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(head: &[u8], tail: &[u8]) -> Vec<&'static str> {
+        Signature::matching(&Probe::new(head, tail, 1 << 20)).map(|signature| signature.name).collect()
+    }
+
+    fn tar(magic: &[u8], checksum: &str) -> Vec<u8> {
+        let mut header = vec![0; 512];
+        header[..5].copy_from_slice(b"\xe4.ovf");
+        header[257..][..magic.len()].copy_from_slice(magic);
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u64 = header.iter().map(|byte| u64::from(*byte)).sum();
+        let field = checksum.replace("SIGNED", &format!("{:06o}", sum - 256)).replace("SUM", &format!("{sum:06o}"));
+        header[148..][..field.len()].copy_from_slice(field.as_bytes());
+        header
+    }
+
+    #[test]
+    fn each_kind_of_file_has_its_name() {
+        let sesparse = VMDK_SESPARSE.to_le_bytes();
+        let vdi = [&[0; 64][..], &VDI.to_le_bytes()].concat();
+        for (head, name) in [
+            (&b"QFI\xfb\0\0\0\x01"[..], "qcow"),
+            (b"QFI\xfb\0\0\0\x03", "qcow2"),
+            (b"KDMV", "vmdk"),
+            (b"COWD", "vmdk"),
+            (&sesparse, "vmdk"),
+            (b"\r\n# text\r\n  Version = 3\r\n", "vmdk"),
+            (b"conectix", "vpc"),
+            (b"vhdxfile", "vhdx"),
+            (&vdi, "vdi"),
+            (b"QED\0", "qed"),
+            (b"WithouFreSpacExt", "parallels"),
+            (b"Bochs Virtual HD Image", "bochs"),
+            (b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
+            (b"\x1f\x8b\x08\0", "gzip"),
+            (b"\xfd7zXZ\0", "xz"),
+            (b"BZh91AY&SY", "bzip2"),
+            (b"BZh1\x17\x72\x45\x38\x50\x90", "bzip2"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"\x50\x2a\x4d\x18\x04\0\0\0", "zstd"),
+            (b"\x04\x22\x4d\x18", "lz4"),
+            (b"\x02\x21\x4c\x18", "lz4"),
+            (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff", "lzma"),
+            (b"PK\x03\x04", "zip"),
+            (b"7z\xbc\xaf\x27\x1c", "7z"),
+            (b"\x24\x05-lh5-", "lha"),
+            (b"070701", "cpio"),
+            (b"LUKS\xba\xbe\0\x01aes", "luks"),
+            (b"LUKS\xba\xbe\0\x02", "luks"),
+            (&tar(b"ustar\x0000", "SUM\0 "), "tar"),
+            (&tar(b"ustar  \0", "  SUM\0"), "tar"),
+            (&tar(b"", "SUM\0 "), "tar"),
+            (&tar(b"", "SIGNED\0 "), "tar"),
+        ] {
+            assert_eq!(names(head, b""), [name], "{}", head.escape_ascii());
+        }
+        let tail = |magic: &[u8]| [magic, &[0; 512]].concat()[..512].to_vec();
+        assert_eq!(names(b"", &tail(b"koly")), ["dmg"]);
+        assert_eq!(names(b"", &tail(b"conectix")), ["vpc"]);
+        assert_eq!(names(b"", &tail(b"\0conectix")), ["vpc"]);
+    }
+
+    #[test]
+    fn raw_disks_have_no_signature() {
+        let mut boot = vec![0; 512];
+        boot[..3].copy_from_slice(b"\xeb\x63\x90");
+        boot[510..].copy_from_slice(&[0x55, 0xaa]);
+        let wrong_sum = tar(b"ustar\x0000", "0000001\0");
+        for head in [
+            &[][..],
+            &[0; 512],
+            &boot,
+            &wrong_sum,
+            &tar(b"ustar", "SUM\0 ")[..511],
+            b"QFI\xfb\0\0\0",
+            b"BZh9",
+            b"LUKS\xba\xbe\0\x03",
+            b"# text\nversions=1\n",
+            b"\x5d\0\0\0\0\0\0\0\0\0\0\0\0",
+            b"#!/bin/sh\nexit",
+        ] {
+            assert_eq!(names(head, &[0; 512]), [""; 0], "{}", head.escape_ascii());
+        }
+        assert_eq!(names(b"", b"koly"), [""; 0], "a short file has no trailer");
+    }
+
+    #[test]
+    fn content_without_a_signature_is_described() {
+        for (head, what) in [
+            (&b""[..], "empty"),
+            (&[0; 100], "zeros"),
+            (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "HTML or XML"),
+            (b"<?xml version=\"1.0\"?>", "HTML or XML"),
+            (b"{\"message\": \"Not Found\"}", "text"),
+            (b"\xeb\x63\x90\0", "raw"),
+        ] {
+            assert_eq!(describe(&Probe::new(head, b"", 0)), what);
+        }
+    }
+}

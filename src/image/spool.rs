@@ -1,0 +1,139 @@
+//! A stream as a file: images that cannot be read in order, and raw disks, whose size is known at the end of the stream only.
+
+use std::collections::hash_map::RandomState;
+use std::env;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::io::{FileSource, FileTarget, WriteAt};
+use crate::zero::data_runs;
+
+/// Bytes read and written at once.
+const PIECE: usize = 256 << 10;
+/// Length in bytes of the zeros that become holes: a block of most file systems.
+const BLOCK: usize = 4096;
+
+/// The directory for temporary files, unless the caller sets one.
+pub(super) fn default_directory() -> PathBuf {
+    // `temp_dir` panics on systems without one.
+    if cfg!(any(unix, windows)) { env::temp_dir() } else { PathBuf::from(".") }
+}
+
+/// Copies the stream to a file in `directory`, with holes for zeros. The file has no name, so that nothing is left of it.
+///
+/// # Errors
+/// Errors of the stream and of the system; [`Error::Usage`] for an empty stream, whose writer has failed; [`Error::Limit`] for one
+/// of more than `limit` bytes, which may have no end.
+pub(super) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
+    let in_directory = |error: Error| error.in_file(directory);
+    let target =
+        create_unnamed(directory).map_err(Error::io("creating a temporary file", None)).map_err(in_directory)?;
+    let mut piece = vec![0; PIECE];
+    let mut len = 0;
+    loop {
+        let read = fill(&mut stream, &mut piece).map_err(Error::io("reading", len))?;
+        let bytes = piece.get(..read).unwrap_or_default();
+        let value = len + read as u64;
+        if value > limit {
+            return Err(Error::Limit { format, field: "length of the stream".into(), at: None, value, limit });
+        }
+        for run in data_runs(bytes, BLOCK) {
+            let (at, data) = (len + run.start as u64, bytes.get(run).unwrap_or_default());
+            target.write_all_at(data, at).map_err(Error::io("writing a temporary file", at)).map_err(in_directory)?;
+        }
+        len = value;
+        if read < PIECE {
+            break;
+        }
+    }
+    if len == 0 {
+        return Err(Error::Usage("the input is empty".into()));
+    }
+    let finished = target.set_len(len).and_then(|()| FileSource::try_from(target.file().try_clone()?));
+    finished.map_err(Error::io("writing a temporary file", None)).map_err(in_directory)
+}
+
+/// Creates a file and removes its name. Windows allows that while the file is open, as Unix does.
+fn create_unnamed(directory: &Path) -> io::Result<FileTarget> {
+    loop {
+        let random = RandomState::new().build_hasher().finish() as u32;
+        let path = directory.join(format!(".diskimage.{random:08x}.tmp"));
+        match FileTarget::create_private(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            created => {
+                let target = created?;
+                fs::remove_file(&path)?;
+                return Ok(target);
+            }
+        }
+    }
+}
+
+/// Fills `buf`, except at the end of the stream. Returns the number of bytes.
+fn fill(stream: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match stream.read(rest) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ReadAt;
+    use crate::testing::TempDir;
+
+    /// Reads a few bytes at a time.
+    struct Trickle<'a>(&'a [u8]);
+
+    impl Read for Trickle<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let most = buf.len().min(1000);
+            self.0.read(&mut buf[..most])
+        }
+    }
+
+    #[test]
+    fn a_stream_becomes_a_sparse_file_without_a_name() {
+        let dir = TempDir::new();
+        for len in [1, 4096, PIECE, PIECE + 1, 3 * PIECE + 700] {
+            let mut bytes = vec![0; len];
+            bytes[len / 2] = 7;
+            let file = spool(Trickle(&bytes), dir.path(), "raw", len as u64).unwrap();
+            let mut copy = vec![1; len];
+            file.read_exact_at(&mut copy, 0).unwrap();
+            assert_eq!((file.size().unwrap(), copy == bytes), (len as u64, true));
+            if cfg!(target_os = "linux") {
+                assert!(file.allocated().unwrap() <= 2 * BLOCK as u64, "zeros are holes");
+            }
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn an_empty_stream_and_a_failing_one_are_errors() {
+        struct Failing;
+        impl Read for Failing {
+            fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
+        let dir = TempDir::new();
+        assert_eq!(spool(io::empty(), dir.path(), "raw", 0).unwrap_err().to_string(), "the input is empty");
+        assert_eq!(spool(Failing, dir.path(), "raw", 0).unwrap_err().kind().as_str(), "io");
+        let error = spool(io::repeat(1), &dir.join("missing"), "raw", 0).unwrap_err();
+        assert_eq!(error.path(), Some(&*dir.join("missing")));
+        let endless = spool(io::repeat(1), dir.path(), "raw", 1 << 20).unwrap_err();
+        assert!(matches!(endless, Error::Limit { value, limit: 0x10_0000, .. } if value <= (1 << 20) + PIECE as u64));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
