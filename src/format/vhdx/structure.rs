@@ -47,7 +47,9 @@ impl Structure {
     pub fn read(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Structure> {
         let file_len_on_disk = table::length(&*file)?;
         let Headers { creator, header, at, warning } = Headers::read(&*file, file_len_on_disk)?;
-        let (file, replay) = match log::replay(&file, file_len_on_disk, &header, at, cx.budget)? {
+        // The headers are written in place, and a reader must find the same log before and after the replay.
+        let fixed = [(0..HEADER_SECTION, "the header section"), (header.log.clone(), "the log")];
+        let (file, replay) = match log::replay(&file, file_len_on_disk, (&header, at), &fixed, cx.budget)? {
             Some(Replayed { file, entries, bytes, skipped }) => (file, Some(Replay { entries, bytes, skipped })),
             None => (file, None),
         };
@@ -69,8 +71,10 @@ impl Structure {
 
     /// Notes on traces of a killed writer, which do not prevent reading.
     pub fn notes(&self) -> impl Iterator<Item = String> {
-        let replay = "the log is not empty; it is replayed in memory, and the file is not changed";
-        let replay = self.replay.is_some().then(|| replay.to_owned());
+        let replay = self.replay.as_ref().map(|replay| match replay.entries {
+            0 => "the log is marked as not empty, but has no entries: there is nothing to replay".to_owned(),
+            _ => "the log is not empty; it is replayed in memory, and the file is not changed".to_owned(),
+        });
         let skipped = self.replay.as_ref().map_or(0, |replay| replay.skipped);
         let skipped = (skipped > 0).then(|| format!("{skipped} newer log entries of incomplete sequences are ignored"));
         self.header_warning.iter().cloned().chain(replay).chain(skipped)
