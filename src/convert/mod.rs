@@ -324,6 +324,7 @@ impl Converter {
                 size,
                 options: &self.options,
                 compress: self.compress,
+                empty: source.is_none(),
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
                 // Converting the padded disk again gives the same image.
                 identifiers: self.identifiers.for_image(format.name(), size.next_multiple_of(SECTOR), &self.options),

@@ -14,7 +14,7 @@
 //! | header fields `gdOffset` and `rgdOffset` | grain directory and redundant grain directory: sectors of the grain tables | `directory`, `hosted` |
 //! | grain directory entry | grain table: sectors of the grains | `grains` |
 //! | stream (`streamOptimized`), before each structure | marker: type and length of the structure | `marker` |
-//! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `hosted` |
+//! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `footer` |
 //! | ESXi extent (COWD or space-efficient sparse) | the same two levels of tables with other headers and entries | `cowd`, `sesparse`, `esxi` |
 //!
 //! `reader` combines the extents of an image and maps guest ranges; `stream` reads from pipes, `check` checks the
@@ -62,6 +62,7 @@ mod cowd;
 mod descriptor;
 mod directory;
 mod esxi;
+mod footer;
 mod grains;
 mod header;
 mod hosted;
