@@ -7,7 +7,7 @@ use super::HEADER_SECTION;
 use super::header::{Header, Headers};
 use super::log::{self, Replayed};
 use super::metadata::Metadata;
-use super::region::Regions;
+use super::region::{self, Regions};
 use crate::driver::OpenContext;
 use crate::error::Result;
 use crate::format::shared::table;
@@ -48,13 +48,17 @@ impl Structure {
         let file_len_on_disk = table::length(&*file)?;
         let Headers { creator, header, at, warning } = Headers::read(&*file, file_len_on_disk)?;
         // The headers are written in place, and a reader must find the same log before and after the replay.
-        let fixed = [(0..HEADER_SECTION, "the header section"), (header.log.clone(), "the log")];
+        let fixed = [(0..region::TABLES_AT[0], "the headers"), (header.log.clone(), "the log")];
+        let on_disk = file.clone();
         let (file, replay) = match log::replay(&file, file_len_on_disk, (&header, at), &fixed, cx.budget)? {
             Some(Replayed { file, entries, bytes, skipped }) => (file, Some(Replay { entries, bytes, skipped })),
             None => (file, None),
         };
         let file_len = table::length(&*file)?;
         let (regions, table_warning) = Regions::read(&*file, file_len, &header.log)?;
+        if table_warning.is_some() && replay.is_some() {
+            region::refuse_damage(&*on_disk, &*file)?;
+        }
         let metadata = Metadata::read(&*file, &regions.metadata, cx.limits, cx.budget)?;
         Ok(Structure {
             file,
