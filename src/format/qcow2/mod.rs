@@ -42,6 +42,8 @@
 //!   3.21 inflates with a window of 4 KiB and fails with an error. For such readers there is the option `window=12`.
 //! - A file that ends before its L1 table is refused, because it cannot be told from a truncated image. qemu-img reads it as
 //!   zeros.
+//! - A damaged snapshot table or bitmap directory is a warning, and the active state is read. qemu-img refuses the image.
+//! - `check` calls no clusters leaked while a table that may use them cannot be read.
 //!
 //! # References
 //!

@@ -61,6 +61,7 @@ impl Reader {
         let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, FIELDS.at("L1 table", at), cx.budget)?;
         // The disk can be read without these, whatever is wrong with them and however large they are.
         let snapshots = loaded.map_or_else(load_snapshots, Ok);
+        info.snapshots_unreadable = snapshots.is_err();
         let snapshots = or_warning(snapshots, "internal snapshots are not listed", &mut info)?;
         info.snapshots = snapshots.into_iter().map(|snapshot| snapshot.info).collect();
         let bitmaps = cx.budget.attempt(|budget| read_bitmaps(&file, &header, budget));

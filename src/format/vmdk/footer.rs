@@ -31,11 +31,12 @@ pub(super) struct Footer {
 impl Footer {
     /// Finds the footer of the stream with this header in a file of `file_len` bytes.
     pub fn find(file: &dyn ReadAt, file_len: u64, header: &Header) -> Result<Footer> {
-        let at = match last_sector(file, file_len)? {
-            Some(at) => Some(at),
-            None => follow_markers(file, file_len, header)?,
+        let last = last_sector(file, file_len)?;
+        let at = match last {
+            Some(at) if follows_directory(file, file_len, at)? => Some(at),
+            _ => follow_markers(file, file_len, header)?,
         };
-        let Some(at) = at else {
+        let Some(at) = at.or(last) else {
             let finding = "the file does not end with a footer; it may be truncated";
             return Err(FIELDS.at("gdOffset", 56).fault(Problem::Conflict { value: u64::MAX, finding }));
         };
@@ -70,6 +71,20 @@ fn last_sector(file: &dyn ReadAt, file_len: u64) -> Result<Option<u64>> {
         }
     }
     Ok(None)
+}
+
+/// Whether the sector of the directory in the footer at host offset `at` is that of a directory before the footer, by its marker. In
+/// two concatenated streams, the second footer counts sectors from its own header.
+fn follows_directory(file: &dyn ReadAt, file_len: u64, at: u64) -> Result<bool> {
+    let mut bytes = [0; Header::LEN as usize];
+    table::read(file, &mut bytes, at)?;
+    let sector = bytes.get(56..64).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let Some(marker_at) =
+        sector.checked_sub(1).and_then(|sector| sector.checked_mul(SECTOR)).filter(|marker| *marker < at)
+    else {
+        return Ok(false);
+    };
+    Ok(matches!(read_marker(file, file_len, marker_at)?, Some(Marker::GrainDirectory { .. })))
 }
 
 /// Follows the markers from the first one to the end-of-stream marker, at most to the end of the file. Returns the host

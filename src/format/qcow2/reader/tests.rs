@@ -393,6 +393,7 @@ fn damage_that_does_not_affect_the_active_state_is_a_warning() {
         change(&file);
         let reader = open_with(Arc::new(file), None, None).unwrap();
         assert!(reader.extent_at(0..COVERAGE).is_ok());
+        assert_eq!(reader.info.snapshots_unreadable, reader.info.snapshots.is_empty());
         (reader.info.snapshots.len(), reader.info.warnings.clone())
     };
     assert_eq!(warnings(&|_| ()), (2, Vec::new()));

@@ -325,6 +325,9 @@ fn bytes_after_a_stream_are_ignored_with_a_warning() {
     {
         assert_eq!(warnings(&[&whole[..], &trailing].concat()), warning(trailing.len()));
     }
+    // Another stream, whose footer counts sectors from its own header.
+    let other = Sparse::stream(9).build().file;
+    assert_eq!(warnings(&[&whole[..], &other].concat()), warning(other.len()));
     // Without an end-of-stream marker.
     let end = whole.len() - 512;
     assert_eq!(warnings(&[&whole[..end], &[7; 700]].concat()), warning(700));
