@@ -46,6 +46,8 @@ pub struct ImageInfo {
     pub warnings: Vec<Cow<'static, str>>,
     /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
+    /// Whether the snapshots are unknown because their table is damaged; a warning has the reason.
+    pub snapshots_unreadable: bool,
     /// Properties of this format only, in order. The names are qemu-img's where it has one.
     pub specific: Vec<(&'static str, Value)>,
 }

@@ -77,6 +77,15 @@ impl Budget {
             },
         )
     }
+
+    /// Loads a table that can be done without. If that fails, nothing is taken: what was loaded is dropped.
+    pub(crate) fn attempt<T>(&self, load: impl FnOnce(&Budget) -> Result<T>) -> Result<T> {
+        let before = self.left.load(Ordering::Relaxed);
+        let part = Budget { limit: self.limit, left: AtomicU64::new(before) };
+        let loaded = load(&part)?;
+        self.left.fetch_sub(before - part.left.into_inner(), Ordering::Relaxed);
+        Ok(loaded)
+    }
 }
 
 #[cfg(test)]
@@ -89,5 +98,19 @@ mod tests {
         assert!(budget.take(60, "raw", "a", 0).is_ok());
         assert!(matches!(budget.take(41, "raw", "b", 8), Err(Error::Limit { value: 101, limit: 100, .. })));
         assert!(budget.take(40, "raw", "c", 0).is_ok());
+    }
+
+    #[test]
+    fn a_failed_attempt_takes_nothing() {
+        let budget = Budget::new(100);
+        let load = |bytes| {
+            budget.attempt(|budget| {
+                budget.take(30, "raw", "a", 0)?;
+                budget.take(bytes, "raw", "b", 0)
+            })
+        };
+        assert!(load(71).is_err());
+        assert!(load(70).is_ok());
+        assert!(budget.take(1, "raw", "c", 0).is_err());
     }
 }

@@ -412,6 +412,7 @@ impl Converter {
                 size,
                 options: &self.options,
                 compress: self.compress,
+                empty: source.is_none(),
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
                 identifiers: self.early_identifiers(size, &*out, target),
                 out: out.clone(),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -37,6 +38,8 @@ pub struct OpenContext<'a> {
     pub budget: &'a Budget,
     /// Id or name of the internal snapshot to read instead of the active state.
     pub snapshot: Option<&'a str>,
+    /// Path of the image file, if it was opened by path, for properties that name files.
+    pub path: Option<&'a Path>,
     /// Opens referenced data files and extents.
     pub file: &'a FileOpener<'a>,
 }
@@ -44,7 +47,7 @@ pub struct OpenContext<'a> {
 impl<'a> OpenContext<'a> {
     /// A context for the active state of an image, with no access to referenced files.
     pub fn new(limits: &'a Limits, budget: &'a Budget) -> Self {
-        OpenContext { limits, budget, snapshot: None, file: &|_| Ok(None) }
+        OpenContext { limits, budget, snapshot: None, path: None, file: &|_| Ok(None) }
     }
 
     /// Refuses a request for a snapshot. For drivers of formats without internal snapshots.
@@ -101,6 +104,8 @@ pub struct CreateContext<'a> {
     pub options: &'a Options,
     /// Whether allocation units are compressed.
     pub compress: bool,
+    /// Whether no guest data follows: the image is created empty, for its owner to write to.
+    pub empty: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
     /// Timestamps, and identifiers for what is written before the content; [`SparseWrite::finish`](super::SparseWrite::finish) has
@@ -116,7 +121,7 @@ impl<'a> CreateContext<'a> {
     /// A context for an uncompressed image in the single file `out`, with reproducible identifiers.
     pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {
         let identifiers = Identifiers::Reproducible { time: 0 }.for_image("", size, options);
-        CreateContext { size, options, compress: false, backing: None, identifiers, out, files: None }
+        CreateContext { size, options, compress: false, empty: false, backing: None, identifiers, out, files: None }
     }
 }
 

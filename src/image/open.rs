@@ -221,7 +221,8 @@ impl OpenOptions {
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
     }
 
-    /// Returns the properties of the image at `path`. No other file is opened.
+    /// Returns the properties of the image at `path`. Other files are opened only if the reference policy allows them, for
+    /// properties that are stored there, such as the grain size of VMDK extents.
     ///
     /// # Errors
     /// Errors of the system and of the image.
@@ -229,7 +230,7 @@ impl OpenOptions {
         self.inspect_opened(&self.open_path(path.as_ref())?)
     }
 
-    /// Returns the properties of the image in `source`. No other file is opened.
+    /// Returns the properties of the image in `source`, as [`inspect`](Self::inspect) does.
     ///
     /// # Errors
     /// As [`inspect`](Self::inspect).
@@ -290,8 +291,18 @@ impl OpenOptions {
 
     fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
         let inspect = || {
-            let budget = Budget::new(self.limits.metadata);
-            let reader = opened.format.open(opened.source.clone(), &self.context(&budget, 1, &|_| Ok(None)))?;
+            let open = |file: &FileOpener<'_>| {
+                let budget = Budget::new(self.limits.metadata);
+                let cx = OpenContext { path: opened.path(), ..self.context(&budget, 1, file) };
+                opened.format.open(opened.source.clone(), &cx)
+            };
+            let alone = || open(&|_| Ok(None));
+            let with_files = |reference: &FileReference| Ok(Some(self.open_data_file(opened, reference)?.source));
+            let reader = match self.policy {
+                ReferencePolicy::Deny => alone()?,
+                // What is wrong with another file does not hide the properties of this one.
+                _ => open(&with_files).or_else(|_| alone())?,
+            };
             let mut info = reader.info().clone();
             if opened.format == Format::RAW {
                 info.specific.extend(raw::content(&*opened.source)?.map(|content| ("content", content.into())));

@@ -70,7 +70,7 @@ fn stream(dir: &TempDir, guest: &[u8]) -> Vec<u8> {
 #[test]
 fn a_pipe_gets_the_bytes_of_a_file() {
     let dir = TempDir::new();
-    for (pattern, size) in [(Pattern::Sparse, 5 << 20), (Pattern::Tail, 1 << 20), (Pattern::Empty, 0)] {
+    for (pattern, size) in [(Pattern::Sparse, 5 << 20), (Pattern::Tail, 1 << 20), (Pattern::Empty, 1 << 20)] {
         let guest = pattern.make(size);
         let image = stream(&dir, &guest);
         for threads in ["1", "5"] {

@@ -78,8 +78,9 @@ impl Args {
 
 fn exit_code(report: &CheckReport) -> u8 {
     match report {
-        CheckReport { check_errors: 1.., .. } => INCOMPLETE,
+        // Known, whatever could not be checked.
         CheckReport { corruptions: 1.., .. } => CORRUPT,
+        CheckReport { check_errors: 1.., .. } => INCOMPLETE,
         CheckReport { leaks: 1.., .. } => LEAKS,
         _ => 0,
     }
@@ -139,7 +140,9 @@ mod tests {
         assert_eq!(exit_code(&report(0, 0, 0)), 0);
         assert_eq!(exit_code(&report(1, 1, 0)), 2);
         assert_eq!(exit_code(&report(0, 1, 0)), 3);
-        assert_eq!(exit_code(&report(1, 1, 1)), 1);
+        assert_eq!(exit_code(&report(0, 1, 1)), 1);
+        // qemu-img: 1, although the image is known to be corrupt.
+        assert_eq!(exit_code(&report(1, 1, 1)), 2);
     }
 
     /// Expected text: qemu-img 10 for the same numbers.

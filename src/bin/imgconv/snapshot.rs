@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use diskimage::{Format, Snapshot};
 
 use crate::args::{self, Output};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, human_size};
 
 /// List the internal snapshots of an image; convert -l extracts one
@@ -30,10 +30,15 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let snapshots = args::open_options(self.format).inspect(&self.file)?.info.snapshots;
+        let info = args::open_options(self.format).inspect(&self.file)?.info;
+        if info.snapshots_unreadable {
+            let file = self.file.to_string_lossy();
+            let problem = format!("{file}: {}", info.warnings.join("; "));
+            return Err(Failure::new("snapshots-unreadable", problem).with("path", file));
+        }
         match self.output.style {
-            Style::Json => output::print_json(&snapshots)?,
-            Style::Human if !snapshots.is_empty() => output::print(&human(&snapshots))?,
+            Style::Json => output::print_json(&info.snapshots)?,
+            Style::Human if !info.snapshots.is_empty() => output::print(&human(&info.snapshots))?,
             Style::Human => {}
         }
         Ok(ExitCode::SUCCESS)

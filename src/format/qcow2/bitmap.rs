@@ -7,10 +7,10 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
-use super::FIELDS;
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};
-use crate::error::{Problem, Result};
+use super::{FIELDS, until_nul};
+use crate::error::{Error, Fault, Problem, Result};
 use crate::format::shared::table;
 use crate::info::Value;
 use crate::io::ReadAt;
@@ -37,6 +37,12 @@ bitflags! {
     }
 }
 
+impl BitmapFlags {
+    /// The bits that must be 0.
+    pub const RESERVED: BitmapFlags =
+        BitmapFlags::IN_USE.union(BitmapFlags::AUTO).union(BitmapFlags::EXTRA_DATA_COMPATIBLE).complement();
+}
+
 /// A persistent bitmap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Bitmap {
@@ -55,7 +61,7 @@ pub(super) struct Bitmap {
 /// the image; the bitmaps are then out of date.
 pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<Bitmap>> {
     let Some(directory) = valid_directory(header) else { return Ok(Vec::new()) };
-    let BitmapDirectory { count, len, offset, at } = directory;
+    let BitmapDirectory { count, len, offset, at } = directory.map_err(Error::Corrupt)?;
     if !(1..=MAX_BITMAPS).contains(&count.into()) {
         return Err(FIELDS.at("nb_bitmaps", at).fault(Problem::Range {
             value: count.into(),
@@ -81,8 +87,8 @@ pub(super) fn read_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Bud
 }
 
 /// Returns the bitmaps extension, if autoclear bit 0 marks it as up to date.
-pub(super) fn valid_directory(header: &Header) -> Option<BitmapDirectory> {
-    header.extensions.bitmaps.filter(|_| header.autoclear.contains(Autoclear::BITMAPS))
+pub(super) fn valid_directory(header: &Header) -> Option<Result<BitmapDirectory, Fault>> {
+    header.extensions.bitmaps.clone().filter(|_| header.autoclear.contains(Autoclear::BITMAPS))
 }
 
 /// Parses the entry at byte `start` of the directory and returns it with its byte range. `offset` is the file offset of the
@@ -109,7 +115,7 @@ fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, R
     FIELDS.at("bitmap directory entry", at).within(0, len, rest.len() as u64)?;
     let name = &rest[name_start as usize..][..name_len.into()];
     let bitmap = Bitmap {
-        name: Name::from(name),
+        name: Name::from(until_nul(name)),
         granularity: 1 << granularity_bits,
         flags: BitmapFlags::from_bits_retain(BigEndian::read_u32(&rest[12..])),
         table_offset: BigEndian::read_u64(rest),
@@ -124,11 +130,14 @@ impl Bitmap {
     pub fn to_value(&self) -> Value {
         let named = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
         let set = named.iter().filter(|(flag, _)| self.flags.contains(*flag));
-        Value::Map(vec![
+        let mut properties = vec![
             ("flags", Value::List(set.map(|(_, name)| Value::from(*name)).collect())),
             ("name", Value::Text(self.name.clone())),
             ("granularity", Value::Number(self.granularity)),
-        ])
+        ];
+        let unknown = self.flags & BitmapFlags::RESERVED;
+        properties.extend((!unknown.is_empty()).then(|| ("unknown-flags", u64::from(unknown.bits()).into())));
+        Value::Map(properties)
     }
 }
 
@@ -185,6 +194,20 @@ mod tests {
             ("granularity", 65536u64.into()),
         ]);
         assert_eq!(bitmaps[0].to_value(), expected);
+    }
+
+    #[test]
+    fn unknown_flags_are_named() {
+        let mut entry = entry();
+        entry[12..16].copy_from_slice(&0x8000_000du32.to_be_bytes());
+        let bitmap = read(&entry, 1, 32, Autoclear::BITMAPS).unwrap().remove(0);
+        let expected = Value::Map(vec![
+            ("flags", Value::List(vec!["in-use".into()])),
+            ("name", "name".into()),
+            ("granularity", 65536u64.into()),
+            ("unknown-flags", 0x8000_0008u64.into()),
+        ]);
+        assert_eq!(bitmap.to_value(), expected);
     }
 
     #[test]

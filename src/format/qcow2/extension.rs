@@ -1,9 +1,11 @@
 //! Header extensions (qcow2 specification, "Header extensions"): `u32 type, u32 length, data, padding to 8`, ended by type 0.
 
+use std::collections::HashMap;
+
 use byteorder::{BigEndian, ByteOrder};
 
-use super::FIELDS;
-use crate::error::{Problem, Result};
+use super::{FIELDS, FORMAT_NAME, until_nul};
+use crate::error::{Error, Fault, Problem, Result};
 use crate::name::Name;
 
 const END: u32 = 0;
@@ -16,21 +18,23 @@ const DATA_FILE: u32 = 0x4441_5441;
 /// Length of a record of the feature name table: type, bit, 46 bytes of name.
 const FEATURE_RECORD: usize = 48;
 
-/// The extensions that this crate knows. Others are skipped.
+/// The extensions that this crate knows. Others are skipped. Those that the guest data does not depend on may be damaged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
     pub backing_format: Option<Name>,
     pub data_file: Option<Name>,
-    pub crypto: Option<ClusterRange>,
+    pub crypto: Option<Result<CryptoHeader, Fault>>,
     pub features: Vec<Feature>,
-    pub bitmaps: Option<BitmapDirectory>,
+    pub bitmaps: Option<Result<BitmapDirectory, Fault>>,
 }
 
-/// A range of the file, in bytes.
+/// The encryption header extension: location of the LUKS header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ClusterRange {
+pub(crate) struct CryptoHeader {
     pub offset: u64,
     pub len: u64,
+    /// File offset of the extension's data, for errors.
+    pub at: u64,
 }
 
 /// The bitmaps extension: location of the bitmap directory.
@@ -57,6 +61,7 @@ impl Extensions {
     /// name.
     pub fn parse(header: &[u8], start: u32) -> Result<Extensions> {
         let mut extensions = Extensions::default();
+        let mut seen = HashMap::new();
         let mut at = start as usize;
         while let Some(head) = header.get(at..at + 8) {
             let (kind, len) = (BigEndian::read_u32(head), BigEndian::read_u32(&head[4..]));
@@ -70,31 +75,36 @@ impl Extensions {
                 header.len() as u64,
             )?;
             let Some(data) = header.get(data_at..data_at + len as usize) else { break };
-            extensions.set(kind, data, data_at as u64)?;
+            let is_unique = matches!(kind, BACKING_FORMAT | DATA_FILE | CRYPTO | BITMAPS);
+            let differs = is_unique && seen.insert(kind, data).is_some_and(|other| other != data);
+            extensions.set(kind, data, data_at as u64, differs)?;
             at = data_at + (len as usize).next_multiple_of(8);
         }
         Ok(extensions)
     }
 
-    fn set(&mut self, kind: u32, data: &[u8], at: u64) -> Result<()> {
+    /// `differs`: an earlier extension of this type has other data. Programs that use the first one and programs that use the
+    /// last one would then open different files.
+    fn set(&mut self, kind: u32, data: &[u8], at: u64, differs: bool) -> Result<()> {
+        let unique = || match differs {
+            true => {
+                let finding = "an earlier extension of this type has other data";
+                Err(fault("header extension type", at - 8, Problem::Conflict { value: kind.into(), finding }))
+            }
+            false => Ok(()),
+        };
         match kind {
-            BACKING_FORMAT => self.backing_format = Some(Name::from(data)),
-            DATA_FILE => self.data_file = Some(Name::from(data)),
+            BACKING_FORMAT => {
+                unique().map_err(Error::Corrupt)?;
+                self.backing_format = Some(Name::from(until_nul(data)));
+            }
+            DATA_FILE => {
+                unique().map_err(Error::Corrupt)?;
+                self.data_file = Some(Name::from(data));
+            }
             FEATURE_NAMES => self.features = data.as_chunks().0.iter().map(Feature::parse).collect(),
-            CRYPTO => {
-                exact_length("encryption header", data, 16, at)?;
-                self.crypto =
-                    Some(ClusterRange { offset: BigEndian::read_u64(data), len: BigEndian::read_u64(&data[8..]) });
-            }
-            BITMAPS => {
-                exact_length("bitmaps", data, 24, at)?;
-                self.bitmaps = Some(BitmapDirectory {
-                    count: BigEndian::read_u32(data),
-                    len: BigEndian::read_u64(&data[8..]),
-                    offset: BigEndian::read_u64(&data[16..]),
-                    at,
-                });
-            }
+            CRYPTO => self.crypto = Some(unique().and_then(|()| CryptoHeader::parse(data, at))),
+            BITMAPS => self.bitmaps = Some(unique().and_then(|()| BitmapDirectory::parse(data, at))),
             _ => {}
         }
         Ok(())
@@ -115,13 +125,13 @@ impl Extensions {
         if let Some(name) = &self.data_file {
             put(DATA_FILE, name.as_bytes());
         }
-        if let Some(crypto) = &self.crypto {
+        if let Some(Ok(crypto)) = &self.crypto {
             put(CRYPTO, &[crypto.offset.to_be_bytes(), crypto.len.to_be_bytes()].concat());
         }
         if !self.features.is_empty() {
             put(FEATURE_NAMES, self.features.iter().map(Feature::encode).collect::<Vec<_>>().as_flattened());
         }
-        if let Some(directory) = &self.bitmaps {
+        if let Some(Ok(directory)) = &self.bitmaps {
             let count = u64::from(directory.count) << 32;
             put(BITMAPS, [count, directory.len, directory.offset].map(u64::to_be_bytes).as_flattened());
         }
@@ -135,6 +145,25 @@ impl Extensions {
             Some(feature) => format!("{bit} ({})", feature.name),
             None => bit.to_string(),
         }
+    }
+}
+
+impl CryptoHeader {
+    fn parse(data: &[u8], at: u64) -> Result<CryptoHeader, Fault> {
+        exact_length("encryption header", data, 16, at)?;
+        Ok(CryptoHeader { offset: BigEndian::read_u64(data), len: BigEndian::read_u64(&data[8..]), at })
+    }
+}
+
+impl BitmapDirectory {
+    fn parse(data: &[u8], at: u64) -> Result<BitmapDirectory, Fault> {
+        exact_length("bitmaps", data, 24, at)?;
+        Ok(BitmapDirectory {
+            count: BigEndian::read_u32(data),
+            len: BigEndian::read_u64(&data[8..]),
+            offset: BigEndian::read_u64(&data[16..]),
+            at,
+        })
     }
 }
 
@@ -156,9 +185,7 @@ impl Feature {
     }
 
     fn parse(record: &[u8; FEATURE_RECORD]) -> Feature {
-        let name = &record[2..];
-        let len = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-        Feature { kind: record[0], bit: record[1], name: Name::from(&name[..len]) }
+        Feature { kind: record[0], bit: record[1], name: Name::from(until_nul(&record[2..])) }
     }
 
     fn encode(&self) -> [u8; FEATURE_RECORD] {
@@ -172,20 +199,41 @@ impl Feature {
     }
 }
 
-fn exact_length(name: &'static str, data: &[u8], len: usize, at: u64) -> Result<()> {
+fn exact_length(name: &'static str, data: &[u8], len: usize, at: u64) -> Result<(), Fault> {
     if data.len() == len {
         return Ok(());
     }
     let (value, len) = (data.len() as u64, len as u64);
-    Err(FIELDS.at(name, at - 4).fault(Problem::Range { value, min: len, max: len }))
+    Err(fault(name, at - 4, Problem::Range { value, min: len, max: len }))
+}
+
+fn fault(name: &'static str, at: u64, problem: Problem) -> Fault {
+    Fault::new(FORMAT_NAME, name, at, problem)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::error::{Error, Fault};
+
+    impl Extensions {
+        /// Sets the file offsets for errors of encoded extensions that end at file offset `end`.
+        pub fn locate(&mut self, end: u64) {
+            // Bitmaps and feature names are the last ones before the end mark.
+            let mut end = end - 8;
+            if let Some(Ok(bitmaps)) = &mut self.bitmaps {
+                bitmaps.at = end - 24;
+                end -= 32;
+            }
+            if !self.features.is_empty() {
+                end -= 8 + (self.features.len() * FEATURE_RECORD) as u64;
+            }
+            if let Some(Ok(crypto)) = &mut self.crypto {
+                crypto.at = end - 16;
+            }
+        }
+    }
 
     fn extension(kind: u32, len: u32, data: &[u8]) -> Vec<u8> {
         [&kind.to_be_bytes()[..], &len.to_be_bytes(), data].concat()
@@ -226,12 +274,43 @@ mod tests {
         for (kind, right) in [(CRYPTO, 16), (BITMAPS, 24)] {
             for len in [0, right - 8, right + 8] {
                 let bytes = extension(kind, len, &vec![0; len as usize]);
-                let Err(Error::Corrupt(fault)) = Extensions::parse(&bytes, 0) else { panic!() };
+                let fault = damage(&bytes).unwrap();
                 let (value, right) = (len.into(), right.into());
                 assert_eq!((fault.at, fault.problem), (4, Problem::Range { value, min: right, max: right }));
             }
-            assert!(Extensions::parse(&extension(kind, right, &vec![0; right as usize]), 0).is_ok());
+            assert_eq!(damage(&extension(kind, right, &vec![0; right as usize])), None);
         }
+    }
+
+    /// Why the encryption header extension or the bitmaps extension cannot be used.
+    fn damage(bytes: &[u8]) -> Option<Fault> {
+        let Extensions { crypto, bitmaps, .. } = Extensions::parse(bytes, 0).unwrap();
+        crypto.and_then(Result::err).or(bitmaps.and_then(Result::err))
+    }
+
+    #[test]
+    fn extensions_that_disagree() {
+        let conflict = |kind: u32, at| {
+            let finding = "an earlier extension of this type has other data";
+            fault("header extension type", at, Problem::Conflict { value: kind.into(), finding })
+        };
+        for kind in [BACKING_FORMAT, DATA_FILE] {
+            let twice = |second| [extension(kind, 3, b"raw\0\0\0\0\0"), extension(kind, 3, second)].concat();
+            assert!(Extensions::parse(&twice(b"raw\0\0\0\0\0"), 0).is_ok());
+            let Err(Error::Corrupt(found)) = Extensions::parse(&twice(b"vdi\0\0\0\0\0"), 0) else { panic!() };
+            assert_eq!(found, conflict(kind, 16));
+        }
+        for (kind, len) in [(CRYPTO, 16), (BITMAPS, 24)] {
+            let twice = |second| {
+                let extensions = [0, second].map(|byte| extension(kind, len, &vec![byte; len as usize]));
+                extensions.concat()
+            };
+            assert_eq!(damage(&twice(0)), None);
+            assert_eq!(damage(&twice(1)), Some(conflict(kind, 8 + u64::from(len))));
+        }
+        // They decide nothing.
+        let twice = [0, 1].map(|byte| extension(FEATURE_NAMES, 48, &[byte; 48]));
+        assert!(Extensions::parse(&twice.concat(), 0).is_ok());
     }
 
     #[test]
@@ -267,18 +346,15 @@ mod tests {
             let mut extensions = Extensions {
                 backing_format,
                 data_file,
-                crypto: crypto.map(|(offset, len)| ClusterRange { offset, len }),
+                crypto: crypto.map(|(offset, len)| Ok(CryptoHeader { offset, len, at: 0 })),
                 features: features
                     .into_iter()
                     .map(|(kind, bit, name)| Feature { kind, bit, name: name.unwrap_or_default() })
                     .collect(),
-                bitmaps: bitmaps.map(|(count, len, offset)| BitmapDirectory { count, len, offset, at: 0 }),
+                bitmaps: bitmaps.map(|(count, len, offset)| Ok(BitmapDirectory { count, len, offset, at: 0 })),
             };
             let bytes = [vec![0xff; start], extensions.encode()].concat();
-            if let Some(bitmaps) = &mut extensions.bitmaps {
-                // The last extension before the end mark.
-                bitmaps.at = bytes.len() as u64 - 8 - 24;
-            }
+            extensions.locate(bytes.len() as u64);
             prop_assert_eq!(Extensions::parse(&bytes, start as u32).unwrap(), extensions);
         }
     }

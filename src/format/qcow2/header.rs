@@ -27,8 +27,6 @@ pub(crate) const V3_WRITTEN_LENGTH: u32 = 112;
 pub(crate) const MAX_L1_ENTRIES: u64 = (32 << 20) / 8;
 /// Largest refcount table in qemu: 8 MiB.
 pub(crate) const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
-/// Largest number of snapshots in qemu.
-const MAX_SNAPSHOTS: u64 = 65536;
 /// Longest name of a backing file, in bytes.
 pub(crate) const MAX_BACKING_NAME: u64 = 1023;
 
@@ -100,13 +98,26 @@ impl Header {
     /// Reads and parses the header of `file`.
     pub fn read(file: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Header> {
         let file_len = table::length(&**file)?;
+        Header::parse(&Header::first_cluster(file, file_len)?, file_len, limits)
+    }
+
+    /// Reads and parses the header of `file`, whose L1 table may be cut off by the end of the file. A check reports that.
+    pub fn read_for_check(file: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Header> {
+        let file_len = table::length(&**file)?;
+        let cluster = Header::first_cluster(file, file_len)?;
+        let header = Header::parse(&cluster, i64::MAX as u64, limits)?;
+        if header.l1_table_offset < file_len { Ok(header) } else { Header::parse(&cluster, file_len, limits) }
+    }
+
+    /// Reads the first cluster, or the whole file if it is shorter.
+    fn first_cluster(file: &Arc<dyn ReadAt>, file_len: u64) -> Result<Vec<u8>> {
         let mut start = [0; 24];
         FIELDS.at("header", 0).within(0, start.len() as u64, file_len)?;
         table::read(&**file, &mut start, 0)?;
         let cluster_bits = parse_cluster_bits(&start)?;
         let mut cluster = vec![0; (1 << cluster_bits).min(file_len) as usize];
         table::read(&**file, &mut cluster, 0)?;
-        Header::parse(&cluster, file_len, limits)
+        Ok(cluster)
     }
 
     /// Parses the header in `cluster`, the first cluster, or the whole file if it is shorter.
@@ -310,6 +321,7 @@ impl Header {
         Ok(())
     }
 
+    /// Checks the tables of the active state. The snapshot table may be damaged.
     fn check_tables(&self, file_len: u64) -> Result<()> {
         let cluster_size = self.cluster_size();
         FIELDS.at("l1_size", 36).at_most(self.l1_size.into(), MAX_L1_ENTRIES)?;
@@ -329,10 +341,6 @@ impl Header {
             .at("refcount_table_clusters", 56)
             .at_most(self.refcount_table_clusters.into(), (MAX_REFCOUNT_TABLE >> self.cluster_bits).max(1))?;
         FIELDS.at("refcount_table_offset", 48).fits_u63(self.refcount_table_offset, refcount_table)?;
-        FIELDS.at("nb_snapshots", 60).at_most(self.nb_snapshots.into(), MAX_SNAPSHOTS)?;
-        if self.nb_snapshots > 0 {
-            FIELDS.at("snapshots_offset", 64).aligned(self.snapshots_offset, cluster_size)?;
-        }
         Ok(())
     }
 }

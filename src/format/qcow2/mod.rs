@@ -13,6 +13,7 @@
 //! | refcount block | refcount table entry | reference count of each host cluster | `refcount` |
 //! | snapshot table | `snapshots_offset` | internal snapshots, each with its own L1 table | `snapshot` |
 //! | bitmap directory | bitmaps extension | persistent bitmaps | `bitmap` |
+//! | LUKS header | encryption header extension | parameters of the encryption | `luks` |
 //!
 //! `reader` maps guest ranges through these tables, `writer` builds them in one pass, `check` verifies the reference counts.
 //! `options` are the options of a new image.
@@ -32,6 +33,7 @@
 //! | internal snapshots | yes | no |
 //! | bitmaps | listed | no |
 //! | encryption (AES, LUKS) | reported; guest data is refused | no |
+//! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
 //! | version 1, unknown incompatible features | refused | no |
 //!
 //! # Differences from qemu-img
@@ -40,6 +42,8 @@
 //!   3.21 inflates with a window of 4 KiB and fails with an error. For such readers there is the option `window=12`.
 //! - A file that ends before its L1 table is refused, because it cannot be told from a truncated image. qemu-img reads it as
 //!   zeros.
+//! - A damaged snapshot table or bitmap directory is a warning, and the active state is read. qemu-img refuses the image.
+//! - `check` calls no clusters leaked while a table that may use them cannot be read.
 //!
 //! # References
 //!
@@ -51,6 +55,7 @@ mod check;
 mod entry;
 mod extension;
 mod header;
+mod luks;
 mod options;
 mod reader;
 mod refcount;
@@ -72,3 +77,8 @@ const FORMAT_NAME: &str = "qcow2";
 
 /// Names the fields of this format in errors.
 const FIELDS: Fields = Fields(FORMAT_NAME);
+
+/// Returns the bytes before the first NUL, where names end in QEMU.
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}

@@ -8,7 +8,7 @@ use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
-use super::{FIELDS, FORMAT_NAME};
+use super::{FIELDS, FORMAT_NAME, luks};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
@@ -42,14 +42,14 @@ impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let header = Header::read(&file, cx.limits)?;
         let file_len = table::length(&*file)?;
-        let snapshots = read_snapshots(&file, &header, cx.budget)?;
-        let bitmaps = read_bitmaps(&file, &header, cx.budget)?;
-        let mut info = describe(&header, &snapshots, &bitmaps);
-
+        let mut info = describe(&header);
+        let load_snapshots = || cx.budget.attempt(|budget| read_snapshots(&file, &header, budget));
+        let mut loaded = None;
         let (l1_table_offset, at) = match cx.snapshot {
             None => (header.l1_table_offset, 40),
             Some(wanted) => {
-                let snapshot = find_snapshot(&snapshots, wanted)?;
+                let snapshots = loaded.insert(load_snapshots()?);
+                let snapshot = find_snapshot(snapshots, wanted)?;
                 snapshot.check(&header, file_len)?;
                 let at = snapshot.range.start;
                 FIELDS.at("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
@@ -59,6 +59,15 @@ impl Reader {
         };
         let entries = header.l1_entries_for(info.virtual_size);
         let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, FIELDS.at("L1 table", at), cx.budget)?;
+        // The disk can be read without these, whatever is wrong with them and however large they are.
+        let snapshots = loaded.map_or_else(load_snapshots, Ok);
+        info.snapshots_unreadable = snapshots.is_err();
+        let snapshots = or_warning(snapshots, "internal snapshots are not listed", &mut info)?;
+        info.snapshots = snapshots.into_iter().map(|snapshot| snapshot.info).collect();
+        let bitmaps = cx.budget.attempt(|budget| read_bitmaps(&file, &header, budget));
+        let bitmaps = or_warning(bitmaps, "bitmaps are not listed", &mut info)?;
+        let luks = or_warning(luks::describe(&*file, &header), "the LUKS header is not valid", &mut info)?;
+        describe_details(&bitmaps, luks, &mut info);
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
@@ -304,8 +313,19 @@ fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a
     })
 }
 
-/// Describes the image with the keys of qemu-img info.
-fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) -> ImageInfo {
+/// Returns what was loaded, or nothing and a warning that begins with `effect` if the image is to blame.
+fn or_warning<T: Default>(loaded: Result<T>, effect: &str, info: &mut ImageInfo) -> Result<T> {
+    loaded.or_else(|error| match error {
+        Error::Corrupt(_) | Error::Limit { .. } => {
+            info.warnings.push(format!("{effect}: {error}").into());
+            Ok(T::default())
+        }
+        other => Err(other),
+    })
+}
+
+/// Describes the header with the keys of qemu-img info.
+fn describe(header: &Header) -> ImageInfo {
     let extensions = &header.extensions;
     let backing = header
         .backing_file
@@ -339,12 +359,6 @@ fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) ->
         specific.push(("data-file", Value::Text(name.clone())));
         specific.push(("data-file-raw", header.autoclear.contains(Autoclear::RAW_DATA_FILE).into()));
     }
-    if let Some(method) = encryption {
-        specific.push(("encrypt", Value::Map(vec![("format", method.to_ascii_lowercase().as_str().into())])));
-    }
-    if !bitmaps.is_empty() {
-        specific.push(("bitmaps", Value::List(bitmaps.iter().map(Bitmap::to_value).collect())));
-    }
     ImageInfo {
         format: FORMAT_NAME,
         virtual_size: header.size,
@@ -354,9 +368,19 @@ fn describe(header: &Header, snapshots: &[SnapshotEntry], bitmaps: &[Bitmap]) ->
         encryption,
         dirty: header.incompatible.contains(Incompatible::DIRTY),
         corrupt,
-        snapshots: snapshots.iter().map(|snapshot| snapshot.info.clone()).collect(),
         specific,
         ..ImageInfo::default()
+    }
+}
+
+/// Adds the bitmaps, and the parameters of the encryption in the LUKS header.
+fn describe_details(bitmaps: &[Bitmap], mut luks: Vec<(&'static str, Value)>, info: &mut ImageInfo) {
+    if let Some(method) = info.encryption {
+        luks.push(("format", method.to_ascii_lowercase().as_str().into()));
+        info.specific.push(("encrypt", Value::Map(luks)));
+    }
+    if !bitmaps.is_empty() {
+        info.specific.push(("bitmaps", Value::List(bitmaps.iter().map(Bitmap::to_value).collect())));
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::header::{Header, MAX_L1_ENTRIES};
-use super::{FIELDS, FORMAT_NAME};
+use super::{FIELDS, FORMAT_NAME, until_nul};
 use crate::error::{Problem, Result};
 use crate::format::shared::table;
 use crate::info::Snapshot;
@@ -18,6 +18,8 @@ use crate::name::Name;
 const FIXED_LENGTH: usize = 40;
 /// Length of the known extra data in bytes: VM state size, virtual disk size, instruction count.
 const KNOWN_EXTRA: usize = 24;
+/// Largest number of snapshots in qemu.
+const MAX_SNAPSHOTS: u64 = 65536;
 /// Largest snapshot table in qemu, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
 
@@ -33,6 +35,11 @@ pub(super) struct SnapshotEntry {
 
 /// Reads the snapshot table. [`SnapshotEntry::check`] checks the L1 tables, so that an invalid one affects its snapshot only.
 pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<SnapshotEntry>> {
+    if header.nb_snapshots == 0 {
+        return Ok(Vec::new());
+    }
+    FIELDS.at("nb_snapshots", 60).at_most(header.nb_snapshots.into(), MAX_SNAPSHOTS)?;
+    FIELDS.at("snapshots_offset", 64).aligned(header.snapshots_offset, header.cluster_size())?;
     let file_len = table::length(&**file)?;
     let mut snapshots = Vec::new();
     let mut at = header.snapshots_offset;
@@ -68,7 +75,8 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
     table::read(file, &mut names, names_at)?;
     let (id, name) = names.split_at(id_len.into());
 
-    let mut info = Snapshot::new(Name::from(id), Name::from(name), extra_field(8).unwrap_or(header.size));
+    let [id, name] = [id, name].map(|text| Name::from(until_nul(text)));
+    let mut info = Snapshot::new(id, name, extra_field(8).unwrap_or(header.size));
     info.vm_state_size = extra_field(0).unwrap_or(BigEndian::read_u32(&fixed[32..]).into());
     info.date = (BigEndian::read_u32(&fixed[16..]), BigEndian::read_u32(&fixed[20..]));
     info.vm_clock_nsec = BigEndian::read_u64(&fixed[24..]);
@@ -178,6 +186,28 @@ mod tests {
             (&b"22"[..], (1_700_000_000, 5), 6)
         );
         assert_eq!((second.l1_table_offset, second.l1_size), (1024, 1));
+    }
+
+    #[test]
+    fn names_end_at_the_first_nul() {
+        let found = read(1, &[entry(b"1\0\0", b"nightly\0old", &[])]).unwrap().remove(0).info;
+        assert_eq!((found.id, found.name), ("1".into(), "nightly".into()));
+    }
+
+    #[test]
+    fn invalid_header_fields_affect_the_snapshots_only() {
+        let (file, header) = image(1, &[entry(b"1", b"name", &[])]);
+        let kind = |change: fn(&mut Header)| {
+            let mut header = header.clone();
+            change(&mut header);
+            let error = read_snapshots(&file, &header, &Budget::new(1 << 20)).err();
+            error.map(|error| error.kind().as_str())
+        };
+        assert_eq!(kind(|_| ()), None);
+        assert_eq!(kind(|header| header.nb_snapshots = 65537), Some("limit"));
+        assert_eq!(kind(|header| header.snapshots_offset += 8), Some("invalid-field"));
+        assert_eq!(kind(|header| header.snapshots_offset = !511), Some("out-of-bounds"));
+        assert_eq!(kind(|header| (header.nb_snapshots, header.snapshots_offset) = (0, 1)), None);
     }
 
     #[test]

@@ -39,9 +39,10 @@
 //! crashed machine on a read-only medium therefore reads as it would in Windows. Bytes that the replay adds at the end of the file are
 //! a hole; their number is bounded, see `log`.
 //!
-//! If the header marks the log as not empty and the log has no valid sequence of entries, the file is refused, as the document
-//! requires (2.3.3). qemu leaves such a file when it is killed before it writes its first entry, and opens it; but a lost log
-//! looks the same. Valid entries that are newer than the sequence cause a warning: a crash leaves them, and so does damage to an
+//! If the header marks the log as not empty, and the log has no valid sequence of entries, the file is refused, as the document
+//! requires (2.3.3), unless the log has no trace of an entry with its GUID: all its sectors are zeros or belong to entries of earlier
+//! logs. A writer that is killed before it writes its first entry leaves such a file. Then there is nothing to replay, which a warning
+//! says. A log that writes to the headers or to itself, or damages a region table, is corrupt. Valid entries that are newer than the sequence cause a warning: a crash leaves them, and so does damage to an
 //! entry before them.
 //!
 //! # Block contents

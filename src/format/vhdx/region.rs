@@ -75,6 +75,19 @@ impl Regions {
     }
 }
 
+/// Refuses a file whose log damages a region table. Tables are changed through the log only (2.2.3), so this is no accident.
+pub(super) fn refuse_damage(on_disk: &dyn ReadAt, replayed: &dyn ReadAt) -> Result<()> {
+    for at in TABLES_AT {
+        let copy = |file| RedundantCopy::<TABLE_LEN>::read(file, at, SIGNATURE);
+        let (before, after) = (copy(on_disk)?, copy(replayed)?);
+        match after.damage {
+            Some(fault) if before.bytes != after.bytes => return Err(Error::Corrupt(fault)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The entries of a table. Bytes after them are reserved and ignored.
 fn entries(table: &RedundantCopy<TABLE_LEN>) -> Result<&[[u8; ENTRY_LEN]]> {
     let (header, entries) = table.bytes.split_at(HEADER_LEN);

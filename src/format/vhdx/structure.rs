@@ -7,7 +7,7 @@ use super::HEADER_SECTION;
 use super::header::{Header, Headers};
 use super::log::{self, Replayed};
 use super::metadata::Metadata;
-use super::region::Regions;
+use super::region::{self, Regions};
 use crate::driver::OpenContext;
 use crate::error::Result;
 use crate::format::shared::table;
@@ -47,12 +47,18 @@ impl Structure {
     pub fn read(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Structure> {
         let file_len_on_disk = table::length(&*file)?;
         let Headers { creator, header, at, warning } = Headers::read(&*file, file_len_on_disk)?;
-        let (file, replay) = match log::replay(&file, file_len_on_disk, &header, at, cx.budget)? {
+        // The headers are written in place, and a reader must find the same log before and after the replay.
+        let fixed = [(0..region::TABLES_AT[0], "the headers"), (header.log.clone(), "the log")];
+        let on_disk = file.clone();
+        let (file, replay) = match log::replay(&file, file_len_on_disk, (&header, at), &fixed, cx.budget)? {
             Some(Replayed { file, entries, bytes, skipped }) => (file, Some(Replay { entries, bytes, skipped })),
             None => (file, None),
         };
         let file_len = table::length(&*file)?;
         let (regions, table_warning) = Regions::read(&*file, file_len, &header.log)?;
+        if table_warning.is_some() && replay.is_some() {
+            region::refuse_damage(&*on_disk, &*file)?;
+        }
         let metadata = Metadata::read(&*file, &regions.metadata, cx.limits, cx.budget)?;
         Ok(Structure {
             file,
@@ -69,8 +75,10 @@ impl Structure {
 
     /// Notes on traces of a killed writer, which do not prevent reading.
     pub fn notes(&self) -> impl Iterator<Item = String> {
-        let replay = "the log is not empty; it is replayed in memory, and the file is not changed";
-        let replay = self.replay.is_some().then(|| replay.to_owned());
+        let replay = self.replay.as_ref().map(|replay| match replay.entries {
+            0 => "the log is marked as not empty, but has no entries: there is nothing to replay".to_owned(),
+            _ => "the log is not empty; it is replayed in memory, and the file is not changed".to_owned(),
+        });
         let skipped = self.replay.as_ref().map_or(0, |replay| replay.skipped);
         let skipped = (skipped > 0).then(|| format!("{skipped} newer log entries of incomplete sequences are ignored"));
         self.header_warning.iter().cloned().chain(replay).chain(skipped)

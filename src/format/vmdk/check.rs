@@ -41,7 +41,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
             let hosted = Hosted::read(file, FileId::default(), cx)?;
             let text = hosted.descriptor(cx)?;
             let descriptor = text.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
-            let len = describe_hosted(&hosted.header, descriptor.as_ref())?.virtual_size;
+            let len = describe_hosted(&hosted.header, descriptor.as_ref(), cx)?.virtual_size;
             check_hosted(hosted, len, cx, &mut findings)
         }
         Some(SparseKind::Cowd) => {
@@ -143,11 +143,11 @@ impl Findings {
         }
     }
 
-    fn note(&mut self, what: &'static str) {
+    fn note(&mut self, what: &str) {
         let extent = &self.extent;
         self.report.message("Note", || match extent {
             Some(name) => format!("extent {name}: {what}"),
-            None => what.into(),
+            None => what.to_owned(),
         });
     }
 

@@ -1,12 +1,14 @@
 //! Opens hosted sparse extents, including streams (`streamOptimized`).
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::directory::{OnDamage, read_directory, table_at_sector};
+use super::footer::Footer;
 use super::grains::{EntryFormat, Framing, GrainMap};
 use super::header::{Directory, Flags, Header};
-use super::marker::Marker;
 use super::reader::MAX_DESCRIPTOR;
 use super::{FIELDS, SECTOR};
 use crate::driver::FileId;
@@ -19,10 +21,6 @@ use crate::io::ReadAt;
 
 /// Warning for an extent that is read by its redundant grain directory.
 const REDUNDANT_USED: &str = "the grain directory is damaged; using the redundant grain directory";
-/// Largest zero padding after the end of a stream, in bytes: tapes and object stores round up.
-const MAX_PADDING: u64 = 1 << 20;
-/// Bytes per read while searching for the footer, a multiple of the sector size.
-const FOOTER_READ: usize = 16 << 10;
 
 /// A grain directory: the host offset of each grain table, 0 if unallocated, and the host range of the directory
 /// itself.
@@ -34,6 +32,7 @@ pub(super) struct Hosted {
     id: FileId,
     file_len: u64,
     pub header: Header,
+    footer: OnceCell<Footer>,
 }
 
 impl Hosted {
@@ -44,7 +43,7 @@ impl Hosted {
         let mut bytes = [0; Header::LEN as usize];
         table::read(&*file, &mut bytes, 0)?;
         let header = Header::parse(&bytes, 0, cx.limits)?;
-        Ok(Hosted { file, id, file_len, header })
+        Ok(Hosted { file, id, file_len, header, footer: OnceCell::new() })
     }
 
     /// Returns the embedded descriptor, if there is one, and its host offset.
@@ -57,22 +56,32 @@ impl Hosted {
         Ok(has_text(&text).then_some((text, start)))
     }
 
-    /// Reads the grain directory of an extent of `len` guest bytes. Returns a warning if the redundant directory was
-    /// needed.
-    pub fn into_grains(self, len: u64, cx: &OpenContext<'_>) -> Result<(GrainMap, Option<&'static str>)> {
-        let (directory, warning) = match self.directories(cx, &mut Err) {
+    /// Reads the grain directory of an extent of `len` guest bytes. Adds a warning if the redundant directory is needed,
+    /// or if bytes follow the end of a stream.
+    pub fn into_grains(
+        self,
+        len: u64,
+        cx: &OpenContext<'_>,
+        warnings: &mut Vec<Cow<'static, str>>,
+    ) -> Result<GrainMap> {
+        let directories = self.directories(cx, &mut Err);
+        warnings.extend(self.footer.get().and_then(Footer::warning).map(Cow::from));
+        let directory = match directories {
             // I/O errors and exceeded limits are no reason to use the other directory.
             (Err(error), _) | (_, Some(Err(error))) if !matches!(error.root(), Error::Corrupt(_)) => return Err(error),
-            (Err(_), Some(Ok(redundant))) => (redundant, Some(REDUNDANT_USED)),
+            (Err(_), Some(Ok(redundant))) => {
+                warnings.push(REDUNDANT_USED.into());
+                redundant
+            }
             // A table is allocated in both directories or in neither.
             (Ok((tables, range)), Some(Ok((redundant, _)))) => {
-                let warning = lacks_tables(&tables, &redundant).then_some(REDUNDANT_USED);
+                warnings.extend(lacks_tables(&tables, &redundant).then_some(REDUNDANT_USED.into()));
                 let grains = self.with_directory(len, (merge_tables(tables, &redundant), range));
-                return Ok((GrainMap { redundant_directory: redundant, ..grains }, warning));
+                return Ok(GrainMap { redundant_directory: redundant, ..grains });
             }
-            (primary, _) => (primary?, None),
+            (primary, _) => primary?,
         };
-        Ok((self.with_directory(len, directory), warning))
+        Ok(self.with_directory(len, directory))
     }
 
     /// Reads the grain directory and, unless this is a stream, the redundant one, if there is one. `on_damage` handles
@@ -139,7 +148,7 @@ impl Hosted {
 
     /// Returns the sector of the grain directory from the footer, and the file offset of that field.
     fn footer_directory(&self, cx: &OpenContext<'_>) -> Result<(u64, u64)> {
-        let at = self.footer_offset()?;
+        let at = self.footer()?.at;
         let mut bytes = [0; Header::LEN as usize];
         table::read(&*self.file, &mut bytes, at)?;
         let footer = Header::parse(&bytes, at, cx.limits)?;
@@ -157,30 +166,15 @@ impl Hosted {
         }
     }
 
-    /// Returns the host offset of the footer: the last nonzero sector, since the end-of-stream marker and padding are
-    /// zeros.
-    pub fn footer_offset(&self) -> Result<u64> {
-        let end = self.file_len / SECTOR * SECTOR;
-        let mut buf = [0; FOOTER_READ];
-        let mut at = end;
-        while at > Header::LEN && end - at <= MAX_PADDING {
-            let len = (at - Header::LEN).min(FOOTER_READ as u64);
-            at -= len;
-            let bytes = buf.get_mut(..len as usize).unwrap_or_default();
-            table::read(&*self.file, bytes, at)?;
-            if let Some(last) = bytes.iter().rposition(|&byte| byte != 0) {
-                let at = at + last as u64 / SECTOR * SECTOR;
-                let marker_at = at - SECTOR;
-                let mut marker = [0; Marker::LEN];
-                table::read(&*self.file, &mut marker, marker_at)?;
-                if let Ok(Marker::Footer { .. }) = Marker::parse(&marker, marker_at) {
-                    return Ok(at);
-                }
-                break;
+    /// Returns the footer of a stream, which is searched once.
+    pub fn footer(&self) -> Result<&Footer> {
+        match self.footer.get() {
+            Some(footer) => Ok(footer),
+            None => {
+                let footer = Footer::find(&*self.file, self.file_len, &self.header)?;
+                Ok(self.footer.get_or_init(|| footer))
             }
         }
-        let finding = "the file does not end with a footer; it may be truncated";
-        Err(FIELDS.at("gdOffset", 56).fault(Problem::Conflict { value: u64::MAX, finding }))
     }
 }
 

@@ -14,7 +14,7 @@
 //! | header fields `gdOffset` and `rgdOffset` | grain directory and redundant grain directory: sectors of the grain tables | `directory`, `hosted` |
 //! | grain directory entry | grain table: sectors of the grains | `grains` |
 //! | stream (`streamOptimized`), before each structure | marker: type and length of the structure | `marker` |
-//! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `hosted` |
+//! | stream, last sectors | footer: a copy of the header with the sector of the grain directory | `footer` |
 //! | ESXi extent (COWD or space-efficient sparse) | the same two levels of tables with other headers and entries | `cowd`, `sesparse`, `esxi` |
 //!
 //! `reader` combines the extents of an image and maps guest ranges; `stream` reads from pipes, `check` checks the
@@ -45,6 +45,10 @@
 //! - An empty grain table whose redundant copy is not empty is an error: either one may be damaged.
 //! - The size of a disk with an embedded descriptor is the size in the descriptor if the header's capacity is that size
 //!   rounded up to a grain. VirtualBox writes such images; qemu shows the rounded size.
+//! - Bytes after the end of a stream, such as the padding of an archive, are ignored with a warning. Its footer is then found by the
+//!   markers from the start, not by a search from the end, which a guest could mislead.
+//! - `streamOptimized` that is created empty has its tables before the grains, as in qemu. Its owner appends grains, which would
+//!   overwrite a footer.
 //! - The header of a stream is written first, unlike that of every other image of this crate, because a pipe cannot
 //!   seek. The footer marks a stream complete; a truncated stream has none and is refused.
 //! - A parent is looked up by its path, then by its file name in the directory of the image, because directories
@@ -62,6 +66,7 @@ mod cowd;
 mod descriptor;
 mod directory;
 mod esxi;
+mod footer;
 mod grains;
 mod header;
 mod hosted;

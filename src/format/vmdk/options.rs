@@ -109,6 +109,9 @@ pub(super) struct Parent {
 
 impl Settings {
     pub fn parse(cx: &CreateContext<'_>) -> Result<Settings> {
+        if cx.size == 0 {
+            return Err(Error::unsupported(FORMAT_NAME, "an empty disk, which qemu does not open"));
+        }
         let words: Vec<_> = Subformat::ALL.iter().map(|subformat| (subformat.name(), *subformat)).collect();
         let default = if cx.compress { Subformat::StreamOptimized } else { Subformat::MonolithicSparse };
         let subformat = cx.options.choice(FORMAT_NAME, "subformat", &words)?.unwrap_or(default);

@@ -78,9 +78,8 @@ impl Reader {
         let hosted = Hosted::read(file, IMAGE, cx)?;
         let descriptor =
             hosted.descriptor(cx)?.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
-        let mut info = describe_hosted(&hosted.header, descriptor.as_ref())?;
-        let (grains, warning) = hosted.into_grains(info.virtual_size, cx)?;
-        info.warnings.extend(warning.map(Into::into));
+        let mut info = describe_hosted(&hosted.header, descriptor.as_ref(), cx)?;
+        let grains = hosted.into_grains(info.virtual_size, cx, &mut info.warnings)?;
         Ok(Reader::from_grains(grains, info))
     }
 
@@ -102,7 +101,7 @@ impl Reader {
     /// Opens a descriptor file and its extents.
     fn open_descriptor(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let descriptor = read_descriptor(&*file, cx)?;
-        let mut info = describe(&descriptor, descriptor.sectors() * SECTOR, None);
+        let mut info = describe(&descriptor, descriptor.sectors() * SECTOR);
         let mut files = ExtentFiles { opened: Vec::new(), sparse: HashSet::new(), info: &mut info, cx };
         let mut extents = Vec::new();
         let mut start = 0;
@@ -111,6 +110,18 @@ impl Reader {
             extents.push(DiskExtent { guest_range: start..start + len, storage: files.open_extent(line, len)? });
             start += len;
         }
+        let listed = descriptor.extents.iter().zip(&extents).map(|(line, extent)| {
+            let grain_bytes = match &extent.storage {
+                Storage::Sparse(grains) => Some(grains.grain_bytes),
+                _ => None,
+            };
+            let full_name = |name: &Name| match cx.path {
+                Some(path) => FileReference::new("extent", name.clone(), None).full_name(path),
+                None => name.clone(),
+            };
+            describe_extent(line, line.file.as_ref().map(full_name), grain_bytes, false)
+        });
+        info.specific.push(("extents", Value::List(listed.collect())));
         extents.retain(|extent| !extent.guest_range.is_empty());
         Ok(Reader { info, extents, table_cache: TableCache::default() })
     }
@@ -184,9 +195,7 @@ impl ExtentFiles<'_, '_> {
                 check_capacity(hosted.header.capacity, line)?;
                 self.info.dirty |= hosted.header.unclean;
                 self.info.block_size = Some(hosted.header.grain_bytes() as u32);
-                let (grains, warning) = hosted.into_grains(len, self.cx)?;
-                self.info.warnings.extend(warning.map(Into::into));
-                grains
+                hosted.into_grains(len, self.cx, &mut self.info.warnings)?
             }
             ExtentType::VmfsSparse => {
                 let header = esxi::read_cowd(&*file, self.cx)?;
@@ -229,11 +238,14 @@ pub(super) fn check_capacity(capacity: u64, line: &ExtentLine) -> Result<()> {
 }
 
 /// Returns the properties of an image in one hosted sparse extent.
-pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) -> Result<ImageInfo> {
+pub(super) fn describe_hosted(
+    header: &Header,
+    descriptor: Option<&Descriptor>,
+    cx: &OpenContext<'_>,
+) -> Result<ImageInfo> {
     let capacity = header.capacity_bytes();
     let mut info = match descriptor {
         Some(descriptor) => {
-            // The file name in an embedded descriptor is ignored, since files are renamed.
             let [line] = descriptor.extents.as_slice() else {
                 let feature = format!("{} extents in an embedded descriptor", descriptor.extents.len());
                 return Err(Error::Unsupported { format: FORMAT_NAME, feature: feature.into(), at: None });
@@ -243,7 +255,13 @@ pub(super) fn describe_hosted(header: &Header, descriptor: Option<&Descriptor>) 
                 return Err(FIELDS.at("extent type", line.at).fault(Problem::Rule { value: line.kind as u64, rule }));
             }
             check_capacity(header.capacity, line)?;
-            describe(descriptor, exact_len(header.capacity, header.grain_size, line), Some(header))
+            let mut info = describe(descriptor, exact_len(header.capacity, header.grain_size, line));
+            // The file name in an embedded descriptor is ignored, since files are renamed.
+            let name = cx.path.map(Name::from).or_else(|| line.file.clone());
+            let is_compressed = header.flags.contains(Flags::COMPRESSED);
+            let extent = describe_extent(line, name, Some(header.grain_bytes()), is_compressed);
+            info.specific.push(("extents", Value::List(vec![extent])));
+            info
         }
         None => describe_without_descriptor(capacity),
     };
@@ -265,9 +283,8 @@ fn describe_without_descriptor(virtual_size: u64) -> ImageInfo {
     ImageInfo { format: FORMAT_NAME, virtual_size, warnings, ..ImageInfo::default() }
 }
 
-/// Returns the properties in a descriptor and, if it is embedded, in the header of its extent, with qemu-img's key
-/// names.
-fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>) -> ImageInfo {
+/// Returns the properties in a descriptor, except its extents, with qemu-img's key names.
+fn describe(descriptor: &Descriptor, virtual_size: u64) -> ImageInfo {
     let mut specific = vec![
         ("cid", u64::from(descriptor.cid).into()),
         ("parent-cid", u64::from(descriptor.parent_cid.unwrap_or(u32::MAX)).into()),
@@ -276,18 +293,6 @@ fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>)
     for (key, name) in [("adapter-type", "adapterType"), ("hardware-version", "virtualHWVersion")] {
         specific.extend(descriptor.database_value(name).map(|value| (key, value.into())));
     }
-    let extents = descriptor.extents.iter().map(|line| {
-        let mut extent = vec![("virtual-size", (line.sectors * SECTOR).into())];
-        extent.extend(line.file.clone().map(|name| ("filename", Value::Text(name))));
-        if let Some(header) = header {
-            extent.push(("cluster-size", header.grain_bytes().into()));
-            extent.extend(header.flags.contains(Flags::COMPRESSED).then_some(("compressed", true.into())));
-        }
-        extent.push(("format", line.kind.keyword().into()));
-        extent.push(("access", line.access.keyword().into()));
-        Value::Map(extent)
-    });
-    specific.push(("extents", Value::List(extents.collect())));
     let uuid = descriptor.database_value("uuid.image").and_then(uuid_identity);
     ImageInfo {
         format: FORMAT_NAME,
@@ -297,6 +302,17 @@ fn describe(descriptor: &Descriptor, virtual_size: u64, header: Option<&Header>)
         specific,
         ..ImageInfo::default()
     }
+}
+
+/// Returns the properties of an extent, with qemu-img's key names.
+fn describe_extent(line: &ExtentLine, file: Option<Name>, grain_bytes: Option<u64>, is_compressed: bool) -> Value {
+    let mut extent = vec![("virtual-size", (line.sectors * SECTOR).into())];
+    extent.extend(file.map(|name| ("filename", Value::Text(name))));
+    extent.extend(grain_bytes.map(|len| ("cluster-size", len.into())));
+    extent.extend(is_compressed.then_some(("compressed", true.into())));
+    extent.push(("format", line.kind.keyword().into()));
+    extent.push(("access", line.access.keyword().into()));
+    Value::Map(extent)
 }
 
 /// Returns the reference to the parent, if there is one.

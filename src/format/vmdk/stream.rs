@@ -58,7 +58,7 @@ pub(super) fn open(
     let text = header.descriptor.clone().and_then(metadata_range).filter(|text| has_text(text));
     let at = header.descriptor.as_ref().map_or(0, |range| range.start);
     let descriptor = text.map(|text| Descriptor::parse(text, at, cx.limits)).transpose()?;
-    let info = describe_hosted(&header, descriptor.as_ref())?;
+    let info = describe_hosted(&header, descriptor.as_ref(), cx)?;
     let payloads = Arc::new(Payloads::with_limit(CACHE_LEN.max(CACHE_GRAINS * header.grain_bytes())));
     let walk = StreamWalk {
         grains_in_tables: match header.directory {
@@ -202,12 +202,17 @@ impl StreamWalk {
     fn next_marker(&mut self) -> Result<()> {
         let at = self.input.at;
         let mut sector = [0; SECTOR as usize];
-        if !self.input.read_or_end(&mut sector)? {
-            return self.end_without_marker(at);
-        }
-        let marker = Marker::parse(&sector, at)?;
+        let marker = match self.read_marker(&mut sector) {
+            Ok(Some(marker)) => marker,
+            Ok(None) => return self.end_without_marker(at),
+            // Anything may follow a stream. Without an end-of-stream marker, its tables show that it is complete.
+            Err(Error::Corrupt(_)) if self.has_all_grains() => return self.end(at),
+            Err(error) => return Err(error),
+        };
         match marker {
             Marker::Grain { lba, size } => return self.read_grain(lba, size, at, &sector),
+            // A gap: qemu aligns the first grain that it appends to an existing image.
+            Marker::EndOfStream if self.grains_in_tables.is_some() && !self.has_all_grains() => {}
             Marker::EndOfStream => return self.end(at),
             Marker::Footer { .. } => self.footer_seen = true,
             Marker::GrainTable { .. } | Marker::GrainDirectory { .. } | Marker::Other { .. } => {}
@@ -215,18 +220,37 @@ impl StreamWalk {
         self.input.skip(marker.total_len() - SECTOR)
     }
 
+    /// Reads a sector with a marker, or returns `None` at the end of the stream.
+    fn read_marker(&mut self, sector: &mut [u8; SECTOR as usize]) -> Result<Option<Marker>> {
+        let at = self.input.at;
+        if !self.input.read_or_end(sector)? {
+            return Ok(None);
+        }
+        let marker = Marker::parse(sector, at)?;
+        if let Marker::Grain { lba, size } = marker {
+            let unit = lba.saturating_mul(SECTOR);
+            if unit >= self.capacity || !unit.is_multiple_of(self.grain_bytes) {
+                let rule = "must be the first sector of a grain of the disk";
+                return Err(FIELDS.at("lba", at).fault(Problem::Rule { value: lba, rule }));
+            }
+            check_payload_len(size, self.grain_bytes, at)?;
+        }
+        Ok(Some(marker))
+    }
+
+    /// Whether the stream had all grains of the tables before them.
+    fn has_all_grains(&self) -> bool {
+        self.grains_in_tables.is_some_and(|count| self.grain_count >= count)
+    }
+
     /// Reads the grain whose marker is at stream offset `at`, in `sector` with the first bytes of the payload.
     fn read_grain(&mut self, lba: u64, size: u32, at: u64, sector: &[u8; SECTOR as usize]) -> Result<()> {
         let unit = lba.saturating_mul(SECTOR);
-        if unit >= self.capacity || !unit.is_multiple_of(self.grain_bytes) {
-            let rule = "must be the first sector of a grain of the disk";
-            return Err(FIELDS.at("lba", at).fault(Problem::Rule { value: lba, rule }));
-        }
         if unit < self.returned_end {
             let feature = "grains far out of order in a stream from a pipe; read it from a file instead".into();
             return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(at) });
         }
-        let len = check_payload_len(size, self.grain_bytes, at)? as usize;
+        let len = size as usize;
         let mut payload = vec![0; len];
         let first = len.min(sector.len() - Marker::GRAIN_HEADER);
         let in_sector = sector.get(Marker::GRAIN_HEADER..Marker::GRAIN_HEADER + first).unwrap_or_default();
@@ -262,7 +286,7 @@ impl StreamWalk {
         }
     }
 
-    /// Handles the end-of-stream marker at stream offset `at`; only padding follows.
+    /// Handles the end-of-stream marker at stream offset `at`; what follows is ignored.
     fn end(&mut self, at: u64) -> Result<()> {
         if self.has_footer && !self.footer_seen {
             let finding = "the stream ends without a footer";

@@ -64,6 +64,6 @@ fn table_sizes_are_limited() {
     image.log_len = 511 * MIB;
     let places = image.write(&path);
     Log::new(Vec::new()).write(&path, &image, &places);
-    assert_eq!(Image::open(&path).err().unwrap().kind().as_str(), "invalid-field");
+    assert_eq!(Image::open(&path).unwrap().virtual_size(), MIB);
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }

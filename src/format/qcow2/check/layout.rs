@@ -9,8 +9,10 @@ use byteorder::{BigEndian, ByteOrder};
 use super::Findings;
 use crate::driver::OpenContext;
 use crate::error::{Problem, Result};
+use crate::format::qcow2::bitmap::BitmapFlags;
+use crate::format::qcow2::extension::{BitmapDirectory, CryptoHeader};
 use crate::format::qcow2::header::Header;
-use crate::format::qcow2::{bitmap, snapshot};
+use crate::format::qcow2::{FIELDS, bitmap, luks, snapshot};
 use crate::format::shared::table;
 use crate::info::FileReference;
 use crate::io::ReadAt;
@@ -64,8 +66,10 @@ impl<'a> Layout<'a> {
         findings: &mut Findings,
     ) -> Result<Layout<'a>> {
         let file_len = table::length(&*file)?;
-        let snapshots = findings.usable(snapshot::read_snapshots(&file, header, cx.budget))?;
-        let bitmaps = findings.usable(bitmap::read_bitmaps(&file, header, cx.budget))?;
+        let snapshots = cx.budget.attempt(|budget| snapshot::read_snapshots(&file, header, budget));
+        let snapshots = findings.list_of_uses(snapshots, "snapshots")?;
+        let bitmaps = cx.budget.attempt(|budget| bitmap::read_bitmaps(&file, header, budget));
+        let bitmaps = findings.list_of_uses(bitmaps, "bitmaps")?;
         let mut layout = Layout {
             file,
             file_len,
@@ -90,10 +94,16 @@ impl<'a> Layout<'a> {
             let rule = "must be at least 1";
             findings.fault("refcount_table_clusters", 56, Problem::Rule { value: 0, rule });
         }
-        if let Some(crypto) = header.extensions.crypto {
-            layout.region("encryption header", header.header_length.into(), crypto.offset, crypto.len, 1, findings);
+        if let Some(CryptoHeader { offset, len, at }) = findings.usable(luks::location(header))? {
+            layout.region("encryption header offset", at, offset, len, 1, findings);
         }
-        layout.l1_table(40, header.l1_table_offset, header.l1_size, header.size, None, findings);
+        let needed = header.l1_entries_for(header.size) * 8;
+        let l1_table = FIELDS.at("l1_table_offset", 40);
+        if findings.usable(l1_table.within(header.l1_table_offset, needed, file_len).map(|()| true))? {
+            layout.l1_table(40, header.l1_table_offset, header.l1_size, header.size, None, findings);
+        } else {
+            findings.uses_unknown = true;
+        }
 
         if let Some(last) = snapshots.last() {
             let len = last.range.end - header.snapshots_offset;
@@ -102,6 +112,7 @@ impl<'a> Layout<'a> {
         let mut by_table = BTreeMap::new();
         for snapshot in &snapshots {
             if let Err(error) = snapshot.check(header, file_len) {
+                findings.uses_unknown = true;
                 findings.usable::<()>(Err(error))?;
                 continue;
             }
@@ -116,6 +127,7 @@ impl<'a> Layout<'a> {
         for ((offset, entries), (at, size, times)) in by_table {
             let table = offset..offset.saturating_add(u64::from(entries) * 8);
             if table.start < end || table.start < active.end && active.start < table.end {
+                findings.uses_unknown = true;
                 findings.fault("l1_table_offset", at, Problem::Overlap { offset, with: "another L1 table" });
                 continue;
             }
@@ -123,13 +135,25 @@ impl<'a> Layout<'a> {
             layout.l1_table(at, offset, entries, size, Some(times), findings);
         }
 
-        if let Some(directory) = bitmap::valid_directory(header) {
-            layout.region("bitmap_directory_offset", directory.at + 16, directory.offset, directory.len, 1, findings);
+        if let Some(Ok(BitmapDirectory { offset, len, at, .. })) =
+            bitmap::valid_directory(header).filter(|_| !bitmaps.is_empty())
+        {
+            layout.region("bitmap_directory_offset", at + 16, offset, len, 1, findings);
         }
         for bitmap in &bitmaps {
+            let bits = u64::from((bitmap.flags & BitmapFlags::RESERVED).bits());
+            if bits != 0 {
+                findings.fault(
+                    "bitmap flags",
+                    bitmap.at + 12,
+                    Problem::Reserved { value: bitmap.flags.bits().into(), bits },
+                );
+            }
             let (offset, entries) = (bitmap.table_offset, u64::from(bitmap.table_size));
             if layout.region("bitmap_table_offset", bitmap.at, offset, entries * 8, 1, findings) {
                 layout.bitmap_tables.push(BitmapTable { offset, entries });
+            } else if entries > 0 {
+                findings.uses_unknown = true;
             }
         }
         // Overlapping bitmap tables are skipped, too. Their clusters are reported as used more than once anyway.
@@ -156,6 +180,8 @@ impl<'a> Layout<'a> {
         let (entries, times) = (u64::from(entries), snapshots.unwrap_or(1));
         if self.region("l1_table_offset", at, offset, entries * 8, times, findings) {
             self.l1_tables.push(L1Table { offset, entries, disk_size, active: snapshots.is_none(), times });
+        } else if entries > 0 {
+            findings.uses_unknown = true;
         }
     }
 

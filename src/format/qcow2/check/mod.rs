@@ -32,7 +32,7 @@ const L2_WINDOW: u64 = 1 << 20;
 /// # Errors
 /// When the header is invalid or not supported, or when the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
-    let header = Header::read(&file, cx.limits)?;
+    let header = Header::read_for_check(&file, cx.limits)?;
     let mut findings = Findings::default();
     findings.report.total_clusters = header.size.div_ceil(header.cluster_size());
     findings.note_state(&header);
@@ -82,17 +82,17 @@ fn compare(
             return;
         }
         findings.report.image_end_offset = offset.saturating_add(cluster_size);
-        if let Some(conflict) = uses.conflict() {
-            findings.report.corruption(|| format!("cluster at host offset {offset:#x}: {conflict}"));
-        }
-        if count > refcount {
-            findings
-                .report
-                .corruption(|| format!("cluster at host offset {offset:#x}: refcount is {refcount}, expected {count}"));
-        } else if refcount > count && uses.count() < Uses::MAX_COUNT {
-            findings
-                .report
-                .leak(|| format!("cluster at host offset {offset:#x}: refcount is {refcount}, expected {count}"));
+        let differs = || format!("cluster at host offset {offset:#x}: refcount is {refcount}, expected {count}");
+        match uses.conflict() {
+            Some(conflict) if count > refcount => findings.report.corruption(|| format!("{}: {conflict}", differs())),
+            Some(conflict) => {
+                findings.report.corruption(|| format!("cluster at host offset {offset:#x}: {conflict}"));
+            }
+            None if count > refcount => findings.report.corruption(differs),
+            None if refcount > count && uses.count() < Uses::MAX_COUNT && !findings.uses_unknown => {
+                findings.report.leak(differs);
+            }
+            None => {}
         }
     })
 }
@@ -101,6 +101,8 @@ fn compare(
 #[derive(Default)]
 struct Findings {
     report: CheckReport,
+    /// Whether clusters may be in use by a structure that cannot be read. Nothing is called leaked then: freeing it could lose data.
+    uses_unknown: bool,
 }
 
 impl Findings {
@@ -120,6 +122,18 @@ impl Findings {
     fn not_checked(&mut self, why: &Error) {
         self.report.check_errors += 1;
         self.report.message("Not checked", || why.to_string());
+    }
+
+    /// As [`usable`](Self::usable), for the `entries` that list structures with host clusters of their own.
+    fn list_of_uses<T: Default>(&mut self, result: Result<T>, entries: &str) -> Result<T> {
+        if let Err(Error::Corrupt(_) | Error::Limit { .. }) = &result {
+            self.uses_unknown = true;
+            if let Err(Error::Corrupt(_)) = &result {
+                self.report.check_errors += 1;
+                self.report.message("Not checked", || format!("the clusters of {entries}"));
+            }
+        }
+        self.usable(result)
     }
 
     /// Reports an error of the image and returns an empty value for it. Other errors are passed on.

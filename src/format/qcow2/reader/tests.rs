@@ -72,7 +72,8 @@ fn mapped(entries: &[u64]) -> MemFile {
 
 fn open_with(file: Arc<dyn ReadAt>, snapshot: Option<&str>, other: Option<Arc<dyn ReadAt>>) -> Result<Reader> {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-    Reader::open(file, &OpenContext { limits: &limits, budget: &budget, snapshot, file: &|_| Ok(other.clone()) })
+    let find = |_: &FileReference| Ok(other.clone());
+    Reader::open(file, &OpenContext { snapshot, file: &find, ..OpenContext::new(&limits, &budget) })
 }
 
 fn open(file: MemFile) -> Reader {
@@ -383,4 +384,128 @@ fn clusters_of_a_data_file_are_at_their_guest_offset() {
     assert_eq!(fault(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap_err()), ("L2 entry".to_owned(), L2 + 24, problem));
     let reader = open_with(file, None, None).unwrap();
     assert_eq!(reader.extent_at(3 * CLUSTER..u64::MAX).unwrap().kind, ExtentKind::Data(at(3 * CLUSTER)));
+}
+
+#[test]
+fn damage_that_does_not_affect_the_active_state_is_a_warning() {
+    let warnings = |change: &dyn Fn(&MemFile)| {
+        let file = with_snapshots();
+        change(&file);
+        let reader = open_with(Arc::new(file), None, None).unwrap();
+        assert!(reader.extent_at(0..COVERAGE).is_ok());
+        assert_eq!(reader.info.snapshots_unreadable, reader.info.snapshots.is_empty());
+        (reader.info.snapshots.len(), reader.info.warnings.clone())
+    };
+    assert_eq!(warnings(&|_| ()), (2, Vec::new()));
+    let damages: [&dyn Fn(&MemFile); 4] = [
+        &|file| put_u32(file, 60, 1000),
+        &|file| put_u32(file, 60, u32::MAX),
+        &|file| put(file, 64, 1 << 50),
+        &|file| put(file, 64, 1),
+    ];
+    for damage in damages {
+        let (snapshots, warnings) = warnings(damage);
+        assert_eq!((snapshots, warnings.len()), (0, 1));
+        assert!(warnings[0].starts_with("internal snapshots are not listed: qcow2: "), "{warnings:?}");
+        // The reason, not that there is no such snapshot.
+        let file = with_snapshots();
+        damage(&file);
+        let error = open_with(Arc::new(file), Some("1"), None).err().unwrap();
+        assert!(warnings[0].ends_with(&error.to_string()), "{error}");
+    }
+    // A table that exceeds the memory for metadata, which the active state does not need.
+    let limits = Limits::default();
+    let budget = Budget::new(8);
+    let reader = Reader::open(Arc::new(with_snapshots()), &OpenContext::new(&limits, &budget)).unwrap();
+    assert!(reader.info.warnings[0].contains("above the limit"), "{:?}", reader.info.warnings);
+}
+
+/// The bitmaps extension with these numbers, after a version 3 header.
+const BITMAPS: [(u64, u64); 6] =
+    [(88, 1), (112, 0x2385_2875 << 32 | 24), (120, 1 << 32), (128, 32), (136, 6 * CLUSTER), (144, 0)];
+
+#[test]
+fn a_damaged_bitmap_directory_is_a_warning() {
+    let info = |changes: &[(u64, u64)]| {
+        let words: Vec<_> = BITMAPS.iter().chain(changes).copied().collect();
+        open(image(9, COVERAGE, 32 * CLUSTER, &words)).info
+    };
+    let entry = [(6 * CLUSTER + 8, 1 << 32), (6 * CLUSTER + 16, 0x0110_0001 << 32), (6 * CLUSTER + 24, 0x62 << 56)];
+    let valid = info(&entry);
+    assert!(valid.warnings.is_empty() && valid.property("bitmaps").is_some(), "{:?}", valid.warnings);
+    // An invalid entry, a directory out of bounds, too many bitmaps, and an extension of the wrong length.
+    for change in [(6 * CLUSTER + 16, 0), (136, 1 << 50), (120, u64::MAX), (112, 0x2385_2875 << 32 | 16)] {
+        let info = info(&[&entry[..], &[change]].concat());
+        assert_eq!(info.warnings.len(), 1, "{change:?}");
+        assert!(info.warnings[0].starts_with("bitmaps are not listed: qcow2: "), "{:?}", info.warnings);
+        assert_eq!(info.property("bitmaps"), None);
+    }
+    // Out of date: not looked at.
+    assert!(info(&[(88, 0), (136, 1 << 50)]).warnings.is_empty());
+}
+
+#[test]
+fn luks_headers() {
+    const HEADER: u64 = 8 * CLUSTER;
+    let extension = [(112, 0x0537_be77 << 32 | 16), (120, HEADER), (128, 4 * CLUSTER), (136, 0)];
+    let info = |words: &[(u64, u64)], luks: &[u8]| {
+        let file = image(9, COVERAGE, 32 * CLUSTER, words);
+        put_u32(&file, 32, 2);
+        file.write_all_at(luks, HEADER).unwrap();
+        open(file).info
+    };
+    let mut luks = [&b"LUKS\xba\xbe\0\x01"[..], &[0; 584]].concat();
+    for (at, text) in [(8, "aes"), (40, "xts-plain64"), (72, "sha256"), (168, "a-uuid")] {
+        luks[at..at + text.len()].copy_from_slice(text.as_bytes());
+    }
+    for (at, number) in [(104, 4040u32), (108, 64), (164, 1000)] {
+        luks[at..at + 4].copy_from_slice(&number.to_be_bytes());
+    }
+    for (slot, words) in [[0x00ac_71f3u32, 2000, 8, 4000], [0x0000_dead, 0, 512, 4000]].iter().enumerate() {
+        for (at, number) in [0, 4, 40, 44].into_iter().zip(words) {
+            luks[208 + 48 * slot + at..][..4].copy_from_slice(&number.to_be_bytes());
+        }
+    }
+    let valid = info(&extension, &luks);
+    assert_eq!((valid.encryption, valid.warnings.len()), (Some("LUKS"), 0), "{:?}", valid.warnings);
+    let Some(Value::Map(properties)) = valid.property("encrypt") else { panic!() };
+    let get = |name: &str| properties.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone()).unwrap();
+    for (name, text) in [
+        ("ivgen-alg", "plain64"),
+        ("hash-alg", "sha256"),
+        ("cipher-alg", "aes-256"),
+        ("cipher-mode", "xts"),
+        ("uuid", "a-uuid"),
+        ("format", "luks"),
+    ] {
+        assert_eq!(get(name), text.into());
+    }
+    assert_eq!((get("payload-offset"), get("master-key-iters")), ((4040u64 * 512).into(), 1000u64.into()));
+    let Value::List(slots) = get("slots") else { panic!() };
+    let active = vec![
+        ("active", true.into()),
+        ("iters", 2000u64.into()),
+        ("key-offset", 4096u64.into()),
+        ("stripes", 4000u64.into()),
+    ];
+    assert_eq!(slots.len(), 8);
+    assert_eq!(
+        slots[..2],
+        [Value::Map(active), Value::Map(vec![("active", false.into()), ("key-offset", 262_144u64.into())])]
+    );
+
+    for (words, luks, reason) in [
+        (&[][..], &luks[..], "encryption header extension with the offset of the LUKS header is missing"),
+        (&[(112, 0x0537_be77 << 32 | 8)], &luks, "encryption header is 8"),
+        (&[extension[0], (120, HEADER), (128, 1 << 40)], &luks, "is out of bounds"),
+        (&[extension[0], (120, 1 << 40), (128, 4096)], &luks, "is out of bounds"),
+        (&extension, b"void", "LUKS magic"),
+        (&extension, b"LUKS\xba\xbe\0\x02", "LUKS version"),
+    ] {
+        let info = info(words, luks);
+        assert_eq!((info.encryption, info.warnings.len()), (Some("LUKS"), 1));
+        let warning = &info.warnings[0];
+        assert!(warning.starts_with("the LUKS header is not valid: ") && warning.contains(reason), "{warning}");
+        assert_eq!(info.property("encrypt"), Some(&Value::Map(vec![("format", "luks".into())])));
+    }
 }

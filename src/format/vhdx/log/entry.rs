@@ -7,6 +7,7 @@ use super::super::{FIELDS, FORMAT_NAME, checksum};
 use super::ring::{Ring, SECTOR};
 use crate::error::{Problem, Result};
 use crate::limits::Budget;
+use crate::zero;
 
 type Sector = [u8; SECTOR as usize];
 
@@ -64,26 +65,49 @@ pub(super) struct Data {
     pub trailing_bytes: [u8; 4],
 }
 
-impl LogEntry {
-    /// Returns all valid entries of the log, in the order of their offsets.
+/// The entries of a log.
+pub(super) struct LogEntries {
+    /// The valid entries, in the order of their offsets.
+    pub valid: Vec<LogEntry>,
+    /// Whether the log has traces of entries with its GUID, valid or damaged.
+    pub has_remains: bool,
+}
+
+impl LogEntries {
+    /// Reads all entries with this GUID.
     ///
     /// Sectors have signatures by their role, so an entry cannot start within another one. After an invalid entry the search
     /// continues after its last valid sector, so every sector is read a bounded number of times.
-    pub fn all(ring: &mut Ring<'_>, log_guid: &Uuid, budget: &Budget) -> Result<Vec<LogEntry>> {
+    pub fn read(ring: &mut Ring<'_>, log_guid: &Uuid, budget: &Budget) -> Result<LogEntries> {
         // A growing vector has up to twice the capacity.
         const COST: u64 = 2 * size_of::<LogEntry>() as u64;
-        let mut entries = Vec::new();
+        let mut entries = LogEntries { valid: Vec::new(), has_remains: false };
         let mut offset = 0;
         while offset < ring.len() {
             let at = ring.host_offset(offset);
+            entries.has_remains |= is_remains(ring.sector(offset)?, log_guid);
             if let Some(entry) = LogEntry::read(ring, &mut offset, log_guid)? {
                 budget.take(COST, FORMAT_NAME, "log entries", at)?;
-                entries.push(entry);
+                entries.valid.push(entry);
             }
         }
         Ok(entries)
     }
+}
 
+/// Whether a sector that starts no valid entry is left of one with this GUID, as opposed to an unused sector or a part of an earlier
+/// log, which the writer does not clear. Content of no known role may be anything.
+fn is_remains(sector: &Sector, log_guid: &Uuid) -> bool {
+    let is_header = sector.starts_with(SIGNATURE);
+    let is_other =
+        [DATA_SIGNATURE, ZERO_SIGNATURE, SECTOR_SIGNATURE].iter().any(|signature| sector.starts_with(*signature));
+    match sector[32..48] == log_guid.to_bytes_le() {
+        true => !is_other,
+        false => !is_header && !is_other && !zero::is_zero(sector),
+    }
+}
+
+impl LogEntry {
     /// Returns the entry at `offset` if it is valid. Advances `offset` over the sectors of the entry, or over the valid sectors
     /// of an invalid one.
     fn read(ring: &mut Ring<'_>, offset: &mut u64, log_guid: &Uuid) -> Result<Option<LogEntry>> {

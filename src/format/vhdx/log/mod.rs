@@ -8,9 +8,10 @@ mod overlay;
 mod ring;
 mod sequence;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use self::entry::{Descriptor, LogEntry, Update};
+use self::entry::{Descriptor, LogEntries, LogEntry, Update};
 use self::overlay::{Content, Overlay};
 use self::ring::{Ring, SECTOR};
 use super::FIELDS;
@@ -25,7 +26,7 @@ const GROWTH: u64 = 512 * (256 << 20);
 /// A file with its log replayed in memory.
 pub(super) struct Replayed {
     pub file: Arc<dyn ReadAt>,
-    /// Number of replayed log entries.
+    /// Number of replayed log entries. 0 if the header marks the log as not empty, but its writer was killed before the first one.
     pub entries: u64,
     /// Bytes of the file that they change.
     pub bytes: u64,
@@ -37,21 +38,25 @@ pub(super) struct Replayed {
 /// Replays the log in memory; `None` if the log is empty. `file` is never written to.
 ///
 /// # Errors
-/// If the log has no valid sequence of entries, or the sequence does not fit the file.
+/// If the log has entries but no valid sequence of them, or the sequence does not fit the file or writes to a range of `fixed`, each
+/// with a description.
 pub(super) fn replay(
     file: &Arc<dyn ReadAt>,
     file_len: u64,
-    header: &Header,
-    header_at: u64,
+    (header, header_at): (&Header, u64),
+    fixed: &[(Range<u64>, &'static str)],
     budget: &Budget,
 ) -> Result<Option<Replayed>> {
     if header.log_guid.is_nil() {
         return Ok(None);
     }
     let mut ring = Ring::new(&**file, header.log.clone());
-    let mut entries = LogEntry::all(&mut ring, &header.log_guid, budget)?;
+    let LogEntries { valid: mut entries, has_remains } = LogEntries::read(&mut ring, &header.log_guid, budget)?;
     let active = sequence::active(&mut entries, ring.len());
     let Some(head) = active.last() else {
+        if !has_remains {
+            return Ok(Some(Replayed { file: file.clone(), entries: 0, bytes: 0, skipped: 0 }));
+        }
         let finding = "the log is not empty and has no valid sequence of entries";
         return Err(FIELDS
             .at("LogOffset", header_at + 72)
@@ -65,7 +70,7 @@ pub(super) fn replay(
     let max_len = (descriptors + 1).saturating_mul(GROWTH).saturating_add(file_len).min(i64::MAX as u64);
     let mut overlay = Overlay::new(file.clone(), file_len);
     for entry in active {
-        entry.descriptors(&mut ring, |descriptor| apply(&descriptor, &mut overlay, max_len, budget))?;
+        entry.descriptors(&mut ring, |descriptor| apply(&descriptor, &mut overlay, max_len, fixed, budget))?;
     }
     FIELDS.at("LastFileOffset", head_at + 56).within(0, head.last_file_offset, max_len)?;
     overlay.grow(head.last_file_offset);
@@ -74,14 +79,26 @@ pub(super) fn replay(
     Ok(Some(Replayed { file: Arc::new(overlay), entries: replayed, bytes, skipped }))
 }
 
-/// Applies one descriptor. The file may grow to at most `max_len` bytes.
-fn apply(descriptor: &Descriptor, overlay: &mut Overlay, max_len: u64, budget: &Budget) -> Result<()> {
+/// Applies one descriptor. The file may grow to at most `max_len` bytes, and the `fixed` ranges do not change.
+fn apply(
+    descriptor: &Descriptor,
+    overlay: &mut Overlay,
+    max_len: u64,
+    fixed: &[(Range<u64>, &'static str)],
+    budget: &Budget,
+) -> Result<()> {
     let Descriptor { file_offset, at, update } = *descriptor;
     let (len, content) = match update {
         Update::Zero { zero_length } => (zero_length, Content::Zeros),
         Update::Data(data) => (SECTOR, Content::Data(data)),
     };
-    FIELDS.at("FileOffset", at + 16).within(file_offset, len, max_len)?;
+    let field = FIELDS.at("FileOffset", at + 16);
+    field.within(file_offset, len, max_len)?;
+    let changed = file_offset..file_offset + len;
+    let overlaps = |range: &Range<u64>| len > 0 && changed.start < range.end && range.start < changed.end;
+    if let Some((_, with)) = fixed.iter().find(|(range, _)| overlaps(range)) {
+        return Err(field.fault(Problem::Overlap { offset: file_offset, with }));
+    }
     overlay.put(file_offset, len, content, FIELDS.at("descriptor", at), budget)
 }
 

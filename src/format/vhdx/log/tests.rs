@@ -235,9 +235,10 @@ fn a_log_without_a_valid_sequence_is_refused() {
         image
     };
     assert_eq!(sector(&replayed(&edited(0, b"loge")), 0), content(1), "an unchanged field");
+    let mut garbage = Image::new(12);
+    garbage.flip(5 * SECTOR + 9, 1);
     let images = [
-        Image::new(12),
-        image(&NewEntry { log_guid: Uuid::from_u128(1), ..entry.clone() }),
+        garbage,
         image(&NewEntry::first(0, 0, &[data(0, 1)])),
         image(&NewEntry::first(7, SECTOR, &[data(0, 1)])),
         edited(0, b"logf"),
@@ -272,6 +273,46 @@ fn a_log_without_a_valid_sequence_is_refused() {
         assert_eq!((&*field, at), ("LogOffset", HEADER_AT + 72), "{index}");
         assert!(matches!(problem, Problem::Conflict { value, .. } if value == image.log.start), "{index}");
     }
+}
+
+#[test]
+fn a_log_without_entries_has_nothing_to_replay() {
+    let other = |sequence_number, seed| {
+        let log_guid = Uuid::from_u128(1);
+        NewEntry { log_guid, ..NewEntry::first(sequence_number, 0, &[zero(1, 1), data(0, seed)].repeat(70)) }
+    };
+    let mut old = Image::new(90);
+    old.append(&other(5, 1)).append_torn(&other(6, 2), &[(0, Tear::Missing), (30, Tear::Half(4))]);
+    for image in [Image::new(12), old] {
+        assert_eq!(replayed(&image), image.bytes);
+        let Replayed { entries, bytes, skipped, .. } = image.replay().unwrap();
+        assert_eq!((entries, bytes, skipped), (0, 0, 0));
+    }
+}
+
+#[test]
+fn fixed_ranges_are_not_written_to() {
+    let fixed = [(2 * SECTOR..4 * SECTOR, "the headers"), (30 * SECTOR..31 * SECTOR, "the log")];
+    let replay = |update| {
+        let image = Image::new(12).append(&NewEntry::first(7, 0, &[update])).clone();
+        let result = image.replay_within(&Budget::new(1 << 20), &fixed);
+        result.map(drop).map_err(|error| match error {
+            Error::Corrupt(Fault { field, at, problem, .. }) => {
+                assert_eq!((&*field, at), ("FileOffset", image.log.start + 80));
+                problem
+            }
+            other => panic!("{other}"),
+        })
+    };
+    for update in [data(1, 1), zero(0, 2), zero(3, 0), data(4, 1), zero(4, 26), data(31, 1)] {
+        assert_eq!(replay(update), Ok(()), "{update:?}");
+    }
+    let overlap = |sector, with| Err(Problem::Overlap { offset: sector * SECTOR, with });
+    assert_eq!(replay(data(2, 1)), overlap(2, "the headers"));
+    assert_eq!(replay(zero(1, 2)), overlap(1, "the headers"));
+    assert_eq!(replay(zero(3, 40)), overlap(3, "the headers"));
+    assert_eq!(replay(data(30, 1)), overlap(30, "the log"));
+    assert_eq!(replay(zero(20, 11)), overlap(20, "the log"));
 }
 
 #[test]
@@ -336,7 +377,7 @@ fn changes_are_limited_by_the_budget() {
     let bytes = replayed(&image);
     assert!(bytes.len() as u64 == 1000 * SECTOR && bytes.iter().all(|&byte| byte == 0));
     for limit in [10, 1 << 10] {
-        assert_eq!(image.replay_within(&Budget::new(limit)).err().unwrap().kind().as_str(), "limit");
+        assert_eq!(image.replay_within(&Budget::new(limit), &[]).err().unwrap().kind().as_str(), "limit");
     }
 }
 
@@ -346,7 +387,8 @@ fn an_empty_log_and_a_truncated_file() {
     let file = Arc::new(MemFile::from(image.bytes.clone()));
     let source: Arc<dyn ReadAt> = file.clone();
     let len = image.bytes.len() as u64;
-    let open = |guid| replay(&source, len, &header(guid, image.log.clone()), HEADER_AT, &Budget::new(1 << 20)).unwrap();
+    let open =
+        |guid| replay(&source, len, (&header(guid, image.log.clone()), HEADER_AT), &[], &Budget::new(1 << 20)).unwrap();
     assert!(open(Uuid::nil()).is_none());
     let replayed = open(LOG_GUID).unwrap().file;
     assert_eq!(replayed.size().unwrap(), 41 * SECTOR);
@@ -362,7 +404,7 @@ fn a_changed_log_is_an_error() {
     let source: Arc<dyn ReadAt> = file.clone();
     let len = image.bytes.len() as u64;
     let header = header(LOG_GUID, image.log.clone());
-    let replayed = replay(&source, len, &header, HEADER_AT, &Budget::new(1 << 20)).unwrap().unwrap().file;
+    let replayed = replay(&source, len, (&header, HEADER_AT), &[], &Budget::new(1 << 20)).unwrap().unwrap().file;
     let read = || replayed.read_exact_at(&mut [0; 512], 40 * SECTOR);
     read().unwrap();
     // Another writer overwrites the entry.
@@ -425,7 +467,7 @@ fn the_work_is_linear_in_the_length_of_the_log() {
         begin
     };
     let (long, some) = (64 << 20, 4 << 20);
-    // All entries claim to fill the log. They are invalid at the next entry, or by their checksum.
+    // All entries claim to fill the log. They are invalid at the next entry, or by their checksum. The first ones are of another log.
     let rows = [
         (long, vec![b"loge".repeat(1024)]),
         (some, vec![header_sector(some, 126)]),
@@ -438,8 +480,8 @@ fn the_work_is_linear_in_the_length_of_the_log() {
     for (index, (log_len, sectors)) in rows.into_iter().enumerate() {
         let source = Arc::new(Pattern { sectors, len: log_len, read: AtomicU64::new(0) });
         let file: Arc<dyn ReadAt> = source.clone();
-        let result = replay(&file, log_len, &header(LOG_GUID, 0..log_len), HEADER_AT, &Budget::new(64 << 20));
-        assert_eq!(result.is_ok(), index == 6, "{index}");
+        let result = replay(&file, log_len, (&header(LOG_GUID, 0..log_len), HEADER_AT), &[], &Budget::new(64 << 20));
+        assert_eq!(result.is_ok(), [0, 6].contains(&index), "{index}");
         let read = source.read.load(Ordering::Relaxed);
         assert!((log_len..=2 * log_len + (1 << 20)).contains(&read), "{index}: {read} bytes");
     }

@@ -8,6 +8,7 @@ use crate::driver::ExtentKind;
 use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
+use crate::format::vmdk::footer::Footer;
 use crate::format::vmdk::grains::{DAMAGED, EntryFormat, Framing, GrainEntry, GrainMap, max_payload_len};
 use crate::format::vmdk::header::{Directory, Flags, Header};
 use crate::format::vmdk::hosted::{GrainDirectory, Hosted};
@@ -43,7 +44,9 @@ pub(super) fn check_hosted(hosted: Hosted, len: u64, cx: &OpenContext<'_>, findi
         redundant_tables = compare_directories((&mut directory, &range), redundant, findings);
     }
     if hosted.header.directory == Directory::AtEnd {
-        metadata.extend(hosted.footer_offset().ok().map(|at| at - SECTOR..at + Header::LEN));
+        let footer = hosted.footer().ok();
+        metadata.extend(footer.map(|footer| footer.at - SECTOR..footer.at + Header::LEN));
+        footer.and_then(Footer::warning).into_iter().for_each(|warning| findings.note(&warning));
     }
     // The overhead tells where grains begin. Space between compressed grains is too small to be reused.
     let Header { flags, overhead, .. } = hosted.header;

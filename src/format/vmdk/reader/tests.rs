@@ -307,7 +307,34 @@ fn footers_are_found_and_validated() {
     }
     // More padding than the search limit.
     let built = Sparse { footer: Some(3 << 20), ..sparse.clone() }.build();
-    assert_eq!(kind(&built.file), Some("invalid-field"));
+    assert!(read_one(&built.file).unwrap() == sparse.guest());
+}
+
+#[test]
+fn bytes_after_a_stream_are_ignored_with_a_warning() {
+    let sparse = Sparse::stream(10);
+    let whole = sparse.build().file;
+    let warnings = |bytes: &[u8]| {
+        assert!(read_one(bytes).unwrap() == sparse.guest());
+        open(bytes).unwrap().info().warnings.clone()
+    };
+    assert_eq!(warnings(&whole), [NO_DESCRIPTOR]);
+    let warning =
+        |trailing| [NO_DESCRIPTOR.to_owned(), format!("{trailing} bytes after the end of the stream are ignored")];
+    for trailing in [vec![0; 10240], vec![7], vec![7; 512], vec![b'x'; 3 << 20], [vec![0; 5000], vec![1; 512]].concat()]
+    {
+        assert_eq!(warnings(&[&whole[..], &trailing].concat()), warning(trailing.len()));
+    }
+    // Another stream, whose footer counts sectors from its own header.
+    let other = Sparse::stream(9).build().file;
+    assert_eq!(warnings(&[&whole[..], &other].concat()), warning(other.len()));
+    // Without an end-of-stream marker.
+    let end = whole.len() - 512;
+    assert_eq!(warnings(&[&whole[..end], &[7; 700]].concat()), warning(700));
+    // A truncated stream is refused, although what a guest wrote looks like the end of a stream.
+    let cut = sparse.build().places[7].0 as usize * 512;
+    let forged = [&whole[..cut], &[0xee; 512], &whole[end - 1024..], &[7; 512]].concat();
+    assert_eq!(open(&forged).err().map(|error| error.kind().as_str()), Some("invalid-field"));
 }
 
 #[test]
@@ -509,6 +536,25 @@ fn properties_need_no_extent_files() {
     assert_eq!(reader.extent_at(13 * 512..u64::MAX).unwrap_err().kind().as_str(), "usage");
     // VMDK has no internal snapshots.
     assert!(Reader::open(file(text.as_bytes()), &OpenContext { snapshot: Some("1"), ..cx }).is_err());
+    // The grain size is in the file of the extent, and names are relative to the image.
+    let extents = |cx: &OpenContext<'_>| {
+        let cx = OpenContext { path: Some(std::path::Path::new("/vm/disk.vmdk")), ..*cx };
+        let reader = Reader::open(file(text.as_bytes()), &cx).unwrap();
+        let Some(Value::List(extents)) = reader.info().property("extents").cloned() else { panic!() };
+        extents
+            .into_iter()
+            .map(|extent| {
+                let Value::Map(extent) = extent else { panic!() };
+                let get = |name| extent.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
+                (get("filename"), get("cluster-size"))
+            })
+            .collect::<Vec<_>>()
+    };
+    let names = [Some("/vm/a".into()), None, Some("/vm/b".into())];
+    assert_eq!(extents(&cx), names.clone().map(|name| (name, None)));
+    let files = [("a", file(&[0; 5120])), ("b", file(&Sparse { descriptor: None, ..Sparse::plain(10) }.build().file))];
+    let [a, zero, b] = names;
+    assert_eq!(with_files(&files, extents), [(a, None), (zero, None), (b, Some(4096.into()))]);
 }
 
 #[test]
@@ -522,6 +568,16 @@ fn embedded_descriptors() {
     let sparse = with(&["RW 80 SPARSE \"/etc/passwd\""]);
     let reader = open(&sparse.build().file).unwrap();
     assert_eq!(reader.info().identities, [content_id(0x1234_5678)]);
+    let extent = |name: &str| {
+        let names =
+            vec![("virtual-size", (80 * SECTOR).into()), ("filename", name.into()), ("cluster-size", 4096.into())];
+        let kind = vec![("format", "SPARSE".into()), ("access", "RW".into())];
+        Some(Value::List(vec![Value::Map([names, kind].concat())]))
+    };
+    assert_eq!(reader.info().property("extents").cloned(), extent("/etc/passwd"));
+    let path = Some(std::path::Path::new("/vm/disk.vmdk"));
+    let renamed = with_files(&[], |cx| Reader::open(file(&sparse.build().file), &OpenContext { path, ..*cx })).unwrap();
+    assert_eq!(renamed.info().property("extents").cloned(), extent("/vm/disk.vmdk"));
     assert!(reader.info().warnings.is_empty() && reader.info().files.is_empty());
     verify(&sparse, &sparse.build());
     // VirtualBox rounds the capacity up to a whole grain.

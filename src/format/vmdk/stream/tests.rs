@@ -133,6 +133,14 @@ fn grains_are_counted_by_tables_before_them() {
         let error = read(&bytes).unwrap_err();
         assert!(error.to_string().contains("the stream contains fewer grains"), "{error}");
     }
+    // Anything may follow, also within a sector.
+    for trailing in [&[0xee; 5000][..], b"x", &[0; 512], &[&[0; 512][..], &[0xee; 700]].concat()] {
+        assert!(read(&[&whole[..], trailing].concat()).unwrap() == sparse.guest());
+    }
+    let error = read(&[&whole[..last], &[0xee; 5000]].concat()).unwrap_err();
+    assert_eq!(error.kind().as_str(), "invalid-field");
+    // A gap of zeros is not the end while grains are missing.
+    assert!(read(&[&whole[..last], &[0; 1536], &whole[last..]].concat()).unwrap() == sparse.guest());
     // With a table elsewhere, only an end-of-stream marker shows that the stream is complete.
     let mut elsewhere = whole.clone();
     let directory = sparse.build().directories[0];

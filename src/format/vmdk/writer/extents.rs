@@ -1,4 +1,5 @@
-//! Writes images with flat or hosted sparse extents, in one file or several: all subformats except `streamOptimized`.
+//! Writes images with flat or hosted sparse extents, in one file or several: all subformats except `streamOptimized` with
+//! guest data.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -46,7 +47,7 @@ enum Storage {
 impl ExtentsWriter {
     pub fn create(cx: &CreateContext<'_>, settings: Settings) -> Result<ExtentsWriter> {
         let ((extents, lines), descriptor_file) = match settings.subformat {
-            Subformat::MonolithicSparse => (monolithic(cx, &settings)?, None),
+            Subformat::MonolithicSparse | Subformat::StreamOptimized => (monolithic(cx, &settings)?, None),
             _ => (split(cx, &settings)?, Some(cx.out.clone())),
         };
         let grain = GRAIN_SECTORS * SECTOR;
@@ -136,7 +137,7 @@ impl Storage {
             out.set_len(len).map_err(Error::io("setting the length", len))?;
             Ok(Storage::Flat(out))
         } else {
-            Ok(Storage::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings.zeroed_grain)?)))
+            Ok(Storage::Sparse(Box::new(SparseExtent::create(out, sectors, None, settings)?)))
         }
     }
 }
@@ -151,7 +152,7 @@ fn monolithic(cx: &CreateContext<'_>, settings: &Settings) -> Result<(Vec<Extent
     // Readers ignore the file name in an embedded descriptor, so an unrepresentable one can be replaced.
     let own = cx.files.and_then(|files| described(files.image_name()).ok());
     let (lines, text) = own.map_or_else(|| described(OsStr::new(NO_NAME)), Ok)?;
-    let extent = SparseExtent::create(cx.out.clone(), settings.sectors, Some(&text), settings.zeroed_grain)?;
+    let extent = SparseExtent::create(cx.out.clone(), settings.sectors, Some(&text), settings)?;
     let storage = Storage::Sparse(Box::new(extent));
     Ok((vec![Extent { guest_range: 0..settings.sectors * SECTOR, storage }], lines))
 }

@@ -32,7 +32,8 @@ pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     check_size(&settings)?;
     Ok(match settings.subformat {
-        Subformat::StreamOptimized => Box::new(StreamWriter::create(cx, settings)?),
+        // A stream has its directory in the footer, which a program that appends grains would overwrite.
+        Subformat::StreamOptimized if !cx.empty || !cx.out.seeks() => Box::new(StreamWriter::create(cx, settings)?),
         _ => Box::new(ExtentsWriter::create(cx, settings)?),
     })
 }

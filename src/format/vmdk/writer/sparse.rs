@@ -2,7 +2,8 @@
 //!
 //! The file consists of the header, the embedded descriptor if there is one, the redundant grain directory and its
 //! tables, the grain directory and its tables, and the grains, aligned to the grain size. All tables are allocated.
-//! Grains arrive in ascending order, so one table is in memory at a time.
+//! Grains arrive in ascending order, so one table is in memory at a time. An empty `streamOptimized` image, which its owner
+//! appends compressed grains to, has this layout as well.
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +12,8 @@ use std::sync::Arc;
 use super::{DESCRIPTOR_SECTORS, ENTRIES_PER_TABLE, GRAIN_SECTORS, sector_entry};
 use crate::error::{Error, Result};
 use crate::format::vmdk::header::{Directory, Flags, Header};
-use crate::format::vmdk::{SECTOR, pad_descriptor};
+use crate::format::vmdk::options::{Settings, Subformat};
+use crate::format::vmdk::{FORMAT_NAME, SECTOR, pad_descriptor};
 use crate::io::WriteAt;
 
 const GRAIN: u64 = GRAIN_SECTORS * SECTOR;
@@ -41,7 +43,7 @@ impl SparseExtent {
         out: Arc<dyn WriteAt>,
         sectors: u64,
         descriptor: Option<&[u8]>,
-        zeroed_grains: bool,
+        settings: &Settings,
     ) -> Result<SparseExtent> {
         let mut header = Header {
             version: 1,
@@ -55,6 +57,10 @@ impl SparseExtent {
             overhead: 0,
             unclean: false,
         };
+        if settings.subformat == Subformat::StreamOptimized {
+            header.version = 3;
+            header.flags |= Flags::COMPRESSED | Flags::MARKERS;
+        }
         if let Some(text) = descriptor {
             // One that is too long is refused before anything is written.
             pad_descriptor(text, DESCRIPTOR_SECTORS)?;
@@ -75,7 +81,7 @@ impl SparseExtent {
             out,
             header,
             directories,
-            zeroed_grains,
+            zeroed_grains: settings.zeroed_grain,
             table: vec![0; ENTRIES_PER_TABLE as usize],
             table_index: 0,
             next,
@@ -84,6 +90,9 @@ impl SparseExtent {
 
     /// Allocates grains for the start of `range`, offsets in the extent. Returns the host range, which may be shorter.
     pub fn allocate(&mut self, range: Range<u64>) -> Result<(Arc<dyn WriteAt>, Range<u64>)> {
+        if self.header.is_compressed() {
+            return Err(Error::unsupported(FORMAT_NAME, "guest data in an image that is created empty"));
+        }
         let first = range.start / GRAIN;
         self.open_table(first / u64::from(ENTRIES_PER_TABLE))?;
         let start = self.allocate_grain(first)?;

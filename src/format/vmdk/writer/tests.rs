@@ -12,7 +12,10 @@ use super::*;
 use crate::driver::NewBacking;
 use crate::error::Error;
 use crate::format::vmdk::DRIVER;
+use crate::format::vmdk::header::{Directory, Header};
+use crate::image::OpenOptions;
 use crate::info::{ImageInfo, Value};
+use crate::io::MemFile;
 use crate::options::Options;
 
 const GRAIN: u64 = 64 << 10;
@@ -91,13 +94,46 @@ fn streams_are_written_sequentially() {
         let options = format!("subformat=streamOptimized,compression_level={level}");
         Case::new(3 * TABLE + 700, &options, &steps).verify();
     }
-    Case::new(0, "subformat=streamOptimized", &[]).verify();
+    Case::new(1, "subformat=streamOptimized", &[]).verify();
     let options = Options::new();
     let out = Arc::new(Target::device());
     let mut stream = Options::new();
     stream.add_list("subformat=streamOptimized");
     assert_eq!(create(&context(512, &stream, out.clone(), None)).err().unwrap().kind().as_str(), "unsupported");
     assert!(create(&context(512, &options, out, None)).is_ok());
+}
+
+#[test]
+fn empty_disks_are_refused() {
+    for subformat in SUBFORMATS {
+        let mut options = Options::new();
+        options.set("subformat", subformat.to_owned());
+        let dir = Dir::new("disk.vmdk");
+        let error = create(&context(0, &options, Arc::new(Target::counting()), Some(&dir))).err().unwrap();
+        assert_eq!(error.to_string(), "vmdk: not supported: an empty disk, which qemu does not open");
+        assert!(dir.names().is_empty());
+    }
+}
+
+#[test]
+fn an_image_created_empty_has_its_tables_before_the_grains() {
+    let mut options = Options::new();
+    options.add_list("subformat=streamOptimized");
+    let file = Arc::new(MemFile::new());
+    let cx = CreateContext { empty: true, ..CreateContext::new(3 << 30, &options, file.clone()) };
+    let mut writer = create(&cx).unwrap();
+    // It is no writer of compressed grains.
+    assert_eq!(writer.place(0..GRAIN).unwrap_err().kind().as_str(), "unsupported");
+    assert_eq!(writer.place_compressed(0..GRAIN, 100).unwrap_err().kind().as_str(), "unsupported");
+    writer.finish(&cx.identifiers).unwrap();
+    let header = Header::parse(&file.to_vec(), 0, &Limits::default()).unwrap();
+    assert_eq!((header.version, header.flags.bits()), (3, 0x30003));
+    assert_eq!((header.redundant_directory, header.directory), (Some(Directory::At(21)), Directory::At(406)));
+    // The first grain that its owner appends follows the tables.
+    assert_eq!(file.to_vec().len() as u64, header.overhead * 512);
+    let image = OpenOptions::new().open_source(file).unwrap();
+    assert_eq!(image.virtual_size(), 3 << 30);
+    assert!(image.spans(0..u64::MAX).all(|span| span.unwrap().is_zero()));
 }
 
 #[test]

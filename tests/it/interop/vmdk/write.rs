@@ -8,7 +8,7 @@ use super::{KINDS, read_text};
 use crate::support::pattern::{self, Pattern, Random};
 use crate::support::tools::{check_with_qemu_as, find, needs_qemu, output, qemu_img, read_with_qemu};
 use crate::support::{TempDir, assert_same, content, open_beside, open_raw, raw_image, vmdk};
-use diskimage::{Comparison, Image, compare};
+use diskimage::{Comparison, Format, Image, OpenOptions, compare};
 
 /// Returns guest data of each pattern, smaller than a grain and with a partial last grain.
 fn guests() -> Vec<(String, Vec<u8>)> {
@@ -131,14 +131,49 @@ fn extents_of_2047_mib() {
     write_and_compare(&dir, &source, "streamOptimized", "5 GiB");
 }
 
-/// Empty disks, which no other program reads.
+/// Empty disks, which qemu does not read.
 #[test]
-fn empty_disks() {
+fn empty_disks_are_refused() {
     for kind in KINDS {
         let dir = TempDir::new();
+        let converter = vmdk(&format!("subformat={kind}"));
+        let convert = converter.convert(&raw_image(&[]), dir.join("ours.vmdk"));
+        for refused in [convert, converter.create(0, dir.join("ours.vmdk"))] {
+            assert_eq!(refused.unwrap_err().kind().as_str(), "unsupported", "{kind}");
+        }
+        assert_eq!(std::fs::read_dir(dir.join(".")).unwrap().count(), 0);
+    }
+}
+
+/// The owner of an image that is created empty writes to it.
+#[test]
+fn qemu_writes_to_created_images() {
+    needs_qemu!("writing to created VMDKs");
+    for kind in KINDS.into_iter().filter(|kind| *kind != "vmfs") {
+        let dir = TempDir::new();
         let target = dir.join("ours.vmdk");
-        vmdk(&format!("subformat={kind}")).convert(&raw_image(&[]), &target).unwrap();
-        assert_eq!(open_beside(&target).unwrap().virtual_size(), 0, "{kind}");
+        vmdk(&format!("subformat={kind}")).create(3 << 30, &target).unwrap();
+        // In separate runs, as the owner's sessions.
+        let mut guest = vec![0; 3 << 20];
+        for (at, byte) in [(0, 1), (2 << 20, 2), (1 << 20, 3)] {
+            let write = format!("write -P {byte} {at} 64k");
+            let done = std::process::Command::new("qemu-io").args(["-f", "vmdk", "-c", &write]).arg(&target).output();
+            assert!(done.is_ok_and(|done| done.status.success()), "{kind}: {write}");
+            guest[at..at + (64 << 10)].fill(byte);
+        }
+        check_with_qemu_as("vmdk", &target);
+        let image = open_beside(&target).unwrap();
+        let mut read = vec![0xee; guest.len()];
+        image.read_exact_at(&mut read, 0).unwrap();
+        assert_same(&read, &guest, kind);
+        if kind == "streamOptimized" {
+            let stream = OpenOptions::new().format(Format::VMDK).open_stream(File::open(&target).unwrap());
+            let out = std::sync::Arc::new(diskimage::io::MemFile::new());
+            vmdk("subformat=streamOptimized").convert_to(&stream.unwrap(), out.clone()).unwrap();
+            let again = OpenOptions::new().open_source(out).unwrap();
+            again.read_exact_at(&mut read, 0).unwrap();
+            assert_same(&read, &guest, "from a pipe");
+        }
     }
 }
 

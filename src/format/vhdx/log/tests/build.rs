@@ -180,12 +180,13 @@ impl Image {
     }
 
     pub fn replay(&self) -> Result<Replayed> {
-        self.replay_within(&Budget::new(1 << 20))
+        self.replay_within(&Budget::new(1 << 20), &[])
     }
 
-    pub fn replay_within(&self, budget: &Budget) -> Result<Replayed> {
+    pub fn replay_within(&self, budget: &Budget, fixed: &[(Range<u64>, &'static str)]) -> Result<Replayed> {
         let file: Arc<dyn ReadAt> = Arc::new(Holes(self.bytes.clone()));
-        let replayed = replay(&file, self.bytes.len() as u64, &header(LOG_GUID, self.log.clone()), HEADER_AT, budget);
+        let header = header(LOG_GUID, self.log.clone());
+        let replayed = replay(&file, self.bytes.len() as u64, (&header, HEADER_AT), fixed, budget);
         Ok(replayed?.expect("the GUID is not nil"))
     }
 }

@@ -22,7 +22,7 @@ enum Update {
 
 /// The file with its log replayed; `None` if it must be refused.
 ///
-/// Two steps deviate from the text. A log sequence is the range between tail and head (2.3.2), so entries before the tail are
+/// Three steps deviate from the text. A log without remains of entries has nothing to replay. A log sequence is the range between tail and head (2.3.2), so entries before the tail are
 /// removed from the active sequence. And a sequence that fills the log ends at its own start.
 pub(super) fn replay(file: &[u8], log: Range<u64>) -> Option<Vec<u8>> {
     let log = &file[log.start as usize..log.end as usize];
@@ -55,7 +55,15 @@ pub(super) fn replay(file: &[u8], log: Range<u64>) -> Option<Vec<u8>> {
         old_tail = tail;
     }
 
-    let head = candidate.last()?;
+    let Some(head) = candidate.last() else {
+        let has_remains = log.chunks(4096).any(|sector| {
+            let signature = &sector[..4];
+            let is_foreign = signature == b"loge" && sector[32..48] != LOG_GUID.to_bytes_le();
+            let is_unused = sector.iter().all(|byte| *byte == 0);
+            !is_foreign && !is_unused && ![&b"desc"[..], b"zero", b"data"].contains(&signature)
+        });
+        return (!has_remains).then(|| file.to_vec());
+    };
     if (file.len() as u64) < head.flushed_file_offset {
         return None;
     }
