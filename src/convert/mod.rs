@@ -160,7 +160,10 @@ impl Converter {
     }
 
     /// Sets the smallest run of zeros in bytes that becomes a hole, where the format has smaller units than that. It is rounded
-    /// down to a power of two from 512 to 16 MiB; 0 turns zero detection off, and all zeros are stored. Default: 4096.
+    /// down to a power of two from 512 to 16 MiB. Default: 4096.
+    ///
+    /// 0 turns zero detection off: all zeros are stored, and new files have no holes. For a file of the caller, see
+    /// [`FileTarget::without_holes`](crate::io::FileTarget::without_holes).
     ///
     /// In a compressed image only whole blocks of zeros become holes.
     #[must_use]
@@ -299,6 +302,7 @@ impl Converter {
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
         let output = Output::create(target, &in_use, self.sync, self.clobber)?;
+        let output = if self.sparse == 0 { output.without_holes()? } else { output };
         let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
         output.commit()?;
         Ok(report)

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, rename_new, resolve, sync_directory};
+use crate::io::{
+    FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, rename_new, resolve, sync_directory,
+};
 use crate::name::escaped_path;
 
 /// A new image file and the further files of the image, all under temporary names; or a device. Dropping it before
@@ -40,12 +42,14 @@ struct Rules {
     in_use: Vec<FileIdentity>,
     sync: bool,
     clobber: bool,
+    /// Whether the files may have holes.
+    holes: bool,
 }
 
 impl Output {
     /// Creates the temporary file for `target`, which must not be one of the files `in_use`.
     pub fn create(target: &Path, in_use: &[FileIdentity], sync: bool, clobber: bool) -> Result<Output> {
-        let rules = Rules { in_use: in_use.to_vec(), sync, clobber };
+        let rules = Rules { in_use: in_use.to_vec(), sync, clobber, holes: true };
         Self::prepare(target, rules).map_err(|e| e.in_file(target))
     }
 
@@ -92,6 +96,13 @@ impl Output {
         Ok(Output { target, file, temporary: Some(temporary), old, parts: Mutex::default(), rules })
     }
 
+    /// Makes all files of the new output free of holes.
+    pub fn without_holes(mut self) -> Result<Output> {
+        self.rules.holes = false;
+        self.file = Arc::new(without_holes(owned(self.file)?).map_err(|e| e.in_file(&self.target))?);
+        Ok(self)
+    }
+
     /// The file to write to.
     pub fn file(&self) -> Arc<dyn WriteAt> {
         self.file.clone()
@@ -108,7 +119,8 @@ impl Output {
         }
         // It holds data that may have been in the old target, which not everybody was allowed to read.
         let (file, temporary) = Temporary::create(path, old.as_ref().or(self.old.as_ref()), self.old.as_ref())?;
-        let file = Arc::new(file.with_sync(self.rules.sync).with_path(path));
+        let file = file.with_sync(self.rules.sync).with_path(path);
+        let file = Arc::new(if self.rules.holes { file } else { without_holes(file)? });
         parts.push(Part { path: path.to_owned(), file: file.clone(), temporary });
         Ok(file)
     }
@@ -178,11 +190,16 @@ impl TargetFiles for Output {
     }
 }
 
+fn owned(file: Arc<FileTarget>) -> Result<FileTarget> {
+    Arc::into_inner(file).ok_or_else(|| Error::Usage("the output is still in use".into()))
+}
+
 fn close(file: Arc<FileTarget>) -> Result<()> {
-    let Some(file) = Arc::into_inner(file) else {
-        return Err(Error::Usage("the output is still in use".into()));
-    };
-    file.close().map_err(Error::io("closing", None))
+    owned(file)?.close().map_err(Error::io("closing", None))
+}
+
+fn without_holes(file: FileTarget) -> Result<FileTarget> {
+    file.without_holes().map_err(Error::io("removing the sparse attribute", None))
 }
 
 impl Rules {

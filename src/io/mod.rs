@@ -18,6 +18,7 @@
 
 mod directory;
 mod file;
+mod filler;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;

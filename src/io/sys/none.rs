@@ -25,6 +25,10 @@ pub(crate) fn create(_path: &Path, _private: bool) -> io::Result<File> {
     unsupported()
 }
 
+pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
     unsupported()
 }
@@ -57,7 +61,19 @@ pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     unsupported()
 }
 
+pub(crate) fn block_size(_file: &File) -> io::Result<u64> {
+    unsupported()
+}
+
 pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn lock_shared(_file: &File, _bytes: &Range<u64>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     unsupported()
 }
 

@@ -27,6 +27,11 @@ pub(crate) fn create(path: &Path, _private: bool) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).open(path)
 }
 
+/// Files have no such attribute.
+pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
@@ -69,7 +74,20 @@ pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(crate) fn block_size(_file: &File) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// WASI has no locks.
+pub(crate) fn lock_shared(_file: &File, _bytes: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
