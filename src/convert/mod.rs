@@ -224,7 +224,8 @@ impl Converter {
     ///
     /// # Errors
     /// Errors of the source, of the storage and of the options; [`Error::Usage`] if `target` is a file of the source, or is
-    /// neither a regular file nor a block device; [`Error::Cancelled`].
+    /// neither a regular file nor a block device; [`Error::InUse`] if another program has locked it as QEMU does;
+    /// [`Error::Cancelled`].
     ///
     /// ```no_run
     /// use diskimage::{Converter, Format, Image};

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
 use crate::io::{
-    FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, rename_new, resolve, sync_directory,
+    FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, is_in_use, rename_new, resolve, sync_directory,
 };
 use crate::name::escaped_path;
 
@@ -67,6 +67,7 @@ impl Output {
         if rules.in_use.contains(&status.identity) {
             return Err(Error::Usage("the target is also an input file".into()));
         }
+        check_idle(target)?;
         if status.kind.is_device() {
             let device = FileTarget::open_device(target).map_err(Error::io("opening the device", None))?;
             let file = Arc::new(device.with_sync(rules.sync));
@@ -144,6 +145,8 @@ impl Output {
         }
         close(file)?;
         let Some(temporary) = temporary else { return Ok(()) };
+        // A virtual machine may have been started since.
+        check_idle(&target)?;
         // If the process is killed from here on, there is no image, rather than one of old and new files.
         let replaces_several = rules.clobber && !pending.is_empty() && rules.replaced(&target)?.is_some();
         let old = replaces_several.then(|| Temporary::keep(&target, |from, to| fs::rename(from, to))).transpose()?;
@@ -202,6 +205,11 @@ fn without_holes(file: FileTarget) -> Result<FileTarget> {
     file.without_holes().map_err(Error::io("removing the sparse attribute", None))
 }
 
+/// Checks that no virtual machine has the file at `path` open: it would go on to use the replaced file.
+fn check_idle(path: &Path) -> Result<()> {
+    if is_in_use(path) { Err(Error::InUse { for_writing: false }) } else { Ok(()) }
+}
+
 impl Rules {
     /// The existing file at `path` that a file of the output replaces. The caller did not name this path, so that only a
     /// regular file is replaced, never a symbolic link.
@@ -218,6 +226,7 @@ impl Rules {
                 "a file of the new image has this name, and the existing one is an input file".into(),
             ));
         }
+        check_idle(path)?;
         Ok(Some(old))
     }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::filler::Filler;
+use super::lock;
 use super::sys::{self, FileAccess, FileKind};
 use super::{ReadAt, WriteAt, write_zeros};
 
@@ -69,6 +70,33 @@ impl FileSource {
     /// Those of the system.
     pub fn identity(&self) -> io::Result<FileIdentity> {
         FileIdentity::from_file(&self.file)
+    }
+
+    /// Locks the file as QEMU does for reading, until this is dropped: a virtual machine that would write to it cannot be
+    /// started. Does nothing where there are no such locks: on other systems than Linux, and on some file systems.
+    ///
+    /// [`OpenOptions`](crate::OpenOptions) locks the files that it opens by path.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if another program, for example a virtual machine, has opened the image for writing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use diskimage::io::FileSource;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-lock-{}", std::process::id()));
+    /// # std::fs::write(&path, b"content")?;
+    /// let (one, other) = (FileSource::open(&path)?, FileSource::open(&path)?);
+    /// one.lock()?;
+    /// // Readers do not exclude each other.
+    /// other.lock()?;
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    pub fn lock(&self) -> io::Result<()> {
+        if lock::contradicts_reading(&self.file) { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) }
     }
 
     /// Bytes that the file occupies on its file system; holes do not count. The length, where the system does not tell.

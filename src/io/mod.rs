@@ -19,6 +19,7 @@
 mod directory;
 mod file;
 mod filler;
+mod lock;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileTarget};
+pub(crate) use lock::is_in_use;
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;

@@ -153,6 +153,7 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
             Some("open it anyway with --allow-changed-backing")
         }
+        Error::InUse { for_writing: true } => Some("read it as it is with -U"),
         Error::Ambiguous(_) | Error::Unreadable(_) => Some("set the format with -f"),
         _ => None,
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use diskimage::{Format, Snapshot};
 
-use crate::args::{self, Output};
+use crate::args::{self, Output, ShareArgs};
 use crate::failure::Outcome;
 use crate::output::{self, Style, human_size};
 
@@ -21,6 +21,9 @@ pub struct Args {
     format: Option<Format>,
 
     #[command(flatten)]
+    share: ShareArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image file
@@ -30,7 +33,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let snapshots = args::open_options(self.format).inspect(&self.file)?.info.snapshots;
+        let snapshots = self.share.options(self.format).inspect(&self.file)?.info.snapshots;
         match self.output.style {
             Style::Json => output::print_json(&snapshots)?,
             Style::Human if !snapshots.is_empty() => output::print(&human(&snapshots))?,
