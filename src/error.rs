@@ -130,6 +130,12 @@ pub enum Error {
     /// The file is valid in each of these formats.
     Ambiguous(Vec<&'static str>),
 
+    /// Another program uses the file: a virtual machine, for example.
+    InUse {
+        /// Whether it has opened an image for writing that is to be read; else a file is to be replaced.
+        for_writing: bool,
+    },
+
     /// A file changed its length while it was read.
     Changed {
         /// Length in bytes when it was opened.
@@ -186,6 +192,8 @@ impl fmt::Display for Error {
             Error::Ambiguous(formats) => {
                 write!(f, "ambiguous format: the file is valid as {}; state the format", formats.join(" and as "))
             }
+            Error::InUse { for_writing: true } => f.write_str("another program has opened the image for writing"),
+            Error::InUse { for_writing: false } => f.write_str("another program has opened the image"),
             Error::Changed { before, after } => {
                 write!(f, "the file changed while it was read: it had {before} bytes and now has {after}")
             }
@@ -453,6 +461,7 @@ impl Error {
             Error::Usage(_) => ErrorKind::Usage,
             Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
             Error::Ambiguous(_) | Error::Extension { .. } => ErrorKind::AmbiguousFormat,
+            Error::InUse { .. } => ErrorKind::InUse,
             Error::Changed { .. } => ErrorKind::Changed,
             Error::Cancelled => ErrorKind::Cancelled,
         }

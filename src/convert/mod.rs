@@ -170,7 +170,10 @@ impl Converter {
     }
 
     /// Sets the smallest run of zeros in bytes that becomes a hole, where the format has smaller units than that. It is rounded
-    /// down to a power of two from 512 to 16 MiB; 0 turns zero detection off, and all zeros are stored. Default: 4096.
+    /// down to a power of two from 512 to 16 MiB. Default: 4096.
+    ///
+    /// 0 turns zero detection off: all zeros are stored, and new files have no holes. For a file of the caller, see
+    /// [`FileTarget::without_holes`](crate::io::FileTarget::without_holes).
     ///
     /// In a compressed image only whole blocks of zeros become holes.
     #[must_use]
@@ -304,7 +307,8 @@ impl Converter {
     ///
     /// # Errors
     /// Errors of the source, of the storage and of the options; [`Error::Usage`] if `target` is a file of the source, or is
-    /// neither a regular file nor a block device; [`Error::NotReplaceable`], before anything is converted; [`Error::Cancelled`].
+    /// neither a regular file nor a block device; [`Error::NotReplaceable`], and [`Error::InUse`] if another program has locked it
+    /// as QEMU does, before anything is converted; [`Error::Cancelled`].
     ///
     /// ```no_run
     /// use diskimage::{Converter, Format, Image};
@@ -389,8 +393,8 @@ impl Converter {
         let backing = self.backing.as_ref().map(|backing| &backing.image);
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
-        let rules = Rules { in_use, sync: self.sync, clobber: self.clobber, in_place: self.in_place };
-        let output = Output::create(target, rules)?;
+        let (sync, clobber, in_place, holes) = (self.sync, self.clobber, self.in_place, self.sparse != 0);
+        let output = Output::create(target, Rules { in_use, sync, clobber, in_place, holes })?;
         let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
         output.commit()?;
         Ok(report)

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use super::directory::FileNames;
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt, directory_of, resolve, sync_directory};
+use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt};
+use crate::io::{directory_of, is_in_use, resolve, sync_directory};
 use in_place::InPlace;
 use temporary::Temporary;
 
@@ -39,6 +40,8 @@ pub(super) struct Rules {
     pub clobber: bool,
     /// Existing files are written in place, not replaced.
     pub in_place: bool,
+    /// Whether the files may have holes.
+    pub holes: bool,
 }
 
 /// A file of a new image.
@@ -80,6 +83,7 @@ impl Output {
             if !device && !rules.clobber {
                 return Err(Error::Usage("the target exists".into()));
             }
+            check_idle(target)?;
         }
         let image = match &old {
             None => NewFile::beside(path, None, None, &rules)?,
@@ -145,6 +149,10 @@ impl Output {
             }
         };
         let renames = temporary.is_some() || !pending.is_empty();
+        if renames {
+            // A virtual machine may have been started since.
+            check_idle(&target)?;
+        }
         // If the process is killed from here on, there is no image, rather than one of old and new files.
         let replaces_several =
             temporary.is_some() && rules.clobber && !pending.is_empty() && rules.replaced(&target)?.is_some();
@@ -177,8 +185,8 @@ impl NewFile {
     /// A temporary file that gets the name `path`, where it replaces the file `old`. Its permissions are limited to those of `within`.
     fn beside(path: PathBuf, old: Option<&FileStatus>, within: Option<&FileStatus>, rules: &Rules) -> Result<NewFile> {
         let (file, temporary) = Temporary::create(&path, old, within)?;
-        let file = Arc::new(file.with_sync(rules.sync).with_path(&path));
-        Ok(NewFile { path, storage: Storage::Temporary(file, temporary) })
+        let file = rules.apply(file.with_path(&path))?;
+        Ok(NewFile { path, storage: Storage::Temporary(Arc::new(file), temporary) })
     }
 
     /// A file instead of the existing one at `path`: written in place if the rules say so, or if it is empty and cannot be replaced.
@@ -190,7 +198,7 @@ impl NewFile {
             Ok(file) => return Ok(file),
             Err(error) => error,
         };
-        match InPlace::open(&path, old, rules.sync) {
+        match InPlace::open(&path, old, rules) {
             // Nothing can be lost.
             Ok(file) if file.is_empty() => Ok(NewFile { path, storage: Storage::InPlace(file) }),
             Ok(_) => Err(Error::NotReplaceable { cause: Box::new(error) }),
@@ -199,7 +207,7 @@ impl NewFile {
     }
 
     fn in_place(path: PathBuf, old: &FileStatus, rules: &Rules) -> Result<NewFile> {
-        let file = InPlace::open(&path, old, rules.sync)?;
+        let file = InPlace::open(&path, old, rules)?;
         Ok(NewFile { path, storage: Storage::InPlace(file) })
     }
 
@@ -238,7 +246,21 @@ fn close<T>(file: Arc<T>, close: impl FnOnce(T) -> io::Result<()>) -> Result<()>
     close(file).map_err(Error::io("closing", None))
 }
 
+/// Checks that no virtual machine has the file at `path` open: it would go on to use the replaced file.
+fn check_idle(path: &Path) -> Result<()> {
+    if is_in_use(path) { Err(Error::InUse { for_writing: false }) } else { Ok(()) }
+}
+
 impl Rules {
+    /// Sets up a file that is going to be written.
+    fn apply(&self, file: FileTarget) -> Result<FileTarget> {
+        let file = file.with_sync(self.sync);
+        if self.holes {
+            return Ok(file);
+        }
+        file.without_holes().map_err(Error::io("removing the sparse attribute", None))
+    }
+
     /// The existing file at `path` that a file of the output replaces. The caller did not name this path, so that only a
     /// regular file is replaced, never a symbolic link.
     fn replaced(&self, path: &Path) -> Result<Option<FileStatus>> {
@@ -254,6 +276,7 @@ impl Rules {
                 "a file of the new image has this name, and the existing one is an input file".into(),
             ));
         }
+        check_idle(path)?;
         Ok(Some(old))
     }
 

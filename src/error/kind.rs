@@ -38,6 +38,8 @@ pub enum ErrorKind {
     UnknownFormat,
     /// The file is valid in several formats, or its extension contradicts its content.
     AmbiguousFormat,
+    /// Another program uses a file.
+    InUse,
     /// A file changed its length while it was read.
     Changed,
     /// The caller cancelled.
@@ -60,6 +62,7 @@ impl ErrorKind {
             ErrorKind::Usage => "usage",
             ErrorKind::UnknownFormat => "unknown-format",
             ErrorKind::AmbiguousFormat => "ambiguous-format",
+            ErrorKind::InUse => "in-use",
             ErrorKind::Changed => "changed",
             ErrorKind::Cancelled => "cancelled",
         }

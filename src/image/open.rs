@@ -1,8 +1,9 @@
 //! Opening images: detection of the format, backing chains, inspection and checks.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ pub struct OpenOptions {
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
     temporary_directory: Option<PathBuf>,
+    pub(super) force_share: bool,
     pub(super) limits: Limits,
 }
 
@@ -168,6 +170,27 @@ impl OpenOptions {
         self
     }
 
+    /// Whether an image is opened that another program has opened for writing. What is read may be inconsistent then.
+    /// Default: false.
+    ///
+    /// It applies to files that are opened by path, on Linux. QEMU locks the images that it has opened. By default its locks are
+    /// heeded, and taken: no virtual machine can be started that would write to an opened image, and no [`Converter`](crate::Converter)
+    /// replaces it.
+    ///
+    /// ```no_run
+    /// use diskimage::{ErrorKind, Image, OpenOptions};
+    ///
+    /// let refused = Image::open("running.qcow2").unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::InUse);
+    /// println!("{}", OpenOptions::new().force_share(true).inspect("running.qcow2")?.info.virtual_size);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn force_share(mut self, force: bool) -> Self {
+        self.force_share = force;
+        self
+    }
+
     /// Sets the limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -182,7 +205,7 @@ impl OpenOptions {
     /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
     /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
-        self.open_chain(self.open_path(path.as_ref())?)
+        self.open_chain(self.open_path(path.as_ref(), Purpose::Read)?)
     }
 
     /// Opens the image in `source`. Referenced files are opened by the [`resolver`](Self::resolver), if there is one.
@@ -227,7 +250,7 @@ impl OpenOptions {
     /// # Errors
     /// Errors of the system and of the image.
     pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
-        self.inspect_opened(&self.open_path(path.as_ref())?)
+        self.inspect_opened(&self.open_path(path.as_ref(), Purpose::Inspect)?)
     }
 
     /// Returns the properties of the image in `source`, as [`inspect`](Self::inspect) does.
@@ -246,7 +269,7 @@ impl OpenOptions {
     pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
         let mut chain: Vec<Inspection> = Vec::new();
         let mut seen: Vec<SourceFile> = Vec::new();
-        let mut next = Some(self.open_path(path.as_ref())?);
+        let mut next = Some(self.open_path(path.as_ref(), Purpose::Inspect)?);
         while let Some(opened) = next {
             let step = || {
                 let inspection = self.inspect_opened(&opened)?;
@@ -271,7 +294,7 @@ impl OpenOptions {
     /// # Errors
     /// [`Error::Unsupported`] if there are no checks for the format, and as [`open`](Self::open).
     pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
-        self.check_opened(&self.open_path(path.as_ref())?)
+        self.check_opened(&self.open_path(path.as_ref(), Purpose::Read)?)
     }
 
     /// Checks the metadata of the image in `source`. The backing file is not opened.
@@ -386,12 +409,28 @@ impl OpenOptions {
     }
 
     /// Opens a file named by the caller, to which the reference policy does not apply.
-    fn open_path(&self, path: &Path) -> Result<Opened> {
+    fn open_path(&self, path: &Path, purpose: Purpose) -> Result<Opened> {
         let open = || {
-            let source = FileSource::open(path).map_err(Error::io("opening", None))?;
-            self.opened(Arc::new(source), Some(path.to_owned()))
+            let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
+            let opened = self.opened(source.clone(), Some(path.to_owned()))?;
+            // The properties of a raw disk do not depend on its bytes.
+            if purpose != Purpose::Inspect || opened.format != Format::RAW {
+                self.lock(&source).map_err(cannot_open("locking"))?;
+            }
+            Ok(opened)
         };
         open().map_err(|e: Error| e.in_file(path))
+    }
+
+    /// Opens and locks a file.
+    pub(super) fn open_file(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
+        let file = if follow { FileSource::open(path) } else { FileSource::open_nofollow(path) }?;
+        self.lock(&file)?;
+        Ok(file)
+    }
+
+    pub(super) fn lock(&self, file: &FileSource) -> io::Result<()> {
+        if self.force_share { Ok(()) } else { file.lock() }
     }
 
     /// Detects the format, unless it is stated.
@@ -409,6 +448,21 @@ impl Image {
     /// As [`OpenOptions::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Image> {
         OpenOptions::new().open(path)
+    }
+}
+
+/// Why an image is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Inspect,
+}
+
+/// Makes an error of [`OpenOptions::open_file`] and [`OpenOptions::lock`].
+pub(super) fn cannot_open(action: impl Into<Cow<'static, str>>) -> impl FnOnce(io::Error) -> Error {
+    move |cause| match cause.kind() {
+        io::ErrorKind::ResourceBusy => Error::InUse { for_writing: true },
+        _ => Error::io(action, None)(cause),
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
-use super::open::Opened;
+use super::open::{Opened, cannot_open};
 use super::{OpenOptions, qemu_name};
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
@@ -134,7 +134,10 @@ impl OpenOptions {
             }
         }
         match found {
-            Some((path, source)) => Ok((path, source)),
+            Some((path, source)) => match self.lock(&source) {
+                Ok(()) => Ok((path, source)),
+                Err(e) => Err(cannot_open("locking")(e).in_file(&path)),
+            },
             None => Err(refusal(image.format, reference, ReferenceProblem::NoneBeside(identity))),
         }
     }
@@ -166,8 +169,7 @@ impl OpenOptions {
         }
         let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
             (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
-            (None, ReferencePolicy::Any) => FileSource::open(&path).map(|file| Arc::new(file) as _),
-            (None, _) => FileSource::open_nofollow(&path).map(|file| Arc::new(file) as _),
+            (None, policy) => self.open_file(&path, policy == ReferencePolicy::Any).map(|file| Arc::new(file) as _),
         };
         match source {
             Ok(source) => Ok((path, source)),
@@ -175,7 +177,7 @@ impl OpenOptions {
                 refuse(ReferenceProblem::Link)
             }
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
-            Err(e) => Err(Error::io(format!("opening the {}", reference.role), None)(e).in_file(&path)),
+            Err(e) => Err(cannot_open(format!("opening the {}", reference.role))(e).in_file(&path)),
         }
     }
 

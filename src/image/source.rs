@@ -42,7 +42,8 @@ impl ReadAt for SizedFile {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         let data = self.file.next_data(offset)?;
-        Ok(data.map(|data| data.start..data.end.min(self.len)).filter(|data| !data.is_empty()))
+        // An empty run does not say that a hole follows: the caller decides.
+        Ok(data.filter(|data| data.start < self.len).map(|data| data.start..data.end.min(self.len)))
     }
 
     fn identity(&self) -> io::Result<Option<FileIdentity>> {

@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::filler::Filler;
+use super::lock;
 use super::sys::{self, FileAccess, FileKind};
 use super::{ReadAt, WriteAt, write_zeros};
 
@@ -31,6 +34,7 @@ use super::{ReadAt, WriteAt, write_zeros};
 pub struct FileSource {
     file: File,
     kind: FileKind,
+    locked: AtomicBool,
 }
 
 impl FileSource {
@@ -70,12 +74,49 @@ impl FileSource {
         FileIdentity::from_file(&self.file)
     }
 
+    /// Locks the file as QEMU does for reading, until this is dropped: a virtual machine that would write to it cannot be
+    /// started. Does nothing where there are no such locks: on other systems than Linux, and on some file systems.
+    ///
+    /// [`OpenOptions`](crate::OpenOptions) locks the files that it opens by path.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if another program, for example a virtual machine, has opened the image for writing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use diskimage::io::FileSource;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-lock-{}", std::process::id()));
+    /// # std::fs::write(&path, b"content")?;
+    /// let (one, other) = (FileSource::open(&path)?, FileSource::open(&path)?);
+    /// one.lock()?;
+    /// // Readers do not exclude each other.
+    /// other.lock()?;
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    pub fn lock(&self) -> io::Result<()> {
+        lock::start_reading(&self.file)?;
+        self.locked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Bytes that the file occupies on its file system; holes do not count. The length, where the system does not tell.
     ///
     /// # Errors
     /// Those of the system.
     pub fn allocated(&self) -> io::Result<u64> {
         sys::allocated(&self.file)
+    }
+}
+
+impl Drop for FileSource {
+    fn drop(&mut self) {
+        if *self.locked.get_mut() {
+            lock::stop_reading(&self.file);
+        }
     }
 }
 
@@ -105,7 +146,7 @@ impl TryFrom<File> for FileSource {
             FileKind::Other => {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"))
             }
-            kind => Ok(FileSource { file, kind }),
+            kind => Ok(FileSource { file, kind, locked: AtomicBool::new(false) }),
         }
     }
 }
@@ -131,7 +172,7 @@ impl ReadAt for FileSource {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        sys::next_data(&self.file, offset).or_else(|_| everything(self.size()?, offset))
+        run_of_data(sys::next_data(&self.file, offset), offset, || self.size())
     }
 }
 
@@ -154,13 +195,28 @@ impl ReadAt for File {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        sys::next_data(self, offset).or_else(|_| everything(self.size()?, offset))
+        run_of_data(sys::next_data(self, offset), offset, || self.size())
     }
 }
 
-/// The answer where holes are not known.
-fn everything(size: u64, offset: u64) -> io::Result<Option<Range<u64>>> {
-    Ok((offset < size).then_some(offset..size))
+/// The run of data at or after `offset`, from the answer of the system. It is not empty and does not start before `offset`.
+///
+/// Without a usable answer, the rest of the file is data. That is right even if the file is damaged, since holes only save
+/// reading, and reading reports what cannot be read. An empty run is such an answer: OpenZFS may say that there is data at an
+/// offset in the last hole, and that the hole starts there too. Asking again after each block of it would take hours.
+fn run_of_data(
+    answer: io::Result<Option<Range<u64>>>,
+    offset: u64,
+    size: impl FnOnce() -> io::Result<u64>,
+) -> io::Result<Option<Range<u64>>> {
+    let start = match answer {
+        Ok(None) => return Ok(None),
+        Ok(Some(run)) if run.start.max(offset) < run.end => return Ok(Some(run.start.max(offset)..run.end)),
+        Ok(Some(run)) => run.start.max(offset),
+        Err(_) => offset,
+    };
+    let size = size()?;
+    Ok((start < size).then_some(start..size))
 }
 
 /// Reads at any offset from a device that reads whole sectors only.
@@ -203,6 +259,8 @@ pub struct FileTarget {
     file: File,
     device: bool,
     sync: bool,
+    /// `None` if the file may have holes.
+    filler: Option<Filler>,
     path: Option<PathBuf>,
 }
 
@@ -284,7 +342,7 @@ impl FileTarget {
     }
 
     fn new(file: File, device: bool) -> Self {
-        FileTarget { file, device, sync: true, path: None }
+        FileTarget { file, device, sync: true, filler: None, path: None }
     }
 
     /// Sets whether [`sync`](WriteAt::sync) waits for stable storage. Default true.
@@ -292,6 +350,36 @@ impl FileTarget {
     pub fn with_sync(mut self, sync: bool) -> Self {
         self.sync = sync;
         self
+    }
+
+    /// Keeps a new file free of holes: what is not written is allocated, at the latest by [`sync`](WriteAt::sync) and
+    /// [`close`](Self::close). On Windows the file does not get the sparse attribute, which Hyper-V refuses. Does nothing
+    /// for a device.
+    ///
+    /// # Errors
+    /// Those of the system.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use diskimage::io::{FileSource, FileTarget, WriteAt};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-holes-{}", std::process::id()));
+    /// let target = FileTarget::create_new(&path)?.without_holes()?;
+    /// target.set_len(1 << 20)?;
+    /// target.close()?;
+    /// # if !cfg!(windows)
+    /// assert!(FileSource::open(&path)?.allocated()? >= 1 << 20);
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    pub fn without_holes(mut self) -> io::Result<Self> {
+        if !self.device {
+            sys::clear_sparse(&self.file)?;
+            self.filler = Some(Filler::default());
+        }
+        Ok(self)
     }
 
     /// Sets the path for messages.
@@ -325,20 +413,32 @@ impl FileTarget {
     /// # Errors
     /// The error that the system reports on closing, which dropping ignores. Network file systems report failed writes there.
     pub fn close(self) -> io::Result<()> {
+        self.fill()?;
         sys::close(self.file)
+    }
+
+    fn fill(&self) -> io::Result<()> {
+        self.filler.as_ref().map_or(Ok(()), |filler| filler.finish(&self.file))
     }
 }
 
 impl WriteAt for FileTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        sys::write_all_at(&self.file, buf, offset)
+        match &self.filler {
+            Some(filler) => filler.write_all_at(&self.file, buf, offset),
+            None => sys::write_all_at(&self.file, buf, offset),
+        }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        set_len(&self.file, self.device, len)
+        match &self.filler {
+            Some(filler) => filler.set_len(&self.file, len),
+            None => set_len(&self.file, self.device, len),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.fill()?;
         if self.sync { sys::sync(&self.file) } else { Ok(()) }
     }
 
@@ -351,11 +451,14 @@ impl WriteAt for FileTarget {
     }
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
-        zero_range(&self.file, range)
+        if self.filler.is_some() { write_zeros(self, range) } else { zero_range(&self.file, range) }
     }
 
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
-        allocate(&self.file, self.device, range)
+        match &self.filler {
+            Some(filler) => filler.fill(&self.file, range.end),
+            None => allocate(&self.file, self.device, range),
+        }
     }
 }
 
@@ -403,7 +506,29 @@ fn zero_range(file: &File, range: Range<u64>) -> io::Result<()> {
     if range.is_empty() {
         return Ok(());
     }
-    sys::punch_hole(file, &range).or_else(|_| write_zeros(file, range))
+    let hole = punch(&range, || sys::block_size(file), |range| sys::punch_hole(file, range));
+    write_zeros(file, range.start..hole.start)?;
+    write_zeros(file, hole.end..range.end)
+}
+
+/// Punches `range`, or as much of it as the system can, and returns that: whole blocks where it cannot punch less (a device of
+/// 4096-byte sectors), or nothing.
+fn punch(
+    range: &Range<u64>,
+    block_size: impl FnOnce() -> io::Result<u64>,
+    punch_hole: impl Fn(&Range<u64>) -> io::Result<()>,
+) -> Range<u64> {
+    match punch_hole(range) {
+        Ok(()) => range.clone(),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let block = block_size().unwrap_or(1).max(1);
+            let start = range.start.checked_next_multiple_of(block).unwrap_or(range.end);
+            let blocks = start..range.end - range.end % block;
+            let punched = !blocks.is_empty() && blocks != *range && punch_hole(&blocks).is_ok();
+            if punched { blocks } else { range.start..range.start }
+        }
+        Err(_) => range.start..range.start,
+    }
 }
 
 fn allocate(file: &File, device: bool, range: Range<u64>) -> io::Result<()> {
@@ -520,6 +645,53 @@ mod tests {
         target.set_len(1024 * KIB).unwrap();
         let source = FileSource::open(&dir.join("tail")).unwrap();
         assert_eq!(source.next_data(512 * KIB).unwrap(), None);
+    }
+
+    #[test]
+    fn an_answer_without_a_run_of_data_means_data_up_to_the_end() {
+        let run = |answer, offset| run_of_data(answer, offset, || Ok(1000)).unwrap();
+        assert_eq!(run(Ok(None), 10), None);
+        assert_eq!(run(Ok(Some(20..30)), 10), Some(20..30));
+        // Before the offset, at it, and after it.
+        assert_eq!(run(Ok(Some(0..30)), 10), Some(10..30));
+        for empty in [10..10, 0..10, 0..5] {
+            assert_eq!(run(Ok(Some(empty.clone())), 10), Some(10..1000), "{empty:?}");
+        }
+        assert_eq!(run(Ok(Some(20..20)), 10), Some(20..1000));
+        for error in [io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported, io::ErrorKind::Other] {
+            assert_eq!(run(Err(error.into()), 10), Some(10..1000), "{error}");
+            assert_eq!(run(Err(error.into()), 1000), None, "{error}");
+        }
+        assert_eq!(run(Ok(Some(1000..1000)), 1000), None);
+    }
+
+    #[test]
+    fn whole_blocks_are_punched_where_not_every_range_can_be() {
+        let punched = |range: Range<u64>, unit: u64, block: io::Result<u64>| {
+            let aligned = |range: &Range<u64>| range.start.is_multiple_of(unit) && range.end.is_multiple_of(unit);
+            punch(
+                &range,
+                || block,
+                |range| if aligned(range) { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) },
+            )
+        };
+        let block = || Ok(4096);
+        assert_eq!(punched(512..99_840, 512, block()), 512..99_840);
+        assert_eq!(punched(512..99_840, 4096, block()), 4096..98_304);
+        assert_eq!(punched(4096..99_840, 4096, block()), 4096..98_304);
+        assert_eq!(punched(8192..16_384, 4096, block()), 8192..16_384);
+        // Less than a block, an unknown block size, a wrong one, and no holes at all.
+        for (range, unit, block) in [
+            (512..4096, 4096, block()),
+            (4608..8704, 4096, block()),
+            (512..99_840, 4096, Err(io::ErrorKind::Unsupported.into())),
+            (512..99_840, 8192, block()),
+            (512..99_840, 4096, Ok(0)),
+        ] {
+            assert!(punched(range, unit, block).is_empty());
+        }
+        let refused = |_: &Range<u64>| Err(io::ErrorKind::Unsupported.into());
+        assert!(punch(&(0..8192), || unreachable!("nothing can be punched"), refused).is_empty());
     }
 
     #[cfg(unix)]

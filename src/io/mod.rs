@@ -5,19 +5,21 @@
 //!
 //! # Platforms
 //!
-//! | | holes found by | holes made by | durable by | devices |
-//! |---|---|---|---|---|
-//! | Linux | `SEEK_DATA` | `fallocate` | `fsync` | read, write |
-//! | macOS | `SEEK_DATA` | `F_PUNCHHOLE` | `F_FULLFSYNC` | read (`/dev/disk`, `/dev/rdisk`), write |
-//! | FreeBSD | `SEEK_DATA` | zeros are written | `fsync` | read, write of whole sectors |
-//! | Windows | `FSCTL_QUERY_ALLOCATED_RANGES` | `FSCTL_SET_ZERO_DATA` | `FlushFileBuffers` | read (`\\.\PhysicalDrive0`) |
-//! | WASI | | zeros are written | `fd_sync` | |
+//! | | holes found by | holes made by | durable by | devices | locks of QEMU |
+//! |---|---|---|---|---|---|
+//! | Linux | `SEEK_DATA` | `fallocate` | `fsync` | read, write | `F_OFD_SETLK` (64-bit) |
+//! | macOS | `SEEK_DATA` | `F_PUNCHHOLE` | `F_FULLFSYNC` | read (`/dev/disk`, `/dev/rdisk`), write | |
+//! | FreeBSD | `SEEK_DATA` | zeros are written | `fsync` | read, write of whole sectors | |
+//! | Windows | `FSCTL_QUERY_ALLOCATED_RANGES` | `FSCTL_SET_ZERO_DATA` | `FlushFileBuffers` | read (`\\.\PhysicalDrive0`) | |
+//! | WASI | | zeros are written | `fd_sync` | | |
 //!
 //! On targets without files, such as `wasm32-unknown-unknown`, images are in memory or in storage of the caller. Functions
 //! that take a path fail there with [`io::ErrorKind::Unsupported`].
 
 mod directory;
 mod file;
+mod filler;
+mod lock;
 mod mem;
 #[cfg(feature = "mmap")]
 mod mmap;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileTarget};
+pub(crate) use lock::is_in_use;
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;
@@ -111,7 +114,8 @@ pub trait ReadAt: Send + Sync {
     }
 
     /// Returns the next range of data at or after `offset`; `None` if only a hole follows. The range may extend beyond the end
-    /// of the file. By default everything is data, without a query of the length, which a remote storage would have to answer.
+    /// of the file. Holes only save reading: where in doubt, return data. By default everything is data, without a query of the
+    /// length, which a remote storage would have to answer.
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok(Some(offset..u64::MAX))
     }

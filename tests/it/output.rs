@@ -1,14 +1,16 @@
 //! Files at and beside the target after success and failure.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::patch::Qcow2;
 use crate::support::pattern::Pattern;
-use crate::support::{TempDir, assert_same, content, open_raw, qcow2, qcow2_bytes, raw};
+use crate::support::{
+    TempDir, assert_same, content, open_beside, open_raw, qcow2, qcow2_bytes, raw, vdi, vhdx, vmdk, vpc,
+};
 use diskimage::{Converter, Error, Image};
 
 /// An image that can be opened and whose last cluster cannot be read.
@@ -64,6 +66,44 @@ fn an_old_target_is_replaced_and_not_overwritten() {
     assert!(fs::symlink_metadata(dir.join("link")).unwrap().is_symlink());
     assert_eq!(fs::read(dir.join("second-name")).unwrap(), b"precious");
     assert_eq!(dir.names(), ["link", "old", "second-name", "source.raw"]);
+}
+
+#[test]
+fn without_zero_detection_the_files_have_no_holes() {
+    let dir = TempDir::new();
+    let mut guest = Pattern::Islands.make(5 << 20);
+    guest[1 << 20..3 << 20].fill(0);
+    let source = open_raw(&dir.file("source.raw", &guest));
+    let converters = [
+        raw(),
+        qcow2("cluster_size=512k"),
+        vmdk("subformat=monolithicFlat"),
+        vmdk("subformat=twoGbMaxExtentFlat"),
+        vmdk("subformat=monolithicSparse"),
+        vpc("subformat=fixed"),
+        vpc("subformat=dynamic"),
+        vhdx("subformat=fixed"),
+        vhdx("subformat=dynamic"),
+        vdi(""),
+        vdi("static=on"),
+    ];
+    for converter in converters {
+        for threads in [1, 4] {
+            let new = TempDir::new();
+            converter.clone().sparse(0).threads(threads).convert(&source, new.join("new")).unwrap();
+            for name in new.names() {
+                let file = fs::metadata(new.join(&name)).unwrap();
+                assert!(
+                    file.blocks() * 512 >= file.len(),
+                    "{converter:?}, {name}: {} of {}",
+                    file.blocks() * 512,
+                    file.len()
+                );
+            }
+            let image = open_beside(&new.join("new")).unwrap();
+            assert_same(&content(&image).unwrap()[..guest.len()], &guest, &format!("{converter:?}"));
+        }
+    }
 }
 
 #[track_caller]

@@ -18,9 +18,32 @@ pub struct Output {
     pub style: Style,
 }
 
-/// Options for referenced files.
+/// `-U`.
+#[derive(Debug, clap::Args)]
+pub struct ShareArgs {
+    /// Read an image that another program, such as a running virtual
+    /// machine, has opened for writing; the result may be inconsistent
+    #[arg(short = 'U', long, verbatim_doc_comment)]
+    force_share: bool,
+}
+
+impl ShareArgs {
+    /// Options for opening a single image of `format`, which is detected if `None`.
+    pub fn options(&self, format: Option<Format>) -> OpenOptions {
+        let options = OpenOptions::new().force_share(self.force_share);
+        match format {
+            Some(format) => options.format(format),
+            None => options,
+        }
+    }
+}
+
+/// Options for input images and their referenced files.
 #[derive(Debug, clap::Args)]
 pub struct ReferenceArgs {
+    #[command(flatten)]
+    share: ShareArgs,
+
     /// Which referenced files (backing files, extents) may be opened;
     /// beside: those in the directory of the image
     #[arg(long, value_name = "WHICH", default_value = "none", verbatim_doc_comment)]
@@ -90,7 +113,8 @@ impl ReferenceArgs {
             ReferencePolicy::Beside => diskimage::ReferencePolicy::Beside,
             ReferencePolicy::Any => diskimage::ReferencePolicy::Any,
         };
-        let options = open_options(format).reference_policy(policy).allow_changed_backing(self.allow_changed_backing);
+        let options = self.share.options(format).reference_policy(policy);
+        let options = options.allow_changed_backing(self.allow_changed_backing);
         match self.backing_format {
             Some(format) => options.backing_format(format),
             None => options,
@@ -129,14 +153,6 @@ impl BackingArgs {
         };
         let image = references.options(format).open(target.with_file_name("").join(name))?;
         Ok(Some((image, Name::from(name))))
-    }
-}
-
-/// Options for opening a single image of `format`, which is detected if `None`.
-pub fn open_options(format: Option<Format>) -> OpenOptions {
-    match format {
-        Some(format) => OpenOptions::new().format(format),
-        None => OpenOptions::new(),
     }
 }
 

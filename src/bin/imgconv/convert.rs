@@ -267,7 +267,7 @@ impl Args {
     /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
     fn snapshot_id(&self, source: &Path, selector: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
-        let inspection = args::open_options(self.source_format).inspect(source)?;
+        let inspection = self.references.options(self.source_format).inspect(source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
             is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)

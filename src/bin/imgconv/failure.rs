@@ -164,6 +164,7 @@ fn hint(error: &Error) -> Option<&'static str> {
             Some("open it anyway with --allow-changed-backing")
         }
         Error::NotReplaceable { .. } => Some("write into it with --in-place"),
+        Error::InUse { for_writing: true } => Some("read it as it is with -U"),
         Error::Unreadable { .. } => Some("set it with -f raw"),
         Error::Ambiguous(_) | Error::Extension { .. } => Some("set it with -f"),
         _ => None,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use diskimage::{Format, Snapshot};
 
-use crate::args::{self, Output};
+use crate::args::{self, Output, ShareArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, human_size};
 
@@ -21,6 +21,9 @@ pub struct Args {
     format: Option<Format>,
 
     #[command(flatten)]
+    share: ShareArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image file
@@ -30,7 +33,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let info = args::open_options(self.format).inspect(&self.file)?.info;
+        let info = self.share.options(self.format).inspect(&self.file)?.info;
         if info.snapshots_unreadable {
             let file = self.file.to_string_lossy();
             let problem = format!("{file}: {}", info.warnings.join("; "));

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::close;
+use super::{Rules, close};
 use crate::error::{Error, Result};
 use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt};
 
@@ -19,7 +19,7 @@ pub(super) struct InPlace {
 
 impl InPlace {
     /// Opens the file at `path`, which is the one that `status` describes.
-    pub fn open(path: &Path, status: &FileStatus, sync: bool) -> Result<InPlace> {
+    pub fn open(path: &Path, status: &FileStatus, rules: &Rules) -> Result<InPlace> {
         let device = status.kind.is_device();
         let (action, open): (_, fn(&Path) -> _) = match device {
             true => ("opening the device", FileTarget::open_device),
@@ -30,7 +30,7 @@ impl InPlace {
         if identity != status.identity {
             return Err(Error::Usage("the file was replaced meanwhile".into()));
         }
-        let file = file.with_sync(sync).with_path(path);
+        let file = rules.apply(file.with_path(path))?;
         let file = Existing { file, emptied: AtomicBool::new(device), emptying: Mutex::default() };
         Ok(InPlace { file: Arc::new(file), finished: false })
     }
@@ -78,7 +78,8 @@ impl Existing {
         }
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.emptied.load(Ordering::Acquire) {
-            self.file.set_len(0)?;
+            // Of the file itself: it may be one that is to have no holes, which counts from here.
+            self.file.file().set_len(0)?;
             self.emptied.store(true, Ordering::Release);
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::io::FileSource;
 use crate::testing::TempDir;
 
 fn rules() -> Rules {
-    Rules { in_use: Vec::new(), sync: true, clobber: true, in_place: false }
+    Rules { in_use: Vec::new(), sync: true, clobber: true, in_place: false, holes: true }
 }
 
 fn create(target: impl AsRef<Path>) -> Result<Output> {
@@ -305,6 +305,11 @@ fn a_file_written_in_place_stays_the_same_file() {
         assert_eq!((metadata.ino(), metadata.nlink(), mode(&old)), (inode, 2, 0o604));
         assert_eq!(fs::read(&old).unwrap(), name.as_bytes());
     }
+    // Without holes nothing is left of the old content either.
+    let output = Output::create(&old, Rules { in_place: true, holes: false, ..rules() }).unwrap();
+    output.file().write_all_at(b"new", 0).unwrap();
+    output.commit().unwrap();
+    assert_eq!(fs::read(&old).unwrap(), b"new");
     // An image may be empty.
     create_in_place(&old).unwrap().commit().unwrap();
     assert_eq!(fs::read(&old).unwrap(), b"");
@@ -400,7 +405,7 @@ fn a_file_in_use_is_not_written_in_place() {
     // A file that is exchanged after the check.
     let status = FileStatus::from_path(&source).unwrap().unwrap();
     fs::rename(dir.file("other", b"other"), &source).unwrap();
-    assert!(InPlace::open(&source, &status, true).is_err());
+    assert!(InPlace::open(&source, &status, &rules()).is_err());
     assert_eq!(fs::read(&source).unwrap(), b"other");
 }
 

@@ -37,6 +37,10 @@ pub(crate) fn open_existing(_path: &Path) -> io::Result<File> {
     unsupported()
 }
 
+pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
+    unsupported()
+}
+
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
     unsupported()
 }
@@ -69,7 +73,19 @@ pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     unsupported()
 }
 
+pub(crate) fn block_size(_file: &File) -> io::Result<u64> {
+    unsupported()
+}
+
 pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {
+    unsupported()
+}
+
+pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     unsupported()
 }
 

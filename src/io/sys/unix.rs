@@ -48,6 +48,11 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
+/// Files have no such attribute.
+pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
 /// Opens a device for writing, alone: not while it is mounted.
 pub(crate) fn open_device(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(OFlags::EXCL.bits().cast_signed()).open(path)
@@ -89,14 +94,15 @@ pub(crate) fn write_all_at(file: &File, buf: &[u8], offset: u64) -> io::Result<(
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple", target_os = "freebsd"))]
 pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<Option<Range<u64>>> {
     use rustix::fs::{SeekFrom, seek};
-    use rustix::io::Errno;
+    use rustix::io::{Errno, retry_on_intr};
 
     if i64::try_from(offset).is_err() {
         return Ok(None);
     }
-    match seek(file, SeekFrom::Data(offset)) {
+    match retry_on_intr(|| seek(file, SeekFrom::Data(offset))) {
         Ok(data) => {
-            let hole = seek(file, SeekFrom::Hole(data)).or_else(|_| Ok::<_, io::Error>(file.metadata()?.len()))?;
+            let hole = retry_on_intr(|| seek(file, SeekFrom::Hole(data)))
+                .or_else(|_| Ok::<_, io::Error>(file.metadata()?.len()))?;
             Ok(Some(data..hole))
         }
         Err(Errno::NXIO) => Ok(None),
@@ -109,7 +115,8 @@ pub(crate) fn next_data(_file: &File, _offset: u64) -> io::Result<Option<Range<u
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Makes a range read as zeros without storing them, or fails where that is impossible.
+/// Makes a range read as zeros without storing them, or fails where that is impossible: with
+/// [`io::ErrorKind::InvalidInput`] if only whole blocks can be punched.
 ///
 /// On a device of Linux this discards what reads as zeros afterwards, and writes zeros where that is not certain.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -126,6 +133,16 @@ pub(crate) fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The unit in bytes in which holes are punched where not every range can be.
+pub(crate) fn block_size(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if metadata.file_type().is_block_device() {
+        return Ok(rustix::fs::ioctl_blksszget(file)?.into());
+    }
+    Ok(metadata.blksize())
 }
 
 /// Allocates a range that is to read as zeros. [`io::ErrorKind::Unsupported`] where zeros have to be written.
@@ -152,6 +169,16 @@ fn fallocate(file: &File, mode: rustix::fs::FallocateFlags, range: &Range<u64>) 
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, mode, range.start, len))?)
+}
+
+/// Places a shared lock on `bytes`, or removes it. It belongs to the open file.
+pub(crate) fn set_lock(file: &File, bytes: &Range<u64>, locked: bool) -> io::Result<()> {
+    calls::set_lock(file, bytes, locked)
+}
+
+/// Whether another open file, of any process, has a lock on one of `bytes`.
+pub(crate) fn is_locked(file: &File, bytes: &Range<u64>) -> io::Result<bool> {
+    calls::is_locked(file, bytes)
 }
 
 /// Writes everything to stable storage; `F_FULLFSYNC` on macOS.

@@ -40,6 +40,11 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)
 }
 
+/// Files have no such attribute.
+pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
+    Ok(())
+}
+
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
     Err(io::ErrorKind::Unsupported.into())
 }
@@ -82,7 +87,20 @@ pub(crate) fn punch_hole(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(crate) fn block_size(_file: &File) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// WASI has no locks.
+pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -3,13 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use windows_sys::Win32::Foundation::{GENERIC_READ, GENERIC_WRITE};
 use windows_sys::Win32::Storage::FileSystem::{
-    FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES, FILE_SHARE_DELETE, READ_CONTROL,
-    SECURITY_ANONYMOUS, WRITE_DAC,
+    FILE_ATTRIBUTE_SPARSE_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES,
+    FILE_SHARE_DELETE, READ_CONTROL, SECURITY_ANONYMOUS, WRITE_DAC,
 };
 
 use super::{FileKind, calls, directory_of};
@@ -46,7 +46,7 @@ pub(crate) fn create(path: &Path, private: bool) -> io::Result<File> {
     }
     let file = options.open(path)?;
     // Where the file system has no sparse files, it becomes an ordinary one.
-    let _ = calls::set_sparse(&file);
+    let _ = calls::set_sparse(&file, true);
     Ok(file)
 }
 
@@ -61,6 +61,14 @@ pub(crate) fn create_within(
 /// Opens an existing file for writing. It stays as it is, sparse or not.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)
+}
+
+/// Removes the sparse attribute of a file that has no holes yet.
+pub(crate) fn clear_sparse(file: &File) -> io::Result<()> {
+    match file.metadata()?.file_attributes() & FILE_ATTRIBUTE_SPARSE_FILE {
+        0 => Ok(()),
+        _ => calls::set_sparse(file, false),
+    }
 }
 
 pub(crate) fn open_device(_path: &Path) -> io::Result<File> {
@@ -121,8 +129,22 @@ pub(crate) fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
     calls::set_zero(file, range)
 }
 
+/// Zeroing takes any range.
+pub(crate) fn block_size(_file: &File) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 /// In a sparse file only writing allocates.
 pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// A locked byte cannot be read by others here, so that no program marks images in this way.
+pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

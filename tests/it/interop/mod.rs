@@ -7,6 +7,8 @@ use crate::support::{content, open_beside};
 use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 
 mod features;
+#[cfg(target_os = "linux")]
+mod in_use;
 mod matrix;
 pub(crate) mod overlays;
 mod readers;

@@ -1,4 +1,4 @@
-//! `close` with its error; size of disks; `F_PUNCHHOLE` of macOS.
+//! `close` with its error; size of disks; `F_PUNCHHOLE` of macOS; locks of open files of Linux.
 
 use std::fs::File;
 use std::io;
@@ -50,29 +50,63 @@ pub(in super::super) fn disk(file: &File) -> io::Result<Disk> {
     Ok(Disk { size, sector: sector.max(1) as usize })
 }
 
-/// Makes a range read as zeros, with holes in the place of whole blocks of the file system.
+/// Makes whole blocks of the file system read as zeros.
 #[cfg(target_vendor = "apple")]
 pub(in super::super) fn punch_hole(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    use std::os::unix::fs::{FileExt, MetadataExt};
 
-    // Only whole blocks can be punched. What is left at both ends is smaller than one.
-    let block = file.metadata()?.blksize().max(4096);
-    let start = range.start.next_multiple_of(block);
-    let end = range.end - range.end % block;
-    if start >= end {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
     let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::FileTooLarge);
-    let hole =
-        libc::fpunchhole_t { fp_flags: 0, reserved: 0, fp_offset: signed(start)?, fp_length: signed(end - start)? };
+    let (fp_offset, fp_length) = (signed(range.start)?, signed(range.end - range.start)?);
+    let hole = libc::fpunchhole_t { fp_flags: 0, reserved: 0, fp_offset, fp_length };
     // SAFETY: the request reads a `fpunchhole_t`, which is valid until the call returns; the descriptor is open.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_PUNCHHOLE, &raw const hole) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    for edge in [range.start..start, end..range.end] {
-        let zeros = vec![0; usize::try_from(edge.end - edge.start).map_err(|_| io::ErrorKind::FileTooLarge)?];
-        file.write_all_at(&zeros, edge.start)?;
-    }
     Ok(())
+}
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(in super::super) fn set_lock(file: &File, bytes: &std::ops::Range<u64>, locked: bool) -> io::Result<()> {
+    let kind = if locked { libc::F_RDLCK } else { libc::F_UNLCK };
+    lock(file, libc::F_OFD_SETLK, kind, bytes).map(drop)
+}
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(in super::super) fn is_locked(file: &File, bytes: &std::ops::Range<u64>) -> io::Result<bool> {
+    // An exclusive lock conflicts with any other one. It is not placed.
+    let found = lock(file, libc::F_OFD_GETLK, libc::F_WRLCK, bytes)?;
+    Ok(found != libc::F_UNLCK)
+}
+
+/// Other systems have no locks that belong to an open file, or `libc` has not. Those of a process would be lost when it closes
+/// any of its descriptors of the file.
+#[cfg(all(unix, not(all(target_os = "linux", target_pointer_width = "64"))))]
+pub(in super::super) fn set_lock(_file: &File, _bytes: &std::ops::Range<u64>, _locked: bool) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(all(unix, not(all(target_os = "linux", target_pointer_width = "64"))))]
+pub(in super::super) fn is_locked(_file: &File, _bytes: &std::ops::Range<u64>) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Calls `fcntl` with a lock, and returns the kind of lock that it leaves in its argument.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+fn lock(file: &File, command: libc::c_int, kind: libc::c_int, bytes: &std::ops::Range<u64>) -> io::Result<libc::c_int> {
+    use std::os::fd::AsRawFd;
+
+    let signed = |value: u64| i64::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: signed(bytes.start)?,
+        l_len: signed(bytes.end - bytes.start)?,
+        // Required for locks of open files.
+        l_pid: 0,
+    };
+    // SAFETY: both commands take a pointer to a `flock`, which is valid until the call returns; the descriptor is open.
+    if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(lock.l_type.into())
 }

@@ -28,6 +28,7 @@ use super::Disk;
 /// Structures of the system that consist of integers alone, so that any bytes are a value.
 trait Plain: Copy + Default {}
 impl Plain for () {}
+impl Plain for u8 {}
 impl Plain for DISK_GEOMETRY {}
 impl Plain for FILE_ALLOCATED_RANGE_BUFFER {}
 impl Plain for FILE_COMPRESSION_INFO {}
@@ -124,8 +125,9 @@ pub(in super::super) fn allocated(file: &File) -> io::Result<u64> {
     }
 }
 
-pub(in super::super) fn set_sparse(file: &File) -> io::Result<()> {
-    control(file, FSCTL_SET_SPARSE, &()).map(|_: Option<()>| ())
+pub(in super::super) fn set_sparse(file: &File, sparse: bool) -> io::Result<()> {
+    // The one field of `FILE_SET_SPARSE_BUFFER`.
+    control(file, FSCTL_SET_SPARSE, &u8::from(sparse)).map(|_: Option<()>| ())
 }
 
 /// The first allocated range at or after `offset`, up to `end`.
@@ -137,7 +139,7 @@ pub(in super::super) fn allocated_range(file: &File, offset: u64, end: u64) -> i
     let start = unsigned(found.FileOffset)?;
     // Ranges are whole units of the file system.
     let range = start.max(offset)..start.saturating_add(unsigned(found.Length)?).min(end);
-    Ok(Some(range).filter(|range| !range.is_empty()))
+    Ok(Some(range).filter(|range| range.start < end))
 }
 
 /// Makes a range read as zeros; in a sparse file it takes no room then.
