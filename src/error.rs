@@ -130,9 +130,9 @@ pub enum Error {
     /// The file is valid in each of these formats.
     Ambiguous(Vec<&'static str>),
 
-    /// Another program uses the file: a virtual machine, for example.
+    /// The file is open as an image: a virtual machine uses it, for example, or an [`Image`](crate::Image) of this program.
     InUse {
-        /// Whether it has opened an image for writing that is to be read; else a file is to be replaced.
+        /// Whether it is open for writing and was to be read; else it was to be replaced.
         for_writing: bool,
     },
 
@@ -192,8 +192,8 @@ impl fmt::Display for Error {
             Error::Ambiguous(formats) => {
                 write!(f, "ambiguous format: the file is valid as {}; state the format", formats.join(" and as "))
             }
-            Error::InUse { for_writing: true } => f.write_str("another program has opened the image for writing"),
-            Error::InUse { for_writing: false } => f.write_str("another program has opened the image"),
+            Error::InUse { for_writing: true } => f.write_str("the image is open for writing in another program"),
+            Error::InUse { for_writing: false } => f.write_str("the file is in use as a disk image"),
             Error::Changed { before, after } => {
                 write!(f, "the file changed while it was read: it had {before} bytes and now has {after}")
             }

@@ -38,7 +38,7 @@ pub enum ErrorKind {
     UnknownFormat,
     /// The file is valid in several formats, or its extension contradicts its content.
     AmbiguousFormat,
-    /// Another program uses a file.
+    /// A file is open as an image.
     InUse,
     /// A file changed its length while it was read.
     Changed,

@@ -104,7 +104,11 @@ impl FileClaims {
     fn claim_data(&mut self, unit: u64, range: Range<u64>, refcount: &dyn Fn(u64) -> u64) -> Option<&'static str> {
         // The visible part of a unit claims the whole unit.
         let units = range.start / unit..range.end.div_ceil(unit);
-        for index in units.start..units.end.min(self.data.bound()) {
+        let tracked = units.start..units.end.min(self.data.bound()).max(units.start);
+        let is_new = tracked.is_empty()
+            || self.metadata.run(tracked.start, tracked.end) == (false, tracked.end)
+                && self.data.insert_all(tracked.clone());
+        for index in if is_new { 0..0 } else { tracked } {
             if self.metadata.contains(index) {
                 return Some("metadata");
             }

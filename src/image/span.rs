@@ -154,12 +154,6 @@ impl<'a> Spans<'a> {
         })
     }
 
-    /// Whether all of `extent` is a hole of its file.
-    fn is_hole(&self, index: usize, extent: Extent) -> Result<bool> {
-        let start = self.find_hole(index, extent)?;
-        Ok(start.is_zero() && start.len == extent.len)
-    }
-
     /// The data and holes of a file, if they are worth a query: in a raw disk, nothing else tells zeros.
     fn data_runs<'b>(&self, layer: &'b Layer, id: FileId) -> Option<&'b DataRuns> {
         let file = layer.files.get(id.0 as usize).filter(|_| self.finds_holes)?;
@@ -181,11 +175,7 @@ impl<'a> Spans<'a> {
                         |extent| if covers(&extent, self.at) { Ok(extent) } else { Err(misplaced(layer, self.at)) },
                     )
                     .map_err(|e| layer.locate(e, FileId::default()))?;
-                // What is a hole as a whole cannot expand to data.
-                if self.trackers.is_some()
-                    && !self.is_hole(index, extent)?
-                    && let Some(trackers) = &mut self.trackers
-                {
+                if let Some(trackers) = &mut self.trackers {
                     let claimed = trackers[index].claim(&*layer.reader, &extent);
                     claimed.map_err(|e| layer.locate(e, FileId::default()))?;
                 }

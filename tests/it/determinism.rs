@@ -84,7 +84,11 @@ fn compressed_clusters_pass_through() {
         assert_eq!(report.passthrough_blocks, report.compressed_blocks, "{other}");
         assert_same(&content(&qcow2_image(&bytes).unwrap()).unwrap(), &guest, &other);
         // With clusters of another size they are not.
-        let other = format!("{options},cluster_size=32k");
+        let other = if options == "cluster_size=4k" {
+            "cluster_size=32k".into()
+        } else {
+            format!("{options},cluster_size=32k")
+        };
         let (bytes, report) = convert(&qcow2(&other).compress(true), &source);
         assert_eq!(report.passthrough_blocks, 0, "{other}");
         assert!(report.compressed_blocks > 0, "{other}");

@@ -97,6 +97,7 @@ fn a_vmdk_of_64_tib() {
     let mut end = [0xee; 512];
     image.read_exact_at(&mut end, SIZE - 512).unwrap();
     assert_eq!(end, [0; 512]);
+    drop(image);
     assert_eq!(vmdk("").create(SIZE + 512, &sparse).unwrap_err().kind().as_str(), "limit");
 }
 

@@ -1,5 +1,7 @@
 //! Runs of equal bits in a bitmap, and bit sets.
 
+use std::ops::Range;
+
 /// The order of the bits in a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BitOrder {
@@ -57,6 +59,21 @@ impl BitSet {
         Some(contained)
     }
 
+    /// Adds the numbers in `range`, which are below the bound, if the set contains none of them. Returns whether it did.
+    pub fn insert_all(&mut self, range: Range<u64>) -> bool {
+        if !range.is_empty() && self.run(range.start, range.end) != (false, range.end) {
+            return false;
+        }
+        let bytes = range.start.div_ceil(8)..range.end / 8;
+        let Some(whole) = self.0.get_mut(bytes.start as usize..bytes.end as usize) else {
+            // Within one byte.
+            return range.into_iter().all(|number| self.insert(number).is_some());
+        };
+        whole.fill(0xff);
+        let edges = (range.start..bytes.start * 8).chain(bytes.end * 8..range.end);
+        edges.into_iter().all(|number| self.insert(number).is_some())
+    }
+
     /// Adds all numbers of `other`, a set with the same bound.
     pub fn union_with(&mut self, other: &BitSet) {
         self.0.iter_mut().zip(&other.0).for_each(|(byte, other)| *byte |= other);
@@ -88,6 +105,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_range_is_added_as_a_whole(numbers in prop::collection::vec(0u64..200, 0..6), start in 0u64..200, len in 0u64..200) {
+            let mut set = BitSet::new(200);
+            for number in &numbers {
+                set.insert(*number);
+            }
+            let range = start..(start + len).min(200);
+            let free = !numbers.iter().any(|number| range.contains(number));
+            prop_assert_eq!(set.insert_all(range.clone()), free);
+            for number in 0..200 {
+                prop_assert_eq!(set.contains(number), numbers.contains(&number) || free && range.contains(&number));
+            }
+        }
+
         #[test]
         fn runs_of_bits(
             bytes in prop::collection::vec(prop_oneof![Just(0u8), Just(0xff), any::<u8>()], 1..40),

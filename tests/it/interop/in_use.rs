@@ -149,9 +149,12 @@ fn the_program_names_the_option_that_reads_an_image_in_use() {
     ] {
         let args: Vec<_> = line.split(' ').collect();
         let message = fail(&dir, exit, &args);
-        assert!(message.contains("live.qcow2: another program") && message.contains("-U"), "{line}: {message}");
+        assert!(
+            message.contains("live.qcow2: the image is open for writing") && message.contains("-U"),
+            "{line}: {message}"
+        );
         succeed(&dir, &[&args[..], &["-U"]].concat());
     }
     let message = fail(&dir, 1, &["convert", "-U", "same.raw", "live.qcow2"]);
-    assert!(message.contains("live.qcow2: another program") && !message.contains("-U"), "{message}");
+    assert!(message.contains("live.qcow2: the file is in use as a disk image") && !message.contains("-U"), "{message}");
 }

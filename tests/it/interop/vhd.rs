@@ -199,6 +199,7 @@ fn preset_azure() {
         image.read_exact_at(&mut read, at).unwrap();
         assert_same(&read, bytes, "azure");
     }
+    drop(image);
     // The file is sparse.
     use std::os::unix::fs::MetadataExt;
     assert!(fs::metadata(&target).unwrap().blocks() * 512 < 4 << 20);

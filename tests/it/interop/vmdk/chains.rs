@@ -99,6 +99,7 @@ fn chains_by_qemu() {
 
         let denied = Image::open(&top).err().unwrap();
         assert_eq!(denied.kind().as_str(), "reference", "{denied}");
+        drop(opened);
         // A write to the parent changes its content ID.
         qemu_io_as("vmdk", &base, &["write -P 77 0 512".into()]);
         let changed = open_beside(&top).err().unwrap();

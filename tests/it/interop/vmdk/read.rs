@@ -43,6 +43,7 @@ fn images_written_by_qemu_io() {
                 create(&image, &format!("subformat={kind}{options}"), &size.to_string());
                 let opened = assert_read(&image, &what);
                 assert!(opened.spans(0..u64::MAX).all(|span| span.unwrap().is_zero()) || kind.ends_with("Flat"));
+                drop(opened);
                 qemu_io_as("vmdk", &image, &write_commands(size, seed, 20));
                 let opened = assert_read(&image, &what);
                 assert_eq!(opened.virtual_size(), size, "{what}");
