@@ -19,7 +19,11 @@ pub(super) fn of_data(bytes: &[u8], offset: u64) -> u128 {
     let aligned = offset + first.len() as u64;
     let pieces = (aligned..).step_by(PIECE as usize).zip(rest.chunks(PIECE as usize));
     let pieces = [(offset, first)].into_iter().chain(pieces).filter(|(_, piece)| !zero::is_zero(piece));
-    pieces.fold(0, |sum, (at, piece)| sum.wrapping_add(XxHash3_128::oneshot_with_seed(at, piece)))
+    pieces.fold(0, |sum, (at, piece)| {
+        // Formats pad the last sector of a disk with zeros.
+        let len = piece.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        sum.wrapping_add(XxHash3_128::oneshot_with_seed(at, piece.get(..len).unwrap_or_default()))
+    })
 }
 
 /// The digest of a guest range of zeros that hide data of a backing file.
@@ -50,6 +54,7 @@ mod tests {
         bytes[20_000] ^= 1;
         assert_ne!(of_data(&bytes, PIECE), whole);
         assert_eq!(of_data(&[0; 10_000], 512), 0);
+        assert_eq!(of_data(b"padded\0\0", 512), of_data(b"padded", 512));
         let zeros = of_zeros(&(512..3 * PIECE));
         assert_eq!(zeros, of_zeros(&(512..PIECE)).wrapping_add(of_zeros(&(PIECE..3 * PIECE))));
         assert_ne!(zeros, of_zeros(&(0..3 * PIECE)));
