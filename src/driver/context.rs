@@ -50,10 +50,7 @@ impl<'a> OpenContext<'a> {
         OpenContext { limits, budget, snapshot: None, path: None, file: &|_| Ok(None) }
     }
 
-    /// Refuses a request for a snapshot. For drivers of formats without internal snapshots.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`] if a snapshot is requested.
+    /// [`Error::Unsupported`] if a snapshot is requested. For drivers of formats without internal snapshots.
     pub fn refuse_snapshots(&self, format: &'static str) -> Result<()> {
         match self.snapshot {
             Some(_) => Err(Error::unsupported(format, "internal snapshots")),
@@ -108,8 +105,7 @@ pub struct CreateContext<'a> {
     pub empty: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
-    /// Timestamps, and identifiers for what is written before the content; [`SparseWrite::finish`](super::SparseWrite::finish) has
-    /// the final ones. A driver has no other source of them.
+    /// Timestamps, and identifiers for what is written before the content. A driver has no other source of them.
     pub identifiers: ImageIdentifiers,
     /// The image file.
     pub out: Arc<dyn WriteAt>,

@@ -27,16 +27,11 @@ pub trait SparseWrite: Send {
     /// Errors of the storage, and [`Error::Limit`](crate::Error::Limit) when the format cannot address more.
     fn place(&mut self, guest: Range<u64>) -> Result<Placement>;
 
-    /// Allocates `stored_len` bytes for the compressed block `guest`, including its [frame](WriteSpec::frame).
-    ///
-    /// # Errors
-    /// As [`place`](Self::place).
+    /// Allocates `stored_len` bytes for the compressed block `guest`, including its [frame](WriteSpec::frame). Errors are as in
+    /// [`place`](Self::place).
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement>;
 
-    /// Makes `guest` read as zeros, whatever a backing file holds. Both ends are as in [`place`](Self::place).
-    ///
-    /// # Errors
-    /// As [`place`](Self::place).
+    /// Makes `guest` read as zeros, whatever a backing file holds. Both ends, and errors, are as in [`place`](Self::place).
     fn zero(&mut self, guest: Range<u64>) -> Result<()>;
 
     /// Writes and syncs the tables, then writes and syncs the header, so that an incomplete image has no valid header.
