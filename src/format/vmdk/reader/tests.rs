@@ -550,7 +550,9 @@ fn properties_need_no_extent_files() {
             })
             .collect::<Vec<_>>()
     };
-    let names = [Some("/vm/a".into()), None, Some("/vm/b".into())];
+    let beside =
+        |name: &str| Some(Value::Text(Name::from(&*std::path::Path::new("/vm/disk.vmdk").with_file_name(name))));
+    let names = [beside("a"), None, beside("b")];
     assert_eq!(extents(&cx), names.clone().map(|name| (name, None)));
     let files = [("a", file(&[0; 5120])), ("b", file(&Sparse { descriptor: None, ..Sparse::plain(10) }.build().file))];
     let [a, zero, b] = names;
