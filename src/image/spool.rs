@@ -52,7 +52,7 @@ pub(super) fn spool(mut stream: impl Read, directory: &Path, format: &'static st
     if len == 0 {
         return Err(Error::Usage("the input is empty".into()));
     }
-    let finished = target.set_len(len).and_then(|()| FileSource::try_from(target.file().try_clone()?));
+    let finished = target.set_len(len).and_then(|()| FileSource::try_from(target.into_file()));
     finished.map_err(Error::io("writing a temporary file", None)).map_err(in_directory)
 }
 

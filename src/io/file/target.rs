@@ -168,6 +168,11 @@ impl FileTarget {
         &self.file
     }
 
+    /// The file itself, which stays open.
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+
     /// Gives a new, private file what can be kept of the file that it replaces: owner, permissions, attributes. The permissions are
     /// limited to those of `within`.
     ///
