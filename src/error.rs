@@ -181,7 +181,7 @@ impl fmt::Display for Error {
             Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
             Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
             Error::Unreadable { format, reason } => {
-                write!(f, "{format}: {reason}; with the format raw, its bytes are the disk")
+                write!(f, "{format}: {reason}; state the format raw to read its bytes as they are")
             }
             Error::Extension { format, content } => {
                 write!(

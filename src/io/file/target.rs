@@ -143,7 +143,6 @@ impl FileTarget {
     /// let target = FileTarget::create_new(&path)?.without_holes()?;
     /// target.set_len(1 << 20)?;
     /// target.close()?;
-    /// # if !cfg!(windows)
     /// assert!(FileSource::open(&path)?.allocated()? >= 1 << 20);
     /// # std::fs::remove_file(&path)
     /// # }
