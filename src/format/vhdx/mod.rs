@@ -42,8 +42,11 @@
 //! If the header marks the log as not empty, and the log has no valid sequence of entries, the file is refused, as the document
 //! requires (2.3.3), unless the log has no trace of an entry with its GUID: all its sectors are zeros or belong to entries of earlier
 //! logs. A writer that is killed before it writes its first entry leaves such a file. Then there is nothing to replay, which a warning
-//! says. A log that writes to the headers or to itself, or damages a region table, is corrupt. Valid entries that are newer than the sequence cause a warning: a crash leaves them, and so does damage to an
-//! entry before them.
+//! says. Valid entries that are newer than the sequence cause a warning: a crash leaves them, and so does damage to an entry before
+//! them.
+//!
+//! A log that writes to the headers or to itself is corrupt, and so is one that damages a region table. One that writes a valid region
+//! table is not: tables are updated through the log only (2.2.3).
 //!
 //! # Block contents
 //!
