@@ -16,8 +16,7 @@
 //!   [`Image::spans`] lists the data, zero and compressed ranges with their host offsets.
 //! - [`OpenOptions`] sets the format, snapshot, limits and reference policy.
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
-//! - [`compare`] compares the contents of two disks.
-//! - [`io`] has the storage traits, [`driver`] the traits for adding formats.
+//! - [`compare`] compares the contents of two disks. [`io`] has the storage traits, [`driver`] those for adding formats.
 //!
 //! # Architecture
 //!
@@ -40,6 +39,7 @@
 //! bin/imgconv
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
+//! guest/                             what a disk holds: partitions, file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  info  identifiers  options  limits  error  name
@@ -57,7 +57,6 @@
 //! 5. **Proportional.** Cost is proportional to the stored data. An empty disk of 64 TiB converts immediately.
 //!
 //! [`design`] explains the design decisions.
-//!
 #![doc = include_str!("guide.md")]
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -80,6 +79,7 @@ pub mod driver;
 pub mod design {}
 mod error;
 pub mod format;
+mod guest;
 mod identifiers;
 mod image;
 mod info;

@@ -12,8 +12,6 @@
 //! | holes | yes | yes |
 //! | block devices | yes | yes; zeros are discarded or written, because of old content |
 
-mod content;
-
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,8 +23,6 @@ use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use crate::options::OptionSpec;
-
-pub(crate) use content::content;
 
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, |_| false, |source, cx| Ok(Box::new(Reader::open(source, cx)?)))

@@ -12,7 +12,8 @@ use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile, spool};
 use crate::driver::{CheckReport, FileOpener, OpenContext};
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
-use crate::format::{Format, Formats, raw};
+use crate::format::{Format, Formats};
+use crate::guest;
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
@@ -328,7 +329,7 @@ impl OpenOptions {
             };
             let mut info = reader.info().clone();
             if opened.format == Format::RAW {
-                info.specific.extend(raw::content(&*opened.source)?.map(|content| ("content", content.into())));
+                info.specific.append(&mut guest::properties(&*opened.source)?);
             }
             Ok(Inspection {
                 path: opened.path.clone(),
