@@ -11,6 +11,7 @@ mod features;
 mod in_use;
 mod matrix;
 pub(crate) mod overlays;
+mod partitions;
 mod readers;
 mod vdi;
 mod vhd;
