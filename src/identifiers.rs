@@ -3,8 +3,12 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
+use crate::error::{Error, Result};
 use crate::io::unix_time;
 use crate::options::Options;
+
+/// The time of a reproducible build.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// Source of the identifiers and timestamps of new images.
 ///
@@ -38,17 +42,19 @@ pub enum Identifiers {
 }
 
 impl Identifiers {
-    /// Reproducible if the environment variable `SOURCE_DATE_EPOCH` is set, random otherwise. A value that is not a number is
-    /// taken for 0.
+    /// Reproducible if the environment variable `SOURCE_DATE_EPOCH` is set and not empty, random otherwise.
     ///
     /// See <https://reproducible-builds.org/specs/source-date-epoch/>.
-    pub fn from_env() -> Self {
-        match std::env::var_os("SOURCE_DATE_EPOCH") {
-            Some(text) => {
-                let time = text.to_str().and_then(|text| text.parse().ok()).unwrap_or_default();
-                Identifiers::Reproducible { time }
-            }
-            None => Identifiers::Random,
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if the value is not a number of seconds.
+    pub fn from_env() -> Result<Self> {
+        match std::env::var_os(SOURCE_DATE_EPOCH) {
+            Some(text) if !text.is_empty() => match text.to_str().and_then(|text| text.parse().ok()) {
+                Some(time) => Ok(Identifiers::Reproducible { time }),
+                None => Err(Error::Usage(format!("{SOURCE_DATE_EPOCH} is not a number of seconds since 1970"))),
+            },
+            _ => Ok(Identifiers::Random),
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Job;
 use super::digest;
 use super::plan::Work;
-use super::report::Unreadable;
+use super::report::Damage;
 use super::salvage::Salvage;
 use crate::codec::Encoder;
 use crate::driver::ExtentKind;
@@ -37,7 +37,7 @@ pub(super) struct Loaded {
     /// The digest of its items, if the job has one.
     pub digest: u128,
     /// What could not be read, in ascending order.
-    pub unreadable: Vec<Unreadable>,
+    pub unreadable: Vec<Damage>,
 }
 
 /// A guest range to be stored.

@@ -38,7 +38,7 @@ use crate::name::Name;
 use crate::options::Options;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
-pub use report::{Progress, Report, Unreadable};
+pub use report::{Damage, DamageList, Progress, Report};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
 const CHUNK_SIZE: u64 = 1 << 20;
@@ -86,7 +86,8 @@ pub struct Converter {
     sync: bool,
     clobber: bool,
     in_place: bool,
-    identifiers: Identifiers,
+    /// `None`: those of the environment.
+    identifiers: Option<Identifiers>,
     salvage: bool,
     /// The byte that replaces what cannot be read.
     salvage_pattern: u8,
@@ -114,7 +115,7 @@ impl Converter {
             sync: true,
             clobber: true,
             in_place: false,
-            identifiers: Identifiers::from_env(),
+            identifiers: None,
             salvage: false,
             salvage_pattern: 0,
             progress: None,
@@ -199,7 +200,7 @@ impl Converter {
         self
     }
 
-    /// Whether existing files are replaced, or written [in place](Self::in_place). Default: true.
+    /// Whether existing files are replaced, or written [in place](Self::in_place), and devices overwritten. Default: true.
     #[must_use]
     pub fn clobber(mut self, clobber: bool) -> Self {
         self.clobber = clobber;
@@ -238,7 +239,7 @@ impl Converter {
     /// Sets the source of identifiers and timestamps. Default: [`Identifiers::from_env`].
     #[must_use]
     pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
-        self.identifiers = identifiers;
+        self.identifiers = Some(identifiers);
         self
     }
 
@@ -246,7 +247,7 @@ impl Converter {
     /// report [lists](Report::unreadable). Default: false, a source that cannot be read is an error.
     ///
     /// What cannot be read is a sector, a compressed unit, or the guest range that a damaged part of the metadata maps. Guest
-    /// ranges that share a host range are read as the metadata says. An image that cannot be opened, or whose backing file
+    /// ranges that share a host range are read as the metadata says, and listed as [doubtful](Report::doubtful). An image that cannot be opened, or whose backing file
     /// or extents are missing, is an error, and one from a pipe is read up to its first fault.
     ///
     /// ```
@@ -266,7 +267,7 @@ impl Converter {
     /// let converter = Converter::new(Format::RAW);
     /// assert!(converter.convert_to(&damaged, Arc::new(MemFile::new())).is_err());
     /// let report = converter.salvage(true).convert_to(&damaged, Arc::new(MemFile::new()))?;
-    /// assert_eq!(report.unreadable[0].range, 2 << 20..3 << 20);
+    /// assert_eq!(report.unreadable.ranges[0].range, 2 << 20..3 << 20);
     /// # Ok(())
     /// # }
     /// ```
@@ -300,7 +301,8 @@ impl Converter {
     /// Converts `source` to a new image at the path `target`.
     ///
     /// The image is written to temporary files beside `target`, which are renamed atomically at the end. After a failure they
-    /// are removed, and an existing file at `target` is untouched. A block device is overwritten in place.
+    /// are removed, and an existing file at `target` is untouched. A block device is overwritten in place: after a failure it has neither
+    /// the old content nor the new.
     ///
     /// A new file that replaces another one keeps its owner, its permissions and its extended attributes, as far as the system allows
     /// it, and is never open to more users.
@@ -409,6 +411,7 @@ impl Converter {
         files: Option<&dyn TargetFiles>,
     ) -> Result<Report> {
         let format = self.format;
+        let identifiers = self.identifiers.map_or_else(Identifiers::from_env, Ok)?;
         let target = target.or(out.path());
         let backing = self.backing.as_ref();
         let mut writer = format
@@ -418,7 +421,7 @@ impl Converter {
                 compress: self.compress,
                 empty: source.is_none(),
                 backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                identifiers: self.early_identifiers(size, &*out, target),
+                identifiers: self.early_identifiers(identifiers, size, &*out, target),
                 out: out.clone(),
                 files,
             })
@@ -444,7 +447,7 @@ impl Converter {
                 spec: writer.spec().clone(),
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
-                digests: self.identifiers != Identifiers::Random,
+                digests: identifiers != Identifiers::Random,
                 salvage: self.salvage.then_some(self),
                 target,
             };
@@ -453,7 +456,7 @@ impl Converter {
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
         // Of the padded size: converting the padded disk again gives the same image.
-        let identifiers = self.identifiers_of(virtual_size).with(&digest.to_le_bytes());
+        let identifiers = self.identifiers_of(identifiers, virtual_size).with(&digest.to_le_bytes());
         writer.finish(&identifiers).map_err(|e| e.in_file_at(target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
@@ -462,16 +465,22 @@ impl Converter {
     }
 
     /// The identifiers of a disk of `size` bytes without content.
-    fn identifiers_of(&self, size: u64) -> ImageIdentifiers {
-        let identifiers = self.identifiers.for_image(self.format.name(), size, &self.options);
+    fn identifiers_of(&self, identifiers: Identifiers, size: u64) -> ImageIdentifiers {
+        let identifiers = identifiers.for_image(self.format.name(), size, &self.options);
         let Some(Backing { image, name }) = self.backing.as_deref() else { return identifiers };
         let info = image.info();
         identifiers.with(format!("{name:?} {} {:?}", info.format, info.identities).as_bytes())
     }
 
     /// The identifiers of what is written before the content. A pipe keeps them, so that its name has to tell images apart.
-    fn early_identifiers(&self, size: u64, out: &dyn WriteAt, target: Option<&Path>) -> ImageIdentifiers {
-        let identifiers = self.identifiers_of(size.next_multiple_of(SECTOR));
+    fn early_identifiers(
+        &self,
+        identifiers: Identifiers,
+        size: u64,
+        out: &dyn WriteAt,
+        target: Option<&Path>,
+    ) -> ImageIdentifiers {
+        let identifiers = self.identifiers_of(identifiers, size.next_multiple_of(SECTOR));
         match target.and_then(Path::file_name) {
             Some(name) if !out.seeks() => identifiers.with(name.as_encoded_bytes()),
             _ => identifiers,

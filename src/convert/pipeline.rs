@@ -42,9 +42,13 @@ pub(super) fn run(
     }
     pipeline.report(job.spec.virtual_size);
     // At the end of the disk, and after the last work range.
-    let unreadable = lock(&pipeline.planner).take_unreadable();
+    let (unreadable, doubtful) = {
+        let mut planner = lock(&pipeline.planner);
+        (planner.take_unreadable(), planner.take_doubtful())
+    };
     let turn = &mut *lock(&pipeline.turn);
-    unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
+    unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
+    turn.report.doubtful = doubtful;
     Ok(turn.digest)
 }
 
@@ -135,7 +139,7 @@ impl Pipeline<'_> {
         let result = match loaded {
             Ok(loaded) if turn.failure.is_none() && !turn.abandoned => {
                 turn.digest = turn.digest.wrapping_add(loaded.digest);
-                loaded.unreadable.into_iter().for_each(|lost| turn.report.add_unreadable(lost));
+                loaded.unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
                 turn.place(items, writes).map_err(|e| e.in_file_at(self.job.target))
             }
             other => other.map(drop),

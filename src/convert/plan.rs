@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::report::Unreadable;
+use super::report::{Damage, DamageList};
 use super::{Converter, Job};
 use crate::error::{Error, Result};
 use crate::image::{Span, Spans, Unmapped};
@@ -20,7 +20,7 @@ pub(super) struct Work {
     /// Ranges of the source that cannot be mapped and are not replaced by zeros, in ascending order.
     pub unmapped: Vec<Range<u64>>,
     /// What could not be mapped since the last work range, also outside this one.
-    pub unreadable: Vec<Unreadable>,
+    pub unreadable: Vec<Damage>,
 }
 
 /// The part of the disk that is not planned yet.
@@ -38,7 +38,8 @@ impl<'a> Planner<'a> {
         let source = match job.salvage {
             None => SpanCursor::new(job.source.spans_exclusive()?),
             Some(settings) => {
-                SpanCursor { salvage: Some(settings.salvage_pattern), ..SpanCursor::new(job.source.spans(0..u64::MAX)) }
+                let spans = job.source.spans_with_overlaps();
+                SpanCursor { salvage: Some(settings.salvage_pattern), ..SpanCursor::new(spans) }
             }
         };
         Ok(Planner {
@@ -70,8 +71,13 @@ impl<'a> Planner<'a> {
     }
 
     /// What could not be mapped since the last work range.
-    pub fn take_unreadable(&mut self) -> Vec<Unreadable> {
+    pub fn take_unreadable(&mut self) -> Vec<Damage> {
         std::mem::take(&mut self.source.unreadable)
+    }
+
+    /// What is mapped to a host range that has another use.
+    pub fn take_doubtful(&mut self) -> DamageList {
+        std::mem::take(&mut self.source.doubtful)
     }
 
     /// Skips the chunks that are zeros in all images by their metadata.
@@ -92,7 +98,8 @@ struct SpanCursor<'a> {
     current: Option<Part>,
     /// The byte that replaces what cannot be mapped; `None` to fail.
     salvage: Option<u8>,
-    unreadable: Vec<Unreadable>,
+    unreadable: Vec<Damage>,
+    doubtful: DamageList,
 }
 
 /// A span, or a range that cannot be mapped, as a hole.
@@ -104,7 +111,7 @@ struct Part {
 
 impl<'a> SpanCursor<'a> {
     fn new(spans: Spans<'a>) -> Self {
-        SpanCursor { spans, current: None, salvage: None, unreadable: Vec::new() }
+        SpanCursor { spans, current: None, salvage: None, unreadable: Vec::new(), doubtful: DamageList::default() }
     }
 
     /// Returns the span that contains `at`, or the first one after it if the zeros at `at` were skipped already; `None` after
@@ -121,10 +128,14 @@ impl<'a> SpanCursor<'a> {
         if self.salvage.is_none() {
             return Ok(self.spans.next().transpose()?.map(|span| Part { span, is_mapped: true }));
         }
-        Ok(self.spans.next_or_unmapped().map(|next| match next {
+        let next = self.spans.next_or_unmapped();
+        for (range, error) in self.spans.take_overlaps() {
+            self.doubtful.add(Damage::new(range, error));
+        }
+        Ok(next.map(|next| match next {
             Ok(span) => Part { span, is_mapped: true },
             Err(Unmapped { range, error }) => {
-                self.unreadable.push(Unreadable::new(range.clone(), error));
+                self.unreadable.push(Damage::new(range.clone(), error));
                 Part { span: Span::hole(range), is_mapped: false }
             }
         }))

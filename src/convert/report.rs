@@ -58,26 +58,37 @@ pub struct Report {
     pub passthrough_blocks: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
-    /// Guest bytes that could not be read and were replaced: see [`Converter::salvage`](crate::Converter::salvage).
-    pub unreadable_bytes: u64,
-    /// Their ranges in ascending order, at most [`Report::UNREADABLE`] of them.
-    pub unreadable: Vec<Unreadable>,
+    /// What [`Converter::salvage`](crate::Converter::salvage) could not read and has replaced.
+    pub unreadable: DamageList,
+    /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
+    /// its own. Of several guest ranges with one host range, the first one is not listed.
+    pub doubtful: DamageList,
 }
 
-/// A guest range of a damaged image that could not be read.
+/// Damage of an image, in ascending order of the guest ranges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DamageList {
+    /// Guest bytes in all ranges.
+    pub bytes: u64,
+    /// The ranges, at most [`DamageList::RANGES`] of them.
+    pub ranges: Vec<Damage>,
+}
+
+/// A damaged guest range.
 ///
 /// ```
 /// use diskimage::Report;
 ///
 /// fn print(report: &Report) {
-///     for lost in &report.unreadable {
+///     for lost in &report.unreadable.ranges {
 ///         println!("{:#x} to {:#x}: {}", lost.range.start, lost.range.end, lost.message);
 ///     }
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Unreadable {
+pub struct Damage {
     /// Guest offsets in bytes.
     pub range: Range<u64>,
     /// The kind of the error.
@@ -88,29 +99,37 @@ pub struct Unreadable {
     pub message: String,
 }
 
-impl Unreadable {
+impl Damage {
     pub(super) fn new(range: Range<u64>, error: Error) -> Self {
         let (kind, path) = (error.kind(), error.path().map(Into::into));
         let error = if let Error::Guest { cause, .. } = error { *cause } else { error };
-        Unreadable { range, kind, path, message: error.to_string() }
+        Damage { range, kind, path, message: error.to_string() }
+    }
+}
+
+impl DamageList {
+    /// Largest number of ranges that are listed; further ones are only counted.
+    pub const RANGES: usize = 1000;
+
+    /// Adds a range that is not before the last one.
+    pub(super) fn add(&mut self, damage: Damage) {
+        let Damage { range, kind, path, .. } = &damage;
+        self.bytes += range.end - range.start;
+        let listed = self.ranges.len();
+        match self.ranges.last_mut() {
+            Some(last) if last.range.end == range.start && (last.kind, &last.path) == (*kind, path) => {
+                last.range.end = range.end;
+            }
+            _ if listed < Self::RANGES => self.ranges.push(damage),
+            _ => {}
+        }
     }
 }
 
 impl Report {
-    /// Largest number of unreadable ranges that are listed; further ones are only counted.
-    pub const UNREADABLE: usize = 1000;
-
-    /// Adds a range that is not before the last one.
-    pub(super) fn add_unreadable(&mut self, lost: Unreadable) {
-        self.unreadable_bytes += lost.range.end - lost.range.start;
-        let listed = self.unreadable.len();
-        match self.unreadable.last_mut() {
-            Some(last) if last.range.end == lost.range.start && (last.kind, &last.path) == (lost.kind, &lost.path) => {
-                last.range.end = lost.range.end;
-            }
-            _ if listed < Self::UNREADABLE => self.unreadable.push(lost),
-            _ => {}
-        }
+    /// Whether the new image has other data than the disk had before the source was damaged, as far as that is known.
+    pub fn has_damage(&self) -> bool {
+        self.unreadable.bytes > 0 || self.doubtful.bytes > 0
     }
 
     pub(super) fn new(source_format: Option<Format>, format: Format, virtual_size: u64, padding: u64) -> Self {
@@ -123,8 +142,8 @@ impl Report {
             compressed_blocks: 0,
             passthrough_blocks: 0,
             written_bytes: 0,
-            unreadable_bytes: 0,
-            unreadable: Vec::new(),
+            unreadable: DamageList::default(),
+            doubtful: DamageList::default(),
         }
     }
 }
@@ -143,8 +162,11 @@ impl fmt::Display for Report {
         if self.padding > 0 {
             write!(f, "; padded with {} bytes of zeros", self.padding)?;
         }
-        if self.unreadable_bytes > 0 {
-            write!(f, "; {} bytes could not be read", self.unreadable_bytes)?;
+        if self.unreadable.bytes > 0 {
+            write!(f, "; {} bytes could not be read", self.unreadable.bytes)?;
+        }
+        if self.doubtful.bytes > 0 {
+            write!(f, "; {} bytes are doubtful", self.doubtful.bytes)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Reading what can be read of a damaged image.
 
 use super::Converter;
-use super::report::Unreadable;
+use super::report::Damage;
 use crate::driver::ExtentKind;
 use crate::error::{Error, Result};
 use crate::image::{Image, Scratch, Span};
@@ -13,7 +13,7 @@ const PIECES: [u64; 3] = [64 << 10, 4096, 512];
 pub(super) struct Salvage<'a> {
     settings: &'a Converter,
     /// What has been replaced.
-    pub unreadable: Vec<Unreadable>,
+    pub unreadable: Vec<Damage>,
 }
 
 impl<'a> Salvage<'a> {
@@ -40,7 +40,7 @@ impl<'a> Salvage<'a> {
         let is_data = matches!(span.kind, ExtentKind::Data(_));
         let Some(piece) = PIECES.into_iter().find(|piece| is_data && *piece < span.len) else {
             buf.fill(self.pattern());
-            self.unreadable.push(Unreadable::new(span.offset..span.end(), error));
+            self.unreadable.push(Damage::new(span.offset..span.end(), error));
             return Ok(());
         };
         let (mut at, mut rest) = (span.offset, buf);

@@ -137,8 +137,8 @@ fn a_report_counts_data_and_blocks() {
         compressed_blocks: 3,
         passthrough_blocks: 0,
         written_bytes: report.written_bytes,
-        unreadable_bytes: 0,
-        unreadable: Vec::new(),
+        unreadable: DamageList::default(),
+        doubtful: DamageList::default(),
     };
     assert_eq!(report, expected);
     assert!((64 * KIB..80 * KIB).contains(&report.written_bytes), "{report:?}");

@@ -110,6 +110,12 @@ impl Image {
         Ok(self.spans(0..u64::MAX).with_trackers(trackers.collect::<Result<_>>()?))
     }
 
+    /// As [`spans_exclusive`](Self::spans_exclusive), but overlaps are collected and do not end the iteration.
+    pub(crate) fn spans_with_overlaps(&self) -> Spans<'_> {
+        // Where metadata overlaps, nothing is known of the rest.
+        self.spans_exclusive().unwrap_or_else(|_| self.spans(0..u64::MAX)).with_overlaps()
+    }
+
     /// Fills `buf` with guest data from byte `offset` on.
     ///
     /// # Errors

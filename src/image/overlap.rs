@@ -70,19 +70,49 @@ impl OverlapTracker {
     /// # Errors
     /// [`Problem::Overlap`] if it is claimed already.
     pub fn claim(&mut self, reader: &dyn SparseRead, extent: &Extent) -> Result<()> {
-        let Some(unit) = self.unit else { return Ok(()) };
-        let (ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. })) = extent.kind else { return Ok(()) };
-        let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Ok(()) };
-        let problem = if let ExtentKind::Data(_) = extent.kind {
+        let first = self.claim_units(reader, extent, true).into_iter().next();
+        first.map_or(Ok(()), |Overlap { with, .. }| Err(overlap(reader, extent, with)))
+    }
+
+    /// Claims what is free of the host range of `extent`, and returns the guest ranges of the rest, each with [`Problem::Overlap`].
+    pub fn claim_free(&mut self, reader: &dyn SparseRead, extent: &Extent) -> Vec<(Range<u64>, Error)> {
+        let overlaps = self.claim_units(reader, extent, false);
+        let guest = |Overlap { part, with }: Overlap| {
+            let part = extent.clip(extent.offset + part.start, extent.offset + part.end);
+            (part.offset..part.end(), overlap(reader, &part, with))
+        };
+        overlaps.into_iter().map(guest).collect()
+    }
+
+    /// Claims the host range of `extent` up to the end, or to the first overlap.
+    fn claim_units(&mut self, reader: &dyn SparseRead, extent: &Extent, until_overlap: bool) -> Vec<Overlap> {
+        let Some(unit) = self.unit else { return Vec::new() };
+        let Some(at) = payload_at(extent) else { return Vec::new() };
+        let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Vec::new() };
+        let with = if let ExtentKind::Data(_) = extent.kind {
             let refcount = |offset| if at.file == FileId::default() { reader.refcount(offset) } else { 1 };
-            file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &refcount)
+            return file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &refcount, until_overlap);
         } else if file.metadata.contains(at.offset / unit) {
             Some("metadata")
         } else {
             // Payloads share units, but no payload is used twice.
             self.payloads.repeats(at).then_some("data of another guest range")
         };
-        problem.map_or(Ok(()), |with| Err(overlap(reader, extent, at.offset, with)))
+        with.map(|with| Overlap { part: 0..extent.len, with }).into_iter().collect()
+    }
+}
+
+/// A part of a host range that is claimed already, in bytes from the start of the range, and what has claimed it.
+struct Overlap {
+    part: Range<u64>,
+    with: &'static str,
+}
+
+/// The host location of data, compressed or not.
+fn payload_at(extent: &Extent) -> Option<Location> {
+    match extent.kind {
+        ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. }) => Some(at),
+        ExtentKind::Zero { .. } | ExtentKind::Hole => None,
     }
 }
 
@@ -101,7 +131,23 @@ impl FileClaims {
         free
     }
 
-    fn claim_data(&mut self, unit: u64, range: Range<u64>, refcount: &dyn Fn(u64) -> u64) -> Option<&'static str> {
+    /// Returns the parts that are claimed already: all of them, or only the first one, after which nothing is claimed.
+    fn claim_data(
+        &mut self,
+        unit: u64,
+        range: Range<u64>,
+        refcount: &dyn Fn(u64) -> u64,
+        until_overlap: bool,
+    ) -> Vec<Overlap> {
+        let mut overlaps: Vec<Overlap> = Vec::new();
+        let mut add = |units: Range<u64>, with| {
+            let start = (units.start * unit).max(range.start) - range.start;
+            let end = units.end.saturating_mul(unit).min(range.end) - range.start;
+            match overlaps.last_mut().filter(|last| last.part.end == start && last.with == with) {
+                Some(last) => last.part.end = end,
+                None => overlaps.push(Overlap { part: start..end, with }),
+            }
+        };
         // The visible part of a unit claims the whole unit.
         let units = range.start / unit..range.end.div_ceil(unit);
         let tracked = units.start..units.end.min(self.data.bound()).max(units.start);
@@ -109,21 +155,38 @@ impl FileClaims {
             || self.metadata.run(tracked.start, tracked.end) == (false, tracked.end)
                 && self.data.insert_all(tracked.clone());
         for index in if is_new { 0..0 } else { tracked } {
-            if self.metadata.contains(index) {
-                return Some("metadata");
-            }
-            if self.data.insert(index) == Some(true) {
-                let uses = self.shared.entry(index).or_insert(1);
-                *uses += 1;
-                self.shared_uses += 1;
-                if *uses > refcount(index * unit) || self.shared_uses > OverlapTracker::SHARED {
-                    return Some("data of another guest range");
+            let with = if self.metadata.contains(index) {
+                Some("metadata")
+            } else if self.data.insert(index) == Some(true) {
+                let is_shared = self.share(index, refcount(index * unit));
+                (!is_shared).then_some("data of another guest range")
+            } else {
+                None
+            };
+            if let Some(with) = with {
+                add(index..index + 1, with);
+                if until_overlap {
+                    return overlaps;
                 }
             }
         }
-        let untracked = units.end.saturating_sub(units.start.max(self.data.bound()));
-        self.untracked = self.untracked.saturating_add(untracked.saturating_mul(unit));
-        (self.untracked > self.len).then_some("data of another guest range")
+        let untracked = units.start.max(self.data.bound()).min(units.end)..units.end;
+        self.untracked = self.untracked.saturating_add((untracked.end - untracked.start).saturating_mul(unit));
+        if self.untracked > self.len {
+            add(untracked, "data of another guest range");
+        }
+        overlaps
+    }
+
+    /// Counts another use of a unit that is used already, and returns whether its reference count allows that.
+    fn share(&mut self, index: u64, refcount: u64) -> bool {
+        if self.shared_uses > OverlapTracker::SHARED {
+            return false;
+        }
+        let uses = self.shared.entry(index).or_insert(1);
+        *uses += 1;
+        self.shared_uses += 1;
+        *uses <= refcount && self.shared_uses <= OverlapTracker::SHARED
     }
 }
 
@@ -167,7 +230,8 @@ impl Payloads {
     }
 }
 
-fn overlap(reader: &dyn SparseRead, extent: &Extent, offset: u64, with: &'static str) -> Error {
+fn overlap(reader: &dyn SparseRead, extent: &Extent, with: &'static str) -> Error {
+    let offset = payload_at(extent).map_or(0, |at| at.offset);
     let field = format!("the mapping of guest offset {:#x}", extent.offset);
     Error::corrupt(reader.info().format, field, offset, Problem::Overlap { offset, with })
 }

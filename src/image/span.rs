@@ -91,18 +91,31 @@ pub struct Spans<'a> {
     /// The last extent of each layer. It may be much longer than its visible part.
     cached: Vec<Option<Extent>>,
     trackers: Option<Vec<OverlapTracker>>,
+    /// The guest ranges whose host range has another use, if these are no errors.
+    overlaps: Option<Vec<(Range<u64>, Error)>>,
     finds_holes: bool,
 }
 
 impl<'a> Spans<'a> {
     pub(super) fn new(image: &'a Image, range: Range<u64>) -> Self {
         let end = range.end.min(image.virtual_size());
-        Spans { image, at: range.start, end, cached: vec![None; image.layers.len()], trackers: None, finds_holes: true }
+        let cached = vec![None; image.layers.len()];
+        Spans { image, at: range.start, end, cached, trackers: None, overlaps: None, finds_holes: true }
     }
 
     /// Adds an overlap tracker for each layer.
     pub(super) fn with_trackers(self, trackers: Vec<OverlapTracker>) -> Self {
         Spans { trackers: Some(trackers), ..self }
+    }
+
+    /// Collects overlaps, for [`take_overlaps`](Self::take_overlaps), instead of ending at the first one.
+    pub(super) fn with_overlaps(self) -> Self {
+        Spans { overlaps: Some(Vec::new()), ..self }
+    }
+
+    /// The guest ranges since the last call whose host range is also that of metadata or of another guest range, with the reason.
+    pub(crate) fn take_overlaps(&mut self) -> Vec<(Range<u64>, Error)> {
+        self.overlaps.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Takes holes of the files for data: for a single read, to look for holes costs more than to read them.
@@ -175,9 +188,14 @@ impl<'a> Spans<'a> {
                         |extent| if covers(&extent, self.at) { Ok(extent) } else { Err(misplaced(layer, self.at)) },
                     )
                     .map_err(|e| layer.locate(e, FileId::default()))?;
-                if let Some(trackers) = &mut self.trackers {
-                    let claimed = trackers[index].claim(&*layer.reader, &extent);
-                    claimed.map_err(|e| layer.locate(e, FileId::default()))?;
+                let locate = |e| layer.locate(e, FileId::default());
+                match (&mut self.trackers, &mut self.overlaps) {
+                    (None, _) => {}
+                    (Some(trackers), None) => trackers[index].claim(&*layer.reader, &extent).map_err(locate)?,
+                    (Some(trackers), Some(overlaps)) => {
+                        let found = trackers[index].claim_free(&*layer.reader, &extent);
+                        overlaps.extend(found.into_iter().map(|(range, error)| (range, locate(error))));
+                    }
                 }
                 self.cached[index] = Some(extent);
                 Ok(extent)

@@ -6,11 +6,11 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
-use crate::convert::{Progress, Report, Unreadable};
+use crate::convert::{Damage, Progress, Report};
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
 /// `compressed-blocks`, `passthrough-blocks`, `written-bytes` and, if
-/// there are any, `unreadable-bytes` and `unreadable`.
+/// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -22,16 +22,20 @@ impl Serialize for Report {
         map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
-        if self.unreadable_bytes > 0 {
-            map.serialize_entry("unreadable-bytes", &self.unreadable_bytes)?;
-            map.serialize_entry("unreadable", &self.unreadable)?;
+        if self.unreadable.bytes > 0 {
+            map.serialize_entry("unreadable-bytes", &self.unreadable.bytes)?;
+            map.serialize_entry("unreadable", &self.unreadable.ranges)?;
+        }
+        if self.doubtful.bytes > 0 {
+            map.serialize_entry("doubtful-bytes", &self.doubtful.bytes)?;
+            map.serialize_entry("doubtful", &self.doubtful.ranges)?;
         }
         map.end()
     }
 }
 
 /// As `start` and `length` in bytes, `kind`, `message` and, where it is known, `path`.
-impl Serialize for Unreadable {
+impl Serialize for Damage {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("start", &self.range.start)?;

@@ -15,7 +15,7 @@ use crate::support::{
 };
 use diskimage::driver::ExtentKind;
 use diskimage::io::{MemFile, ReadAt};
-use diskimage::{Converter, ErrorKind, Format, Image, OpenOptions, Report};
+use diskimage::{Converter, DamageList, ErrorKind, Format, Image, OpenOptions, Report};
 
 const MIB: usize = 1 << 20;
 const PATTERN: u8 = 0xa5;
@@ -55,28 +55,29 @@ fn open_bad(bytes: &[u8], bad: &[Range<u64>], format: Format) -> (Image, Arc<Bad
 fn salvage(image: &Image, guest: &[u8]) -> Report {
     let failed = raw().convert_to(image, Arc::new(MemFile::new()));
     let (bytes, report) = convert(&raw().salvage(true).salvage_pattern(PATTERN).threads(1), image);
-    assert_eq!(failed.is_err(), report.unreadable_bytes > 0, "{failed:?}");
+    assert_eq!(failed.is_err(), report.unreadable.bytes > 0, "{failed:?}");
+    assert_eq!(report.doubtful, DamageList::default());
     let mut expected = guest.to_vec();
-    for lost in &report.unreadable {
+    for lost in &report.unreadable.ranges {
         expected[lost.range.start as usize..lost.range.end as usize].fill(PATTERN);
     }
     assert_same(&bytes, &expected, "salvaged");
-    assert!(report.unreadable.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{report:?}");
-    let sum = report.unreadable.iter().map(|lost| lost.range.end - lost.range.start).sum::<u64>();
-    assert_eq!(sum, report.unreadable_bytes);
+    assert!(report.unreadable.ranges.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start), "{report:?}");
+    let sum = report.unreadable.ranges.iter().map(|lost| lost.range.end - lost.range.start).sum::<u64>();
+    assert_eq!(sum, report.unreadable.bytes);
     for threads in [2, 5] {
         let (others, other) = convert(&raw().salvage(true).salvage_pattern(PATTERN).threads(threads), image);
         assert_same(&others, &bytes, "several threads");
         assert_eq!(other, report);
     }
     // With zeros, compressed, with all zeros stored, and to another format.
-    for (index, lost) in report.unreadable.iter().enumerate() {
+    for (index, lost) in report.unreadable.ranges.iter().enumerate() {
         assert!(index < 1000 && !lost.message.is_empty());
         expected[lost.range.start as usize..lost.range.end as usize].fill(0);
     }
     for converter in [raw(), raw().sparse(0), qcow2("").compress(true), qcow2("cluster_size=4k"), vdi("")] {
         let (file, other) = convert(&converter.salvage(true), image);
-        assert_eq!((other.unreadable_bytes, &other.unreadable), (report.unreadable_bytes, &report.unreadable));
+        assert_eq!(&other.unreadable, &report.unreadable);
         let image = open_bytes(&file, other.format).unwrap();
         assert_same(&convert(&raw(), &image).0, &expected, other.format.name());
     }
@@ -84,7 +85,7 @@ fn salvage(image: &Image, guest: &[u8]) -> Report {
 }
 
 fn ranges(report: &Report) -> Vec<Range<u64>> {
-    report.unreadable.iter().map(|lost| lost.range.clone()).collect()
+    report.unreadable.ranges.iter().map(|lost| lost.range.clone()).collect()
 }
 
 #[test]
@@ -92,7 +93,7 @@ fn nothing_is_lost_of_a_sound_image() {
     let guest = Pattern::Islands.make(3 * MIB + 512);
     for converter in [qcow2(""), qcow2("").compress(true), vmdk(""), vpc(""), vhdx(""), vdi("")] {
         let (file, report) = convert(&converter, &raw_image(&guest));
-        assert_eq!(salvage(&open_bytes(&file, report.format).unwrap(), &guest).unreadable, []);
+        assert_eq!(salvage(&open_bytes(&file, report.format).unwrap(), &guest).unreadable.ranges, []);
     }
 }
 
@@ -104,8 +105,8 @@ fn only_bad_sectors_are_lost() {
     let (image, disk) = open_bad(&guest, &bad, Format::RAW);
     let report = salvage(&image, &guest);
     assert_eq!(ranges(&report), bad);
-    assert_eq!(report.unreadable[0].kind, ErrorKind::Io);
-    assert!(report.unreadable[0].message.contains("bad sector"), "{report:?}");
+    assert_eq!(report.unreadable.ranges[0].kind, ErrorKind::Io);
+    assert!(report.unreadable.ranges[0].message.contains("bad sector"), "{report:?}");
     // A retry costs reads of the pieces around the bad sector only.
     disk.reads.store(0, Ordering::Relaxed);
     convert(&raw().salvage(true).threads(1), &image);
@@ -127,11 +128,11 @@ fn the_rest_of_a_truncated_image_is_read() {
         let name = report.format.name();
         file.truncate(file.len() - MIB - 5000);
         let report = salvage(&open_bytes(&file, report.format).unwrap(), &guest);
-        assert_eq!(report.unreadable.len(), 1, "{name}: {report:?}");
-        let lost = &report.unreadable[0];
+        assert_eq!(report.unreadable.ranges.len(), 1, "{name}: {report:?}");
+        let lost = &report.unreadable.ranges[0];
         assert_eq!(lost.range.end, guest.len() as u64);
-        assert!(report.unreadable_bytes <= (MIB + 5000 + unit) as u64, "{name}: {report:?}");
-        assert!(report.unreadable_bytes >= MIB as u64, "{name}: {report:?}");
+        assert!(report.unreadable.bytes <= (MIB + 5000 + unit) as u64, "{name}: {report:?}");
+        assert!(report.unreadable.bytes >= MIB as u64, "{name}: {report:?}");
     }
     // Files that shrink after they were opened, or whose end cannot be read.
     let raw_end = guest.len() as u64 - 5000;
@@ -166,7 +167,7 @@ fn a_compressed_cluster_is_lost_as_a_whole() {
         let image = open_bytes(&file, report.format).unwrap();
         let report = salvage(&image, &guest);
         assert_eq!(ranges(&report), [unit..2 * unit], "{report:?}");
-        assert_eq!(report.unreadable[0].kind, ErrorKind::Decode);
+        assert_eq!(report.unreadable.ranges[0].kind, ErrorKind::Decode);
         // Compressed again, the other clusters are copied.
         let (_, again) = convert(&converter.salvage(true), &image);
         assert_eq!(ranges(&again), ranges(&report));
@@ -202,7 +203,7 @@ fn a_damaged_table_loses_what_it_maps() {
     patched.put_u64(patched.l1_entry(128), 1 << 63 | 1 << 50);
     let report = salvage(&qcow2_image(&patched.0).unwrap(), &guest);
     assert_eq!(ranges(&report), [5 * 512..6 * 512, 9 * 512..10 * 512, lost(64, 96)]);
-    let kinds: Vec<_> = report.unreadable.iter().map(|lost| lost.kind).collect();
+    let kinds: Vec<_> = report.unreadable.ranges.iter().map(|lost| lost.kind).collect();
     assert_eq!(kinds, [ErrorKind::InvalidField, ErrorKind::OutOfBounds, ErrorKind::OutOfBounds]);
 }
 
@@ -217,7 +218,7 @@ fn a_huge_unreadable_range_takes_few_steps() {
     }
     let (image, disk) = open_bad(&image.0, &[], format("qcow2"));
     let (_, report) = convert(&qcow2("").salvage(true), &image);
-    assert_eq!((ranges(&report), report.unreadable_bytes), (vec![0..8 << 40], 8 << 40));
+    assert_eq!((ranges(&report), report.unreadable.bytes), (vec![0..8 << 40], 8 << 40));
     assert!(disk.reads.load(Ordering::Relaxed) < 100);
 }
 
@@ -258,7 +259,7 @@ fn a_damaged_layer_hides_what_is_below_it() {
     let image = crate::support::open_beside(&overlay).unwrap();
     let report = salvage(&image, &guest);
     assert_eq!(ranges(&report), [MIB as u64..(MIB + (64 << 10)) as u64]);
-    assert_eq!(report.unreadable[0].path.as_deref(), Some(&*overlay));
+    assert_eq!(report.unreadable.ranges[0].path.as_deref(), Some(&*overlay));
     // To an overlay, what is lost is stored: the backing file has data there.
     let again = dir.join("again.qcow2");
     qcow2("").salvage(true).backing(open_base(), "base.raw").convert(&image, &again).unwrap();
@@ -278,8 +279,18 @@ fn shared_clusters_are_read_as_the_table_says() {
     let image = qcow2_image(&file.0).unwrap();
     assert!(raw().convert_to(&image, Arc::new(MemFile::new())).is_err());
     let (bytes, report) = convert(&raw().salvage(true), &image);
-    assert_eq!(report.unreadable, []);
+    assert_eq!(report.unreadable.ranges, []);
     assert_same(&bytes[7 << 16..8 << 16], &guest[3 << 16..4 << 16], "cluster 7");
+    let [doubt] = &report.doubtful.ranges[..] else { panic!("{report:?}") };
+    assert_eq!((doubt.range.clone(), report.doubtful.bytes), (7 << 16..8 << 16, 1 << 16));
+    assert!(doubt.message.contains("another guest range") && doubt.message.contains("0x70000"), "{report:?}");
+    // One that cannot be read before it, and metadata in place of data.
+    file.put_u64(file.l2_entry(2), 1 << 63 | 1 << 40);
+    let l2_table = file.l2_entry(0);
+    file.put_u64(file.l2_entry(9), 1 << 63 | l2_table);
+    let (_, report) = convert(&raw().salvage(true), &qcow2_image(&file.0).unwrap());
+    let doubts: Vec<_> = report.doubtful.ranges.iter().map(|doubt| doubt.range.clone()).collect();
+    assert_eq!((ranges(&report), doubts), (vec![2 << 16..3 << 16], vec![7 << 16..8 << 16, 9 << 16..10 << 16]));
 }
 
 #[test]
@@ -288,7 +299,7 @@ fn the_list_is_bounded_and_the_sum_is_not() {
     let bad: Vec<_> = (0..3000).map(|n| n * 1024..n * 1024 + 512).collect();
     let (image, _) = open_bad(&guest, &bad, Format::RAW);
     let (_, report) = convert(&raw().salvage(true), &image);
-    assert_eq!((report.unreadable.len(), report.unreadable_bytes), (Report::UNREADABLE, 3000 * 512));
+    assert_eq!((report.unreadable.ranges.len(), report.unreadable.bytes), (DamageList::RANGES, 3000 * 512));
     assert_eq!(ranges(&report), bad[..1000]);
 }
 

@@ -24,7 +24,7 @@ pub struct ShareArgs {
     /// Read an image that another program, such as a running virtual
     /// machine, has opened for writing; the result may be inconsistent
     #[arg(short = 'U', long, verbatim_doc_comment)]
-    force_share: bool,
+    pub force_share: bool,
 }
 
 impl ShareArgs {
@@ -42,7 +42,7 @@ impl ShareArgs {
 #[derive(Debug, clap::Args)]
 pub struct ReferenceArgs {
     #[command(flatten)]
-    share: ShareArgs,
+    pub share: ShareArgs,
 
     /// Which referenced files (backing files, extents) may be opened;
     /// beside: those in the directory of the image
@@ -151,7 +151,8 @@ impl BackingArgs {
             (None, Some(name)) => Some(Format::by_name(name)?),
             (format, _) => format,
         };
-        let image = references.options(format).open(target.with_file_name("").join(name))?;
+        let image = references.options(format).open(target.with_file_name("").join(name));
+        let image = image.map_err(|error| Failure::from(error).format_option("-F"))?;
         Ok(Some((image, Name::from(name))))
     }
 }

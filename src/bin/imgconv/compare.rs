@@ -48,7 +48,7 @@ pub struct Args {
 const AFTER_HELP: &str = "\
 Exit codes: 0 the images are identical, 1 they differ, 2 the comparison failed.
 Without --strict, disks of different sizes are identical if the rest of the longer one is
-zeros; the difference in size is told all the same.";
+zeros; the difference in size is still reported.";
 
 /// Name of this subcommand. Its exit code 1 means a difference, not a failure.
 pub const NAME: &str = "compare";
@@ -77,7 +77,8 @@ impl Args {
 
     fn verdict(&self) -> Result<Verdict, Failure> {
         let a = self.references.options(self.a_format).open(&self.a)?;
-        let b = self.references.options(self.b_format).open(&self.b)?;
+        let b = self.references.options(self.b_format).open(&self.b);
+        let b = b.map_err(|error| Failure::from(error).format_option("-F"))?;
         let sizes = [a.virtual_size(), b.virtual_size()];
         let difference = match self.strict && sizes[0] != sizes[1] {
             true => Some(Difference::Size),

@@ -3,13 +3,14 @@
 use std::env;
 use std::fs;
 use std::io::{self, IsTerminal};
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Error, Format, Image, Name, OpenOptions, Report, Unreadable, parse_size};
+use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, Report, parse_size};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
@@ -65,8 +66,8 @@ pub struct Args {
     #[arg(short = 'q', long)]
     quiet: bool,
 
-    /// Read what can be read of a damaged SOURCE, fill the rest with zeros
-    /// and list it; exit code 3 if anything could not be read
+    /// Read what can be read of a damaged SOURCE, a file, fill the rest with
+    /// zeros and list it; exit code 3 if anything is unreadable or doubtful
     #[arg(long, verbatim_doc_comment)]
     salvage: bool,
 
@@ -103,14 +104,19 @@ pub struct Args {
     target: Endpoint,
 }
 
-/// The exit code if parts of the source could not be read.
-const UNREADABLE: u8 = 3;
+/// The exit code if parts of the source could not be read, or are doubtful.
+const DAMAGED: u8 = 3;
 
 const AFTER_HELP: &str = "\
 TARGET is written to a temporary file in the same directory, synced and then renamed.
 A failed conversion leaves nothing behind. A replaced file's owner, permissions and
-extended attributes are kept. Further files of an image are named after TARGET, as
-disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
+extended attributes are kept, as far as the system allows it; the new file is never open
+to more users. Further files of an image are named after TARGET, as disk-flat.vmdk or
+disk-s001.vmdk, and replace existing files. A block device is overwritten; after a
+failure it has neither the old content nor the new.
+
+With SOURCE_DATE_EPOCH in the environment, identifiers follow from the content and times
+are that one: the same disk gives the same bytes.
 
 Standard input needs -f. A streamOptimized vmdk is read sequentially; everything else,
 unless it is a file (<disk.raw), is first copied to a temporary file in $TMPDIR, or else
@@ -121,7 +127,7 @@ streamOptimized vmdk. For standard output, check the exit code: a failed convers
 leaves a truncated image.
 
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
-be read.
+be read, or are doubtful: their host range has another use as well.
 
 Examples:
   imgconv convert disk.raw disk.qcow2
@@ -158,7 +164,12 @@ impl Args {
         bar.clear();
         match result {
             Ok(report) => self.print_report(&report),
-            Err(error) => Err(interrupt.failure(self.in_stream(error))),
+            Err(error) => {
+                let is_damage =
+                    matches!(error.root(), Error::Corrupt(_)) && !self.salvage && self.source != Endpoint::Stream;
+                let failure = interrupt.failure(self.in_stream(error));
+                Err(if is_damage { failure.hint("; --salvage reads what can be read") } else { failure })
+            }
         }
     }
 
@@ -241,7 +252,14 @@ impl Args {
         match (&self.source, &self.snapshot) {
             (Endpoint::Stream, _) => {
                 let image = match streams::input_file() {
-                    Some(file) => options.open_source(Arc::new(file)),
+                    Some(file) if self.references.share.force_share => options.open_source(Arc::new(file)),
+                    Some(file) => match file.lock() {
+                        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { for_writing: true }),
+                        locked => {
+                            locked.map_err(Error::io("locking", None))?;
+                            options.open_source(Arc::new(file))
+                        }
+                    },
                     None => self.in_temporary_directory(options).open_stream(streams::input(interrupt.flag())?),
                 };
                 image.map_err(|error| interrupt.failure(self.in_stream(error)))
@@ -307,12 +325,18 @@ impl Args {
             let (target, padding) = (self.target_name().display(), report.padding);
             output::note(&format!("{target}: the disk was padded with {padding} zero bytes"));
         }
-        for Unreadable { range, message, .. } in &report.unreadable {
-            let (source, start, end) = (self.source_name().display(), range.start, range.end);
-            output::note(&format!("{source}: could not read guest offsets {start:#x} to {end:#x}: {message}"));
+        let (source, target) = (self.source_name().display(), self.target_name().display());
+        for (list, what) in [(&report.unreadable, "could not read"), (&report.doubtful, "doubtful data at")] {
+            for Damage { range: Range { start, end }, message, .. } in &list.ranges {
+                output::note(&format!("{source}: {what} guest offsets {start:#x} to {end:#x}: {message}"));
+            }
         }
-        if report.unreadable_bytes > 0 {
-            let (target, lost) = (self.target_name().display(), report.unreadable_bytes);
+        if report.doubtful.bytes > 0 {
+            let doubtful = report.doubtful.bytes;
+            output::note(&format!("{target}: {doubtful} bytes may be those of other guest offsets"));
+        }
+        if report.unreadable.bytes > 0 {
+            let lost = report.unreadable.bytes;
             let pattern = self.salvage_pattern.unwrap_or_default();
             output::note(&format!("{target}: {lost} bytes that could not be read are filled with {pattern:#04x}"));
         }
@@ -330,12 +354,17 @@ impl Args {
                 "written-bytes": report.written_bytes,
             });
             if self.salvage {
-                result["unreadable-bytes"] = report.unreadable_bytes.into();
-                result["unreadable"] = json!(report.unreadable);
+                for (list, bytes, ranges) in [
+                    (&report.unreadable, "unreadable-bytes", "unreadable"),
+                    (&report.doubtful, "doubtful-bytes", "doubtful"),
+                ] {
+                    result[bytes] = list.bytes.into();
+                    result[ranges] = json!(list.ranges);
+                }
             }
             output::print_json(&result)?;
         }
-        Ok(if report.unreadable_bytes > 0 { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS })
+        Ok(if report.has_damage() { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
     }
 }
 

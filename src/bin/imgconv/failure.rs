@@ -39,6 +39,25 @@ impl Failure {
         Failure { exit, ..self }
     }
 
+    /// Appends a hint to the message.
+    pub fn hint(mut self, hint: &str) -> Self {
+        self.message.push_str(hint);
+        self.detail("message", self.message.clone());
+        self
+    }
+
+    /// Names `option`, and not `-f`, as the one that states the format.
+    pub fn format_option(mut self, option: &str) -> Self {
+        for (hint, own) in [(UNREADABLE, format!(" ({option} raw)")), (AMBIGUOUS, format!("; set it with {option}"))] {
+            if let Some(rest) = self.message.strip_suffix(hint) {
+                self.message = format!("{rest}{own}");
+                break;
+            }
+        }
+        self.detail("message", self.message.clone());
+        self
+    }
+
     /// Adds a detail to the JSON object.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.detail(key, value);
@@ -143,30 +162,36 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let hint = hint(&error).map(|hint| format!("; {hint}")).unwrap_or_default();
+        let hint = hint(&error).unwrap_or_default();
         let mut failure = Failure::new(error.kind().as_str(), format!("{error}{hint}"));
         failure.describe(&error);
         failure
     }
 }
 
-/// The option that resolves the error.
+/// The hints to the option that states the format.
+const UNREADABLE: &str = " (-f raw)";
+const AMBIGUOUS: &str = "; set it with -f";
+
+/// The option that resolves the error, to be appended to the message.
 fn hint(error: &Error) -> Option<&'static str> {
     match error.root() {
         Error::Reference { problem: ReferenceProblem::NotAllowed, .. } => {
-            Some("allow files beside the image with --references beside, any file with --references any")
+            Some("; allow files beside the image with --references beside, any file with --references any")
         }
         Error::Reference { problem: ReferenceProblem::NotBeside | ReferenceProblem::Link, .. } => {
-            Some("allow any file with --references any")
+            Some("; allow any file with --references any")
         }
-        Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => Some("set it with --backing-format"),
+        Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => {
+            Some("; set it with --backing-format")
+        }
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
-            Some("open it anyway with --allow-changed-backing")
+            Some("; open it anyway with --allow-changed-backing")
         }
-        Error::NotReplaceable { .. } => Some("write into it with --in-place"),
-        Error::InUse { for_writing: true } => Some("read it as it is with -U"),
-        Error::Unreadable { .. } => Some("set it with -f raw"),
-        Error::Ambiguous(_) | Error::Extension { .. } => Some("set it with -f"),
+        Error::NotReplaceable { .. } => Some("; write into it with --in-place"),
+        Error::InUse { for_writing: true } => Some("; read it as it is with -U"),
+        Error::Unreadable { .. } => Some(UNREADABLE),
+        Error::Ambiguous(_) | Error::Extension { .. } => Some(AMBIGUOUS),
         _ => None,
     }
 }
@@ -212,6 +237,16 @@ mod tests {
                 "format": "qcow2", "field": "cluster_bits", "offset": 20, "value": 40, "rule": "must be in 9..=21",
             })
         );
+    }
+
+    #[test]
+    fn the_hint_names_the_option_of_the_image() {
+        let error = || Error::Ambiguous(vec!["qcow2", "vpc"]);
+        let message = |failure: Failure| (failure.message.clone(), failure.details["message"].clone());
+        let (before, _) = message(error().into());
+        let (after, detail) = message(Failure::from(error()).format_option("-F"));
+        assert_eq!(after, before.replace("-f", "-F"));
+        assert_eq!(detail, after);
     }
 
     #[test]

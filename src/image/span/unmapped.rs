@@ -28,7 +28,10 @@ impl Spans<'_> {
                 Ok(span)
             }
             Err(error) => {
-                self.at = self.end_of_fault(start, &error);
+                // The search only looks: what it finds is claimed when the iteration gets there.
+                let (cached, trackers) = (self.cached.clone(), self.trackers.take());
+                let end = self.end_of_fault(start, &error);
+                (self.at, self.cached, self.trackers) = (end, cached, trackers);
                 Err(Unmapped { range: start..self.at, error })
             }
         })
