@@ -80,7 +80,7 @@ impl Output {
             if !device && old.kind != FileKind::Regular {
                 return Err(Error::Usage("the target is neither a regular file nor a block device".into()));
             }
-            if !device && !rules.clobber {
+            if !rules.clobber {
                 return Err(Error::Usage("the target exists".into()));
             }
             check_idle(target)?;
@@ -149,7 +149,7 @@ impl Output {
             }
         };
         let renames = temporary.is_some() || !pending.is_empty();
-        if renames {
+        if temporary.is_some() {
             // A virtual machine may have been started since.
             check_idle(&target)?;
         }

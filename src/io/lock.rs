@@ -12,7 +12,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
-use super::sys;
+use super::{FileIdentity, sys};
 
 /// The first byte for permissions in use.
 const USED: u64 = 100;
@@ -25,30 +25,79 @@ const CONSISTENT_READ: u64 = 0;
 const WRITE: u64 = 1;
 const RESIZE: u64 = 3;
 
-/// What a reader uses, and does not share.
-const READER: [u64; 3] = [USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE];
-/// What contradicts these marks.
-const CONTRADICTING: [u64; 3] = [UNSHARED + CONSISTENT_READ, USED + WRITE, USED + RESIZE];
+/// The marks of a program, and those of others that contradict them.
+struct Marks {
+    own: &'static [u64],
+    contradicting: &'static [u64],
+}
 
-/// Marks an image as read, and its data and size as not to be changed, until [`stop_reading`].
+/// A reader does not share writing.
+static READER: Marks = Marks {
+    own: &[USED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE],
+    contradicting: &[UNSHARED + CONSISTENT_READ, USED + WRITE, USED + RESIZE],
+};
+
+/// A writer of a new image shares nothing.
+static WRITER: Marks = Marks {
+    own: &[USED + WRITE, USED + RESIZE, UNSHARED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE],
+    contradicting: &[UNSHARED + WRITE, UNSHARED + RESIZE, USED + CONSISTENT_READ, USED + WRITE, USED + RESIZE],
+};
+
+impl Marks {
+    /// Sets the marks, until [`stop`].
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if another program has a contradicting one.
+    fn set(&self, file: &File) -> io::Result<()> {
+        let marked = self.own.iter().try_for_each(|byte| sys::set_lock(file, &(*byte..byte + 1), true));
+        let refused = marked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        // The own marks come first: of two programs that do this at the same time, at least one sees the other.
+        if refused || self.contradicting.iter().any(|byte| is_marked(file, *byte)) {
+            stop(file);
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        Ok(())
+    }
+}
+
+/// Marks an image as read, and its data and size as not to be changed, until [`stop`].
 ///
 /// # Errors
 /// [`io::ErrorKind::ResourceBusy`] if another program has marked it for writing.
 pub(super) fn start_reading(file: &File) -> io::Result<()> {
-    let marked = READER.into_iter().try_for_each(|byte| sys::set_lock(file, &(byte..byte + 1), true));
-    let refused = marked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
-    // The own marks come first: of two programs that do this at the same time, at least one sees the other.
-    if refused || CONTRADICTING.into_iter().any(|byte| is_marked(file, byte)) {
-        stop_reading(file);
-        return Err(io::ErrorKind::ResourceBusy.into());
-    }
-    Ok(())
+    READER.set(file)
 }
 
-/// Removes the marks of a reader. Closing the file is not enough: a process that was started meanwhile may still have it open.
-pub(super) fn stop_reading(file: &File) {
+/// Removes all marks. Closing the file is not enough: a process that was started meanwhile may still have it open.
+pub(super) fn stop(file: &File) {
     // Where this fails, marking has failed too.
     let _ = sys::set_lock(file, &ALL, false);
+}
+
+/// The marks of a writer, for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct WriteLock(File);
+
+impl WriteLock {
+    /// Marks the file at `path`, if it is the one with this identity; `None` if it is not, or cannot be opened for reading, as locks need
+    /// it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if another program has marked it for any use.
+    pub fn new(path: &Path, identity: &FileIdentity) -> io::Result<Option<WriteLock>> {
+        let Ok(file) = sys::open(path, true) else { return Ok(None) };
+        if FileIdentity::from_file(&file).is_ok_and(|other| other == *identity) {
+            WRITER.set(&file)?;
+            return Ok(Some(WriteLock(file)));
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for WriteLock {
+    fn drop(&mut self) {
+        stop(&self.0);
+    }
 }
 
 /// Whether the file at `path` is marked for any use. A file that cannot be opened is taken for unused.
@@ -67,7 +116,7 @@ mod tests {
     use crate::testing::TempDir;
 
     #[test]
-    fn reading_contradicts_the_marks_of_writers() {
+    fn reading_and_writing_contradict_the_marks_of_others() {
         let dir = TempDir::new();
         let path = dir.file("image", b"content");
         let (file, other) = (File::open(&path).unwrap(), File::open(&path).unwrap());
@@ -76,7 +125,10 @@ mod tests {
             assert!(is_in_use(&path), "{byte}");
             let started = start_reading(&file);
             assert_eq!(started.is_err(), [101, 103, 200].contains(&byte), "{byte}: {started:?}");
-            stop_reading(&file);
+            stop(&file);
+            let writing = WriteLock::new(&path, &FileIdentity::from_file(&file).unwrap());
+            assert_eq!(writing.is_err(), [100, 101, 103, 201, 203].contains(&byte), "{byte}: {writing:?}");
+            drop(writing);
             sys::set_lock(&other, &(byte..byte + 1), false).unwrap();
             assert!(!is_in_use(&path), "{byte}");
         }
@@ -92,10 +144,18 @@ mod tests {
         // Readers do not exclude each other.
         start_reading(one).unwrap();
         start_reading(two).unwrap();
-        stop_reading(two);
+        stop(two);
         assert_eq!((marked(), is_in_use(&path)), (vec![100, 201, 203], true));
-        stop_reading(one);
+        stop(one);
         assert_eq!((marked(), is_in_use(&path)), (vec![], false));
         assert!(!is_in_use(&dir.join("missing")));
+        let identity = FileIdentity::from_file(one).unwrap();
+        let writing = WriteLock::new(&path, &identity).unwrap();
+        assert_eq!((marked(), writing.is_some()), (vec![101, 103, 200, 201, 203], true));
+        assert!(WriteLock::new(&path, &identity).is_err() && start_reading(one).is_err());
+        drop(writing);
+        assert!(marked().is_empty());
+        let another = dir.file("another", b"content");
+        assert!(WriteLock::new(&another, &identity).unwrap().is_none());
     }
 }

@@ -35,7 +35,7 @@ use std::sync::Arc;
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileTarget};
-pub(crate) use lock::is_in_use;
+pub(crate) use lock::{WriteLock, is_in_use};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;

@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Rules, close};
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt};
+use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt, WriteLock};
 
 /// An existing file that is written in place. Its content is untouched until the first write. Dropping it after that and before
 /// [`finish`](InPlace::finish) empties it, so that a part of an image is never taken for an image. A device is not emptied.
 pub(super) struct InPlace {
     file: Arc<Existing>,
     finished: bool,
+    /// Keeps machines from being started with it, and other conversions from writing to it.
+    lock: Option<WriteLock>,
 }
 
 impl InPlace {
@@ -30,9 +32,13 @@ impl InPlace {
         if identity != status.identity {
             return Err(Error::Usage("the file was replaced meanwhile".into()));
         }
+        let lock = WriteLock::new(path, &identity).map_err(|cause| match cause.kind() {
+            io::ErrorKind::ResourceBusy => Error::InUse { for_writing: false },
+            _ => Error::io("locking", None)(cause),
+        })?;
         let file = rules.apply(file.with_path(path))?;
         let file = Existing { file, emptied: AtomicBool::new(device), emptying: Mutex::default() };
-        Ok(InPlace { file: Arc::new(file), finished: false })
+        Ok(InPlace { file: Arc::new(file), finished: false, lock })
     }
 
     /// The file to write to.
@@ -48,10 +54,12 @@ impl InPlace {
     pub fn finish(mut self) -> Result<()> {
         // An image may be empty.
         self.file.empty().map_err(Error::io("emptying the file", None))?;
-        let file = self.file.clone();
+        let (file, lock) = (self.file.clone(), self.lock.take());
         self.finished = Arc::strong_count(&file) == 2;
         drop(self);
-        close(file, |existing| existing.file.close())
+        let closed = close(file, |existing| existing.file.close());
+        drop(lock);
+        closed
     }
 }
 

@@ -114,7 +114,7 @@ impl FileSource {
 impl Drop for FileSource {
     fn drop(&mut self) {
         if *self.locked.get_mut() {
-            lock::stop_reading(&self.file);
+            lock::stop(&self.file);
         }
     }
 }

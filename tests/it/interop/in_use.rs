@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use crate::support::pattern::Pattern;
 use crate::support::tools::{needs_qemu, qemu_img, qemu_io};
@@ -103,6 +104,29 @@ fn an_image_that_is_open_is_not_replaced() {
     assert_eq!(dir.names(), names);
     drop(running);
     vmdk("subformat=monolithicFlat").convert(&source, &disk).unwrap();
+}
+
+#[test]
+fn an_image_that_is_written_in_place_is_not_opened() {
+    needs_qemu!("images written in place");
+    let dir = TempDir::new();
+    let source = dir.file("source.raw", &Pattern::Islands.make(4 << 20));
+    let live = dir.join("live.qcow2");
+    qcow2("").create(1 << 20, &live).unwrap();
+    let refused = Arc::new(Mutex::new(Vec::new()));
+    let (path, found) = (live.clone(), refused.clone());
+    let other = Arc::new(open_raw(&source));
+    let meanwhile = move |_| {
+        let mut command = Command::new("qemu-io");
+        command.args(["-f", "qcow2", "-c", "length"]).arg(&path).stdin(Stdio::null());
+        let message = String::from_utf8(command.output().unwrap().stderr).unwrap();
+        in_use(qcow2("").in_place(true).convert(&other, &path), &path, false);
+        found.lock().unwrap().push(message.contains("lock"));
+    };
+    qcow2("").in_place(true).progress(meanwhile).convert(&open_raw(&source), &live).unwrap();
+    let refused = refused.lock().unwrap();
+    assert!(!refused.is_empty() && refused.iter().all(|refused| *refused), "{refused:?}");
+    qemu_img(&[&"check", &"-q", &live]);
 }
 
 #[test]
