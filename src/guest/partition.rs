@@ -245,7 +245,10 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn table(disk: &[u8]) -> Option<Vec<(u32, Range<u64>, String, String)>> {
+    /// Number, range, type and label.
+    type Row = (u32, Range<u64>, String, String);
+
+    fn table(disk: &[u8]) -> Option<Vec<Row>> {
         let table = PartitionTable::read(&MemFile::from(disk.to_vec())).unwrap()?;
         let text = |name: &Name| name.to_text().into_owned();
         let row = |p: &Partition| (p.number, p.range.clone(), text(&p.type_name()), text(&p.label));
@@ -270,7 +273,7 @@ mod tests {
         disk
     }
 
-    fn row(number: u32, range: Range<u64>, kind: &str) -> (u32, Range<u64>, String, String) {
+    fn row(number: u32, range: Range<u64>, kind: &str) -> Row {
         (number, range, kind.into(), String::new())
     }
 

@@ -84,16 +84,13 @@ fn a_signature_in_the_guest_data_of_an_image_counts_for_nothing() {
 #[test]
 fn an_extension_of_another_format_is_refused() {
     let dir = TempDir::new();
-    let page = b"<!DOCTYPE html><html>404 Not Found</html>\n".to_vec();
     for (name, bytes, expected) in [
-        ("cirros.qcow2", page.clone(), Some(("qcow2", "HTML or XML"))),
-        ("cirros.QCOW2", page.clone(), Some(("qcow2", "HTML or XML"))),
-        ("cirros.img", page.clone(), None),
-        ("cirros", page, None),
+        ("A.VMDK", b"Not Found\n".to_vec(), Some(("vmdk", "text"))),
         ("a.vmdk", b"Not Found\n".to_vec(), Some(("vmdk", "text"))),
         // What an interrupted download or conversion leaves.
         ("a.qcow2", Vec::new(), Some(("qcow2", "empty"))),
-        ("a.vhdx", vec![0; 8192], Some(("vhdx", "zeros"))),
+        ("a.vhdx", vec![0; 1024], Some(("vhdx", "zeros"))),
+        ("a.avhdx", vec![0; 8192], Some(("vhdx", "raw, with zeros at the start"))),
         ("a.vdi", vec![1; 8192], Some(("vdi", "raw"))),
         ("a.vhd", vec![1; 8192], Some(("vpc", "raw"))),
         ("a.qed", vec![1; 8192], Some(("qed", "raw"))),
@@ -122,6 +119,19 @@ fn an_extension_of_another_format_is_refused() {
     assert_eq!(Image::open(&path).unwrap().format().name(), "qcow2");
     // A source without a name has no extension.
     assert_eq!(crate::support::raw_image(&[]).format().name(), "raw");
+}
+
+#[test]
+fn an_error_page_is_no_disk() {
+    let dir = TempDir::new();
+    let page = b"\n<!DOCTYPE html><html>404 Not Found</html>\n".repeat(200);
+    for name in ["cirros.qcow2", "cirros.img", "cirros"] {
+        let path = dir.file(name, &page);
+        let (found, message) = unreadable(&path);
+        assert!(found == "text" && message.contains("HTML or XML"), "{message}");
+        let as_stated = OpenOptions::new().format(format("raw")).open(&path).unwrap();
+        assert_eq!(content(&as_stated).unwrap(), page, "{name}");
+    }
 }
 
 #[test]

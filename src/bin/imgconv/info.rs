@@ -25,7 +25,7 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Only FILE is opened, unless --backing-chain is given. The keys of --output json are
-those of qemu-img info, plus warnings.
+those of qemu-img info, and some more: warnings, and properties of the format.
 
 Examples:
   imgconv info --output json disk.qcow2

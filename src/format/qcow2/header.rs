@@ -101,12 +101,11 @@ impl Header {
         Header::parse(&Header::first_cluster(file, file_len)?, file_len, limits)
     }
 
-    /// Reads and parses the header of `file`, whose L1 table may be cut off by the end of the file. A check reports that.
+    /// Reads and parses the header of `file`, whose L1 table may be cut off, or be missing, at the end of the file. A check reports that.
     pub fn read_for_check(file: &Arc<dyn ReadAt>, limits: &Limits) -> Result<Header> {
         let file_len = table::length(&**file)?;
         let cluster = Header::first_cluster(file, file_len)?;
-        let header = Header::parse(&cluster, i64::MAX as u64, limits)?;
-        if header.l1_table_offset < file_len { Ok(header) } else { Header::parse(&cluster, file_len, limits) }
+        Header::parse(&cluster, i64::MAX as u64, limits)
     }
 
     /// Reads the first cluster, or the whole file if it is shorter.

@@ -23,7 +23,7 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "refcount_bits",
         values: "1|2|4|8|16|32|64",
-        help: "width of refcounts; others than 16 need version 3 [default: 16]",
+        help: "width of refcounts; values other than 16 need version 3 [default: 16]",
     },
     OptionSpec {
         name: "extended_l2",

@@ -39,6 +39,7 @@ pub(crate) enum Kind {
     Compressed,
     Archive,
     Encrypted,
+    Text,
 }
 
 enum Matches {
@@ -47,7 +48,7 @@ enum Matches {
     Probe(ProbeFn),
 }
 
-use Kind::{Archive, Compressed, Driver, Encrypted, Image};
+use Kind::{Archive, Compressed, Driver, Encrypted, Image, Text};
 
 static SIGNATURES: &[Signature] = &[
     probe("qcow2", Driver("qcow2", cfg!(feature = "qcow2")), is_qcow2),
@@ -85,6 +86,8 @@ static SIGNATURES: &[Signature] = &[
     }),
     start("wim", Archive, &[b"MSWIM\0\0\0"]),
     start("luks", Encrypted, &[b"LUKS\xba\xbe\0\x01", b"LUKS\xba\xbe\0\x02"]),
+    start("dmg", Encrypted, &[b"encrcdsa"]),
+    probe("text", Text, |probe| is_markup(probe.head)),
 ];
 
 const fn start(name: &'static str, kind: Kind, magics: &'static [&'static [u8]]) -> Signature {
@@ -106,7 +109,7 @@ impl Signature {
         SIGNATURES.iter().find(|signature| match signature.kind {
             Driver(feature, _) => signature.name == name || feature == name,
             Image => signature.name == name,
-            Compressed | Archive | Encrypted => false,
+            Compressed | Archive | Encrypted | Text => false,
         })
     }
 
@@ -139,6 +142,7 @@ impl Signature {
             Compressed => "compressed file, not a disk; unpack it first",
             Archive => "archive, not a disk; unpack it first",
             Encrypted => "encrypted volume; decrypt it first",
+            Text => "HTML or XML, not a disk",
         };
         Error::Unreadable { format: self.name, reason }
     }
@@ -219,15 +223,29 @@ fn is_tar(probe: &Probe<'_>) -> bool {
     header.first() != Some(&0) && (stored == unsigned || stored == signed)
 }
 
+/// HTML or XML: an error page in place of a download, or the description of a virtual machine. No boot sector is text.
+fn is_markup(head: &[u8]) -> bool {
+    is_text(head) && without_mark(head).trim_ascii_start().starts_with(b"<")
+}
+
+/// Whether all bytes are those of text.
+fn is_text(head: &[u8]) -> bool {
+    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || *byte >= 0x80;
+    without_mark(head).iter().all(printable)
+}
+
+/// The bytes after the mark for UTF-8, if there is one.
+fn without_mark(head: &[u8]) -> &[u8] {
+    head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head)
+}
+
 /// What a file without a signature seems to be.
 pub(crate) fn describe(probe: &Probe<'_>) -> &'static str {
-    let text = probe.head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(probe.head);
-    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace() || *byte >= 0x80;
     match probe.head {
         [] => "empty",
-        head if head.iter().all(|byte| *byte == 0) => "zeros",
-        _ if text.trim_ascii_start().starts_with(b"<") && text.iter().all(printable) => "HTML or XML",
-        _ if text.iter().all(printable) => "text",
+        head if head.iter().all(|byte| *byte == 0) && head.len() as u64 >= probe.len => "zeros",
+        head if head.iter().all(|byte| *byte == 0) => "raw, with zeros at the start",
+        head if is_text(head) => "text",
         _ => "raw",
     }
 }
@@ -284,6 +302,9 @@ mod tests {
             (b"070701", "cpio"),
             (b"LUKS\xba\xbe\0\x01aes", "luks"),
             (b"LUKS\xba\xbe\0\x02", "luks"),
+            (b"encrcdsa", "dmg"),
+            (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "text"),
+            (b"<?xml version=\"1.0\"?>", "text"),
             (&tar(b"ustar\x0000", "SUM\0 "), "tar"),
             (&tar(b"ustar  \0", "  SUM\0"), "tar"),
             (&tar(b"", "SUM\0 "), "tar"),
@@ -315,6 +336,8 @@ mod tests {
             b"# text\nversions=1\n",
             b"\x5d\0\0\0\0\0\0\0\0\0\0\0\0",
             b"#!/bin/sh\nexit",
+            b"<\0\0",
+            b"{\"message\": \"<html>\"}",
         ] {
             assert_eq!(names(head, &[0; 512]), [""; 0], "{}", head.escape_ascii());
         }
@@ -326,12 +349,11 @@ mod tests {
         for (head, what) in [
             (&b""[..], "empty"),
             (&[0; 100], "zeros"),
-            (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "HTML or XML"),
-            (b"<?xml version=\"1.0\"?>", "HTML or XML"),
             (b"{\"message\": \"Not Found\"}", "text"),
             (b"\xeb\x63\x90\0", "raw"),
         ] {
             assert_eq!(describe(&Probe::new(head, b"", 0)), what);
         }
+        assert_eq!(describe(&Probe::new(&[0; 100], b"", 101)), "raw, with zeros at the start");
     }
 }

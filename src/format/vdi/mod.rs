@@ -58,7 +58,7 @@ use crate::format::shared::table::Fields;
 pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, signature::is_vdi, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["vdi"])
-        .description("VirtualBox virtual disk, dynamic, static or differencing")
+        .description("VirtualBox virtual disk, dynamic or static; differencing ones are read")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .check(check::check);
 
