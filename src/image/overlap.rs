@@ -87,9 +87,13 @@ impl OverlapTracker {
     /// Claims the host range of `extent` up to the end, or to the first overlap.
     fn claim_units(&mut self, reader: &dyn SparseRead, extent: &Extent, until_overlap: bool) -> Vec<Overlap> {
         let Some(unit) = self.unit else { return Vec::new() };
-        let Some(at) = payload_at(extent) else { return Vec::new() };
+        let Some(at) = location(extent) else { return Vec::new() };
         let Some(file) = self.files.get_mut(at.file.0 as usize) else { return Vec::new() };
-        let with = if let ExtentKind::Data(_) = extent.kind {
+        // A block of zeros within the data of another one is as wrong as data there. Where it is beyond the file, it does no harm.
+        if matches!(extent.kind, ExtentKind::Zero { .. }) && at.offset.saturating_add(extent.len) > file.len {
+            return Vec::new();
+        }
+        let with = if !matches!(extent.kind, ExtentKind::Compressed(_)) {
             let refcount = |offset| if at.file == FileId::default() { reader.refcount(offset) } else { 1 };
             return file.claim_data(unit, at.offset..at.offset.saturating_add(extent.len), &refcount, until_overlap);
         } else if file.metadata.contains(at.offset / unit) {
@@ -108,11 +112,12 @@ struct Overlap {
     with: &'static str,
 }
 
-/// The host location of data, compressed or not.
-fn payload_at(extent: &Extent) -> Option<Location> {
+/// The host location that is the extent's own: that of data, compressed or not, or of zeros for which there is room.
+fn location(extent: &Extent) -> Option<Location> {
     match extent.kind {
         ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. }) => Some(at),
-        ExtentKind::Zero { .. } | ExtentKind::Hole => None,
+        ExtentKind::Zero { allocated } => allocated,
+        ExtentKind::Hole => None,
     }
 }
 
@@ -231,7 +236,7 @@ impl Payloads {
 }
 
 fn overlap(reader: &dyn SparseRead, extent: &Extent, with: &'static str) -> Error {
-    let offset = payload_at(extent).map_or(0, |at| at.offset);
+    let offset = location(extent).map_or(0, |at| at.offset);
     let field = format!("the mapping of guest offset {:#x}", extent.offset);
     Error::corrupt(reader.info().format, field, offset, Problem::Overlap { offset, with })
 }
@@ -308,6 +313,12 @@ mod tests {
         assert_eq!(claim([data(2, 1), elsewhere(2)]), None);
         assert_eq!(claim([elsewhere(0), elsewhere(1)]), Some("metadata"));
         assert_eq!(claim([elsewhere(2), elsewhere(2)]), Some("data of another guest range"));
+        let zeros =
+            |unit| (ExtentKind::Zero { allocated: Some(Location { file: FileId(0), offset: unit * UNIT }) }, UNIT);
+        assert_eq!(claim([zeros(1), data(2, 1), zeros(3), zeros(100), zeros(100)]), None);
+        assert_eq!(claim([zeros(3), data(2, 2)]), Some("data of another guest range"));
+        assert_eq!(claim([data(2, 2), zeros(2)]), Some("data of another guest range"));
+        assert_eq!(claim([zeros(0)]), Some("metadata"));
         let not_opened = (ExtentKind::Data(Location { file: FileId(2), offset: 0 }), UNIT);
         assert_eq!(claim([not_opened, not_opened]), None);
     }

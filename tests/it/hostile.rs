@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::support::patch::Qcow2;
 use crate::support::pattern::Pattern;
 use crate::support::{
-    TempDir, assert_same, content, convert, format, options, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi,
-    vhdx, vmdk, vpc,
+    TempDir, assert_same, content, convert, format, open_bytes, options, qcow2, qcow2_bytes, qcow2_image, raw,
+    raw_image, vdi, vhdx, vmdk, vpc,
 };
 use diskimage::io::MemFile;
 use diskimage::{Error, Fault, Image, Limits, OpenOptions, Problem, ReferencePolicy, Result};
@@ -759,4 +759,25 @@ fn vdi_map_sizes_are_limited() {
     let image = Image::open(&path).unwrap();
     assert_eq!(qcow2("").convert(&image, dir.join("out")).unwrap_err().kind().as_str(), "overlap");
     assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+}
+
+/// A block of zeros within another one, whose bitmap happens to be zeros there.
+#[test]
+fn overlapping_blocks_of_a_vhd_are_refused() {
+    let mut guest = vec![0; 6 << 20];
+    guest[..512].fill(1);
+    guest[(2 << 20)..(2 << 20) + 512].fill(2);
+    guest[(4 << 20) + 4096..][..512].fill(3);
+    let (file, _) = convert(&vpc(""), &raw_image(&guest));
+    let table = u64::from_be_bytes(file[512 + 16..][..8].try_into().unwrap()) as usize;
+    let entry = |index: usize| u32::from_be_bytes(file[table + index * 4..][..4].try_into().unwrap());
+    for (block, other) in [(0, 1), (1, 0), (1, 2), (2, 1), (0, 2)] {
+        for delta in [1, 2, 9, 100, 2048, 4096] {
+            let mut damaged = file.clone();
+            damaged[table + block * 4..][..4].copy_from_slice(&(entry(other) + delta).to_be_bytes());
+            let image = open_bytes(&damaged, format("vpc")).unwrap();
+            let error = raw().convert_to(&image, Arc::new(MemFile::new())).unwrap_err();
+            assert!(error.to_string().contains("overlaps"), "{block} in {other} at {delta}: {error}");
+        }
+    }
 }

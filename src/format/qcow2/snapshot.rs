@@ -18,6 +18,8 @@ use crate::name::Name;
 const FIXED_LENGTH: usize = 40;
 /// Length of the known extra data in bytes: VM state size, virtual disk size, instruction count.
 const KNOWN_EXTRA: usize = 24;
+/// Length of the extra data in bytes that version 3 requires.
+const REQUIRED_EXTRA: u32 = 16;
 /// Largest number of snapshots in qemu.
 const MAX_SNAPSHOTS: u64 = 65536;
 /// Largest snapshot table in qemu, in bytes.
@@ -29,6 +31,8 @@ pub(super) struct SnapshotEntry {
     pub l1_table_offset: u64,
     pub l1_size: u32,
     pub info: Snapshot,
+    /// Length of the extra data in bytes.
+    extra_len: u32,
     /// File range of the entry.
     pub range: Range<u64>,
 }
@@ -83,6 +87,7 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
     // All ones: the instruction count is unknown.
     info.icount = extra_field(16).filter(|count| *count != u64::MAX);
     Ok(SnapshotEntry {
+        extra_len,
         l1_table_offset: BigEndian::read_u64(&fixed),
         l1_size: BigEndian::read_u32(&fixed[8..]),
         info,
@@ -91,6 +96,15 @@ fn read_entry(file: &dyn ReadAt, at: u64, file_len: u64, header: &Header, budget
 }
 
 impl SnapshotEntry {
+    /// Checks that the entry has the fields that version 3 requires: the 64-bit size of the state of the machine, and that of the disk.
+    pub fn check_fields(&self, header: &Header) -> Result<()> {
+        if header.version == 2 || self.extra_len >= REQUIRED_EXTRA {
+            return Ok(());
+        }
+        let problem = Problem::Range { value: self.extra_len.into(), min: REQUIRED_EXTRA.into(), max: u32::MAX.into() };
+        Err(FIELDS.at("snapshot extra_data_size", self.range.start + 36).fault(problem))
+    }
+
     /// Checks that the L1 table is within the file and large enough for the snapshot's disk.
     pub fn check(&self, header: &Header, file_len: u64) -> Result<()> {
         let at = self.range.start;

@@ -111,6 +111,7 @@ impl<'a> Layout<'a> {
         }
         let mut by_table = BTreeMap::new();
         for snapshot in &snapshots {
+            findings.usable(snapshot.check_fields(header).map(|()| true))?;
             if let Err(error) = snapshot.check(header, file_len) {
                 findings.uses_unknown = true;
                 findings.usable::<()>(Err(error))?;

@@ -275,6 +275,11 @@ fn clusters_of_a_damaged_snapshot_table_are_not_leaked() {
         assert_eq!((report.leaks, report.check_errors), (0, 1), "{index}: {report:?}");
         assert_eq!(report.corruptions, u64::from(index < 3), "{index}: {report:?}");
     }
+    // Without the sizes that version 3 requires.
+    let mut image = with_snapshot();
+    put(&mut image, 9 * CLUSTER + 32, 8);
+    let report = check_bytes(&image);
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (1, 0, 0), "{report:?}");
     // An L1 table that cannot be read is a fault of its snapshot.
     let mut image = with_snapshot();
     put(&mut image, 9 * CLUSTER, 1 << 40);
