@@ -8,6 +8,9 @@ use crate::error::Error;
 
 /// qcow and qcow2; the version follows.
 pub(crate) const QCOW: &[u8; 4] = b"QFI\xfb";
+pub(crate) const QED: &[u8; 4] = b"QED\0";
+/// Images of Parallels, with offsets in sectors and in clusters.
+pub(crate) const PARALLELS: [&[u8; 16]; 2] = [b"WithoutFreeSpace", b"WithouFreSpacExt"];
 /// A hosted sparse extent of VMDK.
 pub(crate) const VMDK_HOSTED: &[u8; 4] = b"KDMV";
 /// A copy-on-write extent of ESX.
@@ -56,9 +59,9 @@ static SIGNATURES: &[Signature] = &[
     probe("vpc", Driver("vhd", cfg!(feature = "vhd")), is_vhd),
     probe("vhdx", Driver("vhdx", cfg!(feature = "vhdx")), is_vhdx),
     probe("vdi", Driver("vdi", cfg!(feature = "vdi")), is_vdi),
-    start("qcow", Image, &[b"QFI\xfb\0\0\0\x01"]),
-    start("qed", Image, &[b"QED\0"]),
-    start("parallels", Image, &[b"WithoutFreeSpace", b"WithouFreSpacExt"]),
+    probe("qcow", Driver("qcow", cfg!(feature = "qcow")), is_qcow),
+    probe("qed", Driver("qed", cfg!(feature = "qed")), is_qed),
+    probe("parallels", Driver("parallels", cfg!(feature = "parallels")), is_parallels),
     start("bochs", Image, &[b"Bochs Virtual HD Image"]),
     start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
     // A shell script that mounts the file.
@@ -151,6 +154,19 @@ impl Signature {
 /// Any version but 1. An unknown version is then refused by name when the image is opened.
 pub(crate) fn is_qcow2(probe: &Probe<'_>) -> bool {
     probe.head.starts_with(QCOW) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
+}
+
+/// Version 1, which is another format.
+pub(crate) fn is_qcow(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(QCOW) && probe.head.get(4..8) == Some(&[0, 0, 0, 1])
+}
+
+pub(crate) fn is_qed(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(QED)
+}
+
+pub(crate) fn is_parallels(probe: &Probe<'_>) -> bool {
+    PARALLELS.iter().any(|magic| probe.head.starts_with(*magic))
 }
 
 /// A sparse extent, or a descriptor.
