@@ -42,7 +42,7 @@
 //! guest/                             what a disk holds: partitions, file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  info  identifiers  options  limits  error  name
+//! codec/  crypto/  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -72,6 +72,8 @@ pub mod codec;
 mod compare;
 #[cfg(feature = "write")]
 mod convert;
+#[cfg(feature = "crypto")]
+mod crypto;
 pub mod driver;
 #[doc = include_str!("design.md")]
 // Tests the README's Rust block.
@@ -87,6 +89,7 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+mod secret;
 #[cfg(feature = "serde")]
 mod serialize;
 #[cfg(test)]
@@ -98,7 +101,7 @@ pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
 pub use convert::{Converter, Damage, DamageList, Progress, Report};
 pub use driver::CheckReport;
-pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
+pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
@@ -106,3 +109,4 @@ pub use info::{FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
+pub use secret::Secret;

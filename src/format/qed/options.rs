@@ -1,7 +1,7 @@
 //! The options of a new image, those of qemu-img.
 
-use super::{FORMAT_NAME, SECTOR};
 use super::header::{Backing, CLUSTER_SIZES, Header, MAX_BACKING_NAME, TABLE_SIZES};
+use super::{FORMAT_NAME, SECTOR};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
 use crate::format::shared::backing::backing_file;
@@ -13,13 +13,13 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         values: "4k..64M",
         help: "cluster size in bytes, a power of two [default: 64k]",
     },
-    OptionSpec { name: "table_size", values: "1|2|4|8|16", help: "clusters of the L1 table, and of each L2 table [default: 4]" },
-    OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
     OptionSpec {
-        name: "backing_fmt",
-        values: "format",
-        help: "format of the backing file; stored only if it is raw",
+        name: "table_size",
+        values: "1|2|4|8|16",
+        help: "clusters of the L1 table, and of each L2 table [default: 4]",
     },
+    OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
+    OptionSpec { name: "backing_fmt", values: "format", help: "format of the backing file; stored only if it is raw" },
 ];
 
 const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
@@ -51,7 +51,10 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         return Err(wrong(
             FORMAT_NAME,
             "cluster_size",
-            format!("a disk of {} bytes is larger than {largest}, the largest with these cluster_size and table_size", cx.size),
+            format!(
+                "a disk of {} bytes is larger than {largest}, the largest with these cluster_size and table_size",
+                cx.size
+            ),
         ));
     }
     Ok(header)

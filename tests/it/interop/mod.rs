@@ -9,6 +9,7 @@ use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 mod features;
 #[cfg(target_os = "linux")]
 mod in_use;
+mod luks;
 mod matrix;
 #[cfg(feature = "cli")]
 mod old_formats;

@@ -125,7 +125,13 @@ fn compressed_qcow_images() {
     let seven_zip = find("the qcow images that we write, 7-Zip reads", &["7zz", "7z"]);
     for (what, guest) in guests() {
         let dir = TempDir::new();
-        for list in ["", "cluster_size=512", "cluster_size=64k", "window=12,compression_level=9", "cluster_size=16k,compression_level=1"] {
+        for list in [
+            "",
+            "cluster_size=512",
+            "cluster_size=64k",
+            "window=12,compression_level=9",
+            "cluster_size=16k,compression_level=1",
+        ] {
             let what = format!("{list}, {what}");
             let target = dir.join("ours.qcow");
             let report = to(("qcow", list)).compress(true).convert(&raw_image(&guest), &target).unwrap();

@@ -197,7 +197,9 @@ fn unsupported_requests_are_refused() {
     }
     let name = "x".repeat(1024);
     assert_eq!(error(512, &format!("backing_file={name},backing_fmt=raw")), "option");
-    assert!(create(512, &format!("backing_file={},backing_fmt=raw", &name[1..]), false, RecordingTarget::file()).is_ok());
+    assert!(
+        create(512, &format!("backing_file={},backing_fmt=raw", &name[1..]), false, RecordingTarget::file()).is_ok()
+    );
     let options = Options::new();
     let cx = CreateContext { compress: true, ..CreateContext::new(512, &options, RecordingTarget::file()) };
     assert_eq!(Format::QED.create(&cx).err().unwrap().kind().as_str(), "unsupported");
