@@ -308,6 +308,13 @@ pub enum Problem {
         /// What it contradicts: "another entry maps the same block".
         finding: &'static str,
     },
+    /// The file ends before the structure does.
+    Truncated,
+    /// Compressed data that breaks a rule of its format.
+    Invalid {
+        /// The rule, or the message of the decoder: "invalid distance too far back".
+        reason: Cow<'static, str>,
+    },
     /// A compressed payload that does not decode.
     Decode {
         /// Byte offset of the payload.
@@ -382,7 +389,8 @@ impl Error {
     /// ```
     pub fn io(action: impl Into<Cow<'static, str>>, offset: impl Into<Option<u64>>) -> impl FnOnce(io::Error) -> Self {
         let (action, offset) = (action.into(), offset.into());
-        move |cause| Error::Io { action, offset, cause }
+        // A file that this crate decodes fails with an error of this crate, which says more than the action.
+        move |cause| cause.downcast::<Error>().unwrap_or_else(|cause| Error::Io { action, offset, cause })
     }
 
     /// Creates the error for a feature that the driver of `format` does not implement: "compression".
@@ -505,9 +513,9 @@ impl Fault {
 impl Problem {
     fn kind(&self) -> ErrorKind {
         match self {
-            Problem::OutOfBounds { .. } => ErrorKind::OutOfBounds,
+            Problem::OutOfBounds { .. } | Problem::Truncated => ErrorKind::OutOfBounds,
             Problem::Overlap { .. } => ErrorKind::Overlap,
-            Problem::Decode { .. } => ErrorKind::Decode,
+            Problem::Decode { .. } | Problem::Invalid { .. } => ErrorKind::Decode,
             _ => ErrorKind::InvalidField,
         }
     }
@@ -533,6 +541,8 @@ impl fmt::Display for Problem {
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, which overlaps {with}"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
             Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
+            Problem::Truncated => f.write_str("is truncated"),
+            Problem::Invalid { reason } => write!(f, "is invalid: {reason}"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }

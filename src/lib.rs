@@ -71,6 +71,7 @@ extern crate self as diskimage;
 
 pub mod codec;
 mod compare;
+mod compressed;
 #[cfg(feature = "write")]
 mod convert;
 pub mod driver;
@@ -89,6 +90,7 @@ mod name;
 mod options;
 #[cfg(feature = "serde")]
 mod serialize;
+mod spool;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod testing;

@@ -8,7 +8,6 @@ mod reader;
 mod references;
 mod source;
 mod span;
-mod spool;
 
 use std::fmt;
 use std::io;

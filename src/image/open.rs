@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
-use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile, spool};
+use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
 use crate::driver::{CheckReport, FileOpener, OpenContext};
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
@@ -16,6 +16,7 @@ use crate::format::{Format, Formats, raw};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
+use crate::spool;
 
 /// Configures how images are opened.
 ///
@@ -231,7 +232,12 @@ impl OpenOptions {
         if !format.can_stream() {
             let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
             let limit = self.limits.virtual_size;
-            return self.open_source(Arc::new(spool::spool(stream, &directory, format.name(), limit)?));
+            let file = spool::spool(stream, &directory, format.name(), limit)?;
+            if table::length(&file)? == 0 {
+                // Its writer has failed.
+                return Err(Error::Usage("the input is empty".into()));
+            }
+            return self.open_source(Arc::new(file));
         }
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
