@@ -107,6 +107,15 @@ pub enum Error {
         cause: Box<Error>,
     },
 
+    /// A compressed file that was opened to be read in one pass turns out to need more. It can be read without
+    /// [`OpenOptions::one_pass`](crate::OpenOptions::one_pass).
+    NotOnePass {
+        /// Name of the format of the compressed file.
+        format: &'static str,
+        /// The reason: "it has another size than it states".
+        finding: &'static str,
+    },
+
     /// No format has this name.
     UnknownFormat(String),
 
@@ -179,6 +188,9 @@ impl fmt::Display for Error {
             Error::Option { format, name, problem } => write!(f, "{format}: option {name}: {problem}"),
             Error::Usage(problem) => f.write_str(problem),
             Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
+            Error::NotOnePass { format, finding } => {
+                write!(f, "{format}: the file cannot be read in one pass: {finding}")
+            }
             Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
             Error::Unreadable { format, reason } => {
                 write!(f, "{format}: {reason}; state the format raw to read its bytes as they are")
@@ -463,7 +475,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
             Error::Limit { .. } => ErrorKind::Limit,
-            Error::Unsupported { .. } | Error::Unreadable { .. } => ErrorKind::Unsupported,
+            Error::Unsupported { .. } | Error::Unreadable { .. } | Error::NotOnePass { .. } => ErrorKind::Unsupported,
             Error::Reference { .. } => ErrorKind::Reference,
             Error::Option { .. } => ErrorKind::Option,
             Error::Usage(_) => ErrorKind::Usage,

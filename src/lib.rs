@@ -104,7 +104,7 @@ pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
-pub use info::{FileReference, ImageInfo, Snapshot, Value};
+pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};

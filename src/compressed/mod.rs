@@ -17,6 +17,8 @@ mod bzip2;
 #[cfg(feature = "compressed")]
 mod gzip;
 #[cfg(feature = "compressed")]
+mod index;
+#[cfg(feature = "compressed")]
 mod input;
 #[cfg(feature = "compressed")]
 mod meter;
@@ -25,6 +27,8 @@ mod open;
 #[cfg(all(test, feature = "compressed"))]
 mod tests;
 #[cfg(feature = "compressed")]
+mod units;
+#[cfg(feature = "compressed")]
 mod xz;
 #[cfg(feature = "compressed")]
 mod zstd;
@@ -32,7 +36,7 @@ mod zstd;
 use std::fmt;
 
 #[cfg(feature = "compressed")]
-pub(crate) use open::open;
+pub(crate) use open::{OneStream, Sequential, open};
 
 /// The format of a compressed file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

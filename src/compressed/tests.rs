@@ -29,9 +29,10 @@ pub(super) fn encode(compression: Compression, data: &[u8]) -> Vec<u8> {
         }
         Compression::Zstd => {
             let mut file = Vec::new();
-            let mut encoder = structured_zstd::encoding::FrameCompressor::new(
-                structured_zstd::encoding::CompressionLevel::from_level(1),
-            );
+            let mut encoder: structured_zstd::encoding::FrameCompressor =
+                structured_zstd::encoding::FrameCompressor::new(
+                    structured_zstd::encoding::CompressionLevel::from_level(1),
+                );
             encoder.set_content_checksum(true);
             encoder.compress_independent_frame_into(data, &mut file);
             file

@@ -3,6 +3,7 @@
 mod detect;
 mod open;
 pub(crate) mod overlap;
+mod peel;
 mod qemu_name;
 mod reader;
 mod references;

@@ -7,6 +7,8 @@ use zlib_rs::crc32::crc32;
 
 use super::check::Running;
 use super::{ALIGNMENT, Check, Input};
+use crate::compressed::index::Unit;
+use crate::compressed::meter::Decode;
 use crate::error::Problem;
 use crate::limits::Limits;
 
@@ -135,6 +137,36 @@ impl Block {
 
 fn conflict(stated: u64) -> Problem {
     Problem::Conflict { value: stated, finding: "the block has another" }
+}
+
+/// One block as a file of its own.
+pub(in crate::compressed) struct BlockReader {
+    input: Input,
+    block: Block,
+    /// What the index states.
+    unit: Unit,
+}
+
+impl BlockReader {
+    /// Opens the block at the current offset, which the index describes as `unit`.
+    pub fn open(mut input: Input, check: Check, unit: &Unit, limits: &Limits) -> io::Result<BlockReader> {
+        let block = Block::open(&mut input, check, limits)?;
+        Ok(BlockReader { input, block, unit: *unit })
+    }
+}
+
+impl Decode for BlockReader {
+    fn decode(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.block.decode(&mut self.input, buf)?;
+        if len == 0 && self.block.unpadded().next_multiple_of(ALIGNMENT) != self.unit.stored {
+            return Err(self.input.corrupt("unpadded size in the index", self.unit.at, conflict(self.unit.stored)));
+        }
+        Ok(len)
+    }
+
+    fn input(&self) -> &Input {
+        &self.input
+    }
 }
 
 /// Reads the zeros that follow `len` bytes, up to the alignment.

@@ -13,8 +13,10 @@ mod index;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 
-pub(super) use block::Block;
+use block::Block;
+pub(super) use block::BlockReader;
 pub(super) use check::Check;
+pub(super) use index::read as read_index;
 
 use super::input::Input;
 use super::meter::{Decode, EmptyParts};
