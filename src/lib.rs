@@ -98,7 +98,7 @@ pub mod zero;
 
 pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
-pub use convert::{Converter, Progress, Report, Unreadable};
+pub use convert::{Converter, OutputCompression, Progress, Report, Unreadable};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
 pub use format::{Format, Formats};
