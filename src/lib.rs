@@ -42,7 +42,7 @@
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  info  identifiers  options  limits  error  name
+//! codec/  compressed/  spool  info  identifiers  options  limits  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!

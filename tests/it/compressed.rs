@@ -54,7 +54,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let disk = [Pattern::Islands.make(5000), vec![0; 3192]].concat();
     let own = [OutputCompression::Gzip, OutputCompression::Zstd].map(|compression| {
         let file = Arc::new(MemFile::new());
-        raw("").compress_output(Some(compression)).convert_to(&raw_image(&disk), file.clone()).unwrap();
+        raw().compress_output(Some(compression)).convert_to(&raw_image(&disk), file.clone()).unwrap();
         file.to_vec()
     });
     let stored = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/compressed")).unwrap();
@@ -77,7 +77,7 @@ fn what_the_programs_write_is_read() {
             assert_same(&content(&image).unwrap(), &disk, &format!("{program:?}"));
             let once = OpenOptions::new().one_pass(true).open(&path).unwrap();
             let target = Arc::new(MemFile::new());
-            raw("").convert_to(&once, target.clone()).unwrap();
+            raw().convert_to(&once, target.clone()).unwrap();
             assert_same(&target.to_vec(), &disk, &format!("{program:?} in one pass"));
         }
         // Joined, and with padding.
@@ -100,7 +100,7 @@ fn what_is_written_is_read_by_the_programs() {
         (OutputCompression::Zstd, &[&["zstd", "-dcq"], &["pzstd", "-dcq"]]),
     ] {
         let path = dir.join("disk");
-        raw("").compress_output(Some(compression)).convert(&raw_image(&disk), &path).unwrap();
+        raw().compress_output(Some(compression)).convert(&raw_image(&disk), &path).unwrap();
         let file = fs::read(&path).unwrap();
         for reader in readers {
             if let Some(data) = filtered(reader, &file) {
@@ -115,7 +115,7 @@ fn what_is_written_is_read_by_the_programs() {
 fn wrapped(bytes: &[u8], layers: usize) -> Vec<u8> {
     (0..layers).fold(bytes.to_vec(), |bytes, _| {
         let file = Arc::new(MemFile::new());
-        raw("").compress_output(Some(OutputCompression::Zstd)).convert_to(&raw_image(&bytes), file.clone()).unwrap();
+        raw().compress_output(Some(OutputCompression::Zstd)).convert_to(&raw_image(&bytes), file.clone()).unwrap();
         file.to_vec()
     })
 }
@@ -142,7 +142,7 @@ fn every_format_is_found_inside_up_to_three_layers() {
                 let opened = opened.unwrap();
                 // The end of a fixed VHD is looked at when it has been decoded.
                 let target = Arc::new(MemFile::new());
-                match raw("").convert_to(&opened, target.clone()) {
+                match raw().convert_to(&opened, target.clone()) {
                     Ok(_) => {
                         assert_eq!(opened.format().name(), name);
                         assert_same(&target.to_vec(), &disk, name);
@@ -183,7 +183,7 @@ fn the_target_gets_its_name_after_the_checksum() {
             fs::write(&path, &file).unwrap();
         }
         let opened = OpenOptions::new().one_pass(true).open(&path);
-        let error = opened.and_then(|disk| raw("").convert(&disk, dir.join("target"))).err().unwrap();
+        let error = opened.and_then(|disk| raw().convert(&disk, dir.join("target"))).err().unwrap();
         assert_eq!(error.path(), Some(&*path), "{error}");
         assert!(!dir.join("target").exists());
     }
