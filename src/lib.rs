@@ -42,7 +42,7 @@
 //! guest/                             what a disk holds: partitions, file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  crypto/  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -70,6 +70,7 @@ extern crate self as diskimage;
 
 pub mod codec;
 mod compare;
+mod compressed;
 #[cfg(feature = "write")]
 mod convert;
 #[cfg(feature = "crypto")]
@@ -92,6 +93,7 @@ mod options;
 mod secret;
 #[cfg(feature = "serde")]
 mod serialize;
+mod spool;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod testing;
@@ -99,13 +101,13 @@ pub mod zero;
 
 pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
-pub use convert::{Converter, Damage, DamageList, Progress, Report};
+pub use convert::{Converter, Damage, DamageList, OutputCompression, Progress, Report};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
-pub use info::{FileReference, ImageInfo, Snapshot, Value};
+pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};

@@ -40,6 +40,13 @@ pub struct Limits {
     pub argon2_memory: u64,
     /// Largest product of this memory in bytes and the number of passes over it: the time to try a secret. Default: 32 GiB, a minute or two.
     pub argon2_work: u64,
+    /// Largest number of bytes to which a compressed file decompresses, at each layer of compression. Default: 64 TiB.
+    pub decompressed: u64,
+    /// Largest ratio of decompressed to compressed bytes, above 1 GiB of decompressed bytes. Default: 100,000, which only bzip2 exceeds,
+    /// on a disk of zeros.
+    pub decompression_ratio: u64,
+    /// Largest dictionary (xz) or window (zstd) in bytes, which each thread that decodes keeps in memory. Default: 128 MiB.
+    pub window: u64,
 }
 
 impl Default for Limits {
@@ -52,6 +59,9 @@ impl Default for Limits {
             pbkdf2_iterations: 100_000_000,
             argon2_memory: 1 << 30,
             argon2_work: 32 << 30,
+            decompressed: 64 << 40,
+            decompression_ratio: 100_000,
+            window: 128 << 20,
         }
     }
 }

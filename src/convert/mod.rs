@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod compressed_raw;
 mod digest;
 mod directory;
 mod load;
@@ -37,6 +38,7 @@ use crate::io::{FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
+pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
 pub use report::{Damage, DamageList, Progress, Report};
@@ -80,6 +82,7 @@ pub struct Converter {
     format: Format,
     options: Options,
     compress: bool,
+    compress_output: Option<OutputCompression>,
     backing: Option<Arc<Backing>>,
     secret: Option<Secret>,
     existing: bool,
@@ -112,6 +115,7 @@ impl Converter {
             format,
             options: Options::new(),
             compress: false,
+            compress_output: None,
             backing: None,
             secret: None,
             existing: false,
@@ -139,6 +143,31 @@ impl Converter {
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
+        self
+    }
+
+    /// Compresses the new file as a whole, which has to be raw: "disk.raw.gz". Default: none.
+    ///
+    /// It consists of independent parts of up to 1 MiB of data, so that it is written and read by all threads, and read at any offset. Every
+    /// program that decompresses gzip or zstd reads it.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions, OutputCompression};
+    ///
+    /// let disk = Arc::new(MemFile::from(vec![7; 5 << 20]));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let file = Arc::new(MemFile::new());
+    /// let zstd = Some(OutputCompression::Zstd);
+    /// Converter::new(Format::RAW).compress_output(zstd).convert_to(&disk, file.clone())?;
+    /// assert!(file.to_vec().len() < 1000);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn compress_output(mut self, compression: Option<OutputCompression>) -> Self {
+        self.compress_output = compression;
         self
     }
 
@@ -462,9 +491,14 @@ impl Converter {
             out: out.clone(),
             files,
         };
-        let writer = match existing {
-            None => format.create(&cx),
-            Some(image) => format.open_target(image, &cx),
+        let writer = match (self.compress_output, existing) {
+            (None, None) => format.create(&cx),
+            (None, Some(image)) => format.open_target(image, &cx),
+            (Some(_), Some(_)) => Err(Error::Usage("a compressed file cannot be written into".into())),
+            (Some(compression), None) if format == Format::RAW => compressed_raw::create(&cx, compression),
+            (Some(compression), None) => {
+                Err(Error::unsupported(format.name(), format!("{} output", compression.name())))
+            }
         };
         let mut writer = writer.map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {

@@ -26,10 +26,13 @@ impl OpenOptions {
     /// Detects the format by the content. A file without a signature is raw, unless its extension is that of another format: it is
     /// then the page of an error, an unfinished download, or the rest of an interrupted conversion, which writes the header last.
     pub(super) fn detect(&self, source: &dyn ReadAt, path: Option<&Path>) -> Result<Format> {
-        let ends = Ends::read(source)?;
-        let format = self.formats.probe(&ends.probe())?;
+        self.detect_in(&Ends::read(source)?.probe(), path)
+    }
+
+    pub(super) fn detect_in(&self, probe: &Probe<'_>, path: Option<&Path>) -> Result<Format> {
+        let format = self.formats.probe(probe)?;
         match self.format_of_extension(path).filter(|_| format == Format::RAW) {
-            Some(expected) => Err(Error::Extension { format: expected, content: signature::describe(&ends.probe()) }),
+            Some(expected) => Err(Error::Extension { format: expected, content: signature::describe(probe) }),
             None => Ok(format),
         }
     }
@@ -76,14 +79,14 @@ impl OpenOptions {
 }
 
 /// The first and last bytes of a file.
-struct Ends {
+pub(super) struct Ends {
     head: Vec<u8>,
     tail: Vec<u8>,
     len: u64,
 }
 
 impl Ends {
-    fn read(source: &dyn ReadAt) -> Result<Ends> {
+    pub fn read(source: &dyn ReadAt) -> Result<Ends> {
         let len = table::length(source)?;
         let read = |offset: u64, most: usize| {
             let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
@@ -92,7 +95,7 @@ impl Ends {
         Ok(Ends { head: read(0, Probe::HEAD)?, tail: read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?, len })
     }
 
-    fn probe(&self) -> Probe<'_> {
+    pub fn probe(&self) -> Probe<'_> {
         Probe::new(&self.head, &self.tail, self.len)
     }
 }

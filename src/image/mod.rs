@@ -3,12 +3,12 @@
 mod detect;
 mod open;
 pub(crate) mod overlap;
+mod peel;
 mod qemu_name;
 mod reader;
 mod references;
 mod source;
 mod span;
-mod spool;
 
 use std::fmt;
 use std::io;

@@ -1,6 +1,7 @@
 //! `imgconv convert`
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::ops::Range;
@@ -8,9 +9,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, Report, parse_size};
+use diskimage::io::FileSource;
+use diskimage::{
+    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size,
+};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
@@ -58,6 +63,11 @@ pub struct Args {
     /// Compress guest data
     #[arg(short = 'c', long)]
     compress: bool,
+
+    /// Compress the whole of a raw TARGET; the default follows from an
+    /// extension .gz or .zst
+    #[arg(long, value_name = "WHICH", verbatim_doc_comment)]
+    compress_output: Option<CompressOutput>,
 
     /// Convert an internal snapshot: its ID or name, or
     /// snapshot.id=ID,snapshot.name=NAME
@@ -123,6 +133,13 @@ pub struct Args {
     target: Endpoint,
 }
 
+/// `--compress-output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CompressOutput {
+    Gzip,
+    Zstd,
+}
+
 /// The exit code if parts of the source could not be read, or are doubtful.
 const DAMAGED: u8 = 3;
 
@@ -137,10 +154,13 @@ failure it has neither the old content nor the new.
 With SOURCE_DATE_EPOCH in the environment, identifiers follow from the content and times
 are that one: the same disk gives the same bytes.
 
-Standard input needs -f. A streamOptimized vmdk is read sequentially; everything else,
-unless it is a file (<disk.raw), is first copied to a temporary file in $TMPDIR, or else
-in the directory of TARGET. A raw disk ends where the input ends: check the exit code of
-what writes it, as with set -o pipefail.
+A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed; -f raw takes its bytes as
+they are.
+
+Standard input needs -f, unless it is compressed. A streamOptimized vmdk is read
+sequentially; everything else, unless it is a file (<disk.raw), is first copied to a
+temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET. A raw disk
+ends where the input ends: check the exit code of what writes it, as with set -o pipefail.
 Standard output is written sequentially: it can be a raw disk, zeros included, or a
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
@@ -160,10 +180,12 @@ Examples:
   imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
-  xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert --secret-file passphrase volume.luks disk.qcow2
   imgconv convert --object secret,id=sec0,file=passphrase -n --target-image-opts \
       disk.qcow2 driver=luks,file.filename=volume.luks,key-secret=sec0
+  imgconv convert disk.raw.xz disk.qcow2
+  imgconv convert disk.qcow2 disk.raw.zst
+  curl https://host/disk.raw.zst | imgconv convert - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
@@ -191,8 +213,10 @@ impl Args {
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
-        let format = args::target_format(self.target_format, "-O", self.target_name())?;
-        let source = self.open_source(&interrupt)?;
+        let format = self.format()?;
+        // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
+        let one_pass = self.target != Endpoint::Stream && !self.salvage;
+        let mut source = self.open_source(&interrupt, one_pass)?;
         self.warn(&source);
         let bar = Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
@@ -200,10 +224,16 @@ impl Args {
             (false, false) => When::Delayed,
         });
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
-        let result = match &self.target {
-            Endpoint::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
-            Endpoint::File(path) => converter.convert(&source, path),
+        let convert = |source: &Image| match &self.target {
+            Endpoint::Stream => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
+            Endpoint::File(path) => Ok(converter.convert(source, path)),
         };
+        let mut result = convert(&source)?;
+        if one_pass && self.source != Endpoint::Stream && result.as_ref().is_err_and(|error| needs_more(error, &source))
+        {
+            source = self.open_source(&interrupt, false)?;
+            result = convert(&source)?;
+        }
         bar.clear();
         match result {
             Ok(report) => self.print_report(&report),
@@ -216,6 +246,24 @@ impl Args {
         }
     }
 
+    /// The compression of the target as a whole, as far as its name or an option tells.
+    fn output_compression(&self) -> Option<OutputCompression> {
+        match self.compress_output {
+            Some(CompressOutput::Gzip) => Some(OutputCompression::Gzip),
+            Some(CompressOutput::Zstd) => Some(OutputCompression::Zstd),
+            None => self.target_name().extension()?.to_str().and_then(OutputCompression::by_extension),
+        }
+    }
+
+    /// The format of the target: that of the inner extension of "disk.raw.gz".
+    fn format(&self) -> Result<Format, Failure> {
+        let name = self.target_name();
+        let inner = name.with_extension("");
+        let has_compression = |extension: &str| OutputCompression::by_extension(extension).is_some();
+        let is_outer = name.extension().and_then(OsStr::to_str).is_some_and(has_compression);
+        args::target_format(self.target_format, "-O", if is_outer { &inner } else { name })
+    }
+
     /// Output style of results and errors. With an image on standard output, it is `Human`.
     pub fn style(&self) -> Style {
         if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
@@ -225,9 +273,6 @@ impl Args {
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
         if self.source == Endpoint::Stream {
-            if self.source_format.is_none() {
-                return refuse("the format of standard input cannot be detected; set it with -f");
-            }
             if self.salvage {
                 return refuse("--salvage needs a file as SOURCE: standard input is read sequentially");
             }
@@ -293,33 +338,51 @@ impl Args {
         }
     }
 
-    fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
+    fn open_source(&self, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
         let (options, path) = self.references.open(self.image_opts, self.source_format, self.source_name())?;
-        match (&self.source, &self.snapshot) {
-            (Endpoint::Stream, _) => {
-                let image = match streams::input_file() {
-                    Some(file) if self.references.share.force_share => options.open_source(Arc::new(file)),
-                    Some(file) => match file.lock() {
-                        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { for_writing: true }),
-                        locked => {
-                            locked.map_err(Error::io("locking", None))?;
-                            options.open_source(Arc::new(file))
-                        }
-                    },
-                    None => self.in_temporary_directory(options).open_stream(streams::input(interrupt.flag())?),
+        let options = self.in_temporary_directory(options.one_pass(one_pass).cancel(interrupt.flag()));
+        let path = match &self.source {
+            Endpoint::File(_) => path,
+            Endpoint::Stream => {
+                // Without a format it has to be compressed, and its first bytes tell.
+                let image = match streams::input_file().filter(|_| self.source_format.is_some()) {
+                    Some(file) => self.lock(&file).and_then(|()| options.open_source(Arc::new(file))),
+                    None => options.open_stream(streams::input(interrupt.flag())?),
                 };
-                image.map_err(|error| interrupt.failure(self.in_stream(error)))
+                return image.map_err(|error| match error {
+                    Error::Usage(_) if self.source_format.is_none() => {
+                        Failure::usage("the format of standard input cannot be detected; set it with -f")
+                    }
+                    error => interrupt.failure(self.in_stream(error)),
+                });
             }
-            (Endpoint::File(_), None) => Ok(options.open(path)?),
-            (Endpoint::File(_), Some(selector)) => {
+        };
+        let options = match &self.snapshot {
+            Some(selector) => {
                 let id = self.snapshot_id(&options, &path, selector)?;
-                Ok(options.snapshot(id).open(path)?)
+                options.snapshot(id)
             }
+            None => options,
+        };
+        options.open(path).map_err(|error| interrupt.failure(error))
+    }
+
+    /// Locks a source on standard input, as one with a name is locked when it is opened.
+    fn lock(&self, file: &FileSource) -> Result<(), Error> {
+        if self.references.share.force_share {
+            return Ok(());
+        }
+        match file.lock() {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { for_writing: true }),
+            locked => locked.map_err(Error::io("locking", None)),
         }
     }
 
-    /// Sets the directory for a copy of standard input: `TMPDIR`, or else that of the target, which has room for a disk.
+    /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
     fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
+        if self.references.has_spool_directory() {
+            return options;
+        }
         let Endpoint::File(target) = &self.target else { return options };
         let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
         match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
@@ -349,9 +412,13 @@ impl Args {
             true => self.references.secret(self.target_secret.as_deref())?,
             false => self.references.target_secret(format, &mut options)?,
         };
+        // An extension alone does not compress an image of a stated format.
+        let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
+        let compression = self.output_compression().filter(|_| is_wanted);
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
+            .compress_output(compression)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)
@@ -420,6 +487,16 @@ impl Args {
             output::print_json(&result)?;
         }
         Ok(if report.has_damage() { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Whether a conversion failed because `source` cannot be read in one pass.
+fn needs_more(error: &Error, source: &Image) -> bool {
+    match error.root() {
+        Error::NotOnePass { .. } => true,
+        // Grains that are far out of order.
+        Error::Unsupported { format, at: Some(_), .. } => *format == source.format().name(),
+        _ => false,
     }
 }
 

@@ -25,7 +25,8 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Only FILE is opened, unless --backing-chain is given. The keys of --output json are
-those of qemu-img info, and some more: warnings, and properties of the format.
+those of qemu-img info, and some more: compression, warnings, and properties of the
+format.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -59,6 +60,9 @@ fn human(image: &Inspection) -> String {
     let mut text = String::new();
     let mut add = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
     add("image", &Name::from(path(image)));
+    for layer in &image.compression {
+        add("compression", &format!("{}, decompressed to {}", layer.name, size(layer.decompressed_len)));
+    }
     add("file format", &image.format);
     add("virtual size", &size(info.virtual_size));
     add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
