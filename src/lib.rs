@@ -87,6 +87,8 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+#[cfg(feature = "packages")]
+mod package;
 #[cfg(feature = "serde")]
 mod serialize;
 #[cfg(test)]

@@ -25,6 +25,8 @@ mod mem;
 mod mmap;
 mod pipe;
 mod sys;
+#[cfg(feature = "packages")]
+mod window;
 
 use std::fmt;
 use std::io;
@@ -40,6 +42,8 @@ pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;
 pub use pipe::PipeTarget;
+#[cfg(feature = "packages")]
+pub(crate) use window::{Piece, Window};
 pub(crate) use sys::{FileKind, directory_of, path_from_bytes, rename_new, resolve, sync_directory, unix_time};
 
 /// A file that is read at offsets.

@@ -1,0 +1,3 @@
+//! Packages: files and directories that hold the images of disks.
+
+mod tar;
