@@ -107,4 +107,6 @@ pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, Resolve
 pub use info::{FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
+#[cfg(feature = "packages")]
+pub use package::{Package, PackageDisk, PackageMember};
 pub use options::{OptionSpec, Options, parse_size};

@@ -450,6 +450,8 @@ impl Converter {
             };
             digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
+            #[cfg(feature = "packages")]
+            source.verify_unless(&|| self.is_cancelled())?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
         // Of the padded size: converting the padded disk again gives the same image.

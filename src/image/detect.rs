@@ -76,14 +76,14 @@ impl OpenOptions {
 }
 
 /// The first and last bytes of a file.
-struct Ends {
+pub(super) struct Ends {
     head: Vec<u8>,
     tail: Vec<u8>,
     len: u64,
 }
 
 impl Ends {
-    fn read(source: &dyn ReadAt) -> Result<Ends> {
+    pub fn read(source: &dyn ReadAt) -> Result<Ends> {
         let len = table::length(source)?;
         let read = |offset: u64, most: usize| {
             let mut bytes = vec![0; (len - offset).min(most as u64) as usize];
@@ -92,7 +92,7 @@ impl Ends {
         Ok(Ends { head: read(0, Probe::HEAD)?, tail: read(len.saturating_sub(Probe::TAIL as u64), Probe::TAIL)?, len })
     }
 
-    fn probe(&self) -> Probe<'_> {
+    pub fn probe(&self) -> Probe<'_> {
         Probe::new(&self.head, &self.tail, self.len)
     }
 }

@@ -33,7 +33,7 @@ use crate::limits::{Budget, Limits};
 #[derive(Clone, Default)]
 pub struct OpenOptions {
     pub(super) formats: Formats,
-    format: Option<Format>,
+    pub(super) format: Option<Format>,
     pub(super) backing_format: Option<Format>,
     snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
@@ -41,6 +41,9 @@ pub struct OpenOptions {
     pub(super) changed_backing: bool,
     temporary_directory: Option<PathBuf>,
     pub(super) force_share: bool,
+    /// The disk of a package.
+    #[cfg(feature = "packages")]
+    pub(super) member: Option<String>,
     pub(super) limits: Limits,
 }
 
@@ -330,6 +333,8 @@ impl OpenOptions {
             if opened.format == Format::RAW {
                 info.specific.extend(raw::content(&*opened.source)?.map(|content| ("content", content.into())));
             }
+            #[cfg(feature = "packages")]
+            info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
             Ok(Inspection {
                 path: opened.path.clone(),
                 format: opened.format,
@@ -342,6 +347,8 @@ impl OpenOptions {
     }
 
     fn open_chain(&self, top: Opened) -> Result<Image> {
+        #[cfg(feature = "packages")]
+        let mut origin = None;
         let budget = Budget::new(self.limits.metadata);
         let mut layers = Vec::new();
         let mut next = Some(top);
@@ -350,8 +357,16 @@ impl OpenOptions {
                 .add_layer(&mut layers, &opened, &budget)
                 .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
                 .map_err(|e| e.in_file_at(opened.path()))?;
+            // Only the top is the disk of a package.
+            #[cfg(feature = "packages")]
+            {
+                origin = origin.or(opened.origin);
+            }
         }
-        Ok(Image::new(layers))
+        let image = Image::new(layers);
+        #[cfg(feature = "packages")]
+        let image = image.with_origin(origin);
+        Ok(image)
     }
 
     /// Adds the opened file to the chain, and returns the reference to its backing file.
@@ -405,11 +420,13 @@ impl OpenOptions {
             Ok((format, source, named_by))
         };
         let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
-        Ok(Opened { format, source, path: Some(path), named_by })
+        Ok(Opened::new(Some(path), source, format, named_by))
     }
 
     /// Opens a file named by the caller, to which the reference policy does not apply.
     fn open_path(&self, path: &Path, purpose: Purpose) -> Result<Opened> {
+        #[cfg(feature = "packages")]
+        let path = &*super::package::in_directory(path)?;
         let open = || {
             let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
             let opened = self.opened(source.clone(), Some(path.to_owned()))?;
@@ -435,9 +452,19 @@ impl OpenOptions {
 
     /// Detects the format, unless it is stated.
     fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
+        self.opened_at(source, path, 0)
+    }
+
+    /// Opens the file, or the disk in it; `depth` is the number of packages around it.
+    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, depth: usize) -> Result<Opened> {
         let source = Arc::new(SizedFile::new(source)?);
+        #[cfg(feature = "packages")]
+        if let Some(contents) = self.contents(&source, path.as_deref(), depth)? {
+            return self.open_member(source, &contents, path, depth);
+        }
         let format = self.format.map_or_else(|| self.detect(&*source, path.as_deref()), Ok)?;
-        Ok(Opened { path, source, format, named_by: None })
+        let _ = depth;
+        Ok(Opened::new(path, source, format, None))
     }
 }
 
@@ -473,9 +500,36 @@ pub(super) struct Opened {
     pub format: Format,
     /// The path of the overlay and its reference to this file.
     pub named_by: Option<(Option<PathBuf>, FileReference)>,
+    /// The package that it is the disk of.
+    #[cfg(feature = "packages")]
+    pub origin: Option<super::package::Origin>,
 }
 
 impl Opened {
+    fn new(
+        path: Option<PathBuf>,
+        source: Arc<SizedFile>,
+        format: Format,
+        named_by: Option<(Option<PathBuf>, FileReference)>,
+    ) -> Opened {
+        Opened {
+            path,
+            source,
+            format,
+            named_by,
+            #[cfg(feature = "packages")]
+            origin: None,
+        }
+    }
+
+    /// Whether it is inside of another file, and cannot name a file beside it.
+    pub fn is_inside(&self) -> bool {
+        #[cfg(feature = "packages")]
+        return self.origin.as_ref().is_some_and(|origin| origin.is_inside);
+        #[cfg(not(feature = "packages"))]
+        false
+    }
+
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

@@ -23,6 +23,8 @@ pub(super) const MAX_LEN: u64 = 4 << 20;
 /// Largest number of elements, texts and comments, and of levels.
 const MAX_NODES: u32 = 200_000;
 const MAX_DEPTH: usize = 200;
+/// Largest number of attributes of an element.
+const MAX_ATTRIBUTES: u64 = 500;
 /// How the namespaces of envelopes begin.
 const NAMESPACES: [&str; 2] = ["http://schemas.dmtf.org/ovf/", "http://www.vmware.com/schema/ovf/"];
 
@@ -68,8 +70,8 @@ impl Envelope {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for what is not well-formed XML in UTF-8, or not an envelope; for a disk or a reference that is ambiguous
-    /// or leads nowhere. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes or
-    /// 200 levels.
+    /// or leads nowhere. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes,
+    /// 200 levels or 500 attributes.
     pub fn parse(bytes: &[u8]) -> Result<Envelope> {
         FIELDS.at("length of the descriptor", 0).at_most(bytes.len() as u64, MAX_LEN)?;
         let text = std::str::from_utf8(bytes).map_err(|e| {
@@ -77,10 +79,11 @@ impl Envelope {
             let at = e.valid_up_to() as u64;
             FIELDS.at("text", at).fault(Problem::Conflict { value: at, finding })
         })?;
-        check_depth(text)?;
+        check_attributes(text)?;
         let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
         let document = Document::parse_with_options(text, options).map_err(|error| not_xml(text, &error))?;
         let root = document.root_element();
+        check_depth(root)?;
         let namespace = root.tag_name().namespace().unwrap_or_default();
         if root.tag_name().name() != "Envelope" || !NAMESPACES.iter().any(|known| namespace.starts_with(known)) {
             return Err(conflict(root, "root element", "not an envelope of OVF"));
@@ -221,26 +224,26 @@ fn conflict(node: Node<'_, '_>, field: &'static str, finding: &'static str) -> E
     FIELDS.at(field, at).fault(Problem::Conflict { value: at, finding })
 }
 
-/// Checks the number of levels before the parser, which recurses, sees the text. It may count too many, since it does not know of
-/// comments.
-fn check_depth(text: &str) -> Result<()> {
-    let (mut depth, mut most) = (0usize, 0);
-    let mut rest = text.as_bytes();
-    while let Some(at) = rest.iter().position(|byte| *byte == b'<') {
-        rest = rest.get(at + 1..).unwrap_or_default();
-        match rest.first() {
-            Some(b'/') => depth = depth.saturating_sub(1),
-            Some(b'!' | b'?') | None => {}
-            Some(_) => {
-                let end = rest.iter().position(|byte| *byte == b'>').unwrap_or(rest.len());
-                if end == 0 || rest.get(end - 1) != Some(&b'/') {
-                    depth += 1;
-                    most = most.max(depth);
-                }
-            }
-        }
+/// Checks the number of attributes of each element, of which the parser compares each with all others. A tag ends before the next `<`.
+fn check_attributes(text: &str) -> Result<()> {
+    for tag in text.split('<') {
+        let is_quoted = |rest: &str| rest.trim_start().starts_with(['"', '\'']);
+        let count = tag.split('=').skip(1).filter(|rest| is_quoted(rest)).count();
+        FIELDS.at("number of attributes", 0).at_most(count as u64, MAX_ATTRIBUTES)?;
     }
-    FIELDS.at("depth of the elements", 0).at_most(most as u64, MAX_DEPTH as u64)
+    Ok(())
+}
+
+/// Checks the number of levels. The parser does not recurse.
+fn check_depth(root: Node<'_, '_>) -> Result<()> {
+    let depth = |node: Node<'_, '_>| node.ancestors().take(MAX_DEPTH + 1).count();
+    match root.descendants().find(|node| node.is_element() && depth(*node) > MAX_DEPTH) {
+        Some(node) => {
+            let field = FIELDS.at("depth of the elements", node.range().start as u64);
+            field.at_most(MAX_DEPTH as u64 + 1, MAX_DEPTH as u64)
+        }
+        None => Ok(()),
+    }
 }
 
 fn not_xml(text: &str, error: &roxmltree::Error) -> Error {

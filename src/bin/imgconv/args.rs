@@ -70,6 +70,9 @@ pub struct Input {
     references: ReferenceArgs,
 
     #[command(flatten)]
+    pub package: PackageArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image file
@@ -80,7 +83,26 @@ pub struct Input {
 impl Input {
     /// Options for opening the image.
     pub fn options(&self) -> OpenOptions {
-        self.references.options(self.format)
+        self.package.select(self.references.options(self.format))
+    }
+}
+
+/// The disk of a package.
+#[derive(Debug, clap::Args)]
+pub struct PackageArgs {
+    /// Disk of a package (OVA, OVF, tar): its number from 1 on, the name
+    /// of its file, or its identifier; -f is then the format of the disk
+    #[arg(long, value_name = "DISK", verbatim_doc_comment)]
+    pub disk: Option<String>,
+}
+
+impl PackageArgs {
+    /// The options with the selected disk.
+    pub fn select(&self, options: OpenOptions) -> OpenOptions {
+        match &self.disk {
+            Some(disk) => options.member(disk),
+            None => options,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use diskimage::driver::FileId;
 use diskimage::{Converter, Error, Format, Image, Name, OpenOptions, Report, Unreadable, parse_size};
 use serde_json::json;
 
-use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
+use crate::args::{self, BackingArgs, Endpoint, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
 use crate::progress::{Bar, When};
@@ -76,6 +76,9 @@ pub struct Args {
 
     #[command(flatten)]
     references: ReferenceArgs,
+
+    #[command(flatten)]
+    package: PackageArgs,
 
     /// Do not sync TARGET; a power failure may then damage it
     #[arg(long)]
@@ -234,10 +237,13 @@ impl Args {
                 output::note(&format!("{path}: {warning}"));
             }
         }
+        for warning in source.package_warnings().filter(|_| !self.quiet) {
+            output::note(&format!("{}: {warning}", self.source_name().display()));
+        }
     }
 
     fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
-        let options = self.references.options(self.source_format);
+        let options = self.package.select(self.references.options(self.source_format));
         match (&self.source, &self.snapshot) {
             (Endpoint::Stream, _) => {
                 let image = match streams::input_file() {
@@ -267,7 +273,7 @@ impl Args {
     /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
     fn snapshot_id(&self, source: &Path, selector: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
-        let inspection = self.references.options(self.source_format).inspect(source)?;
+        let inspection = self.package.select(self.references.options(self.source_format)).inspect(source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
             is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use diskimage::{Error, Fault, Problem, ReferenceProblem};
+use diskimage::{Error, Fault, Name, Problem, ReferenceProblem};
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Style};
@@ -124,6 +124,17 @@ impl Failure {
                 self.detail("value", *content);
             }
             Error::Ambiguous(formats) => self.detail("formats", formats.as_slice()),
+            Error::SeveralDisks { disks } => self.detail("disks", names(disks)),
+            Error::NoSuchDisk { wanted, disks } => {
+                self.detail("value", wanted.to_text());
+                self.detail("disks", names(disks));
+            }
+            Error::Digest { name, algorithm, expected, found } => {
+                self.detail("member", name.to_text());
+                self.detail("algorithm", *algorithm);
+                self.detail("expected", expected.as_str());
+                self.detail("found", found.as_str());
+            }
             Error::Changed { before, after } => {
                 self.detail("before", *before);
                 self.detail("after", *after);
@@ -150,6 +161,10 @@ impl From<Error> for Failure {
     }
 }
 
+fn names(disks: &[Name]) -> Vec<String> {
+    disks.iter().map(|name| name.to_text().into_owned()).collect()
+}
+
 /// The option that resolves the error.
 fn hint(error: &Error) -> Option<&'static str> {
     match error.root() {
@@ -165,6 +180,7 @@ fn hint(error: &Error) -> Option<&'static str> {
         }
         Error::NotReplaceable { .. } => Some("write into it with --in-place"),
         Error::InUse { for_writing: true } => Some("read it as it is with -U"),
+        Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => Some("set it with --disk"),
         Error::Unreadable { .. } => Some("set it with -f raw"),
         Error::Ambiguous(_) | Error::Extension { .. } => Some("set it with -f"),
         _ => None,

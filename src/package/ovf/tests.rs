@@ -95,6 +95,11 @@ fn hostile_descriptors_are_refused() {
         (bomb.to_vec(), ErrorKind::Unsupported, "document type definition"),
         (deep(500), ErrorKind::Limit, "depth"),
         (envelope(&"<a/>".repeat(250_000)), ErrorKind::Limit, "number of elements"),
+        (
+            format!("<Envelope {}/>", (0..300_000).map(|at| format!("a{at}='' ")).collect::<String>()).into_bytes(),
+            ErrorKind::Limit,
+            "number of attributes",
+        ),
         (vec![b' '; 5 << 20], ErrorKind::Limit, "length of the descriptor"),
         (envelope(&format!("<References>{file}{file}</References>")), ErrorKind::InvalidField, "same identifier"),
         (envelope(r#"<References><File id="f"/></References>"#), ErrorKind::InvalidField, "href"),
