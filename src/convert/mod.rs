@@ -13,6 +13,8 @@ mod digest;
 mod directory;
 mod load;
 mod output;
+#[cfg(feature = "packages")]
+mod ova;
 mod pipeline;
 mod plan;
 mod report;
@@ -319,6 +321,49 @@ impl Converter {
     /// ```
     pub fn convert(&self, source: &Image, target: impl AsRef<Path>) -> Result<Report> {
         self.make(target.as_ref(), Some(source), source.virtual_size())
+    }
+
+    /// Converts each image to a new one at its path. None of these gets its name before all are complete, and all have the settings of this
+    /// converter. Returns the reports in the same order.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert).
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// let (system, data) = (Image::open("system.vmdk")?, Image::open("data.vmdk")?);
+    /// let targets = [(&system, Path::new("system.qcow2")), (&data, Path::new("data.qcow2"))];
+    /// Converter::new(Format::QCOW2).convert_all(&targets)?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn convert_all(&self, targets: &[(&Image, &Path)]) -> Result<Vec<Report>> {
+        let in_use = || targets.iter().flat_map(|(image, _)| image.files()).filter_map(SourceFile::identity).collect();
+        let total: u64 = targets.iter().map(|(image, _)| image.virtual_size()).fold(0, u64::saturating_add);
+        let (mut outputs, mut reports, mut done) = (Vec::new(), Vec::new(), 0);
+        for (image, target) in targets {
+            let (sync, clobber, in_place, holes) = (self.sync, self.clobber, self.in_place, self.sparse != 0);
+            let output = Output::create(target, Rules { in_use: in_use(), sync, clobber, in_place, holes })?;
+            let part = self.part_of(done, total);
+            reports.push(part.write(Some(image), image.virtual_size(), output.file(), Some(target), Some(&output))?);
+            done += image.virtual_size();
+            outputs.push(output);
+        }
+        outputs.into_iter().try_for_each(Output::commit)?;
+        Ok(reports)
+    }
+
+    /// The converter of an image after `done` of `total` bytes of all images.
+    fn part_of(&self, done: u64, total: u64) -> Converter {
+        let mut part = self.clone();
+        if let Some(report) = self.progress.clone() {
+            part.progress = Some(Arc::new(move |own: Progress| {
+                report(Progress { done: done.saturating_add(own.done).min(total), total });
+            }));
+        }
+        part
     }
 
     /// Creates an empty image of `size` bytes at the path `target`, as [`convert`](Self::convert) does.

@@ -42,12 +42,6 @@ impl Window {
         Window { parts: vec![Part { file, pieces }], len }
     }
 
-    /// `len` bytes of `file` from `offset` on.
-    pub fn range(file: Arc<dyn ReadAt>, offset: u64, len: u64) -> Window {
-        let pieces = if len == 0 { Vec::new() } else { vec![Piece { start: 0, len, offset }] };
-        Window::new(file, pieces, len)
-    }
-
     /// The files one after the other, each with its length in bytes.
     pub fn joined(files: Vec<(Arc<dyn ReadAt>, u64)>) -> Window {
         let mut end = 0u64;

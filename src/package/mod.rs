@@ -4,7 +4,9 @@
 //! Engine. A package yields the file of a disk as a [`ReadAt`]; what that holds is decided by its content, as for any other file.
 
 mod content;
-mod manifest;
+pub(crate) mod manifest;
+#[cfg(feature = "write")]
+pub(crate) mod ova;
 mod ovf;
 mod tar;
 

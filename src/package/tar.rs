@@ -17,6 +17,7 @@ use crate::io::{Piece, ReadAt};
 use crate::limits::Budget;
 use crate::name::Name;
 use header::Header;
+#[cfg(feature = "write")]
 pub(super) use header::{encode_end, encode_header};
 use pax::Pax;
 
