@@ -107,6 +107,15 @@ pub enum Error {
         cause: Box<Error>,
     },
 
+    /// A compressed file that was opened to be read in one pass turns out to need more. It can be read without
+    /// [`OpenOptions::one_pass`](crate::OpenOptions::one_pass).
+    NotOnePass {
+        /// Name of the format of the compressed file.
+        format: &'static str,
+        /// The reason: "it has another size than it states".
+        finding: &'static str,
+    },
+
     /// No format has this name.
     UnknownFormat(String),
 
@@ -205,6 +214,9 @@ impl fmt::Display for Error {
             Error::Option { format, name, problem } => write!(f, "{format}: option {name}: {problem}"),
             Error::Usage(problem) => f.write_str(problem),
             Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
+            Error::NotOnePass { format, finding } => {
+                write!(f, "{format}: the file cannot be read in one pass: {finding}")
+            }
             Error::UnknownFormat(name) => write!(f, "unknown format {name:?}"),
             Error::Unreadable { format, reason } => {
                 write!(f, "{format}: {reason}; state the format raw to read its bytes as they are")
@@ -341,6 +353,13 @@ pub enum Problem {
         /// What it contradicts: "another entry maps the same block".
         finding: &'static str,
     },
+    /// The file ends before the structure does.
+    Truncated,
+    /// Compressed data that breaks a rule of its format.
+    Invalid {
+        /// The rule, or the message of the decoder: "invalid distance too far back".
+        reason: Cow<'static, str>,
+    },
     /// A compressed payload that does not decode.
     Decode {
         /// Byte offset of the payload.
@@ -417,7 +436,8 @@ impl Error {
     /// ```
     pub fn io(action: impl Into<Cow<'static, str>>, offset: impl Into<Option<u64>>) -> impl FnOnce(io::Error) -> Self {
         let (action, offset) = (action.into(), offset.into());
-        move |cause| Error::Io { action, offset, cause }
+        // A file that this crate decodes fails with an error of this crate, which says more than the action.
+        move |cause| cause.downcast::<Error>().unwrap_or_else(|cause| Error::Io { action, offset, cause })
     }
 
     /// Creates the error for a feature that the driver of `format` does not implement: "compression".
@@ -490,7 +510,7 @@ impl Error {
             Error::Io { .. } => ErrorKind::Io,
             Error::Corrupt(fault) => fault.problem.kind(),
             Error::Limit { .. } => ErrorKind::Limit,
-            Error::Unsupported { .. } | Error::Unreadable { .. } => ErrorKind::Unsupported,
+            Error::Unsupported { .. } | Error::Unreadable { .. } | Error::NotOnePass { .. } => ErrorKind::Unsupported,
             Error::Reference { .. } => ErrorKind::Reference,
             Error::Option { .. } => ErrorKind::Option,
             Error::Usage(_) | Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => ErrorKind::Usage,
@@ -541,9 +561,9 @@ impl Fault {
 impl Problem {
     fn kind(&self) -> ErrorKind {
         match self {
-            Problem::OutOfBounds { .. } => ErrorKind::OutOfBounds,
+            Problem::OutOfBounds { .. } | Problem::Truncated => ErrorKind::OutOfBounds,
             Problem::Overlap { .. } => ErrorKind::Overlap,
-            Problem::Decode { .. } => ErrorKind::Decode,
+            Problem::Decode { .. } | Problem::Invalid { .. } => ErrorKind::Decode,
             _ => ErrorKind::InvalidField,
         }
     }
@@ -569,6 +589,8 @@ impl fmt::Display for Problem {
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, which overlaps {with}"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
             Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
+            Problem::Truncated => f.write_str("is truncated"),
+            Problem::Invalid { reason } => write!(f, "is invalid: {reason}"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }

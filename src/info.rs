@@ -168,6 +168,36 @@ impl FileReference {
     }
 }
 
+/// A layer of compression around an image file, which was removed before the format of the image was detected.
+///
+/// ```
+/// # #[cfg(feature = "compressed")]
+/// # fn main() -> diskimage::Result<()> {
+/// use std::sync::Arc;
+///
+/// use diskimage::OpenOptions;
+/// use diskimage::io::MemFile;
+///
+/// // Two frames of zstd, each with a raw block (RFC 8878, section 3.1.1).
+/// let frame = |byte: u8| [&b"\x28\xb5\x2f\xfd\x20\x05\x29\0\0"[..], &[byte; 5]].concat();
+/// let file = Arc::new(MemFile::from([frame(1), frame(2)].concat()));
+/// let inspection = OpenOptions::new().inspect_source(file)?;
+/// assert_eq!((inspection.info.virtual_size, inspection.file_len), (10, 28));
+/// assert_eq!((inspection.compression[0].name, inspection.compression[0].decompressed_len), ("zstd", 10));
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "compressed"))]
+/// # fn main() {}
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompressionLayer {
+    /// The format: "gzip", "xz", "bzip2" or "zstd".
+    pub name: &'static str,
+    /// Length of the decompressed file in bytes.
+    pub decompressed_len: u64,
+}
+
 /// An internal snapshot: an earlier state of the disk, stored in its image.
 ///
 /// ```no_run

@@ -71,6 +71,7 @@ extern crate self as diskimage;
 
 pub mod codec;
 mod compare;
+mod compressed;
 #[cfg(feature = "write")]
 mod convert;
 pub mod driver;
@@ -91,6 +92,7 @@ mod options;
 mod package;
 #[cfg(feature = "serde")]
 mod serialize;
+mod spool;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod testing;
@@ -104,7 +106,7 @@ pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
-pub use info::{FileReference, ImageInfo, Snapshot, Value};
+pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 #[cfg(feature = "packages")]

@@ -32,11 +32,26 @@ pub struct Limits {
     /// Largest number of extents of one image, each possibly a file of its own. Default: 8192, which is 16 TiB in the usual
     /// extents of 2 GiB.
     pub extents: usize,
+    /// Largest number of bytes to which a compressed file decompresses, at each layer of compression. Default: 64 TiB.
+    pub decompressed: u64,
+    /// Largest ratio of decompressed to compressed bytes, above 1 GiB of decompressed bytes. Default: 100,000, which only bzip2 exceeds,
+    /// on a disk of zeros.
+    pub decompression_ratio: u64,
+    /// Largest dictionary (xz) or window (zstd) in bytes, which each thread that decodes keeps in memory. Default: 128 MiB.
+    pub window: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { virtual_size: i64::MAX as u64 & !511, metadata: 64 << 20, chain_depth: 200, extents: 8192 }
+        Limits {
+            virtual_size: i64::MAX as u64 & !511,
+            metadata: 64 << 20,
+            chain_depth: 200,
+            extents: 8192,
+            decompressed: 64 << 40,
+            decompression_ratio: 100_000,
+            window: 128 << 20,
+        }
     }
 }
 

@@ -26,10 +26,13 @@ impl OpenOptions {
     /// Detects the format by the content. A file without a signature is raw, unless its extension is that of another format: it is
     /// then the page of an error, an unfinished download, or the rest of an interrupted conversion, which writes the header last.
     pub(super) fn detect(&self, source: &dyn ReadAt, path: Option<&Path>) -> Result<Format> {
-        let ends = Ends::read(source)?;
-        let format = self.formats.probe(&ends.probe())?;
+        self.detect_in(&Ends::read(source)?.probe(), path)
+    }
+
+    pub(super) fn detect_in(&self, probe: &Probe<'_>, path: Option<&Path>) -> Result<Format> {
+        let format = self.formats.probe(probe)?;
         match self.format_of_extension(path).filter(|_| format == Format::RAW) {
-            Some(expected) => Err(Error::Extension { format: expected, content: signature::describe(&ends.probe()) }),
+            Some(expected) => Err(Error::Extension { format: expected, content: signature::describe(probe) }),
             None => Ok(format),
         }
     }

@@ -5,12 +5,12 @@ mod open;
 pub(crate) mod overlap;
 #[cfg(feature = "packages")]
 mod package;
+mod peel;
 mod qemu_name;
 mod reader;
 mod references;
 mod source;
 mod span;
-mod spool;
 
 use std::fmt;
 use std::io;

@@ -7,15 +7,19 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+#[cfg(feature = "compressed")]
+use super::peel::OnePass;
+use super::peel::{Peeled, decompressed};
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
-use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile, spool};
+use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
 use crate::driver::{CheckReport, FileOpener, OpenContext};
-use crate::error::{Error, ReferenceProblem, Result};
+use crate::error::{Error, ErrorKind, ReferenceProblem, Result};
 use crate::format::shared::table;
 use crate::format::{Format, Formats, raw};
-use crate::info::{FileReference, ImageInfo};
+use crate::info::{CompressionLayer, FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
+use crate::spool;
 
 /// Configures how images are opened.
 ///
@@ -40,6 +44,7 @@ pub struct OpenOptions {
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
     temporary_directory: Option<PathBuf>,
+    one_pass: bool,
     pub(super) force_share: bool,
     /// The disk of a package.
     #[cfg(feature = "packages")]
@@ -66,6 +71,8 @@ pub struct OpenOptions {
 pub struct Inspection {
     /// Path of the image file, if it was opened by path.
     pub path: Option<PathBuf>,
+    /// The layers of compression around the image, the outermost first.
+    pub compression: Vec<CompressionLayer>,
     /// The format.
     pub format: Format,
     /// The properties.
@@ -166,7 +173,33 @@ impl OpenOptions {
         self
     }
 
-    /// Sets the directory for the copy of an image from a pipe. Default: that of the system ([`std::env::temp_dir`]).
+    /// Whether a compressed image may be opened for one conversion, which reads its guest data once and in order. Default: false.
+    ///
+    /// A raw disk or a stream-optimized VMDK in a gzip file, or in another one that has to be decoded from its beginning, is then not
+    /// decoded to a temporary file first. The size of such a disk may be known for certain only at its end: a conversion can
+    /// fail with [`Error::NotOnePass`], and should be tried again without this option.
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Error, Format, OpenOptions};
+    ///
+    /// let converter = Converter::new(Format::QCOW2);
+    /// let convert = |one_pass| {
+    ///     let disk = OpenOptions::new().one_pass(one_pass).open("disk.raw.gz")?;
+    ///     converter.convert(&disk, "disk.qcow2")
+    /// };
+    /// let report = match convert(true) {
+    ///     Err(error) if matches!(error.root(), Error::NotOnePass { .. }) => convert(false)?,
+    ///     result => result?,
+    /// };
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn one_pass(mut self, one_pass: bool) -> Self {
+        self.one_pass = one_pass;
+        self
+    }
+
+    /// Sets the directory for the copy of an image from a pipe, and for what is decompressed. Default: that of the system ([`std::env::temp_dir`]).
     #[must_use]
     pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.temporary_directory = Some(directory.into());
@@ -203,12 +236,55 @@ impl OpenOptions {
 
     /// Opens the image at `path` with all files that hold its guest data.
     ///
+    /// A compressed file (gzip, xz, bzip2, zstd) is decompressed, up to three layers, unless the format raw is stated.
+    ///
     /// # Errors
     /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened. Unless the format is
     /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
     /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        #[cfg(feature = "compressed")]
+        if self.one_pass
+            && !self.is_package_by_request(path.as_ref())
+            && let Some(image) = self.open_once(path.as_ref()).map_err(|e| e.in_file(path.as_ref()))?
+        {
+            return Ok(image);
+        }
         self.open_chain(self.open_path(path.as_ref(), Purpose::Read)?)
+    }
+
+    /// Whether the path can only be that of a package: a disk of it is selected, or it is a directory.
+    #[cfg(feature = "compressed")]
+    fn is_package_by_request(&self, path: &Path) -> bool {
+        #[cfg(feature = "packages")]
+        return self.member.is_some() || path.is_dir();
+        #[cfg(not(feature = "packages"))]
+        {
+            let _ = path;
+            false
+        }
+    }
+
+    /// Opens a compressed image for one pass; `None` if it is not one that can be read so.
+    #[cfg(feature = "compressed")]
+    fn open_once(&self, path: &Path) -> Result<Option<Image>> {
+        let file = FileSource::open(path).map_err(Error::io("opening", None))?;
+        self.lock(&file).map_err(cannot_open("locking"))?;
+        let file = Arc::new(SizedFile::new(Arc::new(file))?);
+        let file_len = table::length(&*file)?;
+        match self.peel_once(&file, Some(path))? {
+            None => Ok(None),
+            Some(OnePass::Disk(Peeled { source, layers, .. })) => {
+                let path = Some(path.to_owned());
+                let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
+                self.open_chain(opened).map(Some)
+            }
+            Some(OnePass::Stream(format, stream)) => match self.open_in_order(format, stream, Some((file, path))) {
+                // Only some images of the format can be read in order.
+                Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+                image => image.map(Some),
+            },
+        }
     }
 
     /// Opens the image in `source`. Referenced files are opened by the [`resolver`](Self::resolver), if there is one.
@@ -232,19 +308,41 @@ impl OpenOptions {
             return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
         };
         if !format.can_stream() {
-            let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
+            let directory = self.spool_directory();
             let limit = self.limits.virtual_size;
-            return self.open_source(Arc::new(spool::spool(stream, &directory, format.name(), limit)?));
+            let file = spool::spool(stream, &directory, format.name(), limit)?;
+            if table::length(&file)? == 0 {
+                // Its writer has failed.
+                return Err(Error::Usage("the input is empty".into()));
+            }
+            return self.open_source(Arc::new(file));
         }
+        self.open_in_order(format, Box::new(stream), None)
+    }
+
+    fn open_in_order(
+        &self,
+        format: Format,
+        stream: Box<dyn Read + Send>,
+        stored: Option<(Arc<SizedFile>, &Path)>,
+    ) -> Result<Image> {
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
-        let (reader, source) = format.open_stream(Box::new(stream), &self.context(&budget, 0, &refuse))?;
+        let (reader, source) = format.open_stream(stream, &self.context(&budget, 0, &refuse))?;
         check_readable(reader.info())?;
         if let Some(backing) = &reader.info().backing {
             refuse(backing)?;
         }
-        let file = SourceFile::from_file(source, None)?.seen_by(&*reader)?;
+        let (source, path) = match stored {
+            Some((stored, path)) => (decompressed(source, stored), Some(path.to_owned())),
+            None => (source, None),
+        };
+        let file = SourceFile::from_file(source, path)?.seen_by(&*reader)?;
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
+    }
+
+    pub(super) fn spool_directory(&self) -> PathBuf {
+        self.temporary_directory.clone().unwrap_or_else(spool::default_directory)
     }
 
     /// Returns the properties of the image at `path`. Other files are opened only if the reference policy allows them, for
@@ -337,9 +435,10 @@ impl OpenOptions {
             info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
             Ok(Inspection {
                 path: opened.path.clone(),
+                compression: opened.layers.clone(),
                 format: opened.format,
                 info,
-                file_len: table::length(&*opened.source)?,
+                file_len: opened.file_len,
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
             })
         };
@@ -420,7 +519,8 @@ impl OpenOptions {
             Ok((format, source, named_by))
         };
         let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
-        Ok(Opened::new(Some(path), source, format, named_by))
+        let opened = Opened::new(Some(path), source, format)?;
+        Ok(Opened { named_by, ..opened })
     }
 
     /// Opens a file named by the caller, to which the reference policy does not apply.
@@ -455,16 +555,17 @@ impl OpenOptions {
         self.opened_at(source, path, 0)
     }
 
-    /// Opens the file, or the disk in it; `depth` is the number of packages around it.
-    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, depth: usize) -> Result<Opened> {
-        let source = Arc::new(SizedFile::new(source)?);
+    /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
+    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
+        let file = Arc::new(SizedFile::new(source)?);
+        let file_len = table::length(&*file)?;
+        let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
-        if let Some(contents) = self.contents(&source, path.as_deref(), depth)? {
-            return self.open_member(source, &contents, path, depth);
+        if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
+            return self.open_member(source, &contents, path, _depth);
         }
-        let format = self.format.map_or_else(|| self.detect(&*source, path.as_deref()), Ok)?;
-        let _ = depth;
-        Ok(Opened::new(path, source, format, None))
+        let format = self.format.map_or_else(|| self.detect(&*source, inner.as_deref()), Ok)?;
+        Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
     }
 }
 
@@ -500,26 +601,29 @@ pub(super) struct Opened {
     pub format: Format,
     /// The path of the overlay and its reference to this file.
     pub named_by: Option<(Option<PathBuf>, FileReference)>,
+    /// The layers of compression that were removed.
+    pub layers: Vec<CompressionLayer>,
+    /// Length of the file as it is stored.
+    pub file_len: u64,
     /// The package that it is the disk of.
     #[cfg(feature = "packages")]
     pub origin: Option<super::package::Origin>,
 }
 
 impl Opened {
-    fn new(
-        path: Option<PathBuf>,
-        source: Arc<SizedFile>,
-        format: Format,
-        named_by: Option<(Option<PathBuf>, FileReference)>,
-    ) -> Opened {
-        Opened {
+    /// A file that is stored as it is, and that no image names.
+    pub fn new(path: Option<PathBuf>, source: Arc<SizedFile>, format: Format) -> Result<Opened> {
+        let file_len = table::length(&*source)?;
+        Ok(Opened {
             path,
             source,
             format,
-            named_by,
+            named_by: None,
+            layers: Vec::new(),
+            file_len,
             #[cfg(feature = "packages")]
             origin: None,
-        }
+        })
     }
 
     /// Whether it is inside of another file, and cannot name a file beside it.

@@ -57,8 +57,8 @@ impl OpenOptions {
         let path = in_directory(path.as_ref())?;
         let describe = || {
             let source = FileSource::open(&path).map_err(Error::io("opening", None))?;
-            let source = Arc::new(SizedFile::new(Arc::new(source))?);
-            Ok(self.contents(&source, Some(&path), 0)?.map(|contents| contents.description))
+            let peeled = self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?;
+            Ok(self.contents(&peeled.source, peeled.path.as_deref(), 0)?.map(|contents| contents.description))
         };
         describe().map_err(|e: Error| e.in_file(&path))
     }
@@ -104,7 +104,7 @@ impl OpenOptions {
     ) -> Result<Opened> {
         let index = contents.select(self.member.as_deref().filter(|_| depth == 0))?;
         let is_inside = contents.description.kind != OVF.name;
-        let package = Opened { path: path.clone(), source, format: Format::from_driver(&OVF), named_by: None, origin: None };
+        let package = Opened::new(path.clone(), source, Format::from_driver(&OVF))?;
         let found = std::cell::RefCell::new(None);
         let open = |reference: &FileReference| {
             let file = self.open_reference(&package, reference)?;

@@ -53,6 +53,10 @@ impl ReadAt for SizedFile {
     fn allocated(&self) -> io::Result<Option<u64>> {
         self.file.allocated()
     }
+
+    fn verify(&self) -> io::Result<()> {
+        self.file.verify()
+    }
 }
 
 /// A file that holds guest data.
@@ -102,8 +106,9 @@ impl SourceFile {
         }
     }
 
-    /// Checks that the file has neither grown nor shrunk since it was opened.
+    /// Checks that the file has neither grown nor shrunk since it was opened, and what it can verify at the end only.
     pub fn check_unchanged(&self) -> Result<()> {
+        self.stored.verify().map_err(Error::io("reading", None)).map_err(|e| e.in_file_at(self.path.as_deref()))?;
         let before = self.stored.len;
         let after = table::length(&*self.stored.file)?;
         if after == before {

@@ -123,6 +123,15 @@ pub trait ReadAt: Send + Sync {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok(Some(offset..u64::MAX))
     }
+
+    /// Verifies what was read, where that is not done by each read: a checksum comes after the data. A conversion calls it before it
+    /// completes the new image. By default there is nothing to verify.
+    ///
+    /// # Errors
+    /// The data is not what the file says it is.
+    fn verify(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A file that is written at offsets.
@@ -246,6 +255,10 @@ macro_rules! impl_for_pointer {
 
             fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
                 (**self).next_data(offset)
+            }
+
+            fn verify(&self) -> io::Result<()> {
+                (**self).verify()
             }
         }
 

@@ -113,6 +113,10 @@ impl ReadAt for Window {
         Ok(None)
     }
 
+    fn verify(&self) -> io::Result<()> {
+        self.parts.iter().try_for_each(|part| part.file.verify())
+    }
+
     /// What the pieces take, unless their file has holes.
     fn allocated(&self) -> io::Result<Option<u64>> {
         for part in &self.parts {

@@ -191,6 +191,29 @@ pub fn target_format(format: Option<Format>, option: &str, target: &Path) -> Res
     })
 }
 
+/// What `-O` of convert names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Image(Format),
+    /// A package of disks.
+    Ova,
+}
+
+impl Target {
+    /// The format of an image.
+    pub fn image(self) -> Option<Format> {
+        match self {
+            Target::Image(format) => Some(format),
+            Target::Ova => None,
+        }
+    }
+}
+
+/// Parses the argument of `-O`, for clap.
+pub fn target(name: &str) -> Result<Target, String> {
+    if name == "ova" { Ok(Target::Ova) } else { format(name).map(Target::Image) }
+}
+
 /// Collects the options of all `-o`, in order.
 pub fn format_options(lists: &[String]) -> Options {
     let mut options = Options::new();

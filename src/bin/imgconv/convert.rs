@@ -1,5 +1,7 @@
 //! `imgconv convert`
 
+mod package;
+
 use std::env;
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -27,9 +29,10 @@ pub struct Args {
     #[arg(short = 'f', long = "source-format", value_name = "FMT", value_parser = args::format)]
     source_format: Option<Format>,
 
-    /// Format of TARGET [default: from its extension]
-    #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::format)]
-    target_format: Option<Format>,
+    /// Format of TARGET, or ova for a package of one or more disks
+    /// [default: from its extension]
+    #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::target, verbatim_doc_comment)]
+    target_format: Option<args::Target>,
 
     /// Options of the target format; see imgconv formats
     #[arg(short = 'o', long = "target-options", value_name = "K=V,...")]
@@ -96,12 +99,12 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// Image to convert, or - for standard input
-    #[arg(value_parser = args::endpoint())]
-    source: Endpoint,
+    /// Image to convert, or - for standard input; several with -O ova
+    #[arg(value_parser = args::endpoint(), required = true, num_args = 1..)]
+    source: Vec<Endpoint>,
 
     /// Output file, or - for standard output; an existing file is
-    /// replaced on success
+    /// replaced on success; a directory for all disks of a package
     #[arg(value_parser = args::endpoint(), verbatim_doc_comment)]
     target: Endpoint,
 }
@@ -123,6 +126,11 @@ Standard output is written sequentially: it can be a raw disk, zeros included, o
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
 
+A package (OVA, OVF descriptor or its directory, archive) is opened like the image of its
+disk, which is verified with the manifest. The files of an OVF descriptor are opened only
+as --references allows. Options of -O ova: name, cpus, memory, firmware, controller, nic,
+guest_os, hwversion and compression_level; see imgconv formats.
+
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
 be read.
 
@@ -133,7 +141,11 @@ Examples:
   imgconv convert --references beside overlay.qcow2 whole.qcow2
   imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
-  tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
+  imgconv convert vm.ova disk.qcow2                   the only disk of a package
+  imgconv convert --disk 2 vm.ova second.qcow2
+  imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
+  imgconv convert --references beside vm.ovf disk.qcow2
+  imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
@@ -145,14 +157,20 @@ impl Args {
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
-        let format = args::target_format(self.target_format, "-O", self.target_name())?;
-        let source = self.open_source(&interrupt)?;
+        if self.is_ova() {
+            return self.to_ova(&interrupt);
+        }
+        if let Some(directory) = self.target_directory() {
+            return self.to_directory(directory, &interrupt);
+        }
+        if self.source.len() > 1 {
+            return Err(Failure::usage("several sources need -O ova"));
+        }
+        let format = self.target_format.and_then(args::Target::image);
+        let format = args::target_format(format, "-O", self.target_name())?;
+        let source = self.open_source(self.first_source(), &interrupt)?;
         self.warn(&source);
-        let bar = Bar::new(match (self.quiet, self.progress) {
-            (true, _) => When::Never,
-            (false, true) => When::Immediately,
-            (false, false) => When::Delayed,
-        });
+        let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         let result = match &self.target {
             Endpoint::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
@@ -165,6 +183,19 @@ impl Args {
         }
     }
 
+    fn bar(&self) -> Bar {
+        Bar::new(match (self.quiet, self.progress) {
+            (true, _) => When::Never,
+            (false, true) => When::Immediately,
+            (false, false) => When::Delayed,
+        })
+    }
+
+    /// The source; the first one if there are several.
+    fn first_source(&self) -> &Endpoint {
+        self.source.first().unwrap_or(&Endpoint::Stream)
+    }
+
     /// Output style of results and errors. With an image on standard output, it is `Human`.
     pub fn style(&self) -> Style {
         if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
@@ -173,7 +204,7 @@ impl Args {
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
-        if self.source == Endpoint::Stream {
+        if self.source.contains(&Endpoint::Stream) {
             if self.source_format.is_none() {
                 return refuse("the format of standard input cannot be detected; set it with -f");
             }
@@ -208,7 +239,7 @@ impl Args {
     }
 
     fn source_name(&self) -> &Path {
-        self.source.name("standard input")
+        self.first_source().name("standard input")
     }
 
     fn target_name(&self) -> &Path {
@@ -217,7 +248,7 @@ impl Args {
 
     /// Attributes an error without a file to standard input, if that is the source.
     fn in_stream(&self, error: Error) -> Error {
-        match self.source {
+        match self.first_source() {
             Endpoint::Stream => error.in_file(self.source_name()),
             Endpoint::File(_) => error,
         }
@@ -242,9 +273,9 @@ impl Args {
         }
     }
 
-    fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
+    fn open_source(&self, source: &Endpoint, interrupt: &Interrupt) -> Result<Image, Failure> {
         let options = self.package.select(self.references.options(self.source_format));
-        match (&self.source, &self.snapshot) {
+        match (source, &self.snapshot) {
             (Endpoint::Stream, _) => {
                 let image = match streams::input_file() {
                     Some(file) => options.open_source(Arc::new(file)),
@@ -324,7 +355,7 @@ impl Args {
         }
         if self.style() == Style::Json {
             let mut result = json!({
-                "source": self.source.name("-").to_string_lossy(),
+                "source": self.first_source().name("-").to_string_lossy(),
                 "source-format": report.source_format.map_or("", |format| format.name()),
                 "target": self.target_name().to_string_lossy(),
                 "target-format": report.format.name(),

@@ -199,6 +199,8 @@ fn value_and_rule(problem: &Problem) -> (Option<u64>, String) {
         Problem::Overlap { offset, with } => (Some(*offset), format!("must not overlap {with}")),
         Problem::Rule { value, rule } => (Some(*value), (*rule).to_owned()),
         Problem::Conflict { value, finding } => (Some(*value), (*finding).to_owned()),
+        Problem::Truncated => (None, "must not be truncated".to_owned()),
+        Problem::Invalid { reason } => (None, format!("must decode: {reason}")),
         Problem::Decode { offset, source } => (Some(*offset), format!("the payload must decode: {source}")),
         other => (None, other.to_string()),
     }

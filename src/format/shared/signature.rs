@@ -3,6 +3,7 @@
 //! A file without any of them is a raw disk. A guest can write each of them to its raw disk, to hide the disk or to make its host
 //! open other files. The caller has to state the format then.
 
+use crate::compressed::Compression;
 use crate::driver::{Probe, ProbeFn};
 use crate::error::Error;
 
@@ -63,10 +64,10 @@ static SIGNATURES: &[Signature] = &[
     // A shell script that mounts the file.
     start("cloop", Compressed, &[b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"]),
     probe("dmg", Compressed, |probe| probe.tail.len() == Probe::TAIL && probe.tail.starts_with(b"koly")),
-    start("gzip", Compressed, &[b"\x1f\x8b\x08"]),
-    start("xz", Compressed, &[b"\xfd7zXZ\0"]),
-    probe("bzip2", Compressed, is_bzip2),
-    probe("zstd", Compressed, is_zstd),
+    probe("gzip", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Gzip)),
+    probe("xz", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Xz)),
+    probe("bzip2", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Bzip2)),
+    probe("zstd", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Zstd)),
     // The second one is that of Linux kernels.
     start("lz4", Compressed, &[b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"]),
     probe("lzma", Compressed, is_lzma),
@@ -177,21 +178,6 @@ pub(crate) fn is_vhdx(probe: &Probe<'_>) -> bool {
 
 pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
     probe.head.get(VDI_AT..).is_some_and(|rest| rest.starts_with(&VDI.to_le_bytes()))
-}
-
-/// The level, then the magic of a block, or of the end of an empty file.
-fn is_bzip2(probe: &Probe<'_>) -> bool {
-    const BLOCK: &[u8] = b"\x31\x41\x59\x26\x53\x59";
-    const END: &[u8] = b"\x17\x72\x45\x38\x50\x90";
-    match probe.head {
-        [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] => rest.starts_with(BLOCK) || rest.starts_with(END),
-        _ => false,
-    }
-}
-
-/// A frame, or a skippable frame, which pzstd writes first.
-fn is_zstd(probe: &Probe<'_>) -> bool {
-    matches!(probe.head, [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
 }
 
 /// There is no magic: the usual properties, a dictionary of 2^n or 3·2^n bytes, and a length that is unknown or below 256 TiB.

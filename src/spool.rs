@@ -1,4 +1,5 @@
 //! A stream as a file: images that cannot be read in order, and raw disks, whose size is known at the end of the stream only.
+//! Compressed files without an index are such streams, too.
 
 use std::collections::hash_map::RandomState;
 use std::env;
@@ -17,7 +18,7 @@ const PIECE: usize = 256 << 10;
 const BLOCK: usize = 4096;
 
 /// The directory for temporary files, unless the caller sets one.
-pub(super) fn default_directory() -> PathBuf {
+pub(crate) fn default_directory() -> PathBuf {
     // `temp_dir` panics on systems without one.
     if cfg!(any(unix, windows)) { env::temp_dir() } else { PathBuf::from(".") }
 }
@@ -25,9 +26,8 @@ pub(super) fn default_directory() -> PathBuf {
 /// Copies the stream to a file in `directory`, with holes for zeros. The file has no name, so that nothing is left of it.
 ///
 /// # Errors
-/// Errors of the stream and of the system; [`Error::Usage`] for an empty stream, whose writer has failed; [`Error::Limit`] for one
-/// of more than `limit` bytes, which may have no end.
-pub(super) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
+/// Errors of the stream and of the system; [`Error::Limit`] for a stream of more than `limit` bytes, which may have no end.
+pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
     let in_directory = |error: Error| error.in_file(directory);
     let target =
         create_unnamed(directory).map_err(Error::io("creating a temporary file", None)).map_err(in_directory)?;
@@ -48,9 +48,6 @@ pub(super) fn spool(mut stream: impl Read, directory: &Path, format: &'static st
         if read < PIECE {
             break;
         }
-    }
-    if len == 0 {
-        return Err(Error::Usage("the input is empty".into()));
     }
     let finished = target.set_len(len).and_then(|()| FileSource::try_from(target.into_file()));
     finished.map_err(Error::io("writing a temporary file", None)).map_err(in_directory)
@@ -123,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_stream_and_a_failing_one_are_errors() {
+    fn a_failing_stream_is_an_error_and_an_empty_one_a_file() {
         struct Failing;
         impl Read for Failing {
             fn read(&mut self, _buf: &mut [u8]) -> io::Result<usize> {
@@ -131,7 +128,7 @@ mod tests {
             }
         }
         let dir = TempDir::new();
-        assert_eq!(spool(io::empty(), dir.path(), "raw", 0).unwrap_err().to_string(), "the input is empty");
+        assert_eq!(spool(io::empty(), dir.path(), "raw", 0).unwrap().size().unwrap(), 0);
         assert_eq!(spool(Failing, dir.path(), "raw", 0).unwrap_err().kind().as_str(), "io");
         let error = spool(io::repeat(1), &dir.join("missing"), "raw", 0).unwrap_err();
         assert_eq!(error.path(), Some(&*dir.join("missing")));

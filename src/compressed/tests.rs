@@ -1,0 +1,336 @@
+//! Files made by the encoders of the same crates; the integration tests have those of the programs.
+
+use std::io::{self, Cursor, Read, Write};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::{Error, ErrorKind, Problem};
+use crate::limits::Limits;
+use crate::testing::Random;
+
+const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::Bzip2, Compression::Zstd];
+
+/// A file of one part: a member, a stream of one block, a frame.
+pub(super) fn encode(compression: Compression, data: &[u8]) -> Vec<u8> {
+    match compression {
+        Compression::Gzip => {
+            let mut deflated = vec![0; zlib_rs::compress_bound(data.len()) + 64];
+            let mut deflate = zlib_rs::Deflate::new(6, false, 15);
+            deflate.compress(data, &mut deflated, zlib_rs::DeflateFlush::Finish).unwrap();
+            deflated.truncate(deflate.total_out() as usize);
+            gzip_member(&deflated, zlib_rs::crc32::crc32(0, data), data.len() as u32)
+        }
+        Compression::Xz => xz(data, lzma_rust2::CheckType::Crc64, None),
+        Compression::Bzip2 => {
+            let mut encoder = ::bzip2::write::BzEncoder::new(Vec::new(), ::bzip2::Compression::fast());
+            encoder.write_all(data).unwrap();
+            encoder.finish().unwrap()
+        }
+        Compression::Zstd => {
+            let mut file = Vec::new();
+            let mut encoder: structured_zstd::encoding::FrameCompressor =
+                structured_zstd::encoding::FrameCompressor::new(
+                    structured_zstd::encoding::CompressionLevel::from_level(1),
+                );
+            encoder.set_content_checksum(true);
+            encoder.compress_independent_frame_into(data, &mut file);
+            file
+        }
+    }
+}
+
+/// A stream of blocks of so many bytes.
+pub(super) fn xz(data: &[u8], check: lzma_rust2::CheckType, block: Option<u64>) -> Vec<u8> {
+    let mut options = lzma_rust2::XzOptions::with_preset(0);
+    options.set_check_sum_type(check);
+    options.set_block_size(block.and_then(std::num::NonZeroU64::new));
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    writer.write_all(data).unwrap();
+    writer.finish().unwrap()
+}
+
+fn gzip_member(deflated: &[u8], crc: u32, len: u32) -> Vec<u8> {
+    let header = b"\x1f\x8b\x08\0\0\0\0\0\0\xff";
+    [&header[..], deflated, &crc.to_le_bytes(), &len.to_le_bytes()].concat()
+}
+
+pub(super) fn decode_within(compression: Compression, file: &[u8], limits: &Limits) -> Result<Vec<u8>, Error> {
+    let mut data = Vec::new();
+    match decoder(compression, Box::new(Cursor::new(file.to_vec())), limits).read_to_end(&mut data) {
+        Ok(_) => Ok(data),
+        Err(error) => Err(error.downcast().expect("a typed error")),
+    }
+}
+
+fn decode(compression: Compression, file: &[u8]) -> Result<Vec<u8>, Error> {
+    decode_within(compression, file, &Limits::default())
+}
+
+/// Data that compresses, with runs of zeros.
+pub(super) fn sample(len: usize) -> Vec<u8> {
+    let mut random = Random::new(len as u64);
+    let mut data = Vec::with_capacity(len);
+    while data.len() < len {
+        match random.below(3) {
+            0 => data.resize(data.len() + 1 + random.below(5000) as usize, 0),
+            1 => (0..random.below(300)).for_each(|_| data.push(random.below(256) as u8)),
+            _ => (0..random.below(900)).for_each(|at| data.push((at % 17) as u8)),
+        }
+    }
+    data.truncate(len);
+    data
+}
+
+#[test]
+fn each_format_is_known_by_its_content() {
+    for compression in ALL {
+        for data in [&[][..], b"x"] {
+            assert_eq!(Compression::of(&encode(compression, data)), Some(compression), "{compression}");
+        }
+    }
+    for head in
+        [&b""[..], b"\x1f\x8b", b"\x1f\x8b\x07", b"BZh0", b"BZh9\0\0\0\0\0\0", b"\x28\xb5\x2f", b"\x60\x2a\x4d\x18"]
+    {
+        assert_eq!(Compression::of(head), None);
+    }
+}
+
+#[test]
+fn joined_parts_are_one_file() {
+    for compression in ALL {
+        for len in [0, 1, 100_000, 3 << 20] {
+            let data = sample(len);
+            let part = encode(compression, &data);
+            assert_eq!(decode(compression, &part).unwrap(), data, "{compression} {len}");
+            let joined = [&part[..], &encode(compression, b""), &part, &encode(compression, b"end")].concat();
+            let all = [&data[..], &data, b"end"].concat();
+            assert_eq!(decode(compression, &joined).unwrap(), all, "{compression} {len}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_file_is_an_error_at_its_end() {
+    for compression in ALL {
+        let file = encode(compression, &sample(3000));
+        for len in 1..file.len() {
+            match decode(compression, &file[..len]).map_err(|error| (error.to_string(), error)) {
+                Err((_, Error::Corrupt(fault))) if fault.problem == Problem::Truncated && fault.at == len as u64 => {}
+                other => panic!("{compression} {len}: {other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_may_follow_and_nothing_else() {
+    for compression in ALL {
+        let data = sample(5000);
+        let file = encode(compression, &data);
+        for zeros in [1, 4, 7, 511, 200_000] {
+            assert_eq!(decode(compression, &[&file[..], &vec![0; zeros]].concat()).unwrap(), data, "{compression}");
+            let garbage = [&file[..], &vec![0; zeros], &[1]].concat();
+            let Err(Error::Corrupt(fault)) = decode(compression, &garbage) else { panic!("{compression}") };
+            assert_eq!((&*fault.field, fault.at), ("data after the end", (file.len() + zeros) as u64));
+        }
+        // The start of a further part, which is no longer one.
+        for tail in [&b"\x1f"[..], b"BZh9", b"PK\x03\x04", b"garbage"] {
+            let error = decode(compression, &[&file[..], tail].concat()).unwrap_err();
+            assert!(error.to_string().contains("data after the end"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_or_does_not_matter() {
+    for compression in ALL {
+        let data = sample(2000);
+        let file = encode(compression, &data);
+        let mut harmless = 0;
+        for at in 0..file.len() {
+            for bit in 0..8 {
+                let mut damaged = file.clone();
+                damaged[at] ^= 1 << bit;
+                match decode(compression, &damaged) {
+                    // Nothing but the checksum of a header covers the time stamp of gzip, for example.
+                    Ok(decoded) => {
+                        assert_eq!(decoded, data, "{compression} {at}");
+                        harmless += 1;
+                    }
+                    Err(error) => assert!(!matches!(error, Error::Io { .. }), "{compression} {at}: {error}"),
+                }
+            }
+        }
+        assert!(harmless <= 8 * 8, "{compression}: {harmless}");
+    }
+}
+
+#[test]
+fn after_a_failure_each_read_fails() {
+    for compression in ALL {
+        let file = encode(compression, &sample(100_000));
+        let mut reader =
+            decoder(compression, Box::new(Cursor::new(file[..file.len() - 1].to_vec())), &Limits::default());
+        let mut buf = [0; 1000];
+        while reader.read(&mut buf).is_ok_and(|n| n > 0) {}
+        assert!(reader.read(&mut buf).is_err(), "{compression}");
+    }
+}
+
+#[test]
+fn errors_of_the_stream_are_passed_on() {
+    struct Failing(Cursor<Vec<u8>>);
+    impl Read for Failing {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let most = buf.len().min(777);
+            match self.0.read(&mut buf[..most])? {
+                0 => Err(io::ErrorKind::ConnectionReset.into()),
+                n => Ok(n),
+            }
+        }
+    }
+    for compression in ALL {
+        let file = encode(compression, &sample(100_000));
+        let half = Failing(Cursor::new(file[..file.len() / 2].to_vec()));
+        let error = decoder(compression, Box::new(half), &Limits::default()).read_to_end(&mut Vec::new()).unwrap_err();
+        let error: Error = error.downcast().unwrap();
+        assert!(matches!(&error, Error::Io { cause, .. } if cause.kind() == io::ErrorKind::ConnectionReset), "{error}");
+    }
+}
+
+#[test]
+fn gzip_headers_and_trailers_are_verified() {
+    let deflated = [3, 0];
+    let with = |flags: u8, fields: &[u8]| {
+        let mut file = vec![0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 3];
+        file.extend(fields);
+        file.extend(deflated);
+        file.extend([0; 8]);
+        decode(Compression::Gzip, &file).map_err(|error| error.to_string())
+    };
+    assert_eq!(with(0, b""), Ok(vec![]));
+    assert_eq!(with(4 | 8 | 16, b"\x03\0abcname\0comment\0"), Ok(vec![]));
+    let crc = zlib_rs::crc32::crc32(0, b"\x1f\x8b\x08\x02\x01\x02\x03\x04\x00\x03") as u16;
+    assert_eq!(with(2, &crc.to_le_bytes()), Ok(vec![]));
+    assert!(with(2, &(crc ^ 1).to_le_bytes()).unwrap_err().contains("CRC-16 of the header"));
+    assert!(with(0x20, b"").unwrap_err().contains("FLG"));
+    assert!(with(8, &vec![b'a'; 2 << 20]).unwrap_err().contains("length of the header"));
+    for (crc, len, field) in [(1, 0, "CRC32"), (0, 1, "ISIZE")] {
+        let Err(Error::Corrupt(fault)) = decode(Compression::Gzip, &gzip_member(&deflated, crc, len)) else { panic!() };
+        assert_eq!((&*fault.field, fault.problem.to_string().contains("another")), (field, true));
+    }
+}
+
+#[test]
+fn xz_checks_and_blocks_of_all_kinds() {
+    use lzma_rust2::CheckType;
+
+    let data = sample(300_000);
+    for check in [CheckType::None, CheckType::Crc32, CheckType::Crc64, CheckType::Sha256] {
+        for block in [None, Some(1 << 16)] {
+            let file = xz(&data, check, block);
+            assert_eq!(decode(Compression::Xz, &file).unwrap(), data);
+            // In the middle of a stream padding is an error, as is a length that is no multiple of 4 before another stream.
+            let padded = |zeros: usize| [&file[..], &vec![0; zeros], &file].concat();
+            assert_eq!(decode(Compression::Xz, &padded(8)).unwrap(), [&data[..], &data].concat());
+            assert!(decode(Compression::Xz, &padded(6)).is_err());
+            if check != CheckType::None {
+                let mut damaged = file.clone();
+                damaged[file.len() / 2] ^= 1;
+                assert!(decode(Compression::Xz, &damaged).is_err());
+            }
+        }
+    }
+}
+
+#[test]
+fn limits_are_errors_of_their_own() {
+    let limits = |set: fn(&mut Limits)| {
+        let mut limits = Limits::default();
+        set(&mut limits);
+        limits
+    };
+    let small = limits(|limits| limits.decompressed = 99_999);
+    let narrow = limits(|limits| limits.window = 4096);
+    for compression in ALL {
+        let file = encode(compression, &sample(100_000));
+        let error = decode_within(compression, &file, &small).unwrap_err();
+        assert!(matches!(&error, Error::Limit { limit: 99_999, field, .. } if field == "decompressed size"), "{error}");
+        let narrow = decode_within(compression, &file, &narrow).map_err(|error| error.kind());
+        let expected =
+            if matches!(compression, Compression::Xz | Compression::Zstd) { Err(ErrorKind::Limit) } else { Ok(()) };
+        assert_eq!(narrow.map(drop), expected, "{compression}");
+    }
+}
+
+/// Counts what it is read, and never ends.
+struct Endless(Vec<u8>, usize);
+
+impl Read for Endless {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        for byte in buf.iter_mut() {
+            *byte = self.0[self.1 % self.0.len()];
+            self.1 += 1;
+        }
+        Ok(buf.len())
+    }
+}
+
+#[test]
+fn parts_without_data_come_to_an_end() {
+    let skippable = b"\x50\x2a\x4d\x18\x01\0\0\0x".to_vec();
+    let files = ALL.map(|compression| (compression, encode(compression, b"")));
+    for (compression, part) in files.into_iter().chain([(Compression::Zstd, skippable)]) {
+        let mut reader = decoder(compression, Box::new(Endless(part, 0)), &Limits::default());
+        let error: Error = reader.read(&mut [0; 10]).unwrap_err().downcast().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{compression}: {error}");
+    }
+}
+
+#[test]
+fn a_bomb_meets_the_ratio() {
+    // bzip2 alone exceeds the ratio, with blocks of 45 MB of zeros in 46 bytes: RLE1 makes 900 kB of them.
+    let zeros = vec![0; 45_000_000];
+    let mut encoder = ::bzip2::write::BzEncoder::new(Vec::new(), ::bzip2::Compression::best());
+    encoder.write_all(&zeros).unwrap();
+    let stream = encoder.finish().unwrap();
+    let mut reader = decoder(Compression::Bzip2, Box::new(Endless(stream, 0)), &Limits::default());
+    let mut buf = vec![0; 4 << 20];
+    let mut len = 0;
+    let error = loop {
+        match reader.read(&mut buf) {
+            Ok(n) => len += n as u64,
+            Err(error) => break error.downcast::<Error>().unwrap(),
+        }
+    };
+    assert!(len < (1 << 30) + (8 << 20), "{len}");
+    assert!(matches!(&error, Error::Limit { field, limit: 100_000, .. } if field.starts_with("ratio")), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_is_encoded_is_decoded(parts in prop::collection::vec((0..4usize, 0..200_000usize), 1..4), step in 1..70_000usize) {
+        for compression in ALL {
+            let parts: Vec<_> = parts.iter().map(|(_, len)| sample(*len)).collect();
+            let file: Vec<u8> = parts.iter().flat_map(|part| encode(compression, part)).collect();
+            let mut reader = decoder(compression, Box::new(Cursor::new(file)), &Limits::default());
+            let (mut data, mut buf) = (Vec::new(), vec![0; step]);
+            loop {
+                match reader.read(&mut buf).unwrap() {
+                    0 => break,
+                    n => data.extend_from_slice(&buf[..n]),
+                }
+            }
+            prop_assert!(data == parts.concat());
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics(which in 0..4usize, cut in any::<prop::sample::Index>(), noise in prop::collection::vec(any::<u8>(), 0..300)) {
+        let file = encode(ALL[which], &sample(4000));
+        let _ = decode(ALL[which], &[&file[..cut.index(file.len())], &noise].concat());
+    }
+}

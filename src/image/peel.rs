@@ -1,0 +1,181 @@
+//! Compressed image files: they are decompressed before their format is detected.
+
+use std::ffi::OsStr;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::SizedFile;
+use super::detect::Ends;
+use super::open::OpenOptions;
+#[cfg(feature = "compressed")]
+use crate::compressed;
+use crate::compressed::Compression;
+use crate::driver::Probe;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::format::shared::table;
+use crate::info::CompressionLayer;
+use crate::io::{FileIdentity, ReadAt};
+
+/// Layers of compression, at most.
+const MAX_LAYERS: usize = 3;
+
+/// A file without its layers of compression.
+pub(super) struct Peeled {
+    /// The image file.
+    pub source: Arc<SizedFile>,
+    /// The layers, the outermost first.
+    pub layers: Vec<CompressionLayer>,
+    /// The path without the extensions of the layers.
+    pub path: Option<PathBuf>,
+}
+
+/// A decompressed file, in place of the file that it is stored in.
+struct Decompressed {
+    content: Arc<dyn ReadAt>,
+    stored: Arc<SizedFile>,
+}
+
+/// `content` in place of the file that it is stored in.
+pub(super) fn decompressed(content: Arc<dyn ReadAt>, stored: Arc<SizedFile>) -> Arc<dyn ReadAt> {
+    Arc::new(Decompressed { content, stored })
+}
+
+impl ReadAt for Decompressed {
+    fn size(&self) -> io::Result<u64> {
+        self.content.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.content.read_at(buf, offset)
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        self.stored.identity()
+    }
+
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        self.stored.allocated()
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.content.next_data(offset)
+    }
+
+    fn verify(&self) -> io::Result<()> {
+        self.content.verify()?;
+        self.stored.verify()
+    }
+}
+
+impl OpenOptions {
+    /// Removes the layers of compression from a file, for reads at any offset.
+    pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
+        let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
+        while let Some(compression) = self.compression_of(&Ends::read(&*peeled.source)?.probe()) {
+            if peeled.layers.len() == MAX_LAYERS {
+                return Err(too_many_layers(compression));
+            }
+            let content = self.decompress(peeled.source.clone(), compression)?;
+            peeled.push(compression, content)?;
+        }
+        Ok(peeled)
+    }
+
+    /// The compression of a file that is not an image itself, unless its bytes are to be taken as they are. The guest data of an image
+    /// can start with anything.
+    pub(super) fn compression_of(&self, probe: &Probe<'_>) -> Option<Compression> {
+        let compression = Compression::of(probe.head).filter(|_| cfg!(feature = "compressed"))?;
+        let is_compressed = match self.format {
+            Some(format) => format != Format::RAW && !format.matches(probe),
+            None => {
+                matches!(self.formats.probe(probe), Err(Error::Unreadable { format, .. }) if format == compression.name())
+            }
+        };
+        is_compressed.then_some(compression)
+    }
+
+    #[cfg(feature = "compressed")]
+    fn decompress(&self, source: Arc<SizedFile>, compression: Compression) -> Result<Arc<dyn ReadAt>> {
+        compressed::open(source, compression, &self.spool_directory(), &self.limits)
+    }
+
+    #[cfg(not(feature = "compressed"))]
+    fn decompress(&self, _source: Arc<SizedFile>, compression: Compression) -> Result<Arc<dyn ReadAt>> {
+        Err(Error::unsupported(
+            compression.name(),
+            "this build cannot decompress files; enable the feature `compressed`",
+        ))
+    }
+
+    /// Opens the raw disk in a file with one layer of compression for one pass, or the stream of an image that can be read in order.
+    /// `None` if the file is to be opened for reads at any offset.
+    #[cfg(feature = "compressed")]
+    pub(super) fn peel_once(&self, source: &Arc<SizedFile>, path: Option<&Path>) -> Result<Option<OnePass>> {
+        let Some(compression) = self.compression_of(&Ends::read(&**source)?.probe()) else { return Ok(None) };
+        let Some(stream) = compressed::OneStream::open(source.clone(), compression, &self.limits)? else {
+            return Ok(None);
+        };
+        let inner = inner_path(path, compression);
+        // What the end of the file says is looked at when it has been decoded.
+        let head = stream.head.get(..stream.head.len().min(Probe::HEAD)).unwrap_or_default().to_vec();
+        let probe = Probe::new(&head, &[], u64::MAX);
+        let format = match self.format {
+            Some(format) => format,
+            None => match self.detect_in(&probe, inner.as_deref()) {
+                Ok(format) => format,
+                // Another layer, or an error that depends on the end.
+                Err(_) => return Ok(None),
+            },
+        };
+        if format.can_stream() && format.matches(&probe) {
+            return Ok(Some(OnePass::Stream(format, stream.into_stream())));
+        }
+        if format != Format::RAW {
+            return Ok(None);
+        }
+        let options = self.clone();
+        let check_end = move |end: &[u8]| match options.formats.probe(&Probe::new(&head, end, u64::MAX)) {
+            Ok(format) if format == Format::RAW => Ok(()),
+            _ => Err(Error::NotOnePass { format: compression.name(), finding: "its end is that of a disk image" }),
+        };
+        let content = stream.into_file(&self.spool_directory(), &self.limits, Box::new(check_end))?;
+        let Some(content) = content else { return Ok(None) };
+        let mut peeled = Peeled { source: source.clone(), layers: Vec::new(), path: path.map(Path::to_owned) };
+        peeled.push(compression, content)?;
+        Ok(Some(OnePass::Disk(peeled)))
+    }
+}
+
+/// An image that can be read once, in order.
+#[cfg(feature = "compressed")]
+pub(super) enum OnePass {
+    /// A raw disk.
+    Disk(Peeled),
+    Stream(Format, Box<dyn io::Read + Send>),
+}
+
+impl Peeled {
+    /// Replaces the file by its content.
+    fn push(&mut self, compression: Compression, content: Arc<dyn ReadAt>) -> Result<()> {
+        let decompressed_len = table::length(&*content)?;
+        self.layers.push(CompressionLayer { name: compression.name(), decompressed_len });
+        self.path = inner_path(self.path.as_deref(), compression);
+        self.source = Arc::new(SizedFile::new(decompressed(content, self.source.clone()))?);
+        Ok(())
+    }
+}
+
+/// The path without the extension of the compression, which it need not have.
+fn inner_path(path: Option<&Path>, compression: Compression) -> Option<PathBuf> {
+    let path = path?;
+    let is_own = |extension: &OsStr| compression.extensions().iter().any(|own| extension.eq_ignore_ascii_case(own));
+    Some(if path.extension().is_some_and(is_own) { path.with_extension("") } else { path.to_owned() })
+}
+
+fn too_many_layers(compression: Compression) -> Error {
+    let (value, limit) = (MAX_LAYERS as u64 + 1, MAX_LAYERS as u64);
+    Error::Limit { format: compression.name(), field: "number of layers of compression".into(), at: None, value, limit }
+}
