@@ -40,6 +40,7 @@
 //! bin/imgconv
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
+//! package/                           tar, OVF descriptors, manifests: the files of the disks in a package
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  info  identifiers  options  limits  error  name

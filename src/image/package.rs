@@ -11,7 +11,7 @@ use crate::driver::FormatDriver;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::info::FileReference;
-use crate::io::FileSource;
+use crate::io::{FileSource, ReadAt};
 use crate::limits::Budget;
 use crate::name::Name;
 use crate::package::{Contents, DigestCheck, DiskFile, Kind, Package};
@@ -61,6 +61,25 @@ impl OpenOptions {
             Ok(self.contents(&peeled.source, peeled.path.as_deref(), 0)?.map(|contents| contents.description))
         };
         describe().map_err(|e: Error| e.in_file(&path))
+    }
+
+    /// Describes the package in `source`, as [`package`](Self::package) does.
+    ///
+    /// # Errors
+    /// As [`package`](Self::package).
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::OpenOptions;
+    /// use diskimage::io::MemFile;
+    ///
+    /// assert!(OpenOptions::new().package_source(Arc::new(MemFile::from(vec![0; 1024])))?.is_none());
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn package_source(&self, source: Arc<dyn ReadAt>) -> Result<Option<Package>> {
+        let peeled = self.peel(Arc::new(SizedFile::new(source)?), None)?;
+        Ok(self.contents(&peeled.source, None, 0)?.map(|contents| contents.description))
     }
 
     /// The contents of the file, if it is a package and is to be opened as one.

@@ -18,6 +18,8 @@ mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
 mod output;
+#[cfg(feature = "packages")]
+mod packages;
 #[cfg(feature = "cli")]
 mod pipes;
 mod references;

@@ -11,6 +11,8 @@ mod features;
 mod in_use;
 mod matrix;
 pub(crate) mod overlays;
+#[cfg(all(unix, feature = "packages"))]
+mod packages;
 mod readers;
 mod vdi;
 mod vhd;
