@@ -1,7 +1,7 @@
 //! Packages: archives, and descriptors of files beside them, that hold the images of disks.
 //!
 //! OVA and OVF (DMTF DSP0243), and archives with the image of one disk: Vagrant boxes, UEC tarballs, images of Google Compute
-//! Engine. A package yields the file of a disk as a [`ReadAt`]; what that holds is decided by its content, as for any other file.
+//! Engine, exports of XenServer. A package yields the file of a disk as a [`ReadAt`]; what that holds is decided by its content, as for any other file.
 
 mod content;
 pub(crate) mod manifest;
@@ -9,6 +9,7 @@ pub(crate) mod manifest;
 pub(crate) mod ova;
 mod ovf;
 mod tar;
+mod xva;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use ovf::Envelope;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Package {
-    /// `ova`, `ovf` or `tar`.
+    /// `ova`, `ovf`, `xva` or `tar`.
     pub kind: &'static str,
     /// The files, in their order. Those of an OVF descriptor are the ones that it names.
     pub members: Vec<PackageMember>,
@@ -108,6 +109,8 @@ pub(crate) struct Contents {
     /// The files of the descriptor, and of each disk the index of its file and its parent.
     files: Vec<ovf::File>,
     disks: Vec<(Option<usize>, Option<Name>)>,
+    /// The disks of an XVA.
+    xva: Vec<xva::Disk>,
     /// Largest number of chunks of a file.
     most_chunks: usize,
 }
@@ -159,6 +162,7 @@ impl Contents {
             descriptor,
             files: Vec::new(),
             disks: Vec::new(),
+            xva: Vec::new(),
             most_chunks: limits.extents,
         };
         match contents.descriptor.clone() {
@@ -180,6 +184,7 @@ impl Contents {
             descriptor: Some((name.clone(), text.clone())),
             files: Vec::new(),
             disks: Vec::new(),
+            xva: Vec::new(),
             most_chunks: limits.extents,
         };
         contents.describe_envelope("ovf", &name, &text)?;
@@ -246,6 +251,24 @@ impl Contents {
     /// Describes an archive without a descriptor, by what its files are.
     fn describe_archive(&mut self) -> Result<()> {
         let Storage::Archive(file, members) = &self.storage else { return Ok(()) };
+        if let Some(first) = members.first().filter(|first| first.name.as_bytes() == xva::DESCRIPTOR) {
+            let text = read_text(&*window(file, first), ovf::MAX_LEN, "length of ova.xml")?;
+            self.xva = xva::disks(members, &text)?;
+        }
+        if !self.xva.is_empty() {
+            self.description.kind = xva::FORMAT_NAME;
+            let (name, size) = (Name::from(xva::DESCRIPTOR), members.first().map(|first| first.size));
+            self.description.members.push(PackageMember { name, size, role: "descriptor" });
+            for disk in &self.xva {
+                let (name, size) = (disk.name.clone(), Some(disk.stored));
+                self.description.members.push(PackageMember { name: name.clone(), size, role: content::DISK });
+                let capacity = Some(disk.size);
+                self.description.disks.push(PackageDisk { name, id: None, size, capacity, has_file: true });
+                self.disks.push((None, None));
+            }
+            self.description.warnings.push(Cow::Borrowed("the checksums of the blocks are not verified"));
+            return Ok(());
+        }
         let roles = content::roles(file, members)?;
         for (member, role) in members.iter().zip(roles) {
             self.description.members.push(PackageMember { name: member.name.clone(), size: Some(member.size), role });
@@ -305,7 +328,12 @@ impl Contents {
         let capacity = disk.capacity;
         let Some(file) = file.and_then(|index| self.files.get(index)) else {
             // Without a descriptor, the disk is a member.
-            let file = self.open_file(&disk.name, open)?;
+            let file = match (&self.storage, self.xva.get(index)) {
+                (Storage::Archive(file, _), Some(disk)) => {
+                    Arc::new(Window::new(file.clone(), disk.pieces.clone(), disk.size)) as Arc<dyn ReadAt>
+                }
+                _ => self.open_file(&disk.name, open)?,
+            };
             return Ok(DiskFile { file, checks: Vec::new(), capacity, warnings: Vec::new() });
         };
         let parts = self.open_parts(file, open)?;

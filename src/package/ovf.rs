@@ -225,7 +225,7 @@ fn conflict(node: Node<'_, '_>, field: &'static str, finding: &'static str) -> E
 }
 
 /// Checks the number of attributes of each element, of which the parser compares each with all others. A tag ends before the next `<`.
-fn check_attributes(text: &str) -> Result<()> {
+pub(super) fn check_attributes(text: &str) -> Result<()> {
     for tag in text.split('<') {
         let is_quoted = |rest: &str| rest.trim_start().starts_with(['"', '\'']);
         let count = tag.split('=').skip(1).filter(|rest| is_quoted(rest)).count();

@@ -297,6 +297,27 @@ fn diskimage_deflate(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn blocks_of_an_xva_are_a_disk() {
+    let mut disk = vec![0; 3 * MIB];
+    disk[..MIB].copy_from_slice(&system());
+    disk[2 * MIB..].copy_from_slice(&Pattern::Dense.make(MIB));
+    let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
+    let state = format!("<struct>{}</struct>", member("virtual_size", "3145728"));
+    let vdi = [member("class", "VDI"), member("id", "Ref:7"), member("snapshot", &state)].concat();
+    let text = format!("<value><struct>{}</struct></value>", member("objects", &format!("<array><data><value><struct>{vdi}</struct></value></data></array>")));
+    let bytes = archive(&[
+        ("ova.xml", text.as_bytes()),
+        ("Ref:7/00000000", &disk[..MIB]),
+        ("Ref:7/00000000.checksum", &[b'0'; 40]),
+        ("Ref:7/00000002", &disk[2 * MIB..]),
+        ("Ref:7/00000002.checksum", &[b'0'; 40]),
+    ]);
+    let image = assert_holds(open(bytes), &disk);
+    assert_eq!(image.format(), Format::RAW);
+    assert!(image.spans(MIB as u64..2 * MIB as u64).all(|span| span.unwrap().is_zero()));
+}
+
+#[test]
 fn hostile_packages_are_refused() {
     let text = descriptor(&[("a.vmdk", "")]);
     let with = |entries: &[Vec<u8>]| [entry("vm.ovf", b'0', &text), entries.concat()].concat();
