@@ -217,6 +217,20 @@ fn seeds_of_every_format_can_be_opened() {
     }
 }
 
+/// The stored inputs are valid packages, whose disk can be opened.
+#[cfg(feature = "packages")]
+#[test]
+fn seeds_of_packages_can_be_opened() {
+    let seeds = stored("package");
+    assert!(seeds.len() >= 10);
+    for seed in seeds {
+        targets::packages::package(&seed);
+        if let Some(archive) = seed.strip_prefix(&[0]) {
+            crate::support::open_detected(archive).unwrap();
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 

@@ -99,14 +99,18 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// Image to convert, or - for standard input; several with -O ova
-    #[arg(value_parser = args::endpoint(), required = true, num_args = 1..)]
-    source: Vec<Endpoint>,
+    /// Image to convert, or - for standard input
+    #[arg(value_parser = args::endpoint())]
+    source: Endpoint,
 
     /// Output file, or - for standard output; an existing file is
     /// replaced on success; a directory for all disks of a package
-    #[arg(value_parser = args::endpoint(), verbatim_doc_comment)]
-    target: Endpoint,
+    #[arg(value_name = "TARGET", value_parser = args::endpoint(), verbatim_doc_comment)]
+    second: Endpoint,
+
+    /// With -O ova: all files but the last are sources
+    #[arg(value_name = "FILE", value_parser = args::endpoint())]
+    more: Vec<Endpoint>,
 }
 
 /// The exit code if parts of the source could not be read.
@@ -152,7 +156,7 @@ Examples:
 impl Args {
     pub fn run(&self) -> Outcome {
         self.check_streams()?;
-        let interrupt = match self.target {
+        let interrupt = match self.target() {
             // There is nothing to clean up, and a write to a reader that has stopped reading blocks forever.
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
@@ -163,16 +167,16 @@ impl Args {
         if let Some(directory) = self.target_directory() {
             return self.to_directory(directory, &interrupt);
         }
-        if self.source.len() > 1 {
+        if !self.more.is_empty() {
             return Err(Failure::usage("several sources need -O ova"));
         }
         let format = self.target_format.and_then(args::Target::image);
         let format = args::target_format(format, "-O", self.target_name())?;
-        let source = self.open_source(self.first_source(), &interrupt)?;
+        let source = self.open_source(&self.source, &interrupt)?;
         self.warn(&source);
         let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
-        let result = match &self.target {
+        let result = match self.target() {
             Endpoint::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
             Endpoint::File(path) => converter.convert(&source, path),
         };
@@ -191,20 +195,27 @@ impl Args {
         })
     }
 
-    /// The source; the first one if there are several.
-    fn first_source(&self) -> &Endpoint {
-        self.source.first().unwrap_or(&Endpoint::Stream)
+    /// All files but the last.
+    fn sources(&self) -> Vec<&Endpoint> {
+        let mut files: Vec<_> = [&self.source, &self.second].into_iter().chain(&self.more).collect();
+        files.pop();
+        files
+    }
+
+    /// The last file.
+    fn target(&self) -> &Endpoint {
+        self.more.last().unwrap_or(&self.second)
     }
 
     /// Output style of results and errors. With an image on standard output, it is `Human`.
     pub fn style(&self) -> Style {
-        if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
+        if *self.target() == Endpoint::Stream { Style::Human } else { self.output.style }
     }
 
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
-        if self.source.contains(&Endpoint::Stream) {
+        if self.sources().contains(&&Endpoint::Stream) {
             if self.source_format.is_none() {
                 return refuse("the format of standard input cannot be detected; set it with -f");
             }
@@ -218,7 +229,7 @@ impl Args {
                 return refuse("standard input is a terminal, expected a file or a pipe");
             }
         }
-        if self.target == Endpoint::Stream {
+        if *self.target() == Endpoint::Stream {
             if self.output.style == Style::Json {
                 return refuse("--output json needs a file as TARGET: the image is written to standard output");
             }
@@ -239,16 +250,16 @@ impl Args {
     }
 
     fn source_name(&self) -> &Path {
-        self.first_source().name("standard input")
+        self.source.name("standard input")
     }
 
     fn target_name(&self) -> &Path {
-        self.target.name("standard output")
+        self.target().name("standard output")
     }
 
     /// Attributes an error without a file to standard input, if that is the source.
     fn in_stream(&self, error: Error) -> Error {
-        match self.first_source() {
+        match self.source {
             Endpoint::Stream => error.in_file(self.source_name()),
             Endpoint::File(_) => error,
         }
@@ -292,7 +303,7 @@ impl Args {
 
     /// Sets the directory for a copy of standard input: `TMPDIR`, or else that of the target, which has room for a disk.
     fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
-        let Endpoint::File(target) = &self.target else { return options };
+        let Endpoint::File(target) = self.target() else { return options };
         let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
         match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
             Some(directory) if directory.as_os_str().is_empty() => options.temporary_directory("."),
@@ -355,7 +366,7 @@ impl Args {
         }
         if self.style() == Style::Json {
             let mut result = json!({
-                "source": self.first_source().name("-").to_string_lossy(),
+                "source": self.source.name("-").to_string_lossy(),
                 "source-format": report.source_format.map_or("", |format| format.name()),
                 "target": self.target_name().to_string_lossy(),
                 "target-format": report.format.name(),

@@ -78,6 +78,11 @@ pub fn open_bytes(bytes: &[u8], format: Format) -> Result<Image> {
     OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(bytes.to_vec())))
 }
 
+/// Opens the bytes of a file whose format is detected.
+pub fn open_detected(bytes: &[u8]) -> Result<Image> {
+    OpenOptions::new().open_source(Arc::new(MemFile::from(bytes.to_vec())))
+}
+
 /// Opens the bytes of a qcow2 image.
 pub fn qcow2_image(bytes: &[u8]) -> Result<Image> {
     OpenOptions::new().format(format("qcow2")).open_source(Arc::new(MemFile::from(bytes.to_vec())))

@@ -16,7 +16,7 @@ use crate::signals::Interrupt;
 impl Args {
     /// Whether an OVA is to be written: by `-O`, or else by the extension of the target.
     pub(super) fn is_ova(&self) -> bool {
-        match (self.target_format, &self.target) {
+        match (self.target_format, self.target()) {
             (Some(target), _) => target == Target::Ova,
             (None, Endpoint::File(path)) => path.extension().is_some_and(|own| own.eq_ignore_ascii_case("ova")),
             (None, Endpoint::Stream) => false,
@@ -25,23 +25,24 @@ impl Args {
 
     /// Whether the target is a directory, for all disks of a package.
     pub(super) fn target_directory(&self) -> Option<&Path> {
-        let Endpoint::File(path) = &self.target else { return None };
+        let Endpoint::File(path) = self.target() else { return None };
         let ends_as_one = path.as_os_str().as_encoded_bytes().last().is_some_and(|byte| is_separator((*byte).into()));
         (ends_as_one || path.is_dir()).then_some(path)
     }
 
     /// Writes an OVA of all sources.
     pub(super) fn to_ova(&self, interrupt: &Interrupt) -> Outcome {
-        let Endpoint::File(target) = &self.target else {
+        let Endpoint::File(target) = self.target() else {
             return Err(Failure::usage("an OVA cannot be written to standard output: its descriptor, which is first, has the sizes of what follows"));
         };
         if self.backing.is_given() || self.salvage {
             return Err(Failure::usage("-B and --salvage are not supported with -O ova"));
         }
-        if self.source.len() > 1 && self.package.disk.is_some() {
+        if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
         }
-        let sources = self.source.iter().map(|source| self.open_source(source, interrupt)).collect::<Result<Vec<_>, _>>()?;
+        let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt));
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
         sources.iter().for_each(|source| self.warn(source));
         let bar = self.bar();
         let converter = self.converter(Format::VMDK, &bar)?.cancel(interrupt.flag());
@@ -53,7 +54,7 @@ impl Args {
 
     /// Converts all disks of a package to images in a directory, named after their files.
     pub(super) fn to_directory(&self, directory: &Path, interrupt: &Interrupt) -> Outcome {
-        let source = match self.source.as_slice() {
+        let source = match self.sources().as_slice() {
             [Endpoint::File(source)] => source,
             _ => return Err(Failure::usage("TARGET is a directory: SOURCE must be one package of disks")),
         };
@@ -111,7 +112,7 @@ impl Args {
     }
 
     fn source_at(&self, index: usize) -> PathBuf {
-        self.source.get(index).map_or(Path::new(""), |source| source.name("-")).to_owned()
+        self.sources().get(index).map_or(Path::new(""), |source| source.name("-")).to_owned()
     }
 
     /// Prints the reports as a list in JSON style.
