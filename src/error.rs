@@ -232,7 +232,10 @@ impl fmt::Display for Error {
                 write!(f, "the package has no disk '{wanted}'; its disks are {}", Disks(disks))
             }
             Error::Digest { name, algorithm, expected, found } => {
-                write!(f, "digest mismatch: the {algorithm} of {name} is {found}, expected {expected} from the manifest")
+                write!(
+                    f,
+                    "digest mismatch: the {algorithm} of {name} is {found}, expected {expected} from the manifest"
+                )
             }
             Error::Ambiguous(formats) => {
                 write!(f, "ambiguous format: the file is valid as {}; state the format", formats.join(" and as "))

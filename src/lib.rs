@@ -110,6 +110,6 @@ pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, Resolve
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
+pub use options::{OptionSpec, Options, parse_size};
 #[cfg(feature = "packages")]
 pub use package::{Package, PackageDisk, PackageMember};
-pub use options::{OptionSpec, Options, parse_size};

@@ -16,7 +16,7 @@ use crate::driver::{CheckReport, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
 use crate::image::{Inspection, Span};
-use crate::info::{FileReference, ImageInfo, Snapshot, Value};
+use crate::info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 use crate::name::Name;
 
 impl Serialize for Name {
@@ -93,7 +93,16 @@ impl Serialize for ImageInfo {
     }
 }
 
-/// With the keys of `qemu-img info`, and `warnings`.
+impl Serialize for CompressionLayer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry("format", self.name)?;
+        map.serialize_entry("decompressed-size", &self.decompressed_len)?;
+        map.end()
+    }
+}
+
+/// With the keys of `qemu-img info`, and `compression` and `warnings`.
 impl Serialize for Inspection {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         info_map(&self.info, Some(self), serializer)
@@ -119,6 +128,8 @@ fn info_map<S: Serializer>(info: &ImageInfo, file: Option<&Inspection>, serializ
         let specific = FormatSpecific { r#type: info.format, data: Properties(&info.specific) };
         map.serialize_entry("format-specific", &specific)?;
     }
+    let compression = file.map(|file| &file.compression).filter(|layers| !layers.is_empty());
+    optional(&mut map, "compression", compression)?;
     map.serialize_entry("dirty-flag", &info.dirty)?;
     optional(&mut map, "warnings", Some(&info.warnings).filter(|warnings| !warnings.is_empty()))?;
     if let Some(file) = file {
@@ -234,7 +245,14 @@ mod tests {
         info.specific = vec![("lazy-refcounts", false.into()), ("bitmaps", Value::List(vec![bitmap]))];
         info.warnings = vec!["a warning".into()];
         let path = Some("vm/top.qcow2".into());
-        let inspection = Inspection { path, format: Format::QCOW2, info, file_len: 4096, allocated: Some(512) };
+        let inspection = Inspection {
+            path,
+            compression: Vec::new(),
+            format: Format::QCOW2,
+            info,
+            file_len: 4096,
+            allocated: Some(512),
+        };
         assert_eq!(
             to_string(&inspection).unwrap(),
             concat!(

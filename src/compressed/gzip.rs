@@ -14,6 +14,9 @@ const MAX_HEADER: u64 = 1 << 20;
 /// Base-2 logarithm of the largest window (RFC 1951, section 2).
 const WINDOW_BITS: u8 = 15;
 
+/// ID1, ID2, and CM for DEFLATE.
+const MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
+
 /// Bits of FLG (section 2.3.1).
 mod flag {
     pub const HCRC: u8 = 1 << 1;
@@ -54,7 +57,11 @@ impl Gzip {
     fn open_member(&mut self) -> io::Result<()> {
         let mut header = Header { input: &mut self.input, crc: 0, left: MAX_HEADER };
         let at = header.input.at();
-        let [_, _, _, flags, ..] = header.array::<10>()?;
+        let [id1, id2, method, flags, ..] = header.array::<10>()?;
+        if [id1, id2, method] != MAGIC {
+            let problem = Problem::Invalid { reason: "wrong magic".into() };
+            return Err(header.input.corrupt("header", at, problem));
+        }
         if flags & flag::RESERVED != 0 {
             let problem = Problem::Reserved { value: flags.into(), bits: (flags & flag::RESERVED).into() };
             return Err(header.input.corrupt("FLG", at + 3, problem));
@@ -136,7 +143,7 @@ impl Decode for Gzip {
                     0 => {}
                     len => return Ok(len),
                 },
-                State::Between if self.input.peek(3)?.starts_with(b"\x1f\x8b\x08") => self.open_member()?,
+                State::Between if self.input.peek(3)?.starts_with(&MAGIC) => self.open_member()?,
                 State::Between => {
                     self.input.only_zeros_follow()?;
                     self.state = State::Ended;

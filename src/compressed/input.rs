@@ -121,9 +121,9 @@ impl Input {
         self.corrupt("compressed data", self.at, Problem::Invalid { reason: reason.into() })
     }
 
-    /// The error for a file that ends at the current offset.
+    /// The error for a file that ends here, within what is being read.
     pub fn truncated(&self) -> io::Error {
-        self.corrupt("compressed data", self.at, Problem::Truncated)
+        self.corrupt("compressed data", self.at + (self.end - self.start) as u64, Problem::Truncated)
     }
 
     /// The error for a checksum at offset `at` of the file, which is that of other data.

@@ -162,7 +162,7 @@ fn a_flipped_bit_is_an_error_or_does_not_matter() {
                 }
             }
         }
-        assert!(harmless <= 8 * 8, "{compression}: {harmless}");
+        assert!(harmless <= 8 * 10, "{compression}: {harmless}");
     }
 }
 
@@ -332,5 +332,250 @@ proptest! {
     fn garbage_never_panics(which in 0..4usize, cut in any::<prop::sample::Index>(), noise in prop::collection::vec(any::<u8>(), 0..300)) {
         let file = encode(ALL[which], &sample(4000));
         let _ = decode(ALL[which], &[&file[..cut.index(file.len())], &noise].concat());
+    }
+}
+
+mod files {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
+    use super::*;
+    use crate::io::ReadAt;
+    use crate::testing::TempDir;
+
+    /// Counts the bytes that are read.
+    struct Counting(Vec<u8>, AtomicU64);
+
+    impl ReadAt for Counting {
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let n = self.0.read_at(buf, offset)?;
+            self.1.fetch_add(n as u64, Ordering::Relaxed);
+            Ok(n)
+        }
+    }
+
+    /// Files of several parts of known sizes: xz blocks in two streams with padding, zstd frames without and with a seek table.
+    fn indexed(data: &[u8]) -> Vec<(&'static str, Compression, Vec<u8>)> {
+        let half = data.len() / 2 / 4 * 4;
+        let check = lzma_rust2::CheckType::Crc32;
+        let block = Some(1 << 20);
+        let xz = [xz(&data[..half], check, block), vec![0; 8], xz(&data[half..], check, block), vec![0; 4]].concat();
+        let frames: Vec<_> = data.chunks(700_000).map(|part| (part.len(), encode(Compression::Zstd, part))).collect();
+        let plain: Vec<u8> = frames.iter().flat_map(|(_, frame)| frame.clone()).collect();
+        let skipped = [b"\x51\x2a\x4d\x18\x02\0\0\0ab", &plain[..], b"\x5f\x2a\x4d\x18\0\0\0\0"].concat();
+        let mut table = Vec::new();
+        for (len, frame) in &frames {
+            table.extend((frame.len() as u32).to_le_bytes());
+            table.extend((*len as u32).to_le_bytes());
+        }
+        let table_len = table.len() as u32 + 9;
+        let footer = [&(frames.len() as u32).to_le_bytes()[..], &[0], &0x8f92_eab1_u32.to_le_bytes()].concat();
+        let seekable = [&plain[..], b"\x5e\x2a\x4d\x18", &table_len.to_le_bytes(), &table, &footer].concat();
+        vec![
+            ("xz", Compression::Xz, xz),
+            ("frames", Compression::Zstd, skipped),
+            ("seekable", Compression::Zstd, seekable),
+        ]
+    }
+
+    fn open_in(dir: &TempDir, compression: Compression, file: Vec<u8>) -> Result<Arc<dyn ReadAt>, Error> {
+        open(Arc::new(file), compression, dir.path(), &Limits::default())
+    }
+
+    #[test]
+    fn an_index_needs_no_temporary_file() {
+        let data = sample(5 << 20);
+        for (name, compression, file) in indexed(&data) {
+            assert_eq!(decode(compression, &file).unwrap(), data, "{name}");
+            // In a directory that does not exist, a temporary file is an error.
+            let nowhere = TempDir::new().join("missing");
+            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let opened = open(source.clone(), compression, &nowhere, &Limits::default()).unwrap();
+            assert_eq!(opened.size().unwrap(), data.len() as u64, "{name}");
+            let before = source.1.load(Ordering::Relaxed);
+            let mut buf = [0; 100];
+            opened.read_exact_at(&mut buf, 3 << 20).unwrap();
+            assert_eq!(buf, data[3 << 20..][..100]);
+            let one_unit = source.1.load(Ordering::Relaxed) - before;
+            assert!(one_unit < file.len() as u64 / 2, "{name}: {one_unit} of {}", file.len());
+            let mut all = vec![0; data.len()];
+            opened.read_exact_at(&mut all, 0).unwrap();
+            assert!(all == data, "{name}");
+            opened.verify().unwrap();
+        }
+    }
+
+    #[test]
+    fn threads_that_read_in_order_decode_each_unit_once() {
+        let data = sample(12 << 20);
+        for (name, compression, file) in indexed(&data) {
+            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let opened =
+                open(source.clone(), compression, &TempDir::new().join("missing"), &Limits::default()).unwrap();
+            let before = source.1.load(Ordering::Relaxed);
+            let next = AtomicU64::new(0);
+            const STEP: u64 = 300_000;
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        let mut buf = vec![0; STEP as usize];
+                        loop {
+                            let at = next.fetch_add(STEP, Ordering::Relaxed);
+                            let Some(rest) = data.get(at as usize..).filter(|rest| !rest.is_empty()) else { break };
+                            let len = rest.len().min(buf.len());
+                            opened.read_exact_at(&mut buf[..len], at).unwrap();
+                            assert!(buf[..len] == rest[..len], "{name} {at}");
+                        }
+                    });
+                }
+            });
+            let read = source.1.load(Ordering::Relaxed) - before;
+            assert!(read <= file.len() as u64, "{name}: {read} of {}", file.len());
+        }
+    }
+
+    #[test]
+    fn reading_at_random_ends_in_a_temporary_file() {
+        let data = sample(30 << 20);
+        let (_, compression, file) = indexed(&data).remove(0);
+        let dir = TempDir::new();
+        let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+        let opened = open(source.clone(), compression, dir.path(), &Limits::default()).unwrap();
+        let mut random = Random::new(1);
+        for _ in 0..2000 {
+            let at = random.below(data.len() as u64 - 100);
+            let mut buf = [0; 100];
+            opened.read_exact_at(&mut buf, at).unwrap();
+            assert!(buf == data[at as usize..][..100]);
+        }
+        assert!(source.1.load(Ordering::Relaxed) < 5 * file.len() as u64, "units are not decoded again and again");
+    }
+
+    #[test]
+    fn damage_of_a_unit_is_an_error_of_its_reads() {
+        let data = sample(5 << 20);
+        for (name, compression, mut file) in indexed(&data) {
+            let at = file.len() / 2;
+            file[at] ^= 0x10;
+            let opened = open_in(&TempDir::new(), compression, file).unwrap();
+            let mut buf = vec![0; 1000];
+            opened.read_exact_at(&mut buf, 0).unwrap();
+            assert_eq!(buf, data[..1000], "{name}");
+            let mut all = vec![0; data.len()];
+            let error: Error = opened.read_exact_at(&mut all, 0).unwrap_err().downcast().unwrap();
+            assert!(matches!(error, Error::Corrupt(_)), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_was_read_in_part_is_verified_at_the_end() {
+        let data = sample(5 << 20);
+        let (_, compression, mut file) = indexed(&data).remove(0);
+        // The check of the first block: its compressed data is intact.
+        let index = index::read(
+            &(Arc::new(file.clone()) as Arc<dyn ReadAt>),
+            file.len() as u64,
+            compression,
+            &Limits::default(),
+        );
+        let first = index.unwrap().units()[0];
+        file[(first.at + first.stored) as usize - 4] ^= 1;
+        let opened = open_in(&TempDir::new(), compression, file).unwrap();
+        let mut buf = [0; 100];
+        opened.read_exact_at(&mut buf, 0).map_err(drop).unwrap_or_default();
+        assert!(opened.verify().is_err());
+    }
+
+    #[test]
+    fn a_wrong_index_is_an_error() {
+        let data = sample(3 << 20);
+        let (_, _, mut file) = indexed(&data).remove(2);
+        // The sizes of the first frame in the seek table: one more, and of the second: one less.
+        let table = file.len() - 9 - 5 * 8;
+        for (entry, delta) in [(0, 1_u32), (1, 1_u32.wrapping_neg())] {
+            let at = table + entry * 8 + 4;
+            let len = u32::from_le_bytes(file[at..at + 4].try_into().unwrap()).wrapping_add(delta);
+            file[at..at + 4].copy_from_slice(&len.to_le_bytes());
+        }
+        let opened = open_in(&TempDir::new(), Compression::Zstd, file).unwrap();
+        let error: Error = opened.read_exact_at(&mut vec![0; 3 << 20], 0).unwrap_err().downcast().unwrap();
+        assert!(error.to_string().contains("uncompressed size in the index"), "{error}");
+    }
+
+    #[test]
+    fn absurd_indexes_are_not_taken() {
+        let limits = Limits::default();
+        let read = |compression, file: Vec<u8>| {
+            let len = file.len() as u64;
+            index::read(&(Arc::new(file) as Arc<dyn ReadAt>), len, compression, &limits)
+        };
+        let small = xz(&sample(1000), lzma_rust2::CheckType::Crc32, None);
+        assert!(read(Compression::Xz, small.clone()).is_some());
+        for len in 1..small.len() {
+            assert_eq!(read(Compression::Xz, small[..len].to_vec()), None);
+        }
+        for at in 0..small.len() {
+            let mut damaged = small.clone();
+            damaged[at] ^= 0x40;
+            let _ = read(Compression::Xz, damaged);
+        }
+        // A seek table of 2^32 - 1 frames, and one that is longer than the file.
+        for count in [u32::MAX, 1000] {
+            let footer = [&count.to_le_bytes()[..], &[0], &0x8f92_eab1_u32.to_le_bytes()].concat();
+            assert_eq!(read(Compression::Zstd, [&[0; 64][..], &footer].concat()), None);
+        }
+        assert_eq!(read(Compression::Zstd, vec![]), Some(index::Index::default()));
+        assert_eq!(read(Compression::Xz, vec![0; 100]), None);
+    }
+
+    #[test]
+    fn a_file_of_one_part_is_decoded_once_in_one_pass() {
+        let data = sample(4 << 20);
+        for compression in [Compression::Gzip, Compression::Zstd, Compression::Xz] {
+            let file = encode(compression, &data);
+            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let stream = OneStream::open(source.clone(), compression, &Limits::default()).unwrap().unwrap();
+            assert_eq!(stream.head, data[..8192]);
+            let end = data[data.len() - 512..].to_vec();
+            let check = move |found: &[u8]| {
+                assert_eq!(found, end);
+                Ok(())
+            };
+            let dir = TempDir::new();
+            let opened =
+                stream.into_file(&dir.join("missing"), &Limits::default(), Box::new(check)).unwrap().expect("a size");
+            let mut all = vec![0; data.len()];
+            opened.read_exact_at(&mut all, 0).unwrap();
+            assert!(all == data, "{compression}");
+            opened.verify().unwrap();
+            assert!(source.1.load(Ordering::Relaxed) < file.len() as u64 + 8192, "{compression}: read once");
+            // The beginning is no longer in memory unless it is recent; in another directory, a temporary file is made.
+            let stream = OneStream::open(source, compression, &Limits::default()).unwrap().unwrap();
+            let opened = stream.into_file(dir.path(), &Limits::default(), Box::new(|_| Ok(()))).unwrap().unwrap();
+            opened.read_exact_at(&mut all[..1], 3 << 20).unwrap();
+            opened.read_exact_at(&mut all, 0).unwrap();
+            assert!(all == data, "{compression}");
+        }
+    }
+
+    #[test]
+    fn a_size_that_is_wrong_is_noticed() {
+        // Joined members: the last one states only its own size.
+        for lens in [[1 << 20, 512], [512, 1 << 20]] {
+            let file: Vec<u8> = lens.iter().flat_map(|len| encode(Compression::Gzip, &sample(*len))).collect();
+            let stream = OneStream::open(Arc::new(file), Compression::Gzip, &Limits::default()).unwrap().unwrap();
+            let dir = TempDir::new();
+            let opened = stream.into_file(dir.path(), &Limits::default(), Box::new(|_| Ok(()))).unwrap();
+            let Some(opened) = opened else { continue };
+            let mut all = vec![0; opened.size().unwrap() as usize];
+            let read = opened.read_exact_at(&mut all, 0).and_then(|()| opened.verify());
+            let error: Error = read.unwrap_err().downcast().unwrap();
+            assert!(matches!(error, Error::NotOnePass { .. }), "{error}");
+        }
     }
 }

@@ -6,9 +6,10 @@ use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 #[cfg(feature = "compressed")]
-use super::peel::OnePass;
+use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed};
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
 use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
@@ -45,6 +46,7 @@ pub struct OpenOptions {
     pub(super) changed_backing: bool,
     temporary_directory: Option<PathBuf>,
     one_pass: bool,
+    pub(super) cancel: Option<Arc<AtomicBool>>,
     pub(super) force_share: bool,
     /// The disk of a package.
     #[cfg(feature = "packages")]
@@ -199,6 +201,13 @@ impl OpenOptions {
         self
     }
 
+    /// Stops decompressing a file with [`Error::Cancelled`] soon after `cancel` becomes true.
+    #[must_use]
+    pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
+        self.cancel = Some(cancel);
+        self
+    }
+
     /// Sets the directory for the copy of an image from a pipe, and for what is decompressed. Default: that of the system ([`std::env::temp_dir`]).
     #[must_use]
     pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {
@@ -301,9 +310,21 @@ impl OpenOptions {
     /// first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
     /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
     ///
+    /// A compressed stream is decompressed, unless the format raw is stated.
+    ///
     /// # Errors
-    /// [`Error::Usage`] if the format is not stated or the stream is empty, and as [`open`](Self::open).
+    /// [`Error::Usage`] if the format is not stated and the stream is not compressed, or if it is empty, and as [`open`](Self::open).
     pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
+        #[cfg(feature = "compressed")]
+        let stream = match self.peel_stream(Box::new(stream))? {
+            PeeledStream::Plain(stream) => stream,
+            PeeledStream::Decompressed(stream, Some(format)) => return self.open_in_order(format, stream, None),
+            PeeledStream::Decompressed(stream, None) => {
+                let directory = self.spool_directory();
+                let file = spool::spool(stream, &directory, "compressed file", self.limits.decompressed)?;
+                return self.open_source(Arc::new(file));
+            }
+        };
         let Some(format) = self.format else {
             return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
         };

@@ -20,7 +20,8 @@ use crate::package::{Contents, DigestCheck, DiskFile, Kind, Package};
 const MAX_DEPTH: usize = 3;
 
 /// What messages about the files of a descriptor call the format. It is never opened as an image.
-static OVF: FormatDriver = FormatDriver::new("ovf", |_| false, |_, _| Err(Error::unsupported("ovf", "opening it as an image")));
+static OVF: FormatDriver =
+    FormatDriver::new("ovf", |_| false, |_, _| Err(Error::unsupported("ovf", "opening it as an image")));
 
 /// What is known of an image that is the disk of a package.
 #[derive(Default)]
@@ -100,7 +101,9 @@ impl OpenOptions {
             return Err(Error::Limit { format: "tar", field, at: None, value: limit + 1, limit });
         }
         let contents = match kind {
-            None if member.is_some() => return Err(Error::Usage("a disk is selected, but the file is not a package".into())),
+            None if member.is_some() => {
+                return Err(Error::Usage("a disk is selected, but the file is not a package".into()));
+            }
             None => return Ok(None),
             Some(Kind::Archive) => {
                 Contents::of_archive(source.clone(), &self.limits, &Budget::new(self.limits.metadata))?
@@ -147,7 +150,8 @@ impl OpenOptions {
         let mut checks = checks;
         checks.extend(inner.checks);
         warnings.extend(inner.warnings);
-        let origin = Origin { checks, capacity: capacity.or(inner.capacity), warnings, is_inside: is_inside || inner.is_inside };
+        let origin =
+            Origin { checks, capacity: capacity.or(inner.capacity), warnings, is_inside: is_inside || inner.is_inside };
         opened.origin = Some(origin);
         Ok(opened)
     }
@@ -208,6 +212,8 @@ pub(super) fn in_directory(path: &Path) -> Result<Cow<'_, Path>> {
     match (descriptors.pop(), descriptors.is_empty()) {
         (Some(descriptor), true) => Ok(Cow::Owned(descriptor)),
         (None, _) => Err(Error::Usage("a directory without an OVF descriptor".into()).in_file(path)),
-        (Some(_), false) => Err(Error::Usage("a directory with several OVF descriptors; name one".into()).in_file(path)),
+        (Some(_), false) => {
+            Err(Error::Usage("a directory with several OVF descriptors; name one".into()).in_file(path))
+        }
     }
 }

@@ -2,9 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io;
+#[cfg(feature = "compressed")]
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(feature = "compressed")]
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SizedFile;
 use super::detect::Ends;
@@ -36,6 +40,27 @@ pub(super) struct Peeled {
 struct Decompressed {
     content: Arc<dyn ReadAt>,
     stored: Arc<SizedFile>,
+}
+
+/// A file whose reads fail when the caller cancels.
+#[cfg(feature = "compressed")]
+struct Cancellable {
+    file: Arc<SizedFile>,
+    cancel: Arc<AtomicBool>,
+}
+
+#[cfg(feature = "compressed")]
+impl ReadAt for Cancellable {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled.into());
+        }
+        self.file.read_at(buf, offset)
+    }
 }
 
 /// `content` in place of the file that it is stored in.
@@ -71,6 +96,32 @@ impl ReadAt for Decompressed {
 }
 
 impl OpenOptions {
+    /// Removes the layers of compression from a stream.
+    #[cfg(feature = "compressed")]
+    pub(super) fn peel_stream(&self, stream: Box<dyn Read + Send>) -> Result<PeeledStream> {
+        let mut stream = stream;
+        let mut is_compressed = false;
+        for layer in 0..=MAX_LAYERS {
+            let mut head = Vec::new();
+            (&mut stream).take(Probe::HEAD as u64).read_to_end(&mut head).map_err(Error::io("reading", 0))?;
+            let probe = Probe::new(&head, &[], u64::MAX);
+            let compression = self.compression_of(&probe);
+            let format = self.format.or_else(|| self.formats.probe(&probe).ok());
+            let in_order = format.filter(|format| format.can_stream() && format.matches(&probe));
+            stream = Box::new(io::Cursor::new(head).chain(stream));
+            match compression {
+                Some(compression) if layer == MAX_LAYERS => return Err(too_many_layers(compression)),
+                Some(compression) => {
+                    stream = compressed::decoder(compression, stream, &self.limits);
+                    is_compressed = true;
+                }
+                None if is_compressed => return Ok(PeeledStream::Decompressed(stream, in_order)),
+                None => break,
+            }
+        }
+        Ok(PeeledStream::Plain(stream))
+    }
+
     /// Removes the layers of compression from a file, for reads at any offset.
     pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
         let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
@@ -97,9 +148,18 @@ impl OpenOptions {
         is_compressed.then_some(compression)
     }
 
+    /// The file, whose reads fail when the caller cancels.
+    #[cfg(feature = "compressed")]
+    fn cancellable(&self, file: Arc<SizedFile>) -> Arc<dyn ReadAt> {
+        match &self.cancel {
+            Some(cancel) => Arc::new(Cancellable { file, cancel: cancel.clone() }),
+            None => file,
+        }
+    }
+
     #[cfg(feature = "compressed")]
     fn decompress(&self, source: Arc<SizedFile>, compression: Compression) -> Result<Arc<dyn ReadAt>> {
-        compressed::open(source, compression, &self.spool_directory(), &self.limits)
+        compressed::open(self.cancellable(source), compression, &self.spool_directory(), &self.limits)
     }
 
     #[cfg(not(feature = "compressed"))]
@@ -115,7 +175,8 @@ impl OpenOptions {
     #[cfg(feature = "compressed")]
     pub(super) fn peel_once(&self, source: &Arc<SizedFile>, path: Option<&Path>) -> Result<Option<OnePass>> {
         let Some(compression) = self.compression_of(&Ends::read(&**source)?.probe()) else { return Ok(None) };
-        let Some(stream) = compressed::OneStream::open(source.clone(), compression, &self.limits)? else {
+        let Some(stream) = compressed::OneStream::open(self.cancellable(source.clone()), compression, &self.limits)?
+        else {
             return Ok(None);
         };
         let inner = inner_path(path, compression);
@@ -149,12 +210,21 @@ impl OpenOptions {
     }
 }
 
+/// A stream without its layers of compression.
+#[cfg(feature = "compressed")]
+pub(super) enum PeeledStream {
+    /// It was not compressed.
+    Plain(Box<dyn Read + Send>),
+    /// Its format, if it has one that can be read in order.
+    Decompressed(Box<dyn Read + Send>, Option<Format>),
+}
+
 /// An image that can be read once, in order.
 #[cfg(feature = "compressed")]
 pub(super) enum OnePass {
     /// A raw disk.
     Disk(Peeled),
-    Stream(Format, Box<dyn io::Read + Send>),
+    Stream(Format, Box<dyn Read + Send>),
 }
 
 impl Peeled {

@@ -80,7 +80,9 @@ impl ReadAt for Window {
         let most = usize::try_from(most.min(rest)).unwrap_or(usize::MAX).min(buf.len());
         let buf = buf.get_mut(..most).unwrap_or_default();
         match piece {
-            Some((part, piece)) if piece.start <= offset => part.file.read_at(buf, piece.offset + (offset - piece.start)),
+            Some((part, piece)) if piece.start <= offset => {
+                part.file.read_at(buf, piece.offset + (offset - piece.start))
+            }
             _ => {
                 buf.fill(0);
                 Ok(most)

@@ -67,8 +67,11 @@ fn entry(line: &[u8]) -> Option<Entry> {
     let name = rest.get(..equals)?.trim_ascii_end().strip_suffix(b")")?;
     let digest = bytes_of_hex(rest.get(equals + 1..)?.trim_ascii())?;
     let name = name.strip_prefix(b"./").unwrap_or(name);
-    (digest.len() == algorithm.digest_len() && !name.is_empty())
-        .then(|| Entry { name: Name::from(name), algorithm, digest })
+    (digest.len() == algorithm.digest_len() && !name.is_empty()).then(|| Entry {
+        name: Name::from(name),
+        algorithm,
+        digest,
+    })
 }
 
 fn bytes_of_hex(text: &[u8]) -> Option<Vec<u8>> {
@@ -191,7 +194,14 @@ mod tests {
             assert_eq!((manifest.entries.len(), manifest.ignored), (1, 0), "{line}");
             assert_eq!(manifest.of(name.as_bytes()).count(), 1, "{line}");
         }
-        for line in ["SHA1(a)= 00".into(), format!("MD5(a)= {SHA1}"), format!("SHA256(a)= {SHA1}"), format!("SHA1()= {SHA1}"), "x".into(), format!("SHA1(a) {SHA1}")] {
+        for line in [
+            "SHA1(a)= 00".into(),
+            format!("MD5(a)= {SHA1}"),
+            format!("SHA256(a)= {SHA1}"),
+            format!("SHA1()= {SHA1}"),
+            "x".into(),
+            format!("SHA1(a) {SHA1}"),
+        ] {
             let manifest = Manifest::parse(line.as_bytes());
             assert_eq!((manifest.entries.len(), manifest.ignored), (0, 1), "{line}");
         }

@@ -14,6 +14,7 @@ mod xva;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use crate::driver::Probe;
 use crate::error::{Error, Problem, ReferenceProblem, Result};
 use crate::format::shared::signature::Signature;
 use crate::format::shared::table::{self, Fields};
@@ -21,7 +22,6 @@ use crate::info::FileReference;
 use crate::io::{ReadAt, Window};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
-use crate::driver::Probe;
 use manifest::{Algorithm, Hasher, Hex, Manifest};
 use ovf::Envelope;
 
@@ -214,7 +214,8 @@ impl Contents {
         let is_disk = |name: &Name| {
             self.description.disks.iter().any(|disk| {
                 let bytes = disk.name.as_bytes();
-                disk.has_file && (disk.name == *name || name.as_bytes().strip_prefix(bytes).is_some_and(is_chunk_suffix))
+                disk.has_file
+                    && (disk.name == *name || name.as_bytes().strip_prefix(bytes).is_some_and(is_chunk_suffix))
             })
         };
         let role = |own: &Name| match extension(own).as_slice() {
@@ -297,15 +298,20 @@ impl Contents {
             Some(wanted) => {
                 let by_name = disks().find(|(_, disk)| is(disk, wanted)).map(|(index, _)| index);
                 let number = wanted.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
-                by_name.or(number.filter(|index| *index < self.description.disks.len())).ok_or_else(|| {
-                    Error::NoSuchDisk { wanted: Name::from(wanted), disks: names() }
-                })
+                by_name
+                    .or(number.filter(|index| *index < self.description.disks.len()))
+                    .ok_or_else(|| Error::NoSuchDisk { wanted: Name::from(wanted), disks: names() })
             }
-            None => match disks().filter(|(_, disk)| disk.has_file).map(|(index, _)| index).collect::<Vec<_>>().as_slice() {
-                [only] => Ok(*only),
-                [] => Err(Error::Unreadable { format: self.description.kind, reason: "package without the image of a disk" }),
-                _ => Err(Error::SeveralDisks { disks: names() }),
-            },
+            None => {
+                match disks().filter(|(_, disk)| disk.has_file).map(|(index, _)| index).collect::<Vec<_>>().as_slice() {
+                    [only] => Ok(*only),
+                    [] => Err(Error::Unreadable {
+                        format: self.description.kind,
+                        reason: "package without the image of a disk",
+                    }),
+                    _ => Err(Error::SeveralDisks { disks: names() }),
+                }
+            }
         }
     }
 
@@ -378,7 +384,9 @@ impl Contents {
             let (len, expected) = (table::length(&*part)?, chunk_size.min(size - index * chunk_size));
             if len != expected {
                 let finding = "a chunk has another length than the descriptor states";
-                return Err(Fields(ovf::FORMAT_NAME).at("chunkSize", 0).fault(Problem::Conflict { value: len, finding }));
+                return Err(Fields(ovf::FORMAT_NAME)
+                    .at("chunkSize", 0)
+                    .fault(Problem::Conflict { value: len, finding }));
             }
             parts.push((name, part));
         }
@@ -535,9 +543,9 @@ fn extension(name: &Name) -> Vec<u8> {
 }
 
 fn is_chunk_suffix(suffix: &[u8]) -> bool {
-    suffix.split_first().is_some_and(|(dot, digits)| {
-        *dot == b'.' && digits.len() == 9 && digits.iter().all(u8::is_ascii_digit)
-    })
+    suffix
+        .split_first()
+        .is_some_and(|(dot, digits)| *dot == b'.' && digits.len() == 9 && digits.iter().all(u8::is_ascii_digit))
 }
 
 /// The name with `%20` and the like decoded; `None` if there is nothing to decode.

@@ -98,18 +98,27 @@ impl Settings {
     /// [`Error::Option`](crate::Error::Option)
     pub fn parse(options: &Options, stem: &str, disks: usize) -> Result<Settings> {
         options.check(FORMAT_NAME, OPTIONS)?;
-        let number = |name, range, default| options.number(FORMAT_NAME, name, range).map(|value| value.unwrap_or(default));
+        let number =
+            |name, range, default| options.number(FORMAT_NAME, name, range).map(|value| value.unwrap_or(default));
         let memory = match options.value("memory") {
             None => 2048,
             Some(text) => match parse_size(text) {
                 Ok(size) if size.is_multiple_of(1 << 20) && size > 0 => size >> 20,
-                _ => return Err(wrong(FORMAT_NAME, "memory", format!("invalid value {text:?}: expected a size in whole MiB"))),
+                _ => {
+                    return Err(wrong(
+                        FORMAT_NAME,
+                        "memory",
+                        format!("invalid value {text:?}: expected a size in whole MiB"),
+                    ));
+                }
             },
         };
         let efi = match options.value("firmware") {
             None | Some("bios") => false,
             Some("efi") => true,
-            Some(other) => return Err(wrong(FORMAT_NAME, "firmware", format!("invalid value {other:?}: expected bios or efi"))),
+            Some(other) => {
+                return Err(wrong(FORMAT_NAME, "firmware", format!("invalid value {other:?}: expected bios or efi")));
+            }
         };
         let wanted = options.value("controller").unwrap_or("lsilogic");
         let controller = CONTROLLERS.iter().find(|controller| controller.name == wanted).ok_or_else(|| {
@@ -333,7 +342,9 @@ fn line(text: &mut String, depth: usize, content: &str) {
 /// The number of CIM_OperatingSystem.OsType: 101 and 36 are Linux, 102 and 1 anything else, of 64 and 32 bits.
 fn system_id(guest_os: &str) -> u32 {
     let lower = guest_os.to_ascii_lowercase();
-    let is_linux = ["linux", "ubuntu", "debian", "centos", "rhel", "fedora", "sles", "photon"].iter().any(|name| lower.contains(name));
+    let is_linux = ["linux", "ubuntu", "debian", "centos", "rhel", "fedora", "sles", "photon"]
+        .iter()
+        .any(|name| lower.contains(name));
     match (is_linux, lower.contains("64")) {
         (true, true) => 101,
         (true, false) => 36,
@@ -385,7 +396,17 @@ mod tests {
 
     #[test]
     fn wrong_options_are_refused() {
-        for list in ["memory=1", "memory=0", "memory=x", "cpus=0", "firmware=uefi", "controller=nvme", "nic=rtl8139", "hwversion=3", "x=1"] {
+        for list in [
+            "memory=1",
+            "memory=0",
+            "memory=x",
+            "cpus=0",
+            "firmware=uefi",
+            "controller=nvme",
+            "nic=rtl8139",
+            "hwversion=3",
+            "x=1",
+        ] {
             assert!(settings(list, "vm", 1).is_err(), "{list}");
         }
         assert!(settings("controller=ide", "vm", 4).is_ok() && settings("controller=ide", "vm", 5).is_err());

@@ -91,7 +91,8 @@ impl Envelope {
         let mut envelope = Envelope { files: files(root)?, ..Envelope::default() };
         let mut disks = envelope.disks(root)?;
         for (id, is_file) in hardware::disks(root) {
-            let found = disks.iter().position(|disk| disk.as_ref().is_some_and(|disk| disk.id.as_bytes() == id.as_bytes()));
+            let found =
+                disks.iter().position(|disk| disk.as_ref().is_some_and(|disk| disk.id.as_bytes() == id.as_bytes()));
             match (found.and_then(|at| disks.get_mut(at)).and_then(Option::take), is_file) {
                 (Some(disk), false) => envelope.disks.push(disk),
                 (_, true) => envelope.add_file_disk(id),
@@ -154,9 +155,7 @@ impl Envelope {
 pub(super) fn is_descriptor(head: &[u8]) -> bool {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
     let contains = |needle: &[u8]| text.windows(needle.len()).any(|window| window == needle);
-    text.starts_with(b"<")
-        && contains(b"Envelope")
-        && NAMESPACES.iter().any(|namespace| contains(namespace.as_bytes()))
+    text.starts_with(b"<") && contains(b"Envelope") && NAMESPACES.iter().any(|namespace| contains(namespace.as_bytes()))
 }
 
 fn files(root: Node<'_, '_>) -> Result<Vec<File>> {
@@ -190,9 +189,9 @@ fn in_sections<'a, 'input>(
 ) -> impl Iterator<Item = Node<'a, 'input>> {
     let is_section = move |node: &Node<'_, '_>| {
         node.tag_name().name() == section
-            || attribute(*node, "type").and_then(|kind| kind.strip_suffix("_Type")).is_some_and(|kind| {
-                kind.rsplit(':').next() == Some(section)
-            })
+            || attribute(*node, "type")
+                .and_then(|kind| kind.strip_suffix("_Type"))
+                .is_some_and(|kind| kind.rsplit(':').next() == Some(section))
     };
     root.descendants()
         .filter(move |node| node.tag_name().name() == name && node.parent().is_some_and(|parent| is_section(&parent)))
@@ -213,9 +212,9 @@ fn attribute<'a>(node: Node<'a, '_>, name: &str) -> Option<&'a str> {
 
 /// The default of the property `key`.
 fn property<'a>(root: Node<'a, '_>, key: &str) -> Option<&'a str> {
-    let property = root.descendants().find(|node| {
-        node.tag_name().name() == "Property" && attribute(*node, "key").is_some_and(|own| own == key)
-    })?;
+    let property = root
+        .descendants()
+        .find(|node| node.tag_name().name() == "Property" && attribute(*node, "key").is_some_and(|own| own == key))?;
     attribute(property, "value").map(str::trim)
 }
 

@@ -82,7 +82,8 @@ fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
     super::ovf::check_attributes(text)?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|_| not_understood())?;
-    let objects = document.descendants().filter(|node| node.has_tag_name("struct") && text_of(*node, "class") == Some("VDI"));
+    let objects =
+        document.descendants().filter(|node| node.has_tag_name("struct") && text_of(*node, "class") == Some("VDI"));
     Ok(objects
         .filter_map(|object| {
             let size = structure(member(object, "snapshot")?).and_then(|state| text_of(state, "virtual_size"))?;
@@ -115,7 +116,9 @@ mod tests {
 
     fn descriptor(size: &str) -> Vec<u8> {
         let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
-        let vdi = member("class", "VDI") + &member("id", "Ref:4") + &member("snapshot", &format!("<struct>{}</struct>", member("virtual_size", size)));
+        let vdi = member("class", "VDI")
+            + &member("id", "Ref:4")
+            + &member("snapshot", &format!("<struct>{}</struct>", member("virtual_size", size)));
         let objects = format!("<array><data><value><struct>{vdi}</struct></value></data></array>");
         format!("<value><struct>{}</struct></value>", member("objects", &objects)).into_bytes()
     }

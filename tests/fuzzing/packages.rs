@@ -14,11 +14,17 @@ pub fn package(data: &[u8]) {
     let disk = [7; 1024];
     let file: Arc<dyn ReadAt> = match choice % 4 {
         0 => Arc::new(MemFile::from(sealed(data))),
-        1 => Arc::new(MemFile::from(archive(&[("vm.ovf", data), ("a.img", &disk), ("a.img.000000000", &disk), ("b", &disk)]))),
+        1 => Arc::new(MemFile::from(archive(&[
+            ("vm.ovf", data),
+            ("a.img", &disk),
+            ("a.img.000000000", &disk),
+            ("b", &disk),
+        ]))),
         2 => Arc::new(MemFile::from(data.to_vec())),
         _ => Arc::new(MemFile::from(archive(&[("vm.ovf", DESCRIPTOR), ("a.img", &disk), ("vm.mf", data)]))),
     };
-    let resolve = move |_: &diskimage::ResolveRequest<'_>| Ok(Arc::new(MemFile::from(disk.to_vec())) as Arc<dyn ReadAt>);
+    let resolve =
+        move |_: &diskimage::ResolveRequest<'_>| Ok(Arc::new(MemFile::from(disk.to_vec())) as Arc<dyn ReadAt>);
     let options = limited().reference_policy(diskimage::ReferencePolicy::Beside).resolver(resolve);
     match options.package_source(file.clone()) {
         Ok(None) => {}
@@ -44,7 +50,8 @@ fn open(options: &OpenOptions, file: &Arc<dyn ReadAt>) {
     }
 }
 
-const DESCRIPTOR: &[u8] = br#"<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References><File href="a.img" id="f"/></References>
+const DESCRIPTOR: &[u8] =
+    br#"<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References><File href="a.img" id="f"/></References>
 <DiskSection><Disk diskId="d" fileRef="f"/></DiskSection></Envelope>"#;
 
 /// The bytes with the checksum of each block that has the magic of a header.

@@ -170,7 +170,10 @@ fn package_input() -> impl Strategy<Value = Vec<u8>> {
     let disk = Pattern::Islands.make(4096);
     let archive = targets::packages::archive(&[("x/box.img", &disk), ("x/metadata.json", b"{}")]);
     let seeds = [(0, archive), (1, text.to_vec()), (2, text.to_vec()), (3, manifest.into_bytes())];
-    let changes = prop::collection::vec((any::<usize>(), prop_oneof![any::<u8>(), Just(0), Just(b'<'), Just(b'"'), Just(b'7')]), 0..5);
+    let changes = prop::collection::vec(
+        (any::<usize>(), prop_oneof![any::<u8>(), Just(0), Just(b'<'), Just(b'"'), Just(b'7')]),
+        0..5,
+    );
     (prop::sample::select(seeds.to_vec()), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(
         |((choice, mut bytes), changes, cut)| {
             let len = bytes.len();

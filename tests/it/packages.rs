@@ -31,7 +31,8 @@ fn data() -> Vec<u8> {
 /// A descriptor of files with these attributes besides the name, each of which is a disk.
 fn descriptor(files: &[(&str, &str)]) -> Vec<u8> {
     let list = files.iter().enumerate();
-    let references = list.clone().map(|(at, (href, more))| format!(r#"<File ovf:href="{href}" ovf:id="f{at}" {more}/>"#));
+    let references =
+        list.clone().map(|(at, (href, more))| format!(r#"<File ovf:href="{href}" ovf:id="f{at}" {more}/>"#));
     let disks = list.map(|(at, _)| format!(r#"<Disk ovf:capacity="1" ovf:diskId="disk-{at}" ovf:fileRef="f{at}"/>"#));
     format!(
         r#"<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1">
@@ -240,9 +241,15 @@ fn an_archive_without_a_descriptor_has_the_disk_that_its_content_shows() {
     let mut kernel = vec![0; 4096];
     kernel[0x1fe..0x206].copy_from_slice(b"\x55\xaa\0\0HdrS");
     let qcow2 = convert(&qcow2(""), &raw_image(&disk)).0;
-    let uec = [("a-blank.img", disk.clone()), ("a-vmlinuz", kernel.clone()), ("a-initrd", b"070701".to_vec()), ("README", b"x".to_vec())];
+    let uec = [
+        ("a-blank.img", disk.clone()),
+        ("a-vmlinuz", kernel.clone()),
+        ("a-initrd", b"070701".to_vec()),
+        ("README", b"x".to_vec()),
+    ];
     assert_holds(open(pack(&uec)), &disk);
-    let renamed = [("a.img", kernel), ("b.img", disk.clone()), ("c-floppy.img", vec![1; 512]), ("._b.img", vec![1; 512])];
+    let renamed =
+        [("a.img", kernel), ("b.img", disk.clone()), ("c-floppy.img", vec![1; 512]), ("._b.img", vec![1; 512])];
     assert_holds(open(pack(&renamed)), &disk);
     // A box of libvirt, and the image of Google Compute Engine.
     assert_holds(open(pack(&[("metadata.json", b"{}".to_vec()), ("box.img", qcow2.clone())])), &disk);
@@ -304,7 +311,10 @@ fn blocks_of_an_xva_are_a_disk() {
     let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
     let state = format!("<struct>{}</struct>", member("virtual_size", "3145728"));
     let vdi = [member("class", "VDI"), member("id", "Ref:7"), member("snapshot", &state)].concat();
-    let text = format!("<value><struct>{}</struct></value>", member("objects", &format!("<array><data><value><struct>{vdi}</struct></value></data></array>")));
+    let text = format!(
+        "<value><struct>{}</struct></value>",
+        member("objects", &format!("<array><data><value><struct>{vdi}</struct></value></data></array>"))
+    );
     let bytes = archive(&[
         ("ova.xml", text.as_bytes()),
         ("Ref:7/00000000", &disk[..MIB]),
@@ -431,12 +441,19 @@ mod cli {
         let dir = TempDir::new();
         dir.file("vm.ova", &pack(&two_disks()));
         let text = succeed(&dir, &["info", "vm.ova"]);
-        for line in ["package: ova", "    vm.ovf: descriptor, ", "    vm.mf: manifest, ", "disk 2: b%20b.vmdk", "file format: vmdk"] {
+        for line in [
+            "package: ova",
+            "    vm.ovf: descriptor, ",
+            "    vm.mf: manifest, ",
+            "disk 2: b%20b.vmdk",
+            "file format: vmdk",
+        ] {
             assert!(text.contains(line), "{line}: {text}");
         }
         let value: Value = serde_json::from_str(&succeed(&dir, &["info", "--output", "json", "vm.ova"])).unwrap();
         assert_eq!((&value["format"], &value["disks"][1]["image"]["virtual-size"]), (&"ova".into(), &(2 * MIB).into()));
-        let one: Value = serde_json::from_str(&succeed(&dir, &["info", "--output=json", "--disk=2", "vm.ova"])).unwrap();
+        let one: Value =
+            serde_json::from_str(&succeed(&dir, &["info", "--output=json", "--disk=2", "vm.ova"])).unwrap();
         assert_eq!(one["virtual-size"], 2 * MIB);
         // What cannot be opened does not hide the rest.
         dir.file("vm.ovf", &descriptor(&[("gone.vmdk", "")]));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Format, Image, Name, OpenOptions, Options};
+use diskimage::{Format, Image, Limits, Name, OpenOptions, Options, parse_size};
 
 use crate::failure::Failure;
 use crate::output::Style;
@@ -25,12 +25,46 @@ pub struct ShareArgs {
     /// machine, has opened for writing; the result may be inconsistent
     #[arg(short = 'U', long, verbatim_doc_comment)]
     force_share: bool,
+
+    #[command(flatten)]
+    compressed: CompressedArgs,
+}
+
+/// Options for compressed images.
+#[derive(Debug, clap::Args)]
+struct CompressedArgs {
+    /// Directory for the temporary file of an image that is compressed or
+    /// from a pipe [default: $TMPDIR]
+    #[arg(long, value_name = "DIR", verbatim_doc_comment)]
+    spool_dir: Option<PathBuf>,
+
+    /// Refuse a compressed file that decompresses to more than SIZE
+    /// [default: 64T]
+    #[arg(long, value_name = "SIZE", value_parser = size, verbatim_doc_comment)]
+    max_output: Option<u64>,
+
+    /// Refuse a compressed file that decompresses to more than N times its
+    /// size, from 1G on [default: 100000]
+    #[arg(long, value_name = "N", verbatim_doc_comment)]
+    max_ratio: Option<u64>,
+}
+
+impl CompressedArgs {
+    fn apply(&self, mut options: OpenOptions) -> OpenOptions {
+        if let Some(directory) = &self.spool_dir {
+            options = options.temporary_directory(directory);
+        }
+        let mut limits = Limits::default();
+        limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
+        limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
+        options.limits(limits)
+    }
 }
 
 impl ShareArgs {
     /// Options for opening a single image of `format`, which is detected if `None`.
     pub fn options(&self, format: Option<Format>) -> OpenOptions {
-        let options = OpenOptions::new().force_share(self.force_share);
+        let options = self.compressed.apply(OpenOptions::new().force_share(self.force_share));
         match format {
             Some(format) => options.format(format),
             None => options,
@@ -128,6 +162,11 @@ enum ReferencePolicy {
 }
 
 impl ReferenceArgs {
+    /// Whether the directory for temporary files is set.
+    pub fn has_spool_directory(&self) -> bool {
+        self.share.compressed.spool_dir.is_some()
+    }
+
     /// Options for opening an image of `format`, which is detected if `None`.
     pub fn options(&self, format: Option<Format>) -> OpenOptions {
         let policy = match self.references {
@@ -221,6 +260,11 @@ pub fn format_options(lists: &[String]) -> Options {
         options.add_list(list);
     }
     options
+}
+
+/// Parses a size in bytes, for clap.
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
 }
 
 /// Parses the name of a format, for clap.

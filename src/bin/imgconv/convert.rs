@@ -122,10 +122,13 @@ A failed conversion leaves nothing behind. A replaced file's owner, permissions 
 extended attributes are kept. Further files of an image are named after TARGET, as
 disk-flat.vmdk or disk-s001.vmdk, and replace existing files.
 
-Standard input needs -f. A streamOptimized vmdk is read sequentially; everything else,
-unless it is a file (<disk.raw), is first copied to a temporary file in $TMPDIR, or else
-in the directory of TARGET. A raw disk ends where the input ends: check the exit code of
-what writes it, as with set -o pipefail.
+A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed; -f raw takes its bytes as
+they are.
+
+Standard input needs -f, unless it is compressed. A streamOptimized vmdk is read
+sequentially; everything else, unless it is a file (<disk.raw), is first copied to a
+temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET. A raw disk
+ends where the input ends: check the exit code of what writes it, as with set -o pipefail.
 Standard output is written sequentially: it can be a raw disk, zeros included, or a
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
@@ -150,7 +153,8 @@ Examples:
   imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
   imgconv convert --references beside vm.ovf disk.qcow2
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
-  xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
+  imgconv convert disk.raw.xz disk.qcow2
+  curl https://host/disk.raw.zst | imgconv convert - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
@@ -172,14 +176,22 @@ impl Args {
         }
         let format = self.target_format.and_then(args::Target::image);
         let format = args::target_format(format, "-O", self.target_name())?;
-        let source = self.open_source(&self.source, &interrupt)?;
+        // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
+        let one_pass = *self.target() != Endpoint::Stream && !self.salvage;
+        let mut source = self.open_source(&self.source, &interrupt, one_pass)?;
         self.warn(&source);
         let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
-        let result = match self.target() {
-            Endpoint::Stream => converter.convert_to(&source, Arc::new(streams::output()?)),
-            Endpoint::File(path) => converter.convert(&source, path),
+        let convert = |source: &Image| match self.target() {
+            Endpoint::Stream => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
+            Endpoint::File(path) => Ok(converter.convert(source, path)),
         };
+        let mut result = convert(&source)?;
+        if one_pass && self.source != Endpoint::Stream && result.as_ref().is_err_and(|error| needs_more(error, &source))
+        {
+            source = self.open_source(&self.source, &interrupt, false)?;
+            result = convert(&source)?;
+        }
         bar.clear();
         match result {
             Ok(report) => self.print_report(&report),
@@ -216,9 +228,6 @@ impl Args {
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
         if self.sources().contains(&&Endpoint::Stream) {
-            if self.source_format.is_none() {
-                return refuse("the format of standard input cannot be detected; set it with -f");
-            }
             if self.salvage {
                 return refuse("--salvage needs a file as SOURCE: standard input is read sequentially");
             }
@@ -284,25 +293,41 @@ impl Args {
         }
     }
 
-    fn open_source(&self, source: &Endpoint, interrupt: &Interrupt) -> Result<Image, Failure> {
-        let options = self.package.select(self.references.options(self.source_format));
-        match (source, &self.snapshot) {
-            (Endpoint::Stream, _) => {
-                let image = match streams::input_file() {
+    fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
+        let options = self
+            .package
+            .select(self.references.options(self.source_format))
+            .one_pass(one_pass)
+            .cancel(interrupt.flag());
+        let options = self.in_temporary_directory(options);
+        let path = match source {
+            Endpoint::File(path) => path,
+            Endpoint::Stream => {
+                // Without a format it has to be compressed, and its first bytes tell.
+                let image = match streams::input_file().filter(|_| self.source_format.is_some()) {
                     Some(file) => options.open_source(Arc::new(file)),
-                    None => self.in_temporary_directory(options).open_stream(streams::input(interrupt.flag())?),
+                    None => options.open_stream(streams::input(interrupt.flag())?),
                 };
-                image.map_err(|error| interrupt.failure(self.in_stream(error)))
+                return image.map_err(|error| match error {
+                    Error::Usage(_) if self.source_format.is_none() => {
+                        Failure::usage("the format of standard input cannot be detected; set it with -f")
+                    }
+                    error => interrupt.failure(self.in_stream(error)),
+                });
             }
-            (Endpoint::File(path), None) => Ok(options.open(path)?),
-            (Endpoint::File(path), Some(selector)) => {
-                Ok(options.snapshot(self.snapshot_id(path, selector)?).open(path)?)
-            }
-        }
+        };
+        let options = match &self.snapshot {
+            Some(selector) => options.snapshot(self.snapshot_id(path, selector)?),
+            None => options,
+        };
+        options.open(path).map_err(|error| interrupt.failure(error))
     }
 
-    /// Sets the directory for a copy of standard input: `TMPDIR`, or else that of the target, which has room for a disk.
+    /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
     fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
+        if self.references.has_spool_directory() {
+            return options;
+        }
         let Endpoint::File(target) = self.target() else { return options };
         let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
         match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
@@ -384,6 +409,16 @@ impl Args {
             output::print_json(&result)?;
         }
         Ok(if report.unreadable_bytes > 0 { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Whether a conversion failed because `source` cannot be read in one pass.
+fn needs_more(error: &Error, source: &Image) -> bool {
+    match error.root() {
+        Error::NotOnePass { .. } => true,
+        // Grains that are far out of order.
+        Error::Unsupported { format, at: Some(_), .. } => *format == source.format().name(),
+        _ => false,
     }
 }
 

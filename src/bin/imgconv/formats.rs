@@ -58,7 +58,8 @@ fn human(format: Format) -> String {
 
 /// Describes the package that `convert -O ova` writes.
 fn ova() -> String {
-    let text = "ova: OVA package of disks, with OVF descriptor and manifest (read, written by convert)\n  extensions: ova\n";
+    let text =
+        "ova: OVA package of disks, with OVF descriptor and manifest (read, written by convert)\n  extensions: ova\n";
     text.to_owned() + &options(Package::OVA_OPTIONS)
 }
 

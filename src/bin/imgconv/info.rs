@@ -26,7 +26,7 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Only FILE is opened, unless --backing-chain is given. The keys of --output json are
-those of qemu-img info, plus warnings.
+those of qemu-img info, plus compression and warnings.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -61,7 +61,8 @@ impl Args {
         let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
         match self.input.output.style {
             Style::Human => {
-                let mut text = format!("image: {}\npackage: {}\nmembers:\n", Name::from(&*self.input.file), package.kind);
+                let mut text =
+                    format!("image: {}\npackage: {}\nmembers:\n", Name::from(&*self.input.file), package.kind);
                 for member in &package.members {
                     text.push_str(&format!("    {}: {}, {}\n", member.name, member.role, size(member.size)));
                 }
@@ -75,7 +76,9 @@ impl Args {
                     }
                     match image {
                         Ok(image) => text.push_str(&human(image)),
-                        Err(error) => text.push_str(&format!("not opened: {}\n", output::printable(&error.to_string()))),
+                        Err(error) => {
+                            text.push_str(&format!("not opened: {}\n", output::printable(&error.to_string())))
+                        }
                     }
                 }
                 output::print(&text)?;
@@ -83,7 +86,8 @@ impl Args {
             Style::Json => {
                 let member = |member: &diskimage::PackageMember| json!({ "name": member.name, "role": member.role, "size": member.size });
                 let disk = |(disk, image): &(&diskimage::PackageDisk, diskimage::Result<Inspection>)| {
-                    let mut value = json!({ "name": disk.name, "id": disk.id, "size": disk.size, "capacity": disk.capacity });
+                    let mut value =
+                        json!({ "name": disk.name, "id": disk.id, "size": disk.size, "capacity": disk.capacity });
                     match image {
                         Ok(image) => value["image"] = json!(image),
                         Err(error) => value["error"] = error.to_string().into(),
@@ -121,6 +125,9 @@ fn human(image: &Inspection) -> String {
     let mut text = String::new();
     let mut add = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
     add("image", &Name::from(path(image)));
+    for layer in &image.compression {
+        add("compression", &format!("{}, decompressed to {}", layer.name, size(layer.decompressed_len)));
+    }
     add("file format", &image.format);
     add("virtual size", &size(info.virtual_size));
     add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));

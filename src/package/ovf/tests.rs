@@ -3,7 +3,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::ErrorKind;
 
-const DMTF: &str = r#"xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1""#;
+const DMTF: &str =
+    r#"xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1""#;
 
 /// The names of the files of the disks, in order.
 fn disks(text: &str) -> Vec<(String, Option<String>, Option<u64>)> {
@@ -33,8 +34,10 @@ fn disks_are_in_the_order_of_the_hardware() {
         item(13, 17, "1", "11", "ovf:/file/direct"),
     ];
     let names = ["loose", "ide0", "ide1", "sata10", "sata9"];
-    let files: String = names.iter().map(|name| format!(r#"<File ovf:id="f-{name}" ovf:href="{name}.vmdk"/>"#)).collect();
-    let list: String = names.iter().map(|name| format!(r#"<Disk ovf:diskId="{name}" ovf:fileRef="f-{name}"/>"#)).collect();
+    let files: String =
+        names.iter().map(|name| format!(r#"<File ovf:id="f-{name}" ovf:href="{name}.vmdk"/>"#)).collect();
+    let list: String =
+        names.iter().map(|name| format!(r#"<Disk ovf:diskId="{name}" ovf:fileRef="f-{name}"/>"#)).collect();
     let text = format!(
         r#"<?xml version="1.0"?><Envelope {DMTF} xmlns:rasd="r"><References>{files}<File ovf:id="iso" ovf:href="x.iso"/>
         <File ovf:id="direct" ovf:href="direct.img"/></References>
@@ -76,7 +79,9 @@ fn dialects() {
 
 #[test]
 fn a_capacity_that_is_not_understood_is_a_warning() {
-    let text = format!(r#"<Envelope {DMTF}><DiskSection><Disk diskId="d" capacity="9" capacityAllocationUnits="pages"/></DiskSection></Envelope>"#);
+    let text = format!(
+        r#"<Envelope {DMTF}><DiskSection><Disk diskId="d" capacity="9" capacityAllocationUnits="pages"/></DiskSection></Envelope>"#
+    );
     let envelope = Envelope::parse(text.as_bytes()).unwrap();
     assert_eq!(envelope.warnings, ["the capacity of disk d is not understood"]);
 }
@@ -104,9 +109,21 @@ fn hostile_descriptors_are_refused() {
         (envelope(&format!("<References>{file}{file}</References>")), ErrorKind::InvalidField, "same identifier"),
         (envelope(r#"<References><File id="f"/></References>"#), ErrorKind::InvalidField, "href"),
         (envelope(r#"<References><File id="f" href="x" size="-1"/></References>"#), ErrorKind::InvalidField, "size"),
-        (envelope(r#"<References><File id="f" href="x" chunkSize="0"/></References>"#), ErrorKind::InvalidField, "chunkSize"),
-        (envelope(r#"<DiskSection><Disk diskId="d" fileRef="nothing"/></DiskSection>"#), ErrorKind::InvalidField, "fileRef"),
-        (envelope(r#"<DiskSection><Disk diskId="d"/><Disk diskId="d"/></DiskSection>"#), ErrorKind::InvalidField, "diskId"),
+        (
+            envelope(r#"<References><File id="f" href="x" chunkSize="0"/></References>"#),
+            ErrorKind::InvalidField,
+            "chunkSize",
+        ),
+        (
+            envelope(r#"<DiskSection><Disk diskId="d" fileRef="nothing"/></DiskSection>"#),
+            ErrorKind::InvalidField,
+            "fileRef",
+        ),
+        (
+            envelope(r#"<DiskSection><Disk diskId="d"/><Disk diskId="d"/></DiskSection>"#),
+            ErrorKind::InvalidField,
+            "diskId",
+        ),
     ] {
         let error = Envelope::parse(&text).unwrap_err();
         assert!(error.kind() == kind && error.to_string().contains(message), "{message}: {error}");

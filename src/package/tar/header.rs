@@ -50,7 +50,9 @@ impl Header {
 
 /// The error for a field that is not a number.
 pub(super) fn invalid(name: &'static str, at: u64) -> Error {
-    FIELDS.at(name, at).fault(Problem::Rule { value: 0, rule: "must be an octal number or one in base 256, below 2^63" })
+    FIELDS
+        .at(name, at)
+        .fault(Problem::Rule { value: 0, rule: "must be an octal number or one in base 256, below 2^63" })
 }
 
 /// Checks the sum of all bytes, where those of the checksum count as blanks. Old writers added signed bytes.
@@ -82,9 +84,9 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
         Some((first, rest)) if first & 0x80 != 0 => {
             // The next bit is the sign.
             let start = Some(u64::from(first & 0x7f)).filter(|start| start & 0x40 == 0);
-            let value = rest.iter().try_fold(start?, |value, byte| {
-                value.checked_mul(256).map(|value| value | u64::from(*byte))
-            });
+            let value = rest
+                .iter()
+                .try_fold(start?, |value, byte| value.checked_mul(256).map(|value| value | u64::from(*byte)));
             below_u63(value?)
         }
         _ => {

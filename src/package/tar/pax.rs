@@ -143,7 +143,15 @@ mod tests {
         assert_eq!(all(b"9 size=1\n"), [Ok(())]);
         assert_eq!(all(b"9 size=1\n\0\0"), [Ok(())]);
         assert_eq!(all(b"9 size=1\n9 size=2\n"), [Ok(()), Ok(())]);
-        for text in [&b"8 size=1\n"[..], b"11 size=1\n", b"9 size 1\n", b" 9size=1\n", b"x", b"99999999999999999999 a=b\n", b"2 \n"] {
+        for text in [
+            &b"8 size=1\n"[..],
+            b"11 size=1\n",
+            b"9 size 1\n",
+            b" 9size=1\n",
+            b"x",
+            b"99999999999999999999 a=b\n",
+            b"2 \n",
+        ] {
             assert_eq!(all(text), [Err(())], "{}", text.escape_ascii());
         }
     }

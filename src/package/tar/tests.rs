@@ -96,7 +96,8 @@ fn sparse(name: &str, content: &[u8], how: Sparse) -> Vec<u8> {
             header
         }
         Sparse::Pax00 | Sparse::Pax01 => {
-            let mut text = [record("GNU.sparse.size", &size), record("GNU.sparse.numblocks", &map.len().to_string())].concat();
+            let mut text =
+                [record("GNU.sparse.size", &size), record("GNU.sparse.numblocks", &map.len().to_string())].concat();
             match how {
                 Sparse::Pax00 => map.iter().for_each(|(at, len)| {
                     text.extend(record("GNU.sparse.offset", &at.to_string()));
@@ -218,7 +219,9 @@ fn names_are_made_plain() {
 #[test]
 fn the_end_may_be_missing_padded_or_cut() {
     let one = entry("a", b'0', b"data");
-    for bytes in [one.clone(), one[..516].to_vec(), [one.clone(), vec![0; 512]].concat(), [one, vec![0; 10240 + 7]].concat()] {
+    for bytes in
+        [one.clone(), one[..516].to_vec(), [one.clone(), vec![0; 512]].concat(), [one, vec![0; 10240 + 7]].concat()]
+    {
         assert_eq!(files(&bytes), [("a".into(), b"data".to_vec())]);
     }
 }
@@ -277,12 +280,24 @@ fn hostile_archives_are_refused() {
         (pax(&[("GNU.sparse.map", "0,10,10,10"), ("GNU.sparse.size", "100")]), "is out of bounds"),
         (pax(&[("GNU.sparse.map", "0,10"), ("GNU.sparse.size", "9")]), "is out of bounds"),
         (pax(&[("GNU.sparse.map", "0"), ("GNU.sparse.size", "9")]), "another number of entries"),
-        (pax(&[("GNU.sparse.map", "0,10"), ("GNU.sparse.numblocks", "2"), ("GNU.sparse.size", "10")]), "another number of entries"),
+        (
+            pax(&[("GNU.sparse.map", "0,10"), ("GNU.sparse.numblocks", "2"), ("GNU.sparse.size", "10")]),
+            "another number of entries",
+        ),
         (pax(&[("GNU.sparse.map", "0,10")]), "size of the sparse file"),
         (pax(&[("GNU.sparse.major", "2"), ("GNU.sparse.minor", "0")]), "sparse files of version 2.0"),
         (
             [
-                entry("x", b'x', &[record("GNU.sparse.major", "1"), record("GNU.sparse.minor", "0"), record("GNU.sparse.realsize", "5")].concat()),
+                entry(
+                    "x",
+                    b'x',
+                    &[
+                        record("GNU.sparse.major", "1"),
+                        record("GNU.sparse.minor", "0"),
+                        record("GNU.sparse.realsize", "5"),
+                    ]
+                    .concat(),
+                ),
                 entry("a", b'0', many.as_bytes()),
             ]
             .concat(),

@@ -65,11 +65,19 @@ fn archives_of_gnu_tar() {
     ] {
         for name in ["disk.raw", &*deep] {
             tar(&dir, &program, &[&["-S", "-cf", "a.tar"], args, &[name]].concat());
-            assert!(fs::metadata(dir.join("a.tar")).unwrap().len() < 2 << 20, "{args:?}: it is stored as a sparse file");
+            assert!(
+                fs::metadata(dir.join("a.tar")).unwrap().len() < 2 << 20,
+                "{args:?}: it is stored as a sparse file"
+            );
             assert_reads(&dir, "a.tar", &disk);
             // Its holes are holes of the disk.
             let image = Image::open(dir.join("a.tar")).unwrap();
-            let data: u64 = image.spans(0..u64::MAX).map(|span| span.unwrap()).filter(|span| span.is_data()).map(|span| span.len).sum();
+            let data: u64 = image
+                .spans(0..u64::MAX)
+                .map(|span| span.unwrap())
+                .filter(|span| span.is_data())
+                .map(|span| span.len)
+                .sum();
             assert!(data < 1 << 20, "{args:?}: {data} bytes of data");
         }
     }

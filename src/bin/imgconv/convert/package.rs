@@ -33,7 +33,9 @@ impl Args {
     /// Writes an OVA of all sources.
     pub(super) fn to_ova(&self, interrupt: &Interrupt) -> Outcome {
         let Endpoint::File(target) = self.target() else {
-            return Err(Failure::usage("an OVA cannot be written to standard output: its descriptor, which is first, has the sizes of what follows"));
+            return Err(Failure::usage(
+                "an OVA cannot be written to standard output: its descriptor, which is first, has the sizes of what follows",
+            ));
         };
         if self.backing.is_given() || self.salvage {
             return Err(Failure::usage("-B and --salvage are not supported with -O ova"));
@@ -41,7 +43,7 @@ impl Args {
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
         }
-        let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt));
+        let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt, false));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         sources.iter().for_each(|source| self.warn(source));
         let bar = self.bar();
@@ -64,7 +66,7 @@ impl Args {
         if self.backing.is_given() || self.salvage || self.snapshot.is_some() || self.package.disk.is_some() {
             return Err(Failure::usage("TARGET is a directory: -B, -l, --disk and --salvage need a file"));
         }
-        let options = self.references.options(self.source_format);
+        let options = self.in_temporary_directory(self.references.options(self.source_format));
         let Some(package) = options.package(source)? else {
             let problem = format!("{}: not a package of disks, but TARGET is a directory", source.display());
             return Err(Failure::usage(problem));
@@ -85,7 +87,9 @@ impl Args {
         }
         let created = !directory.exists();
         if created {
-            fs::create_dir(directory).map_err(diskimage::Error::io("creating the directory", None)).map_err(|e| e.in_file(directory))?;
+            fs::create_dir(directory)
+                .map_err(diskimage::Error::io("creating the directory", None))
+                .map_err(|e| e.in_file(directory))?;
         }
         let result = self.convert_each(format, &images, &paths, interrupt);
         if result.is_err() && created {
