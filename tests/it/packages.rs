@@ -304,6 +304,24 @@ fn diskimage_deflate(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn packages_of_other_programs_are_read() {
+    let stored = |name: &str| {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/packages")).join(name);
+        Arc::new(MemFile::from(crate::support::gzip::unpack(&fs::read(path).unwrap())))
+    };
+    let image = OpenOptions::new().open_source(stored("vcloud.ova.gz")).unwrap();
+    let digest: String = Sha256::digest(content(&image).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, "80a3721188e40218b08b26776bc53bdae81e4784fff71d71450a197319cba113");
+    assert_eq!(image.package_warnings().count(), 1, "there is no manifest");
+    let package = OpenOptions::new().package_source(stored("virtualbox.ovf.gz")).unwrap().unwrap();
+    let disks: Vec<_> = package.disks.iter().map(|disk| (disk.name.to_string(), disk.capacity)).collect();
+    assert_eq!(
+        disks,
+        [("corpus-disk001.vmdk".to_owned(), Some(5_523_456)), ("corpus-disk002.vmdk".to_owned(), Some(4_153_344))]
+    );
+}
+
+#[test]
 fn blocks_of_an_xva_are_a_disk() {
     let mut disk = vec![0; 3 * MIB];
     disk[..MIB].copy_from_slice(&system());
