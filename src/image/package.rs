@@ -141,7 +141,7 @@ impl OpenOptions {
         // For messages, the member of an archive is a file in a directory of its name.
         let member_path = match (is_inside, path) {
             (true, Some(path)) => name.as_path().map(|name| path.join(name)),
-            (true, None) => None,
+            (true, None) => name.as_path().map(Path::to_owned),
             (false, _) => found.into_inner(),
         };
         let opened = self.opened_at(file, member_path.clone(), depth + 1);

@@ -204,6 +204,7 @@ fn the_files_of_a_descriptor_are_opened_as_the_policy_allows() {
         message("link.vmdk");
     }
     // A target that is a file of the package is refused.
+    fs::remove_file(directory.join("vm.mf")).unwrap();
     fs::write(&path, descriptor(&[("a.vmdk", "")])).unwrap();
     let image = OpenOptions::new().reference_policy(ReferencePolicy::Beside).open(&path).unwrap();
     assert_eq!(raw().convert(&image, directory.join("a.vmdk")).unwrap_err().kind(), ErrorKind::Usage);
@@ -257,7 +258,7 @@ fn an_archive_without_a_descriptor_has_the_disk_that_its_content_shows() {
     // The signature of an image counts more than a name.
     assert_holds(open(pack(&[("other.img", vec![1; 512]), ("disk", qcow2.clone())])), &disk);
     // A package within a package.
-    let inner = pack(&two_disks()[..2]);
+    let inner = pack(&[("vm.ovf", descriptor(&[("a.vmdk", "")])), ("a.vmdk", stream(&disk))]);
     let inner = pack(&[("vm.ova", inner)]);
     assert_holds(open(pack(&[("x.tar", inner.clone())])), &disk);
     let deep = pack(&[("z.tar", pack(&[("y.tar", pack(&[("x.tar", inner)]))]))]);

@@ -64,7 +64,7 @@ fn archives_of_gnu_tar() {
         &["--format=pax", "--sparse-version=1.0"],
     ] {
         for name in ["disk.raw", &*deep] {
-            tar(&dir, &program, &[&["-S", "-cf", "a.tar"], args, &[name]].concat());
+            tar(&dir, &program, &[&["-S", "--hole-detection=raw", "-cf", "a.tar"], args, &[name]].concat());
             assert!(
                 fs::metadata(dir.join("a.tar")).unwrap().len() < 2 << 20,
                 "{args:?}: it is stored as a sparse file"
