@@ -43,7 +43,7 @@
 //! package/                           tar, OVF descriptors, manifests: the files of the disks in a package
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  info  identifiers  options  limits  error  name
+//! codec/  compressed/  spool  info  identifiers  options  limits  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -101,7 +101,7 @@ pub mod zero;
 
 pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
-pub use convert::{Converter, Progress, Report, Unreadable};
+pub use convert::{Converter, OutputCompression, Progress, Report, Unreadable};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
 pub use format::{Format, Formats};

@@ -5,11 +5,26 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+<<<<<<< HEAD
 rm -rf any package qcow2 raw vdi vhdx vmdk vpc roundtrip
 mkdir any package qcow2 raw vdi vhdx vmdk vpc roundtrip
+=======
+rm -rf any compressed qcow2 raw vdi vhdx vmdk vpc roundtrip
+mkdir any compressed qcow2 raw vdi vhdx vmdk vpc roundtrip
+>>>>>>> w-comp
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
+
+gzip -nc "$tmp/disk" >compressed/gzip
+{ gzip -nc "$tmp/disk"; gzip -nc1 "$tmp/disk"; } >compressed/gzip-joined
+bzip2 -c1 "$tmp/disk" >compressed/bzip2
+xz -c0 "$tmp/disk" >compressed/xz
+xz -c0 -T2 --block-size=1000 "$tmp/disk" >compressed/xz-blocks
+xz -c0 --check=sha256 --x86 --lzma2=preset=0 "$tmp/disk" >compressed/xz-filter
+{ xz -c0 "$tmp/disk"; head -c 8 /dev/zero; xz -c0 --check=crc32 "$tmp/disk"; } >compressed/xz-joined
+zstd -qc1 "$tmp/disk" >compressed/zstd
+{ zstd -qc1 "$tmp/disk"; pzstd -qc "$tmp/disk"; } >compressed/zstd-joined
 
 image() { # name, arguments of qemu-img convert
     name=$1

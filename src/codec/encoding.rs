@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{Codec, zlib};
+use super::{Codec, gzip, zlib};
 
 /// How payloads are to be written: a codec and its settings.
 ///
@@ -34,7 +34,7 @@ impl Encoding {
     /// The levels of `codec`, from the fastest to the smallest.
     pub const fn levels(codec: Codec) -> RangeInclusive<u8> {
         match codec {
-            Codec::Deflate | Codec::Zlib => 1..=9,
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => 1..=9,
             Codec::Zstd => 1..=22,
         }
     }
@@ -42,7 +42,7 @@ impl Encoding {
     /// The default level of `codec`.
     pub const fn default_level(codec: Codec) -> u8 {
         match codec {
-            Codec::Deflate | Codec::Zlib => 5,
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => 5,
             Codec::Zstd => 1,
         }
     }
@@ -53,6 +53,7 @@ impl Encoding {
         match self.codec {
             Codec::Deflate => zlib::stored_len(len),
             Codec::Zlib => zlib::stored_len(len) + zlib::OVERHEAD,
+            Codec::Gzip => zlib::stored_len(len) + gzip::OVERHEAD,
             Codec::Zstd => usize::MAX,
         }
     }

@@ -24,6 +24,7 @@ mod decode;
 #[cfg(feature = "write")]
 mod encode;
 mod encoding;
+pub(crate) mod gzip;
 mod zlib;
 
 use std::fmt;
@@ -52,16 +53,20 @@ pub enum Codec {
     Deflate,
     /// One zlib stream (RFC 1950): a header of two bytes, DEFLATE, and the Adler-32 of the data.
     Zlib,
+    /// One member of gzip (RFC 1952): a header, DEFLATE, the CRC-32 of the data and its length. Written as a file of its own, not as a
+    /// unit of an image: [`Decoder`](crate::codec::Decoder) does not take it.
+    Gzip,
     /// Zstandard frames (RFC 8878, section 3.1), one or more, skippable ones included.
     Zstd,
 }
 
 impl Codec {
-    /// The lower-case name: `"deflate"`, `"zlib"` or `"zstd"`.
+    /// The lower-case name: `"deflate"`, `"zlib"`, `"gzip"` or `"zstd"`.
     pub const fn name(self) -> &'static str {
         match self {
             Codec::Deflate => "deflate",
             Codec::Zlib => "zlib",
+            Codec::Gzip => "gzip",
             Codec::Zstd => "zstd",
         }
     }
@@ -69,7 +74,7 @@ impl Codec {
     /// The cargo feature that brings it: `"deflate"` or `"zstd"`.
     pub const fn feature(self) -> &'static str {
         match self {
-            Codec::Deflate | Codec::Zlib => "deflate",
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => "deflate",
             Codec::Zstd => "zstd",
         }
     }
@@ -80,7 +85,7 @@ impl Codec {
     /// [`MissingCodec`] if its feature is off.
     pub const fn check_available(self) -> Result<(), MissingCodec> {
         let available = match self {
-            Codec::Deflate | Codec::Zlib => cfg!(feature = "deflate"),
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => cfg!(feature = "deflate"),
             Codec::Zstd => cfg!(feature = "zstd"),
         };
         if available { Ok(()) } else { Err(MissingCodec { codec: self }) }

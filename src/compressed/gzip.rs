@@ -5,9 +5,13 @@ use std::io;
 use zlib_rs::crc32::crc32;
 use zlib_rs::{Inflate, InflateFlush, Status};
 
+use super::index::Index;
 use super::input::Input;
 use super::meter::{Decode, EmptyParts};
+use crate::codec::gzip;
 use crate::error::Problem;
+use crate::io::ReadAt;
+use crate::limits::Limits;
 
 /// Largest sum of the lengths of name, comment and extra field in bytes. The format has no limit; writers store a file name.
 const MAX_HEADER: u64 = 1 << 20;
@@ -178,4 +182,19 @@ impl Header<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// Finds the members of a file of `file_len` bytes whose headers state their lengths. `None` for a file of other members, or of another
+/// program.
+pub(super) fn read_index(file: &dyn ReadAt, file_len: u64, limits: &Limits) -> Option<Index> {
+    let mut index = Index::default();
+    let mut at = 0;
+    while at < file_len {
+        let mut header = [0; gzip::HEADER];
+        file.read_exact_at(&mut header, at).ok()?;
+        let (member_len, len) = gzip::lengths(&header).filter(|(member_len, _)| *member_len > gzip::HEADER as u64)?;
+        index.push(at, member_len, len, None, limits)?;
+        at += member_len;
+    }
+    (at == file_len).then_some(index)
 }

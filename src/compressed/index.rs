@@ -1,12 +1,13 @@
-//! The independent parts of a compressed file, where it tells them: blocks of xz, frames of zstd.
+//! The independent parts of a compressed file, where it tells them: blocks of xz, frames of zstd, members of gzip with their lengths.
 
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use super::gzip::Gzip;
 use super::input::Input;
 use super::meter::Decode;
 use super::zstd::Zstd;
-use super::{Compression, xz, zstd};
+use super::{Compression, gzip, xz, zstd};
 use crate::error::{Error, Problem};
 use crate::io::ReadAt;
 use crate::limits::Limits;
@@ -78,7 +79,8 @@ pub(super) fn read(file: &Arc<dyn ReadAt>, file_len: u64, compression: Compressi
     match compression {
         Compression::Xz => xz::read_index(file, file_len, limits),
         Compression::Zstd => zstd::read_index(&**file, file_len, limits),
-        Compression::Gzip | Compression::Bzip2 => None,
+        Compression::Gzip => gzip::read_index(&**file, file_len, limits),
+        Compression::Bzip2 => None,
     }
 }
 
@@ -90,13 +92,11 @@ pub(super) fn open_unit(
     limits: &Limits,
 ) -> io::Result<UnitReader> {
     let range = Range { file: file.clone(), at: unit.at, end: unit.at + unit.stored };
-    let mut input = Input::new(compression, Box::new(range), unit.at);
+    let input = Input::new(compression, Box::new(range), unit.at);
     let decoder: Box<dyn Decode> = match unit.check {
         Some(check) => Box::new(xz::BlockReader::open(input, check, unit, limits)?),
-        None => {
-            input.data()?;
-            Box::new(Zstd::new(input, limits))
-        }
+        None if compression == Compression::Gzip => Box::new(Gzip::new(input)),
+        None => Box::new(Zstd::new(input, limits)),
     };
     Ok(UnitReader { decoder, unit: *unit, done: 0 })
 }

@@ -286,9 +286,13 @@ impl<'a> Loader<'a> {
 
     fn encode_block(&mut self, work: &Work, block: Range<u64>) {
         let start = (block.start - work.range.start) as usize;
-        let end = start + self.job.spec.block_size as usize;
-        // The last block of the disk is padded with zeros.
-        self.data[start + (block.end - block.start) as usize..end].fill(0);
+        let mut end = start + (block.end - block.start) as usize;
+        if !self.job.spec.unpadded_end {
+            // The last block of the disk is padded with zeros.
+            let padded = start + self.job.spec.block_size as usize;
+            self.data[end..padded].fill(0);
+            end = padded;
+        }
         let limit = self.job.encoded_limit();
         match self.encoder.as_mut().and_then(|encoder| encoder.encode(&self.data[start..end], limit)) {
             Some(payload) => {

@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod compressed_raw;
 mod digest;
 mod directory;
 mod load;
@@ -38,6 +39,7 @@ use crate::image::{Image, SourceFile};
 use crate::io::{TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
+pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
 pub use report::{Progress, Report, Unreadable};
@@ -81,6 +83,7 @@ pub struct Converter {
     format: Format,
     options: Options,
     compress: bool,
+    compress_output: Option<OutputCompression>,
     backing: Option<Arc<Backing>>,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros.
     sparse: u64,
@@ -110,6 +113,7 @@ impl Converter {
             format,
             options: Options::new(),
             compress: false,
+            compress_output: None,
             backing: None,
             sparse: 4096,
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
@@ -135,6 +139,31 @@ impl Converter {
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
+        self
+    }
+
+    /// Compresses the new file as a whole, which has to be raw: "disk.raw.gz". Default: none.
+    ///
+    /// It consists of independent parts of up to 1 MiB of data, so that it is written and read by all threads, and read at any offset. Every
+    /// program that decompresses gzip or zstd reads it.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions, OutputCompression};
+    ///
+    /// let disk = Arc::new(MemFile::from(vec![7; 5 << 20]));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let file = Arc::new(MemFile::new());
+    /// let zstd = Some(OutputCompression::Zstd);
+    /// Converter::new(Format::RAW).compress_output(zstd).convert_to(&disk, file.clone())?;
+    /// assert!(file.to_vec().len() < 1000);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn compress_output(mut self, compression: Option<OutputCompression>) -> Self {
+        self.compress_output = compression;
         self
     }
 
@@ -456,18 +485,22 @@ impl Converter {
         let format = self.format;
         let target = target.or(out.path());
         let backing = self.backing.as_ref();
-        let mut writer = format
-            .create(&CreateContext {
-                size,
-                options: &self.options,
-                compress: self.compress,
-                empty: source.is_none(),
-                backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                identifiers: self.early_identifiers(size, &*out, target),
-                out: out.clone(),
-                files,
-            })
-            .map_err(|e| e.in_file_at(target))?;
+        let cx = CreateContext {
+            size,
+            options: &self.options,
+            compress: self.compress,
+            empty: source.is_none(),
+            backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
+            identifiers: self.early_identifiers(size, &*out, target),
+            out: out.clone(),
+            files,
+        };
+        let writer = match self.compress_output {
+            None => format.create(&cx),
+            Some(compression) if format == Format::RAW => compressed_raw::create(&cx, compression),
+            Some(compression) => Err(Error::unsupported(format.name(), format!("{} output", compression.name()))),
+        };
+        let mut writer = writer.map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
             let feature = "writing this kind of image to a pipe".into();
             let error = Error::Unsupported { format: format.name(), feature, at: None };

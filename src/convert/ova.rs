@@ -106,6 +106,7 @@ impl Converter {
             format: Format::VMDK,
             options: settings.disk_options(&self.options),
             compress: true,
+            compress_output: None,
             backing: None,
             ..self.part_of(done, total)
         }

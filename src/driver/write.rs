@@ -67,6 +67,8 @@ pub struct WriteSpec {
     pub always_encoded: bool,
     /// Header and padding of each compressed block.
     pub frame: Option<Frame>,
+    /// Whether the last block of the disk is encoded as it is. By default zeros fill it up to the block size.
+    pub unpadded_end: bool,
     /// Whether placements are contiguous if the whole disk, or whole compressed blocks, are stored. Such an image can be
     /// written to a pipe.
     pub sequential: bool,

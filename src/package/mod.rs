@@ -307,7 +307,7 @@ impl Contents {
                     [only] => Ok(*only),
                     [] => Err(Error::Unreadable {
                         format: self.description.kind,
-                        reason: "package without the image of a disk",
+                        reason: "package in which no disk image was found; unpack it first",
                     }),
                     _ => Err(Error::SeveralDisks { disks: names() }),
                 }

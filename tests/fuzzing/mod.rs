@@ -40,6 +40,29 @@ pub fn open(format: Option<Format>, data: &[u8]) {
     }
 }
 
+/// Opens the bytes as a compressed file, and as a stream; both ways agree on the data.
+#[cfg(feature = "compressed")]
+pub fn compressed(data: &[u8]) {
+    let mut limits = Limits::default();
+    (limits.decompressed, limits.window) = (16 << 20, 1 << 20);
+    let options = OpenOptions::new().limits(limits);
+    let (image, stream) = (options.open_source(file(data)), options.open_stream(Cursor::new(data.to_vec())));
+    let read = |image: &Image| {
+        let mut guest = vec![0; image.virtual_size().min(READ) as usize];
+        image.read_exact_at(&mut guest, 0).map(|()| guest)
+    };
+    match (&image, &stream) {
+        (Ok(a), Ok(b)) if a.virtual_size() == b.virtual_size() && a.format() == b.format() => {
+            // What the index tells is verified as it is read.
+            if let (Ok(a), Ok(b)) = (read(a), read(b)) {
+                assert_eq!(a, b);
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => describe(error),
+        _ => {}
+    }
+}
+
 /// Opens the bytes as they come through a pipe.
 fn open_stream(options: &OpenOptions, data: &[u8]) {
     let stream = || options.open_stream(Cursor::new(data.to_vec()));

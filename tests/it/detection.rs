@@ -52,6 +52,10 @@ fn what_compressors_and_archivers_write_is_no_disk() {
         (&["tar", "-C", dir.path().to_str().unwrap(), "--format=v7", "-cf", "-", "member"], "tar"),
         (&["zip", "-q", "-", "-"], "zip"),
     ] {
+        // These are decompressed.
+        if cfg!(feature = "compressed") && ["gzip", "xz", "bzip2", "zstd"].contains(&name) {
+            continue;
+        }
         let Some(bytes) = filtered(program, &disk) else { continue };
         tried += 1;
         // Whatever it is called.

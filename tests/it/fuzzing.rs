@@ -255,4 +255,21 @@ proptest! {
     fn roundtrip(bytes in prop::collection::vec(any::<u8>(), targets::roundtrip::CHOICE_LEN..600)) {
         targets::roundtrip(&bytes);
     }
+
+    /// Compressed files with some bytes changed, and cut off.
+    #[cfg(feature = "compressed")]
+    #[test]
+    fn compressed(
+        which in 0..crate::compressed::seeds().len(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut file = crate::compressed::seeds().swap_remove(which);
+        for (at, byte) in changes {
+            let at = at.index(file.len());
+            file[at] = byte;
+        }
+        file.truncate(cut.map_or(file.len(), |cut| cut.index(file.len())));
+        targets::compressed(&file);
+    }
 }

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "compressed")]
+mod compressed;
 mod corpus;
 mod counts;
 mod detection;

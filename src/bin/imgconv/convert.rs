@@ -3,15 +3,19 @@
 mod package;
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Error, Format, Image, Name, OpenOptions, Report, Unreadable, parse_size};
+use diskimage::{
+    Converter, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, Unreadable, parse_size,
+};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, PackageArgs, ReferenceArgs};
@@ -41,6 +45,11 @@ pub struct Args {
     /// Compress guest data
     #[arg(short = 'c', long)]
     compress: bool,
+
+    /// Compress the whole of a raw TARGET; the default follows from an
+    /// extension .gz or .zst
+    #[arg(long, value_name = "WHICH", verbatim_doc_comment)]
+    compress_output: Option<CompressOutput>,
 
     /// Convert an internal snapshot: its ID or name, or
     /// snapshot.id=ID,snapshot.name=NAME
@@ -113,6 +122,13 @@ pub struct Args {
     more: Vec<Endpoint>,
 }
 
+/// `--compress-output`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum CompressOutput {
+    Gzip,
+    Zstd,
+}
+
 /// The exit code if parts of the source could not be read.
 const UNREADABLE: u8 = 3;
 
@@ -154,6 +170,7 @@ Examples:
   imgconv convert --references beside vm.ovf disk.qcow2
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   imgconv convert disk.raw.xz disk.qcow2
+  imgconv convert disk.qcow2 disk.raw.zst
   curl https://host/disk.raw.zst | imgconv convert - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
@@ -174,8 +191,7 @@ impl Args {
         if !self.more.is_empty() {
             return Err(Failure::usage("several sources need -O ova"));
         }
-        let format = self.target_format.and_then(args::Target::image);
-        let format = args::target_format(format, "-O", self.target_name())?;
+        let format = self.format()?;
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
         let one_pass = *self.target() != Endpoint::Stream && !self.salvage;
         let mut source = self.open_source(&self.source, &interrupt, one_pass)?;
@@ -217,6 +233,28 @@ impl Args {
     /// The last file.
     fn target(&self) -> &Endpoint {
         self.more.last().unwrap_or(&self.second)
+    }
+
+    /// The compression of the target as a whole, as far as its name or an option tells.
+    fn output_compression(&self) -> Option<OutputCompression> {
+        match self.compress_output {
+            Some(CompressOutput::Gzip) => Some(OutputCompression::Gzip),
+            Some(CompressOutput::Zstd) => Some(OutputCompression::Zstd),
+            None => self.target_name().extension()?.to_str().and_then(OutputCompression::by_extension),
+        }
+    }
+
+    /// The format of the target: that of the inner extension of "disk.raw.gz".
+    fn format(&self) -> Result<Format, Failure> {
+        let name = self.target_name();
+        let inner = name.with_extension("");
+        let has_compression = |extension: &str| OutputCompression::by_extension(extension).is_some();
+        let is_outer = name.extension().and_then(OsStr::to_str).is_some_and(has_compression);
+        args::target_format(
+            self.target_format.and_then(args::Target::image),
+            "-O",
+            if is_outer { &inner } else { name },
+        )
     }
 
     /// Output style of results and errors. With an image on standard output, it is `Human`.
@@ -353,9 +391,13 @@ impl Args {
     fn converter(&self, format: Format, bar: &Bar) -> Result<Converter, Failure> {
         let bar = bar.clone();
         let options = args::format_options(&self.options);
+        // An extension alone does not compress an image of a stated format.
+        let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
+        let compression = self.output_compression().filter(|_| is_wanted);
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
+            .compress_output(compression)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)

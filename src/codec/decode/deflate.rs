@@ -12,6 +12,9 @@ pub(super) fn decoder() -> Box<dyn Decode> {
 
 impl Decode for Inflate {
     fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<Payload, DecodeError> {
+        if codec == Codec::Gzip {
+            return Err(DecodeError::invalid(codec, "a unit of an image is not a member of gzip"));
+        }
         let zlib = codec == Codec::Zlib;
         self.reset(zlib);
         let mut ended = inflate(self, codec, stored, out)?;
@@ -47,7 +50,7 @@ impl Decode for Inflate {
                 out.extend_from_slice(deflate);
                 true
             }
-            Codec::Zstd => false,
+            Codec::Gzip | Codec::Zstd => false,
         }
     }
 }

@@ -126,7 +126,7 @@ impl Decoder {
     pub fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
         self.last = None;
         let slot = match codec {
-            Codec::Deflate | Codec::Zlib => &mut self.deflate,
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => &mut self.deflate,
             Codec::Zstd => &mut self.zstd,
         };
         let decoder = match slot {
@@ -153,7 +153,7 @@ impl Decoder {
             return true;
         }
         let decoder = match codec {
-            Codec::Deflate | Codec::Zlib => &self.deflate,
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => &self.deflate,
             Codec::Zstd => &self.zstd,
         };
         whole && decoder.as_ref().is_some_and(|decoder| decoder.rewrap(payload, to, decoded, out))
@@ -163,7 +163,7 @@ impl Decoder {
 fn decoder_of(codec: Codec) -> Result<Box<dyn Decode>, MissingCodec> {
     match codec {
         #[cfg(feature = "deflate")]
-        Codec::Deflate | Codec::Zlib => Ok(deflate::decoder()),
+        Codec::Deflate | Codec::Zlib | Codec::Gzip => Ok(deflate::decoder()),
         #[cfg(feature = "zstd")]
         Codec::Zstd => Ok(zstd::decoder()),
         #[cfg(not(all(feature = "deflate", feature = "zstd")))]

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "deflate")]
 mod deflate;
+#[cfg(feature = "deflate")]
+mod gzip;
 #[cfg(feature = "zstd")]
 pub(super) mod zstd;
 
@@ -64,6 +66,8 @@ fn encoder_of(encoding: &Encoding) -> Result<Box<dyn Encode>, MissingCodec> {
     match encoding.codec {
         #[cfg(feature = "deflate")]
         super::Codec::Deflate | super::Codec::Zlib => Ok(deflate::encoder(encoding)),
+        #[cfg(feature = "deflate")]
+        super::Codec::Gzip => Ok(gzip::encoder(encoding)),
         #[cfg(feature = "zstd")]
         super::Codec::Zstd => Ok(zstd::encoder(encoding)),
         #[cfg(not(all(feature = "deflate", feature = "zstd")))]

@@ -37,8 +37,8 @@ impl Args {
                 "an OVA cannot be written to standard output: its descriptor, which is first, has the sizes of what follows",
             ));
         };
-        if self.backing.is_given() || self.salvage {
-            return Err(Failure::usage("-B and --salvage are not supported with -O ova"));
+        if self.backing.is_given() || self.salvage || self.compress_output.is_some() {
+            return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova"));
         }
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
@@ -63,8 +63,11 @@ impl Args {
         let Some(Target::Image(format)) = self.target_format else {
             return Err(Failure::usage("TARGET is a directory: set the format of its images with -O"));
         };
-        if self.backing.is_given() || self.salvage || self.snapshot.is_some() || self.package.disk.is_some() {
-            return Err(Failure::usage("TARGET is a directory: -B, -l, --disk and --salvage need a file"));
+        let needs_file = [self.backing.is_given(), self.salvage, self.snapshot.is_some(), self.package.disk.is_some()];
+        if needs_file.contains(&true) || self.compress_output.is_some() {
+            return Err(Failure::usage(
+                "TARGET is a directory: -B, -l, --disk, --salvage and --compress-output need a file",
+            ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format));
         let Some(package) = options.package(source)? else {
