@@ -144,6 +144,32 @@ pub enum Error {
         content: &'static str,
     },
 
+    /// The package has several disks, of which none was selected.
+    SeveralDisks {
+        /// The names of the disks, in order.
+        disks: Vec<Name>,
+    },
+
+    /// The package has no disk of this name.
+    NoSuchDisk {
+        /// The name, identifier or number that was asked for.
+        wanted: Name,
+        /// The names of the disks, in order.
+        disks: Vec<Name>,
+    },
+
+    /// The digest of a file is not the one in the manifest of its package: one of them was changed.
+    Digest {
+        /// The name of the file in the manifest.
+        name: Name,
+        /// The algorithm: "SHA256".
+        algorithm: &'static str,
+        /// The digest in the manifest, in hexadecimal digits.
+        expected: String,
+        /// The digest of the file.
+        found: String,
+    },
+
     /// The file is valid in each of these formats.
     Ambiguous(Vec<&'static str>),
 
@@ -208,6 +234,16 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "the extension is that of {format}, but the content is {content}, not {format}; state the format"
+                )
+            }
+            Error::SeveralDisks { disks } => write!(f, "the package has several disks; select one of {}", Disks(disks)),
+            Error::NoSuchDisk { wanted, disks } => {
+                write!(f, "the package has no disk '{wanted}'; its disks are {}", Disks(disks))
+            }
+            Error::Digest { name, algorithm, expected, found } => {
+                write!(
+                    f,
+                    "digest mismatch: the {algorithm} of {name} is {found}, expected {expected} from the manifest"
                 )
             }
             Error::Ambiguous(formats) => {
@@ -391,8 +427,10 @@ pub enum ReferenceProblem {
     },
     /// It is neither a regular file nor a block device.
     NotRegular,
-    /// The image was not opened by path, and there is no resolver.
+    /// The image was not opened by path, and there is no resolver; or it is inside of a package.
     NoPlace,
+    /// The package has no file of this name.
+    NotInPackage,
 }
 
 /// The reason why an encrypted image was not unlocked or not created.
@@ -523,7 +561,8 @@ impl Error {
             Error::Reference { .. } => ErrorKind::Reference,
             Error::Secret { .. } => ErrorKind::Secret,
             Error::Option { .. } => ErrorKind::Option,
-            Error::Usage(_) => ErrorKind::Usage,
+            Error::Usage(_) | Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => ErrorKind::Usage,
+            Error::Digest { .. } => ErrorKind::Digest,
             Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
             Error::Ambiguous(_) | Error::Extension { .. } => ErrorKind::AmbiguousFormat,
             Error::InUse { .. } => ErrorKind::InUse,
@@ -629,6 +668,7 @@ impl fmt::Display for ReferenceProblem {
             }
             ReferenceProblem::NotRegular => "neither a regular file nor a block device",
             ReferenceProblem::NoPlace => "the image was not opened by path",
+            ReferenceProblem::NotInPackage => "the package has no such file",
         })
     }
 }
@@ -644,6 +684,20 @@ impl fmt::Display for Guest<'_> {
         } else {
             write!(f, "guest bytes {start:#x}..{end:#x}")
         }
+    }
+}
+
+/// "1 'a.vmdk', 2 'b.vmdk'".
+struct Disks<'a>(&'a [Name]);
+
+impl fmt::Display for Disks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 20;
+        for (index, name) in self.0.iter().enumerate().take(MOST) {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{} '{name}'", index + 1)?;
+        }
+        if self.0.len() > MOST { write!(f, " and {} more", self.0.len() - MOST) } else { Ok(()) }
     }
 }
 

@@ -39,7 +39,7 @@
 //! bin/imgconv
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
-//! guest/                             what a disk holds: partitions, file systems
+//! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  compressed/  crypto/  spool  info  identifiers  options  limits  secret  error  name
@@ -90,6 +90,8 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+#[cfg(feature = "packages")]
+mod package;
 mod secret;
 #[cfg(feature = "serde")]
 mod serialize;
@@ -111,4 +113,6 @@ pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
+#[cfg(feature = "packages")]
+pub use package::{Package, PackageDisk, PackageMember};
 pub use secret::Secret;

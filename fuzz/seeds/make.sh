@@ -5,8 +5,13 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+<<<<<<< HEAD
+rm -rf any package qcow2 raw vdi vhdx vmdk vpc roundtrip
+mkdir any package qcow2 raw vdi vhdx vmdk vpc roundtrip
+=======
 rm -rf any compressed qcow2 raw vdi vhdx vmdk vpc roundtrip
 mkdir any compressed qcow2 raw vdi vhdx vmdk vpc roundtrip
+>>>>>>> w-comp
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -185,6 +190,29 @@ change() { # offset, number of eight bytes
 { printf '\0' && change $((0x30010)) 1 && change $((0x40010)) 1; } >vhdx/unknown-region
 { printf '\4' && change $((0x101010)) 9; } >vhdx/torn-log
 { printf '\0' && le 4 $((0x4ff000)) && le 1 0; } >vhdx/cut-off
+
+# Packages: a number that chooses what follows (tests/fuzzing/packages.rs): an archive, a descriptor or a manifest.
+packed() { # name, options of tar
+    name=$1
+    shift
+    { printf '\0' && tar -C "$tmp" -b 1 --mtime=@0 --owner=0 --group=0 --mode=644 --numeric-owner -cf - "$@" disk.img; } >"package/$name"
+}
+{ head -c 512 "$tmp/disk" && head -c 65536 /dev/zero && head -c 512 "$tmp/disk"; } | dd of="$tmp/disk.img" conv=sparse bs=512 status=none
+cp --sparse=always "$tmp/disk.img" "$tmp/sparse.img" && mv "$tmp/sparse.img" "$tmp/disk.img"
+packed sparse-old -S --format=oldgnu
+packed sparse-0.0 -S --format=posix --sparse-version=0.0 --pax-option=delete=?time
+packed sparse-0.1 -S --format=posix --sparse-version=0.1 --pax-option=delete=?time
+packed sparse-1.0 -S --format=posix --sparse-version=1.0 --pax-option=delete=?time
+head -c 1024 "$tmp/disk" >"$tmp/disk.img"
+packed ustar --format=ustar
+packed v7 --format=v7
+packed long-name --format=gnu --transform="s,^,$(printf '%0120d' 0)/,"
+envelope='<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References><File href="a.img" id="f" size="1024"/></References>
+<DiskSection><Disk capacity="1" capacityAllocationUnits="byte * 2^10" diskId="d" fileRef="f"/></DiskSection><VirtualHardwareSection>
+<Item><HostResource>ovf:/disk/d</HostResource><ResourceType>17</ResourceType></Item></VirtualHardwareSection></Envelope>'
+printf '\1%s' "$envelope" >package/descriptor
+printf '\2%s' "$envelope" >package/descriptor-beside
+printf '\3SHA1 (a.img) = %040d\r\nSHA256(vm.ovf)= %064d\n' 0 0 >package/manifest
 
 cp "$tmp/disk" raw/text
 printf '\125\252' | dd of=raw/boot-sector bs=1 seek=510 status=none

@@ -14,6 +14,8 @@ mod digest;
 mod directory;
 mod load;
 mod output;
+#[cfg(feature = "packages")]
+mod ova;
 mod pipeline;
 mod plan;
 mod report;
@@ -34,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
-use crate::io::{FileSource, ReadAt, TargetDirectory, WriteAt};
+use crate::io::{FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
@@ -377,6 +379,48 @@ impl Converter {
         self.make(target.as_ref(), Some(source), source.virtual_size())
     }
 
+    /// Converts each image to a new one at its path. None of these gets its name before all are complete, and all have the settings of this
+    /// converter. Returns the reports in the same order.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert).
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// let (system, data) = (Image::open("system.vmdk")?, Image::open("data.vmdk")?);
+    /// let targets = [(&system, Path::new("system.qcow2")), (&data, Path::new("data.qcow2"))];
+    /// Converter::new(Format::QCOW2).convert_all(&targets)?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn convert_all(&self, targets: &[(&Image, &Path)]) -> Result<Vec<Report>> {
+        let in_use = || targets.iter().flat_map(|(image, _)| image.files()).filter_map(SourceFile::identity).collect();
+        let total: u64 = targets.iter().map(|(image, _)| image.virtual_size()).fold(0, u64::saturating_add);
+        let (mut outputs, mut reports, mut done) = (Vec::new(), Vec::new(), 0);
+        for (image, target) in targets {
+            let output = Output::create(target, self.rules(in_use()))?;
+            let (part, size) = (self.part_of(done, total), image.virtual_size());
+            reports.push(part.write(Some(image), size, output.file(), Some(target), Some(&output), None)?);
+            done += image.virtual_size();
+            outputs.push(output);
+        }
+        outputs.into_iter().try_for_each(Output::commit)?;
+        Ok(reports)
+    }
+
+    /// The converter of an image after `done` of `total` bytes of all images.
+    fn part_of(&self, done: u64, total: u64) -> Converter {
+        let mut part = self.clone();
+        if let Some(report) = self.progress.clone() {
+            part.progress = Some(Arc::new(move |own: Progress| {
+                report(Progress { done: done.saturating_add(own.done).min(total), total });
+            }));
+        }
+        part
+    }
+
     /// Creates an empty image of `size` bytes at the path `target`, as [`convert`](Self::convert) does.
     ///
     /// # Errors
@@ -449,13 +493,23 @@ impl Converter {
         let backing = self.backing.as_ref().map(|backing| &backing.image);
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
-        let (sync, clobber, existing, holes) = (self.sync, self.clobber, self.existing, self.sparse != 0);
-        let in_place = self.in_place || existing;
-        let image = existing.then(|| self.open_existing(target)).transpose()?;
-        let output = Output::create(target, Rules { in_use, sync, clobber, in_place, existing, holes })?;
+        let image = self.existing.then(|| self.open_existing(target)).transpose()?;
+        let output = Output::create(target, self.rules(in_use))?;
         let report = self.write(source, size, output.file(), Some(target), Some(&output), image)?;
         output.commit()?;
         Ok(report)
+    }
+
+    /// The rules for the files of new images.
+    fn rules(&self, in_use: Vec<FileIdentity>) -> Rules {
+        Rules {
+            in_use,
+            sync: self.sync,
+            clobber: self.clobber,
+            in_place: self.in_place || self.existing,
+            existing: self.existing,
+            holes: self.sparse != 0,
+        }
     }
 
     /// The file of the image into which guest data is written.
@@ -474,7 +528,7 @@ impl Converter {
         existing: Option<Arc<dyn ReadAt>>,
     ) -> Result<Report> {
         let format = self.format;
-        let identifiers = self.identifiers.map_or_else(Identifiers::from_env, Ok)?;
+        let identifiers = self.source_of_identifiers()?;
         if self.existing && existing.is_none() {
             return Err(Error::Usage("an existing image to write into must be at a path".into()));
         }
@@ -528,6 +582,8 @@ impl Converter {
             };
             digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
+            #[cfg(feature = "packages")]
+            source.verify_unless(&|| self.is_cancelled())?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
         // Of the padded size: converting the padded disk again gives the same image.
@@ -537,6 +593,10 @@ impl Converter {
             return Err(Error::Cancelled);
         }
         Ok(report)
+    }
+
+    fn source_of_identifiers(&self) -> Result<Identifiers> {
+        self.identifiers.map_or_else(Identifiers::from_env, Ok)
     }
 
     /// The identifiers of a disk of `size` bytes without content.

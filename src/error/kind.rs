@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Limit,
     /// A valid image or a valid request needs something that this crate does not implement.
     Unsupported,
+    /// The digest of a file is not the one in the manifest of its package.
+    Digest,
     /// A referenced file was not opened.
     Reference,
     /// An encrypted image needs a secret, or another one.
@@ -59,6 +61,7 @@ impl ErrorKind {
             ErrorKind::Decode => "decode",
             ErrorKind::Limit => "limit",
             ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Digest => "digest",
             ErrorKind::Reference => "reference",
             ErrorKind::Secret => "secret",
             ErrorKind::Option => "option",

@@ -399,7 +399,7 @@ mod tests {
         }
         assert!(matches!(probe(EWF, b""), Err(Error::Unreadable { format: "ewf", .. })));
         for (head, names) in
-            [(b"QFI\xfb\0\0\0\x03", ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"]), (EWF, ["vpc", "ewf"])]
+            [(&b"QFI\xfb\0\0\0\x03"[..], ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"]), (EWF, ["vpc", "ewf"])]
         {
             let Err(Error::Ambiguous(mut found)) = probe(head, b"conectix") else { panic!("{names:?}") };
             found.sort_by_key(|name| !names[0].starts_with(*name));

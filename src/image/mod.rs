@@ -3,6 +3,8 @@
 mod detect;
 mod open;
 pub(crate) mod overlap;
+#[cfg(feature = "packages")]
+mod package;
 mod peel;
 mod qemu_name;
 mod reader;
@@ -55,6 +57,9 @@ pub struct Image {
     layers: Vec<Layer>,
     /// The unit that the last small read decoded.
     scratch: Mutex<Scratch>,
+    /// The package that it is the disk of.
+    #[cfg(feature = "packages")]
+    origin: Option<package::Origin>,
 }
 
 /// One image of a chain, with its data files and extents.
@@ -210,7 +215,23 @@ impl Image {
 
     /// An image of at least one layer, the top first.
     pub(crate) fn new(layers: Vec<Layer>) -> Image {
-        Image { layers, scratch: Mutex::default() }
+        Image {
+            layers,
+            scratch: Mutex::default(),
+            #[cfg(feature = "packages")]
+            origin: None,
+        }
+    }
+
+    /// The same image as the disk of a package.
+    #[cfg(feature = "packages")]
+    fn with_origin(mut self, origin: Option<package::Origin>) -> Image {
+        let size = self.virtual_size();
+        self.origin = origin;
+        if let Some(origin) = &mut self.origin {
+            origin.check_capacity(size);
+        }
+        self
     }
 
     /// All files that hold guest data.

@@ -50,6 +50,9 @@ pub struct OpenOptions {
     one_pass: bool,
     pub(super) cancel: Option<Arc<AtomicBool>>,
     pub(super) force_share: bool,
+    /// The disk of a package.
+    #[cfg(feature = "packages")]
+    pub(super) member: Option<String>,
     pub(super) limits: Limits,
     secrets: Vec<Secret>,
 }
@@ -272,11 +275,24 @@ impl OpenOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         #[cfg(feature = "compressed")]
         if self.one_pass
+            && !self.is_package_by_request(path.as_ref())
             && let Some(image) = self.open_once(path.as_ref()).map_err(|e| e.in_file(path.as_ref()))?
         {
             return Ok(image);
         }
         self.open_chain(self.open_path(path.as_ref(), Purpose::Read)?)
+    }
+
+    /// Whether the path can only be that of a package: a disk of it is selected, or it is a directory.
+    #[cfg(feature = "compressed")]
+    fn is_package_by_request(&self, path: &Path) -> bool {
+        #[cfg(feature = "packages")]
+        return self.member.is_some() || path.is_dir();
+        #[cfg(not(feature = "packages"))]
+        {
+            let _ = path;
+            false
+        }
     }
 
     /// Opens a compressed image for one pass; `None` if it is not one that can be read so.
@@ -290,7 +306,7 @@ impl OpenOptions {
             None => Ok(None),
             Some(OnePass::Disk(Peeled { source, layers, .. })) => {
                 let path = Some(path.to_owned());
-                let opened = Opened { path, source, format: Format::RAW, named_by: None, layers, file_len };
+                let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
                 self.open_chain(opened).map(Some)
             }
             Some(OnePass::Stream(format, stream)) => match self.open_in_order(format, stream, Some((file, path))) {
@@ -456,6 +472,8 @@ impl OpenOptions {
             if opened.format == Format::RAW {
                 info.specific.append(&mut guest::properties(&*opened.source)?);
             }
+            #[cfg(feature = "packages")]
+            info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
             Ok(Inspection {
                 path: opened.path.clone(),
                 compression: opened.layers.clone(),
@@ -469,6 +487,8 @@ impl OpenOptions {
     }
 
     fn open_chain(&self, top: Opened) -> Result<Image> {
+        #[cfg(feature = "packages")]
+        let mut origin = None;
         let budget = Budget::new(self.limits.metadata);
         let mut layers = Vec::new();
         let mut next = Some(top);
@@ -477,8 +497,16 @@ impl OpenOptions {
                 .add_layer(&mut layers, &opened, &budget)
                 .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
                 .map_err(|e| e.in_file_at(opened.path()))?;
+            // Only the top is the disk of a package.
+            #[cfg(feature = "packages")]
+            {
+                origin = origin.or(opened.origin);
+            }
         }
-        Ok(Image::new(layers))
+        let image = Image::new(layers);
+        #[cfg(feature = "packages")]
+        let image = image.with_origin(origin);
+        Ok(image)
     }
 
     /// Adds the opened file to the chain, and returns the reference to its backing file.
@@ -531,12 +559,14 @@ impl OpenOptions {
             Ok((format, source, named_by))
         };
         let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
-        let file_len = table::length(&*source)?;
-        Ok(Opened { format, source, path: Some(path), named_by, layers: Vec::new(), file_len })
+        let opened = Opened::new(Some(path), source, format)?;
+        Ok(Opened { named_by, ..opened })
     }
 
     /// Opens a file named by the caller, to which the reference policy does not apply.
     fn open_path(&self, path: &Path, purpose: Purpose) -> Result<Opened> {
+        #[cfg(feature = "packages")]
+        let path = &*super::package::in_directory(path)?;
         let open = || {
             let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
             let opened = self.opened(source.clone(), Some(path.to_owned()))?;
@@ -562,11 +592,20 @@ impl OpenOptions {
 
     /// Detects the format, unless it is stated.
     fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
+        self.opened_at(source, path, 0)
+    }
+
+    /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
+    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
         let file = Arc::new(SizedFile::new(source)?);
         let file_len = table::length(&*file)?;
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
+        #[cfg(feature = "packages")]
+        if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
+            return self.open_member(source, &contents, path, _depth);
+        }
         let format = self.format.map_or_else(|| self.detect(&*source, inner.as_deref()), Ok)?;
-        Ok(Opened { path, source, format, named_by: None, layers, file_len })
+        Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
     }
 }
 
@@ -606,9 +645,35 @@ pub(super) struct Opened {
     pub layers: Vec<CompressionLayer>,
     /// Length of the file as it is stored.
     pub file_len: u64,
+    /// The package that it is the disk of.
+    #[cfg(feature = "packages")]
+    pub origin: Option<super::package::Origin>,
 }
 
 impl Opened {
+    /// A file that is stored as it is, and that no image names.
+    pub fn new(path: Option<PathBuf>, source: Arc<SizedFile>, format: Format) -> Result<Opened> {
+        let file_len = table::length(&*source)?;
+        Ok(Opened {
+            path,
+            source,
+            format,
+            named_by: None,
+            layers: Vec::new(),
+            file_len,
+            #[cfg(feature = "packages")]
+            origin: None,
+        })
+    }
+
+    /// Whether it is inside of another file, and cannot name a file beside it.
+    pub fn is_inside(&self) -> bool {
+        #[cfg(feature = "packages")]
+        return self.origin.as_ref().is_some_and(|origin| origin.is_inside);
+        #[cfg(not(feature = "packages"))]
+        false
+    }
+
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

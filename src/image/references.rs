@@ -72,7 +72,7 @@ type Opening = (PathBuf, Arc<dyn ReadAt>);
 impl OpenOptions {
     /// Opens a referenced file, if the policy allows it. A refusal does not depend on what exists.
     pub(super) fn open_reference(&self, image: &Opened, reference: &FileReference) -> Result<Found> {
-        if image.path.is_none() && self.resolver.is_none() {
+        if image.is_inside() || image.path.is_none() && self.resolver.is_none() {
             return Err(refusal(image.format, reference, ReferenceProblem::NoPlace));
         }
         if self.policy == ReferencePolicy::Deny {

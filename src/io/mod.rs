@@ -25,6 +25,8 @@ mod mem;
 mod mmap;
 mod pipe;
 mod sys;
+#[cfg(feature = "packages")]
+mod window;
 
 use std::fmt;
 use std::io;
@@ -41,6 +43,8 @@ pub use mem::MemFile;
 pub use mmap::MapSource;
 pub use pipe::PipeTarget;
 pub(crate) use sys::{FileKind, directory_of, path_from_bytes, rename_new, resolve, sync_directory, unix_time};
+#[cfg(feature = "packages")]
+pub(crate) use window::{Piece, Window};
 
 /// A file that is read at offsets.
 ///

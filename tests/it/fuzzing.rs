@@ -164,6 +164,35 @@ fn damaged(seeds: Vec<Vec<u8>>, near: usize) -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// An input for packages: a valid one with changes.
+#[cfg(feature = "packages")]
+fn package_input() -> impl Strategy<Value = Vec<u8>> {
+    let text = br#"<?xml version="1.0"?><Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References>
+        <File href="a.img" id="f" size="1024" chunkSize="1024"/><File href="b" id="g"/></References><DiskSection>
+        <Disk capacity="2" capacityAllocationUnits="byte * 2^10" diskId="d" fileRef="f"/><Disk diskId="e" fileRef="g"/></DiskSection>
+        <VirtualHardwareSection><Item><HostResource>ovf:/disk/e</HostResource><ResourceType>17</ResourceType></Item></VirtualHardwareSection></Envelope>"#;
+    let manifest = format!("SHA1(a.img)= {}\r\nSHA256 (vm.ovf) = {}\n", "0".repeat(40), "a".repeat(64));
+    let disk = Pattern::Islands.make(4096);
+    let archive = targets::packages::archive(&[("x/box.img", &disk), ("x/metadata.json", b"{}")]);
+    let seeds = [(0, archive), (1, text.to_vec()), (2, text.to_vec()), (3, manifest.into_bytes())];
+    let changes = prop::collection::vec(
+        (any::<usize>(), prop_oneof![any::<u8>(), Just(0), Just(b'<'), Just(b'"'), Just(b'7')]),
+        0..5,
+    );
+    (prop::sample::select(seeds.to_vec()), changes, prop::option::weighted(0.1, any::<usize>())).prop_map(
+        |((choice, mut bytes), changes, cut)| {
+            let len = bytes.len();
+            for (at, byte) in changes {
+                bytes[at % len.min(2000)] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut % len);
+            }
+            [vec![choice], bytes].concat()
+        },
+    )
+}
+
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }
 }
@@ -198,6 +227,20 @@ fn seeds_of_every_format_can_be_opened() {
     }
 }
 
+/// The stored inputs are valid packages, whose disk can be opened.
+#[cfg(feature = "packages")]
+#[test]
+fn seeds_of_packages_can_be_opened() {
+    let seeds = stored("package");
+    assert!(seeds.len() >= 10);
+    for seed in seeds {
+        targets::packages::package(&seed);
+        if let Some(archive) = seed.strip_prefix(&[0]) {
+            crate::support::open_detected(archive).unwrap();
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -207,6 +250,12 @@ proptest! {
         for format in Format::all() {
             targets::open(Some(format), &bytes);
         }
+    }
+
+    #[cfg(feature = "packages")]
+    #[test]
+    fn packages(input in package_input()) {
+        targets::packages::package(&input);
     }
 
     #[test]

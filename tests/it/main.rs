@@ -22,6 +22,8 @@ mod mmap;
 #[cfg(feature = "cli")]
 mod old_formats;
 mod output;
+#[cfg(feature = "packages")]
+mod packages;
 #[cfg(feature = "cli")]
 mod pipes;
 mod references;

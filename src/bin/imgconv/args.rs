@@ -33,7 +33,7 @@ pub struct ShareArgs {
 }
 
 /// Options for compressed images.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct CompressedArgs {
     /// Directory for the temporary file of an image that is compressed or
     /// from a pipe [default: $TMPDIR]
@@ -114,6 +114,9 @@ pub struct Input {
     references: ReferenceArgs,
 
     #[command(flatten)]
+    pub package: PackageArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image file
@@ -124,7 +127,27 @@ pub struct Input {
 impl Input {
     /// Options for opening the image, and its path.
     pub fn open(&self) -> Result<(OpenOptions, PathBuf), Failure> {
-        self.references.open(self.image_opts, self.format, &self.file)
+        let (options, path) = self.references.open(self.image_opts, self.format, &self.file)?;
+        Ok((self.package.select(options), path))
+    }
+}
+
+/// The disk of a package.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PackageArgs {
+    /// Disk of a package (OVA, OVF, tar): its number from 1 on, the name
+    /// of its file, or its identifier; -f is then the format of the disk
+    #[arg(long, value_name = "DISK", verbatim_doc_comment)]
+    pub disk: Option<String>,
+}
+
+impl PackageArgs {
+    /// The options with the selected disk.
+    pub fn select(&self, options: OpenOptions) -> OpenOptions {
+        match &self.disk {
+            Some(disk) => options.member(disk),
+            None => options,
+        }
     }
 }
 
@@ -253,6 +276,29 @@ pub fn target_format(format: Option<Format>, option: &str, target: &Path) -> Res
         let target = target.to_string_lossy();
         Failure::usage(format!("{target}: cannot infer the format from the file extension; set it with {option}"))
     })
+}
+
+/// What `-O` of convert names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Image(Format),
+    /// A package of disks.
+    Ova,
+}
+
+impl Target {
+    /// The format of an image.
+    pub fn image(self) -> Option<Format> {
+        match self {
+            Target::Image(format) => Some(format),
+            Target::Ova => None,
+        }
+    }
+}
+
+/// Parses the argument of `-O`, for clap.
+pub fn target(name: &str) -> Result<Target, String> {
+    if name == "ova" { Ok(Target::Ova) } else { format(name).map(Target::Image) }
 }
 
 /// Collects the options of all `-o`, in order.

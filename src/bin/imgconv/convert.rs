@@ -1,5 +1,7 @@
 //! `imgconv convert`
 
+mod package;
+
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
@@ -13,12 +15,10 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
 use diskimage::io::FileSource;
-use diskimage::{
-    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size,
-};
+use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size};
 use serde_json::json;
 
-use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
+use crate::args::{self, BackingArgs, Endpoint, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
@@ -34,9 +34,10 @@ pub struct Args {
     #[arg(short = 'f', long = "source-format", value_name = "FMT", value_parser = args::format)]
     source_format: Option<Format>,
 
-    /// Format of TARGET [default: from its extension]
-    #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::format)]
-    target_format: Option<Format>,
+    /// Format of TARGET, or ova for a package of one or more disks
+    /// [default: from its extension]
+    #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::target, verbatim_doc_comment)]
+    target_format: Option<args::Target>,
 
     /// SOURCE is a list of options, as in qemu-img:
     /// driver=FMT,file.filename=PATH,key-secret=ID
@@ -107,6 +108,9 @@ pub struct Args {
     #[command(flatten)]
     references: ReferenceArgs,
 
+    #[command(flatten)]
+    package: PackageArgs,
+
     /// Do not sync TARGET; a power failure may then damage it
     #[arg(long)]
     no_sync: bool,
@@ -128,9 +132,13 @@ pub struct Args {
     source: Endpoint,
 
     /// Output file, or - for standard output; an existing file is
-    /// replaced on success
-    #[arg(value_parser = args::endpoint(), verbatim_doc_comment)]
-    target: Endpoint,
+    /// replaced on success; a directory for all disks of a package
+    #[arg(value_name = "TARGET", value_parser = args::endpoint(), verbatim_doc_comment)]
+    second: Endpoint,
+
+    /// With -O ova: all files but the last are sources
+    #[arg(value_name = "FILE", value_parser = args::endpoint())]
+    more: Vec<Endpoint>,
 }
 
 /// `--compress-output`.
@@ -165,6 +173,11 @@ Standard output is written sequentially: it can be a raw disk, zeros included, o
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
 
+A package (OVA, OVF descriptor or its directory, archive) is opened like the image of its
+disk, which is verified with the manifest. The files of an OVF descriptor are opened only
+as --references allows. Options of -O ova: name, cpus, memory, firmware, controller, nic,
+guest_os, hwversion and compression_level; see imgconv formats.
+
 All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
 backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
 -o encrypt.format=luks,encrypt.key-secret=ID (qcow2), or else the only one given.
@@ -179,10 +192,14 @@ Examples:
   imgconv convert --references beside overlay.qcow2 whole.qcow2
   imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
-  tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
   imgconv convert --secret-file passphrase volume.luks disk.qcow2
   imgconv convert --object secret,id=sec0,file=passphrase -n --target-image-opts \
       disk.qcow2 driver=luks,file.filename=volume.luks,key-secret=sec0
+  imgconv convert vm.ova disk.qcow2                   the only disk of a package
+  imgconv convert --disk 2 vm.ova second.qcow2
+  imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
+  imgconv convert --references beside vm.ovf disk.qcow2
+  imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   imgconv convert disk.raw.xz disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
   curl https://host/disk.raw.zst | imgconv convert - disk.qcow2
@@ -199,8 +216,8 @@ impl Args {
     fn parse_target_opts(&mut self) -> Result<(), Failure> {
         if self.target_image_opts {
             let opts = ImageOpts::parse(&self.target_name().to_string_lossy())?;
-            self.target_format = opts.format;
-            self.target = Endpoint::File(opts.path);
+            self.target_format = opts.format.map(args::Target::Image);
+            *self.more.last_mut().unwrap_or(&mut self.second) = Endpoint::File(opts.path);
             self.target_secret = opts.secret;
         }
         Ok(())
@@ -208,30 +225,35 @@ impl Args {
 
     fn convert(&self) -> Outcome {
         self.check_streams()?;
-        let interrupt = match self.target {
+        let interrupt = match self.target() {
             // There is nothing to clean up, and a write to a reader that has stopped reading blocks forever.
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
+        if self.is_ova() {
+            return self.to_ova(&interrupt);
+        }
+        if let Some(directory) = self.target_directory() {
+            return self.to_directory(directory, &interrupt);
+        }
+        if !self.more.is_empty() {
+            return Err(Failure::usage("several sources need -O ova"));
+        }
         let format = self.format()?;
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
-        let one_pass = self.target != Endpoint::Stream && !self.salvage;
-        let mut source = self.open_source(&interrupt, one_pass)?;
+        let one_pass = *self.target() != Endpoint::Stream && !self.salvage;
+        let mut source = self.open_source(&self.source, &interrupt, one_pass)?;
         self.warn(&source);
-        let bar = Bar::new(match (self.quiet, self.progress) {
-            (true, _) => When::Never,
-            (false, true) => When::Immediately,
-            (false, false) => When::Delayed,
-        });
+        let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
-        let convert = |source: &Image| match &self.target {
+        let convert = |source: &Image| match self.target() {
             Endpoint::Stream => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
             Endpoint::File(path) => Ok(converter.convert(source, path)),
         };
         let mut result = convert(&source)?;
         if one_pass && self.source != Endpoint::Stream && result.as_ref().is_err_and(|error| needs_more(error, &source))
         {
-            source = self.open_source(&interrupt, false)?;
+            source = self.open_source(&self.source, &interrupt, false)?;
             result = convert(&source)?;
         }
         bar.clear();
@@ -244,6 +266,26 @@ impl Args {
                 Err(if is_damage { failure.hint("; --salvage reads what can be read") } else { failure })
             }
         }
+    }
+
+    fn bar(&self) -> Bar {
+        Bar::new(match (self.quiet, self.progress) {
+            (true, _) => When::Never,
+            (false, true) => When::Immediately,
+            (false, false) => When::Delayed,
+        })
+    }
+
+    /// All files but the last.
+    fn sources(&self) -> Vec<&Endpoint> {
+        let mut files: Vec<_> = [&self.source, &self.second].into_iter().chain(&self.more).collect();
+        files.pop();
+        files
+    }
+
+    /// The last file.
+    fn target(&self) -> &Endpoint {
+        self.more.last().unwrap_or(&self.second)
     }
 
     /// The compression of the target as a whole, as far as its name or an option tells.
@@ -261,18 +303,22 @@ impl Args {
         let inner = name.with_extension("");
         let has_compression = |extension: &str| OutputCompression::by_extension(extension).is_some();
         let is_outer = name.extension().and_then(OsStr::to_str).is_some_and(has_compression);
-        args::target_format(self.target_format, "-O", if is_outer { &inner } else { name })
+        args::target_format(
+            self.target_format.and_then(args::Target::image),
+            "-O",
+            if is_outer { &inner } else { name },
+        )
     }
 
     /// Output style of results and errors. With an image on standard output, it is `Human`.
     pub fn style(&self) -> Style {
-        if self.target == Endpoint::Stream { Style::Human } else { self.output.style }
+        if *self.target() == Endpoint::Stream { Style::Human } else { self.output.style }
     }
 
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
-        if self.source == Endpoint::Stream {
+        if self.sources().contains(&&Endpoint::Stream) {
             if self.salvage {
                 return refuse("--salvage needs a file as SOURCE: standard input is read sequentially");
             }
@@ -283,7 +329,7 @@ impl Args {
                 return refuse("standard input is a terminal, expected a file or a pipe");
             }
         }
-        if self.target == Endpoint::Stream {
+        if *self.target() == Endpoint::Stream {
             if self.output.style == Style::Json {
                 return refuse("--output json needs a file as TARGET: the image is written to standard output");
             }
@@ -311,7 +357,7 @@ impl Args {
     }
 
     fn target_name(&self) -> &Path {
-        self.target.name("standard output")
+        self.target().name("standard output")
     }
 
     /// Attributes an error without a file to standard input, if that is the source.
@@ -336,12 +382,17 @@ impl Args {
                 output::note(&format!("{path}: {warning}"));
             }
         }
+        for warning in source.package_warnings().filter(|_| !self.quiet) {
+            output::note(&format!("{}: {warning}", self.source_name().display()));
+        }
     }
 
-    fn open_source(&self, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
-        let (options, path) = self.references.open(self.image_opts, self.source_format, self.source_name())?;
-        let options = self.in_temporary_directory(options.one_pass(one_pass).cancel(interrupt.flag()));
-        let path = match &self.source {
+    fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
+        let name = source.name("standard input");
+        let (options, path) = self.references.open(self.image_opts, self.source_format, name)?;
+        let options = self.package.select(options).one_pass(one_pass).cancel(interrupt.flag());
+        let options = self.in_temporary_directory(options);
+        let path = match source {
             Endpoint::File(_) => path,
             Endpoint::Stream => {
                 // Without a format it has to be compressed, and its first bytes tell.
@@ -383,7 +434,7 @@ impl Args {
         if self.references.has_spool_directory() {
             return options;
         }
-        let Endpoint::File(target) = &self.target else { return options };
+        let Endpoint::File(target) = self.target() else { return options };
         let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
         match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
             Some(directory) if directory.as_os_str().is_empty() => options.temporary_directory("."),

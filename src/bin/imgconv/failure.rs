@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
+use diskimage::{Error, Fault, Name, Problem, ReferenceProblem, SecretProblem};
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Style};
@@ -147,6 +147,17 @@ impl Failure {
                 self.detail("value", *content);
             }
             Error::Ambiguous(formats) => self.detail("formats", formats.as_slice()),
+            Error::SeveralDisks { disks } => self.detail("disks", names(disks)),
+            Error::NoSuchDisk { wanted, disks } => {
+                self.detail("value", wanted.to_text());
+                self.detail("disks", names(disks));
+            }
+            Error::Digest { name, algorithm, expected, found } => {
+                self.detail("member", name.to_text());
+                self.detail("algorithm", *algorithm);
+                self.detail("expected", expected.as_str());
+                self.detail("found", found.as_str());
+            }
             Error::Changed { before, after } => {
                 self.detail("before", *before);
                 self.detail("after", *after);
@@ -171,6 +182,10 @@ impl From<Error> for Failure {
         failure.describe(&error);
         failure
     }
+}
+
+fn names(disks: &[Name]) -> Vec<String> {
+    disks.iter().map(|name| name.to_text().into_owned()).collect()
 }
 
 /// The hints to the option that states the format.
@@ -200,6 +215,7 @@ fn hint(error: &Error) -> Option<&'static str> {
         }
         Error::NotReplaceable { .. } => Some("; write into it with --in-place"),
         Error::InUse { for_writing: true } => Some("; read it as it is with -U"),
+        Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => Some("; set it with --disk"),
         Error::Unreadable { .. } => Some(UNREADABLE),
         Error::Ambiguous(_) | Error::Extension { .. } => Some(AMBIGUOUS),
         _ => None,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use diskimage::{Format, OptionSpec};
+use diskimage::{Format, OptionSpec, Package};
 use serde_json::{Value, json};
 
 use crate::args::Output;
@@ -21,7 +21,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         match self.output.style {
             Style::Json => output::print_json(&Format::all().map(json).collect::<Vec<_>>())?,
-            Style::Human => output::print(&Format::all().map(human).collect::<Vec<_>>().join("\n"))?,
+            Style::Human => output::print(&Format::all().map(human).chain([ova()]).collect::<Vec<_>>().join("\n"))?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -53,8 +53,17 @@ fn human(format: Format) -> String {
         add(format!("  other names: {}", format.aliases().join(", ")));
     }
     add(format!("  extensions: {}", format.extensions().join(", ")));
-    for OptionSpec { name, values, help } in format.options() {
-        add(format!("  -o {name}={values}\n      {help}"));
-    }
-    text
+    text + &options(format.options())
+}
+
+/// Describes the package that `convert -O ova` writes.
+fn ova() -> String {
+    let text =
+        "ova: OVA package of disks, with OVF descriptor and manifest (read, written by convert)\n  extensions: ova\n";
+    text.to_owned() + &options(Package::OVA_OPTIONS)
+}
+
+fn options(specs: &[OptionSpec]) -> String {
+    let line = |OptionSpec { name, values, help }: &OptionSpec| format!("  -o {name}={values}\n      {help}\n");
+    specs.iter().map(line).collect()
 }

@@ -4,7 +4,8 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{Inspection, Name};
+use diskimage::{Inspection, Name, OpenOptions, Package};
+use serde_json::{Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
@@ -35,6 +36,11 @@ Examples:
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
+        if self.input.package.disk.is_none()
+            && let Some(package) = options.package(&file)?
+        {
+            return self.package(&package, &options);
+        }
         let chain = match self.backing_chain {
             true => options.inspect_chain(file)?,
             false => vec![options.inspect(file)?],
@@ -43,6 +49,66 @@ impl Args {
             Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
             Style::Json if self.backing_chain => output::print_json(&chain)?,
             Style::Json => chain.iter().try_for_each(output::print_json)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Args {
+    /// Shows the members and disks of a package, and the image of each disk that can be opened.
+    fn package(&self, package: &Package, options: &OpenOptions) -> Outcome {
+        let inspect = |index: usize| options.clone().member((index + 1).to_string()).inspect(&self.input.file);
+        let disks: Vec<_> = package.disks.iter().enumerate().map(|(index, disk)| (disk, inspect(index))).collect();
+        let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
+        match self.input.output.style {
+            Style::Human => {
+                let mut text =
+                    format!("image: {}\npackage: {}\nmembers:\n", Name::from(&*self.input.file), package.kind);
+                for member in &package.members {
+                    text.push_str(&format!("    {}: {}, {}\n", member.name, member.role, size(member.size)));
+                }
+                for warning in &package.warnings {
+                    text.push_str(&format!("warning: {}\n", output::printable(warning)));
+                }
+                for (index, (disk, image)) in disks.iter().enumerate() {
+                    text.push_str(&format!("\ndisk {}: {}\n", index + 1, disk.name));
+                    if let Some(capacity) = disk.capacity {
+                        text.push_str(&format!("capacity: {} ({capacity} bytes)\n", human_size(capacity)));
+                    }
+                    match image {
+                        Ok(image) => text.push_str(&human(image)),
+                        Err(error) => {
+                            text.push_str(&format!("not opened: {}\n", output::printable(&error.to_string())))
+                        }
+                    }
+                }
+                output::print(&text)?;
+            }
+            Style::Json => {
+                let member = |member: &diskimage::PackageMember| json!({ "name": member.name, "role": member.role, "size": member.size });
+                let disk = |(disk, image): &(&diskimage::PackageDisk, diskimage::Result<Inspection>)| {
+                    let mut value =
+                        json!({ "name": disk.name, "id": disk.id, "size": disk.size, "capacity": disk.capacity });
+                    match image {
+                        Ok(image) => value["image"] = json!(image),
+                        Err(error) => value["error"] = error.to_string().into(),
+                    }
+                    value
+                };
+                let mut value = json!({
+                    "filename": self.input.file.to_string_lossy(),
+                    "format": package.kind,
+                    "members": package.members.iter().map(member).collect::<Vec<Value>>(),
+                    "disks": disks.iter().map(disk).collect::<Vec<Value>>(),
+                });
+                if !package.warnings.is_empty() {
+                    value["warnings"] = json!(package.warnings);
+                }
+                if let [(_, Ok(image))] = disks.as_slice() {
+                    value["virtual-size"] = image.info.virtual_size.into();
+                }
+                output::print_json(&value)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -14,6 +14,8 @@ mod matrix;
 #[cfg(feature = "cli")]
 mod old_formats;
 pub(crate) mod overlays;
+#[cfg(all(unix, feature = "packages"))]
+mod packages;
 mod partitions;
 mod readers;
 mod vdi;

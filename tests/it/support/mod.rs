@@ -6,6 +6,8 @@ mod shared;
 pub mod gzip;
 pub mod patch;
 pub mod pattern;
+#[cfg(feature = "packages")]
+pub mod tar;
 pub mod tools;
 pub mod vhdx;
 
@@ -89,6 +91,11 @@ pub fn raw_image(bytes: &[u8]) -> Image {
 /// Opens the bytes of an image.
 pub fn open_bytes(bytes: &[u8], format: Format) -> Result<Image> {
     OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(bytes.to_vec())))
+}
+
+/// Opens the bytes of a file whose format is detected.
+pub fn open_detected(bytes: &[u8]) -> Result<Image> {
+    OpenOptions::new().open_source(Arc::new(MemFile::from(bytes.to_vec())))
 }
 
 /// Opens the bytes of a qcow2 image.

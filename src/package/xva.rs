@@ -1,0 +1,158 @@
+//! Exports of XenServer and XCP-ng: an archive with `ova.xml` and the disks in blocks of 1 MiB.
+//!
+//! The member `Ref:4/00000012` is block 12 of the disk `Ref:4`; `.checksum` (SHA-1) or `.xxhash` of its name follows it. A block that is
+//! missing reads as zeros. The size of a disk is in `ova.xml`, a structure of XML-RPC.
+
+use roxmltree::{Document, Node, ParsingOptions};
+
+use super::tar::{Kind, Member};
+use crate::error::{Error, Problem, Result};
+use crate::format::shared::table::Fields;
+use crate::io::Piece;
+use crate::name::Name;
+
+/// Name of the format.
+pub(super) const FORMAT_NAME: &str = "xva";
+const FIELDS: Fields = Fields(FORMAT_NAME);
+/// The member that describes the machine.
+pub(super) const DESCRIPTOR: &[u8] = b"ova.xml";
+const BLOCK: u64 = 1 << 20;
+/// Largest number of elements and texts in the descriptor.
+const MAX_NODES: u32 = 200_000;
+
+/// A disk.
+pub(super) struct Disk {
+    pub name: Name,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// Its blocks in the archive.
+    pub pieces: Vec<Piece>,
+    /// Bytes stored.
+    pub stored: u64,
+}
+
+/// The disks of an archive with the given descriptor, in the order of their first blocks.
+///
+/// # Errors
+/// [`Error::Corrupt`] for blocks that are not in ascending order, or after the end of their disk; [`Error::Unsupported`] for a descriptor that
+/// is not understood.
+pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> {
+    let sizes = sizes(descriptor)?;
+    let mut disks: Vec<Disk> = Vec::new();
+    for member in members.iter().filter(|member| member.kind == Kind::File) {
+        let Some((name, block)) = block(member.name.as_bytes()) else { continue };
+        let known = disks.iter().position(|disk| disk.name.as_bytes() == name);
+        let index = known.unwrap_or(disks.len());
+        if known.is_none() {
+            let Some(size) = sizes.iter().find(|(own, _)| own.as_bytes() == name).map(|(_, size)| *size) else {
+                return Err(Error::unsupported(FORMAT_NAME, "a disk that ova.xml does not describe"));
+            };
+            disks.push(Disk { name: Name::from(name), size, pieces: Vec::new(), stored: 0 });
+        }
+        let Some(disk) = disks.get_mut(index) else { continue };
+        let field = FIELDS.at("block", member.at);
+        let start = block.checked_mul(BLOCK).unwrap_or(u64::MAX);
+        field.within(start, member.size.min(BLOCK), disk.size)?;
+        field.at_most(member.size, BLOCK)?;
+        let end = disk.pieces.last().map_or(0, Piece::end);
+        if start < end {
+            return Err(field.fault(Problem::Overlap { offset: start, with: "the previous block" }));
+        }
+        disk.stored += member.size;
+        disk.pieces.extend(member.pieces.iter().map(|piece| Piece { start: start + piece.start, ..*piece }));
+    }
+    Ok(disks)
+}
+
+/// The disk and the number of a block.
+fn block(name: &[u8]) -> Option<(&[u8], u64)> {
+    let slash = name.iter().position(|byte| *byte == b'/')?;
+    let (disk, digits) = (name.get(..slash)?, name.get(slash + 1..)?);
+    let is_number = digits.len() >= 8 && digits.len() <= 16 && digits.iter().all(u8::is_ascii_digit);
+    if !disk.starts_with(b"Ref:") || !is_number {
+        return None;
+    }
+    Some((disk, std::str::from_utf8(digits).ok()?.parse().ok()?))
+}
+
+/// The identifiers of the VDI objects, with their virtual sizes.
+fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
+    let not_understood = || Error::unsupported(FORMAT_NAME, "an ova.xml that is not understood");
+    let text = std::str::from_utf8(descriptor).map_err(|_| not_understood())?;
+    super::ovf::check_attributes(text)?;
+    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
+    let document = Document::parse_with_options(text, options).map_err(|_| not_understood())?;
+    let objects =
+        document.descendants().filter(|node| node.has_tag_name("struct") && text_of(*node, "class") == Some("VDI"));
+    Ok(objects
+        .filter_map(|object| {
+            let size = structure(member(object, "snapshot")?).and_then(|state| text_of(state, "virtual_size"))?;
+            Some((text_of(object, "id")?.to_owned(), size.parse().ok().filter(|size| *size <= i64::MAX as u64)?))
+        })
+        .collect())
+}
+
+/// The value of the member `name` of a structure.
+fn member<'a, 'input>(object: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+    let child = |node: Node<'a, 'input>, tag: &str| node.children().find(|child| child.has_tag_name(tag));
+    let members = object.children().filter(|node| node.has_tag_name("member"));
+    let found = members.filter(|node| child(*node, "name").and_then(|name| name.text()) == Some(name)).next()?;
+    child(found, "value")
+}
+
+fn structure<'a, 'input>(value: Node<'a, 'input>) -> Option<Node<'a, 'input>> {
+    value.children().find(|child| child.has_tag_name("struct"))
+}
+
+/// The text of a value, which may be in an element for its type.
+fn text_of<'a>(object: Node<'a, '_>, name: &str) -> Option<&'a str> {
+    let value = member(object, name)?;
+    value.descendants().find(|node| node.is_text()).and_then(|node| node.text()).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(size: &str) -> Vec<u8> {
+        let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
+        let vdi = member("class", "VDI")
+            + &member("id", "Ref:4")
+            + &member("snapshot", &format!("<struct>{}</struct>", member("virtual_size", size)));
+        let objects = format!("<array><data><value><struct>{vdi}</struct></value></data></array>");
+        format!("<value><struct>{}</struct></value>", member("objects", &objects)).into_bytes()
+    }
+
+    fn file(name: &str, size: u64) -> Member {
+        let pieces = vec![Piece { start: 0, len: size, offset: 512 }];
+        Member { name: Name::from(name), kind: Kind::File, size, at: 0, pieces }
+    }
+
+    #[test]
+    fn blocks_are_placed_by_their_numbers() {
+        let members = [
+            file("ova.xml", 10),
+            file("Ref:4/00000000", BLOCK),
+            file("Ref:4/00000000.checksum", 40),
+            file("Ref:4/00000002", 1000),
+            file("other/00000002", 1000),
+        ];
+        let found = disks(&members, &descriptor("3145728")).unwrap();
+        assert_eq!((found.len(), found[0].size, found[0].stored), (1, 3 * BLOCK, BLOCK + 1000));
+        let pieces: Vec<_> = found[0].pieces.iter().map(|piece| (piece.start, piece.len)).collect();
+        assert_eq!(pieces, [(0, BLOCK), (2 * BLOCK, 1000)]);
+    }
+
+    #[test]
+    fn hostile_blocks_are_refused() {
+        let refused = |members: &[Member], size: &str| disks(members, &descriptor(size)).err().unwrap().to_string();
+        let one = |name: &str, size| [file(name, size)];
+        assert!(refused(&one("Ref:4/00000003", BLOCK), "3145728").contains("out of bounds"));
+        assert!(refused(&one("Ref:4/9999999999999999", 1), "3145728").contains("out of bounds"));
+        assert!(refused(&one("Ref:4/00000000", BLOCK + 1), "3145728").contains("above the limit"));
+        assert!(refused(&[file("Ref:4/00000001", 5), file("Ref:4/000000001", 5)], "3145728").contains("overlaps"));
+        assert!(refused(&one("Ref:5/00000000", 1), "3145728").contains("does not describe"));
+        assert!(refused(&one("Ref:4/00000000", 1), "x").contains("does not describe"));
+        assert!(disks(&[], b"<").is_err() && disks(&[], b"<!DOCTYPE a><a/>").is_err());
+    }
+}
