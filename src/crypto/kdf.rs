@@ -85,6 +85,18 @@ pub(crate) fn pbkdf2_iterations(hash: Hash, len: usize, duration: Duration, leas
     u32::try_from(count / 1000 * 1000).unwrap_or(u32::MAX).max(least)
 }
 
+/// Number of passes of Argon2id over `memory_kib` with `lanes` that take `duration` on this machine, at least `least`.
+///
+/// # Errors
+/// [`KdfError`]
+pub(crate) fn argon2_passes(memory_kib: u32, lanes: u32, duration: Duration, least: u32) -> Result<u32, KdfError> {
+    let trial = Kdf::Argon2 { kind: Argon2Kind::Id, salt: vec![0; 32], passes: 1, memory_kib, lanes };
+    let start = Instant::now();
+    trial.derive(b"passphrase", 32)?;
+    let count = duration.as_nanos() / start.elapsed().as_nanos().max(1);
+    Ok(u32::try_from(count).unwrap_or(u32::MAX).max(least))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ mod storage;
 pub(crate) use anti_forensic::{merge, split};
 pub(crate) use cipher::CipherName;
 pub(crate) use hash::Hash;
-pub(crate) use kdf::{Argon2Kind, Kdf, KdfError, pbkdf2_iterations};
+pub(crate) use kdf::{Argon2Kind, Kdf, KdfError, argon2_passes, pbkdf2_iterations};
 pub(crate) use mode::{CipherSpec, SectorCipher};
 pub(crate) use random::random;
 #[cfg(test)]

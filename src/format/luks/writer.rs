@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::options::V2Options;
 use super::reader::Volume;
+use super::v2;
 use super::{FIELDS, FORMAT_NAME};
 use crate::crypto::{Encrypting, SectorCipher};
 use crate::driver::{CreateContext, OpenContext, Placement, SparseWrite, WriteSpec};
@@ -22,16 +24,28 @@ pub(super) struct Writer {
     /// Offset of the guest data in bytes.
     payload: u64,
     /// The header and the key slots to write; `None` for an existing volume.
-    new: Option<NewVolume>,
+    new: Option<New>,
+}
+
+/// A new header with its key slots.
+enum New {
+    V1(NewVolume),
+    V2(v2::NewVolume),
 }
 
 impl Writer {
     pub fn create(cx: &CreateContext<'_>) -> Result<Writer> {
         refuse_features(cx)?;
         let parameters = Parameters::parse(FORMAT_NAME, "", cx.options)?;
-        let volume = NewVolume::new(FORMAT_NAME, &parameters, cx.secret)?;
-        let payload = volume.header_len();
-        let writer = Writer::new(cx, volume.cipher.clone(), payload, 0)?;
+        let volume = match V2Options::parse(cx.options)? {
+            None => New::V1(NewVolume::new(FORMAT_NAME, &parameters, cx.secret)?),
+            Some(options) => New::V2(v2::NewVolume::new(&parameters, &options, cx)?),
+        };
+        let (cipher, payload) = match &volume {
+            New::V1(volume) => (&volume.cipher, volume.header_len()),
+            New::V2(volume) => (&volume.cipher, volume.header_len()),
+        };
+        let writer = Writer::new(cx, cipher.clone(), payload, 0)?;
         // A device that is too small is refused before anything is written.
         let len = payload + writer.spec.virtual_size;
         cx.out.set_len(len).map_err(Error::io("setting the length", len))?;
@@ -111,11 +125,10 @@ impl SparseWrite for Writer {
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         self.out.sync().map_err(Error::io("syncing", None))?;
         match &self.new {
-            Some(volume) => {
-                volume.write(&*self.out, 0)?;
-                self.out.sync().map_err(Error::io("syncing", None))
-            }
-            None => Ok(()),
+            None => return Ok(()),
+            Some(New::V1(volume)) => volume.write(&*self.out, 0)?,
+            Some(New::V2(volume)) => volume.write(&*self.out)?,
         }
+        self.out.sync().map_err(Error::io("syncing", None))
     }
 }

@@ -100,6 +100,27 @@ impl HeaderCopy {
     }
 }
 
+/// Encodes a copy of the header with its JSON, which must fit into `size`.
+pub(super) fn encode(at: u64, size: u64, sequence: u64, uuid: &str, salt: &[u8; 64], json: &[u8]) -> Vec<u8> {
+    const ALGORITHM: Hash = Hash::Sha256;
+    let mut bytes = vec![0; size as usize];
+    let mut put = |offset: usize, value: &[u8]| {
+        bytes.iter_mut().skip(offset).zip(value).for_each(|(byte, value)| *byte = *value);
+    };
+    put(0, if at == 0 { LUKS } else { SECOND });
+    put(6, &2_u16.to_be_bytes());
+    put(8, &size.to_be_bytes());
+    put(16, &sequence.to_be_bytes());
+    put(72, ALGORITHM.name().as_bytes());
+    put(104, salt);
+    put(168, uuid.as_bytes());
+    put(256, &at.to_be_bytes());
+    put(LEN as usize, json);
+    let checksum = ALGORITHM.digest(&[&bytes]);
+    bytes.iter_mut().skip(CHECKSUM.start).zip(&*checksum).for_each(|(byte, value)| *byte = *value);
+    bytes
+}
+
 /// Verifies the checksum of a copy, which is calculated as if it were zero.
 fn verify(bytes: &mut [u8], algorithm: &Name, at: u64) -> Result<()> {
     let hash = Hash::from_name(&algorithm.to_text())

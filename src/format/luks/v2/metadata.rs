@@ -103,12 +103,16 @@ impl Metadata {
         let mut parts = self.segment.encryption.splitn(3, '-');
         let mut part = || parts.next().unwrap_or_default();
         let (cipher, mode, generator) = (part(), part(), part());
-        let key_len = self.keyslots.iter().find_map(|(_, slot)| slot.as_ref().ok()).map_or(0, |slot| slot.key_len);
-        let key_bits = key_len * if mode == "xts" { 4 } else { 8 };
+        // The length of the key is in the key slots only.
+        let key_len = self.keyslots.iter().find_map(|(_, slot)| slot.as_ref().ok()).map(|slot| slot.key_len);
+        let algorithm = match key_len {
+            Some(len) => format!("{cipher}-{}", len * if mode == "xts" { 4 } else { 8 }),
+            None => cipher.to_owned(),
+        };
         let mut properties: Vec<(&'static str, Value)> = vec![
             ("version", 2.into()),
             ("ivgen-alg", generator.into()),
-            ("cipher-alg", format!("{cipher}-{key_bits}").as_str().into()),
+            ("cipher-alg", algorithm.as_str().into()),
             ("cipher-mode", mode.into()),
             ("uuid", Value::Text(header.uuid.clone())),
             ("sector-size", self.segment.sector_size.into()),

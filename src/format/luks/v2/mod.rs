@@ -3,9 +3,11 @@
 mod binary;
 mod metadata;
 mod unlock;
+mod volume;
 
 pub(super) use binary::HeaderCopy;
 pub(super) use metadata::Metadata;
+pub(super) use volume::NewVolume;
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

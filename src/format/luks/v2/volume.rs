@@ -61,7 +61,8 @@ impl NewVolume {
             random(salt)?;
         }
 
-        let out_of_memory = |_| Error::io("allocating the memory for Argon2", None)(std::io::ErrorKind::OutOfMemory.into());
+        let out_of_memory =
+            |_| Error::io("allocating the memory for Argon2", None)(std::io::ErrorKind::OutOfMemory.into());
         let memory_kib = options.memory_kib;
         let passes = argon2_passes(memory_kib, LANES, iter_time, MIN_PASSES).map_err(out_of_memory)?;
         let kdf = Kdf::Argon2 { kind: Argon2Kind::Id, salt: salt.to_vec(), passes, memory_kib, lanes: LANES };
@@ -137,7 +138,8 @@ impl NewVolume {
     /// Errors of the storage.
     pub fn write(&self, out: &dyn WriteAt) -> Result<()> {
         let [first, second] = &self.headers;
-        let write = |bytes: &[u8], at: u64| out.write_all_at(bytes, at).map_err(Error::io("writing the LUKS header", at));
+        let write =
+            |bytes: &[u8], at: u64| out.write_all_at(bytes, at).map_err(Error::io("writing the LUKS header", at));
         write(&self.material, KEYSLOTS_AT)?;
         write(second, HEADER_SIZE)?;
         out.sync().map_err(Error::io("syncing", None))?;
