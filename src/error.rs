@@ -87,6 +87,14 @@ pub enum Error {
         problem: ReferenceProblem,
     },
 
+    /// An encrypted image cannot be read, or created, with the secrets given.
+    Secret {
+        /// Name of the format.
+        format: &'static str,
+        /// The reason.
+        problem: SecretProblem,
+    },
+
     /// A format option is unknown or invalid.
     Option {
         /// Name of the format.
@@ -176,6 +184,7 @@ impl fmt::Display for Error {
             Error::Reference { format, role, name, problem } => {
                 write!(f, "{format}: the {role} {name} is not opened: {problem}")
             }
+            Error::Secret { format, problem } => write!(f, "{format}: {problem}"),
             Error::Option { format, name, problem } => write!(f, "{format}: option {name}: {problem}"),
             Error::Usage(problem) => f.write_str(problem),
             Error::NotReplaceable { cause } => write!(f, "the existing file cannot be replaced: {cause}"),
@@ -308,6 +317,8 @@ pub enum Problem {
         /// What it contradicts: "another entry maps the same block".
         finding: &'static str,
     },
+    /// A part of the metadata that is not there, or is of another type.
+    Missing,
     /// A compressed payload that does not decode.
     Decode {
         /// Byte offset of the payload.
@@ -363,6 +374,39 @@ pub enum ReferenceProblem {
     NotRegular,
     /// The image was not opened by path, and there is no resolver.
     NoPlace,
+}
+
+/// The reason why an encrypted image was not unlocked or not created.
+///
+/// ```no_run
+/// use diskimage::{Error, OpenOptions, Secret, SecretProblem};
+///
+/// let opened = OpenOptions::new().secret(Secret::new("guess")).open("disk.luks");
+/// if let Err(error) = opened
+///     && let Error::Secret { problem: SecretProblem::Wrong, .. } = error.root()
+/// {
+///     println!("wrong passphrase");
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SecretProblem {
+    /// The image is encrypted, and no secret was given.
+    Missing,
+    /// None of the secrets unlocks a key slot.
+    Wrong,
+    /// A new encrypted image needs a secret.
+    MissingForTarget,
+}
+
+impl fmt::Display for SecretProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SecretProblem::Missing => "the image is encrypted, and no secret is given",
+            SecretProblem::Wrong => "no secret given unlocks a key slot",
+            SecretProblem::MissingForTarget => "a secret is needed to encrypt the new image",
+        })
+    }
 }
 
 impl Error {
@@ -457,6 +501,7 @@ impl Error {
             Error::Limit { .. } => ErrorKind::Limit,
             Error::Unsupported { .. } | Error::Unreadable { .. } => ErrorKind::Unsupported,
             Error::Reference { .. } => ErrorKind::Reference,
+            Error::Secret { .. } => ErrorKind::Secret,
             Error::Option { .. } => ErrorKind::Option,
             Error::Usage(_) => ErrorKind::Usage,
             Error::UnknownFormat(_) => ErrorKind::UnknownFormat,
@@ -533,6 +578,7 @@ impl fmt::Display for Problem {
             Problem::Overlap { offset, with } => write!(f, "points to {offset:#x}, which overlaps {with}"),
             Problem::Rule { value, rule } => write!(f, "is {value:#x}, but {rule}"),
             Problem::Conflict { value, finding } => write!(f, "is {value:#x}: {finding}"),
+            Problem::Missing => f.write_str("is missing, or is of another type"),
             Problem::Decode { source, .. } => write!(f, "does not decode: {source}"),
         }
     }

@@ -36,7 +36,7 @@ pub struct ImageInfo {
     pub identities: Vec<Name>,
     /// Data files and extents; the first has the [`FileId`](crate::driver::FileId) 1.
     pub files: Vec<FileReference>,
-    /// Method of encryption. An encrypted image cannot be read.
+    /// Method of encryption. Guest data can be read only with a [`Secret`](crate::Secret).
     pub encryption: Option<&'static str>,
     /// Whether the image was not closed by its writer.
     pub dirty: bool,

@@ -1,5 +1,5 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2), [VMDK](format::vmdk),
-//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi).
+//! [VHD](format::vhd), [VHDX](format::vhdx), [VDI](format::vdi) and, with the feature `crypto`, LUKS.
 //!
 //! ```no_run
 //! use diskimage::{Converter, Format, Image};
@@ -40,15 +40,15 @@
 //! bin/imgconv
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
-//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
+//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  info  identifiers  options  limits  error  name
+//! codec/  crypto/  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
 //! Guarantees:
 //!
-//! 1. **Deterministic.** The output is the same, byte for byte, for any number of threads.
+//! 1. **Deterministic.** The output is the same, byte for byte, for any number of threads. (Encrypted images have random keys.)
 //! 2. **Bounded memory.** A few MiB per thread, the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
 //!    most), and the read-ahead of a pipe; independent of the size of the disk.
 //! 3. **All or nothing.** The header is written last, and files are renamed to their final names at the end. A failed or interrupted
@@ -73,6 +73,8 @@ pub mod codec;
 mod compare;
 #[cfg(feature = "write")]
 mod convert;
+#[cfg(feature = "crypto")]
+mod crypto;
 pub mod driver;
 #[doc = include_str!("design.md")]
 // Tests the README's Rust block.
@@ -87,6 +89,7 @@ pub mod io;
 mod limits;
 mod name;
 mod options;
+mod secret;
 #[cfg(feature = "serde")]
 mod serialize;
 #[cfg(test)]
@@ -98,7 +101,7 @@ pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
 pub use convert::{Converter, Progress, Report, Unreadable};
 pub use driver::CheckReport;
-pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result};
+pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
@@ -106,3 +109,4 @@ pub use info::{FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
+pub use secret::Secret;

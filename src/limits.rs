@@ -32,11 +32,27 @@ pub struct Limits {
     /// Largest number of extents of one image, each possibly a file of its own. Default: 8192, which is 16 TiB in the usual
     /// extents of 2 GiB.
     pub extents: usize,
+    /// Largest number of iterations of PBKDF2 in one key slot or digest of an encrypted image: the time to try a secret. Default: 100
+    /// million, half a minute.
+    pub pbkdf2_iterations: u64,
+    /// Largest amount of memory in bytes that Argon2 may take for a key slot of an encrypted image. Default: 1 GiB, the most that
+    /// cryptsetup uses by default.
+    pub argon2_memory: u64,
+    /// Largest product of this memory in bytes and the number of passes over it: the time to try a secret. Default: 32 GiB, a minute or two.
+    pub argon2_work: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { virtual_size: i64::MAX as u64 & !511, metadata: 64 << 20, chain_depth: 200, extents: 8192 }
+        Limits {
+            virtual_size: i64::MAX as u64 & !511,
+            metadata: 64 << 20,
+            chain_depth: 200,
+            extents: 8192,
+            pbkdf2_iterations: 100_000_000,
+            argon2_memory: 1 << 30,
+            argon2_work: 32 << 30,
+        }
     }
 }
 

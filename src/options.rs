@@ -68,6 +68,12 @@ impl Options {
         self.0.push((name, value.into()));
     }
 
+    /// Removes an option and returns its value, if it is set.
+    pub fn take(&mut self, name: &str) -> Option<String> {
+        let index = self.0.iter().position(|(other, _)| other == name)?;
+        Some(self.0.remove(index).1)
+    }
+
     /// Returns the value of an option, if it is set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
@@ -245,6 +251,8 @@ mod tests {
         let mut options = Options::new();
         options.add_list("a=1,b=x,,y,c");
         options.set("a", "2");
+        assert_eq!((options.take("y"), options.take("c")), (None, Some("on".to_owned())));
+        options.add_list("c");
         assert_eq!(options.value("a"), Some("2"));
         assert_eq!(options.value("b"), Some("x,y"));
         assert_eq!(options.flag("f", "c").unwrap(), Some(true));

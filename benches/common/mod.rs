@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, WriteAt};
-use diskimage::{Converter, Format, Image, OpenOptions, Options};
+use diskimage::{Converter, Format, Image, OpenOptions, Options, Secret};
 
 /// Real bytes: this program (machine code, tables and text), repeated.
 pub fn content(len: usize) -> Vec<u8> {
@@ -73,7 +73,10 @@ impl Kind {
         if let Some(codec) = self.codec {
             options.set("compression_type", codec);
         }
-        Converter::new(self.format).options(options).compress(self.compress).threads(1)
+        if self.format.options().iter().any(|option| option.name == "iter-time") {
+            options.set("iter-time", "1");
+        }
+        Converter::new(self.format).options(options).compress(self.compress).threads(1).secret(Secret::new("secret"))
     }
 
     /// An image of this kind in memory that holds `disk`.
@@ -87,7 +90,7 @@ impl Kind {
 
 /// An image in memory.
 pub fn open(format: Format, file: MemFile) -> Image {
-    OpenOptions::new().format(format).open_source(Arc::new(file)).unwrap()
+    OpenOptions::new().format(format).secret(Secret::new("secret")).open_source(Arc::new(file)).unwrap()
 }
 
 /// A target that discards what is written.

@@ -33,9 +33,10 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
-use crate::io::{TargetDirectory, WriteAt};
+use crate::io::{FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
+use crate::secret::Secret;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
 pub use report::{Progress, Report, Unreadable};
@@ -80,6 +81,8 @@ pub struct Converter {
     options: Options,
     compress: bool,
     backing: Option<Arc<Backing>>,
+    secret: Option<Secret>,
+    existing: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros.
     sparse: u64,
     threads: usize,
@@ -109,6 +112,8 @@ impl Converter {
             options: Options::new(),
             compress: false,
             backing: None,
+            secret: None,
+            existing: false,
             sparse: 4096,
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
@@ -166,6 +171,26 @@ impl Converter {
     #[must_use]
     pub fn backing(mut self, image: Image, name: impl Into<Name>) -> Self {
         self.backing = Some(Arc::new(Backing { image, name: name.into() }));
+        self
+    }
+
+    /// Sets the secret with which an encrypted image is created. Formats without encryption ignore it.
+    ///
+    /// The key of the image and its salts are random, whatever [`identifiers`](Self::identifiers) says: no two encrypted images are the same.
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secret = Some(secret);
+        self
+    }
+
+    /// Whether the guest data is written into the existing image at the target, whose parameters remain, instead of into a new image.
+    /// Default: false.
+    ///
+    /// The image must be a LUKS volume or a raw disk at a path, at least as large as the source; what is beyond the end of the source is not
+    /// changed. It is unlocked with the [`secret`](Self::secret). A failure leaves a part of the new data in it.
+    #[must_use]
+    pub fn existing(mut self, existing: bool) -> Self {
+        self.existing = existing;
         self
     }
 
@@ -370,11 +395,11 @@ impl Converter {
     }
 
     fn write_to(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
-        if out.starts_zeroed() {
+        if out.starts_zeroed() && !self.existing {
             // Old content would not be zeros.
             out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(out.path()))?;
         }
-        self.write(source, size, out, None, None)
+        self.write(source, size, out, None, None, None)
     }
 
     fn write_into(
@@ -386,18 +411,26 @@ impl Converter {
     ) -> Result<Report> {
         let files = DirectoryFiles::new(directory, name);
         let out = files.add(name)?;
-        self.write(source, size, out, Some(Path::new(name)), Some(&files))
+        self.write(source, size, out, Some(Path::new(name)), Some(&files), None)
     }
 
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
         let backing = self.backing.as_ref().map(|backing| &backing.image);
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
-        let (sync, clobber, in_place, holes) = (self.sync, self.clobber, self.in_place, self.sparse != 0);
-        let output = Output::create(target, Rules { in_use, sync, clobber, in_place, holes })?;
-        let report = self.write(source, size, output.file(), Some(target), Some(&output))?;
+        let (sync, clobber, existing, holes) = (self.sync, self.clobber, self.existing, self.sparse != 0);
+        let in_place = self.in_place || existing;
+        let image = existing.then(|| self.open_existing(target)).transpose()?;
+        let output = Output::create(target, Rules { in_use, sync, clobber, in_place, existing, holes })?;
+        let report = self.write(source, size, output.file(), Some(target), Some(&output), image)?;
         output.commit()?;
         Ok(report)
+    }
+
+    /// The file of the image into which guest data is written.
+    fn open_existing(&self, target: &Path) -> Result<Arc<dyn ReadAt>> {
+        let file = FileSource::open(target).map_err(Error::io("opening", None)).map_err(|e| e.in_file(target))?;
+        Ok(Arc::new(file))
     }
 
     fn write(
@@ -407,22 +440,30 @@ impl Converter {
         out: Arc<dyn WriteAt>,
         target: Option<&Path>,
         files: Option<&dyn TargetFiles>,
+        existing: Option<Arc<dyn ReadAt>>,
     ) -> Result<Report> {
         let format = self.format;
+        if self.existing && existing.is_none() {
+            return Err(Error::Usage("an existing image to write into must be at a path".into()));
+        }
         let target = target.or(out.path());
         let backing = self.backing.as_ref();
-        let mut writer = format
-            .create(&CreateContext {
-                size,
-                options: &self.options,
-                compress: self.compress,
-                empty: source.is_none(),
-                backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
-                identifiers: self.early_identifiers(size, &*out, target),
-                out: out.clone(),
-                files,
-            })
-            .map_err(|e| e.in_file_at(target))?;
+        let cx = CreateContext {
+            size,
+            options: &self.options,
+            compress: self.compress,
+            empty: source.is_none(),
+            backing: backing.map(|backing| NewBacking { name: backing.name.clone(), info: backing.image.info() }),
+            secret: self.secret.as_ref(),
+            identifiers: self.early_identifiers(size, &*out, target),
+            out: out.clone(),
+            files,
+        };
+        let writer = match existing {
+            None => format.create(&cx),
+            Some(image) => format.open_target(image, &cx),
+        };
+        let mut writer = writer.map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
             let feature = "writing this kind of image to a pipe".into();
             let error = Error::Unsupported { format: format.name(), feature, at: None };

@@ -40,6 +40,8 @@ pub(super) struct Rules {
     pub clobber: bool,
     /// Existing files are written in place, not replaced.
     pub in_place: bool,
+    /// Existing files keep their content, except for what is written: the target is an image already.
+    pub existing: bool,
     /// Whether the files may have holes.
     pub holes: bool,
 }

@@ -12,6 +12,7 @@ use crate::io::{ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
 use crate::options::Options;
+use crate::secret::Secret;
 
 /// Opens a referenced file that holds guest data, if the reference policy allows it; `Ok(None)` when the caller inspects the
 /// image and opens no referenced file.
@@ -42,12 +43,17 @@ pub struct OpenContext<'a> {
     pub path: Option<&'a Path>,
     /// Opens referenced data files and extents.
     pub file: &'a FileOpener<'a>,
+    /// Secrets that may unlock an encrypted image. A driver tries each.
+    pub secrets: &'a [Secret],
+    /// Whether only the properties of the image are wanted. An encrypted image needs no secret then; otherwise a driver that cannot unlock
+    /// it returns [`Error::Secret`].
+    pub inspect: bool,
 }
 
 impl<'a> OpenContext<'a> {
     /// A context for the active state of an image, with no access to referenced files.
     pub fn new(limits: &'a Limits, budget: &'a Budget) -> Self {
-        OpenContext { limits, budget, snapshot: None, path: None, file: &|_| Ok(None) }
+        OpenContext { limits, budget, snapshot: None, path: None, file: &|_| Ok(None), secrets: &[], inspect: false }
     }
 
     /// [`Error::Unsupported`] if a snapshot is requested. For drivers of formats without internal snapshots.
@@ -105,6 +111,8 @@ pub struct CreateContext<'a> {
     pub empty: bool,
     /// The backing image of an overlay.
     pub backing: Option<NewBacking<'a>>,
+    /// The secret that unlocks the image, if it is encrypted.
+    pub secret: Option<&'a Secret>,
     /// Timestamps, and identifiers for what is written before the content. A driver has no other source of them.
     pub identifiers: ImageIdentifiers,
     /// The image file.
@@ -117,7 +125,8 @@ impl<'a> CreateContext<'a> {
     /// A context for an uncompressed image in the single file `out`, with reproducible identifiers.
     pub fn new(size: u64, options: &'a Options, out: Arc<dyn WriteAt>) -> Self {
         let identifiers = Identifiers::Reproducible { time: 0 }.for_image("", size, options);
-        CreateContext { size, options, compress: false, empty: false, backing: None, identifiers, out, files: None }
+        let (compress, empty, backing, secret, files) = (false, false, None, None, None);
+        CreateContext { size, options, compress, empty, backing, secret, identifiers, out, files }
     }
 }
 

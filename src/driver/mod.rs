@@ -182,6 +182,10 @@ pub type OpenStreamFn = fn(Box<dyn Read + Send>, &OpenContext<'_>) -> Result<(Bo
 /// Creates an image.
 pub type CreateFn = fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>;
 
+/// Opens an existing image for guest data to be written into it. The first argument is the same file as the output of the context. The virtual
+/// size in [`WriteSpec`] is that of the context, rounded up, not that of the image.
+pub type OpenTargetFn = fn(Arc<dyn ReadAt>, &CreateContext<'_>) -> Result<Box<dyn SparseWrite>>;
+
 /// Checks the metadata of an image file.
 pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 
@@ -215,6 +219,7 @@ pub struct FormatDriver {
     pub(crate) create: Option<CreateFn>,
     pub(crate) open_stream: Option<OpenStreamFn>,
     pub(crate) check: Option<CheckFn>,
+    pub(crate) open_target: Option<OpenTargetFn>,
 }
 
 impl FormatDriver {
@@ -231,6 +236,7 @@ impl FormatDriver {
             create: None,
             open_stream: None,
             check: None,
+            open_target: None,
         }
     }
 
@@ -263,6 +269,16 @@ impl FormatDriver {
         if cfg!(feature = "write") {
             self.create = Some(create);
             self.options = options;
+        }
+        self
+    }
+
+    /// Adds writing into existing images, for a format whose images are written without a change of metadata. Without the feature `write` it
+    /// does nothing.
+    #[must_use]
+    pub const fn open_target(mut self, open_target: OpenTargetFn) -> Self {
+        if cfg!(feature = "write") {
+            self.open_target = Some(open_target);
         }
         self
     }

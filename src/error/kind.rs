@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Unsupported,
     /// A referenced file was not opened.
     Reference,
+    /// An encrypted image needs a secret, or another one.
+    Secret,
     /// A format option is unknown or invalid.
     Option,
     /// The request is invalid for these files.
@@ -58,6 +60,7 @@ impl ErrorKind {
             ErrorKind::Limit => "limit",
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::Reference => "reference",
+            ErrorKind::Secret => "secret",
             ErrorKind::Option => "option",
             ErrorKind::Usage => "usage",
             ErrorKind::UnknownFormat => "unknown-format",

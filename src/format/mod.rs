@@ -1,8 +1,10 @@
 //! The registry: the formats of this crate, and those that a caller adds.
 //!
 //! A new format is a folder here and two lines in this file. Nothing else matches on formats: tests, fuzz targets, benches and
-//! the program iterate over [`Format::all`]. Each format except raw has a feature of the same name.
+//! the program iterate over [`Format::all`]. Each format has a feature of the same name, except raw, which is in every build, and luks, whose feature is `crypto`.
 
+#[cfg(feature = "crypto")]
+pub mod luks;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;
@@ -40,6 +42,8 @@ static BUILTIN: &[Format] = &[
     Format::VHDX,
     #[cfg(feature = "vdi")]
     Format::VDI,
+    #[cfg(feature = "crypto")]
+    Format::LUKS,
     Format::RAW,
 ];
 
@@ -112,7 +116,7 @@ impl Formats {
     ///
     /// # Errors
     /// [`Error::Ambiguous`] if several formats match, and [`Error::Unreadable`] if only a format matches that is not in
-    /// this set, or for a compressed file, an archive or an encrypted volume: such a file is not taken for a raw disk. Also if
+    /// this set, or for a compressed file or an archive: such a file is not taken for a raw disk. Also if
     /// nothing matches and raw is not in the set. [`Error::Unsupported`] names the feature of a format that was left out of this
     /// build.
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
@@ -166,6 +170,10 @@ impl Format {
     /// The format of VirtualBox.
     #[cfg(feature = "vdi")]
     pub const VDI: Format = Format(&vdi::DRIVER);
+
+    /// Encrypted volumes of Linux and QEMU.
+    #[cfg(feature = "crypto")]
+    pub const LUKS: Format = Format(&luks::DRIVER);
 
     /// The format of a driver, which may be another crate's.
     pub const fn from_driver(driver: &'static FormatDriver) -> Self {
@@ -258,6 +266,14 @@ impl Format {
         cx.options.check(self.name(), self.options())?;
         self.check_backing_options(cx)?;
         create(cx)
+    }
+
+    pub(crate) fn open_target(&self, file: Arc<dyn ReadAt>, cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
+        let open =
+            self.0.open_target.ok_or_else(|| Error::unsupported(self.name(), "writing into an existing image"))?;
+        // The options are those of a new image.
+        cx.options.check(self.name(), &[])?;
+        open(file, cx)
     }
 
     pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
@@ -375,8 +391,9 @@ mod tests {
     fn the_guest_data_of_an_image_can_start_as_an_archive() {
         for head in [&b"\x1f\x8b\x08"[..], b"LUKS\xba\xbe\0\x02"] {
             assert_eq!(probe(head, b"conectix").unwrap(), Format::VHD);
-            assert!(matches!(probe(head, b""), Err(Error::Unreadable { .. })));
+            assert_ne!(probe(head, b"").ok(), Some(Format::RAW));
         }
+        assert!(matches!(probe(b"\x1f\x8b\x08", b""), Err(Error::Unreadable { .. })));
     }
 
     #[test]

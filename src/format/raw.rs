@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | files of any length in bytes | yes | yes |
 //! | holes | yes | yes |
+//! | writing into an existing disk | | yes; zeros too, because of old content |
 //! | block devices | yes | yes; zeros are discarded or written, because of old content |
 
 mod content;
@@ -33,7 +34,8 @@ pub(crate) static DRIVER: FormatDriver =
         .aliases(&["img"])
         .extensions(&["raw", "img"])
         .description("the bytes of the disk, without metadata")
-        .create(|cx| Ok(Box::new(Writer::create(cx)?)), OPTIONS);
+        .create(|cx| Ok(Box::new(Writer::create(cx)?)), OPTIONS)
+        .open_target(|file, cx| Ok(Box::new(Writer::open(&*file, cx)?)));
 
 static OPTIONS: &[OptionSpec] = &[OptionSpec {
     name: "preallocation",
@@ -82,6 +84,8 @@ struct Writer {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
     preallocation: Preallocation,
+    /// What is beyond the disk is not changed.
+    existing: bool,
     /// Guest bytes below this offset are placed or filled.
     done: u64,
 }
@@ -96,6 +100,23 @@ impl Writer {
                 &[("off", Preallocation::Off), ("falloc", Preallocation::Falloc), ("full", Preallocation::Full)],
             )?
             .unwrap_or(Preallocation::Off);
+        let writer = Writer::new(cx, preallocation)?;
+        // A device that is too small is refused before anything is written.
+        cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
+        if preallocation == Preallocation::Falloc {
+            cx.out.allocate(0..cx.size).map_err(Error::io("allocating space", 0))?;
+        }
+        Ok(writer)
+    }
+
+    /// Writes into an existing disk, the same file as the output.
+    fn open(file: &dyn ReadAt, cx: &CreateContext<'_>) -> Result<Self> {
+        let len = table::length(file)?;
+        Field { format: FORMAT_NAME, name: "size of the source", at: 0 }.at_most(cx.size, len)?;
+        Ok(Writer { existing: true, ..Writer::new(cx, Preallocation::Off)? })
+    }
+
+    fn new(cx: &CreateContext<'_>, preallocation: Preallocation) -> Result<Self> {
         if cx.compress {
             return Err(Error::unsupported(FORMAT_NAME, "compression"));
         }
@@ -111,12 +132,7 @@ impl Writer {
             sequential: true,
             ..WriteSpec::default()
         };
-        // A device that is too small is refused before anything is written.
-        cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
-        if preallocation == Preallocation::Falloc {
-            cx.out.allocate(0..cx.size).map_err(Error::io("allocating space", 0))?;
-        }
-        Ok(Writer { spec, out: cx.out.clone(), preallocation, done: 0 })
+        Ok(Writer { spec, out: cx.out.clone(), preallocation, existing: false, done: 0 })
     }
 
     /// Makes the gap from `done` to `until` read as zeros.
@@ -155,7 +171,7 @@ impl SparseWrite for Writer {
 
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         let sectors = self.spec.virtual_size.next_multiple_of(512);
-        self.fill(if self.out.starts_zeroed() { self.spec.virtual_size } else { sectors })?;
+        self.fill(if self.out.starts_zeroed() || self.existing { self.spec.virtual_size } else { sectors })?;
         self.out.sync().map_err(Error::io("syncing", None))
     }
 }

@@ -16,6 +16,7 @@ use crate::format::{Format, Formats, raw};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
+use crate::secret::Secret;
 
 /// Configures how images are opened.
 ///
@@ -42,6 +43,7 @@ pub struct OpenOptions {
     temporary_directory: Option<PathBuf>,
     pub(super) force_share: bool,
     pub(super) limits: Limits,
+    secrets: Vec<Secret>,
 }
 
 /// Properties of an image and of its file. Referenced files are not opened for them.
@@ -191,6 +193,24 @@ impl OpenOptions {
         self
     }
 
+    /// Adds a secret that may unlock encrypted images. Each image of a chain tries all of them, in this order, so that images with different
+    /// secrets can be opened. Each try takes about a second or two, as the creator of the image has chosen.
+    ///
+    /// Properties ([`inspect`](Self::inspect)) and checks need no secret.
+    ///
+    /// ```no_run
+    /// use diskimage::{OpenOptions, Secret};
+    ///
+    /// let passphrase = Secret::new(std::fs::read("passphrase")?);
+    /// let disk = OpenOptions::new().secret(passphrase).open("disk.luks")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn secret(mut self, secret: Secret) -> Self {
+        self.secrets.push(secret);
+        self
+    }
+
     /// Sets the limits.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
@@ -236,7 +256,6 @@ impl OpenOptions {
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let (reader, source) = format.open_stream(Box::new(stream), &self.context(&budget, 0, &refuse))?;
-        check_readable(reader.info())?;
         if let Some(backing) = &reader.info().backing {
             refuse(backing)?;
         }
@@ -316,7 +335,7 @@ impl OpenOptions {
         let inspect = || {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);
-                let cx = OpenContext { path: opened.path(), ..self.context(&budget, 1, file) };
+                let cx = OpenContext { path: opened.path(), inspect: true, ..self.context(&budget, 1, file) };
                 opened.format.open(opened.source.clone(), &cx)
             };
             let alone = || open(&|_| Ok(None));
@@ -370,7 +389,6 @@ impl OpenOptions {
         let reader = opened.format.open(opened.source.clone(), &self.context(budget, layers.len(), &open_data_file))?;
         let mut files = vec![file.seen_by(&*reader)?];
         files.append(&mut data_files.into_inner());
-        check_readable(reader.info())?;
         self.check_identity(opened, reader.info())?;
         let backing = reader.info().backing.clone();
         layers.push(Layer { reader, format: opened.format, files });
@@ -379,7 +397,7 @@ impl OpenOptions {
 
     pub(super) fn context<'a>(&'a self, budget: &'a Budget, layer: usize, file: &'a FileOpener<'a>) -> OpenContext<'a> {
         let snapshot = if layer == 0 { self.snapshot.as_deref() } else { None };
-        OpenContext { snapshot, file, ..OpenContext::new(&self.limits, budget) }
+        OpenContext { snapshot, file, secrets: &self.secrets, ..OpenContext::new(&self.limits, budget) }
     }
 
     fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
@@ -483,13 +501,6 @@ impl Opened {
     fn closes_loop(&self) -> Error {
         let name = self.path().unwrap_or(Path::new("")).into();
         Error::Reference { format: self.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
-    }
-}
-
-fn check_readable(info: &ImageInfo) -> Result<()> {
-    match info.encryption {
-        None => Ok(()),
-        Some(method) => Err(Error::unsupported(info.format, format!("encryption ({method})"))),
     }
 }
 

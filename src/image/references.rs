@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::open::{Opened, cannot_open};
 use super::{OpenOptions, qemu_name};
+use crate::driver::OpenContext;
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
 use crate::info::{FileReference, ImageInfo};
@@ -149,7 +150,8 @@ impl OpenOptions {
             return None;
         }
         let budget = Budget::new(self.limits.metadata);
-        let reader = image.format.open(source.clone(), &self.context(&budget, 1, &|_| Ok(None))).ok()?;
+        let cx = OpenContext { inspect: true, ..self.context(&budget, 1, &|_| Ok(None)) };
+        let reader = image.format.open(source.clone(), &cx).ok()?;
         has_identity(reader.info(), reference).then_some(source)
     }
 

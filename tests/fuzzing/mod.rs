@@ -13,11 +13,13 @@ use std::sync::Arc;
 use diskimage::io::{MemFile, ReadAt};
 use diskimage::{
     CheckReport, Comparison, Converter, Error, Format, Image, Limits, OpenOptions, Options, ReferencePolicy, Result,
-    compare,
+    Secret, compare,
 };
 
 pub use roundtrip::roundtrip;
 
+/// The secret of encrypted seeds.
+pub const SECRET: &str = "123456";
 /// Guest bytes that are read of an image.
 const READ: u64 = 1 << 20;
 /// Spans that are looked up in an image.
@@ -85,7 +87,10 @@ fn read_raw(options: &OpenOptions, data: &[u8]) {
 fn limited() -> OpenOptions {
     let mut limits = Limits::default();
     limits.metadata = 4 << 20;
-    OpenOptions::new().limits(limits)
+    limits.pbkdf2_iterations = 20_000;
+    limits.argon2_memory = 1 << 20;
+    limits.argon2_work = 4 << 20;
+    OpenOptions::new().limits(limits).secret(Secret::new(SECRET))
 }
 
 fn file(data: &[u8]) -> Arc<dyn ReadAt> {

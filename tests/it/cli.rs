@@ -1,6 +1,7 @@
 //! Runs the program, and compares it with `qemu-img` where that has the same command.
 
 mod in_place;
+mod luks;
 mod vmdk;
 
 use std::ffi::OsStr;

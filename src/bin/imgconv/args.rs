@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Format, Image, Name, OpenOptions, Options};
+use diskimage::{Format, Image, Name, OpenOptions, Options, Secret};
 
 use crate::failure::Failure;
+use crate::image_opts::ImageOpts;
 use crate::output::Style;
+use crate::secrets::SecretArgs;
 
 /// `--output`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Output {
     /// Style of results and errors
     #[arg(long = "output", value_name = "STYLE", default_value = "human")]
@@ -19,7 +21,7 @@ pub struct Output {
 }
 
 /// `-U`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct ShareArgs {
     /// Read an image that another program, such as a running virtual
     /// machine, has opened for writing; the result may be inconsistent
@@ -38,8 +40,8 @@ impl ShareArgs {
     }
 }
 
-/// Options for input images and their referenced files.
-#[derive(Debug, clap::Args)]
+/// Options for input images, their referenced files and their secrets.
+#[derive(Clone, Debug, clap::Args)]
 pub struct ReferenceArgs {
     #[command(flatten)]
     share: ShareArgs,
@@ -57,14 +59,22 @@ pub struct ReferenceArgs {
     /// states one that the file cannot have
     #[arg(long, value_name = "FMT", value_parser = format, verbatim_doc_comment)]
     backing_format: Option<Format>,
+
+    #[command(flatten)]
+    secrets: SecretArgs,
 }
 
 /// The input image of a subcommand.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Input {
     /// Format of FILE [default: detected]
     #[arg(short = 'f', long, value_name = "FMT", value_parser = self::format)]
     format: Option<Format>,
+
+    /// FILE is a list of options, as in qemu-img:
+    /// driver=FMT,file.filename=PATH,key-secret=ID
+    #[arg(long, conflicts_with = "format", verbatim_doc_comment)]
+    image_opts: bool,
 
     #[command(flatten)]
     references: ReferenceArgs,
@@ -78,14 +88,14 @@ pub struct Input {
 }
 
 impl Input {
-    /// Options for opening the image.
-    pub fn options(&self) -> OpenOptions {
-        self.references.options(self.format)
+    /// Options for opening the image, and its path.
+    pub fn open(&self) -> Result<(OpenOptions, PathBuf), Failure> {
+        self.references.open(self.image_opts, self.format, &self.file)
     }
 }
 
 /// The backing file of a new image.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct BackingArgs {
     /// Create an overlay backed by BASE, which stores only differences;
     /// a relative BASE starts at the directory of the overlay
@@ -106,8 +116,44 @@ enum ReferencePolicy {
 }
 
 impl ReferenceArgs {
+    /// Options for opening the image `file` of `format`, which is detected if `None`, and its path. With `image_opts`, `file` is a list of
+    /// options.
+    pub fn open(
+        &self,
+        image_opts: bool,
+        format: Option<Format>,
+        file: &Path,
+    ) -> Result<(OpenOptions, PathBuf), Failure> {
+        if !image_opts {
+            return Ok((self.options(format)?, file.to_owned()));
+        }
+        if format.is_some() {
+            return Err(Failure::usage("the format of an image given by options is set with driver="));
+        }
+        let opts = ImageOpts::parse(&file.to_string_lossy())?;
+        let options = self.secrets.add_to(self.without_secrets(opts.format), opts.secret.as_deref())?;
+        Ok((options, opts.path))
+    }
+
     /// Options for opening an image of `format`, which is detected if `None`.
-    pub fn options(&self, format: Option<Format>) -> OpenOptions {
+    pub fn options(&self, format: Option<Format>) -> Result<OpenOptions, Failure> {
+        self.secrets.add_to(self.without_secrets(format), None)
+    }
+
+    /// Takes the ID of the secret of a new image out of its options, and returns the secret: without an ID the only secret.
+    pub fn target_secret(&self, format: Format, options: &mut Options) -> Result<Option<Secret>, Failure> {
+        let name = if format == Format::LUKS { "key-secret" } else { "encrypt.key-secret" };
+        let encrypts = format.options().iter().any(|option| option.name.ends_with("cipher-alg"));
+        let id = if encrypts { options.take(name) } else { None };
+        self.secrets.of_target(id.as_deref())
+    }
+
+    /// The secret called `id`, or else the only one.
+    pub fn secret(&self, id: Option<&str>) -> Result<Option<Secret>, Failure> {
+        self.secrets.of_target(id)
+    }
+
+    fn without_secrets(&self, format: Option<Format>) -> OpenOptions {
         let policy = match self.references {
             ReferencePolicy::None => diskimage::ReferencePolicy::Deny,
             ReferencePolicy::Beside => diskimage::ReferencePolicy::Beside,
@@ -151,7 +197,7 @@ impl BackingArgs {
             (None, Some(name)) => Some(Format::by_name(name)?),
             (format, _) => format,
         };
-        let image = references.options(format).open(target.with_file_name("").join(name))?;
+        let image = references.options(format)?.open(target.with_file_name("").join(name))?;
         Ok(Some((image, Name::from(name))))
     }
 }

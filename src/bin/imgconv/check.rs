@@ -37,7 +37,8 @@ const NO_CHECKS: u8 = 63;
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let report = self.input.options().check(&self.input.file).map_err(|error| self.failure(error))?;
+        let (options, file) = self.input.open()?;
+        let report = options.check(file).map_err(|error| self.failure(error))?;
         match self.input.output.style {
             Style::Json => output::print_json(&self.json(&report))?,
             Style::Human => {

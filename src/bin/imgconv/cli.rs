@@ -141,7 +141,7 @@ mod tests {
         );
         assert_eq!(
             problem(&["imgconv", "info", "-f", "nope", "x"]),
-            "invalid value 'nope' for '--format <FMT>': unknown format; supported: qcow2, vmdk, vpc, vhdx, vdi, raw \
+            "invalid value 'nope' for '--format <FMT>': unknown format; supported: qcow2, vmdk, vpc, vhdx, vdi, luks, raw \
              (see --help)"
         );
         let typo = problem(&["imgconv", "info", "--backing-chian", "x"]);

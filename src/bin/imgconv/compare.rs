@@ -22,6 +22,11 @@ pub struct Args {
     #[arg(short = 'F', long = "b-format", value_name = "FMT", value_parser = args::format)]
     b_format: Option<Format>,
 
+    /// A and B are lists of options, as in qemu-img:
+    /// driver=FMT,file.filename=PATH,key-secret=ID
+    #[arg(long, verbatim_doc_comment)]
+    image_opts: bool,
+
     /// Treat a size mismatch as a difference
     #[arg(short = 's', long)]
     strict: bool,
@@ -76,8 +81,11 @@ impl Args {
     }
 
     fn verdict(&self) -> Result<Verdict, Failure> {
-        let a = self.references.options(self.a_format).open(&self.a)?;
-        let b = self.references.options(self.b_format).open(&self.b)?;
+        let open = |format, file| {
+            let (options, file) = self.references.open(self.image_opts, format, file)?;
+            Ok::<_, Failure>(options.open(file)?)
+        };
+        let (a, b) = (open(self.a_format, &self.a)?, open(self.b_format, &self.b)?);
         let sizes = [a.virtual_size(), b.virtual_size()];
         let difference = match self.strict && sizes[0] != sizes[1] {
             true => Some(Difference::Size),

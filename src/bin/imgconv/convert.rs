@@ -14,13 +14,14 @@ use serde_json::json;
 
 use crate::args::{self, BackingArgs, Endpoint, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
 use crate::progress::{Bar, When};
 use crate::signals::Interrupt;
 use crate::streams;
 
 /// Convert an image to another format, or rewrite it in the same format
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Format of SOURCE [default: detected]
@@ -30,6 +31,24 @@ pub struct Args {
     /// Format of TARGET [default: from its extension]
     #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::format)]
     target_format: Option<Format>,
+
+    /// SOURCE is a list of options, as in qemu-img:
+    /// driver=FMT,file.filename=PATH,key-secret=ID
+    #[arg(long, conflicts_with = "source_format", verbatim_doc_comment)]
+    image_opts: bool,
+
+    /// Write into the existing image TARGET, a LUKS volume or a raw disk,
+    /// instead of into a new one; a failure leaves it half written
+    #[arg(short = 'n', long, conflicts_with_all = ["no_clobber", "compress", "options"], verbatim_doc_comment)]
+    no_create: bool,
+
+    /// TARGET is a list of options, as SOURCE with --image-opts; needs -n
+    #[arg(long, requires = "no_create", conflicts_with = "target_format")]
+    target_image_opts: bool,
+
+    /// ID of the secret of TARGET, from --target-image-opts.
+    #[arg(skip)]
+    target_secret: Option<String>,
 
     /// Options of the target format; see imgconv formats
     #[arg(short = 'o', long = "target-options", value_name = "K=V,...")]
@@ -120,6 +139,10 @@ Standard output is written sequentially: it can be a raw disk, zeros included, o
 streamOptimized vmdk. For standard output, check the exit code: a failed conversion
 leaves a truncated image.
 
+All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
+backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
+-o encrypt.format=luks,encrypt.key-secret=ID (qcow2), or else the only one given.
+
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
 be read.
 
@@ -132,10 +155,30 @@ Examples:
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   tar -xOf vm.ova vm-disk1.vmdk | imgconv convert -f vmdk - disk.qcow2
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
+  imgconv convert --secret-file passphrase volume.luks disk.qcow2
+  imgconv convert --object secret,id=sec0,file=passphrase -n --target-image-opts \
+      disk.qcow2 driver=luks,file.filename=volume.luks,key-secret=sec0
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
     pub fn run(&self) -> Outcome {
+        let mut args = self.clone();
+        args.parse_target_opts()?;
+        args.convert()
+    }
+
+    /// Replaces a target that is a list of options by its path.
+    fn parse_target_opts(&mut self) -> Result<(), Failure> {
+        if self.target_image_opts {
+            let opts = ImageOpts::parse(&self.target_name().to_string_lossy())?;
+            self.target_format = opts.format;
+            self.target = Endpoint::File(opts.path);
+            self.target_secret = opts.secret;
+        }
+        Ok(())
+    }
+
+    fn convert(&self) -> Outcome {
         self.check_streams()?;
         let interrupt = match self.target {
             // There is nothing to clean up, and a write to a reader that has stopped reading blocks forever.
@@ -191,6 +234,9 @@ impl Args {
             if self.no_clobber {
                 return refuse("--no-clobber needs a file as TARGET");
             }
+            if self.no_create {
+                return refuse("-n needs a file as TARGET");
+            }
             if self.in_place {
                 return refuse("--in-place needs a file as TARGET");
             }
@@ -237,7 +283,7 @@ impl Args {
     }
 
     fn open_source(&self, interrupt: &Interrupt) -> Result<Image, Failure> {
-        let options = self.references.options(self.source_format);
+        let (options, path) = self.references.open(self.image_opts, self.source_format, self.source_name())?;
         match (&self.source, &self.snapshot) {
             (Endpoint::Stream, _) => {
                 let image = match streams::input_file() {
@@ -246,9 +292,10 @@ impl Args {
                 };
                 image.map_err(|error| interrupt.failure(self.in_stream(error)))
             }
-            (Endpoint::File(path), None) => Ok(options.open(path)?),
-            (Endpoint::File(path), Some(selector)) => {
-                Ok(options.snapshot(self.snapshot_id(path, selector)?).open(path)?)
+            (Endpoint::File(_), None) => Ok(options.open(path)?),
+            (Endpoint::File(_), Some(selector)) => {
+                let id = self.snapshot_id(&options, &path, selector)?;
+                Ok(options.snapshot(id).open(path)?)
             }
         }
     }
@@ -265,9 +312,9 @@ impl Args {
     }
 
     /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
-    fn snapshot_id(&self, source: &Path, selector: &str) -> Result<String, Failure> {
+    fn snapshot_id(&self, options: &OpenOptions, source: &Path, selector: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
-        let inspection = self.references.options(self.source_format).inspect(source)?;
+        let inspection = options.inspect(source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
             is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)
@@ -279,18 +326,26 @@ impl Args {
 
     fn converter(&self, format: Format, bar: &Bar) -> Result<Converter, Failure> {
         let bar = bar.clone();
-        let options = args::format_options(&self.options);
+        let mut options = args::format_options(&self.options);
+        let secret = match self.no_create {
+            true => self.references.secret(self.target_secret.as_deref())?,
+            false => self.references.target_secret(format, &mut options)?,
+        };
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)
+            .existing(self.no_create)
             .salvage(self.salvage)
             .salvage_pattern(self.salvage_pattern.unwrap_or_default())
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);
+        }
+        if let Some(secret) = secret {
+            converter = converter.secret(secret);
         }
         if let Some(threads) = self.threads {
             converter = converter.threads(threads);

@@ -63,13 +63,18 @@ const AFTER_HELP: &str = "\
 Examples:
   imgconv create disk.qcow2 10G
   imgconv create -o cluster_size=2M,preallocation=metadata disk.qcow2 1.5T
-  imgconv create -B base.qcow2 overlay.qcow2";
+  imgconv create -B base.qcow2 overlay.qcow2
+  imgconv create --object secret,id=sec0,file=passphrase -o key-secret=sec0 -f luks vol 5G
+
+An encrypted image takes the secret of -o key-secret=ID (luks) or
+-o encrypt.format=luks,encrypt.key-secret=ID (qcow2), or else the only one given.";
 
 impl Args {
     pub fn run(&self) -> Outcome {
         let interrupt = Interrupt::register()?;
         let format = args::target_format(self.format, "-f", &self.file)?;
-        let options = args::format_options(&self.options);
+        let mut options = args::format_options(&self.options);
+        let secret = self.references.target_secret(format, &mut options)?;
         let backing = self.backing.open(&self.references, format, &options, &self.file)?;
         let backing_size = backing.as_ref().map(|(image, _)| image.virtual_size());
         let Some(size) = self.size.or(backing_size) else {
@@ -83,6 +88,9 @@ impl Args {
             .cancel(interrupt.flag());
         if let Some((image, name)) = backing {
             converter = converter.backing(image, name);
+        }
+        if let Some(secret) = secret {
+            converter = converter.secret(secret);
         }
         match converter.create(size, &self.file) {
             Ok(report) => self.print(format, report.virtual_size),

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use diskimage::{Error, Fault, Problem, ReferenceProblem};
+use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
 use serde_json::{Map, Value, json};
 
 use crate::output::{self, Style};
@@ -110,6 +110,10 @@ impl Failure {
                 self.detail("value", name.to_text());
                 self.detail("rule", problem.to_string());
             }
+            Error::Secret { format, problem } => {
+                self.detail("format", *format);
+                self.detail("rule", problem.to_string());
+            }
             Error::Option { format, name, problem } => {
                 self.location(format, name, None);
                 self.detail("rule", problem.as_str());
@@ -162,6 +166,12 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Reference { problem: ReferenceProblem::FormatNotStated(_), .. } => Some("set it with --backing-format"),
         Error::Reference { problem: ReferenceProblem::Changed { .. }, .. } => {
             Some("open it anyway with --allow-changed-backing")
+        }
+        Error::Secret { problem: SecretProblem::Missing, .. } => {
+            Some("give it with --object secret,id=ID,file=PATH or --secret-file")
+        }
+        Error::Secret { problem: SecretProblem::MissingForTarget, .. } => {
+            Some("give it with --object secret,id=ID,file=PATH, and name it in -o key-secret=ID")
         }
         Error::NotReplaceable { .. } => Some("write into it with --in-place"),
         Error::InUse { for_writing: true } => Some("read it as it is with -U"),

@@ -33,10 +33,10 @@ Examples:
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let options = self.input.options();
+        let (options, file) = self.input.open()?;
         let chain = match self.backing_chain {
-            true => options.inspect_chain(&self.input.file)?,
-            false => vec![options.inspect(&self.input.file)?],
+            true => options.inspect_chain(file)?,
+            false => vec![options.inspect(file)?],
         };
         match self.input.output.style {
             Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,

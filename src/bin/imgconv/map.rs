@@ -26,7 +26,8 @@ backing file), present, zero, data, compressed and, unless compressed, offset.";
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let image = self.input.options().open(&self.input.file)?;
+        let (options, file) = self.input.open()?;
+        let image = options.open(file)?;
         // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
         entries(&image).try_for_each(|entry| entry.map(drop))?;
         let mut stdout = Stdout::new();

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt};
 
 /// An existing file that is written in place. Its content is untouched until the first write. Dropping it after that and before
-/// [`finish`](InPlace::finish) empties it, so that a part of an image is never taken for an image. A device is not emptied.
+/// [`finish`](InPlace::finish) empties it, so that a part of an image is never taken for an image. A device is not emptied, nor is an image into
+/// which guest data is written.
 pub(super) struct InPlace {
     file: Arc<Existing>,
     finished: bool,
@@ -31,7 +32,8 @@ impl InPlace {
             return Err(Error::Usage("the file was replaced meanwhile".into()));
         }
         let file = rules.apply(file.with_path(path))?;
-        let file = Existing { file, emptied: AtomicBool::new(device), emptying: Mutex::default() };
+        let (keep, emptied) = (rules.existing, AtomicBool::new(device || rules.existing));
+        let file = Existing { file, keep, emptied, emptying: Mutex::default() };
         Ok(InPlace { file: Arc::new(file), finished: false })
     }
 
@@ -63,9 +65,10 @@ impl Drop for InPlace {
     }
 }
 
-/// Empties the file before the first write.
+/// Empties the file before the first write, unless its content is kept.
 struct Existing {
     file: FileTarget,
+    keep: bool,
     emptied: AtomicBool,
     /// Held by the thread that empties it.
     emptying: Mutex<()>,
@@ -86,7 +89,7 @@ impl Existing {
     }
 
     fn discard(&self) {
-        if self.emptied.load(Ordering::Acquire) && self.file.starts_zeroed() {
+        if self.emptied.load(Ordering::Acquire) && self.starts_zeroed() {
             // There is no way to report an error.
             let _ = self.file.set_len(0);
         }
@@ -109,7 +112,7 @@ impl WriteAt for Existing {
     }
 
     fn starts_zeroed(&self) -> bool {
-        self.file.starts_zeroed()
+        !self.keep && self.file.starts_zeroed()
     }
 
     fn path(&self) -> Option<&Path> {

@@ -32,7 +32,8 @@
 //! | external data file | yes | no |
 //! | internal snapshots | yes | no |
 //! | bitmaps | listed | no |
-//! | encryption (AES, LUKS) | reported; guest data is refused | no |
+//! | encryption (LUKS), with the feature `crypto` | yes | yes |
+//! | encryption (AES) | reported; guest data is refused | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
 //! | version 1, unknown incompatible features | refused | no |
 //!
@@ -52,6 +53,8 @@
 
 mod bitmap;
 mod check;
+#[cfg(feature = "crypto")]
+mod crypt;
 mod entry;
 mod extension;
 mod header;

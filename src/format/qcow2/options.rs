@@ -5,6 +5,8 @@ use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
 use crate::codec::{Codec, Encoding};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
+#[cfg(feature = "crypto")]
+use crate::format::shared::luks::Parameters;
 use crate::info::FileReference;
 use crate::name::Name;
 use crate::options::{OptionSpec, Options, wrong};
@@ -55,6 +57,40 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         values: "9..15",
         help: "window of zlib in bits; 12 is that of qemu-img, for readers that do not support 15 [default: 15]",
     },
+    #[cfg(feature = "crypto")]
+    OptionSpec { name: "encrypt.format", values: "luks", help: "encryption of guest data [default: none]" },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.cipher-alg",
+        values: "{aes|serpent|twofish}-{128|192|256}",
+        help: "cipher with the bits of its key [default: aes-256]",
+    },
+    #[cfg(feature = "crypto")]
+    OptionSpec { name: "encrypt.cipher-mode", values: "xts|cbc", help: "mode of the cipher [default: xts]" },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.ivgen-alg",
+        values: "plain|plain64|essiv",
+        help: "generator of initialization vectors [default: plain64]",
+    },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.ivgen-hash-alg",
+        values: "sha256",
+        help: "hash of essiv, whose digest must be a key of the cipher [default: sha256]",
+    },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.hash-alg",
+        values: "sha1|sha224|sha256|sha384|sha512|ripemd160",
+        help: "hash of the key slots [default: sha256]",
+    },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.iter-time",
+        values: "1..3600000",
+        help: "milliseconds that a try of a secret takes on this machine [default: 2000]",
+    },
     OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
     OptionSpec { name: "backing_fmt", values: "format", help: "format of the backing file" },
 ];
@@ -85,6 +121,8 @@ pub(super) struct Settings {
     /// Encoding of compressed clusters; `None` without compression.
     pub encoding: Option<Encoding>,
     pub backing: Option<Backing>,
+    #[cfg(feature = "crypto")]
+    pub encryption: Option<Parameters>,
 }
 
 /// Preallocation of guest clusters.
@@ -116,7 +154,11 @@ impl Settings {
         let codec = codec(options, version)?;
         let encoding = encoding(options, codec)?;
         let backing = backing(cx)?;
+        #[cfg(feature = "crypto")]
+        let encryption = encryption(cx)?;
         Ok(Settings {
+            #[cfg(feature = "crypto")]
+            encryption,
             virtual_size: virtual_size(cx.size, cluster_bits, extended_l2)?,
             version,
             cluster_bits,
@@ -133,6 +175,27 @@ impl Settings {
     pub fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
+}
+
+/// The parameters of the encryption, if guest data is encrypted.
+#[cfg(feature = "crypto")]
+fn encryption(cx: &CreateContext<'_>) -> Result<Option<Parameters>> {
+    const PREFIX: &str = "encrypt.";
+    let options = cx.options;
+    if options.choice(FORMAT_NAME, "encrypt.format", &[("luks", ())])?.is_none() {
+        return match options.names().find(|name| name.starts_with(PREFIX)) {
+            Some(name) => Err(invalid(name, "requires encrypt.format=luks")),
+            None => Ok(None),
+        };
+    }
+    if cx.compress {
+        return Err(Error::unsupported(FORMAT_NAME, "compression of an encrypted image"));
+    }
+    if !matches!(options.value("preallocation"), None | Some("off" | "full")) {
+        // A cluster that was never written decrypts to garbage.
+        return Err(invalid("preallocation", "an encrypted image can be preallocated with full only"));
+    }
+    Parameters::parse(FORMAT_NAME, PREFIX, options).map(Some)
 }
 
 fn cluster_bits(options: &Options) -> Result<u32> {

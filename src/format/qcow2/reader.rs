@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::bitmap::{Bitmap, read_bitmaps};
 use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
+use super::extension::CryptoHeader;
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
@@ -33,6 +34,8 @@ pub(crate) struct Reader {
     file_len: u64,
     /// Length of the external data file in bytes, if it is open.
     data_file_len: Option<u64>,
+    /// The image file with its guest data decrypted, if it is encrypted and unlocked.
+    decrypted: Option<Arc<dyn ReadAt>>,
     l1: Vec<u64>,
     l1_table_offset: u64,
     table_cache: TableCache,
@@ -66,8 +69,13 @@ impl Reader {
         info.snapshots = snapshots.into_iter().map(|snapshot| snapshot.info).collect();
         let bitmaps = cx.budget.attempt(|budget| read_bitmaps(&file, &header, budget));
         let bitmaps = or_warning(bitmaps, "bitmaps are not listed", &mut info)?;
-        let luks = or_warning(luks::describe(&*file, &header), "the LUKS header is not valid", &mut info)?;
-        describe_details(&bitmaps, luks, &mut info);
+        let luks = or_warning(luks::read(&*file, &header), "the LUKS header is not valid", &mut info)?;
+        let encryption = luks.as_ref().map(|(luks, _)| luks.describe()).unwrap_or_default();
+        describe_details(&bitmaps, encryption, &mut info);
+        let decrypted = match info.encryption {
+            Some(_) if !cx.inspect => Some(decrypting(file.clone(), &header, cx)?),
+            _ => None,
+        };
 
         let data_file = info.files.first().map_or(Ok(None), cx.file)?;
         let data_file_len = data_file.map(|file| table::length(&*file)).transpose()?;
@@ -77,6 +85,7 @@ impl Reader {
             file,
             file_len,
             data_file_len,
+            decrypted,
             l1,
             l1_table_offset,
             table_cache: TableCache::default(),
@@ -104,6 +113,10 @@ impl Reader {
             L2Entry::Unallocated => ExtentKind::Hole,
             L2Entry::Zero { host } => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
             L2Entry::Data { host } => ExtentKind::Data(self.location(host + within)),
+            L2Entry::Compressed { host, .. } if self.header.encryption != Encryption::None => {
+                let feature = "compressed clusters of an encrypted image".into();
+                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(host) });
+            }
             L2Entry::Compressed { host, len } => {
                 if host >= self.file_len {
                     return Err(fault(Problem::OutOfBounds { offset: host, len: len.into(), file_len: self.file_len }));
@@ -204,6 +217,10 @@ impl SparseRead for Reader {
         }))
     }
 
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        self.decrypted.clone()
+    }
+
     fn host_alignment(&self) -> Option<u64> {
         let subclusters = if self.header.extended_l2() { SUBCLUSTERS.into() } else { 1 };
         Some(self.header.cluster_size() / subclusters)
@@ -224,6 +241,9 @@ impl SparseRead for Reader {
             if !claim(offset, cluster_size) {
                 return Err(self.l1_field(index).fault(Problem::Overlap { offset, with: "other metadata" }));
             }
+        }
+        if let Ok(Some(CryptoHeader { offset, len, .. })) = luks::location(&self.header) {
+            claim(offset, len);
         }
         // Refcount structures are not needed for reading, but must not overlap guest data.
         let refcount_table = u64::from(self.header.refcount_table_clusters) * cluster_size;
@@ -311,6 +331,14 @@ fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a
         let available = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         Error::Usage(format!("{FORMAT_NAME}: unknown snapshot {wanted:?}; available: {available}"))
     })
+}
+
+#[cfg(feature = "crypto")]
+use super::crypt::decrypting;
+
+#[cfg(not(feature = "crypto"))]
+fn decrypting(_: Arc<dyn ReadAt>, _: &Header, _: &OpenContext<'_>) -> Result<Arc<dyn ReadAt>> {
+    Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
 }
 
 /// Returns what was loaded, or nothing and a warning that begins with `effect` if the image is to blame.

@@ -1,10 +1,12 @@
 //! Writes the metadata of an image in one pass, while the caller writes guest data.
 //!
-//! Order of the clusters in the file: header; first refcount block; L2 tables, guest clusters, compressed payloads and further
+//! Order of the clusters in the file: header; first refcount block; LUKS header, if the image is encrypted; L2 tables, guest clusters, compressed payloads and further
 //! refcount blocks as needed; L1 table; refcount table; refcount blocks of the end of the file. Every byte is written once.
 //! The L1 table, the refcount table, one L2 table and one refcount block are in memory.
 
 mod alloc;
+#[cfg(feature = "crypto")]
+mod encrypted;
 mod mapping;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::alloc::Allocator;
+#[cfg(feature = "crypto")]
+use self::encrypted::Encrypted;
 use self::mapping::Mapping;
 use super::FORMAT_NAME;
 use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
@@ -33,6 +37,11 @@ const SECTOR: u64 = 512;
 /// A new image.
 pub(crate) struct Writer {
     out: Arc<dyn WriteAt>,
+    /// The same file for guest data, which encrypts it if the image is encrypted. It is always the same one: writes are merged where the file
+    /// is.
+    data: Arc<dyn WriteAt>,
+    #[cfg(feature = "crypto")]
+    encryption: Option<Encrypted>,
     spec: WriteSpec,
     preallocation: Preallocation,
     /// The header to write; table offsets are set last.
@@ -48,9 +57,16 @@ pub(crate) struct Writer {
 impl Writer {
     pub fn create(cx: &CreateContext<'_>) -> Result<Writer> {
         let settings = Settings::parse(cx)?;
-        let header = header(&settings)?;
+        let mut header = header(&settings)?;
         let cluster_size = settings.cluster_size();
         let out = cx.out.clone();
+        let mut alloc = Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order);
+        #[cfg(feature = "crypto")]
+        let encryption = settings.encryption.map(|it| Encrypted::new(&it, cx, &mut alloc, &mut header)).transpose()?;
+        #[cfg(feature = "crypto")]
+        let data = encryption.as_ref().map_or_else(|| out.clone(), |encryption| encryption.data.clone());
+        #[cfg(not(feature = "crypto"))]
+        let data = out.clone();
         if !out.starts_zeroed() {
             // An old header must not be taken for the new one if writing is interrupted.
             out.zero_range(0..cluster_size).map_err(Error::io("clearing the header", 0))?;
@@ -59,14 +75,17 @@ impl Writer {
             spec: WriteSpec {
                 virtual_size: settings.virtual_size,
                 block_size: cluster_size,
-                granule: granule(&settings, out.starts_zeroed()),
+                granule: granule(&settings, data.starts_zeroed()),
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
                 ..WriteSpec::default()
             },
             preallocation: settings.preallocation,
-            alloc: Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order),
+            alloc,
+            data,
+            #[cfg(feature = "crypto")]
+            encryption,
             mapping: Mapping::new(out.clone(), &header),
             header,
             preallocated: 0,
@@ -125,7 +144,7 @@ impl Writer {
             let run = self.take_data(until.min(self.mapping.mapped().end) - cluster)?;
             // Guests read the content of the cluster, unless an extended entry marks no subcluster as allocated.
             if self.preallocation == Preallocation::Full {
-                write_zeros(&*self.out, run.clone()).map_err(Error::io("writing zeros", run.start))?;
+                write_zeros(&*self.data, run.clone()).map_err(Error::io("writing zeros", run.start))?;
             } else if !self.header.extended_l2() {
                 self.clear(run.clone())?;
             }
@@ -135,13 +154,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Zeroes a range of the file that has not been written.
+    /// Zeroes a range of guest data that has not been written.
     fn clear(&self, bytes: Range<u64>) -> Result<()> {
-        if self.out.starts_zeroed() {
+        if self.data.starts_zeroed() {
             return Ok(());
         }
         let (what, at) = (format!("clearing {} bytes", bytes.end - bytes.start), bytes.start);
-        self.out.zero_range(bytes).map_err(Error::io(what, at))
+        self.data.zero_range(bytes).map_err(Error::io(what, at))
     }
 
     /// Allocates a host offset for a payload of `len` bytes, at most a cluster, and counts it in its one or two clusters.
@@ -201,7 +220,7 @@ impl SparseWrite for Writer {
             // The caller does not write the rest of the last cluster.
             self.clear(host.end..host.end.next_multiple_of(self.spec.block_size))?;
         }
-        Ok(Placement { out: self.out.clone(), offset: host.start, before: Vec::new(), len })
+        Ok(Placement { out: self.data.clone(), offset: host.start, before: Vec::new(), len })
     }
 
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
@@ -265,6 +284,10 @@ impl SparseWrite for Writer {
         self.mapping.write_l1(tail.l1_offset, l1_clusters << self.header.cluster_bits)?;
         let what = format!("setting the length to {}", tail.file_len);
         self.out.set_len(tail.file_len).map_err(Error::io(what, None))?;
+        #[cfg(feature = "crypto")]
+        if let Some(encryption) = &self.encryption {
+            encryption.write(&*self.out)?;
+        }
         self.sync()?;
         self.header.l1_table_offset = tail.l1_offset;
         self.header.refcount_table_offset = tail.table_offset;

@@ -4,6 +4,8 @@
 pub(crate) mod bits;
 /// Data and holes of a file.
 pub(crate) mod data_runs;
+/// LUKS version 1.
+pub(crate) mod luks;
 /// Tables of fixed-size entries, read page by page.
 pub(crate) mod paged_table;
 /// Merging table entries into extents.

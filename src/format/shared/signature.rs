@@ -1,4 +1,4 @@
-//! Signatures of disk images and of files that hold one: compressed files, archives, encrypted volumes.
+//! Signatures of disk images and of files that hold one: compressed files, archives.
 //!
 //! A file without any of them is a raw disk. A guest can write each of them to its raw disk, to hide the disk or to make its host
 //! open other files. The caller has to state the format then.
@@ -16,6 +16,8 @@ pub(crate) const VMDK_COWD: &[u8; 4] = b"COWD";
 pub(crate) const VMDK_SESPARSE: u64 = 0xcafe_babe;
 /// The footer of VHD, and its copy.
 pub(crate) const VHD: &[u8; 8] = b"conectix";
+/// A LUKS header; the version follows.
+pub(crate) const LUKS: &[u8; 6] = b"LUKS\xba\xbe";
 pub(crate) const VHDX: &[u8; 8] = b"vhdxfile";
 /// At [`VDI_AT`], little-endian.
 pub(crate) const VDI: u32 = 0xbeda_107f;
@@ -38,7 +40,6 @@ pub(crate) enum Kind {
     Image,
     Compressed,
     Archive,
-    Encrypted,
 }
 
 enum Matches {
@@ -47,7 +48,7 @@ enum Matches {
     Probe(ProbeFn),
 }
 
-use Kind::{Archive, Compressed, Driver, Encrypted, Image};
+use Kind::{Archive, Compressed, Driver, Image};
 
 static SIGNATURES: &[Signature] = &[
     probe("qcow2", Driver("qcow2", cfg!(feature = "qcow2")), is_qcow2),
@@ -55,6 +56,7 @@ static SIGNATURES: &[Signature] = &[
     probe("vpc", Driver("vhd", cfg!(feature = "vhd")), is_vhd),
     probe("vhdx", Driver("vhdx", cfg!(feature = "vhdx")), is_vhdx),
     probe("vdi", Driver("vdi", cfg!(feature = "vdi")), is_vdi),
+    probe("luks", Driver("crypto", cfg!(feature = "crypto")), is_luks),
     start("qcow", Image, &[b"QFI\xfb\0\0\0\x01"]),
     start("qed", Image, &[b"QED\0"]),
     start("parallels", Image, &[b"WithoutFreeSpace", b"WithouFreSpacExt"]),
@@ -84,7 +86,6 @@ static SIGNATURES: &[Signature] = &[
         probe.head.get(2..).is_some_and(|rest| matches!(rest, [b'-', b'l', b'h', _, b'-', ..]))
     }),
     start("wim", Archive, &[b"MSWIM\0\0\0"]),
-    start("luks", Encrypted, &[b"LUKS\xba\xbe\0\x01", b"LUKS\xba\xbe\0\x02"]),
 ];
 
 const fn start(name: &'static str, kind: Kind, magics: &'static [&'static [u8]]) -> Signature {
@@ -106,7 +107,7 @@ impl Signature {
         SIGNATURES.iter().find(|signature| match signature.kind {
             Driver(feature, _) => signature.name == name || feature == name,
             Image => signature.name == name,
-            Compressed | Archive | Encrypted => false,
+            Compressed | Archive => false,
         })
     }
 
@@ -138,7 +139,6 @@ impl Signature {
             Driver(..) | Image => "this format is not supported",
             Compressed => "compressed file, not a disk; unpack it first",
             Archive => "archive, not a disk; unpack it first",
-            Encrypted => "encrypted volume; decrypt it first",
         };
         Error::Unreadable { format: self.name, reason }
     }
@@ -177,6 +177,12 @@ pub(crate) fn is_vhdx(probe: &Probe<'_>) -> bool {
 
 pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
     probe.head.get(VDI_AT..).is_some_and(|rest| rest.starts_with(&VDI.to_le_bytes()))
+}
+
+/// LUKS of version 1 or 2. The guest of a fixed VHD can have such a volume as its whole disk.
+pub(crate) fn is_luks(probe: &Probe<'_>) -> bool {
+    let version = probe.head.strip_prefix(LUKS).and_then(|rest| rest.first_chunk());
+    matches!(version, Some([0, 1 | 2])) && !is_vhd(probe)
 }
 
 /// The level, then the magic of a block, or of the end of an empty file.

@@ -9,6 +9,7 @@ use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 mod features;
 #[cfg(target_os = "linux")]
 mod in_use;
+mod luks;
 mod matrix;
 pub(crate) mod overlays;
 mod readers;

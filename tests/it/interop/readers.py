@@ -7,14 +7,17 @@
     readers.py LIBRARY chain FORMAT IMAGE PARENT...  the same of one disk, whose parents are given in order
 
 LIBRARY is libyal (on PyPI libvmdk-python and libvhdi-python) or dissect (dissect.hypervisor); FORMAT is vmdk, vpc, vdi
-or vhdx. dissect looks for the parents of a VHDX itself.
+or vhdx. With libluksde (libluksde-python) or dissect-fve (dissect.fve) FORMAT is luks. dissect looks for the parents of a VHDX itself.
 """
 
 import hashlib
 import sys
 from pathlib import Path
 
-MODULES = {"libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi", "vhdx")]}
+# Of the encrypted volumes of the tests.
+PASSPHRASE = "correct horse battery staple\n"
+MODULES = {"libluksde": ["pyluksde"], "dissect-fve": ["dissect.fve.luks"],
+           "libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi", "vhdx")]}
 
 
 def open_libyal(format, image, parent):
@@ -62,7 +65,25 @@ def open_dissect(format, image, parent):
     return disk, disk.size, 1 << 20
 
 
-OPEN = {"libyal": open_libyal, "dissect": open_dissect}
+def open_libluksde(format, image, parent):
+    import pyluksde
+
+    disk = pyluksde.volume()
+    disk.set_password(PASSPHRASE)
+    disk.open(image)
+    return disk, disk.get_size(), 1 << 20
+
+
+def open_dissect_fve(format, image, parent):
+    from dissect.fve.luks import LUKS
+
+    volume = LUKS(open(image, "rb"))
+    volume.unlock_with_passphrase(PASSPHRASE)
+    disk = volume.open()
+    return disk, disk.seek(0, 2), 1 << 20
+
+
+OPEN = {"libyal": open_libyal, "dissect": open_dissect, "libluksde": open_libluksde, "dissect-fve": open_dissect_fve}
 
 
 def digest(disk, size, step):

@@ -31,6 +31,8 @@ pub struct Reader(&'static str);
 
 pub const LIBYAL: Reader = Reader("libyal");
 pub const DISSECT: Reader = Reader("dissect");
+pub const DISSECT_FVE: Reader = Reader("dissect-fve");
+pub const LIBLUKSDE: Reader = Reader("libluksde");
 
 impl Reader {
     /// Whether it is there; without it, says that `test` is skipped, or fails if it must not be.

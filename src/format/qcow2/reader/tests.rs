@@ -452,7 +452,9 @@ fn luks_headers() {
         let file = image(9, COVERAGE, 32 * CLUSTER, words);
         put_u32(&file, 32, 2);
         file.write_all_at(luks, HEADER).unwrap();
-        open(file).info
+        let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+        let cx = OpenContext { inspect: true, ..OpenContext::new(&limits, &budget) };
+        Reader::open(Arc::new(file), &cx).unwrap().info
     };
     let mut luks = [&b"LUKS\xba\xbe\0\x01"[..], &[0; 584]].concat();
     for (at, text) in [(8, "aes"), (40, "xts-plain64"), (72, "sha256"), (168, "a-uuid")] {

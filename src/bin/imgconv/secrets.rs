@@ -1,0 +1,166 @@
+//! Secrets of encrypted images: `--object` of qemu-img, and `--secret-file`.
+
+use std::cell::OnceCell;
+use std::convert::Infallible;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use diskimage::{Error, OpenOptions, Options, Secret};
+
+use crate::failure::Failure;
+use crate::output;
+
+/// Options for secrets.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SecretArgs {
+    /// Secret of an encrypted image, as in qemu-img: secret,id=ID,file=PATH
+    /// or secret,id=ID,data=TEXT, with format=base64 if it is encoded; may
+    /// be given several times
+    #[arg(long = "object", value_name = "SECRET", value_parser = text, verbatim_doc_comment)]
+    objects: Vec<Text>,
+
+    /// File with a secret of an encrypted image: all of its bytes, a line
+    /// feed at the end too; may be given several times
+    #[arg(long = "secret-file", value_name = "PATH", verbatim_doc_comment)]
+    files: Vec<PathBuf>,
+
+    #[arg(skip)]
+    loaded: OnceCell<Vec<Named>>,
+}
+
+/// Text that may contain a secret, and is not printed.
+#[derive(Clone, Debug)]
+struct Text(Secret);
+
+/// Never fails: clap would print the argument.
+fn text(argument: &str) -> Result<Text, Infallible> {
+    Ok(Text(Secret::new(argument)))
+}
+
+/// A secret with the ID that options refer to.
+#[derive(Clone, Debug)]
+struct Named {
+    id: Option<String>,
+    secret: Secret,
+}
+
+impl SecretArgs {
+    /// Adds all secrets to the options for opening an image, the one called `first` before the others.
+    pub fn add_to(&self, options: OpenOptions, first: Option<&str>) -> Result<OpenOptions, Failure> {
+        let first = first.map(|id| self.named(id)).transpose()?;
+        let all = first.into_iter().chain(self.all()?.iter().map(|named| &named.secret));
+        Ok(all.fold(options, |options, secret| options.secret(secret.clone())))
+    }
+
+    /// The secret of a new image: the one called `id`, or else the only one.
+    pub fn of_target(&self, id: Option<&str>) -> Result<Option<Secret>, Failure> {
+        match (id, self.all()?) {
+            (Some(id), _) => self.named(id).cloned().map(Some),
+            (None, [only]) => Ok(Some(only.secret.clone())),
+            (None, _) => Ok(None),
+        }
+    }
+
+    fn named(&self, id: &str) -> Result<&Secret, Failure> {
+        let found = self.all()?.iter().find(|named| named.id.as_deref() == Some(id));
+        found.map(|named| &named.secret).ok_or_else(|| Failure::usage(format!("no secret with the ID {id:?} is given")))
+    }
+
+    /// The secrets, which are read once: a file can be a pipe.
+    fn all(&self) -> Result<&[Named], Failure> {
+        if let Some(loaded) = self.loaded.get() {
+            return Ok(loaded);
+        }
+        let mut all: Vec<Named> = Vec::new();
+        for Text(object) in &self.objects {
+            let named = Named::parse(&String::from_utf8_lossy(object.as_bytes()))?;
+            if all.iter().any(|other| other.id == named.id) {
+                return Err(Failure::usage(format!(
+                    "--object: the ID {:?} is given twice",
+                    named.id.unwrap_or_default()
+                )));
+            }
+            all.push(named);
+        }
+        for file in &self.files {
+            all.push(Named { id: None, secret: read(file)? });
+        }
+        Ok(self.loaded.get_or_init(|| all))
+    }
+}
+
+impl Named {
+    /// Parses the argument of `--object`. No message has the secret.
+    fn parse(object: &str) -> Result<Named, Failure> {
+        let invalid = |problem: String| Failure::usage(format!("--object: {problem}"));
+        let mut options = Options::new();
+        let rest = match object.strip_prefix("secret,") {
+            Some(rest) => rest,
+            None => return Err(invalid("expected secret,id=ID,file=PATH or secret,id=ID,data=TEXT".into())),
+        };
+        options.add_list(rest);
+        if let Some(other) = options.names().find(|name| !["id", "file", "data", "format"].contains(name)) {
+            // A text with a comma that is not doubled is cut off here, and is not shown.
+            let known = if ["keyid", "iv"].contains(&other) { other } else { "this property" };
+            return Err(invalid(format!("{known} is not supported: expected id, file or data, and format")));
+        }
+        let Some(id) = options.value("id").map(str::to_owned) else {
+            return Err(invalid("the property id is missing".into()));
+        };
+        let secret = match (options.value("file"), options.value("data")) {
+            (Some(file), None) => read(Path::new(file))?,
+            (None, Some(data)) => {
+                output::note(&format!(
+                    "the secret {id} is on the command line, where other users of this machine can read it; use file="
+                ));
+                Secret::new(data)
+            }
+            _ => return Err(invalid(format!("secret {id}: expected either file or data"))),
+        };
+        let secret = match options.value("format") {
+            None | Some("raw") => secret,
+            Some("base64") => {
+                let text = std::str::from_utf8(secret.as_bytes()).unwrap_or("?");
+                Secret::from_base64(text).map_err(|_| invalid(format!("secret {id}: not valid base64")))?
+            }
+            Some(_) => return Err(invalid(format!("secret {id}: the format must be raw or base64"))),
+        };
+        Ok(Named { id: Some(id), secret })
+    }
+}
+
+fn read(file: &Path) -> Result<Secret, Failure> {
+    let bytes = fs::read(file).map_err(Error::io("reading the secret", None)).map_err(|error| error.in_file(file))?;
+    Ok(Secret::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(object: &str) -> Result<(Option<String>, Secret), String> {
+        Named::parse(object).map(|named| (named.id, named.secret)).map_err(|failure| format!("{failure:?}"))
+    }
+
+    #[test]
+    fn objects() {
+        let parsed = |secret: &[u8]| Ok((Some("s".to_owned()), Secret::new(secret)));
+        assert_eq!(parse("secret,id=s,data=a,,b=c"), parsed(b"a,b=c"));
+        assert_eq!(parse("secret,id=s,data=MTIz,format=base64"), parsed(b"123"));
+        assert_eq!(parse("secret,format=raw,id=s,data=MTIz"), parsed(b"MTIz"));
+        for object in [
+            "secret",
+            "tls-creds,id=s",
+            "secret,data=hunter2",
+            "secret,id=s",
+            "secret,id=s,data=hunter2,file=x",
+            "secret,id=s,data=a,hunter2",
+            "secret,id=s,data=hunter2,format=base64",
+            "secret,id=s,data=hunter2,format=hex",
+            "secret,id=s,data=hunter2,keyid=k",
+        ] {
+            let error = parse(object).unwrap_err();
+            assert!(error.contains("--object") && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Maps guest offsets to the encrypted payload, and decrypts it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::v2::{HeaderCopy, Metadata};
+use super::{FIELDS, FORMAT_NAME};
+use crate::crypto::{Decrypting, SectorCipher};
+use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
+use crate::error::{Problem, Result};
+use crate::format::shared::luks::{Header, SECTOR};
+use crate::format::shared::signature::LUKS;
+use crate::format::shared::table::{self, Field};
+use crate::info::ImageInfo;
+use crate::io::ReadAt;
+
+/// An open volume.
+pub(super) struct Reader {
+    info: ImageInfo,
+    /// Offset of the guest data in bytes.
+    payload: u64,
+    /// The file with the guest data decrypted; `None` if only the properties were wanted.
+    decrypted: Option<Arc<dyn ReadAt>>,
+}
+
+/// Where the guest data of a volume is, and its properties.
+pub(super) struct Volume {
+    pub info: ImageInfo,
+    /// Offset of the guest data in bytes.
+    pub payload: u64,
+    /// The number of its first sector in initialization vectors, in units of 512 bytes.
+    pub first: u64,
+    keys: Keys,
+}
+
+/// The key slots.
+enum Keys {
+    V1(Header),
+    V2 {
+        metadata: Metadata,
+        /// File offset of the metadata.
+        at: u64,
+    },
+}
+
+impl Volume {
+    /// # Errors
+    /// If the header is not valid, and errors of the storage.
+    pub fn read(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
+        cx.refuse_snapshots(FORMAT_NAME)?;
+        let mut version = [0; 8];
+        table::read(file, &mut version, 0)?;
+        if version == [&LUKS[..], &[0, 1]].concat()[..] { Volume::read_v1(file, cx) } else { Volume::read_v2(file, cx) }
+    }
+
+    fn read_v1(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
+        let header = Header::read(file, 0, &FIELDS)?;
+        let (payload, field) = (header.payload_offset(), FIELDS.at("payload offset", 104));
+        if payload < Header::LEN as u64 {
+            return Err(field.fault(Problem::Rule { value: payload, rule: DETACHED }));
+        }
+        let info = describe(file, payload, None, SECTOR, field, cx)?;
+        let info = ImageInfo { specific: header.describe(), ..info };
+        Ok(Volume { info, payload, first: 0, keys: Keys::V1(header) })
+    }
+
+    fn read_v2(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
+        let (header, warning) = HeaderCopy::read(file, cx)?;
+        let metadata = Metadata::parse(&header, cx)?;
+        let (segment, at) = (&metadata.segment, header.json_at());
+        let (payload, first, field) = (segment.offset, segment.iv_tweak, FIELDS.at("segment", at));
+        if payload < 2 * header.size {
+            return Err(field.fault(Problem::Rule { value: payload, rule: DETACHED }));
+        }
+        let mut info = describe(file, payload, segment.size, segment.sector_size, field, cx)?;
+        info.warnings.extend(warning.map(Into::into));
+        info.specific = metadata.describe(&header);
+        Ok(Volume { info, payload, first, keys: Keys::V2 { metadata, at } })
+    }
+
+    /// Finds the key.
+    ///
+    /// # Errors
+    /// As [`Header::unlock`].
+    pub fn unlock(self, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
+        match self.keys {
+            Keys::V1(header) => header.unlock(file, 0, cx, &FIELDS),
+            Keys::V2 { metadata, at } => metadata.unlock(file, at, cx),
+        }
+    }
+}
+
+const DETACHED: &str = "must be after the header; volumes with a detached header are not supported";
+
+/// The properties of a volume whose guest data begins at byte `payload`. Without a size it ends with the file.
+fn describe(
+    file: &dyn ReadAt,
+    payload: u64,
+    size: Option<u64>,
+    sector_size: u64,
+    field: Field,
+    cx: &OpenContext<'_>,
+) -> Result<ImageInfo> {
+    let file_len = table::length(file)?;
+    field.within(payload, size.unwrap_or(0), file_len)?;
+    let len = size.unwrap_or(file_len - payload);
+    let virtual_size = len / sector_size * sector_size;
+    cx.check_virtual_size(FORMAT_NAME, virtual_size)?;
+    let mut info = ImageInfo { encryption: Some("LUKS"), ..ImageInfo::new(FORMAT_NAME, virtual_size) };
+    if len != virtual_size {
+        info.warnings.push("the volume ends within a sector, which is not part of the disk".into());
+    }
+    Ok(info)
+}
+
+impl Reader {
+    pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
+        let volume = Volume::read(&*file, cx)?;
+        let (info, payload, first) = (volume.info.clone(), volume.payload, volume.first);
+        let decrypted: Option<Arc<dyn ReadAt>> = match cx.inspect {
+            true => None,
+            false => {
+                let cipher = volume.unlock(&*file, cx)?;
+                Some(Arc::new(Decrypting::new(file, cipher, payload, first)))
+            }
+        };
+        Ok(Reader { info, payload, decrypted })
+    }
+}
+
+impl SparseRead for Reader {
+    fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        let at = Location { file: FileId::default(), offset: self.payload + range.start };
+        Ok(Extent::new(range, ExtentKind::Data(at)))
+    }
+
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        self.decrypted.clone()
+    }
+
+    fn host_alignment(&self) -> Option<u64> {
+        None
+    }
+}

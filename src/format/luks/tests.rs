@@ -1,0 +1,171 @@
+use std::sync::Arc;
+
+use crate::convert::Converter;
+use crate::driver::OpenContext;
+use crate::error::{Error, SecretProblem};
+use crate::format::Format;
+use crate::image::{Image, OpenOptions};
+use crate::io::{MemFile, ReadAt};
+use crate::limits::{Budget, Limits};
+use crate::options::Options;
+use crate::secret::Secret;
+use crate::testing::TempDir;
+
+const SIZE: usize = (1 << 20) + 1536;
+
+fn guest() -> Vec<u8> {
+    // Zeros too: they are not holes.
+    (0..SIZE).map(|at| if at / 4096 % 3 == 1 { 0 } else { (at * 13 / 5) as u8 }).collect()
+}
+
+fn raw(bytes: Vec<u8>) -> Image {
+    OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(bytes))).unwrap()
+}
+
+fn converter(list: &str) -> Converter {
+    let mut options = Options::new();
+    options.add_list(list);
+    options.set("iter-time", "1");
+    Converter::new(Format::LUKS).options(options).secret(Secret::new("secret")).threads(2)
+}
+
+fn volume(list: &str) -> Vec<u8> {
+    let out = Arc::new(MemFile::new());
+    converter(list).convert_to(&raw(guest()), out.clone()).unwrap();
+    out.to_vec()
+}
+
+fn options() -> OpenOptions {
+    OpenOptions::new().secret(Secret::new("other")).secret(Secret::new("secret"))
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0xee; image.virtual_size() as usize];
+    image.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn volumes_read_back_with_their_secret() {
+    for list in ["", "cipher-alg=twofish-256,cipher-mode=cbc,ivgen-alg=essiv,hash-alg=sha1", "cipher-alg=serpent-128"] {
+        let bytes = volume(list);
+        let payload = bytes.len() - SIZE;
+        assert!(payload.is_multiple_of(4096) && !bytes[payload..].chunks(512).any(|sector| sector == [0; 512]));
+        let file = Arc::new(MemFile::from(bytes));
+        let image = options().open_source(file.clone()).unwrap();
+        assert_eq!((image.format(), image.virtual_size()), (Format::LUKS, SIZE as u64));
+        assert!(content(&image) == guest(), "{list}");
+        let spans: Vec<_> = image.spans(0..u64::MAX).map(|span| span.unwrap().len).collect();
+        assert_eq!(spans, [SIZE as u64]);
+        // Its ciphertext is a disk as well.
+        let stored = OpenOptions::new().format(Format::RAW).open_source(file).unwrap();
+        assert_eq!(stored.virtual_size(), (payload + SIZE) as u64);
+    }
+}
+
+#[test]
+fn properties_need_no_secret() {
+    let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(volume("")));
+    let info = OpenOptions::new().inspect_source(file.clone()).unwrap().info;
+    assert_eq!((info.encryption, info.virtual_size), (Some("LUKS"), SIZE as u64));
+    assert_eq!(info.property("cipher-alg"), Some(&"aes-256".into()));
+    let problem = |options: OpenOptions| match options.open_source(file.clone()).unwrap_err() {
+        Error::Secret { format: "luks", problem } => problem,
+        other => panic!("{other}"),
+    };
+    assert_eq!(problem(OpenOptions::new()), SecretProblem::Missing);
+    let secret = "hunter2, which is not it";
+    assert_eq!(problem(OpenOptions::new().secret(Secret::new(secret))), SecretProblem::Wrong);
+    let wrong = OpenOptions::new().secret(Secret::new(secret));
+    let texts = [
+        format!("{wrong:?}"),
+        wrong.open_source(file.clone()).unwrap_err().to_string(),
+        format!("{:?}", converter("")),
+    ];
+    assert!(texts.iter().all(|text| !text.contains("hunter2") && !text.contains("secret\"")), "{texts:?}");
+}
+
+#[test]
+fn a_new_volume_needs_a_secret_and_takes_no_compression() {
+    let out = Arc::new(MemFile::new());
+    let error = Converter::new(Format::LUKS).create_to(512, out.clone()).unwrap_err();
+    assert!(matches!(error, Error::Secret { problem: SecretProblem::MissingForTarget, .. }), "{error}");
+    let error = converter("").compress(true).create_to(512, out.clone()).unwrap_err();
+    assert_eq!(error.kind().as_str(), "unsupported");
+    assert_eq!(out.to_vec(), b"");
+    converter("").create_to(1000, out.clone()).unwrap();
+    assert_eq!(options().open_source(out).unwrap().virtual_size(), 1024);
+}
+
+#[test]
+fn existing_volumes_and_disks_are_written_into() {
+    let dir = TempDir::new();
+    let path = dir.join("disk");
+    for format in [Format::LUKS, Format::RAW] {
+        let open = || options().format(format).open(&path).unwrap();
+        match format == Format::LUKS {
+            true => converter("").create((SIZE + 4096) as u64, &path).unwrap(),
+            false => Converter::new(Format::RAW).create((SIZE + 4096) as u64, &path).unwrap(),
+        };
+        let old = content(&open());
+        let before = std::fs::read(&path).unwrap();
+        let existing = Converter::new(format).existing(true);
+        let larger =
+            existing.clone().secret(Secret::new("secret")).convert(&raw(vec![7; SIZE + 4097]), &path).unwrap_err();
+        assert_eq!(larger.kind().as_str(), "limit", "{larger}");
+        if format == Format::LUKS {
+            for converter in [existing.clone(), existing.clone().secret(Secret::new("wrong"))] {
+                assert_eq!(converter.convert(&raw(guest()), &path).unwrap_err().kind().as_str(), "secret");
+            }
+        }
+        assert!(std::fs::read(&path).unwrap() == before, "a failure before the first write changes nothing");
+
+        existing.secret(Secret::new("secret")).convert(&raw(guest()), &path).unwrap();
+        let new = content(&open());
+        assert!(new[..SIZE] == guest()[..] && new[SIZE..] == old[SIZE..], "{format}");
+        let after = std::fs::read(&path).unwrap();
+        let header = before.len() - SIZE - 4096;
+        assert_eq!((after.len(), &after[..header] == &before[..header]), (before.len(), true));
+        std::fs::remove_file(&path).unwrap();
+    }
+    let missing = converter("iter-time=1").existing(true);
+    assert_eq!(missing.convert(&raw(vec![0; 512]), &path).unwrap_err().kind().as_str(), "io");
+    assert_eq!(missing.convert_to(&raw(vec![0; 512]), Arc::new(MemFile::new())).unwrap_err().kind().as_str(), "usage");
+    let other = Converter::new(Format::VDI).existing(true);
+    Converter::new(Format::VDI).create(512, &path).unwrap();
+    assert_eq!(other.convert(&raw(vec![0; 512]), &path).unwrap_err().kind().as_str(), "unsupported");
+}
+
+#[test]
+fn hostile_headers() {
+    let bytes = volume("");
+    let open = |at: usize, value: &[u8], len: usize| {
+        let mut bytes = bytes[..len].to_vec();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        let (limits, budget) = (Limits { metadata: 1 << 20, ..Limits::default() }, Budget::new(1 << 20));
+        let secrets = [Secret::new("secret")];
+        let cx = OpenContext { secrets: &secrets, ..OpenContext::new(&limits, &budget) };
+        Format::LUKS.open(Arc::new(MemFile::from(bytes)), &cx).map(drop).map_err(|error| error.to_string())
+    };
+    let len = bytes.len();
+    assert_eq!(open(0, b"L", len), Ok(()));
+    for (at, value, len, message) in [
+        (0, &b"L"[..], 500, "unexpected end of file"),
+        (0, b"L", 100_000, "payload offset is out of bounds"),
+        (8, b"camellia\0", len, "luks: not supported: cipher camellia-xts-plain64 with a key of 512 bits"),
+        (40, b"xts-random\0", len, "cipher aes-xts-random"),
+        (72, b"whirlpool\0", len, "not supported: hash whirlpool"),
+        (104, &[0; 4], len, "volumes with a detached header are not supported"),
+        (104, &[0xff; 4], len, "payload offset is out of bounds"),
+        (108, &[0, 0, 0, 33], len, "with a key of 264 bits"),
+        (164, &[0xff; 4], len, "mk-digest-iter at file offset 0xa4 is 4294967295, above the limit of 100000000"),
+        (212, &[0xff; 4], len, "key slot iterations at file offset 0xd4 is 4294967295, above the limit of 100000000"),
+        (248, &[0xff; 4], len, "key material is out of bounds"),
+        (252, &[0xff; 4], len, "key material is out of bounds"),
+        (208, &0xdead_u32.to_be_bytes(), len, "no secret given unlocks a key slot"),
+        (8192, &[0], len, "no secret given unlocks a key slot"),
+    ] {
+        let error = open(at, value, len).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
+}

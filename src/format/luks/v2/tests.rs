@@ -1,0 +1,171 @@
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+
+use super::binary::encode;
+use crate::convert::Converter;
+use crate::driver::OpenContext;
+use crate::error::Result;
+use crate::format::Format;
+use crate::image::{Image, OpenOptions};
+use crate::io::MemFile;
+use crate::limits::{Budget, Limits};
+use crate::options::Options;
+use crate::secret::Secret;
+
+const SIZE: usize = 200 << 10;
+const HEADER: usize = 16 << 10;
+
+fn guest() -> Vec<u8> {
+    (0..SIZE).map(|at| if at / 4096 % 3 == 1 { 0 } else { (at * 13 / 5) as u8 }).collect()
+}
+
+fn volume(list: &str) -> Vec<u8> {
+    let mut options = Options::new();
+    options.add_list(list);
+    options.add_list("version=2,iter-time=1,argon2-memory=64k");
+    let raw = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(guest()))).unwrap();
+    let out = Arc::new(MemFile::new());
+    Converter::new(Format::LUKS).options(options).secret(Secret::new("x")).convert_to(&raw, out.clone()).unwrap();
+    out.to_vec()
+}
+
+fn open(bytes: Vec<u8>) -> Result<Image> {
+    OpenOptions::new().secret(Secret::new("y")).secret(Secret::new("x")).open_source(Arc::new(MemFile::from(bytes)))
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    let mut bytes = vec![0xee; image.virtual_size() as usize];
+    image.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// The JSON of the first header.
+fn json_of(bytes: &[u8]) -> Json {
+    let text = bytes[4096..HEADER].split(|byte| *byte == 0).next().unwrap();
+    serde_json::from_slice(text).unwrap()
+}
+
+/// The volume with another JSON in both headers.
+fn with_json(bytes: &[u8], json: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for at in [0, HEADER] {
+        let header = encode(at as u64, HEADER as u64, 1, "uuid", &[1; 64], json);
+        bytes[at..at + HEADER].copy_from_slice(&header);
+    }
+    bytes
+}
+
+#[test]
+fn volumes_read_back() {
+    for (list, sector_size) in
+        [("", 512), ("sector-size=4096,cipher-alg=serpent-256", 4096), ("cipher-mode=cbc,hash-alg=sha1", 512)]
+    {
+        let bytes = volume(list);
+        assert_eq!(bytes.len(), (16 << 20) + SIZE);
+        let image = open(bytes).unwrap();
+        assert!(content(&image) == guest(), "{list}");
+        assert_eq!(image.info().property("sector-size"), Some(&sector_size.into()));
+        assert_eq!(image.info().warnings.len(), 0);
+    }
+}
+
+#[test]
+fn the_current_header_counts_and_one_is_enough() {
+    let bytes = volume("");
+    let json = json_of(&bytes).to_string();
+    let with = |first: &[u8], second: &[u8]| {
+        let mut bytes = bytes.clone();
+        bytes[..first.len()].copy_from_slice(first);
+        bytes[HEADER..HEADER + second.len()].copy_from_slice(second);
+        bytes
+    };
+    let header =
+        |at: usize, sequence, json: &str| encode(at as u64, HEADER as u64, sequence, "u", &[0; 64], json.as_bytes());
+    // An outdated copy is not looked at.
+    assert!(open(with(&header(0, 7, &json), &header(HEADER, 6, "{}"))).is_ok());
+    assert!(open(with(&header(0, 6, "{}"), &header(HEADER, 7, &json))).is_ok());
+    assert!(open(with(&header(0, 7, "{}"), &header(HEADER, 7, &json))).is_err());
+    for damaged in [with(b"", &[0; 8]), with(&[&bytes[..5000], b"#"].concat(), b"")] {
+        let image = open(damaged).unwrap();
+        assert!(content(&image) == guest() && image.info().warnings[0].contains("header is not valid"));
+    }
+    let none = open(with(&[&bytes[..5000], b"#"].concat(), &[0; 8])).unwrap_err().to_string();
+    assert!(none.contains("csum is") && none.contains("checksum of the header"), "{none}");
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let bytes = volume("");
+    let valid = json_of(&bytes);
+    let open = |path: &str, value: Json| {
+        let mut json = valid.clone();
+        *json.pointer_mut(path).unwrap() = value;
+        open(with_json(&bytes, json.to_string().as_bytes())).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(open("/segments/0/iv_tweak", json!("0")), Ok(()));
+    let segment = &valid["segments"]["0"];
+    let mut two = valid["segments"].clone();
+    two["1"] = segment.clone();
+    let mut integrity = segment.clone();
+    integrity["integrity"] = json!({ "type": "hmac(sha256)" });
+    let mut config = valid["config"].clone();
+    config["requirements"] = json!({ "mandatory": ["online-reencrypt-v2"] });
+    for (path, value, message) in [
+        ("/segments", two, "luks: not supported: 2 segments, as during a re-encryption"),
+        ("/segments/0", integrity, "luks: not supported: integrity protection (hmac(sha256))"),
+        ("/segments/0/type", json!("hw-opal"), "luks: not supported: segment of type hw-opal"),
+        ("/segments/0/encryption", json!("aes-xts-random"), "cipher aes-xts-random with a key of 512 bits"),
+        ("/segments/0/encryption", json!("capi:x"), "cipher capi:x"),
+        ("/segments/0/sector_size", json!(1536), "sector_size is 0x600, but must be a power of two"),
+        ("/segments/0/sector_size", json!(8192), "sector_size is 8192, outside 512..=4096"),
+        ("/segments/0/offset", json!("0"), "detached header"),
+        ("/segments/0/offset", json!("18446744073709551615"), "segment is out of bounds"),
+        ("/segments/0/size", json!("1000000000"), "segment is out of bounds"),
+        ("/segments/0/size", json!(7), "size is missing, or is of another type"),
+        ("/segments", json!({}), "segments is missing"),
+        ("/config", config, "luks: not supported: requirement online-reencrypt-v2"),
+        ("/digests/0/segments", json!(["7"]), "digest of the segment is missing"),
+        (
+            "/digests/0/iterations",
+            json!(4_294_967_295_u32),
+            "PBKDF2 iterations at file offset 0x1000 is 4294967295, above",
+        ),
+        ("/digests/0/digest", json!("***"), "digest is missing"),
+        ("/keyslots/0/type", json!("reencrypt"), "luks: not supported: keyslot of type reencrypt"),
+        ("/keyslots/0/kdf/type", json!("scrypt"), "luks: not supported: key derivation scrypt"),
+        ("/keyslots/0/kdf/memory", json!(2_000_000), "memory of Argon2 at file offset 0x1000 is 2048000000, above"),
+        ("/keyslots/0/kdf/time", json!(4_000_000_000_u32), "memory times passes of Argon2"),
+        ("/keyslots/0/kdf/cpus", json!(100_000_000), "parameters of Argon2"),
+        ("/keyslots/0/af/hash", json!("md5"), "hash md5"),
+        ("/keyslots/0/af/stripes", json!(8000), "keyslot area is out of bounds"),
+        ("/keyslots/0/area/offset", json!("17179869184"), "keyslot area is out of bounds"),
+        ("/keyslots/0/area/key_size", json!(65), "with a key of 520 bits"),
+        ("/keyslots", json!({}), "keyslot of a digest is missing"),
+        ("/keyslots/0/key_size", json!(32), "no secret given unlocks a key slot"),
+    ] {
+        let error = open(path, value).unwrap_err();
+        assert!(error.contains(message), "{path}: {error}");
+    }
+}
+
+#[test]
+fn hostile_json() {
+    let bytes = volume("");
+    let open = |json: &[u8]| open(with_json(&bytes, json)).map(drop).unwrap_err().to_string();
+    for (json, message) in [
+        (&b""[..], "LUKS2 metadata is 0x0: the text is not valid JSON"),
+        (b"{\"config\": ", "not valid JSON"),
+        (b"[]", "config is missing"),
+        (b"{\"config\": {}, \"segments\": 1}", "segments is missing"),
+        (&[b'['; 12000], "not valid JSON"),
+    ] {
+        let error = open(json);
+        assert!(error.contains(message), "{error}");
+    }
+    // The memory for the parsed text is limited too.
+    let (limits, budget) = (Limits::default(), Budget::new(64 << 10));
+    let cx = OpenContext { inspect: true, ..OpenContext::new(&limits, &budget) };
+    let error = Format::LUKS.open(Arc::new(MemFile::from(bytes)), &cx).map(drop).unwrap_err();
+    assert_eq!(error.kind().as_str(), "limit", "{error}");
+}

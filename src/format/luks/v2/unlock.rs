@@ -1,0 +1,90 @@
+//! Finding the key of the volume with a secret (section 4.9).
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::Metadata;
+use super::metadata::{Keyslot, cipher};
+use crate::crypto::{Kdf, KdfError, SectorCipher, merge};
+use crate::driver::OpenContext;
+use crate::error::{Error, Problem, Result};
+use crate::format::luks::{FIELDS, FORMAT_NAME};
+use crate::format::shared::luks::{Attempts, SECTOR};
+use crate::format::shared::table;
+use crate::io::ReadAt;
+
+impl Metadata {
+    /// Finds the key with one of the secrets. `at` is the file offset of the metadata, for messages.
+    ///
+    /// # Errors
+    /// [`Error::Secret`], [`Error::Limit`] for key slots that take too long to try, and errors of the storage.
+    pub fn unlock(self, file: &dyn ReadAt, at: u64, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
+        let mut attempts = Attempts::new(FORMAT_NAME, cx)?;
+        check_cost(&self.digest.kdf, at, cx)?;
+        for (_, slot) in self.keyslots {
+            let attempt = slot.and_then(|slot| {
+                let spec = cipher(&self.segment.encryption, slot.key_len)?;
+                let key = slot.try_secrets(file, at, cx, |key| {
+                    // Digests of another length are cut off by no known program.
+                    let digest = self.digest.kdf.derive(key, self.digest.digest.len());
+                    !self.digest.digest.is_empty() && digest.is_ok_and(|digest| digest[..] == self.digest.digest[..])
+                })?;
+                Ok(key.and_then(|key| spec.with_key(&key, self.segment.sector_size as usize)))
+            });
+            if let Some(cipher) = attempts.note(attempt)? {
+                return Ok(Arc::new(cipher));
+            }
+        }
+        Err(attempts.failure())
+    }
+}
+
+impl Keyslot {
+    /// The key of the volume, if one of the secrets gives one that `is_key` recognizes.
+    fn try_secrets(
+        &self,
+        file: &dyn ReadAt,
+        at: u64,
+        cx: &OpenContext<'_>,
+        is_key: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        check_cost(&self.kdf, at, cx)?;
+        let len = self.key_len as u64 * self.stripes;
+        let field = FIELDS.at("keyslot area", at);
+        let material = table::read_table(file, self.offset, len.next_multiple_of(SECTOR), field, cx.budget)?;
+        for secret in cx.secrets {
+            let area_key = self.kdf.derive(secret.as_bytes(), self.area_key_len).map_err(|problem| match problem {
+                KdfError::Parameters => {
+                    let rule = "the parameters of Argon2 must be in its range";
+                    FIELDS.at("kdf", at).fault(Problem::Rule { value: 0, rule })
+                }
+                KdfError::Memory => {
+                    Error::io("allocating the memory for Argon2", None)(std::io::ErrorKind::OutOfMemory.into())
+                }
+            })?;
+            let Some(cipher) = self.area.with_key(&area_key, SECTOR as usize) else { continue };
+            let stripes = cipher.decrypted(&material, 0);
+            let stripes = usize::try_from(len).ok().and_then(|len| stripes.get(..len)).unwrap_or_default();
+            if let Some(key) = merge(stripes, self.key_len, self.hash).filter(|key| is_key(key)) {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Checks the cost of a key derivation against the limits.
+fn check_cost(kdf: &Kdf, at: u64, cx: &OpenContext<'_>) -> Result<()> {
+    match kdf {
+        Kdf::Pbkdf2 { iterations, .. } => {
+            FIELDS.at("PBKDF2 iterations", at).at_most((*iterations).into(), cx.limits.pbkdf2_iterations)
+        }
+        Kdf::Argon2 { passes, memory_kib, .. } => {
+            let memory = u64::from(*memory_kib) << 10;
+            FIELDS.at("memory of Argon2", at).at_most(memory, cx.limits.argon2_memory)?;
+            let work = memory.saturating_mul((*passes).into());
+            FIELDS.at("memory times passes of Argon2", at).at_most(work, cx.limits.argon2_work)
+        }
+    }
+}

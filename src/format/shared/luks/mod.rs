@@ -1,0 +1,19 @@
+//! LUKS version 1, as a file of its own and inside qcow2 ("LUKS1 On-Disk Format Specification", version 1.2.3).
+
+mod header;
+#[cfg(feature = "crypto")]
+mod parameters;
+#[cfg(feature = "crypto")]
+mod unlock;
+#[cfg(feature = "crypto")]
+mod volume;
+
+pub(crate) use header::{Header, SECTOR};
+#[cfg(feature = "crypto")]
+pub(crate) use header::{SLOTS, STRIPES, Slot};
+#[cfg(feature = "crypto")]
+pub(crate) use parameters::Parameters;
+#[cfg(feature = "crypto")]
+pub(crate) use unlock::{Attempts, cipher_name, unsupported_cipher};
+#[cfg(feature = "crypto")]
+pub(crate) use volume::NewVolume;

@@ -1,0 +1,140 @@
+//! Key slots: finding the key of the volume with a secret (section 3, "Master key recovery").
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::{Header, Slot};
+use crate::crypto::{CipherSpec, Hash, Kdf, SectorCipher, merge};
+use crate::driver::OpenContext;
+use crate::error::{Error, Result, SecretProblem};
+use crate::format::shared::table::{self, Fields};
+use crate::io::ReadAt;
+
+/// Tries of secrets with the key slots of a volume. What is wrong with one slot does not prevent another one from being used, and is
+/// reported if none is unlocked.
+pub(crate) struct Attempts {
+    format: &'static str,
+    /// Why the first slot that cannot be used cannot.
+    problem: Option<Error>,
+}
+
+impl Attempts {
+    /// # Errors
+    /// If there is no secret.
+    pub fn new(format: &'static str, cx: &OpenContext<'_>) -> Result<Attempts> {
+        match cx.secrets {
+            [] => Err(Error::Secret { format, problem: SecretProblem::Missing }),
+            _ => Ok(Attempts { format, problem: None }),
+        }
+    }
+
+    /// The result of `attempt`, unless the slot is to blame for its failure.
+    ///
+    /// # Errors
+    /// Those of the storage.
+    pub fn note<T>(&mut self, attempt: Result<Option<T>>) -> Result<Option<T>> {
+        match attempt {
+            Err(error @ (Error::Corrupt(_) | Error::Limit { .. } | Error::Unsupported { .. })) => {
+                self.problem.get_or_insert(error);
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
+    /// The error if no slot was unlocked.
+    pub fn failure(self) -> Error {
+        self.problem.unwrap_or(Error::Secret { format: self.format, problem: SecretProblem::Wrong })
+    }
+}
+
+/// The error for a cipher that is not known.
+pub(crate) fn unsupported_cipher(format: &'static str, cipher: &str, mode: &str, key_len: u64) -> Error {
+    let bits = key_len.saturating_mul(8);
+    Error::unsupported(format, format!("cipher {cipher}-{mode} with a key of {bits} bits"))
+}
+
+/// The cipher with these names and a key of `key_len` bytes.
+///
+/// # Errors
+/// [`Error::Unsupported`]
+pub(crate) fn cipher_name(format: &'static str, cipher: &str, mode: &str, key_len: usize) -> Result<CipherSpec> {
+    CipherSpec::parse(cipher, mode)
+        .filter(|spec| spec.with_key(&vec![0; key_len], super::SECTOR as usize).is_some())
+        .ok_or_else(|| unsupported_cipher(format, cipher, mode, key_len as u64))
+}
+
+impl Header {
+    /// Finds the key of the volume with one of the secrets. The header is at byte `start` of `file`.
+    ///
+    /// # Errors
+    /// [`Error::Secret`], [`Error::Unsupported`] for an unknown cipher or hash, [`Error::Limit`] for key slots that take too long to try,
+    /// and errors of the storage.
+    pub fn unlock(
+        &self,
+        file: &dyn ReadAt,
+        start: u64,
+        cx: &OpenContext<'_>,
+        fields: &Fields,
+    ) -> Result<Arc<SectorCipher>> {
+        let format = fields.0;
+        let spec = cipher_name(format, &self.cipher.to_text(), &self.mode.to_text(), self.key_len as usize)?;
+        let hash = Hash::from_name(&self.hash.to_text())
+            .ok_or_else(|| Error::unsupported(format, format!("hash {}", self.hash)))?;
+        let mut attempts = Attempts::new(format, cx)?;
+        let iterations = fields.at("mk-digest-iter", start + 164);
+        iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
+        for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
+            let at = start + 208 + 48 * index as u64;
+            let attempt = self.try_slot(slot, at, file, start, spec, hash, cx, fields);
+            if let Some(key) = attempts.note(attempt)?
+                && let Some(cipher) = spec.with_key(&key, super::SECTOR as usize)
+            {
+                return Ok(Arc::new(cipher));
+            }
+        }
+        Err(attempts.failure())
+    }
+
+    /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
+    #[allow(clippy::too_many_arguments)]
+    fn try_slot(
+        &self,
+        slot: &Slot,
+        at: u64,
+        file: &dyn ReadAt,
+        start: u64,
+        spec: CipherSpec,
+        hash: Hash,
+        cx: &OpenContext<'_>,
+        fields: &Fields,
+    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
+        let len = u64::from(self.key_len) * u64::from(slot.stripes);
+        let offset = start.saturating_add(slot.offset());
+        let stored = len.next_multiple_of(super::SECTOR);
+        let material = table::read_table(file, offset, stored, fields.at("key material", at + 40), cx.budget)?;
+        let key_len = self.key_len as usize;
+        for secret in cx.secrets {
+            let kdf = Kdf::Pbkdf2 { hash, salt: slot.salt.to_vec(), iterations: slot.iterations };
+            let Ok(slot_key) = kdf.derive(secret.as_bytes(), key_len) else { continue };
+            let Some(cipher) = spec.with_key(&slot_key, super::SECTOR as usize) else { continue };
+            let stripes = cipher.decrypted(&material, 0);
+            let Some(key) = stripes.get(..len as usize).and_then(|stripes| merge(stripes, key_len, hash)) else {
+                continue;
+            };
+            if self.digest_of(&key, hash) == self.digest {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The digest that recognizes the key of the volume.
+    pub(super) fn digest_of(&self, key: &[u8], hash: Hash) -> [u8; 20] {
+        let kdf = Kdf::Pbkdf2 { hash, salt: self.digest_salt.to_vec(), iterations: self.digest_iterations };
+        let digest = kdf.derive(key, self.digest.len());
+        digest.ok().and_then(|digest| digest.first_chunk().copied()).unwrap_or_default()
+    }
+}

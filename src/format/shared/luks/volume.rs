@@ -1,0 +1,172 @@
+//! A new volume, in the layout of qemu: the header, eight key slots with 4000 stripes at multiples of 4096 bytes, the guest data.
+
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::{Header, Parameters, SECTOR, SLOTS, STRIPES, Slot};
+use crate::crypto::{Kdf, SectorCipher, pbkdf2_iterations, random, split};
+use crate::error::{Error, Result, SecretProblem};
+use crate::io::WriteAt;
+use crate::name::Name;
+use crate::secret::Secret;
+
+/// Alignment of key slots and of the guest data, in sectors.
+const ALIGNMENT: u32 = 8;
+/// Least number of iterations ("LUKS1 On-Disk Format Specification", section 3).
+const MIN_ITERATIONS: u32 = 1000;
+/// The digest has the key of the volume as its passphrase, which cannot be guessed, and takes this part of the time of a slot.
+const DIGEST_PART: u32 = 8;
+
+/// A new volume with a random key, and the secret in its first key slot.
+pub(crate) struct NewVolume {
+    pub cipher: Arc<SectorCipher>,
+    header: Header,
+    /// The encrypted stripes of the first slot.
+    material: Vec<u8>,
+}
+
+impl NewVolume {
+    /// # Errors
+    /// [`Error::Secret`] without a secret, and if the system has no random numbers.
+    pub fn new(format: &'static str, parameters: &Parameters, secret: Option<&Secret>) -> Result<NewVolume> {
+        let Parameters { spec, key_len, hash, iter_time } = *parameters;
+        let Some(secret) = secret else {
+            return Err(Error::Secret { format, problem: SecretProblem::MissingForTarget });
+        };
+        let with_key = |key: &[u8]| {
+            spec.with_key(key, SECTOR as usize).ok_or_else(|| Error::unsupported(format, "a key of this length"))
+        };
+        let mut key = Zeroizing::new(vec![0; key_len]);
+        let (mut digest_salt, mut salt, mut uuid) = ([0; 32], [0; 32], [0; 16]);
+        random(&mut key)?;
+        random(&mut digest_salt)?;
+        random(&mut salt)?;
+        random(&mut uuid)?;
+
+        let slot_sectors = stripes_len(key_len).div_ceil(SECTOR as u32).next_multiple_of(ALIGNMENT);
+        let mut sector = ALIGNMENT;
+        let slots: [Slot; SLOTS] = std::array::from_fn(|_| {
+            let slot = Slot { active: false, iterations: 0, salt: [0; 32], sector, stripes: STRIPES };
+            sector += slot_sectors;
+            slot
+        });
+        let iterations = pbkdf2_iterations(hash, key_len, iter_time, MIN_ITERATIONS);
+        let mut header = Header {
+            cipher: Name::from(spec.cipher.name()),
+            mode: Name::from(spec.mode_name()),
+            hash: Name::from(hash.name()),
+            payload_sectors: sector,
+            key_len: key_len as u32,
+            digest: [0; 20],
+            digest_salt,
+            digest_iterations: (iterations / DIGEST_PART).max(MIN_ITERATIONS),
+            uuid: Name::from(uuid::Builder::from_random_bytes(uuid).into_uuid().to_string()),
+            slots,
+        };
+        header.digest = header.digest_of(&key, hash);
+        if let Some(first) = header.slots.first_mut() {
+            *first = Slot { active: true, iterations, salt, ..*first };
+        }
+
+        let kdf = Kdf::Pbkdf2 { hash, salt: salt.to_vec(), iterations };
+        let slot_key = kdf.derive(secret.as_bytes(), key_len).unwrap_or_default();
+        let mut stripes = split(&key, STRIPES as usize, hash)?;
+        let whole = stripes.len().next_multiple_of(SECTOR as usize);
+        stripes.resize(whole, 0);
+        let material = with_key(&slot_key)?.encrypted(&stripes, 0);
+        Ok(NewVolume { cipher: Arc::new(with_key(&key)?), header, material })
+    }
+
+    /// Length of the header and the key slots in bytes: where the guest data begins.
+    pub fn header_len(&self) -> u64 {
+        self.header.payload_offset()
+    }
+
+    /// Writes the key slots and then the header, which is at byte `start` of `out`.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn write(&self, out: &dyn WriteAt, start: u64) -> Result<()> {
+        let offset = start + self.header.slots.first().map_or(0, Slot::offset);
+        out.write_all_at(&self.material, offset).map_err(Error::io("writing a key slot", offset))?;
+        out.sync().map_err(Error::io("syncing", None))?;
+        out.write_all_at(&self.header.encode(), start).map_err(Error::io("writing the LUKS header", start))
+    }
+}
+
+/// Bytes of all stripes of a key.
+fn stripes_len(key_len: usize) -> u32 {
+    key_len as u32 * STRIPES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::with_pinned_random;
+    use crate::driver::OpenContext;
+    use crate::format::shared::table::Fields;
+    use crate::io::MemFile;
+    use crate::limits::{Budget, Limits};
+    use crate::options::Options;
+
+    const FIELDS: Fields = Fields("luks");
+
+    fn parameters(list: &str) -> Parameters {
+        let mut options = Options::new();
+        options.add_list(list);
+        options.set("iter-time", "1");
+        Parameters::parse("luks", "", &options).unwrap()
+    }
+
+    fn file(list: &str, secret: &str) -> MemFile {
+        let volume = NewVolume::new("luks", &parameters(list), Some(&Secret::new(secret))).unwrap();
+        let file = MemFile::new();
+        volume.write(&file, 512).unwrap();
+        file
+    }
+
+    #[test]
+    fn the_layout_is_that_of_qemu() {
+        for (list, key_len, offsets, payload) in [
+            ("", 64, [4096, 262_144, 520_192], 4040),
+            ("cipher-mode=cbc", 32, [4096, 135_168, 266_240], 2056),
+            ("cipher-mode=cbc,cipher-alg=aes-128", 16, [4096, 69_632, 135_168], 1032),
+        ] {
+            let header = Header::read(&file(list, "x"), 512, &FIELDS).unwrap();
+            assert_eq!((header.key_len, header.payload_sectors), (key_len, payload));
+            let found: Vec<_> = header.slots[..3].iter().map(Slot::offset).collect();
+            assert_eq!(found, offsets);
+            assert_eq!(header.slots.iter().filter(|slot| slot.active).count(), 1);
+        }
+    }
+
+    #[test]
+    fn one_of_several_secrets_unlocks_it() {
+        let (limits, budget) = (Limits::default(), Budget::new(8 << 20));
+        let file = file("cipher-alg=serpent-128,hash-alg=sha1", "right");
+        let header = Header::read(&file, 512, &FIELDS).unwrap();
+        let unlock = |secrets: &[&str], limits: &Limits| {
+            let secrets: Vec<_> = secrets.iter().map(|secret| Secret::new(*secret)).collect();
+            let cx = OpenContext { secrets: &secrets, ..OpenContext::new(limits, &budget) };
+            header.unlock(&file, 512, &cx, &FIELDS).map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(unlock(&["wrong", "right"], &limits), Ok(()));
+        assert_eq!(unlock(&["wrong", "right\n", ""], &limits).unwrap_err(), "luks: no secret given unlocks a key slot");
+        assert_eq!(unlock(&[], &limits).unwrap_err(), "luks: the image is encrypted, and no secret is given");
+        let low = Limits { pbkdf2_iterations: 999, ..Limits::default() };
+        let error = unlock(&["right"], &low).unwrap_err();
+        assert!(error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is") && error.ends_with("999"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_random_unless_a_test_pins_them() {
+        assert_ne!(file("", "x").to_vec(), file("", "x").to_vec());
+        let pinned =
+            || with_pinned_random(|| NewVolume::new("luks", &parameters(""), Some(&Secret::new("x"))).unwrap());
+        assert_eq!(pinned().header.digest_salt, pinned().header.digest_salt);
+        assert_ne!(pinned().header.digest_salt, [0; 32]);
+        let error = NewVolume::new("luks", &parameters(""), None).err().unwrap();
+        assert_eq!(error.kind().as_str(), "secret");
+    }
+}
