@@ -17,7 +17,7 @@ use std::thread::available_parallelism;
 
 use super::index::{Index, open_unit};
 use super::{Compression, Sequential, decoder};
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::spool::spool;
@@ -80,6 +80,8 @@ struct Shared {
     decoded: u64,
     /// Units of which something was read, and whose checksum has not been verified.
     open: BTreeSet<usize>,
+    /// Units that do not decode, with the number of the first piece that does not.
+    failed: BTreeMap<usize, u64>,
     /// Pieces that threads wait for.
     wanted: BTreeMap<(usize, u64), u32>,
     /// The decoder of the whole file, before its first use.
@@ -117,6 +119,8 @@ impl UnitFile {
         index: Index,
         once: Option<Once>,
     ) -> UnitFile {
+        // A file that is decoded once is verified even if nothing of it is read.
+        let open = once.iter().map(|_| 0).collect();
         let cores = available_parallelism().map_or(1, |cores| cores.get() as u64);
         let (first, check_end) = once.map(|once| (once.decoder, once.check_end)).unzip();
         UnitFile {
@@ -125,7 +129,7 @@ impl UnitFile {
             limits: limits.clone(),
             directory,
             index,
-            shared: Mutex::new(Shared { first, most_unread: UNREAD.max(cores * AHEAD), ..Shared::default() }),
+            shared: Mutex::new(Shared { first, open, most_unread: UNREAD.max(cores * AHEAD), ..Shared::default() }),
             changed: Condvar::new(),
             spooled: OnceLock::new(),
             check_end,
@@ -190,6 +194,12 @@ impl UnitFile {
         if is_passed {
             // It was dropped from memory.
             shared.active.remove(&unit);
+        }
+        if shared.failed.get(&unit).is_some_and(|first| *first <= piece) {
+            // Decoding it again would fail again: what reads around damage does so sector by sector.
+            let at = self.index.units().get(unit).map_or(0, |unit| unit.at);
+            let problem = Problem::Invalid { reason: "it does not decode".into() };
+            return Err(Error::corrupt(self.compression.name(), "compressed data", at, problem).into());
         }
         let is_first = shared.first.is_some();
         if !shared.active.contains_key(&unit) {
@@ -260,12 +270,12 @@ impl UnitFile {
     fn decode(&self, unit: usize, mut decoder: UnitDecoder, piece: u64) -> io::Result<()> {
         let mut release = Release { file: self, unit, is_taken: true };
         let len = self.piece_len(unit, piece);
-        let mut bytes = Vec::with_capacity(len as usize);
-        (&mut decoder).take(len).read_to_end(&mut bytes)?;
         let is_last = self.piece_len(unit, piece + 1) == 0;
-        if (bytes.len() as u64) < len || is_last && decoder.read(&mut [0])? > 0 {
-            return Err(self.wrong_size().into());
-        }
+        let bytes = self.decode_piece(&mut decoder, len, is_last).inspect_err(|error| {
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.lock().failed.insert(unit, piece);
+            }
+        })?;
         if let Some(check_end) = self.check_end.as_ref().filter(|_| is_last) {
             self.check_end(check_end, piece, &bytes)?;
         }
@@ -280,6 +290,15 @@ impl UnitFile {
         }
         shared.insert((unit, piece), bytes);
         Ok(())
+    }
+
+    fn decode_piece(&self, decoder: &mut UnitDecoder, len: u64, is_last: bool) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len as usize);
+        decoder.by_ref().take(len).read_to_end(&mut bytes)?;
+        if (bytes.len() as u64) < len || is_last && decoder.read(&mut [0])? > 0 {
+            return Err(self.wrong_size().into());
+        }
+        Ok(bytes)
     }
 
     /// Checks the end of the file, in its last piece and the one before.
