@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::hostile::{conversion_fails, open_as};
 use crate::support::pattern::Pattern;
-use crate::support::{TempDir, assert_same, content, convert, format, open_raw, options, parallels, qcow, qed, raw_image};
+use crate::support::{
+    TempDir, assert_same, content, convert, format, open_raw, options, parallels, qcow, qed, raw_image,
+};
 use diskimage::io::MemFile;
 use diskimage::{Comparison, Converter, Error, Image, OpenOptions, ReferencePolicy, ReferenceProblem, compare};
 
@@ -13,7 +15,7 @@ use diskimage::{Comparison, Converter, Error, Image, OpenOptions, ReferencePolic
 fn converters() -> Vec<(&'static str, Converter)> {
     vec![
         ("qed", qed("")),
-        ("qed", qed("cluster_size=4k,table_size=1")),
+        ("qed", qed("cluster_size=4k,table_size=2")),
         ("qcow", qcow("")),
         ("qcow", qcow("").compress(true)),
         ("qcow", qcow("cluster_size=64k,compression_level=1").compress(true)),
@@ -251,7 +253,10 @@ fn a_backing_file_of_another_format_than_raw_has_to_be_stated() {
             } else {
                 let error = beside.open(&overlay).err().unwrap();
                 let problem = ReferenceProblem::FormatNotStated("qcow2");
-                assert!(matches!(error.root(), Error::Reference { problem: found, .. } if *found == problem), "{error}");
+                assert!(
+                    matches!(error.root(), Error::Reference { problem: found, .. } if *found == problem),
+                    "{error}"
+                );
             }
             let stated = beside.backing_format(format(base_format));
             assert_same(&content(&stated.open(&overlay).unwrap()).unwrap(), &guest, name);

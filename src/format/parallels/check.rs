@@ -64,7 +64,9 @@ fn check_entries(bat: &Bat, mut used: BitSet, area: u64, report: &mut CheckRepor
                 }
                 Some(within) => {
                     if used.insert(within / cluster_size) == Some(true) {
-                        report.corruption(|| format!("cluster {index} at host offset {host:#x} overlaps another cluster"));
+                        report.corruption(|| {
+                            format!("cluster {index} at host offset {host:#x} overlaps another cluster")
+                        });
                     }
                 }
             }

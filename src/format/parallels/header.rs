@@ -61,7 +61,16 @@ impl Header {
     /// A header of an image that is closed and has no data.
     pub fn new(cluster_sectors: u32, sectors: u64, bat_entries: u32, data_sector: u32) -> Header {
         let unit = Unit::Clusters;
-        Header { unit, cluster_sectors, bat_entries, sectors, in_use: CLOSED, data_sector, flags: 0, extension_sector: 0 }
+        Header {
+            unit,
+            cluster_sectors,
+            bat_entries,
+            sectors,
+            in_use: CLOSED,
+            data_sector,
+            flags: 0,
+            extension_sector: 0,
+        }
     }
 
     /// Reads the header of `file`.

@@ -131,7 +131,11 @@ fn backing_name(bytes: &[u8; Header::LEN], file_len: u64) -> Result<Option<Range
         return Ok(None);
     }
     if len > MAX_BACKING_NAME {
-        return Err(FIELDS.at("backing_file_size", 16).fault(Problem::Range { value: len, min: 0, max: MAX_BACKING_NAME }));
+        return Err(FIELDS.at("backing_file_size", 16).fault(Problem::Range {
+            value: len,
+            min: 0,
+            max: MAX_BACKING_NAME,
+        }));
     }
     let field = FIELDS.at("backing_file_offset", 8);
     field.within(offset, len, file_len)?;

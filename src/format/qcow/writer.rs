@@ -42,7 +42,8 @@ impl SparseWrite for Writer {
 
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
         let (cluster_size, bits) = (self.spec.block_size, self.header.cluster_bits.into());
-        let is_cluster = guest.start.is_multiple_of(cluster_size) && guest.end <= guest.start.saturating_add(cluster_size);
+        let is_cluster =
+            guest.start.is_multiple_of(cluster_size) && guest.end <= guest.start.saturating_add(cluster_size);
         if stored_len == 0 || u64::from(stored_len) >= cluster_size || !is_cluster {
             let problem = format!("invalid payload of {stored_len} bytes for guest range {guest:x?}");
             return Err(Error::Usage(problem));

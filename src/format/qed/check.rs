@@ -18,7 +18,8 @@ use crate::io::ReadAt;
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let header = Header::read(&*file, cx.limits)?;
-    let mut report = CheckReport { total_clusters: header.image_size.div_ceil(1 << header.cluster_bits), ..CheckReport::default() };
+    let mut report =
+        CheckReport { total_clusters: header.image_size.div_ceil(1 << header.cluster_bits), ..CheckReport::default() };
     if header.need_check {
         report.message("Note", || "the image was not closed cleanly".into());
     }
@@ -83,7 +84,8 @@ impl Check<'_> {
                 let entry = slice.entry(index, offset);
                 let L2Entry::Data(host) = L2Entry::parse(entry.value) else { continue };
                 self.report.allocated_clusters += 1;
-                let follows = self.previous.is_none_or(|previous| previous.checked_add(shape.cluster_size()) == Some(host));
+                let follows =
+                    self.previous.is_none_or(|previous| previous.checked_add(shape.cluster_size()) == Some(host));
                 self.report.fragmented_clusters += u64::from(!follows);
                 self.previous = Some(host);
                 match self.map.check_cluster(entry, host, shape.len_in_cluster(offset)) {
@@ -104,7 +106,8 @@ impl Check<'_> {
         if is_free {
             self.report.image_end_offset = self.report.image_end_offset.max(clusters.end << bits);
         } else {
-            self.report.corruption(|| format!("{what} at host offset {:#x} overlaps other clusters in use", range.start));
+            self.report
+                .corruption(|| format!("{what} at host offset {:#x} overlaps other clusters in use", range.start));
         }
         is_free
     }
@@ -118,7 +121,9 @@ impl Check<'_> {
             if !is_used {
                 let clusters = next - at;
                 self.report.leaks += clusters;
-                self.report.message("Leaked", || format!("{clusters} clusters at host offset {:#x} are not in use", at << bits));
+                self.report.message("Leaked", || {
+                    format!("{clusters} clusters at host offset {:#x} are not in use", at << bits)
+                });
             }
             at = next;
         }

@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::format::shared::two_level::TwoLevelWriter;
 use crate::identifiers::ImageIdentifiers;
 
-
 /// A new image.
 pub(super) struct Writer {
     spec: WriteSpec,

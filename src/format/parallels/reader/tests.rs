@@ -60,7 +60,8 @@ fn samples() -> impl Strategy<Value = Sample> {
     let unit = prop::sample::select(vec![Unit::Sectors, Unit::Clusters]);
     (unit, prop::sample::select(vec![1u32, 2, 3, 8, 63])).prop_flat_map(|(unit, cluster_sectors)| {
         let step = if unit == Unit::Sectors { cluster_sectors } else { 1 };
-        let entry = prop_oneof![2 => Just(0u32), 5 => (0u32..40).prop_map(move |number| 1 + number * step), 1 => 0u32..3000];
+        let entry =
+            prop_oneof![2 => Just(0u32), 5 => (0u32..40).prop_map(move |number| 1 + number * step), 1 => 0u32..3000];
         // Runs of contiguous clusters are likely.
         let runs = prop::collection::vec((entry, 1u32..5), 1..6);
         (runs, 0u64..64, 500u64..200_000).prop_map(move |(runs, short, file_len)| {

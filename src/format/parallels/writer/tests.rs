@@ -151,8 +151,11 @@ fn a_long_table_is_written_in_parts() {
     }
     writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
     let file = target.mem.to_vec();
-    let entries: Vec<_> =
-        (0..clusters as usize).map(|index| u32_at(&file, 64 + index * 4)).enumerate().filter(|entry| entry.1 != 0).collect();
+    let entries: Vec<_> = (0..clusters as usize)
+        .map(|index| u32_at(&file, 64 + index * 4))
+        .enumerate()
+        .filter(|entry| entry.1 != 0)
+        .collect();
     // The table has 512 KiB and 84 bytes.
     assert_eq!(entries, [(0, 129), (1000, 130), (PART as usize, 131), (clusters as usize - 1, 132)]);
 }

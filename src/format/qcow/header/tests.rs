@@ -29,7 +29,11 @@ fn invalid_fields_are_refused_by_name() {
     let at = "qcow: corrupt image at file offset";
     check(3, &[0], &format!("invalid-field {at} 0x0: magic is 0x51464900, but must be 0x514649fb"));
     check(7, &[2], "unsupported qcow: not supported at file offset 0x4: version 2");
-    check(24, &[0xff; 8], &format!("limit qcow: size at file offset 0x18 is {}, above the limit of {}", u64::MAX, i64::MAX as u64 & !511));
+    check(
+        24,
+        &[0xff; 8],
+        &format!("limit qcow: size at file offset 0x18 is {}, above the limit of {}", u64::MAX, i64::MAX as u64 & !511),
+    );
     check(32, &[8], &format!("invalid-field {at} 0x20: cluster_bits is 8, outside 9..=16"));
     check(32, &[17], &format!("invalid-field {at} 0x20: cluster_bits is 17, outside 9..=16"));
     check(33, &[5], &format!("invalid-field {at} 0x21: l2_bits is 5, outside 6..=13"));
@@ -39,13 +43,17 @@ fn invalid_fields_are_refused_by_name() {
     check(
         40,
         &[0x80],
-        &format!("out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 16 bytes at 0x8000000000000030, file length 0x100000"),
+        &format!(
+            "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 16 bytes at 0x8000000000000030, file length 0x100000"
+        ),
     );
     // An L1 table of a disk of 2 PiB.
     check(
         25,
         &[8],
-        &format!("out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 8589934608 bytes at 0x30, file length 0x100000"),
+        &format!(
+            "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 8589934608 bytes at 0x30, file length 0x100000"
+        ),
     );
 }
 

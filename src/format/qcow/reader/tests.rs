@@ -68,7 +68,14 @@ impl Sample {
                     let (unit, unit_len) = (cluster * CLUSTER, CLUSTER as u32);
                     let codec = Codec::Deflate;
                     let min_len = unit_len;
-                    Ok(ExtentKind::Compressed(Compressed { at, stored_len: len as u32, codec, unit, unit_len, min_len }))
+                    Ok(ExtentKind::Compressed(Compressed {
+                        at,
+                        stored_len: len as u32,
+                        codec,
+                        unit,
+                        unit_len,
+                        min_len,
+                    }))
                 }
             };
         }

@@ -50,12 +50,18 @@ fn invalid_fields_are_refused_by_name() {
     check(
         40,
         &[0, 0xf0, 0x0f],
-        &format!("out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 8192 bytes at 0xff000, file length 0x100000"),
+        &format!(
+            "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 8192 bytes at 0xff000, file length 0x100000"
+        ),
     );
     check(48, &[1], &format!("invalid-field {at} 0x30: image_size is 0x300001, not a multiple of 512"));
     // 1024 entries of the L1 table, of the L2 tables, and clusters of 4 KiB.
     check(53, &[1], &format!("invalid-field {at} 0x30: image_size is 1099514773504, outside 0..=4294967296"));
-    check(55, &[0x80], "limit qed: image_size at file offset 0x30 is 9223372036857921536, above the limit of 9223372036854775296");
+    check(
+        55,
+        &[0x80],
+        "limit qed: image_size at file offset 0x30 is 9223372036857921536, above the limit of 9223372036854775296",
+    );
 }
 
 #[test]
