@@ -1,5 +1,5 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2), [VMDK](format::vmdk),
-//! [VHD](format::vhd), [VHDX](format::vhdx), [VDI](format::vdi) and, with the feature `crypto`, LUKS.
+//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default, LUKS and old formats.
 //!
 //! ```no_run
 //! use diskimage::{Converter, Format, Image};
@@ -40,7 +40,7 @@
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
-//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/, old formats; shared/
+//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  compressed/  crypto/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes

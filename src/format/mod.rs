@@ -3,6 +3,10 @@
 //! A new format is a folder here and two lines in this file. Nothing else matches on formats: tests, fuzz targets, benches and
 //! the program iterate over [`Format::all`]. Each format has a feature of the same name, except raw, which is in every build, and luks, whose feature is `crypto`.
 
+#[cfg(feature = "bochs")]
+pub mod bochs;
+#[cfg(feature = "cloop")]
+pub mod cloop;
 #[cfg(feature = "crypto")]
 pub mod luks;
 #[cfg(feature = "parallels")]
@@ -56,6 +60,10 @@ static BUILTIN: &[Format] = &[
     Format::QED,
     #[cfg(feature = "parallels")]
     Format::PARALLELS,
+    #[cfg(feature = "bochs")]
+    Format::BOCHS,
+    #[cfg(feature = "cloop")]
+    Format::CLOOP,
     Format::RAW,
 ];
 
@@ -191,6 +199,12 @@ impl Format {
     /// The format of Parallels.
     #[cfg(feature = "parallels")]
     pub const PARALLELS: Format = Format(&parallels::DRIVER);
+    /// Growing images of Bochs.
+    #[cfg(feature = "bochs")]
+    pub const BOCHS: Format = Format(&bochs::DRIVER);
+    /// Compressed disks of Knoppix.
+    #[cfg(feature = "cloop")]
+    pub const CLOOP: Format = Format(&cloop::DRIVER);
 
     /// Encrypted volumes of Linux and QEMU.
     #[cfg(feature = "crypto")]
@@ -442,7 +456,7 @@ mod tests {
         let mut options = Options::new();
         options.set("cluster-size", "64k");
         let out = Arc::new(MemFile::new());
-        for format in Format::all() {
+        for format in Format::all().filter(Format::can_create) {
             let cx = CreateContext::new(0, &options, out.clone());
             let Err(Error::Option { format: found, name, problem }) = format.create(&cx) else { panic!("{format}") };
             assert_eq!((found, &*name), (format.name(), "cluster-size"));

@@ -110,7 +110,7 @@ fn converters() -> Vec<(&'static str, Converter)> {
             ("qcow", qcow("")),
             ("qcow, compressed", qcow("cluster_size=64k").compress(true)),
             ("qed", qed("")),
-            ("qed, small", qed("cluster_size=4k,table_size=1")),
+            ("qed, small", qed("cluster_size=4k,table_size=2")),
             ("parallels", parallels("cluster_size=64k")),
         ]);
     }
@@ -165,7 +165,7 @@ fn old_formats(guest: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let image = |converter: Converter| crate::support::convert(&converter, &raw_image(guest)).0;
     vec![
         ("qcow", image(qcow("").compress(true))),
-        ("qed", image(qed("cluster_size=4k,table_size=1"))),
+        ("qed", image(qed("cluster_size=4k,table_size=2"))),
         ("parallels", image(parallels("cluster_size=4k"))),
     ]
 }

@@ -15,7 +15,7 @@ use diskimage::{Comparison, Converter, Error, Image, OpenOptions, ReferencePolic
 fn converters() -> Vec<(&'static str, Converter)> {
     vec![
         ("qed", qed("")),
-        ("qed", qed("cluster_size=4k,table_size=1")),
+        ("qed", qed("cluster_size=4k,table_size=2")),
         ("qcow", qcow("")),
         ("qcow", qcow("").compress(true)),
         ("qcow", qcow("cluster_size=64k,compression_level=1").compress(true)),

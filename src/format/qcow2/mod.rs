@@ -35,7 +35,8 @@
 //! | encryption (LUKS), with the feature `crypto` | yes | yes |
 //! | encryption (AES) | reported; guest data is refused | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
-//! | version 1, unknown incompatible features | refused | no |
+//! | version 1 | another driver, `qcow` | |
+//! | unknown incompatible features | refused | no |
 //!
 //! # Differences from qemu-img
 //!

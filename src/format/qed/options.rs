@@ -15,7 +15,7 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec {
         name: "table_size",
-        values: "1|2|4|8|16",
+        values: "2|4|8|16",
         help: "clusters of the L1 table, and of each L2 table [default: 4]",
     },
     OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
@@ -24,6 +24,8 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 
 const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
 const DEFAULT_TABLE_SIZE: u64 = 4;
+/// The specification allows 1, but qemu 10 does not open such an image: it takes the last cluster of a table to be after the first.
+const MIN_TABLE_SIZE: u64 = 2;
 
 /// The header of an image with these options. It has no clusters but those of the header and the L1 table.
 pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
@@ -32,7 +34,10 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
     }
     let cluster_size = cx.options.power_of_two(FORMAT_NAME, "cluster_size", CLUSTER_SIZES)?;
     let cluster_size = cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE);
-    let table_size = cx.options.power_of_two(FORMAT_NAME, "table_size", TABLE_SIZES)?.unwrap_or(DEFAULT_TABLE_SIZE);
+    let table_size = cx
+        .options
+        .power_of_two(FORMAT_NAME, "table_size", MIN_TABLE_SIZE..=*TABLE_SIZES.end())?
+        .unwrap_or(DEFAULT_TABLE_SIZE);
     let backing = backing_file(cx, FORMAT_NAME, MAX_BACKING_NAME)?;
     let backing = backing.map(|backing| Backing { is_raw: backing.format.as_bytes() == b"raw", name: backing.file });
     let image_size = cx.size.checked_next_multiple_of(SECTOR).ok_or_else(|| too_large(cx.size, i64::MAX as u64))?;

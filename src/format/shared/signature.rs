@@ -12,6 +12,9 @@ pub(crate) const QCOW: &[u8; 4] = b"QFI\xfb";
 pub(crate) const QED: &[u8; 4] = b"QED\0";
 /// Images of Parallels, with offsets in sectors and in clusters.
 pub(crate) const PARALLELS: [&[u8; 16]; 2] = [b"WithoutFreeSpace", b"WithouFreSpacExt"];
+pub(crate) const BOCHS: &[u8; 22] = b"Bochs Virtual HD Image";
+/// Shell scripts that mount the file, of version 2 and 3.
+pub(crate) const CLOOP: [&[u8; 22]; 2] = [b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"];
 /// A hosted sparse extent of VMDK.
 pub(crate) const VMDK_HOSTED: &[u8; 4] = b"KDMV";
 /// A copy-on-write extent of ESX.
@@ -66,10 +69,9 @@ static SIGNATURES: &[Signature] = &[
     probe("qcow", Driver("qcow", cfg!(feature = "qcow")), is_qcow),
     probe("qed", Driver("qed", cfg!(feature = "qed")), is_qed),
     probe("parallels", Driver("parallels", cfg!(feature = "parallels")), is_parallels),
-    start("bochs", Image, &[b"Bochs Virtual HD Image"]),
+    probe("bochs", Driver("bochs", cfg!(feature = "bochs")), is_bochs),
+    probe("cloop", Driver("cloop", cfg!(feature = "cloop")), is_cloop),
     start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
-    // A shell script that mounts the file.
-    start("cloop", Compressed, &[b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"]),
     probe("dmg", Compressed, |probe| probe.tail.len() == Probe::TAIL && probe.tail.starts_with(b"koly")),
     probe("gzip", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Gzip)),
     probe("xz", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Xz)),
@@ -170,6 +172,15 @@ pub(crate) fn is_qed(probe: &Probe<'_>) -> bool {
 
 pub(crate) fn is_parallels(probe: &Probe<'_>) -> bool {
     PARALLELS.iter().any(|magic| probe.head.starts_with(*magic))
+}
+
+pub(crate) fn is_bochs(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(BOCHS)
+}
+
+/// Any version. Those that are not read are refused by name when the image is opened.
+pub(crate) fn is_cloop(probe: &Probe<'_>) -> bool {
+    CLOOP.iter().any(|script| probe.head.starts_with(*script))
 }
 
 /// A sparse extent, or a descriptor.

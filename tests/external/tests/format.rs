@@ -94,7 +94,7 @@ fn converts_to_and_from_every_format() {
     for cluster_size in ["4k", "64k", "2M"] {
         let converter = toy(&format!("cluster_size={cluster_size}"));
         // A LUKS volume needs a secret.
-        for format in Format::all().filter(|format| format.name() != "luks") {
+        for format in Format::all().filter(|format| format.can_create() && format.name() != "luks") {
             let other = converted(&Converter::new(format), &raw_image(&guest));
             let other = OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(other))).unwrap();
             let bytes = converted(&converter, &other);

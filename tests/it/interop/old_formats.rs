@@ -5,7 +5,7 @@ use std::path::Path;
 use super::overlays::{changed, write_commands};
 use crate::support::pattern::{self, Pattern};
 use crate::support::tools::{
-    check_with_qemu_as, find, needs_qemu, qemu_img, qemu_io_as, read_with_7zip, read_with_qemu,
+    check_with_qemu_as, find, needs_qemu, output, qemu_img, qemu_io_as, read_with_7zip, read_with_qemu, run,
 };
 use crate::support::{TempDir, assert_same, content, format, open_raw, options, raw_image};
 use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
@@ -15,10 +15,10 @@ type Kind = (&'static str, &'static str);
 
 const KINDS: [Kind; 11] = [
     ("qed", ""),
-    ("qed", "cluster_size=4k,table_size=1"),
+    ("qed", "cluster_size=4k,table_size=2"),
     ("qed", "cluster_size=8k,table_size=16"),
     ("qed", "cluster_size=1M,table_size=2"),
-    ("qed", "cluster_size=64M,table_size=1"),
+    ("qed", "cluster_size=64M,table_size=2"),
     ("qcow", ""),
     ("parallels", ""),
     ("parallels", "cluster_size=4k"),
@@ -79,12 +79,12 @@ fn images_of_qemu_are_read() {
             let what = format!("{format}, {list}, {what}");
             let source = dir.file("source.raw", &guest);
             let image = dir.join("theirs");
-            let list = if list.is_empty() { "size=0" } else { &list };
-            let list = if list == "size=0" { vec![] } else { vec!["-o", list] };
-            let mut args: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"convert", &"-f", &"raw", &"-O", &format];
-            args.extend(list.iter().map(|arg| arg as &dyn AsRef<std::ffi::OsStr>));
-            args.extend([&source as &dyn AsRef<std::ffi::OsStr>, &image]);
-            qemu_img(&args);
+            let mut args = vec!["convert", "-f", "raw", "-O", format];
+            if !list.is_empty() {
+                args.extend(["-o", &list]);
+            }
+            args.extend([source.to_str().unwrap(), image.to_str().unwrap()]);
+            run("qemu-img", &args);
             let opened = Image::open(&image).unwrap_or_else(|e| panic!("{what}: {e}"));
             assert_same(&content(&opened).unwrap(), &guest, &what);
             check(format, &image, &what);
@@ -145,12 +145,13 @@ fn compressed_qcow_images() {
                 assert_same(&read_with_7zip(seven_zip, "qcow", &target), &guest, &what);
             }
         }
-        // qemu-img fails at clusters that do not become smaller.
-        if what.contains("Incompressible") {
+        // qemu-img 10.0.2 fails without a message, after it has written everything unless a cluster did not become smaller.
+        let (source, image) = (dir.file("source.raw", &guest), dir.join("theirs.qcow"));
+        let args = ["convert", "-c", "-f", "raw", "-O", "qcow", source.to_str().unwrap(), image.to_str().unwrap()];
+        let done = output("qemu-img", &args);
+        if !done.status.success() && what.contains("Incompressible") {
             continue;
         }
-        let (source, image) = (dir.file("source.raw", &guest), dir.join("theirs.qcow"));
-        qemu_img(&[&"convert", &"-c", &"-f", &"raw", &"-O", &"qcow", &source, &image]);
         let opened = Image::open(&image).unwrap();
         assert_same(&content(&opened).unwrap(), &guest, &what);
         // Their payloads are copied to an image with clusters of the same size.
@@ -179,7 +180,7 @@ fn overlays_of_both_programs() {
         qemu_img(&[&"convert", &"-f", &"raw", &"-O", &base_format, &source, &base]);
         for (kind, compress) in [
             (("qed", ""), false),
-            (("qed", "cluster_size=4k,table_size=1"), false),
+            (("qed", "cluster_size=4k,table_size=2"), false),
             (("qcow", ""), false),
             (("qcow", ""), true),
             (("qcow", "cluster_size=8k"), true),
@@ -209,6 +210,51 @@ fn overlays_of_both_programs() {
             let image = open_chain(&overlay, base_format);
             assert_eq!((image.layer_count(), image.virtual_size()), (2, size));
             assert_same(&content(&image).unwrap(), &read_with_qemu(&overlay, &["-f", format]), format);
+        }
+    }
+}
+
+#[test]
+fn images_of_bochs_are_read() {
+    let Some(bximage) = find("the growing images that bximage writes", &["bximage"]) else { return };
+    for size in [512, 3 << 20, (5 << 20) + 512] {
+        let dir = TempDir::new();
+        let guest = Pattern::Sparse.make(size);
+        let (source, image) = (dir.file("source.raw", &guest), dir.join("image.bochs"));
+        let paths = [source.to_str().unwrap(), image.to_str().unwrap()];
+        run(&bximage, &["-q", "-func=convert", "-imgmode=growing", paths[0], paths[1]]);
+        let opened = Image::open(&image).unwrap();
+        assert_eq!(opened.format().name(), "bochs");
+        // bximage rounds the size of a disk to whole cylinders.
+        let mut read = content(&opened).unwrap();
+        read.resize(guest.len().max(read.len()), 0);
+        let common = guest.len().min(opened.virtual_size() as usize);
+        assert_same(&read[..common], &guest[..common], &size.to_string());
+        if find("growing images of Bochs, read by qemu-img", &["qemu-img"]).is_some() {
+            assert_same(&content(&opened).unwrap(), &read_with_qemu(&image, &["-f", "bochs"]), &size.to_string());
+        }
+    }
+}
+
+#[test]
+fn images_of_cloop_are_read() {
+    let Some(program) = find("the images that create_compressed_fs writes", &["create_compressed_fs"]) else { return };
+    for (size, block) in [(512, "65536"), (3 << 20, "65536"), ((5 << 20) + 512, "131072"), (1 << 20, "4096")] {
+        for pattern in [Pattern::Sparse, Pattern::Incompressible] {
+            let dir = TempDir::new();
+            let guest = pattern.make(size);
+            let (source, image) = (dir.file("source.raw", &guest), dir.join("image.cloop"));
+            let paths = [source.to_str().unwrap(), image.to_str().unwrap()];
+            run(&program, &["-q", "-B", block, "-r", paths[0], paths[1]]);
+            let opened = Image::open(&image).unwrap();
+            assert_eq!(opened.format().name(), "cloop");
+            let read = content(&opened).unwrap();
+            // The last block is filled up.
+            assert_same(&read[..size], &guest, block);
+            assert!(read[size..].iter().all(|byte| *byte == 0));
+            if find("images of cloop, read by qemu-img", &["qemu-img"]).is_some() {
+                assert_same(&read, &read_with_qemu(&image, &["-f", "cloop"]), block);
+            }
         }
     }
 }
