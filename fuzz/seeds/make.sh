@@ -1,12 +1,12 @@
 #!/bin/sh
-# Recreates the seeds of the fuzz targets with qemu-img and qemu-io: the smallest image of each kind. Those of the target
+# Recreates the seeds of the fuzz targets with qemu-img, qemu-io and cryptsetup: the smallest image of each kind. Those of the target
 # `open` are in a directory for each format, and in `any`.
 set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any bochs cloop compressed package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
-mkdir any bochs cloop compressed package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop compressed luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop compressed luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -44,6 +44,24 @@ qemu-io -f qcow2 -c 'write -z 0 512' qcow2/extended-l2 >/dev/null
 qemu-img create -q -f qcow2 -u -b base.raw -F raw -o cluster_size=512 qcow2/backing 2560
 (cd "$tmp" && qemu-img create -q -f qcow2 -o cluster_size=512,data_file=data.raw image 2560)
 cp "$tmp/image" qcow2/data-file
+
+# LUKS volumes of the passphrase "123456". The payload of version 1 is moved to the end of the first key slot.
+luks() { # name, arguments of cryptsetup luksFormat
+    name=$1
+    shift
+    head -c 1M /dev/zero >"$tmp/$name"
+    printf 123456 | cryptsetup luksFormat --batch-mode --key-file=- --key-size=128 "$@" "$tmp/$name"
+}
+luks version-1 --type=luks1 --cipher=aes-cbc-essiv:sha256 --pbkdf-force-iterations=1000
+printf '\0\0\0\210' | dd of="$tmp/version-1" bs=1 seek=104 conv=notrunc status=none
+head -c $(((136 + 5) * 512)) "$tmp/version-1" >luks/version-1
+for kdf in argon2id pbkdf2; do
+    cost='--pbkdf-force-iterations=4 --pbkdf-memory=64 --pbkdf-parallel=1'
+    [ $kdf != pbkdf2 ] || cost=--pbkdf-force-iterations=1000
+    luks version-2-$kdf --type=luks2 --cipher=aes-cbc-essiv:sha256 --pbkdf=$kdf $cost \
+        --luks2-metadata-size=16k --luks2-keyslots-size=128k --offset=320
+    head -c $(((320 + 8) * 512)) "$tmp/version-2-$kdf" >luks/version-2-$kdf
+done
 
 # VMDKs of five sectors, in grains of one and tables of four. What others write begins with 64 KiB of zeros at least.
 le() { # bytes, number

@@ -35,7 +35,7 @@ pub(super) struct Volume {
 
 /// The key slots.
 enum Keys {
-    V1(Header),
+    V1(Box<Header>),
     V2 {
         metadata: Metadata,
         /// File offset of the metadata.
@@ -61,7 +61,7 @@ impl Volume {
         }
         let info = describe(file, payload, None, SECTOR, field, cx)?;
         let info = ImageInfo { specific: header.describe(), ..info };
-        Ok(Volume { info, payload, first: 0, keys: Keys::V1(header) })
+        Ok(Volume { info, payload, first: 0, keys: Keys::V1(Box::new(header)) })
     }
 
     fn read_v2(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {

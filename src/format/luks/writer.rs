@@ -29,7 +29,7 @@ pub(super) struct Writer {
 
 /// A new header with its key slots.
 enum New {
-    V1(NewVolume),
+    V1(Box<NewVolume>),
     V2(v2::NewVolume),
 }
 
@@ -38,7 +38,7 @@ impl Writer {
         refuse_features(cx)?;
         let parameters = Parameters::parse(FORMAT_NAME, "", cx.options)?;
         let volume = match V2Options::parse(cx.options)? {
-            None => New::V1(NewVolume::new(FORMAT_NAME, &parameters, cx.secret)?),
+            None => New::V1(Box::new(NewVolume::new(FORMAT_NAME, &parameters, cx.secret)?)),
             Some(options) => New::V2(v2::NewVolume::new(&parameters, &options, cx)?),
         };
         let (cipher, payload) = match &volume {

@@ -125,7 +125,7 @@ fn encrypted_qcow2_in_both_directions() {
             qemu_img(&[&"check", &"-q", &"--object", &object(&dir), &"--image-opts", &description]);
             assert_same(&read_with_qemu(&dir, &description), &guest, &format!("by qemu-img, {list}"));
         }
-        if !more.contains("full") {
+        if more.is_empty() {
             assert!(fs::metadata(&ours).unwrap().len() < 8 << 20, "zeros are not stored");
         }
     }
@@ -258,6 +258,7 @@ fn volumes_of_cryptsetup_are_read() {
         let guest = content(&image).unwrap();
         assert_eq!((guest.len(), &*image.info().warnings), (1 << 20, &[][..]), "{kind} {list:?}");
         assert_ne!(guest, payload);
+        drop(image);
         let wrong = OpenOptions::new().secret(Secret::new("x")).open(&volume).err().unwrap();
         assert_eq!(wrong.kind().as_str(), "secret");
         // Written into, without a change of its header.

@@ -85,9 +85,9 @@ impl Header {
         let mut attempts = Attempts::new(format, cx)?;
         let iterations = fields.at("mk-digest-iter", start + 164);
         iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
+        let volume = Locked { header: self, file, start, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
-            let at = start + 208 + 48 * index as u64;
-            let attempt = self.try_slot(slot, at, file, start, spec, hash, cx, fields);
+            let attempt = volume.try_slot(slot, start + 208 + 48 * index as u64);
             if let Some(key) = attempts.note(attempt)?
                 && let Some(cipher) = spec.with_key(&key, super::SECTOR as usize)
             {
@@ -97,25 +97,36 @@ impl Header {
         Err(attempts.failure())
     }
 
+    /// The digest that recognizes the key of the volume.
+    pub(super) fn digest_of(&self, key: &[u8], hash: Hash) -> [u8; 20] {
+        let kdf = Kdf::Pbkdf2 { hash, salt: self.digest_salt.to_vec(), iterations: self.digest_iterations };
+        let digest = kdf.derive(key, self.digest.len());
+        digest.ok().and_then(|digest| digest.first_chunk().copied()).unwrap_or_default()
+    }
+}
+
+/// A volume whose key is looked for.
+struct Locked<'a> {
+    header: &'a Header,
+    file: &'a dyn ReadAt,
+    /// Offset of the header in bytes.
+    start: u64,
+    spec: CipherSpec,
+    hash: Hash,
+    cx: &'a OpenContext<'a>,
+    fields: &'a Fields,
+}
+
+impl Locked<'_> {
     /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
-    #[allow(clippy::too_many_arguments)]
-    fn try_slot(
-        &self,
-        slot: &Slot,
-        at: u64,
-        file: &dyn ReadAt,
-        start: u64,
-        spec: CipherSpec,
-        hash: Hash,
-        cx: &OpenContext<'_>,
-        fields: &Fields,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    fn try_slot(&self, slot: &Slot, at: u64) -> Result<Option<Zeroizing<Vec<u8>>>> {
+        let Locked { header, file, start, spec, hash, cx, fields } = *self;
         fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
-        let len = u64::from(self.key_len) * u64::from(slot.stripes);
+        let len = u64::from(header.key_len) * u64::from(slot.stripes);
         let offset = start.saturating_add(slot.offset());
         let stored = len.next_multiple_of(super::SECTOR);
         let material = table::read_table(file, offset, stored, fields.at("key material", at + 40), cx.budget)?;
-        let key_len = self.key_len as usize;
+        let key_len = header.key_len as usize;
         for secret in cx.secrets {
             let kdf = Kdf::Pbkdf2 { hash, salt: slot.salt.to_vec(), iterations: slot.iterations };
             let Ok(slot_key) = kdf.derive(secret.as_bytes(), key_len) else { continue };
@@ -124,17 +135,10 @@ impl Header {
             let Some(key) = stripes.get(..len as usize).and_then(|stripes| merge(stripes, key_len, hash)) else {
                 continue;
             };
-            if self.digest_of(&key, hash) == self.digest {
+            if header.digest_of(&key, hash) == header.digest {
                 return Ok(Some(key));
             }
         }
         Ok(None)
-    }
-
-    /// The digest that recognizes the key of the volume.
-    pub(super) fn digest_of(&self, key: &[u8], hash: Hash) -> [u8; 20] {
-        let kdf = Kdf::Pbkdf2 { hash, salt: self.digest_salt.to_vec(), iterations: self.digest_iterations };
-        let digest = kdf.derive(key, self.digest.len());
-        digest.ok().and_then(|digest| digest.first_chunk().copied()).unwrap_or_default()
     }
 }
