@@ -18,7 +18,7 @@ fn sparse_disk(dir: &TempDir) -> Vec<u8> {
     let file = fs::File::create(dir.join("disk.raw")).unwrap();
     file.set_len(disk.len() as u64).unwrap();
     for index in 0..60 {
-        let at = index * 128 << 10;
+        let at = index << 17;
         let data = Pattern::Dense.make(4096 + 512 * (index % 3));
         disk[at..at + data.len()].copy_from_slice(&data);
         file.write_all_at(&data, at as u64).unwrap();
