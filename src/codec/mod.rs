@@ -54,7 +54,7 @@ pub enum Codec {
     /// One zlib stream (RFC 1950): a header of two bytes, DEFLATE, and the Adler-32 of the data.
     Zlib,
     /// One member of gzip (RFC 1952): a header, DEFLATE, the CRC-32 of the data and its length. Written as a file of its own, not as a
-    /// unit of an image: [`Decoder`](crate::codec::Decoder) does not take it.
+    /// unit of an image: [`Decoder`] does not take it.
     Gzip,
     /// Zstandard frames (RFC 8878, section 3.1), one or more, skippable ones included.
     Zstd,
