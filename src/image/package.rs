@@ -185,8 +185,8 @@ impl Image {
 
     pub(crate) fn verify_unless(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
         let path = self.files().next().and_then(|file| file.path());
-        let checks = self.origin.iter().flat_map(|origin| &origin.checks);
-        checks.map(|check| check.verify(cancelled)).collect::<Result<()>>().map_err(|e| e.in_file_at(path))
+        let mut checks = self.origin.iter().flat_map(|origin| &origin.checks);
+        checks.try_for_each(|check| check.verify(cancelled)).map_err(|e| e.in_file_at(path))
     }
 
     /// What is odd about the package of the image, but does not prevent reading; also that it has no manifest.

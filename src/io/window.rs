@@ -47,6 +47,10 @@ impl Window {
         let mut end = 0u64;
         let mut parts = Vec::with_capacity(files.len());
         for (file, len) in files {
+            // The search for a piece passes over an empty part only at the start.
+            if len == 0 && !parts.is_empty() {
+                continue;
+            }
             let pieces = if len == 0 { Vec::new() } else { vec![Piece { start: end, len, offset: 0 }] };
             parts.push(Part { file, pieces });
             end = end.saturating_add(len);

@@ -51,7 +51,7 @@ pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> 
         }
         let Some(disk) = disks.get_mut(index) else { continue };
         let field = FIELDS.at("block", member.at);
-        let start = block.checked_mul(BLOCK).unwrap_or(u64::MAX);
+        let start = block.saturating_mul(BLOCK);
         field.within(start, member.size.min(BLOCK), disk.size)?;
         field.at_most(member.size, BLOCK)?;
         let end = disk.pieces.last().map_or(0, Piece::end);
@@ -95,8 +95,8 @@ fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
 /// The value of the member `name` of a structure.
 fn member<'a, 'input>(object: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     let child = |node: Node<'a, 'input>, tag: &str| node.children().find(|child| child.has_tag_name(tag));
-    let members = object.children().filter(|node| node.has_tag_name("member"));
-    let found = members.filter(|node| child(*node, "name").and_then(|name| name.text()) == Some(name)).next()?;
+    let mut members = object.children().filter(|node| node.has_tag_name("member"));
+    let found = members.find(|node| child(*node, "name").and_then(|name| name.text()) == Some(name))?;
     child(found, "value")
 }
 
