@@ -153,7 +153,7 @@ impl Header {
     /// Host offset of the data area.
     pub fn data_offset(&self) -> u64 {
         match self.data_sector {
-            0 => self.bat_end().next_multiple_of(SECTOR),
+            0 => self.bat_end().next_multiple_of(self.unit_len()),
             sector => u64::from(sector) * SECTOR,
         }
     }

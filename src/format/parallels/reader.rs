@@ -3,10 +3,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::FORMAT_NAME;
 use super::bat::{Bat, BatPage, IMAGE};
 use super::extension::{Bitmap, read_bitmaps};
 use super::header::Header;
+use super::{FORMAT_NAME, SECTOR};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Error, Result};
 use crate::format::shared::run;
@@ -84,14 +84,13 @@ impl SparseRead for Reader {
 
     /// The largest power of two that divides the host offsets and the size of all clusters.
     fn host_alignment(&self) -> Option<u64> {
-        let Header { cluster_sectors, .. } = self.bat.header;
-        let sizes = self.bat.header.unit_len() | u64::from(cluster_sectors) * super::SECTOR;
+        let sizes = self.bat.header.unit_len() | self.bat.header.cluster_size();
         Some(1 << sizes.trailing_zeros())
     }
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         claim(IMAGE, 0..self.bat.header.bat_end());
-        let extension = self.bat.header.extension_sector.saturating_mul(super::SECTOR);
+        let extension = self.bat.header.extension_sector.saturating_mul(SECTOR);
         if extension != 0 {
             claim(IMAGE, extension..extension.saturating_add(self.bat.header.cluster_size()).min(self.bat.file_len));
         }

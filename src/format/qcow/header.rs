@@ -22,6 +22,9 @@ const L2_BITS: RangeInclusive<u8> = 6..=13;
 /// Length in bytes of the longest backing file name in qemu.
 pub(super) const MAX_BACKING_NAME: u64 = 1023;
 
+/// Entries of the largest L1 table that qemu opens.
+pub(super) const MAX_L1_ENTRIES: u64 = i32::MAX as u64 / ENTRY;
+
 /// A valid header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
@@ -85,6 +88,7 @@ impl Header {
             l1_table_offset: u64_at(40),
         };
         FIELDS.at("size", 24).at_most(header.size, limits.virtual_size)?;
+        FIELDS.at("number of L1 entries for the size", 24).at_most(header.shape().l1_entries(), MAX_L1_ENTRIES)?;
         let l1 = FIELDS.at("l1_table_offset", 40);
         l1.within(header.l1_table_offset, header.shape().l1_entries() * ENTRY, file_len)?;
         if header.l1_table_offset < Header::LEN as u64 && header.size > 0 {

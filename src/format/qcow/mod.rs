@@ -28,9 +28,10 @@
 //!
 //! # Differences from qemu-img
 //!
-//! - A cluster that does not become smaller is stored uncompressed. qemu-img 10.0.2 stops at such a cluster, without a message.
-//! - Deflate is written with a window of 32 KiB, which qemu and 7-Zip read, though qemu writes one of 4 KiB. For other readers there
-//!   is the option `window=12`.
+//! - A cluster that does not become smaller is stored uncompressed. qemu-img 10.0.2 stops at such a cluster; it ends with an error but no
+//!   message, whatever it compresses.
+//! - Deflate is written with a window of 32 KiB, which qemu reads, though it writes one of 4 KiB. For other readers there is the option
+//!   `window=12`. 7-Zip reads no compressed clusters of this format.
 //!
 //! # References
 //!

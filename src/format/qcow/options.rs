@@ -1,12 +1,12 @@
 //! The options of a new image: those of qemu-img, plus `cluster_size`, `compression_level` and `window`.
 
-use super::header::{CLUSTER_BITS, Header, MAX_BACKING_NAME};
+use super::header::{CLUSTER_BITS, Header, MAX_BACKING_NAME, MAX_L1_ENTRIES};
 use super::{FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, Encoding};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
 use crate::format::shared::backing::backing_file;
-use crate::options::OptionSpec;
+use crate::options::{OptionSpec, wrong};
 
 pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
@@ -60,6 +60,10 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         l1_table_offset: 0,
     };
     header.l1_table_offset = (header.encode().len() as u64).next_multiple_of(8);
+    if header.shape().l1_entries() > MAX_L1_ENTRIES {
+        let problem = format!("{cluster_size} is too small for a disk of {} bytes", cx.size);
+        return Err(wrong(FORMAT_NAME, "cluster_size", problem));
+    }
     Ok(header)
 }
 

@@ -16,7 +16,7 @@
 //!
 //! | feature | read | written |
 //! |---|---|---|
-//! | clusters of 4 KiB to 64 MiB, tables of 1 to 16 clusters | yes | yes; tables of 2 clusters and more, which qemu opens |
+//! | clusters of 4 KiB to 64 MiB, tables of 1 to 16 clusters | yes | what qemu opens: up to 4 MiB, tables of 2 clusters and more |
 //! | zero clusters | yes | yes, in overlays |
 //! | backing file | yes | yes |
 //! | an image that needs a check (`QED_F_NEED_CHECK`) | yes, reported as dirty | no |

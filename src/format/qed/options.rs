@@ -10,8 +10,8 @@ use crate::options::{OptionSpec, wrong};
 pub(super) const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "cluster_size",
-        values: "4k..64M",
-        help: "cluster size in bytes, a power of two [default: 64k]",
+        values: "4k..4M",
+        help: "cluster size in bytes, a power of two; above 1M it depends on table_size [default: 64k]",
     },
     OptionSpec {
         name: "table_size",
@@ -24,6 +24,8 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
 
 const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
 const DEFAULT_TABLE_SIZE: u64 = 4;
+/// The specification allows 64 MiB, but for qemu the largest disk of an image has less than 64 bits.
+const MAX_CLUSTER_SIZE: u64 = 4 << 20;
 /// The specification allows 1, but qemu 10 does not open such an image: it takes the last cluster of a table to be after the first.
 const MIN_TABLE_SIZE: u64 = 2;
 
@@ -32,7 +34,8 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
     if cx.compress {
         return Err(Error::unsupported(FORMAT_NAME, "compression"));
     }
-    let cluster_size = cx.options.power_of_two(FORMAT_NAME, "cluster_size", CLUSTER_SIZES)?;
+    let cluster_size =
+        cx.options.power_of_two(FORMAT_NAME, "cluster_size", *CLUSTER_SIZES.start()..=MAX_CLUSTER_SIZE)?;
     let cluster_size = cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE);
     let table_size = cx
         .options
@@ -40,7 +43,15 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         .unwrap_or(DEFAULT_TABLE_SIZE);
     let backing = backing_file(cx, FORMAT_NAME, MAX_BACKING_NAME)?;
     let backing = backing.map(|backing| Backing { is_raw: backing.format.as_bytes() == b"raw", name: backing.file });
-    let image_size = cx.size.checked_next_multiple_of(SECTOR).ok_or_else(|| too_large(cx.size, i64::MAX as u64))?;
+    let limit = i64::MAX as u64 & !(SECTOR - 1);
+    let image_size = cx.size.checked_next_multiple_of(SECTOR).filter(|size| *size <= limit);
+    let image_size = image_size.ok_or_else(|| Error::Limit {
+        format: FORMAT_NAME,
+        field: "virtual size".into(),
+        at: None,
+        value: cx.size,
+        limit,
+    })?;
     let header = Header {
         cluster_bits: cluster_size.ilog2(),
         table_size: table_size as u32,
@@ -51,20 +62,16 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         backing,
     };
     let shape = header.shape();
-    if shape.l1_entries() > shape.l2_entries {
-        let largest = shape.l2_coverage().saturating_mul(shape.l2_entries);
-        return Err(wrong(
-            FORMAT_NAME,
-            "cluster_size",
-            format!(
-                "a disk of {} bytes is larger than {largest}, the largest with these cluster_size and table_size",
-                cx.size
-            ),
-        ));
-    }
-    Ok(header)
-}
-
-fn too_large(value: u64, limit: u64) -> Error {
-    Error::Limit { format: FORMAT_NAME, field: "virtual size".into(), at: None, value, limit }
+    let largest = u128::from(shape.l2_coverage()) * u128::from(shape.l2_entries);
+    let problem = if u128::from(image_size) > largest {
+        format!(
+            "a disk of {} bytes is larger than {largest}, the largest with these cluster_size and table_size",
+            cx.size
+        )
+    } else if largest > u64::MAX.into() {
+        "too large for this table_size: qemu does not open such an image".into()
+    } else {
+        return Ok(header);
+    };
+    Err(wrong(FORMAT_NAME, "cluster_size", problem))
 }

@@ -18,7 +18,7 @@ const KINDS: [Kind; 11] = [
     ("qed", "cluster_size=4k,table_size=2"),
     ("qed", "cluster_size=8k,table_size=16"),
     ("qed", "cluster_size=1M,table_size=2"),
-    ("qed", "cluster_size=64M,table_size=2"),
+    ("qed", "cluster_size=4M,table_size=2"),
     ("qcow", ""),
     ("parallels", ""),
     ("parallels", "cluster_size=4k"),
@@ -35,7 +35,7 @@ fn to((name, list): Kind) -> Converter {
 fn guests() -> Vec<(String, Vec<u8>)> {
     let mut guests = Vec::new();
     for pattern in pattern::ALL {
-        guests.extend([512, 3 << 20, (5 << 20) + 512].map(|size| (format!("{pattern:?}, {size}"), pattern.make(size))));
+        guests.extend([512, (2 << 20) + 512].map(|size| (format!("{pattern:?}, {size}"), pattern.make(size))));
     }
     guests
 }
@@ -122,7 +122,6 @@ fn images_changed_by_qemu_are_read() {
 #[test]
 fn compressed_qcow_images() {
     needs_qemu!("compressed qcow images");
-    let seven_zip = find("the qcow images that we write, 7-Zip reads", &["7zz", "7z"]);
     for (what, guest) in guests() {
         let dir = TempDir::new();
         for list in [
@@ -135,15 +134,11 @@ fn compressed_qcow_images() {
             let what = format!("{list}, {what}");
             let target = dir.join("ours.qcow");
             let report = to(("qcow", list)).compress(true).convert(&raw_image(&guest), &target).unwrap();
-            if what.contains("Dense, 3") && list != "cluster_size=512" {
+            if what.contains("Dense, 2") && list != "cluster_size=512" {
                 assert!(report.compressed_blocks > 0, "{what}: {report}");
             }
             assert_same(&read_with_qemu(&target, &["-f", "qcow"]), &guest, &what);
             assert_same(&content(&Image::open(&target).unwrap()).unwrap(), &guest, &what);
-            // 7-Zip lists no file for an empty disk.
-            if let Some(seven_zip) = seven_zip.as_ref().filter(|_| guest.iter().any(|byte| *byte != 0)) {
-                assert_same(&read_with_7zip(seven_zip, "qcow", &target), &guest, &what);
-            }
         }
         // qemu-img 10.0.2 fails without a message, after it has written everything unless a cluster did not become smaller.
         let (source, image) = (dir.file("source.raw", &guest), dir.join("theirs.qcow"));
@@ -159,6 +154,20 @@ fn compressed_qcow_images() {
         let report = to(("qcow", "")).compress(true).convert(&opened, &copy).unwrap();
         assert_eq!(report.passthrough_blocks, report.compressed_blocks, "{what}");
         assert_same(&read_with_qemu(&copy, &["-f", "qcow"]), &guest, &what);
+    }
+}
+
+/// 7-Zip reads no compressed clusters of this format, and lists no file for an empty disk.
+#[test]
+fn seven_zip_reads_qcow_images() {
+    let Some(seven_zip) = find("the qcow images that we write, 7-Zip reads", &["7zz", "7z"]) else { return };
+    for (what, guest) in guests().into_iter().filter(|(_, guest)| guest.iter().any(|byte| *byte != 0)) {
+        for list in ["", "cluster_size=512", "cluster_size=64k"] {
+            let dir = TempDir::new();
+            let target = dir.join("ours.qcow");
+            to(("qcow", list)).convert(&raw_image(&guest), &target).unwrap();
+            assert_same(&read_with_7zip(&seven_zip, "qcow", &target), &guest, &format!("{list}, {what}"));
+        }
     }
 }
 
@@ -239,7 +248,7 @@ fn images_of_bochs_are_read() {
 #[test]
 fn images_of_cloop_are_read() {
     let Some(program) = find("the images that create_compressed_fs writes", &["create_compressed_fs"]) else { return };
-    for (size, block) in [(512, "65536"), (3 << 20, "65536"), ((5 << 20) + 512, "131072"), (1 << 20, "4096")] {
+    for (size, block) in [(3 << 20, "65536"), ((5 << 20) + 512, "131072"), (1 << 20, "4096")] {
         for pattern in [Pattern::Sparse, Pattern::Incompressible] {
             let dir = TempDir::new();
             let guest = pattern.make(size);

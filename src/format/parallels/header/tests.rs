@@ -55,7 +55,10 @@ fn the_magic_decides_the_unit_of_the_bat_and_the_width_of_the_size() {
     let old = patched(&sample(), &[(0, b"WithoutFreeSpace"), (40, &[0xff; 4]), (28, &[63])]).unwrap();
     assert_eq!((old.unit, old.sectors, old.unit_len(), old.cluster_size()), (Unit::Sectors, 24, 512, 63 * 512));
     assert_eq!((sample().unit_len(), sample().bat_end(), sample().data_offset()), (4096, 76, 4096));
-    assert_eq!(patched(&sample(), &[(48, &[0])]).unwrap().data_offset(), 512);
+    // Without an offset, the data area follows the BAT.
+    assert_eq!(patched(&sample(), &[(48, &[0])]).unwrap().data_offset(), 4096);
+    let old = patched(&sample(), &[(0, b"WithoutFreeSpace"), (48, &[0])]).unwrap();
+    assert_eq!(old.data_offset(), 512);
 }
 
 #[test]
@@ -112,7 +115,7 @@ proptest! {
         if let Ok(header) = Header::parse(&bytes, file_len, &Limits::default()) {
             prop_assert!(header.bat_end() <= file_len && header.clusters() <= header.bat_entries.into());
             prop_assert!(header.virtual_size() < 1 << 63);
-            (header.data_offset(), header.warnings());
+            prop_assert!(header.data_offset() > 0 && header.warnings().len() <= 2);
         }
     }
 }

@@ -47,13 +47,18 @@ fn invalid_fields_are_refused_by_name() {
             "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 16 bytes at 0x8000000000000030, file length 0x100000"
         ),
     );
-    // An L1 table of a disk of 2 PiB.
+    // An L1 table of a disk of 512 TiB, and of 2 PiB.
+    check(
+        25,
+        &[1, 0xff],
+        &format!(
+            "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 2143289360 bytes at 0x30, file length 0x100000"
+        ),
+    );
     check(
         25,
         &[8],
-        &format!(
-            "out-of-bounds {at} 0x28: l1_table_offset is out of bounds: 8589934608 bytes at 0x30, file length 0x100000"
-        ),
+        "limit qcow: number of L1 entries for the size at file offset 0x18 is 1073741826, above the limit of 268435455",
     );
 }
 

@@ -163,6 +163,7 @@ fn unsupported_requests_are_refused() {
         (512, "backing_fmt=raw", "option"),
         (u64::MAX, "", "limit"),
         (1 << 63, "", "limit"),
+        (1 << 50, "", "option"),
     ] {
         assert_eq!(error(size, list), kind, "{size} {list}");
     }

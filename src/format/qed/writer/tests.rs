@@ -179,7 +179,9 @@ fn unsupported_requests_are_refused() {
     for (size, list, kind) in [
         (512, "cluster_size=2k", "option"),
         (512, "cluster_size=5000", "option"),
-        (512, "cluster_size=128M", "option"),
+        (512, "cluster_size=8M,table_size=2", "option"),
+        (512, "cluster_size=4M,table_size=4", "option"),
+        (512, "cluster_size=2M,table_size=16", "option"),
         (512, "table_size=1", "option"),
         (512, "table_size=3", "option"),
         (512, "table_size=32", "option"),
