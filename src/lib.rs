@@ -1,5 +1,6 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2), [VMDK](format::vmdk),
-//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi).
+//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default also old formats, such as
+//! QED and version 1 of qcow.
 //!
 //! ```no_run
 //! use diskimage::{Converter, Format, Image};
@@ -40,7 +41,7 @@
 //! bin/imgconv
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
-//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; shared/
+//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/; qcow/, qed/, parallels/, bochs, cloop; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  info  identifiers  options  limits  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes

@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any qcow2 raw vdi vhdx vmdk vpc roundtrip
-mkdir any qcow2 raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -176,11 +176,58 @@ change() { # offset, number of eight bytes
 { printf '\4' && change $((0x101010)) 9; } >vhdx/torn-log
 { printf '\0' && le 4 $((0x4ff000)) && le 1 0; } >vhdx/cut-off
 
+# QED, qcow, Parallels.
+old() { # format, name, arguments of qemu-img convert
+    format=$1 name=$2
+    shift 2
+    qemu-img convert -f raw -O "$format" "$@" "$tmp/disk" "$format/$name"
+}
+old qed plain -o cluster_size=4k,table_size=2
+qemu-img create -q -f qed -u -b base.raw -F raw -o cluster_size=4k,table_size=2 qed/backing 9000
+cp qed/plain qed/zeros
+qemu-io -f qed -c 'write -z 0 2560' qed/zeros >/dev/null
+old qcow plain
+# qemu-img fails after it has written all of it.
+old qcow compressed -c || true
+qemu-img create -q -f qcow -u -b base.raw -F raw qcow/backing 2560
+old parallels clusters -o cluster_size=512
+old parallels odd -o cluster_size=1536
+{ printf WithoutFreeSpace && le 4 2 && le 4 16 && le 4 1 && le 4 3 && le 4 2 && le 8 5 && le 4 0 && le 4 0 && le 4 0 && le 8 0
+le 4 1 && le 4 4 && head -c 440 /dev/zero && cat "$tmp/disk"; } >parallels/sectors
+{ printf WithouFreSpacExt && le 4 2 && le 4 16 && le 4 1 && le 4 1 && le 4 5 && le 8 5 && le 4 $((0x312e3276)) && le 4 1 && le 4 0 && le 8 1
+for entry in 2 0 3 0 4; do le 4 $entry; done && head -c 428 /dev/zero
+le 4 $((0x23dcea87)) && le 4 $((0xab234cef)) && head -c 16 /dev/zero && le 8 $((0x20385fae252cb34a)) && le 8 1 && le 8 40
+le 8 5 && head -c 16 /dev/zero && le 4 1 && le 4 1 && le 8 1 && head -c 424 /dev/zero && head -c 1536 "$tmp/disk"; } >parallels/bitmap
+
+# Bochs and cloop, of five sectors.
+bochs() { # version, the rest of the header before the size
+    printf 'Bochs Virtual HD Image' && head -c 10 /dev/zero && printf 'Redolog' && head -c 9 /dev/zero && printf 'Growing' && head -c 9 /dev/zero
+    le 4 $(($1 << 16)) && le 4 128 && le 4 3 && le 4 1 && le 4 1024 && head -c "$2" /dev/zero && le 8 2560
+    head -c $((36 - $2)) /dev/zero && le 4 1 && le 4 -1 && le 4 0
+    le 1 1 && head -c 511 /dev/zero && head -c 1024 "$tmp/disk" && le 1 3 && head -c 511 /dev/zero && head -c 1024 "$tmp/disk"
+}
+bochs 1 0 >bochs/version-1
+bochs 2 4 >bochs/version-2
+{ printf '#!/bin/sh\n#V2.0 Format\n' && head -c 105 /dev/zero && printf '\0\0\2\0\0\0\0\3'
+at=168
+for sector in 0 1 4; do
+    printf '\0\0\0\0\0\0' && printf "\\$(printf %03o $((at >> 8)))\\$(printf %03o $((at & 255)))"
+    dd if="$tmp/disk" skip="$sector" count=1 conv=sync status=none | python3 -c 'import sys, zlib; sys.stdout.buffer.write(zlib.compress(sys.stdin.buffer.read()))' >"$tmp/payload.$sector"
+    at=$((at + $(stat -c %s "$tmp/payload.$sector")))
+done
+printf '\0\0\0\0\0\0' && printf "\\$(printf %03o $((at >> 8)))\\$(printf %03o $((at & 255)))"
+cat "$tmp/payload.0" "$tmp/payload.1" "$tmp/payload.4"; } >cloop/blocks
+
 cp "$tmp/disk" raw/text
 printf '\125\252' | dd of=raw/boot-sector bs=1 seek=510 status=none
 cp qcow2/version-3 qcow2/zstd qcow2/snapshot raw/boot-sector vmdk/stream any
 cp vpc/dynamic any/vpc
 cp vdi/dynamic any/vdi
+cp qed/plain any/qed
+cp qcow/compressed any/qcow
+cp parallels/sectors any/parallels
+cp bochs/version-1 any/bochs
+cp cloop/blocks any/cloop
 
 # 16 bytes choose format, settings and options (tests/fuzzing/roundtrip.rs); 200 leaves an option at its default, 255 a size.
 # Then runs of guest bytes: a kind, a length of two bytes, and for kind 3 the bytes.
@@ -204,4 +251,8 @@ with_zeros='\3\6\0abcdef\0\0\200\1\7\1'
 { choices 3 2 1 1 1 1 && printf "$with_zeros"; } >roundtrip/vhdx-fixed
 { choices 4 4 1 0 && printf "$runs"; } >roundtrip/vdi
 { choices 4 2 0 1 && printf "$with_zeros"; } >roundtrip/vdi-static
-{ choices 5 2 2 && printf "$runs"; } >roundtrip/raw
+{ choices 5 4 0 && printf "$runs"; } >roundtrip/qcow
+{ choices 5 11 3 0 15 && printf "$with_zeros"; } >roundtrip/qcow-compressed
+{ choices 6 4 0 0 && printf "$runs"; } >roundtrip/qed
+{ choices 7 2 0 && printf "$with_zeros"; } >roundtrip/parallels
+{ choices 8 2 2 && printf "$runs"; } >roundtrip/raw

@@ -55,6 +55,3 @@ keep no-backing-file.qcow2
 
 (cd "$work" && qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=absent.raw no-data-file.qcow2 1M)
 keep no-data-file.qcow2
-
-qemu-img create -q -f qcow "$work/version-1.qcow" 1M
-keep version-1.qcow

@@ -326,6 +326,8 @@ fn formats_are_listed() {
             assert!(format.options().iter().all(|option| text.contains(option.name)), "{text}");
         }
     }
+    assert!(text.contains("cloop: compressed disk of Knoppix, version 2 (read)"), "{text}");
+    assert!(text.contains("(read, written, checked)"), "{text}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::support::{TempDir, assert_same, content, format, gzip, qcow2, raw, vdi, vhdx, vmdk, vpc};
 use diskimage::io::MemFile;
-use diskimage::{Comparison, Image, OpenOptions, ReferencePolicy, Result, compare};
+use diskimage::{Comparison, Format, Image, OpenOptions, ReferencePolicy, Result, compare};
 
 /// A row of the manifest.
 struct Row {
@@ -80,7 +80,9 @@ fn rows(kind: &str) -> Vec<Row> {
         })
         .collect();
     assert_eq!(listed.len(), images_under(&testdata().join(kind)), "each file of {kind} has its row");
-    rows
+    // Not every build has all formats.
+    let is_there = |row: &Row| row.format == "probe" || Format::by_name(&row.format).is_ok();
+    rows.into_iter().filter(is_there).collect()
 }
 
 /// How many images are in a directory and those in it.
@@ -158,7 +160,7 @@ fn good_images() {
             let copy = OpenOptions::new().format(format(stated)).open(&target).unwrap();
             assert_eq!(compare(&image, &copy).unwrap(), Comparison::Identical, "{name} to {stated}");
         }
-        if matches!(&*row.format, "qcow2" | "vpc" | "vdi" | "vhdx") {
+        if matches!(&*row.format, "qcow2" | "vpc" | "vdi" | "vhdx" | "qed" | "parallels") {
             let report = row.options().check(&path).unwrap();
             assert_eq!(report.corruptions, 0, "{name}: {:?}", report.messages);
         }

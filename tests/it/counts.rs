@@ -48,7 +48,7 @@ fn pages(entry_len: u64) -> u64 {
 fn cases() -> Vec<Case> {
     // Grain tables have 512 entries.
     let grain_tables = UNITS.div_ceil(512);
-    vec![
+    let mut cases = vec![
         Case { format: "raw", options: "", unit: 64 << 10, tables: 0 },
         Case { format: "qcow2", options: "cluster_size=64k", unit: 64 << 10, tables: pages(8) },
         Case { format: "vmdk", options: "subformat=monolithicSparse", unit: 64 << 10, tables: grain_tables },
@@ -60,7 +60,16 @@ fn cases() -> Vec<Case> {
         Case { format: "vhdx", options: "subformat=dynamic,block_size=1M", unit: 1 << 20, tables: pages(8) },
         Case { format: "vhdx", options: "subformat=fixed,block_size=1M", unit: 1 << 20, tables: pages(8) },
         Case { format: "vdi", options: "block_size=128k", unit: 128 << 10, tables: pages(4) },
-    ]
+    ];
+    if cfg!(feature = "cli") {
+        cases.extend([
+            // An L1 table.
+            Case { format: "qcow", options: "cluster_size=64k", unit: 64 << 10, tables: 1 + pages(8) },
+            Case { format: "qed", options: "", unit: 64 << 10, tables: 1 + pages(8) },
+            Case { format: "parallels", options: "cluster_size=64k", unit: 64 << 10, tables: pages(4) },
+        ]);
+    }
+    cases
 }
 
 #[test]

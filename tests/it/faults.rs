@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{
-    TempDir, assert_same, content, format, open_beside, qcow2, qcow2_bytes, qcow2_image, raw, raw_image, vdi, vhdx,
-    vmdk, vpc,
+    TempDir, assert_same, content, format, open_beside, parallels, qcow, qcow2, qcow2_bytes, qcow2_image, qed, raw,
+    raw_image, vdi, vhdx, vmdk, vpc,
 };
 use diskimage::io::{MemFile, ReadAt, WriteAt};
 use diskimage::{Converter, Image, OpenOptions, Result};
@@ -83,7 +83,7 @@ impl WriteAt for Failing {
 
 /// Every way of writing that there is.
 fn converters() -> Vec<(&'static str, Converter)> {
-    vec![
+    let mut converters = vec![
         ("raw", raw()),
         ("raw, full", raw().options(crate::support::options("preallocation=full"))),
         ("qcow2", qcow2("cluster_size=4k")),
@@ -104,7 +104,17 @@ fn converters() -> Vec<(&'static str, Converter)> {
         ("vhdx", vhdx("block_size=1M")),
         ("vhdx, not present", vhdx("block_size=1M,block_state_zero=off")),
         ("vhdx, fixed", vhdx("subformat=fixed")),
-    ]
+    ];
+    if cfg!(feature = "cli") {
+        converters.extend([
+            ("qcow", qcow("")),
+            ("qcow, compressed", qcow("cluster_size=64k").compress(true)),
+            ("qed", qed("")),
+            ("qed, small", qed("cluster_size=4k,table_size=2")),
+            ("parallels", parallels("cluster_size=64k")),
+        ]);
+    }
+    converters
 }
 
 /// The kinds that are not written to devices: nothing says where they end.
@@ -147,6 +157,19 @@ fn every_write_can_fail() {
     }
 }
 
+/// Images of the formats that are not on by default.
+fn old_formats(guest: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    if cfg!(not(feature = "cli")) {
+        return Vec::new();
+    }
+    let image = |converter: Converter| crate::support::convert(&converter, &raw_image(guest)).0;
+    vec![
+        ("qcow", image(qcow("").compress(true))),
+        ("qed", image(qed("cluster_size=4k,table_size=2"))),
+        ("parallels", image(parallels("cluster_size=4k"))),
+    ]
+}
+
 #[test]
 fn every_read_can_fail() {
     let guest = guest();
@@ -162,7 +185,7 @@ fn every_read_can_fail() {
         ("vdi", crate::support::convert(&vdi("block_size=128k"), &raw_image(&guest)).0),
         ("vhdx", crate::support::convert(&vhdx("block_size=1M"), &raw_image(&guest)).0),
     ];
-    for (source_format, bytes) in sources {
+    for (source_format, bytes) in sources.into_iter().chain(old_formats(&guest)) {
         let read = |file: &Arc<Failing>| -> Result<Vec<u8>> {
             let image = OpenOptions::new().format(format(source_format)).open_source(file.clone())?;
             let out = Arc::new(MemFile::new());
@@ -307,7 +330,7 @@ fn short_and_interrupted_reads_change_nothing() {
         ("vdi", crate::support::convert(&vdi("block_size=128k"), &raw_image(&guest)).0),
         ("vhdx", crate::support::convert(&vhdx("block_size=1M"), &raw_image(&guest)).0),
     ];
-    for (source_format, bytes) in sources {
+    for (source_format, bytes) in sources.into_iter().chain(old_formats(&guest)) {
         for most in [1, 511, 65537] {
             let file = Arc::new(Reluctant { file: MemFile::from(bytes.clone()), most, calls: AtomicU64::new(0) });
             let image: Image = OpenOptions::new().format(format(source_format)).open_source(file).unwrap();

@@ -17,6 +17,8 @@ mod identifiers;
 mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(feature = "cli")]
+mod old_formats;
 mod output;
 #[cfg(feature = "cli")]
 mod pipes;

@@ -27,7 +27,7 @@ impl Args {
     }
 }
 
-/// Describes a format. The library reads and writes every format it lists.
+/// Describes a format. The library reads every format it lists.
 fn json(format: Format) -> Value {
     let option = |option: &OptionSpec| json!({ "name": option.name, "values": option.values, "help": option.help });
     json!({
@@ -36,15 +36,16 @@ fn json(format: Format) -> Value {
         "aliases": format.aliases(),
         "extensions": format.extensions(),
         "read": true,
-        "write": true,
+        "write": format.can_create(),
         "check": format.can_check(),
         "options": format.options().iter().map(option).collect::<Vec<_>>(),
     })
 }
 
 fn human(format: Format) -> String {
-    let check = if format.can_check() { ", checked" } else { "" };
-    let mut text = format!("{}: {} (read, written{check})\n", format.name(), format.description());
+    let written = if format.can_create() { ", written" } else { "" };
+    let checked = if format.can_check() { ", checked" } else { "" };
+    let mut text = format!("{}: {} (read{written}{checked})\n", format.name(), format.description());
     let mut add = |line: String| {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{line}");

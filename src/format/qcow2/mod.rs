@@ -34,7 +34,8 @@
 //! | bitmaps | listed | no |
 //! | encryption (AES, LUKS) | reported; guest data is refused | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
-//! | version 1, unknown incompatible features | refused | no |
+//! | version 1 | another driver, `qcow` | |
+//! | unknown incompatible features | refused | no |
 //!
 //! # Differences from qemu-img
 //!

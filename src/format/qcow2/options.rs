@@ -5,8 +5,7 @@ use super::header::{MAX_BACKING_NAME, MAX_L1_ENTRIES};
 use crate::codec::{Codec, Encoding};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
-use crate::info::FileReference;
-use crate::name::Name;
+use crate::format::shared::backing::{Backing, backing_file};
 use crate::options::{OptionSpec, Options, wrong};
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -99,13 +98,6 @@ pub(super) enum Preallocation {
     Full,
 }
 
-/// The backing file of a new image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Backing {
-    pub file: Name,
-    pub format: Name,
-}
-
 impl Settings {
     pub fn parse(cx: &CreateContext<'_>) -> Result<Settings> {
         let options = cx.options;
@@ -194,41 +186,17 @@ fn encoding(options: &Options, codec: Codec) -> Result<Encoding> {
     Ok(encoding)
 }
 
-/// Returns name and format of the backing file: those of the context, or else those of the options.
 fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
-    let option = |name| cx.options.value(name).map(Name::from);
-    let (file, format) = (option("backing_file"), option("backing_fmt"));
-    let backing = match (&cx.backing, file, format) {
-        (Some(given), _, _) => Backing { file: given.name.clone(), format: Name::from(given.info.format) },
-        (None, Some(file), Some(format)) => Backing { file, format },
-        (None, Some(_), None) => {
-            return Err(invalid(
-                "backing_file",
-                "requires backing_fmt, as in backing_fmt=raw; detecting the format is unsafe",
-            ));
-        }
-        (None, None, Some(_)) => return Err(invalid("backing_fmt", "requires backing_file")),
-        (None, None, None) => return Ok(None),
-    };
-    let name_len = backing.file.as_bytes().len();
-    if name_len == 0 || name_len as u64 > MAX_BACKING_NAME {
-        return Err(invalid(
-            "backing_file",
-            format!("invalid name of {name_len} bytes: expected 1 to {MAX_BACKING_NAME}"),
-        ));
-    }
-    if !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
-        let problem = format!("'{0}' is read as a URL, './{0}' is a file", backing.file);
-        return Err(invalid("backing_file", problem));
-    }
-    let format_len = backing.format.as_bytes().len();
-    if format_len == 0 || format_len > MAX_BACKING_FORMAT {
+    let backing = backing_file(cx, FORMAT_NAME, MAX_BACKING_NAME)?;
+    if let Some(Backing { format, .. }) = &backing
+        && !(1..=MAX_BACKING_FORMAT).contains(&format.as_bytes().len())
+    {
         return Err(invalid(
             "backing_fmt",
-            format!("invalid format name '{}': expected 1 to {MAX_BACKING_FORMAT} bytes", backing.format),
+            format!("invalid format name '{format}': expected 1 to {MAX_BACKING_FORMAT} bytes"),
         ));
     }
-    Ok(Some(backing))
+    Ok(backing)
 }
 
 fn preallocation(cx: &CreateContext<'_>, extended_l2: bool, has_backing: bool) -> Result<Preallocation> {

@@ -1,5 +1,7 @@
 //! What several drivers use.
 
+/// The backing file of a new image.
+pub(crate) mod backing;
 /// Runs of equal bits in a bitmap, and bit sets.
 pub(crate) mod bits;
 /// Data and holes of a file.
@@ -14,3 +16,5 @@ pub(crate) mod signature;
 pub(crate) mod table;
 /// The table parts read last.
 pub(crate) mod table_cache;
+/// Maps of an L1 table and L2 tables.
+pub(crate) mod two_level;

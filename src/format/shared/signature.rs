@@ -8,6 +8,12 @@ use crate::error::Error;
 
 /// qcow and qcow2; the version follows.
 pub(crate) const QCOW: &[u8; 4] = b"QFI\xfb";
+pub(crate) const QED: &[u8; 4] = b"QED\0";
+/// Images of Parallels, with offsets in sectors and in clusters.
+pub(crate) const PARALLELS: [&[u8; 16]; 2] = [b"WithoutFreeSpace", b"WithouFreSpacExt"];
+pub(crate) const BOCHS: &[u8; 22] = b"Bochs Virtual HD Image";
+/// Shell scripts that mount the file, of version 2 and 3.
+pub(crate) const CLOOP: [&[u8; 22]; 2] = [b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"];
 /// A hosted sparse extent of VMDK.
 pub(crate) const VMDK_HOSTED: &[u8; 4] = b"KDMV";
 /// A copy-on-write extent of ESX.
@@ -55,13 +61,12 @@ static SIGNATURES: &[Signature] = &[
     probe("vpc", Driver("vhd", cfg!(feature = "vhd")), is_vhd),
     probe("vhdx", Driver("vhdx", cfg!(feature = "vhdx")), is_vhdx),
     probe("vdi", Driver("vdi", cfg!(feature = "vdi")), is_vdi),
-    start("qcow", Image, &[b"QFI\xfb\0\0\0\x01"]),
-    start("qed", Image, &[b"QED\0"]),
-    start("parallels", Image, &[b"WithoutFreeSpace", b"WithouFreSpacExt"]),
-    start("bochs", Image, &[b"Bochs Virtual HD Image"]),
+    probe("qcow", Driver("qcow", cfg!(feature = "qcow")), is_qcow),
+    probe("qed", Driver("qed", cfg!(feature = "qed")), is_qed),
+    probe("parallels", Driver("parallels", cfg!(feature = "parallels")), is_parallels),
+    probe("bochs", Driver("bochs", cfg!(feature = "bochs")), is_bochs),
+    probe("cloop", Driver("cloop", cfg!(feature = "cloop")), is_cloop),
     start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
-    // A shell script that mounts the file.
-    start("cloop", Compressed, &[b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"]),
     probe("dmg", Compressed, |probe| probe.tail.len() == Probe::TAIL && probe.tail.starts_with(b"koly")),
     start("gzip", Compressed, &[b"\x1f\x8b\x08"]),
     start("xz", Compressed, &[b"\xfd7zXZ\0"]),
@@ -147,6 +152,28 @@ impl Signature {
 /// Any version but 1. An unknown version is then refused by name when the image is opened.
 pub(crate) fn is_qcow2(probe: &Probe<'_>) -> bool {
     probe.head.starts_with(QCOW) && probe.head.get(4..8).is_some_and(|version| version != [0, 0, 0, 1])
+}
+
+/// Version 1, which is another format.
+pub(crate) fn is_qcow(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(QCOW) && probe.head.get(4..8) == Some(&[0, 0, 0, 1])
+}
+
+pub(crate) fn is_qed(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(QED)
+}
+
+pub(crate) fn is_parallels(probe: &Probe<'_>) -> bool {
+    PARALLELS.iter().any(|magic| probe.head.starts_with(*magic))
+}
+
+pub(crate) fn is_bochs(probe: &Probe<'_>) -> bool {
+    probe.head.starts_with(BOCHS)
+}
+
+/// Any version. Those that are not read are refused by name when the image is opened.
+pub(crate) fn is_cloop(probe: &Probe<'_>) -> bool {
+    CLOOP.iter().any(|script| probe.head.starts_with(*script))
 }
 
 /// A sparse extent, or a descriptor.

@@ -93,7 +93,7 @@ fn converts_to_and_from_every_format() {
     let guest = disk();
     for cluster_size in ["4k", "64k", "2M"] {
         let converter = toy(&format!("cluster_size={cluster_size}"));
-        for format in Format::all() {
+        for format in Format::all().filter(Format::can_create) {
             let other = converted(&Converter::new(format), &raw_image(&guest));
             let other = OpenOptions::new().format(format).open_source(Arc::new(MemFile::from(other))).unwrap();
             let bytes = converted(&converter, &other);

@@ -10,6 +10,8 @@ mod features;
 #[cfg(target_os = "linux")]
 mod in_use;
 mod matrix;
+#[cfg(feature = "cli")]
+mod old_formats;
 pub(crate) mod overlays;
 mod readers;
 mod vdi;

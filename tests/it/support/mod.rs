@@ -51,6 +51,21 @@ pub fn vhdx(list: &str) -> Converter {
     Converter::new(format("vhdx")).options(options(list)).sync(false)
 }
 
+/// Makes QED images with these options, not durable.
+pub fn qed(list: &str) -> Converter {
+    Converter::new(format("qed")).options(options(list)).sync(false)
+}
+
+/// Makes qcow images with these options, not durable.
+pub fn qcow(list: &str) -> Converter {
+    Converter::new(format("qcow")).options(options(list)).sync(false)
+}
+
+/// Makes Parallels images with these options, not durable.
+pub fn parallels(list: &str) -> Converter {
+    Converter::new(format("parallels")).options(options(list)).sync(false)
+}
+
 /// Makes raw images, not durable.
 pub fn raw() -> Converter {
     Converter::new(format("raw")).sync(false)

@@ -1,0 +1,134 @@
+//! Checks that each cluster is used once, and lies within the file (QED specification, "Consistency checking").
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::FORMAT_NAME;
+use super::entry::L2Entry;
+use super::header::Header;
+use crate::driver::{CheckReport, OpenContext};
+use crate::error::{Error, Result};
+use crate::format::shared::bits::BitSet;
+use crate::format::shared::two_level::TwoLevelMap;
+use crate::io::ReadAt;
+
+/// Checks the tables of an image.
+///
+/// # Errors
+/// If the header is invalid or not supported, or the file cannot be read.
+pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
+    let header = Header::read(&*file, cx.limits)?;
+    let mut report =
+        CheckReport { total_clusters: header.image_size.div_ceil(1 << header.cluster_bits), ..CheckReport::default() };
+    if header.need_check {
+        report.message("Note", || "the image was not closed cleanly".into());
+    }
+    let map = TwoLevelMap::open(file, header.shape())?;
+    let clusters = map.file_len.div_ceil(map.shape.cluster_size());
+    match cx.budget.take(clusters.div_ceil(8), FORMAT_NAME, "the bitmap of clusters in use", 0) {
+        Ok(()) => {
+            let used = BitSet::new(clusters);
+            Check { map: &map, used, previous: None, report: &mut report }.run(&header)?;
+        }
+        Err(error) => {
+            report.check_errors += 1;
+            report.message("Not checked", || error.to_string());
+        }
+    }
+    Ok(report)
+}
+
+struct Check<'a> {
+    map: &'a TwoLevelMap,
+    /// Host clusters in use.
+    used: BitSet,
+    /// Host offset of the data cluster before.
+    previous: Option<u64>,
+    report: &'a mut CheckReport,
+}
+
+impl Check<'_> {
+    fn run(mut self, header: &Header) -> Result<()> {
+        let table_len = self.map.shape.l2_len();
+        self.claim(&(0..header.header_len().min(self.map.file_len)), "the header");
+        self.claim(&(header.l1_table_offset..header.l1_table_offset + table_len), "the L1 table");
+        for index in 0..self.map.shape.l1_entries() {
+            match self.map.l2_table(index) {
+                Ok(None) => {}
+                // A table that is used twice is not followed again.
+                Ok(Some(l2)) => {
+                    if self.claim(&(l2..l2 + table_len), "an L2 table") {
+                        self.check_table(index, l2)?;
+                    }
+                }
+                Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        // Clusters of what is damaged are not called leaked: freeing them could lose data.
+        if self.report.corruptions == 0 {
+            self.count_leaks();
+        }
+        Ok(())
+    }
+
+    fn check_table(&mut self, l1_index: u64, l2: u64) -> Result<()> {
+        let shape = self.map.shape;
+        let first = l1_index * shape.l2_entries;
+        let entries = shape.l2_entries.min(self.report.total_clusters - first);
+        let mut index = 0;
+        while index < entries {
+            let slice = self.map.slice(l2, index)?;
+            for index in slice.indexes.start..slice.indexes.end.min(entries) {
+                let offset = (first + index) << shape.cluster_bits;
+                let entry = slice.entry(index, offset);
+                let L2Entry::Data(host) = L2Entry::parse(entry.value) else { continue };
+                self.report.allocated_clusters += 1;
+                let follows =
+                    self.previous.is_none_or(|previous| previous.checked_add(shape.cluster_size()) == Some(host));
+                self.report.fragmented_clusters += u64::from(!follows);
+                self.previous = Some(host);
+                match self.map.check_cluster(entry, host, shape.len_in_cluster(offset)) {
+                    Ok(()) => drop(self.claim(&(host..host + shape.cluster_size()), "a data cluster")),
+                    Err(error) => self.report.corruption(|| error.to_string()),
+                }
+            }
+            index = slice.indexes.end;
+        }
+        Ok(())
+    }
+
+    /// Marks the clusters in a range of the file as in use, and returns whether none of them was.
+    fn claim(&mut self, range: &Range<u64>, what: &str) -> bool {
+        let bits = self.map.shape.cluster_bits;
+        let clusters = range.start >> bits..range.end.div_ceil(1 << bits).min(self.map.file_len.div_ceil(1 << bits));
+        let is_free = self.used.insert_all(clusters.clone());
+        if is_free {
+            self.report.image_end_offset = self.report.image_end_offset.max(clusters.end << bits);
+        } else {
+            self.report
+                .corruption(|| format!("{what} at host offset {:#x} overlaps other clusters in use", range.start));
+        }
+        is_free
+    }
+
+    fn count_leaks(&mut self) {
+        let bits = self.map.shape.cluster_bits;
+        let end = self.map.file_len.div_ceil(1 << bits);
+        let mut at = 0;
+        while at < end {
+            let (is_used, next) = self.used.run(at, end);
+            if !is_used {
+                let clusters = next - at;
+                self.report.leaks += clusters;
+                self.report.message("Leaked", || {
+                    format!("{clusters} clusters at host offset {:#x} are not in use", at << bits)
+                });
+            }
+            at = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
