@@ -210,7 +210,7 @@ fn volumes_of_cryptsetup_are_read() {
         (
             "luks1",
             &["--cipher=aes-cbc-essiv:sha256", "--key-size=128", "--hash=sha1", "--pbkdf-force-iterations=1000"],
-            2 << 20,
+            1 << 20,
         ),
         (
             "luks2",
