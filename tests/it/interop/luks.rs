@@ -268,7 +268,8 @@ fn volumes_of_cryptsetup_are_read() {
         assert_same(&content(&open(&volume).unwrap()).unwrap(), &disk, "written into");
         let after = fs::read(&volume).unwrap();
         assert_same(&after[..payload_at], &before[..payload_at], "the header");
-        if kind == "luks1" && LIBLUKSDE.is_there("LUKS1 volumes, libluksde") {
+        // It does not unlock volumes with cbc-essiv.
+        if payload_at == 2 << 20 && LIBLUKSDE.is_there("LUKS1 volumes, libluksde") {
             LIBLUKSDE.assert_reads("luks", &[(volume.clone(), disk.clone())]);
         }
         if DISSECT_FVE.is_there("LUKS volumes, dissect.fve") {
