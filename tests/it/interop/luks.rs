@@ -210,7 +210,7 @@ fn volumes_of_cryptsetup_are_read() {
         (
             "luks1",
             &["--cipher=aes-cbc-essiv:sha256", "--key-size=128", "--hash=sha1", "--pbkdf-force-iterations=1000"],
-            2 << 20,
+            1 << 20,
         ),
         (
             "luks2",
@@ -268,7 +268,8 @@ fn volumes_of_cryptsetup_are_read() {
         assert_same(&content(&open(&volume).unwrap()).unwrap(), &disk, "written into");
         let after = fs::read(&volume).unwrap();
         assert_same(&after[..payload_at], &before[..payload_at], "the header");
-        if kind == "luks1" && LIBLUKSDE.is_there("LUKS1 volumes, libluksde") {
+        // It does not unlock volumes with cbc-essiv.
+        if payload_at == 2 << 20 && LIBLUKSDE.is_there("LUKS1 volumes, libluksde") {
             LIBLUKSDE.assert_reads("luks", &[(volume.clone(), disk.clone())]);
         }
         if DISSECT_FVE.is_there("LUKS volumes, dissect.fve") {
