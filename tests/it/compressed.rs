@@ -163,9 +163,9 @@ fn every_format_is_found_inside_up_to_three_layers() {
 #[test]
 fn the_extension_inside_counts() {
     let dir = TempDir::new();
-    let page = wrapped(b"<!DOCTYPE html><html>404 Not Found</html>\n", 1);
+    let page = wrapped(b"404 Not Found\n", 1);
     let error = Image::open(dir.file("cirros.qcow2.zst", &page)).err().unwrap();
-    assert!(matches!(error.root(), Error::Extension { format: "qcow2", content: "HTML or XML" }), "{error}");
+    assert!(matches!(error.root(), Error::Extension { format: "qcow2", content: "text" }), "{error}");
     assert!(Image::open(dir.file("cirros.img.zst", &page)).is_ok());
 }
 
