@@ -19,6 +19,7 @@ pub(super) fn header(member_len: u32, data_len: u32) -> [u8; HEADER] {
 }
 
 /// The length of the member with this header in bytes, and that of its data; `None` for a header of another program.
+#[cfg(feature = "compressed")]
 pub(crate) fn lengths(header: &[u8; HEADER]) -> Option<(u64, u64)> {
     let (words, _) = header.strip_prefix(&START)?.as_chunks::<4>();
     let [member_len, data_len] = words else { return None };

@@ -13,8 +13,10 @@ use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed};
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
 use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
-use crate::driver::{CheckReport, FileOpener, OpenContext};
-use crate::error::{Error, ErrorKind, ReferenceProblem, Result};
+use crate::driver::{CheckReport, FileOpener, OpenContext, SparseRead};
+#[cfg(feature = "compressed")]
+use crate::error::ErrorKind;
+use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
 use crate::format::{Format, Formats};
 use crate::guest;
@@ -371,6 +373,7 @@ impl OpenOptions {
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let (reader, source) = format.open_stream(stream, &self.context(&budget, 0, &refuse))?;
+        check_decrypted(&*reader)?;
         if let Some(backing) = &reader.info().backing {
             refuse(backing)?;
         }
@@ -523,6 +526,7 @@ impl OpenOptions {
             Ok(Some(source))
         };
         let reader = opened.format.open(opened.source.clone(), &self.context(budget, layers.len(), &open_data_file))?;
+        check_decrypted(&*reader)?;
         let mut files = vec![file.seen_by(&*reader)?];
         files.append(&mut data_files.into_inner());
         self.check_identity(opened, reader.info())?;
@@ -681,6 +685,15 @@ impl Opened {
     fn closes_loop(&self) -> Error {
         let name = self.path().unwrap_or(Path::new("")).into();
         Error::Reference { format: self.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
+    }
+}
+
+/// Refuses an encrypted image whose driver does not decrypt it.
+fn check_decrypted(reader: &dyn SparseRead) -> Result<()> {
+    let info = reader.info();
+    match info.encryption.filter(|_| reader.image_file().is_none()) {
+        None => Ok(()),
+        Some(method) => Err(Error::unsupported(info.format, format!("encryption ({method})"))),
     }
 }
 

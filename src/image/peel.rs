@@ -125,7 +125,7 @@ impl OpenOptions {
     /// Removes the layers of compression from a file, for reads at any offset.
     pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
         let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
-        while let Some(compression) = self.compression_of(&Ends::read(&*peeled.source)?.probe()) {
+        while let Some(compression) = self.compression_in(&peeled.source)? {
             if peeled.layers.len() == MAX_LAYERS {
                 return Err(too_many_layers(compression));
             }
@@ -133,6 +133,15 @@ impl OpenOptions {
             peeled.push(compression, content)?;
         }
         Ok(peeled)
+    }
+
+    /// The compression of a file.
+    fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
+        match (self.format, Ends::read(file)) {
+            // Where the format is known, what cannot be read need not be needed: of a damaged disk, for example.
+            (Some(_), Err(_)) => Ok(None),
+            (_, ends) => Ok(self.compression_of(&ends?.probe())),
+        }
     }
 
     /// The compression of a file that is not an image itself, unless its bytes are to be taken as they are. The guest data of an image
@@ -174,7 +183,7 @@ impl OpenOptions {
     /// `None` if the file is to be opened for reads at any offset.
     #[cfg(feature = "compressed")]
     pub(super) fn peel_once(&self, source: &Arc<SizedFile>, path: Option<&Path>) -> Result<Option<OnePass>> {
-        let Some(compression) = self.compression_of(&Ends::read(&**source)?.probe()) else { return Ok(None) };
+        let Some(compression) = self.compression_in(source)? else { return Ok(None) };
         let Some(stream) = compressed::OneStream::open(self.cancellable(source.clone()), compression, &self.limits)?
         else {
             return Ok(None);

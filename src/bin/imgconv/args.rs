@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Format, Image, Limits, Name, OpenOptions, Options, Secret, parse_size};
+use diskimage::{Format, Image, Name, OpenOptions, Options, Secret};
+#[cfg(feature = "compressed")]
+use diskimage::{Limits, parse_size};
 
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
@@ -40,11 +42,13 @@ struct CompressedArgs {
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 
+    #[cfg(feature = "compressed")]
     /// Refuse a compressed file that decompresses to more than SIZE
     /// [default: 64T]
     #[arg(long, value_name = "SIZE", value_parser = size, verbatim_doc_comment)]
     max_output: Option<u64>,
 
+    #[cfg(feature = "compressed")]
     /// Refuse a compressed file that decompresses to more than N times its
     /// size, from 1G on [default: 100000]
     #[arg(long, value_name = "N", verbatim_doc_comment)]
@@ -56,10 +60,14 @@ impl CompressedArgs {
         if let Some(directory) = &self.spool_dir {
             options = options.temporary_directory(directory);
         }
-        let mut limits = Limits::default();
-        limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
-        limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
-        options.limits(limits)
+        #[cfg(feature = "compressed")]
+        {
+            let mut limits = Limits::default();
+            limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
+            limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
+            options = options.limits(limits);
+        }
+        options
     }
 }
 
@@ -311,6 +319,7 @@ pub fn format_options(lists: &[String]) -> Options {
 }
 
 /// Parses a size in bytes, for clap.
+#[cfg(feature = "compressed")]
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }

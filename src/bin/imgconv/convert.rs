@@ -162,10 +162,10 @@ failure it has neither the old content nor the new.
 With SOURCE_DATE_EPOCH in the environment, identifiers follow from the content and times
 are that one: the same disk gives the same bytes.
 
-A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed; -f raw takes its bytes as
-they are.
+A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed by a program with the feature
+compressed, and refused by others; -f raw takes its bytes as they are.
 
-Standard input needs -f, unless it is compressed. A streamOptimized vmdk is read
+Standard input needs -f, unless it is decompressed. A streamOptimized vmdk is read
 sequentially; everything else, unless it is a file (<disk.raw), is first copied to a
 temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET. A raw disk
 ends where the input ends: check the exit code of what writes it, as with set -o pipefail.
@@ -200,9 +200,8 @@ Examples:
   imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
   imgconv convert --references beside vm.ovf disk.qcow2
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
-  imgconv convert disk.raw.xz disk.qcow2
+  xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
-  curl https://host/disk.raw.zst | imgconv convert - disk.qcow2
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {

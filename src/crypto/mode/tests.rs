@@ -123,7 +123,7 @@ fn naive(spec: CipherSpec, key: &[u8], plain: &[u8], sector_size: usize, number:
                 for at in (1..16).rev() {
                     iv[at] = iv[at] << 1 | iv[at - 1] >> 7;
                 }
-                iv[0] = iv[0] << 1 ^ carry * 0x87;
+                iv[0] = (iv[0] << 1) ^ (carry * 0x87);
             }
             out.extend(block);
         }

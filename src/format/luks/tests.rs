@@ -125,7 +125,7 @@ fn existing_volumes_and_disks_are_written_into() {
         assert!(new[..SIZE] == guest()[..] && new[SIZE..] == old[SIZE..], "{format}");
         let after = std::fs::read(&path).unwrap();
         let header = before.len() - SIZE - 4096;
-        assert_eq!((after.len(), &after[..header] == &before[..header]), (before.len(), true));
+        assert_eq!((after.len(), after[..header] == before[..header]), (before.len(), true));
         std::fs::remove_file(&path).unwrap();
     }
     let missing = converter("iter-time=1").existing(true);
