@@ -135,12 +135,17 @@ impl OpenOptions {
         Ok(peeled)
     }
 
-    /// The compression of a file.
+    /// The compression of a file. No more is read than its signature, unless it has one: more of a damaged disk may be unreadable.
     fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
-        match (self.format, Ends::read(file)) {
-            // Where the format is known, what cannot be read need not be needed: of a damaged disk, for example.
-            (Some(_), Err(_)) => Ok(None),
-            (_, ends) => Ok(self.compression_of(&ends?.probe())),
+        const SIGNATURE: u64 = 16;
+        if self.format == Some(Format::RAW) {
+            return Ok(None);
+        }
+        let mut head = vec![0; table::length(file)?.min(SIGNATURE) as usize];
+        table::read(file, &mut head, 0)?;
+        match Compression::of(&head) {
+            None => Ok(None),
+            Some(_) => Ok(self.compression_of(&Ends::read(file)?.probe())),
         }
     }
 

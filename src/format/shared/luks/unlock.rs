@@ -10,6 +10,7 @@ use crate::driver::OpenContext;
 use crate::error::{Error, Result, SecretProblem};
 use crate::format::shared::table::{self, Fields};
 use crate::io::ReadAt;
+use crate::name::Name;
 
 /// Tries of secrets with the key slots of a volume. What is wrong with one slot does not prevent another one from being used, and is
 /// reported if none is unlocked.
@@ -49,10 +50,11 @@ impl Attempts {
     }
 }
 
-/// The error for a cipher that is not known.
+/// The error for a cipher that is not known. Its names are text from the image.
 pub(crate) fn unsupported_cipher(format: &'static str, cipher: &str, mode: &str, key_len: u64) -> Error {
     let bits = key_len.saturating_mul(8);
-    Error::unsupported(format, format!("cipher {cipher}-{mode} with a key of {bits} bits"))
+    let name = Name::from(format!("{cipher}-{mode}"));
+    Error::unsupported(format, format!("cipher {name} with a key of {bits} bits"))
 }
 
 /// The cipher with these names and a key of `key_len` bytes.
