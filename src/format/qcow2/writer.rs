@@ -57,9 +57,11 @@ pub(crate) struct Writer {
 impl Writer {
     pub fn create(cx: &CreateContext<'_>) -> Result<Writer> {
         let settings = Settings::parse(cx)?;
+        #[cfg_attr(not(feature = "crypto"), expect(unused_mut, reason = "only encryption changes it"))]
         let mut header = header(&settings)?;
         let cluster_size = settings.cluster_size();
         let out = cx.out.clone();
+        #[cfg_attr(not(feature = "crypto"), expect(unused_mut, reason = "only encryption changes it"))]
         let mut alloc = Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order);
         #[cfg(feature = "crypto")]
         let encryption = settings.encryption.map(|it| Encrypted::new(&it, cx, &mut alloc, &mut header)).transpose()?;
