@@ -43,7 +43,7 @@ pub fn open(format: Option<Format>, data: &[u8]) {
 }
 
 /// Opens the bytes as a compressed file, and as a stream; both ways agree on the data.
-#[cfg(feature = "compressed")]
+#[cfg(any(fuzzing, feature = "compressed"))]
 pub fn compressed(data: &[u8]) {
     let mut limits = Limits::default();
     (limits.decompressed, limits.window) = (16 << 20, 1 << 20);
