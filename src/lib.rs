@@ -52,7 +52,7 @@
 //! 2. **Bounded memory.** A few MiB per thread, the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
 //!    most), and the read-ahead of a pipe; independent of the size of the disk.
 //! 3. **All or nothing.** The header is written last, and files are renamed to their final names at the end. A failed or interrupted
-//!    conversion leaves nothing behind; it empties a file written in place. (A stream has its header first; its footer completes it.)
+//!    conversion leaves no files; it empties a file written in place. (A stream has its header first; its footer completes it.)
 //! 4. **Idempotent.** Converting a result again gives the same bytes.
 //! 5. **Proportional.** Cost is proportional to the stored data. An empty disk of 64 TiB converts immediately.
 //!

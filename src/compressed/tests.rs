@@ -231,7 +231,7 @@ fn xz_checks_and_blocks_of_all_kinds() {
         for block in [None, Some(1 << 16)] {
             let file = xz(&data, check, block);
             assert_eq!(decode(Compression::Xz, &file).unwrap(), data);
-            // In the middle of a stream padding is an error, as is a length that is no multiple of 4 before another stream.
+            // In the middle of a stream padding is an error, as is a length that is not a multiple of 4 before another stream.
             let padded = |zeros: usize| [&file[..], &vec![0; zeros], &file].concat();
             assert_eq!(decode(Compression::Xz, &padded(8)).unwrap(), [&data[..], &data].concat());
             assert!(decode(Compression::Xz, &padded(6)).is_err());

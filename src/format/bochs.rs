@@ -76,10 +76,7 @@ impl Header {
     const LEN: usize = 96;
 
     fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Header> {
-        let file_len = table::length(file)?;
-        FIELDS.at("header", 0).within(0, Header::LEN as u64, file_len)?;
-        let mut bytes = [0; Header::LEN];
-        table::read(file, &mut bytes, 0)?;
+        let (bytes, file_len) = FIELDS.read_header(file)?;
         Header::parse(&bytes, file_len, limits)
     }
 

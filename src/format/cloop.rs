@@ -34,7 +34,7 @@ use crate::driver::{Compressed, Extent, ExtentKind, FileId, FormatDriver, Locati
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::paged_table::PagedTable;
 use crate::format::shared::signature;
-use crate::format::shared::table::{self, Fields};
+use crate::format::shared::table::Fields;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
 
@@ -71,10 +71,7 @@ struct Reader {
 impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
-        let file_len = table::length(&*file)?;
-        FIELDS.at("header", 0).within(0, HEADER, file_len)?;
-        let mut header = [0; HEADER as usize];
-        table::read(&*file, &mut header, 0)?;
+        let (header, file_len) = FIELDS.read_header::<{ HEADER as usize }>(&*file)?;
         if !header.starts_with(signature::CLOOP[0]) {
             return Err(Error::unsupported(FORMAT_NAME, "versions other than 2.0"));
         }

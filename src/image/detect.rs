@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::OpenOptions;
 use super::open::Opened;
 use super::references::refusal;
+use super::{OpenOptions, SizedFile};
 use crate::driver::Probe;
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
@@ -25,8 +25,8 @@ pub(super) fn is_local_protocol(name: &[u8]) -> bool {
 impl OpenOptions {
     /// Detects the format by the content. A file without a signature is raw, unless its extension is that of another format: it is
     /// then the page of an error, an unfinished download, or the rest of an interrupted conversion, which writes the header last.
-    pub(super) fn detect(&self, source: &dyn ReadAt, path: Option<&Path>) -> Result<Format> {
-        self.detect_in(&Ends::read(source)?.probe(), path)
+    pub(super) fn detect(&self, source: &SizedFile, path: Option<&Path>) -> Result<Format> {
+        self.detect_in(&source.ends()?.probe(), path)
     }
 
     pub(super) fn detect_in(&self, probe: &Probe<'_>, path: Option<&Path>) -> Result<Format> {
@@ -42,14 +42,14 @@ impl OpenOptions {
         &self,
         image: &Opened,
         reference: &FileReference,
-        source: &dyn ReadAt,
+        source: &SizedFile,
         path: &Path,
     ) -> Result<Format> {
         match (&reference.format, self.backing_format) {
             (Some(stated), None) => self.stated_format(stated),
             (Some(stated), Some(assumed)) => match self.stated_format(stated) {
                 Ok(_) if is_local_protocol(stated.as_bytes()) => Ok(assumed),
-                Ok(format) if format == Format::RAW || format.matches(&Ends::read(source)?.probe()) => Ok(format),
+                Ok(format) if format == Format::RAW || format.matches(&source.ends()?.probe()) => Ok(format),
                 _ => Ok(assumed),
             },
             (None, Some(assumed)) => Ok(assumed),
@@ -79,7 +79,7 @@ impl OpenOptions {
 }
 
 /// The first and last bytes of a file.
-pub(super) struct Ends {
+pub(crate) struct Ends {
     head: Vec<u8>,
     tail: Vec<u8>,
     len: u64,

@@ -319,6 +319,30 @@ impl OpenOptions {
         }
     }
 
+    /// Opens the image in an open file, such as one that standard input was redirected from. It is locked as one that is
+    /// [opened](Self::open) by its path; referenced files are opened as for [`open_source`](Self::open_source).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    ///
+    /// ```
+    /// use diskimage::OpenOptions;
+    /// use diskimage::io::FileSource;
+    ///
+    /// # fn main() -> diskimage::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-open-file-{}", std::process::id()));
+    /// # std::fs::write(&path, [0; 1024])?;
+    /// let file = FileSource::try_from(std::fs::File::open(&path)?)?;
+    /// assert_eq!(OpenOptions::new().open_file(file)?.virtual_size(), 1024);
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn open_file(&self, file: FileSource) -> Result<Image> {
+        self.lock(&file).map_err(cannot_open("locking"))?;
+        self.open_source(Arc::new(file))
+    }
+
     /// Opens the image in `source`. Referenced files are opened by the [`resolver`](Self::resolver), if there is one.
     ///
     /// # Errors
@@ -558,7 +582,7 @@ impl OpenOptions {
         let Found { path, source, reference } = self.open_reference(image, reference)?;
         let opened = || {
             let source = Arc::new(SizedFile::new(source)?);
-            let format = self.detect_backing(image, &reference, &*source, &path)?;
+            let format = self.detect_backing(image, &reference, &source, &path)?;
             let named_by = Some((image.path.clone(), reference));
             Ok((format, source, named_by))
         };
@@ -584,7 +608,7 @@ impl OpenOptions {
     }
 
     /// Opens and locks a file.
-    pub(super) fn open_file(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
+    pub(super) fn open_locked(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
         let file = if follow { FileSource::open(path) } else { FileSource::open_nofollow(path) }?;
         self.lock(&file)?;
         Ok(file)
@@ -608,7 +632,7 @@ impl OpenOptions {
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
             return self.open_member(source, &contents, path, _depth);
         }
-        let format = self.format.map_or_else(|| self.detect(&*source, inner.as_deref()), Ok)?;
+        let format = self.format.map_or_else(|| self.detect(&source, inner.as_deref()), Ok)?;
         Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
     }
 }
@@ -630,7 +654,7 @@ enum Purpose {
     Inspect,
 }
 
-/// Makes an error of [`OpenOptions::open_file`] and [`OpenOptions::lock`].
+/// Makes an error of [`OpenOptions::open_locked`] and [`OpenOptions::lock`].
 pub(super) fn cannot_open(action: impl Into<Cow<'static, str>>) -> impl FnOnce(io::Error) -> Error {
     move |cause| match cause.kind() {
         io::ErrorKind::ResourceBusy => Error::InUse { for_writing: true },

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::detect::Ends;
 use super::open::Opened;
 use super::{Image, OpenOptions, SizedFile};
 use crate::driver::FormatDriver;
@@ -50,7 +49,7 @@ impl OpenOptions {
     }
 
     /// Describes the package at `path`: an archive, the descriptor of an OVF package, or the directory of one. No other file is opened.
-    /// `None` if it is no package, or the format is stated.
+    /// `None` if it is not a package, or the format is stated.
     ///
     /// # Errors
     /// Errors of the system and of the package.
@@ -94,7 +93,7 @@ impl OpenOptions {
         if self.format.is_some() && member.is_none() {
             return Ok(None);
         }
-        let kind = Kind::of(&Ends::read(&**source)?.probe());
+        let kind = Kind::of(&source.ends()?.probe());
         if kind.is_some() && depth == MAX_DEPTH {
             let limit = MAX_DEPTH as u64;
             let field = "number of packages within packages".into();
@@ -195,7 +194,7 @@ impl Image {
     }
 }
 
-/// The descriptor in the directory at `path`; `path` itself if it is no directory.
+/// The descriptor in the directory at `path`; `path` itself if it is not a directory.
 pub(super) fn in_directory(path: &Path) -> Result<Cow<'_, Path>> {
     if !path.is_dir() {
         return Ok(Cow::Borrowed(path));

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::SizedFile;
-use super::detect::Ends;
 use super::open::OpenOptions;
 #[cfg(feature = "compressed")]
 use crate::compressed;
@@ -135,18 +134,21 @@ impl OpenOptions {
         Ok(peeled)
     }
 
-    /// The compression of a file. No more is read than its signature, unless it has one: more of a damaged disk may be unreadable.
+    /// The compression of a file. Where the format is stated, no more is read than a signature, unless the file has one: more of a damaged
+    /// disk may be unreadable.
     fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
         const SIGNATURE: u64 = 16;
         if self.format == Some(Format::RAW) {
             return Ok(None);
         }
-        let mut head = vec![0; table::length(file)?.min(SIGNATURE) as usize];
-        table::read(file, &mut head, 0)?;
-        match Compression::of(&head) {
-            None => Ok(None),
-            Some(_) => Ok(self.compression_of(&Ends::read(file)?.probe())),
+        if self.format.is_some() {
+            let mut head = vec![0; table::length(file)?.min(SIGNATURE) as usize];
+            table::read(file, &mut head, 0)?;
+            if Compression::of(&head).is_none() {
+                return Ok(None);
+            }
         }
+        Ok(self.compression_of(&file.ends()?.probe()))
     }
 
     /// The compression of a file that is not an image itself, unless its bytes are to be taken as they are. The guest data of an image

@@ -171,7 +171,7 @@ impl OpenOptions {
         }
         let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
             (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
-            (None, policy) => self.open_file(&path, policy == ReferencePolicy::Any).map(|file| Arc::new(file) as _),
+            (None, policy) => self.open_locked(&path, policy == ReferencePolicy::Any).map(|file| Arc::new(file) as _),
         };
         match source {
             Ok(source) => Ok((path, source)),

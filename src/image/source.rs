@@ -3,27 +3,37 @@
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::detect::Ends;
 use crate::driver::SparseRead;
 use crate::error::{Error, Result};
 use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table;
 use crate::io::{FileIdentity, ReadAt};
 
-/// A file whose length and identity are queried once: each query of an object store is a request, and a long chain compares
+/// A file whose length, identity and ends are queried once: each query of an object store is a request, and a long chain compares
 /// each file with all others.
 pub(crate) struct SizedFile {
     file: Arc<dyn ReadAt>,
     len: u64,
     identity: Option<FileIdentity>,
+    ends: OnceLock<Ends>,
 }
 
 impl SizedFile {
     pub fn new(file: Arc<dyn ReadAt>) -> Result<SizedFile> {
         let len = table::length(&*file)?;
         let identity = file.identity().map_err(Error::io("reading the file identity", None))?;
-        Ok(SizedFile { file, len, identity })
+        Ok(SizedFile { file, len, identity, ends: OnceLock::new() })
+    }
+
+    /// The first and last bytes, from which its compression, a package and its format are detected.
+    pub fn ends(&self) -> Result<&Ends> {
+        match self.ends.get() {
+            Some(ends) => Ok(ends),
+            None => Ends::read(self).map(|ends| self.ends.get_or_init(|| ends)),
+        }
     }
 }
 

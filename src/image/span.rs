@@ -91,7 +91,7 @@ pub struct Spans<'a> {
     /// The last extent of each layer. It may be much longer than its visible part.
     cached: Vec<Option<Extent>>,
     trackers: Option<Vec<OverlapTracker>>,
-    /// The guest ranges whose host range has another use, if these are no errors.
+    /// The guest ranges whose host range has another use, if these are not errors.
     overlaps: Option<Vec<(Range<u64>, Error)>>,
     finds_holes: bool,
 }

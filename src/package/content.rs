@@ -20,7 +20,7 @@ const OTHER: &str = "other";
 /// Extensions of disks without a signature.
 const RAW: [&[u8]; 5] = [b"img", b"raw", b"iso", b"bin", b"dd"];
 
-/// The role of a member that is no file.
+/// The role of a member that is not a file.
 pub(super) fn kind_of_member(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::File => None,

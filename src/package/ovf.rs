@@ -70,7 +70,7 @@ impl Envelope {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for what is not well-formed XML in UTF-8, or not an envelope; for a disk or a reference that is ambiguous
-    /// or leads nowhere. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes,
+    /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes,
     /// 200 levels or 500 attributes.
     pub fn parse(bytes: &[u8]) -> Result<Envelope> {
         FIELDS.at("length of the descriptor", 0).at_most(bytes.len() as u64, MAX_LEN)?;

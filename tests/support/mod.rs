@@ -13,5 +13,5 @@ mod tempdir;
 
 pub use random::{Random, noise};
 pub use sparse_file::{Calls, SparseFile};
-pub use target::{RecordingTarget, TargetEvent, place, place_filled};
+pub use target::{RecordingTarget, TargetEvent, assert_header_is_last, place, place_filled};
 pub use tempdir::TempDir;

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use diskimage::ImageIdentifiers;
 use diskimage::driver::SparseWrite;
 use diskimage::io::{MemFile, ReadAt, WriteAt};
 
@@ -97,4 +98,19 @@ pub fn place_filled(writer: &mut dyn SparseWrite, guest: &mut [u8], range: Range
         sector.fill((number % 200) as u8 + 1);
     }
     place(writer, range.start, part);
+}
+
+/// Asserts that a writer of a disk of 3 MiB writes the header last, between two syncs, to a file and to a device of `device_len` bytes, whose
+/// old header is zeroed first.
+pub fn assert_header_is_last(device_len: u64, create: impl Fn(Arc<RecordingTarget>) -> Box<dyn SparseWrite>) {
+    for device in [false, true] {
+        let target = if device { RecordingTarget::device(device_len) } else { RecordingTarget::file() };
+        let mut writer = create(target.clone());
+        place_filled(&mut *writer, &mut vec![0; 3 << 20], 1 << 20..2 << 20);
+        writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
+        let events = target.writes_and_syncs();
+        assert_eq!(events[events.len() - 3..], [("sync", 0), ("write", 0), ("sync", 0)]);
+        let early = events[..events.len() - 3].iter().filter(|event| **event == ("write", 0)).count();
+        assert_eq!(early, usize::from(device), "a device is zeroed first");
+    }
 }

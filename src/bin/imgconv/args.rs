@@ -28,7 +28,7 @@ pub struct ShareArgs {
     /// Read an image that another program, such as a running virtual
     /// machine, has opened for writing; the result may be inconsistent
     #[arg(short = 'U', long, verbatim_doc_comment)]
-    pub force_share: bool,
+    force_share: bool,
 
     #[command(flatten)]
     compressed: CompressedArgs,
@@ -86,7 +86,7 @@ impl ShareArgs {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ReferenceArgs {
     #[command(flatten)]
-    pub share: ShareArgs,
+    share: ShareArgs,
 
     /// Which referenced files (backing files, extents) may be opened;
     /// beside: those in the directory of the image

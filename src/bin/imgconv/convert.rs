@@ -14,9 +14,8 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::io::FileSource;
 use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{self, BackingArgs, Endpoint, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
@@ -153,7 +152,7 @@ const DAMAGED: u8 = 3;
 
 const AFTER_HELP: &str = "\
 TARGET is written to a temporary file in the same directory, synced and then renamed.
-A failed conversion leaves nothing behind. A replaced file's owner, permissions and
+A failed conversion leaves no files. A replaced file's owner, permissions and
 extended attributes are kept, as far as the system allows it; the new file is never open
 to more users. Further files of an image are named after TARGET, as disk-flat.vmdk or
 disk-s001.vmdk, and replace existing files. A block device is overwritten; after a
@@ -396,7 +395,7 @@ impl Args {
             Endpoint::Stream => {
                 // Without a format it has to be compressed, and its first bytes tell.
                 let image = match streams::input_file().filter(|_| self.source_format.is_some()) {
-                    Some(file) => self.lock(&file).and_then(|()| options.open_source(Arc::new(file))),
+                    Some(file) => options.open_file(file),
                     None => options.open_stream(streams::input(interrupt.flag())?),
                 };
                 return image.map_err(|error| match error {
@@ -415,17 +414,6 @@ impl Args {
             None => options,
         };
         options.open(path).map_err(|error| interrupt.failure(error))
-    }
-
-    /// Locks a source on standard input, as one with a name is locked when it is opened.
-    fn lock(&self, file: &FileSource) -> Result<(), Error> {
-        if self.references.share.force_share {
-            return Ok(());
-        }
-        match file.lock() {
-            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Err(Error::InUse { for_writing: true }),
-            locked => locked.map_err(Error::io("locking", None)),
-        }
     }
 
     /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
@@ -513,18 +501,7 @@ impl Args {
             output::note(&format!("{target}: {lost} bytes that could not be read are filled with {pattern:#04x}"));
         }
         if self.style() == Style::Json {
-            let mut result = json!({
-                "source": self.source.name("-").to_string_lossy(),
-                "source-format": report.source_format.map_or("", |format| format.name()),
-                "target": self.target_name().to_string_lossy(),
-                "target-format": report.format.name(),
-                "virtual-size": report.virtual_size,
-                "padding": report.padding,
-                "data-bytes": report.data_bytes,
-                "compressed-blocks": report.compressed_blocks,
-                "passthrough-blocks": report.passthrough_blocks,
-                "written-bytes": report.written_bytes,
-            });
+            let mut result = json(self.source.name("-"), self.target_name(), report);
             if self.salvage {
                 for (list, bytes, ranges) in [
                     (&report.unreadable, "unreadable-bytes", "unreadable"),
@@ -538,6 +515,22 @@ impl Args {
         }
         Ok(if report.has_damage() { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
     }
+}
+
+/// A report in JSON style.
+fn json(source: &Path, target: &Path, report: &Report) -> Value {
+    json!({
+        "source": source.to_string_lossy(),
+        "source-format": report.source_format.map_or("", |format| format.name()),
+        "target": target.to_string_lossy(),
+        "target-format": report.format.name(),
+        "virtual-size": report.virtual_size,
+        "padding": report.padding,
+        "data-bytes": report.data_bytes,
+        "compressed-blocks": report.compressed_blocks,
+        "passthrough-blocks": report.passthrough_blocks,
+        "written-bytes": report.written_bytes,
+    })
 }
 
 /// Whether a conversion failed because `source` cannot be read in one pass.

@@ -222,7 +222,7 @@ impl Header {
             if flags & flag == 0 {
                 return Ok(None);
             }
-            fields.number().filter(|size| *size >= least).map(Some).ok_or_else(|| invalid("a size is no number"))
+            fields.number().filter(|size| *size >= least).map(Some).ok_or_else(|| invalid("a size is not a number"))
         };
         let compressed = size(0x40, 1)?;
         let uncompressed = size(0x80, 0)?;

@@ -72,7 +72,7 @@ fn names_and_keys() {
         assert!(spec.with_key(&vec![0; key], 512).is_some(), "{cipher}-{mode}");
         assert!(spec.with_key(&vec![0; key + 1], 512).is_none() && spec.with_key(&[], 512).is_none());
     }
-    // A digest that is no key.
+    // A digest that is not a key.
     assert!(CipherSpec::parse("aes", "cbc-essiv:sha1").unwrap().with_key(&[0; 16], 512).is_none());
     for (cipher, mode) in [
         ("camellia", "xts-plain64"),

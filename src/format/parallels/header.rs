@@ -10,7 +10,6 @@ use super::bat::BatEntry;
 use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::signature::PARALLELS as MAGICS;
-use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Limits;
 
@@ -75,10 +74,7 @@ impl Header {
 
     /// Reads the header of `file`.
     pub fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Header> {
-        let file_len = table::length(file)?;
-        FIELDS.at("header", 0).within(0, Header::LEN as u64, file_len)?;
-        let mut bytes = [0; Header::LEN];
-        table::read(file, &mut bytes, 0)?;
+        let (bytes, file_len) = FIELDS.read_header(file)?;
         Header::parse(&bytes, file_len, limits)
     }
 

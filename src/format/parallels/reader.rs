@@ -73,13 +73,8 @@ impl SparseRead for Reader {
         self.info.check_offset(range.start)?;
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let cluster_size = self.bat.header.cluster_size();
-        let index = offset / cluster_size;
-        let page = self.bat.page(index)?;
-        let (kind, len) = self.cluster(&page, index, offset)?;
-        Ok(run::merge(Extent { offset, len, kind }, end, |at| {
-            let index = at / cluster_size;
-            if index < page.indexes.end { self.cluster(&page, index, at).ok() } else { None }
-        }))
+        let page = self.bat.page(offset / cluster_size)?;
+        run::merge_units(offset, end, cluster_size, &page.indexes, |index, at| self.cluster(&page, index, at))
     }
 
     /// The largest power of two that divides the host offsets and the size of all clusters.

@@ -8,6 +8,7 @@ use super::header::Header;
 use super::{FORMAT_NAME, SECTOR, options};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::format::shared::written::Written;
 use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
@@ -27,8 +28,8 @@ pub(super) struct Writer {
     mapped: u64,
     /// Number of clusters of the data area.
     allocated: u64,
-    /// Host offset up to which the file is placed or zeroed.
-    done: u64,
+    /// What is placed or zeroed.
+    written: Written,
 }
 
 impl Writer {
@@ -37,19 +38,11 @@ impl Writer {
         // Parts of a cluster can be placed: the rest stays a hole of the file, or is zeroed.
         let spec = WriteSpec::new(header.virtual_size(), SECTOR);
         let out = cx.out.clone();
-        let mut writer = Writer { out, spec, header, entries: Vec::new(), mapped: 0, allocated: 0, done: 0 };
+        let mut writer =
+            Writer { out, spec, header, entries: Vec::new(), mapped: 0, allocated: 0, written: Written::default() };
         // The header of an old image must not describe the new one while it is incomplete.
-        writer.clear(writer.header.data_offset())?;
+        writer.written.zero_until(&*writer.out, writer.header.data_offset())?;
         Ok(writer)
-    }
-
-    /// Zeroes the file from the last placement up to `until`.
-    fn clear(&mut self, until: u64) -> Result<()> {
-        if !self.out.starts_zeroed() && until > self.done {
-            self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
-        }
-        self.done = self.done.max(until);
-        Ok(())
     }
 
     /// Adds the entries of the clusters before `end`. Clusters from `start` on are allocated at the end of the data area.
@@ -114,8 +107,8 @@ impl SparseWrite for Writer {
         // The clusters of `guest` are contiguous and were allocated last.
         let offset = self.host_offset(self.allocated - (end - first)) + guest.start % cluster_size;
         let len = guest.end - guest.start;
-        self.clear(offset)?;
-        self.done = self.done.max(offset + len);
+        self.written.zero_until(&*self.out, offset)?;
+        self.written.advance(offset + len);
         Ok(Placement::new(self.out.clone(), offset, len))
     }
 
@@ -130,7 +123,7 @@ impl SparseWrite for Writer {
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         self.flush()?;
         let end = self.host_offset(self.allocated);
-        self.clear(end)?;
+        self.written.zero_until(&*self.out, end)?;
         self.out.set_len(end).map_err(Error::io("setting the length", end))?;
         self.sync()?;
         self.write(&self.header.encode(), 0, "writing the header")?;

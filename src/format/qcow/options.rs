@@ -1,11 +1,12 @@
 //! The options of a new image: those of qemu-img, plus `cluster_size`, `compression_level` and `window`.
 
+use super::FORMAT_NAME;
 use super::header::{CLUSTER_BITS, Header, MAX_BACKING_NAME, MAX_L1_ENTRIES};
-use super::{FORMAT_NAME, SECTOR};
 use crate::codec::{Codec, Encoding};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
 use crate::format::shared::backing::backing_file;
+use crate::format::shared::whole_sectors;
 use crate::options::{OptionSpec, wrong};
 
 pub(super) const OPTIONS: &[OptionSpec] = &[
@@ -37,15 +38,7 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
     if cx.size == 0 {
         return Err(Error::unsupported(FORMAT_NAME, "an empty disk, which qemu does not open"));
     }
-    let limit = i64::MAX as u64 & !(SECTOR - 1);
-    let size = cx.size.checked_next_multiple_of(SECTOR).filter(|size| *size <= limit);
-    let size = size.ok_or_else(|| Error::Limit {
-        format: FORMAT_NAME,
-        field: "virtual size".into(),
-        at: None,
-        value: cx.size,
-        limit,
-    })?;
+    let size = whole_sectors(FORMAT_NAME, cx.size)?;
     let backing = backing_file(cx, FORMAT_NAME, MAX_BACKING_NAME)?;
     let kind = usize::from(backing.is_some());
     let range = 1 << CLUSTER_BITS.start()..=1 << CLUSTER_BITS.end();

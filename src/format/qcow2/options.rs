@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::shared::backing::{Backing, backing_file};
 #[cfg(feature = "crypto")]
 use crate::format::shared::luks::Parameters;
+use crate::format::shared::whole_sectors;
 use crate::options::{OptionSpec, Options, wrong};
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -99,7 +100,6 @@ const DEFAULT_CLUSTER_SIZE: u64 = 64 << 10;
 const DEFAULT_REFCOUNT_BITS: u64 = 16;
 /// Subclusters have at least one sector.
 const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
-const SECTOR: u64 = 512;
 /// Longest format name in qemu, in bytes.
 const MAX_BACKING_FORMAT: usize = 15;
 
@@ -284,11 +284,7 @@ fn preallocation(cx: &CreateContext<'_>, extended_l2: bool, has_backing: bool) -
 fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> {
     // L2 entries have 8 or 16 bytes.
     let largest = |bits: u32| u128::from(MAX_L1_ENTRIES) << (2 * bits - if extended_l2 { 4 } else { 3 });
-    let limit = i64::MAX as u64 & !(SECTOR - 1);
-    let too_large =
-        |limit| Error::Limit { format: FORMAT_NAME, field: "virtual size".into(), at: None, value: size, limit };
-    let rounded =
-        size.checked_next_multiple_of(SECTOR).filter(|&size| size <= limit).ok_or_else(|| too_large(limit))?;
+    let rounded = whole_sectors(FORMAT_NAME, size)?;
     if u128::from(rounded) <= largest(cluster_bits) {
         return Ok(rounded);
     }
@@ -300,7 +296,10 @@ fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> 
                 format!("{small} is too small for a disk of {size} bytes; use {large} or more"),
             ))
         }
-        None => Err(too_large(u64::try_from(largest(*CLUSTER_BITS.end())).unwrap_or(limit))),
+        None => {
+            let limit = u64::try_from(largest(*CLUSTER_BITS.end())).unwrap_or(i64::MAX as u64);
+            Err(Error::Limit { format: FORMAT_NAME, field: "virtual size".into(), at: None, value: size, limit })
+        }
     }
 }
 

@@ -60,10 +60,7 @@ impl Header {
 
     /// Reads the header of `file`.
     pub fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Header> {
-        let file_len = table::length(file)?;
-        FIELDS.at("header", 0).within(0, Header::LEN as u64, file_len)?;
-        let mut bytes = [0; Header::LEN];
-        table::read(file, &mut bytes, 0)?;
+        let (bytes, file_len) = FIELDS.read_header(file)?;
         let mut header = Header::parse(&bytes, file_len, limits)?;
         if let Some(range) = header.backing_name(&bytes, file_len)? {
             let mut name = vec![0; (range.end - range.start) as usize];

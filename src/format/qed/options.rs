@@ -1,10 +1,11 @@
 //! The options of a new image, those of qemu-img.
 
+use super::FORMAT_NAME;
 use super::header::{Backing, CLUSTER_SIZES, Header, MAX_BACKING_NAME, TABLE_SIZES};
-use super::{FORMAT_NAME, SECTOR};
 use crate::driver::CreateContext;
 use crate::error::{Error, Result};
 use crate::format::shared::backing::backing_file;
+use crate::format::shared::whole_sectors;
 use crate::options::{OptionSpec, wrong};
 
 pub(super) const OPTIONS: &[OptionSpec] = &[
@@ -43,15 +44,7 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         .unwrap_or(DEFAULT_TABLE_SIZE);
     let backing = backing_file(cx, FORMAT_NAME, MAX_BACKING_NAME)?;
     let backing = backing.map(|backing| Backing { is_raw: backing.format.as_bytes() == b"raw", name: backing.file });
-    let limit = i64::MAX as u64 & !(SECTOR - 1);
-    let image_size = cx.size.checked_next_multiple_of(SECTOR).filter(|size| *size <= limit);
-    let image_size = image_size.ok_or_else(|| Error::Limit {
-        format: FORMAT_NAME,
-        field: "virtual size".into(),
-        at: None,
-        value: cx.size,
-        limit,
-    })?;
+    let image_size = whole_sectors(FORMAT_NAME, cx.size)?;
     let header = Header {
         cluster_bits: cluster_size.ilog2(),
         table_size: table_size as u32,

@@ -20,3 +20,18 @@ pub(crate) mod table;
 pub(crate) mod table_cache;
 /// Maps of an L1 table and L2 tables.
 pub(crate) mod two_level;
+/// Zeros between what a writer places.
+pub(crate) mod written;
+
+use crate::error::{Error, Result};
+
+/// Rounds the size of a new disk up to sectors.
+///
+/// # Errors
+/// [`Error::Limit`] if it is above the largest file offset then.
+pub(crate) fn whole_sectors(format: &'static str, size: u64) -> Result<u64> {
+    const SECTOR: u64 = 512;
+    let limit = i64::MAX as u64 & !(SECTOR - 1);
+    let rounded = size.checked_next_multiple_of(SECTOR).filter(|rounded| *rounded <= limit);
+    rounded.ok_or_else(|| Error::Limit { format, field: "virtual size".into(), at: None, value: size, limit })
+}

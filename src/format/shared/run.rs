@@ -1,6 +1,27 @@
 //! Merging table entries into extents.
 
+use std::ops::Range;
+
 use crate::driver::{Extent, ExtentKind};
+use crate::error::Result;
+
+/// Returns the extent from guest offset `offset` on, of allocation units of `unit` bytes whose entries are those with `indexes` on one
+/// page of a table, merged up to guest offset `end`.
+///
+/// `kind` returns the kind and the length of the rest of a unit, by its index and a guest offset in it.
+pub(crate) fn merge_units(
+    offset: u64,
+    end: u64,
+    unit: u64,
+    indexes: &Range<u64>,
+    kind: impl Fn(u64, u64) -> Result<(ExtentKind, u64)>,
+) -> Result<Extent> {
+    let (first, len) = kind(offset / unit, offset)?;
+    Ok(merge(Extent { offset, len, kind: first }, end, |at| {
+        let index = at / unit;
+        if index < indexes.end { kind(index, at).ok() } else { None }
+    }))
+}
 
 /// Extends `first` by the extents that continue it, up to guest offset `end`.
 ///

@@ -4,6 +4,8 @@
 //! open other files. The caller has to state the format then.
 
 use crate::compressed::Compression;
+use std::ops::Range;
+
 use crate::driver::{Probe, ProbeFn};
 use crate::error::Error;
 
@@ -231,17 +233,30 @@ fn is_lzma(probe: &Probe<'_>) -> bool {
 
 /// The checksum of the first header, which all variants have: v7, POSIX and GNU. Old writers added signed bytes.
 fn is_tar(probe: &Probe<'_>) -> bool {
-    const CHECKSUM: std::ops::Range<usize> = 148..156;
     let Some(header) = probe.head.first_chunk::<512>() else { return false };
-    let digits = header.get(CHECKSUM).unwrap_or_default().trim_ascii_start();
+    let digits = header.get(TAR_CHECKSUM).unwrap_or_default().trim_ascii_start();
     let len = digits.iter().position(|digit| !matches!(digit, b'0'..=b'7')).unwrap_or(digits.len());
     let Some(digits) = digits.get(..len).filter(|digits| !digits.is_empty()) else { return false };
-    let stored = digits.iter().fold(0, |sum, digit| sum * 8 + i64::from(digit & 7));
-    // The field itself counts as blanks.
-    let bytes = || header.iter().enumerate().map(|(at, byte)| if CHECKSUM.contains(&at) { b' ' } else { *byte });
-    let unsigned: i64 = bytes().map(i64::from).sum();
-    let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
-    header.first() != Some(&0) && (stored == unsigned || stored == signed)
+    let stored = digits.iter().fold(0, |sum, digit| sum * 8 + u64::from(digit & 7));
+    header.first() != Some(&0) && is_tar_checksum(header, stored)
+}
+
+/// The field of a tar header with the sum of its bytes, in which the field itself counts as blanks.
+pub(crate) const TAR_CHECKSUM: Range<usize> = 148..156;
+
+/// Whether it is the sum of a tar header. Old writers added signed bytes.
+pub(crate) fn is_tar_checksum(header: &[u8; 512], stored: u64) -> bool {
+    let signed: i64 = summed_bytes(header).map(|byte| i64::from(byte.cast_signed())).sum();
+    stored == tar_checksum(header) || i64::try_from(stored) == Ok(signed)
+}
+
+/// The sum of a tar header.
+pub(crate) fn tar_checksum(header: &[u8; 512]) -> u64 {
+    summed_bytes(header).map(u64::from).sum()
+}
+
+fn summed_bytes(header: &[u8; 512]) -> impl Iterator<Item = u8> {
+    header.iter().enumerate().map(|(at, byte)| if TAR_CHECKSUM.contains(&at) { b' ' } else { *byte })
 }
 
 /// HTML or XML: an error page in place of a download, or the description of a virtual machine. No boot sector is text.

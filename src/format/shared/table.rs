@@ -23,6 +23,15 @@ impl Fields {
     pub const fn at(&self, name: &'static str, at: u64) -> Field {
         Field { format: self.0, name, at }
     }
+
+    /// Reads the header at the start of `file`, and returns it with the length of the file.
+    pub fn read_header<const LEN: usize>(&self, file: &dyn ReadAt) -> Result<([u8; LEN], u64)> {
+        let file_len = length(file)?;
+        self.at("header", 0).within(0, LEN as u64, file_len)?;
+        let mut header = [0; LEN];
+        read(file, &mut header, 0)?;
+        Ok((header, file_len))
+    }
 }
 
 impl Field {

@@ -100,14 +100,9 @@ impl SparseRead for Reader {
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         self.info.check_offset(range.start)?;
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
-        let block_size = u64::from(self.map.header.block_size);
-        let index = offset / block_size;
-        let page = self.map.page(index)?;
-        let (kind, len) = self.block(&page, index, offset)?;
-        Ok(run::merge(Extent { offset, len, kind }, end, |at| {
-            let index = at / block_size;
-            if index < page.indexes.end { self.block(&page, index, at).ok() } else { None }
-        }))
+        let block_size = self.map.header.block_size.into();
+        let page = self.map.page(offset / block_size)?;
+        run::merge_units(offset, end, block_size, &page.indexes, |index, at| self.block(&page, index, at))
     }
 
     /// The largest power of two that divides the host offsets and the size of all blocks. Metadata precedes the data area.

@@ -13,6 +13,7 @@ use super::options::{Settings, uuids};
 use super::{FORMAT_NAME, SECTOR};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::format::shared::written::Written;
 use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 use crate::name::Name;
@@ -34,8 +35,8 @@ pub(super) struct Writer {
     entries: Vec<u8>,
     /// Number of entries so far, written or not.
     mapped: u64,
-    /// Host offset up to which the file is allocated or zeroed.
-    done: u64,
+    /// What is placed or zeroed.
+    written: Written,
 }
 
 impl Writer {
@@ -56,24 +57,15 @@ impl Writer {
             uuid: settings.uuid,
             entries: Vec::new(),
             mapped: 0,
-            done: 0,
+            written: Written::default(),
         };
         if settings.is_static {
             // Fails before the first write if a device is too small.
             writer.set_len()?;
         }
         // The header of an old image must not describe the new one while it is incomplete.
-        writer.clear(writer.header.data_offset)?;
+        writer.written.zero_until(&*writer.out, writer.header.data_offset)?;
         Ok(writer)
-    }
-
-    /// Zeroes the file from the last placement up to `until`.
-    fn clear(&mut self, until: u64) -> Result<()> {
-        if !self.out.starts_zeroed() && until > self.done {
-            self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
-        }
-        self.done = self.done.max(until);
-        Ok(())
     }
 
     /// Adds the entries of the blocks before `end`. Blocks from `start`, and all blocks of a static image, are allocated at the
@@ -171,8 +163,8 @@ impl SparseWrite for Writer {
         let number = u64::from(self.header.blocks_allocated) - (end - first);
         let offset = self.host_offset(number) + guest.start % block_size;
         let len = guest.end - guest.start;
-        self.clear(offset)?;
-        self.done = offset + len;
+        self.written.zero_until(&*self.out, offset)?;
+        self.written.advance(offset + len);
         Ok(Placement { out: self.out.clone(), offset, before: Vec::new(), len })
     }
 
@@ -188,7 +180,7 @@ impl SparseWrite for Writer {
         let blocks = u64::from(self.header.blocks);
         self.map(blocks, blocks)?;
         self.flush()?;
-        self.clear(self.host_offset(self.header.blocks_allocated.into()))?;
+        self.written.zero_until(&*self.out, self.host_offset(self.header.blocks_allocated.into()))?;
         self.set_len()?;
         self.sync()?;
         (self.header.uuid, self.header.modification) = uuids(self.uuid, identifiers);

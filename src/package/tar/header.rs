@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::{BLOCK, FIELDS};
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::signature::{TAR_CHECKSUM, is_tar_checksum, tar_checksum};
 
 const SIZE: Range<usize> = 124..136;
-const CHECKSUM: Range<usize> = 148..156;
 const MAGIC: Range<usize> = 257..265;
 /// The magic and version of POSIX, and those of old GNU tar.
 const USTAR: &[u8; 8] = b"ustar\x0000";
@@ -55,21 +55,15 @@ pub(super) fn invalid(name: &'static str, at: u64) -> Error {
         .fault(Problem::Rule { value: 0, rule: "must be an octal number or one in base 256, below 2^63" })
 }
 
-/// Checks the sum of all bytes, where those of the checksum count as blanks. Old writers added signed bytes.
+/// Checks the sum of all bytes.
 fn check_sum(block: &[u8; BLOCK as usize], at: u64) -> Result<()> {
-    let stored = block.get(CHECKSUM).and_then(number);
-    let stored = stored.ok_or_else(|| invalid("checksum", at + CHECKSUM.start as u64))?;
-    let (unsigned, signed) = sums(block);
-    if stored == unsigned || i64::try_from(stored) == Ok(signed) {
+    let stored = block.get(TAR_CHECKSUM).and_then(number);
+    let stored = stored.ok_or_else(|| invalid("checksum", at + TAR_CHECKSUM.start as u64))?;
+    if is_tar_checksum(block, stored) {
         return Ok(());
     }
     let rule = "must be the sum of the bytes of the header";
-    Err(FIELDS.at("checksum", at + CHECKSUM.start as u64).fault(Problem::Rule { value: stored, rule }))
-}
-
-fn sums(block: &[u8; BLOCK as usize]) -> (u64, i64) {
-    let bytes = || block.iter().enumerate().map(|(at, byte)| if CHECKSUM.contains(&at) { b' ' } else { *byte });
-    (bytes().map(u64::from).sum(), bytes().map(|byte| i64::from(byte.cast_signed())).sum())
+    Err(FIELDS.at("checksum", at + TAR_CHECKSUM.start as u64).fault(Problem::Rule { value: stored, rule }))
 }
 
 pub(super) fn until_nul(bytes: &[u8]) -> &[u8] {
@@ -123,8 +117,8 @@ pub(crate) fn encode_header(name: &str, size: u64, time: u64) -> [u8; BLOCK as u
     put(136, format!("{:011o}\0", time.min(MAX_OCTAL)).as_bytes());
     put(156, b"0");
     put(MAGIC.start, if size > MAX_OCTAL { GNU } else { USTAR });
-    let (sum, _) = sums(&block);
-    for (to, from) in block.iter_mut().skip(CHECKSUM.start).zip(format!("{sum:06o}\0 ").bytes()) {
+    let sum = tar_checksum(&block);
+    for (to, from) in block.iter_mut().skip(TAR_CHECKSUM.start).zip(format!("{sum:06o}\0 ").bytes()) {
         *to = from;
     }
     block

@@ -306,7 +306,7 @@ fn hostile_archives_are_refused() {
     ] {
         match read(&bytes) {
             Err(error) => assert!(error.to_string().contains(message), "{message}: {error}"),
-            // A directory is no file.
+            // A directory is not a file.
             Ok(members) => assert!(message == "is a directory" && members[0].kind == Kind::Directory, "{message}"),
         }
     }

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf, is_separator};
 
 use diskimage::{Format, Image, Report};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::Args;
+use super::{Args, json};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
@@ -127,18 +127,7 @@ impl Args {
         if self.style() == Style::Json {
             let list = reports.iter().enumerate().map(|(index, report)| {
                 let (source, target) = names(index);
-                json!({
-                    "source": source.to_string_lossy(),
-                    "source-format": report.source_format.map_or("", |format| format.name()),
-                    "target": target.to_string_lossy(),
-                    "target-format": report.format.name(),
-                    "virtual-size": report.virtual_size,
-                    "padding": report.padding,
-                    "data-bytes": report.data_bytes,
-                    "compressed-blocks": report.compressed_blocks,
-                    "passthrough-blocks": report.passthrough_blocks,
-                    "written-bytes": report.written_bytes,
-                })
+                json(&source, &target, report)
             });
             output::print_json(&Value::from(list.collect::<Vec<_>>()))?;
         }

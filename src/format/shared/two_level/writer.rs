@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{ENTRY, Shape};
 use crate::driver::Placement;
 use crate::error::{Error, Result};
+use crate::format::shared::written::Written;
 use crate::io::WriteAt;
 
 /// Bytes of L1 entries that are written at once.
@@ -29,8 +30,8 @@ pub(crate) struct TwoLevelWriter {
     l2_offset: Option<u64>,
     /// Host offset of the end of what is allocated.
     next: u64,
-    /// Host offset up to which the file is placed or zeroed.
-    cleared: u64,
+    /// What is placed or zeroed.
+    written: Written,
 }
 
 impl TwoLevelWriter {
@@ -40,8 +41,9 @@ impl TwoLevelWriter {
     /// Errors of the storage: the header of an old image must not describe the new one while it is incomplete.
     pub fn new(out: Arc<dyn WriteAt>, shape: Shape, start: u64) -> Result<TwoLevelWriter> {
         let (l1, l2) = (Vec::new(), Vec::new());
-        let mut writer = TwoLevelWriter { out, shape, l1, l1_len: 0, l2, l2_offset: None, next: start, cleared: 0 };
-        writer.clear(start)?;
+        let mut writer =
+            TwoLevelWriter { out, shape, l1, l1_len: 0, l2, l2_offset: None, next: start, written: Written::default() };
+        writer.written.zero_until(&*writer.out, start)?;
         Ok(writer)
     }
 
@@ -64,8 +66,8 @@ impl TwoLevelWriter {
         }
         let len = guest.end.min(at << bits) - guest.start;
         let offset = host + guest.start % cluster_size;
-        self.clear(offset)?;
-        self.cleared = self.cleared.max(offset + len);
+        self.written.zero_until(&*self.out, offset)?;
+        self.written.advance(offset + len);
         Ok(Placement::new(self.out.clone(), offset, len))
     }
 
@@ -81,8 +83,8 @@ impl TwoLevelWriter {
         self.open(cluster)?;
         let offset = self.allocate(len, 1)?;
         self.set(cluster, entry(offset)?);
-        self.clear(offset)?;
-        self.cleared = self.cleared.max(offset + len);
+        self.written.zero_until(&*self.out, offset)?;
+        self.written.advance(offset + len);
         Ok(Placement::new(self.out.clone(), offset, len))
     }
 
@@ -115,7 +117,7 @@ impl TwoLevelWriter {
         self.flush_l2()?;
         self.flush_l1()?;
         let end = self.next.next_multiple_of(alignment);
-        self.clear(end)?;
+        self.written.zero_until(&*self.out, end)?;
         self.out.set_len(end).map_err(Error::io("setting the length", end))?;
         self.sync()
     }
@@ -171,7 +173,7 @@ impl TwoLevelWriter {
     fn flush_l2(&mut self) -> Result<()> {
         if let Some(offset) = self.l2_offset.take() {
             // The rest of it is zeros.
-            self.clear(offset + self.shape.l2_len())?;
+            self.written.zero_until(&*self.out, offset + self.shape.l2_len())?;
             self.write(&self.l2, offset, "writing an L2 table")?;
             self.l2.clear();
         }
@@ -211,15 +213,6 @@ impl TwoLevelWriter {
         }
         self.next = end;
         Ok(start)
-    }
-
-    /// Zeroes the file from the last placement up to `until`.
-    fn clear(&mut self, until: u64) -> Result<()> {
-        if !self.out.starts_zeroed() && until > self.cleared {
-            self.out.zero_range(self.cleared..until).map_err(Error::io("writing zeros", self.cleared))?;
-        }
-        self.cleared = self.cleared.max(until);
-        Ok(())
     }
 
     fn check_range(&self, guest: &Range<u64>) -> Result<()> {

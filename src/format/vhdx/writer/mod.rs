@@ -21,6 +21,7 @@ use super::region::{Region, Regions, TABLES_AT};
 use super::{FORMAT_NAME, HEADER_SECTION, MIB};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+use crate::format::shared::written::Written;
 use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
@@ -54,8 +55,8 @@ struct Writer {
     guest: u64,
     /// Host offset of the next block.
     next: u64,
-    /// Host offset up to which the file is allocated or zeroed.
-    done: u64,
+    /// What is placed or zeroed.
+    written: Written,
 }
 
 /// The payload block being written.
@@ -95,7 +96,7 @@ impl Writer {
             bitmap: SectorBitmap::new(metadata.logical_sector_size),
             guest: 0,
             next,
-            done: 0,
+            written: Written::default(),
             out,
             metadata,
             regions,
@@ -105,21 +106,12 @@ impl Writer {
             writer.set_len(next + writer.metadata.payload_block_count() * writer.block_size())?;
         }
         // The headers of an old image must not describe the new one while it is incomplete.
-        writer.clear(next)?;
+        writer.written.zero_until(&*writer.out, next)?;
         Ok(writer)
     }
 
     fn block_size(&self) -> u64 {
         self.metadata.block_size.into()
-    }
-
-    /// Zeroes the file from the last placement up to `until`.
-    fn clear(&mut self, until: u64) -> Result<()> {
-        if !self.out.starts_zeroed() && until > self.done {
-            self.out.zero_range(self.done..until).map_err(Error::io("writing zeros", self.done))?;
-        }
-        self.done = self.done.max(until);
-        Ok(())
     }
 
     /// Allocates the next `len` bytes of the file and returns their host offset.
@@ -196,8 +188,8 @@ impl Writer {
     fn allocate_bitmap(&mut self) -> Result<()> {
         if self.bitmap.offset.is_none() {
             let offset = self.allocate(SectorBitmap::LEN);
-            self.clear(offset)?;
-            self.done = offset + SectorBitmap::LEN;
+            self.written.zero_until(&*self.out, offset)?;
+            self.written.advance(offset + SectorBitmap::LEN);
             self.bitmap.offset = Some(offset);
         }
         Ok(())
@@ -272,8 +264,8 @@ impl SparseWrite for Writer {
         block.offset = Some(start);
         self.block = Some(block);
         let (offset, len) = (start + within.start, within.end - within.start);
-        self.clear(offset)?;
-        self.done = offset + len;
+        self.written.zero_until(&*self.out, offset)?;
+        self.written.advance(offset + len);
         Ok(Placement { out: self.out.clone(), offset, before: Vec::new(), len })
     }
 
@@ -303,7 +295,7 @@ impl SparseWrite for Writer {
             self.map(state::NOT_PRESENT)?;
         }
         self.table.flush()?;
-        self.clear(self.next)?;
+        self.written.zero_until(&*self.out, self.next)?;
         self.set_len(self.next)?;
         self.metadata.virtual_disk_id = self.guids.virtual_disk_id(identifiers);
         self.write(&self.metadata.encode(), self.regions.metadata.range.start, "writing the metadata")?;
