@@ -329,7 +329,7 @@ impl OpenOptions {
     /// use diskimage::OpenOptions;
     /// use diskimage::io::FileSource;
     ///
-    /// # fn main() -> diskimage::Result<()> {
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let path = std::env::temp_dir().join(format!("diskimage-doc-open-file-{}", std::process::id()));
     /// # std::fs::write(&path, [0; 1024])?;
     /// let file = FileSource::try_from(std::fs::File::open(&path)?)?;
