@@ -275,47 +275,40 @@ impl OpenOptions {
     /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
     /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        let path = &*file_at(path.as_ref())?;
+        let file = self.open_top(path)?;
         #[cfg(feature = "compressed")]
-        if self.one_pass
-            && !self.is_package_by_request(path.as_ref())
-            && let Some(image) = self.open_once(path.as_ref()).map_err(|e| e.in_file(path.as_ref()))?
-        {
+        if let Some(image) = self.open_once(&file, path).map_err(|e| e.in_file(path))? {
             return Ok(image);
         }
-        self.open_chain(self.open_path(path.as_ref(), Purpose::Read)?)
+        self.open_chain(self.opened(file, Some(path))?)
     }
 
-    /// Whether the path can only be that of a package: a disk of it is selected, or it is a directory.
+    /// Opens a compressed image for one pass, if one is enough for the caller; `None` if it is not one that can be read so.
     #[cfg(feature = "compressed")]
-    fn is_package_by_request(&self, path: &Path) -> bool {
+    fn open_once(&self, file: &Arc<SizedFile>, path: &Path) -> Result<Option<Image>> {
+        // A disk of a package is selected.
         #[cfg(feature = "packages")]
-        return self.member.is_some() || path.is_dir();
-        #[cfg(not(feature = "packages"))]
-        {
-            let _ = path;
-            false
+        if self.member.is_some() {
+            return Ok(None);
         }
-    }
-
-    /// Opens a compressed image for one pass; `None` if it is not one that can be read so.
-    #[cfg(feature = "compressed")]
-    fn open_once(&self, path: &Path) -> Result<Option<Image>> {
-        let file = FileSource::open(path).map_err(Error::io("opening", None))?;
-        self.lock(&file).map_err(cannot_open("locking"))?;
-        let file = Arc::new(SizedFile::new(Arc::new(file))?);
-        let file_len = table::length(&*file)?;
-        match self.peel_once(&file, Some(path))? {
+        if !self.one_pass {
+            return Ok(None);
+        }
+        match self.peel_once(file, Some(path))? {
             None => Ok(None),
             Some(OnePass::Disk(Peeled { source, layers, .. })) => {
-                let path = Some(path.to_owned());
+                let (path, file_len) = (Some(path.to_owned()), table::length(&**file)?);
                 let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
                 self.open_chain(opened).map(Some)
             }
-            Some(OnePass::Stream(format, stream)) => match self.open_in_order(format, stream, Some((file, path))) {
-                // Only some images of the format can be read in order.
-                Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
-                image => image.map(Some),
-            },
+            Some(OnePass::Stream(format, stream)) => {
+                match self.open_in_order(format, stream, Some((file.clone(), path))) {
+                    // Only some images of the format can be read in order.
+                    Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+                    image => image.map(Some),
+                }
+            }
         }
     }
 
@@ -348,7 +341,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        self.open_chain(self.opened(source, None)?)
+        self.open_chain(self.opened(Arc::new(SizedFile::new(source)?), None)?)
     }
 
     /// Opens an image from a pipe.
@@ -419,7 +412,7 @@ impl OpenOptions {
     /// # Errors
     /// Errors of the system and of the image.
     pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
-        self.inspect_opened(&self.open_path(path.as_ref(), Purpose::Inspect)?)
+        self.inspect_opened(&self.open_to_inspect(path.as_ref())?)
     }
 
     /// Returns the properties of the image in `source`, as [`inspect`](Self::inspect) does.
@@ -427,7 +420,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`inspect`](Self::inspect).
     pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(source, None)?)
+        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None)?)
     }
 
     /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
@@ -438,7 +431,7 @@ impl OpenOptions {
     pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
         let mut chain: Vec<Inspection> = Vec::new();
         let mut seen: Vec<SourceFile> = Vec::new();
-        let mut next = Some(self.open_path(path.as_ref(), Purpose::Inspect)?);
+        let mut next = Some(self.open_to_inspect(path.as_ref())?);
         while let Some(opened) = next {
             let step = || {
                 let inspection = self.inspect_opened(&opened)?;
@@ -463,7 +456,8 @@ impl OpenOptions {
     /// # Errors
     /// [`Error::Unsupported`] if there are no checks for the format, and as [`open`](Self::open).
     pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
-        self.check_opened(&self.open_path(path.as_ref(), Purpose::Read)?)
+        let path = &*file_at(path.as_ref())?;
+        self.check_opened(&self.opened(self.open_top(path)?, Some(path))?)
     }
 
     /// Checks the metadata of the image in `source`. The backing file is not opened.
@@ -471,7 +465,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
-        self.check_opened(&self.opened(source, None)?)
+        self.check_opened(&self.opened(Arc::new(SizedFile::new(source)?), None)?)
     }
 
     fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
@@ -591,20 +585,26 @@ impl OpenOptions {
         Ok(Opened { named_by, ..opened })
     }
 
-    /// Opens a file named by the caller, to which the reference policy does not apply.
-    fn open_path(&self, path: &Path, purpose: Purpose) -> Result<Opened> {
-        #[cfg(feature = "packages")]
-        let path = &*super::package::in_directory(path)?;
+    /// Opens the file at a path that the caller names, to which the reference policy does not apply.
+    fn open_top(&self, path: &Path) -> Result<Arc<SizedFile>> {
+        let open = || SizedFile::new(Arc::new(self.open_locked(path, true).map_err(cannot_open("opening"))?));
+        open().map(Arc::new).map_err(|e| e.in_file(path))
+    }
+
+    /// Opens an image at a path that the caller names, to read its properties: those of a raw disk do not depend on its bytes, which a
+    /// virtual machine may write to.
+    fn open_to_inspect(&self, path: &Path) -> Result<Opened> {
+        let path = &*file_at(path)?;
         let open = || {
             let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
-            let opened = self.opened(source.clone(), Some(path.to_owned()))?;
-            // The properties of a raw disk do not depend on its bytes.
-            if purpose != Purpose::Inspect || opened.format != Format::RAW {
-                self.lock(&source).map_err(cannot_open("locking"))?;
-            }
-            Ok(opened)
+            Ok((source.clone(), Arc::new(SizedFile::new(source)?)))
         };
-        open().map_err(|e: Error| e.in_file(path))
+        let (source, file) = open().map_err(|e: Error| e.in_file(path))?;
+        let opened = self.opened(file, Some(path))?;
+        if opened.format != Format::RAW {
+            self.lock(&source).map_err(cannot_open("locking")).map_err(|e| e.in_file(path))?;
+        }
+        Ok(opened)
     }
 
     /// Opens and locks a file.
@@ -618,14 +618,13 @@ impl OpenOptions {
         if self.force_share { Ok(()) } else { file.lock() }
     }
 
-    /// Detects the format, unless it is stated.
-    fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
-        self.opened_at(source, path, 0)
+    /// Detects the format, unless it is stated, of a file that is not in a package.
+    fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<Opened> {
+        self.opened_at(file, path.map(Path::to_owned), 0).map_err(|e| e.in_file_at(path))
     }
 
     /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
-    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
-        let file = Arc::new(SizedFile::new(source)?);
+    pub(super) fn opened_at(&self, file: Arc<SizedFile>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
         let file_len = table::length(&*file)?;
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
@@ -647,11 +646,12 @@ impl Image {
     }
 }
 
-/// Why an image is opened.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Read,
-    Inspect,
+/// The file to open for a path that the caller names: for the directory of a package, its descriptor.
+fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
+    #[cfg(feature = "packages")]
+    return super::package::in_directory(path);
+    #[cfg(not(feature = "packages"))]
+    Ok(Cow::Borrowed(path))
 }
 
 /// Makes an error of [`OpenOptions::open_locked`] and [`OpenOptions::lock`].

@@ -143,7 +143,8 @@ impl OpenOptions {
             (true, None) => name.as_path().map(Path::to_owned),
             (false, _) => found.into_inner(),
         };
-        let opened = self.opened_at(file, member_path.clone(), depth + 1);
+        let opened =
+            SizedFile::new(file).and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), depth + 1));
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;
