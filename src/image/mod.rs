@@ -1,5 +1,6 @@
 //! An opened image: a chain of layers read as one disk.
 
+mod detached;
 mod detect;
 mod open;
 pub(crate) mod overlap;

@@ -22,7 +22,8 @@ pub(super) fn decrypting(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContex
     }
     match luks::read(&*file, header)? {
         Some((luks, location)) => {
-            let cipher = luks.unlock(&*file, location.offset, cx, &FIELDS)?;
+            let range = location.offset..location.offset.saturating_add(location.len);
+            let cipher = luks.unlock(&*file, range, cx, &FIELDS)?;
             Ok(Arc::new(Decrypting::new(file, cipher, 0, 0)))
         }
         None => {

@@ -70,7 +70,7 @@ impl Reader {
         let bitmaps = cx.budget.attempt(|budget| read_bitmaps(&file, &header, budget));
         let bitmaps = or_warning(bitmaps, "bitmaps are not listed", &mut info)?;
         let luks = or_warning(luks::read(&*file, &header), "the LUKS header is not valid", &mut info)?;
-        let encryption = luks.as_ref().map(|(luks, _)| luks.describe()).unwrap_or_default();
+        let encryption = luks.as_ref().map(|(luks, _)| luks.describe(false)).unwrap_or_default();
         describe_details(&bitmaps, encryption, &mut info);
         let decrypted = match info.encryption {
             Some(_) if !cx.inspect => Some(decrypting(file.clone(), &header, cx)?),
