@@ -2,6 +2,7 @@
 //! opens what is written, and its volumes are read; libluksde and dissect.fve decrypt the same bytes.
 
 mod detached;
+mod legacy;
 
 use std::fs;
 use std::path::Path;
