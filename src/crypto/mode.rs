@@ -170,13 +170,7 @@ struct Sectors<'a> {
 }
 
 /// The mask of each block is that of the preceding one, multiplied by x in GF(2^128); that of the first one in a sector is the tweak.
-fn xts(
-    cipher: &BlockCipher,
-    direction: Direction,
-    batch: Sectors<'_>,
-    tweaks: &[Block],
-    masks: &mut [u128; BLOCKS],
-) {
+fn xts(cipher: &BlockCipher, direction: Direction, batch: Sectors<'_>, tweaks: &[Block], masks: &mut [u128; BLOCKS]) {
     let mut tweaks = tweaks.iter();
     let (mut mask, mut at) = (0_u128, 0_usize);
     for blocks in batch.blocks.chunks_mut(BLOCKS) {
