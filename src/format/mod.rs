@@ -273,6 +273,11 @@ impl Format {
         self.0.check.is_some()
     }
 
+    /// Whether the header can be in a file of its own: [`OpenOptions::detached_header`](crate::OpenOptions::detached_header).
+    pub fn has_detached_headers(&self) -> bool {
+        self.0.detached_headers
+    }
+
     /// Whether a file has its signature.
     pub(crate) fn matches(&self, probe: &Probe<'_>) -> bool {
         (self.0.probe)(probe)

@@ -1,5 +1,6 @@
 //! An opened image: a chain of layers read as one disk.
 
+mod detached;
 mod detect;
 mod open;
 pub(crate) mod overlap;
@@ -154,8 +155,8 @@ impl Image {
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
             ExtentKind::Data(at) if !span.host_hole => {
-                let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
-                self.with_file(span, at.file, read)
+                let decrypted = self.layers[span.layer].reader.decrypted_file(span.offset, at);
+                self.with_file(span, at.file, |file| table::read(&**decrypted.as_ref().unwrap_or(file), buf, at.offset))
             }
             // A whole unit is decoded in place.
             ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {

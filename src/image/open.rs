@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::detached::{HeaderFile, HeaderLocation};
 #[cfg(feature = "compressed")]
 use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed};
@@ -57,6 +58,7 @@ pub struct OpenOptions {
     pub(super) member: Option<String>,
     pub(super) limits: Limits,
     secrets: Vec<Secret>,
+    pub(super) detached_header: Option<HeaderLocation>,
 }
 
 /// Properties of an image and of its file. Referenced files are not opened for them.
@@ -244,6 +246,9 @@ impl OpenOptions {
     /// Adds a secret that may unlock encrypted images. Each image of a chain tries all of them, in this order, so that images with different
     /// secrets can be opened. Each try takes about a second or two, as the creator of the image has chosen.
     ///
+    /// The legacy AES encryption of qcow and qcow2 does not tell a wrong secret from the right one: the first secret is taken, and with a wrong
+    /// one the disk is garbage. [`ImageInfo::warnings`] says so.
+    ///
     /// Properties ([`inspect`](Self::inspect)) and checks need no secret.
     ///
     /// ```no_run
@@ -292,7 +297,7 @@ impl OpenOptions {
         if self.member.is_some() {
             return Ok(None);
         }
-        if !self.one_pass {
+        if !self.one_pass || self.detached_header.is_some() {
             return Ok(None);
         }
         match self.peel_once(file, Some(path))? {
@@ -387,6 +392,7 @@ impl OpenOptions {
         stream: Box<dyn Read + Send>,
         stored: Option<(Arc<SizedFile>, &Path)>,
     ) -> Result<Image> {
+        self.check_has_headers(format)?;
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let (reader, source) = format.open_stream(stream, &self.context(&budget, 0, &refuse))?;
@@ -479,7 +485,13 @@ impl OpenOptions {
         let inspect = || {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);
-                let cx = OpenContext { path: opened.path(), inspect: true, ..self.context(&budget, 1, file) };
+                let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
+                let cx = OpenContext {
+                    path: opened.path(),
+                    inspect: true,
+                    detached_header,
+                    ..self.context(&budget, 1, file)
+                };
                 opened.format.open(opened.source.clone(), &cx)
             };
             let alone = || open(&|_| Ok(None));
@@ -543,10 +555,13 @@ impl OpenOptions {
             data_files.borrow_mut().push(file);
             Ok(Some(source))
         };
-        let reader = opened.format.open(opened.source.clone(), &self.context(budget, layers.len(), &open_data_file))?;
+        let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
+        let cx = OpenContext { detached_header, ..self.context(budget, layers.len(), &open_data_file) };
+        let reader = opened.format.open(opened.source.clone(), &cx)?;
         check_decrypted(&*reader)?;
         let mut files = vec![file.seen_by(&*reader)?];
         files.append(&mut data_files.into_inner());
+        files.extend(opened.header.as_ref().map(HeaderFile::as_source_file));
         self.check_identity(opened, reader.info())?;
         let backing = reader.info().backing.clone();
         layers.push(Layer { reader, format: opened.format, files });
@@ -631,8 +646,14 @@ impl OpenOptions {
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
             return self.open_member(source, &contents, path, _depth);
         }
-        let format = self.format.map_or_else(|| self.detect(&source, inner.as_deref()), Ok)?;
-        Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
+        let header = self.open_header()?;
+        let format = match (self.format, &header) {
+            (Some(format), _) => format,
+            (None, Some(header)) => self.detect_by_header(header)?,
+            (None, None) => self.detect(&source, inner.as_deref())?,
+        };
+        self.check_has_headers(format)?;
+        Ok(Opened { layers, file_len, header, ..Opened::new(path, source, format)? })
     }
 }
 
@@ -673,6 +694,8 @@ pub(super) struct Opened {
     pub layers: Vec<CompressionLayer>,
     /// Length of the file as it is stored.
     pub file_len: u64,
+    /// The header, if it is in a file of its own.
+    pub header: Option<HeaderFile>,
     /// The package that it is the disk of.
     #[cfg(feature = "packages")]
     pub origin: Option<super::package::Origin>,
@@ -689,6 +712,7 @@ impl Opened {
             named_by: None,
             layers: Vec::new(),
             file_len,
+            header: None,
             #[cfg(feature = "packages")]
             origin: None,
         })
@@ -723,12 +747,13 @@ fn check_decrypted(reader: &dyn SparseRead) -> Result<()> {
 
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OpenOptions { format, snapshot, policy, limits, .. } = self;
+        let OpenOptions { format, snapshot, policy, limits, detached_header, .. } = self;
         f.debug_struct("OpenOptions")
             .field("format", format)
             .field("snapshot", snapshot)
             .field("policy", policy)
             .field("limits", limits)
+            .field("detached_header", detached_header)
             .finish_non_exhaustive()
     }
 }

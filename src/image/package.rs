@@ -90,7 +90,7 @@ impl OpenOptions {
         depth: usize,
     ) -> Result<Option<Contents>> {
         let member = self.member.as_deref().filter(|_| depth == 0);
-        if self.format.is_some() && member.is_none() {
+        if (self.format.is_some() || self.detached_header.is_some()) && member.is_none() {
             return Ok(None);
         }
         let kind = Kind::of(&source.ends()?.probe());

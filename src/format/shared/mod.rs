@@ -6,6 +6,8 @@ pub(crate) mod backing;
 pub(crate) mod bits;
 /// Data and holes of a file.
 pub(crate) mod data_runs;
+/// Decryption of guest data.
+pub(crate) mod decryption;
 /// LUKS version 1.
 pub(crate) mod luks;
 /// Tables of fixed-size entries, read page by page.
