@@ -1,5 +1,7 @@
 //! Images of macOS, built from their parts: no program of another system writes them.
 
+use std::ops::Range;
+
 /// Types of runs.
 pub const ZEROS: u32 = 0;
 pub const RAW: u32 = 1;
@@ -12,7 +14,7 @@ pub const XZ: u32 = 0x8000_0008;
 pub const COMMENT: u32 = 0x7fff_fffe;
 pub const END: u32 = 0xffff_ffff;
 
-/// Host offsets of the payload, and of runs, are relative to this one.
+/// Host offset of the data fork, to which those of runs are relative. It is 0 in most images.
 pub const DATA_FORK: u64 = 7;
 
 /// An entry of a block table. The sector is that of the partition; the offset is that in the data of the partition.
@@ -64,6 +66,11 @@ impl DmgBuilder {
         dmg(&self.data, &property_list(&self.tables), self.sectors)
     }
 
+    /// The same with the data fork at the start of the file.
+    pub fn build_at_start(&self) -> Vec<u8> {
+        dmg_at(0, &self.data, &property_list(&self.tables), self.sectors)
+    }
+
     /// The same with the block tables in a resource fork, as in old images.
     pub fn build_with_resources(&self) -> Vec<u8> {
         dmg_with_resources(&self.data, &resource_fork(&self.tables), self.sectors)
@@ -110,11 +117,15 @@ pub fn property_list(tables: &[Vec<u8>]) -> String {
 
 /// A file with a data fork, a property list, and a trailer.
 pub fn dmg(data: &[u8], property_list: &str, sectors: u64) -> Vec<u8> {
-    let mut file = vec![0xee; DATA_FORK as usize];
+    dmg_at(DATA_FORK, data, property_list, sectors)
+}
+
+fn dmg_at(data_fork: u64, data: &[u8], property_list: &str, sectors: u64) -> Vec<u8> {
+    let mut file = vec![0xee; data_fork as usize];
     file.extend(data);
     let plist_at = file.len() as u64;
     file.extend(property_list.as_bytes());
-    file.extend(trailer(data, plist_at, property_list.len() as u64, sectors));
+    file.extend(trailer(data_fork, data, plist_at..file.len() as u64, sectors));
     file
 }
 
@@ -143,15 +154,17 @@ pub fn resource_fork(tables: &[Vec<u8>]) -> Vec<u8> {
         references,
     ]
     .concat();
-    let header = [16, 16 + data.len() as u32, data.len() as u32, map.len() as u32];
-    [&header.map(u32::to_be_bytes).concat()[..], &data, &map].concat()
+    // 240 bytes of the system and of the application follow the header, which the map begins with as well.
+    let header = [256, 256 + data.len() as u32, data.len() as u32, map.len() as u32];
+    let header = header.map(u32::to_be_bytes).concat();
+    [&header[..], &[0; 240], &data, &header, &map[16..]].concat()
 }
 
 /// A file with a data fork, a resource fork, and a trailer.
 pub fn dmg_with_resources(data: &[u8], resources: &[u8], sectors: u64) -> Vec<u8> {
     let mut file = vec![0xee; DATA_FORK as usize];
     file.extend(data);
-    let mut trailer = trailer(data, 0, 0, sectors);
+    let mut trailer = trailer(DATA_FORK, data, 0..0, sectors);
     trailer[40..48].copy_from_slice(&(file.len() as u64).to_be_bytes());
     trailer[48..56].copy_from_slice(&(resources.len() as u64).to_be_bytes());
     file.extend(resources);
@@ -160,18 +173,18 @@ pub fn dmg_with_resources(data: &[u8], resources: &[u8], sectors: u64) -> Vec<u8
 }
 
 /// A trailer.
-pub fn trailer(data: &[u8], plist_at: u64, plist_len: u64, sectors: u64) -> [u8; 512] {
+fn trailer(data_fork: u64, data: &[u8], property_list: Range<u64>, sectors: u64) -> [u8; 512] {
     let mut trailer = [0; 512];
     let mut put = |at: usize, bytes: &[u8]| trailer[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"koly\0\0\0\x04\0\0\x02\0\0\0\0\x01");
-    put(24, &DATA_FORK.to_be_bytes());
+    put(24, &data_fork.to_be_bytes());
     put(32, &(data.len() as u64).to_be_bytes());
     put(56, &[0, 0, 0, 1, 0, 0, 0, 1]);
     // CRC-32, of 32 bits.
     put(80, &[0, 0, 0, 2, 0, 0, 0, 32]);
     put(88, &crc32fast::hash(data).to_be_bytes());
-    put(216, &plist_at.to_be_bytes());
-    put(224, &plist_len.to_be_bytes());
+    put(216, &property_list.start.to_be_bytes());
+    put(224, &(property_list.end - property_list.start).to_be_bytes());
     put(488, &[0, 0, 0, 1]);
     put(492, &sectors.to_be_bytes());
     trailer
