@@ -174,7 +174,7 @@ fn opcodes_of_lzvn() {
         (&[0b01_001_000, 5, b'e'][..], "abcdeabcd"),
         (&[0b01_001_111, 2, 0, b'e'], "abcdedede"),
         // Two literals; a match of 3 + 4 * 1 + 2 with the distance 6 of 14 bits.
-        (&[0b101_10_001, 6 << 2 | 2, 0, b'e', b'f'], "abcdefabcdefabc"),
+        (&[0b1011_0001, 6 << 2 | 2, 0, b'e', b'f'], "abcdefabcdefabc"),
         // The distance of the match before, with a literal and without.
         (&[0b00_000_000, 4, 0b01_000_110, b'x', 0xf2], "abcdabcxabcxa"),
         (&[0b00_000_000, 4, 0xf0, 1], "abcdabcdabcdabcdabcdabcd"),

@@ -102,7 +102,7 @@ impl Trailer {
         let has_crc32 = u32_at(80) == CRC32 && u32_at(84) == 32;
         let data_checksum = has_crc32.then(|| u32_at(88));
         let sectors = u64_at(492);
-        let disk_size = sectors.checked_mul(SECTOR).unwrap_or(u64::MAX);
+        let disk_size = sectors.saturating_mul(SECTOR);
         cx.check_virtual_size(FORMAT_NAME, disk_size)?;
         Ok(Trailer {
             data_fork,

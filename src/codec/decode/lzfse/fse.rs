@@ -144,8 +144,8 @@ impl Fse {
         let (distances, literals) = rest.split_at_checked(DISTANCE_SYMBOLS).unwrap_or_default();
         set_values(&mut self.runs, runs, &LITERAL_RUN_BITS)?;
         set_values(&mut self.matches, matches, &MATCH_BITS)?;
-        set_values(&mut *self.distances, distances, &DISTANCE_BITS)?;
-        set_states(&mut *self.literal, literals, |symbol, base, bits| Literal { base, bits, symbol: symbol as u8 })
+        set_values(&mut self.distances, distances, &DISTANCE_BITS)?;
+        set_states(&mut self.literal, literals, |symbol, base, bits| Literal { base, bits, symbol: symbol as u8 })
     }
 
     /// Decodes all literals of the block. Four states take turns.
@@ -258,10 +258,10 @@ fn set_states<T: Copy + Default, const N: usize>(
             return Err(Fault::Invalid("the frequencies exceed the number of states"));
         }
         let bits = N.ilog2() - frequency.ilog2();
-        let wide = (2 * N >> bits) - frequency;
+        let wide = ((2 * N) >> bits) - frequency;
         for (index, entry) in free.by_ref().take(frequency).enumerate() {
             let (base, bits) = match index.checked_sub(wide) {
-                None => ((frequency + index << bits) - N, bits),
+                None => (((frequency + index) << bits) - N, bits),
                 Some(index) => (index << (bits - 1), bits - 1),
             };
             *entry = state(symbol, base as u16, bits as u8);
