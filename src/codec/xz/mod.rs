@@ -1,9 +1,9 @@
 //! The structures of an xz stream, as bytes (The .xz File Format, version 1.2.1). What reads them from a file is above.
 
-mod check;
+pub(crate) mod check;
 mod header;
 
-pub(crate) use check::{Check, Running};
+pub(crate) use check::Check;
 pub(crate) use header::BlockHeader;
 
 use zlib_rs::crc32::crc32;

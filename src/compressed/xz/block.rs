@@ -5,7 +5,8 @@ use std::io;
 use lzma_rust2::{Action, Lzma2Stream, Status};
 
 use super::{Input, fault};
-use crate::codec::xz::{ALIGNMENT, BlockHeader, Check, Running};
+use crate::codec::xz::check::Running;
+use crate::codec::xz::{ALIGNMENT, BlockHeader, Check};
 use crate::compressed::index::Unit;
 use crate::compressed::meter::Decode;
 use crate::error::Problem;
