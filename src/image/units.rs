@@ -10,15 +10,26 @@ pub(super) type UnitKey = (usize, u64, u64);
 /// The units that were read last, decoded. Memory is bounded: by [`UnitCache::BYTES`], and one unit for each thread that reads.
 #[derive(Default)]
 pub(super) struct UnitCache {
-    /// The one used last is at the end.
-    units: Mutex<Vec<(UnitKey, Arc<Unit>)>>,
+    units: Mutex<Units>,
 }
 
-/// A unit, which is empty until it has been decoded. The thread that decodes it has the lock, and others that need the unit wait.
 #[derive(Default)]
+struct Units {
+    /// The one used last is at the end.
+    kept: Vec<(UnitKey, Arc<Unit>)>,
+    /// The buffer of a unit that was dropped: new memory has to be cleared.
+    spare: Vec<u8>,
+}
+
+/// A unit. The thread that decodes it has the lock, and others that need the unit wait.
 struct Unit {
-    decoded: Mutex<Vec<u8>>,
     len: usize,
+    data: Mutex<Data>,
+}
+
+struct Data {
+    bytes: Vec<u8>,
+    is_decoded: bool,
 }
 
 impl UnitCache {
@@ -39,38 +50,45 @@ impl UnitCache {
         read: impl FnOnce(&[u8]),
     ) -> Result<()> {
         let unit = self.unit(key, len);
-        let mut decoded = lock(&unit.decoded);
-        if decoded.len() != len {
-            let mut bytes = vec![0; len];
-            decode(&mut bytes)?;
-            *decoded = bytes;
+        let data = &mut *lock(&unit.data);
+        if !data.is_decoded {
+            data.bytes.resize(len, 0);
+            decode(&mut data.bytes)?;
+            data.is_decoded = true;
         }
-        read(&decoded);
+        read(&data.bytes);
         Ok(())
     }
 
     /// The unit `key`, which becomes the one used last.
     fn unit(&self, key: UnitKey, len: usize) -> Arc<Unit> {
-        let mut units = lock(&self.units);
-        let found = units.iter().position(|(other, unit)| *other == key && unit.len == len);
+        let Units { kept, spare } = &mut *lock(&self.units);
+        let found = kept.iter().position(|(other, unit)| *other == key && unit.len == len);
         let unit = match found {
-            Some(index) => units.remove(index).1,
-            None => Arc::new(Unit { decoded: Mutex::default(), len }),
+            Some(index) => kept.remove(index).1,
+            None => {
+                let data = Data { bytes: std::mem::take(spare), is_decoded: false };
+                Arc::new(Unit { len, data: Mutex::new(data) })
+            }
         };
-        units.push((key, unit.clone()));
+        kept.push((key, unit.clone()));
         let mut bytes = 0;
-        let kept = units.iter().rev().take(Self::UNITS).take_while(|(_, unit)| {
+        let staying = kept.iter().rev().take(Self::UNITS).take_while(|(_, unit)| {
             bytes += unit.len;
             bytes <= Self::BYTES.max(len)
         });
-        let dropped = units.len() - kept.count();
-        units.drain(..dropped);
+        let dropped = kept.len() - staying.count();
+        for (_, unit) in kept.drain(..dropped) {
+            if let Some(Unit { data, .. }) = Arc::into_inner(unit) {
+                *spare = data.into_inner().unwrap_or_else(PoisonError::into_inner).bytes;
+            }
+        }
         unit
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A decoder that panicked has left the unit empty.
+    // A decoder that panicked has left a unit that is not decoded.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -114,7 +132,7 @@ mod tests {
         assert_eq!(read(&cache, 1, len), (1, true));
         // As are small ones, up to a number.
         (0..100).for_each(|number| _ = read(&cache, number, 10));
-        assert_eq!(lock(&cache.units).len(), UnitCache::UNITS);
+        assert_eq!(lock(&cache.units).kept.len(), UnitCache::UNITS);
         assert_eq!(read(&cache, 99, 11), (99, true), "another length");
     }
 

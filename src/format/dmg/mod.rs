@@ -41,7 +41,8 @@
 //! | images without a trailer | they are raw disks; with the extension `dmg` the format has to be stated, since a truncated image has none either |
 //! | segments (`.dmgpart`), encryption, sparse images and bundles | refused |
 //!
-//! The largest run that hdiutil writes has 1 MiB. 64 MiB is the limit of qemu-img; a larger unit would have to fit into memory.
+//! The largest run that hdiutil writes has 1 MiB. 64 MiB is the limit of qemu-img. Each thread that
+//! converts holds a run and its payload in memory.
 //! A sector without a run is an error where it is read, not zeros. Runs that share sectors or bytes of the file are corruption: such an image
 //! expands to a disk of any size.
 //!
