@@ -8,7 +8,7 @@
 //! | `01nnnnnn` | match, two bytes follow | n + 4 | the bytes, big-endian, + 1 |
 //! | `00nnnndd` | match, one byte follows | n + 3 | d and the byte, big-endian, + 1 |
 //!
-//! Described in the documentation of libmodi ("Mac OS disk image types", section "Apple Data Compression").
+//! No specification exists. 7-Zip, dmg2img and libmodi, and so Apple's images, agree on this.
 
 use super::lz::{Fault, Input, Output};
 use super::{Decode, DecodeError, Payload};

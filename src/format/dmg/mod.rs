@@ -54,8 +54,8 @@
 //!
 //! # References
 //!
-//! No specification exists. The layout is that of the documentation of libmodi and Keramics ("Universal Disk Image Format") and of M. Kiernan,
-//! "UDIF-format Disk Images" (mothersruin.com); limits are those of qemu-img.
+//! No specification exists. The layout is that of the documentation of Keramics ("Universal Disk Image Format (UDIF)") and libmodi ("Mac OS
+//! disk image types"), and of "UDIF-format Disk Images" (mothersruin.com); the largest run is that of qemu-img.
 
 mod check;
 mod plist;

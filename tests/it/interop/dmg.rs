@@ -131,6 +131,8 @@ fn dmg_images_are_read_as_other_programs_read_them() {
                     assert_same(&std::fs::read(out).unwrap(), &guest, &format!("dmg2img: {what}"));
                 }
                 let path = modi_dir.file(&format!("{}.dmg", for_libmodi.len()), &image.build_at_start());
+                // The file can begin as a compressed file does.
+                assert_eq!(Image::open(&path).unwrap().format().name(), "dmg");
                 for_libmodi.push((path, guest.clone()));
             }
         }

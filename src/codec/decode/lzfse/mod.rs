@@ -8,7 +8,7 @@
 //! | `bvx1` | the same with frequencies that are not compressed; the encoder keeps it in memory only, and it is refused |
 //! | `bvx$` | the end |
 //!
-//! Numbers are little-endian. There is no checksum. The source is Apple's reference implementation, whose header describes the blocks.
+//! Numbers are little-endian. There is no checksum. The source is Apple's reference implementation, whose `lzfse_internal.h` describes the blocks.
 //!
 //! The decoder is our own: it has no `unsafe` code, writes into the unit only, and a crate that decodes to a vector of any length would
 //! have to be told where to stop.
