@@ -1,5 +1,5 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2), [VMDK](format::vmdk),
-//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default, LUKS and old formats.
+//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default, LUKS, dmg and old formats.
 //!
 //! ```no_run
 //! use diskimage::{Converter, Format, Image};

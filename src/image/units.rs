@@ -33,10 +33,10 @@ struct Data {
 }
 
 impl UnitCache {
-    /// Most bytes, and most units, that are kept beyond the last one: for each of several threads the unit at the end of its work
-    /// range, which is also at the start of the next one.
+    /// Most bytes, and most units, that are kept: for each of several threads the unit at the end of its work range, which is also at the
+    /// start of the next one, while others are read that have a part in two blocks.
     const BYTES: usize = 8 << 20;
-    const UNITS: usize = 32;
+    const UNITS: usize = 256;
 
     /// Calls `read` with the decoded bytes of the unit `key`, which has `len` bytes. Where they are not known, `decode` fills them.
     ///
@@ -131,9 +131,9 @@ mod tests {
         assert_eq!(read(&cache, 9, 2 * UnitCache::BYTES), (9, false));
         assert_eq!(read(&cache, 1, len), (1, true));
         // As are small ones, up to a number.
-        (0..100).for_each(|number| _ = read(&cache, number, 10));
+        (0..400).for_each(|number| _ = read(&cache, number, 10));
         assert_eq!(lock(&cache.units).kept.len(), UnitCache::UNITS);
-        assert_eq!(read(&cache, 99, 11), (99, true), "another length");
+        assert_eq!(read(&cache, 399, 11), (143, true), "another length");
     }
 
     #[test]
