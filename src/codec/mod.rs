@@ -131,9 +131,10 @@ pub struct MissingCodec {
 
 impl MissingCodec {
     fn message(codec: Codec) -> String {
+        let is_only_decoded = matches!(codec, Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz);
         match codec.check_available() {
-            Ok(()) => format!("there is no encoder for {codec}"),
-            Err(_) => format!("this build has no {codec} codec; enable the feature `{}`", codec.feature()),
+            Ok(()) if is_only_decoded => format!("there is no encoder for {codec}"),
+            _ => format!("this build has no {codec} codec; enable the feature `{}`", codec.feature()),
         }
     }
 }
