@@ -7,6 +7,8 @@
 pub mod bochs;
 #[cfg(feature = "cloop")]
 pub mod cloop;
+#[cfg(feature = "dmg")]
+pub mod dmg;
 #[cfg(feature = "crypto")]
 pub mod luks;
 #[cfg(feature = "parallels")]
@@ -64,6 +66,8 @@ static BUILTIN: &[Format] = &[
     Format::BOCHS,
     #[cfg(feature = "cloop")]
     Format::CLOOP,
+    #[cfg(feature = "dmg")]
+    Format::DMG,
     Format::RAW,
 ];
 
@@ -205,6 +209,9 @@ impl Format {
     /// Compressed disks of Knoppix.
     #[cfg(feature = "cloop")]
     pub const CLOOP: Format = Format(&cloop::DRIVER);
+    /// Disk images of macOS.
+    #[cfg(feature = "dmg")]
+    pub const DMG: Format = Format(&dmg::DRIVER);
 
     /// Encrypted volumes of Linux and QEMU.
     #[cfg(feature = "crypto")]

@@ -24,6 +24,9 @@ pub(crate) mod table_cache;
 pub(crate) mod two_level;
 /// Zeros between what a writer places.
 pub(crate) mod written;
+/// XML of untrusted files.
+#[cfg(any(feature = "dmg", feature = "packages"))]
+pub(crate) mod xml;
 
 use crate::error::{Error, Result};
 
