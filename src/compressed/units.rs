@@ -25,13 +25,18 @@ use crate::spool::spool;
 /// Bytes decoded at once.
 const PIECE: u64 = 1 << 20;
 /// Bytes kept after they were read once.
-const RECENT: u64 = 8 << 20;
+const RECENT: u64 = 4 << 20;
 /// Bytes decoded ahead for each core but one: a block of `xz -6`, which has 24 MiB.
 const AHEAD: u64 = 24 << 20;
 /// Decoded bytes that were not read yet, at most, unless more are decoded ahead: what was passed on the way to a later offset.
 const UNREAD: u64 = 64 << 20;
 /// Largest dictionary of the units that are decoded ahead, in bytes.
 const AHEAD_WINDOW: u64 = 32 << 20;
+
+/// Buffers that are kept for other pieces: memory that threads free and allocate again and again is scattered.
+const FREE: usize = 32;
+/// Pieces that a thread decodes for others on the way to its own: those of a conversion are at most that far apart.
+const NEAR: u64 = 16;
 
 /// Bytes at the end of a file from which formats are detected.
 const END: u64 = 512;
@@ -74,6 +79,8 @@ struct Shared {
     read: u64,
     unread: u64,
     most_unread: u64,
+    /// Buffers of dropped pieces, to be used again.
+    free: Vec<Vec<u8>>,
     /// Counts uses.
     clock: u64,
     /// Bytes decoded altogether.
@@ -209,9 +216,13 @@ impl UnitFile {
             }
             self.open(shared, unit, &self.limits)?;
         }
-        // Of several threads, the one whose piece comes first decodes: the others would run ahead of it.
-        let comes_first = shared.wanted.range((unit, 0)..key).all(|(_, count)| *count == 0);
-        if comes_first && let Some((decoder, next)) = shared.take(unit) {
+        // The unit goes on first, also for a thread that decodes another one in the meantime. A thread far ahead would drop the pieces that
+        // the others need.
+        let is_near = shared.active.get(&unit).is_some_and(|active| piece.saturating_sub(active.next) < NEAR);
+        let comes_first = || shared.wanted.range((unit, 0)..key).all(|(_, count)| *count == 0);
+        if (is_near || comes_first())
+            && let Some((decoder, next)) = shared.take(unit)
+        {
             return Ok(Step::Decode(unit, decoder, next));
         }
         Ok(self.help(shared, unit).unwrap_or(Step::Wait))
@@ -232,6 +243,10 @@ impl UnitFile {
             if !shared.active.contains_key(&ahead) {
                 if is_whole(shared) {
                     continue;
+                }
+                // One for each core.
+                if shared.active.range(unit..=last).count() as u64 >= self.cores {
+                    return None;
                 }
                 // Where it fails, those who read it get the error.
                 let window = self.limits.window.min(AHEAD_WINDOW);
@@ -255,7 +270,7 @@ impl UnitFile {
             None => Box::new(open_unit(&self.file, unit, self.compression, limits)?),
         };
         // Decoders have dictionaries; those that were not used for the longest time are dropped.
-        while shared.active.len() as u64 > self.cores + 1 {
+        while shared.active.len() as u64 > self.cores {
             let free = shared.active.iter().filter(|(_, active)| active.decoder.is_some());
             let Some(oldest) = free.min_by_key(|(_, active)| active.used).map(|(number, _)| *number) else { break };
             shared.active.remove(&oldest);
@@ -293,7 +308,9 @@ impl UnitFile {
     }
 
     fn decode_piece(&self, decoder: &mut UnitDecoder, len: u64, is_last: bool) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(len as usize);
+        let mut bytes = self.lock().free.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.reserve_exact(len as usize);
         decoder.by_ref().take(len).read_to_end(&mut bytes)?;
         if (bytes.len() as u64) < len || is_last && decoder.read(&mut [0])? > 0 {
             return Err(self.wrong_size().into());
@@ -411,8 +428,11 @@ impl Shared {
             while if is_read { self.read > RECENT } else { self.unread > self.most_unread } {
                 let old = self.pieces.iter().filter(|(_, piece)| piece.is_read == is_read);
                 let Some(key) = old.min_by_key(|(_, piece)| piece.used).map(|(key, _)| *key) else { break };
-                let len = self.pieces.remove(&key).map_or(0, |piece| piece.bytes.len() as u64);
-                *(if is_read { &mut self.read } else { &mut self.unread }) -= len;
+                let Some(Piece { bytes, .. }) = self.pieces.remove(&key) else { break };
+                *(if is_read { &mut self.read } else { &mut self.unread }) -= bytes.len() as u64;
+                if self.free.len() < FREE {
+                    self.free.push(bytes);
+                }
             }
         }
     }
