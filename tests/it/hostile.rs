@@ -201,7 +201,7 @@ fn header_fields() {
         ("size", "limit", 24, |image, _| image.put_u64(24, u64::MAX)),
         ("l1_size", "invalid-field", 36, |image, _| image.put_u64(24, 1 << 50)),
         ("crypt_method", "invalid-field", 32, |image, _| image.put_u32(32, 3)),
-        ("encryption", "unsupported", 0, |image, _| image.put_u32(32, 1)),
+        ("encrypted", "secret", 0, |image, _| image.put_u32(32, 1)),
         ("l1_size", "invalid-field", 36, |image, _| image.put_u32(36, 0)),
         ("l1_size", "limit", 36, |image, _| image.put_u32(36, u32::MAX)),
         ("l1_table_offset", "out-of-bounds", 40, |image, len| image.put_u64(40, len.next_multiple_of(4096))),
