@@ -39,6 +39,7 @@
 //! | block tables in the property list, or in the resource fork of old images; up to 32 MiB | yes |
 //! | uncompressed images whose trailer names no block tables (UDRW) | yes |
 //! | images without a trailer | they are raw disks; with the extension `dmg` the format has to be stated, since a truncated image has none either |
+//! | images from a pipe | yes, but those that begin with a payload of bzip2 or xz: without the trailer, these are compressed files |
 //! | segments (`.dmgpart`), encryption, sparse images and bundles | refused |
 //!
 //! The largest run that hdiutil writes has 1 MiB. 64 MiB is the limit of qemu-img. Each thread that
