@@ -19,7 +19,7 @@ use crate::error::ErrorKind;
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
 use crate::format::{Format, Formats};
-use crate::guest;
+use crate::guest::{self, ContentKind};
 use crate::info::{CompressionLayer, FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
@@ -84,6 +84,8 @@ pub struct Inspection {
     pub format: Format,
     /// The properties.
     pub info: ImageInfo,
+    /// The kind of the bytes of a raw disk; [`ContentKind::Disk`] for every other format.
+    pub content: ContentKind,
     /// File length in bytes.
     pub file_len: u64,
     /// Space allocated to the file by its file system in bytes, where the storage reports it.
@@ -348,7 +350,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        self.open_chain(self.opened(source, None)?)
+        self.open_chain(self.opened(source, None, Purpose::Read)?)
     }
 
     /// Opens an image from a pipe.
@@ -427,7 +429,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`inspect`](Self::inspect).
     pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(source, None)?)
+        self.inspect_opened(&self.opened(source, None, Purpose::Inspect)?)
     }
 
     /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
@@ -471,7 +473,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
-        self.check_opened(&self.opened(source, None)?)
+        self.check_opened(&self.opened(source, None, Purpose::Read)?)
     }
 
     fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
@@ -497,7 +499,9 @@ impl OpenOptions {
             };
             let mut info = reader.info().clone();
             if opened.format == Format::RAW {
-                info.specific.append(&mut guest::properties(&*opened.source)?);
+                let (kind, mut properties) = guest::properties(&*opened.source)?;
+                info.specific.append(&mut properties);
+                content = kind;
             }
             #[cfg(feature = "packages")]
             info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
@@ -510,6 +514,7 @@ impl OpenOptions {
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
             })
         };
+            let mut content = ContentKind::default();
         inspect().map_err(|e: Error| e.in_file_at(opened.path()))
     }
 
@@ -519,6 +524,7 @@ impl OpenOptions {
         let budget = Budget::new(self.limits.metadata);
         let mut layers = Vec::new();
         let mut next = Some(top);
+                content,
         while let Some(opened) = next {
             next = self
                 .add_layer(&mut layers, &opened, &budget)
@@ -597,7 +603,7 @@ impl OpenOptions {
         let path = &*super::package::in_directory(path)?;
         let open = || {
             let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
-            let opened = self.opened(source.clone(), Some(path.to_owned()))?;
+            let opened = self.opened(source.clone(), Some(path.to_owned()), purpose)?;
             // The properties of a raw disk do not depend on its bytes.
             if purpose != Purpose::Inspect || opened.format != Format::RAW {
                 self.lock(&source).map_err(cannot_open("locking"))?;
@@ -619,20 +625,30 @@ impl OpenOptions {
     }
 
     /// Detects the format, unless it is stated.
-    fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>) -> Result<Opened> {
-        self.opened_at(source, path, 0)
+    fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, purpose: Purpose) -> Result<Opened> {
+        self.opened_at(source, path, purpose, 0)
     }
 
     /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
-    pub(super) fn opened_at(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
+    pub(super) fn opened_at(
+        &self,
+        source: Arc<dyn ReadAt>,
+        path: Option<PathBuf>,
+        purpose: Purpose,
+        _depth: usize,
+    ) -> Result<Opened> {
         let file = Arc::new(SizedFile::new(source)?);
         let file_len = table::length(&*file)?;
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
-            return self.open_member(source, &contents, path, _depth);
+            return self.open_member(source, &contents, path, purpose, _depth);
         }
-        let format = self.format.map_or_else(|| self.detect(&source, inner.as_deref()), Ok)?;
+        let format = match self.format.map_or_else(|| self.detect(&source, inner.as_deref()), Ok) {
+            // Its properties say what it is; it is no disk that could be converted.
+            Err(Error::Unreadable { .. }) if purpose == Purpose::Inspect && self.is_ramdisk(&source)? => Format::RAW,
+            format => format?,
+        };
         Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
     }
 }
@@ -649,8 +665,14 @@ impl Image {
 
 /// Why an image is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub(super) enum Purpose {
     Read,
+impl OpenOptions {
+    fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
+        Ok(self.formats.iter().any(|format| format == Format::RAW) && guest::is_ramdisk(file)?)
+    }
+}
+
     Inspect,
 }
 

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::Opened;
-use super::{Image, OpenOptions, SizedFile};
+use super::open::{Opened, Purpose};
+use super::peel::Peeled;
+use super::{Image, OpenOptions, SizedFile, SourceFile};
 use crate::driver::FormatDriver;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -57,8 +58,7 @@ impl OpenOptions {
         let path = in_directory(path.as_ref())?;
         let describe = || {
             let source = FileSource::open(&path).map_err(Error::io("opening", None))?;
-            let peeled = self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?;
-            Ok(self.contents(&peeled.source, peeled.path.as_deref(), 0)?.map(|contents| contents.description))
+            self.describe(self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?)
         };
         describe().map_err(|e: Error| e.in_file(&path))
     }
@@ -78,8 +78,12 @@ impl OpenOptions {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn package_source(&self, source: Arc<dyn ReadAt>) -> Result<Option<Package>> {
-        let peeled = self.peel(Arc::new(SizedFile::new(source)?), None)?;
-        Ok(self.contents(&peeled.source, None, 0)?.map(|contents| contents.description))
+        self.describe(self.peel(Arc::new(SizedFile::new(source)?), None)?)
+    }
+
+    fn describe(&self, file: Peeled) -> Result<Option<Package>> {
+        let contents = self.contents(&file.source, file.path.as_deref(), 0)?;
+        Ok(contents.map(|contents| Package { compression: file.layers, ..contents.description }))
     }
 
     /// The contents of the file, if it is a package and is to be opened as one.
@@ -125,6 +129,7 @@ impl OpenOptions {
     ) -> Result<Opened> {
         let index = contents.select(self.member.as_deref().filter(|_| depth == 0))?;
         let is_inside = contents.description.kind != OVF.name;
+        purpose: Purpose,
         let package = Opened::new(path.clone(), source, Format::from_driver(&OVF))?;
         let found = std::cell::RefCell::new(None);
         let open = |reference: &FileReference| {
@@ -143,7 +148,7 @@ impl OpenOptions {
             (true, None) => name.as_path().map(Path::to_owned),
             (false, _) => found.into_inner(),
         };
-        let opened = self.opened_at(file, member_path.clone(), depth + 1);
+        let opened = self.opened_at(file, member_path.clone(), purpose, depth + 1);
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;

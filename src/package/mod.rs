@@ -18,7 +18,7 @@ use crate::driver::Probe;
 use crate::error::{Error, Problem, ReferenceProblem, Result};
 use crate::format::shared::signature::Signature;
 use crate::format::shared::table::{self, Fields};
-use crate::info::FileReference;
+use crate::info::{CompressionLayer, FileReference};
 use crate::io::{ReadAt, Window};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
@@ -49,6 +49,8 @@ pub struct Package {
     /// Findings that do not prevent reading.
     pub warnings: Vec<Cow<'static, str>>,
 }
+    /// The layers of compression around an archive, the outermost first.
+    pub compression: Vec<CompressionLayer>,
 
 /// A file of a [`Package`].
 #[derive(Clone, Debug, PartialEq, Eq)]
