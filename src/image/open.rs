@@ -10,10 +10,10 @@ use std::sync::atomic::AtomicBool;
 
 #[cfg(feature = "compressed")]
 use super::peel::{OnePass, PeeledStream};
-use super::peel::{Peeled, decompressed};
+use super::peel::{Peeled, decompressed, head_of};
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
 use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
-use crate::driver::{CheckReport, FileOpener, OpenContext, SparseRead};
+use crate::driver::{CheckReport, FileOpener, OpenContext, Probe, SparseRead};
 #[cfg(feature = "compressed")]
 use crate::error::ErrorKind;
 use crate::error::{Error, ReferenceProblem, Result};
@@ -23,6 +23,8 @@ use crate::guest::{self, ContentKind};
 use crate::info::{CompressionLayer, FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
+#[cfg(feature = "packages")]
+use crate::package::Kind;
 use crate::secret::Secret;
 use crate::spool;
 
@@ -82,10 +84,10 @@ pub struct Inspection {
     pub compression: Vec<CompressionLayer>,
     /// The format.
     pub format: Format,
-    /// The properties.
-    pub info: ImageInfo,
     /// The kind of the bytes of a raw disk; [`ContentKind::Disk`] for every other format.
     pub content: ContentKind,
+    /// The properties.
+    pub info: ImageInfo,
     /// File length in bytes.
     pub file_len: u64,
     /// Space allocated to the file by its file system in bytes, where the storage reports it.
@@ -290,13 +292,7 @@ impl OpenOptions {
     /// Whether the path can only be that of a package: a disk of it is selected, or it is a directory.
     #[cfg(feature = "compressed")]
     fn is_package_by_request(&self, path: &Path) -> bool {
-        #[cfg(feature = "packages")]
-        return self.member.is_some() || path.is_dir();
-        #[cfg(not(feature = "packages"))]
-        {
-            let _ = path;
-            false
-        }
+        self.selects_disk() || cfg!(feature = "packages") && path.is_dir()
     }
 
     /// Opens a compressed image for one pass; `None` if it is not one that can be read so.
@@ -355,14 +351,14 @@ impl OpenOptions {
 
     /// Opens an image from a pipe.
     ///
-    /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image is
-    /// first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
+    /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image, and an archive
+    /// with a disk, is first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
     /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
     ///
     /// A compressed stream is decompressed, unless the format raw is stated.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the format is not stated and the stream is not compressed, or if it is empty, and as [`open`](Self::open).
+    /// [`Error::Usage`] if the format is not stated and the stream is neither compressed nor an archive, or if it is empty, and as [`open`](Self::open).
     pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
         #[cfg(feature = "compressed")]
         let stream = match self.peel_stream(Box::new(stream))? {
@@ -374,20 +370,38 @@ impl OpenOptions {
                 return self.open_source(Arc::new(file));
             }
         };
-        let Some(format) = self.format else {
-            return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
-        };
-        if !format.can_stream() {
-            let directory = self.spool_directory();
-            let limit = self.limits.virtual_size;
-            let file = spool::spool(stream, &directory, format.name(), limit)?;
-            if table::length(&file)? == 0 {
-                // Its writer has failed.
-                return Err(Error::Usage("the input is empty".into()));
+        let (head, stream) = head_of(Box::new(stream))?;
+        let probe = Probe::new(&head, &[], u64::MAX);
+        let name = match self.format {
+            _ if self.is_package_stream(&probe) => "tar",
+            Some(format) if format.streams(&probe) && !self.selects_disk() => {
+                return self.open_in_order(format, stream, None);
             }
-            return self.open_source(Arc::new(file));
+            Some(format) => format.name(),
+            None => return Err(Error::Usage("the format of an image from a pipe must be stated".into())),
+        };
+        let file = spool::spool(stream, &self.spool_directory(), name, self.limits.virtual_size)?;
+        if table::length(&file)? == 0 {
+            // Its writer has failed.
+            return Err(Error::Usage("the input is empty".into()));
         }
-        self.open_in_order(format, Box::new(stream), None)
+        self.open_source(Arc::new(file))
+    }
+
+    /// Whether the stream is to be opened as an archive.
+    fn is_package_stream(&self, _probe: &Probe<'_>) -> bool {
+        #[cfg(feature = "packages")]
+        return (self.format.is_none() || self.selects_disk()) && Kind::of(_probe) == Some(Kind::Archive);
+        #[cfg(not(feature = "packages"))]
+        false
+    }
+
+    /// Whether a disk of a package is selected.
+    fn selects_disk(&self) -> bool {
+        #[cfg(feature = "packages")]
+        return self.member.is_some();
+        #[cfg(not(feature = "packages"))]
+        false
     }
 
     fn open_in_order(
@@ -498,6 +512,7 @@ impl OpenOptions {
                 _ => open(&with_files).or_else(|_| alone())?,
             };
             let mut info = reader.info().clone();
+            let mut content = ContentKind::default();
             if opened.format == Format::RAW {
                 let (kind, mut properties) = guest::properties(&*opened.source)?;
                 info.specific.append(&mut properties);
@@ -509,12 +524,12 @@ impl OpenOptions {
                 path: opened.path.clone(),
                 compression: opened.layers.clone(),
                 format: opened.format,
+                content,
                 info,
                 file_len: opened.file_len,
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
             })
         };
-            let mut content = ContentKind::default();
         inspect().map_err(|e: Error| e.in_file_at(opened.path()))
     }
 
@@ -524,7 +539,6 @@ impl OpenOptions {
         let budget = Budget::new(self.limits.metadata);
         let mut layers = Vec::new();
         let mut next = Some(top);
-                content,
         while let Some(opened) = next {
             next = self
                 .add_layer(&mut layers, &opened, &budget)
@@ -653,6 +667,12 @@ impl OpenOptions {
     }
 }
 
+impl OpenOptions {
+    fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
+        Ok(self.formats.iter().any(|format| format == Format::RAW) && guest::is_ramdisk(file)?)
+    }
+}
+
 impl Image {
     /// Opens the image at `path`, which must not need a referenced file. [`OpenOptions`] has all settings.
     ///
@@ -667,12 +687,6 @@ impl Image {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Read,
-impl OpenOptions {
-    fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
-        Ok(self.formats.iter().any(|format| format == Format::RAW) && guest::is_ramdisk(file)?)
-    }
-}
-
     Inspect,
 }
 
