@@ -125,11 +125,11 @@ impl OpenOptions {
         source: Arc<SizedFile>,
         contents: &Contents,
         path: Option<PathBuf>,
+        purpose: Purpose,
         depth: usize,
     ) -> Result<Opened> {
         let index = contents.select(self.member.as_deref().filter(|_| depth == 0))?;
         let is_inside = contents.description.kind != OVF.name;
-        purpose: Purpose,
         let package = Opened::new(path.clone(), source, Format::from_driver(&OVF))?;
         let found = std::cell::RefCell::new(None);
         let open = |reference: &FileReference| {
@@ -171,7 +171,8 @@ impl Origin {
 }
 
 impl Image {
-    /// Compares the files that the image was read from with the manifest of its package. Nothing is read if there is none.
+    /// Compares the files that the image was read from with the manifest of its package, and what was not read yet with its checksums. Nothing is read if
+    /// there are none.
     /// [`Converter`](crate::Converter) does that before the new image gets its name.
     ///
     /// # Errors
@@ -184,6 +185,7 @@ impl Image {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn verify(&self) -> Result<()> {
+        self.files().try_for_each(SourceFile::verify)?;
         self.verify_unless(&|| false)
     }
 

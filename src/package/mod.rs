@@ -46,11 +46,11 @@ pub struct Package {
     pub members: Vec<PackageMember>,
     /// The disks, in the order in which the machine has them.
     pub disks: Vec<PackageDisk>,
+    /// The layers of compression around an archive, the outermost first.
+    pub compression: Vec<CompressionLayer>,
     /// Findings that do not prevent reading.
     pub warnings: Vec<Cow<'static, str>>,
 }
-    /// The layers of compression around an archive, the outermost first.
-    pub compression: Vec<CompressionLayer>,
 
 /// A file of a [`Package`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,6 +150,9 @@ impl Contents {
     pub fn of_archive(file: Arc<dyn ReadAt>, limits: &Limits, budget: &Budget) -> Result<Contents> {
         let members = tar::members(&*file, budget)?;
         let descriptors: Vec<_> = members.iter().filter(|member| is_file_with(member, "ovf")).collect();
+        if !descriptors.is_empty() {
+            tar::check_names(&members)?;
+        }
         let descriptor = match *descriptors.as_slice() {
             [] => None,
             [member] => {
@@ -258,6 +261,9 @@ impl Contents {
             let text = read_text(&*window(file, first), ovf::MAX_LEN, "length of ova.xml")?;
             self.xva = xva::disks(members, &text)?;
         }
+        if self.xva.is_empty() {
+            tar::check_names(members)?;
+        }
         if !self.xva.is_empty() {
             self.description.kind = xva::FORMAT_NAME;
             let (name, size) = (Name::from(xva::DESCRIPTOR), members.first().map(|first| first.size));
@@ -269,7 +275,10 @@ impl Contents {
                 self.description.disks.push(PackageDisk { name, id: None, size, capacity, has_file: true });
                 self.disks.push((None, None));
             }
-            self.description.warnings.push(Cow::Borrowed("the checksums of the blocks are not verified"));
+            for disk in self.xva.iter().filter(|disk| disk.unchecked_count() > 0) {
+                let warning = format!("{} blocks of {} have no checksum", disk.unchecked_count(), disk.name);
+                self.description.warnings.push(warning.into());
+            }
             return Ok(());
         }
         let roles = content::roles(file, members)?;
@@ -338,7 +347,7 @@ impl Contents {
             // Without a descriptor, the disk is a member.
             let file = match (&self.storage, self.xva.get(index)) {
                 (Storage::Archive(file, _), Some(disk)) => {
-                    Arc::new(Window::new(file.clone(), disk.pieces.clone(), disk.size)) as Arc<dyn ReadAt>
+                    Arc::new(xva::CheckedDisk::new(disk, file.clone())) as Arc<dyn ReadAt>
                 }
                 _ => self.open_file(&disk.name, open)?,
             };

@@ -57,20 +57,30 @@ pub(crate) enum Kind {
 ///
 /// # Errors
 /// Errors of the storage; [`Error::Corrupt`] for an archive that ends within a member, a wrong checksum, a name that is absolute or
-/// has a `..` component, two files of one name, and for whatever readers disagree about; [`Error::Limit`] if the names and sparse maps
+/// has a `..` component, and for whatever readers disagree about; [`Error::Limit`] if the names and sparse maps
 /// need more memory than the budget has.
 pub(crate) fn members(file: &dyn ReadAt, budget: &Budget) -> Result<Vec<Member>> {
     let mut archive = Archive::new(file, budget)?;
     let mut members: Vec<Member> = Vec::new();
-    let mut names = HashSet::new();
     while let Some(member) = archive.next()? {
-        if member.kind == Kind::File && !names.insert(member.name.clone()) {
-            let finding = "another member has the same name";
-            return Err(FIELDS.at("name", member.at).fault(Problem::Conflict { value: members.len() as u64, finding }));
-        }
         members.push(member);
     }
     Ok(members)
+}
+
+/// Checks that no two files have one name: some programs see the first one, some the last one.
+///
+/// # Errors
+/// [`Error::Corrupt`]
+pub(crate) fn check_names(members: &[Member]) -> Result<()> {
+    let mut names = HashSet::new();
+    for (index, member) in members.iter().enumerate().filter(|(_, member)| member.kind == Kind::File) {
+        if !names.insert(&member.name) {
+            let finding = "another member has the same name";
+            return Err(FIELDS.at("name", member.at).fault(Problem::Conflict { value: index as u64, finding }));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the headers of an archive one after the other.

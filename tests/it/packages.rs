@@ -8,7 +8,9 @@ use diskimage::io::MemFile;
 use diskimage::{
     Converter, Error, ErrorKind, Format, Identifiers, Image, OpenOptions, Package, ReferencePolicy, Result,
 };
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use twox_hash::XxHash64;
 
 use crate::support::pattern::Pattern;
 use crate::support::tar::{archive, entry};
@@ -334,16 +336,46 @@ fn blocks_of_an_xva_are_a_disk() {
         "<value><struct>{}</struct></value>",
         member("objects", &format!("<array><data><value><struct>{vdi}</struct></value></data></array>"))
     );
-    let bytes = archive(&[
-        ("ova.xml", text.as_bytes()),
-        ("Ref:7/00000000", &disk[..MIB]),
-        ("Ref:7/00000000.checksum", &[b'0'; 40]),
-        ("Ref:7/00000002", &disk[2 * MIB..]),
-        ("Ref:7/00000002.checksum", &[b'0'; 40]),
-    ]);
-    let image = assert_holds(open(bytes), &disk);
-    assert_eq!(image.format(), Format::RAW);
-    assert!(image.spans(MIB as u64..2 * MIB as u64).all(|span| span.unwrap().is_zero()));
+    let sums = [&disk[..MIB], &disk[2 * MIB..]].map(|block| {
+        let sha1 = Sha1::digest(block).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        (sha1, format!("{:016X}", XxHash64::oneshot(0, block)))
+    });
+    let xva = |suffix: &str, first: &str, last: &str| {
+        let (name, other) = (format!("Ref:7/00000000{suffix}"), format!("Ref:7/00000002{suffix}"));
+        archive(&[
+            ("ova.xml", text.as_bytes()),
+            ("Ref:7/00000000", &disk[..MIB]),
+            (&name, first.as_bytes()),
+            // Keeps the connection alive.
+            ("Ref:7/00000002", b""),
+            (&other, b"EF46DB3751D8E999"),
+            ("Ref:7/00000002", &disk[2 * MIB..]),
+            (&other, last.as_bytes()),
+        ])
+    };
+    let [(sha1, xxhash), (last_sha1, last_xxhash)] = &sums;
+    for bytes in [xva(".checksum", sha1, last_sha1), xva(".xxhash", xxhash, last_xxhash), xva(".other", "", "")] {
+        let image = open(bytes).unwrap();
+        assert_eq!(image.format(), Format::RAW);
+        assert!(image.spans(MIB as u64..2 * MIB as u64).all(|span| span.unwrap().is_zero()));
+        assert_holds(Ok(image), &disk);
+    }
+    let warnings = |bytes| open(bytes).unwrap().package_warnings().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(warnings(xva(".checksum", sha1, last_sha1)), [""; 0]);
+    assert_eq!(warnings(xva(".other", "", "")), ["2 blocks of Ref:7 have no checksum"]);
+    for (bytes, kind) in [
+        (xva(".checksum", sha1, sha1), ErrorKind::Digest),
+        (xva(".xxhash", last_xxhash, last_xxhash), ErrorKind::Digest),
+        (xva(".xxhash", &xxhash[1..], last_xxhash), ErrorKind::Digest),
+        (xva(".xxhash", "no digits", last_xxhash), ErrorKind::InvalidField),
+    ] {
+        let image = open(bytes).unwrap();
+        // Less than a block is not compared.
+        let mut sector = [0; 512];
+        image.read_exact_at(&mut sector, 0).unwrap();
+        assert_eq!(image.verify().unwrap_err().kind(), kind);
+        assert_eq!(raw().convert_to(&image, Arc::new(MemFile::new())).unwrap_err().kind(), kind);
+    }
 }
 
 #[test]

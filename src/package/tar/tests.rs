@@ -32,7 +32,8 @@ pub(crate) fn entry(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
 }
 
 fn read(bytes: &[u8]) -> Result<Vec<Member>> {
-    members(&MemFile::from(bytes.to_vec()), &Budget::new(1 << 20))
+    let members = members(&MemFile::from(bytes.to_vec()), &Budget::new(1 << 20))?;
+    check_names(&members).map(|()| members)
 }
 
 /// The names and contents of the files.
