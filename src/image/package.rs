@@ -111,6 +111,10 @@ impl OpenOptions {
             Some(Kind::Archive) => {
                 Contents::of_archive(source.clone(), &self.limits, &Budget::new(self.limits.metadata))?
             }
+            // It would name files beside the package, which is in no directory, or itself.
+            Some(Kind::Descriptor) if depth > 0 => {
+                return Err(Error::unsupported(OVF.name, "a descriptor as the file of a disk"));
+            }
             Some(Kind::Descriptor) => {
                 let name = path.and_then(Path::file_name).map(|name| Name::from(Path::new(name))).unwrap_or_default();
                 Contents::of_descriptor(&**source, name, &self.limits)?

@@ -12,6 +12,7 @@ mod tar;
 mod xva;
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::driver::Probe;
@@ -106,6 +107,8 @@ pub(crate) struct Contents {
     pub description: Package,
     /// Where the files are.
     storage: Storage,
+    /// Index of the member of an archive by its name.
+    index: HashMap<Name, usize>,
     /// Name, in the package, of the descriptor and its text.
     descriptor: Option<(Name, Vec<u8>)>,
     /// The files of the descriptor, and of each disk the index of its file and its parent.
@@ -163,6 +166,7 @@ impl Contents {
         };
         let mut contents = Contents {
             description: Package { kind: "tar", ..Package::default() },
+            index: members.iter().enumerate().map(|(index, member)| (member.name.clone(), index)).collect(),
             storage: Storage::Archive(file, members),
             descriptor,
             files: Vec::new(),
@@ -186,6 +190,7 @@ impl Contents {
         let mut contents = Contents {
             description: Package::default(),
             storage: Storage::Files,
+            index: HashMap::new(),
             descriptor: Some((name.clone(), text.clone())),
             files: Vec::new(),
             disks: Vec::new(),
@@ -216,12 +221,11 @@ impl Contents {
             });
             self.disks.push((disk.file, disk.parent));
         }
+        let disks = self.description.disks.iter().filter(|disk| disk.has_file);
+        let disks: HashSet<&[u8]> = disks.map(|disk| disk.name.as_bytes()).collect();
         let is_disk = |name: &Name| {
-            self.description.disks.iter().any(|disk| {
-                let bytes = disk.name.as_bytes();
-                disk.has_file
-                    && (disk.name == *name || name.as_bytes().strip_prefix(bytes).is_some_and(is_chunk_suffix))
-            })
+            let bytes = name.as_bytes();
+            disks.contains(bytes) || without_chunk_suffix(bytes).is_some_and(|bytes| disks.contains(bytes))
         };
         let role = |own: &Name| match extension(own).as_slice() {
             _ if own == name => "descriptor",
@@ -443,7 +447,7 @@ impl Contents {
 
     fn member(&self, name: &Name) -> Option<&tar::Member> {
         match &self.storage {
-            Storage::Archive(_, members) => members.iter().find(|member| member.name == *name),
+            Storage::Archive(_, members) => members.get(*self.index.get(name)?),
             Storage::Files => None,
         }
     }
@@ -553,10 +557,10 @@ fn extension(name: &Name) -> Vec<u8> {
     dot.and_then(|dot| base.get(dot + 1..)).unwrap_or_default().to_ascii_lowercase()
 }
 
-fn is_chunk_suffix(suffix: &[u8]) -> bool {
-    suffix
-        .split_first()
-        .is_some_and(|(dot, digits)| *dot == b'.' && digits.len() == 9 && digits.iter().all(u8::is_ascii_digit))
+/// The name of the file of which a file of this name is a chunk.
+fn without_chunk_suffix(name: &[u8]) -> Option<&[u8]> {
+    let (rest, digits) = name.split_last_chunk::<9>()?;
+    rest.strip_suffix(b".").filter(|_| digits.iter().all(u8::is_ascii_digit))
 }
 
 /// The name with `%20` and the like decoded; `None` if there is nothing to decode.

@@ -394,6 +394,9 @@ fn hostile_packages_are_refused() {
         (with(&[entry("b.ovf", b'0', &text), entry("a.vmdk", b'0', &disk)]), "several OVF descriptors"),
         (with(&[entry("a.vmdk", b'0', b"404 Not Found")]), "the extension is that of vmdk"),
         (with(&[entry("a.vmdk", b'0', &disk)])[..5000].to_vec(), "out of bounds"),
+        // A descriptor that names itself, or another one.
+        (pack(&[("vm.ovf", descriptor(&[("vm.ovf", "")]))]), "a descriptor as the file of a disk"),
+        (with(&[entry("a.vmdk", b'0', &text)]), "a descriptor as the file of a disk"),
     ] {
         let error = open(bytes).unwrap_err();
         assert!(error.to_string().contains(message), "{message}: {error}");

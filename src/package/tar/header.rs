@@ -12,7 +12,7 @@ const MAGIC: Range<usize> = 257..265;
 const USTAR: &[u8; 8] = b"ustar\x0000";
 const GNU: &[u8; 8] = b"ustar  \0";
 /// Largest size in the octal digits of ustar.
-const MAX_OCTAL: u64 = 0o777_7777_7777;
+pub(super) const MAX_OCTAL: u64 = 0o777_7777_7777;
 
 /// A header whose checksum is correct.
 pub(super) struct Header {

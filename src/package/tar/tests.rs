@@ -275,7 +275,10 @@ fn hostile_archives_are_refused() {
         (global, "must not have names or sizes"),
         (pax(&[("size", "-1")]), "decimal number"),
         (pax(&[("size", "9223372036854775807")]), "is out of bounds"),
+        (pax(&[("size", "9")]), "states another size"),
+        (pax(&[("size", "9223372036854775808")]), "decimal number"),
         (pax(&[("path", "../a")]), "'..' component"),
+        (pax(&[("path", "a"), ("path", "/b")]), "must not be absolute"),
         (pax(&[("GNU.sparse.map", "0,10,5,1"), ("GNU.sparse.size", "10")]), "overlaps the previous entry"),
         (pax(&[("GNU.sparse.map", "0,5"), ("GNU.sparse.size", "10")]), "has fewer bytes"),
         (pax(&[("GNU.sparse.map", "0,10,10,10"), ("GNU.sparse.size", "100")]), "is out of bounds"),
@@ -310,6 +313,36 @@ fn hostile_archives_are_refused() {
             // A directory is not a file.
             Ok(members) => assert!(message == "is a directory" && members[0].kind == Kind::Directory, "{message}"),
         }
+    }
+}
+
+/// An archive without end.
+struct Endless([u8; 512]);
+
+impl ReadAt for Endless {
+    fn size(&self) -> std::io::Result<u64> {
+        Ok(1 << 50)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        for (byte, at) in buf.iter_mut().zip(offset..) {
+            *byte = self.0[at as usize % 512];
+        }
+        Ok(buf.len())
+    }
+}
+
+#[test]
+fn archives_without_end_are_refused() {
+    let endless = |kind| Endless(entry("a", kind, b"")[..512].try_into().unwrap());
+    for kind in [b'0', b'5', b'2'] {
+        let error = members(&endless(kind), &Budget::new(1 << 22)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
+    }
+    // Headers that describe no member.
+    for kind in [b'g', b'V', b'K', b'L', b'x'] {
+        let error = members(&endless(kind), &Budget::new(1 << 22)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{kind}: {error}");
     }
 }
 
