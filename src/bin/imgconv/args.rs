@@ -152,10 +152,15 @@ pub struct PackageArgs {
 impl PackageArgs {
     /// The options with the selected disk.
     pub fn select(&self, options: OpenOptions) -> OpenOptions {
-        match &self.disk {
-            Some(disk) => options.member(disk),
-            None => options,
-        }
+        select_disk(options, self.disk.as_deref())
+    }
+}
+
+/// The options with the selected disk of a package.
+pub fn select_disk(options: OpenOptions, disk: Option<&str>) -> OpenOptions {
+    match disk {
+        Some(disk) => options.member(disk),
+        None => options,
     }
 }
 
