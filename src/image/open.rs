@@ -307,7 +307,7 @@ impl OpenOptions {
             Some(OnePass::Disk(Peeled { source, layers, .. })) => {
                 let path = Some(path.to_owned());
                 let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
-                self.open_chain(opened).map(Some)
+                self.open_chain(opened).map(Image::read_in_order).map(Some)
             }
             Some(OnePass::Stream(format, stream)) => match self.open_in_order(format, stream, Some((file, path))) {
                 // Only some images of the format can be read in order.
@@ -422,7 +422,7 @@ impl OpenOptions {
             None => (source, None),
         };
         let file = SourceFile::from_file(source, path)?.seen_by(&*reader)?;
-        Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
+        Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
     }
 
     pub(super) fn spool_directory(&self) -> PathBuf {

@@ -4,6 +4,8 @@
 //! Engine, exports of XenServer. A package yields the file of a disk as a [`ReadAt`]; what that holds is decided by its content, as for any other file.
 
 mod content;
+#[cfg(feature = "write")]
+pub(crate) mod google;
 pub(crate) mod manifest;
 #[cfg(feature = "write")]
 pub(crate) mod ova;

@@ -20,6 +20,8 @@ use header::{Header, MAX_OCTAL};
 #[cfg(feature = "write")]
 pub(super) use header::{encode_end, encode_header};
 use pax::Pax;
+#[cfg(feature = "write")]
+pub(super) use sparse::encode_file;
 
 /// Name of the format.
 pub(super) const FORMAT_NAME: &str = "tar";

@@ -170,6 +170,33 @@ proptest! {
     }
 
     #[test]
+    fn the_map_of_an_encoded_file_reads_back(
+        list in prop::collection::vec((prop_oneof![1u64..5000, 1u64..1 << 45], 1u64..2000), 0..60),
+        tail in prop_oneof![Just(0), 1u64..1 << 45],
+    ) {
+        let mut runs: Vec<std::ops::Range<u64>> = Vec::new();
+        for (gap, len) in list {
+            // The first run can be at the start.
+            let start = runs.last().map_or(gap - 1, |last| last.end + gap);
+            runs.push(start..start + len);
+        }
+        let size = runs.last().map_or(0, |last| last.end) + tail;
+        let mut archive = encode_file("disk.raw", size, &runs, 7);
+        let head = archive.len() as u64;
+        prop_assert!(head.is_multiple_of(BLOCK));
+        let stored: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        archive.resize((head + stored).next_multiple_of(BLOCK) as usize, 1);
+        let members = read(&archive).unwrap();
+        prop_assert_eq!((members.len(), members[0].size, members[0].kind), (1, size, Kind::File));
+        let mut offset = head;
+        for (piece, run) in members[0].pieces.iter().zip(&runs) {
+            prop_assert_eq!((piece.start, piece.end(), piece.offset), (run.start, run.end, offset));
+            offset += piece.len;
+        }
+        prop_assert_eq!(members[0].pieces.len(), runs.len());
+    }
+
+    #[test]
     fn damage_is_an_error_or_another_archive(
         flips in prop::collection::vec((0usize..6000, any::<u8>()), 1..6),
         cut in 0usize..6000,
