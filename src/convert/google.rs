@@ -106,6 +106,10 @@ mod tests {
         OpenOptions::new().format(Format::RAW).open_source(Arc::new(Window::new(data, pieces, len))).unwrap()
     }
 
+    fn only(run: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(run).collect()
+    }
+
     #[test]
     fn runs_are_whole_blocks_and_few() {
         let source = with_holes(&[0, 1, 3, 6, 100], 200 << 20);
@@ -113,10 +117,10 @@ mod tests {
         assert_eq!(runs(100), [0..2 * BLOCK, 3 * BLOCK..4 * BLOCK, 6 * BLOCK..7 * BLOCK, 100 * BLOCK..101 * BLOCK]);
         assert_eq!(runs(3), [0..4 * BLOCK, 6 * BLOCK..7 * BLOCK, 100 * BLOCK..101 * BLOCK]);
         assert_eq!(runs(2), [0..7 * BLOCK, 100 * BLOCK..101 * BLOCK]);
-        assert_eq!(runs(1), [0..101 * BLOCK]);
+        assert_eq!(runs(1), only(0..101 * BLOCK));
         let whole = raw(vec![1; 5]);
-        assert_eq!(converter().data_runs(&whole, 9).unwrap(), [0..BLOCK]);
-        assert_eq!(converter().google_content(Some(&whole), 5, false).unwrap().runs, [0..1 << 30]);
+        assert_eq!(converter().data_runs(&whole, 9).unwrap(), only(0..BLOCK));
+        assert_eq!(converter().google_content(Some(&whole), 5, false).unwrap().runs, only(0..1 << 30));
     }
 
     fn written(source: &Image, threads: usize) -> Vec<u8> {
