@@ -30,11 +30,14 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const IMGCONV: &str = env!("CARGO_BIN_EXE_imgconv");
 
+/// The file with the secret of encrypted images, beside them.
+const SECRET: &str = "secret";
+
 /// No round of a conversion begins after this time.
 const ENOUGH: Duration = Duration::from_secs(60);
 
 /// From what, to what.
-const CASES: [(Kind, Kind); 20] = [
+const CASES: [(Kind, Kind); 24] = [
     (RAW, QCOW2),
     (QCOW2, RAW),
     (RAW, ZLIB),
@@ -55,6 +58,10 @@ const CASES: [(Kind, Kind); 20] = [
     (RAW, VHDX_FIXED),
     (RAW, VDI),
     (VDI, RAW),
+    (RAW, LUKS),
+    (LUKS, RAW),
+    (RAW, QCOW2_LUKS),
+    (QCOW2_LUKS, RAW),
 ];
 
 /// Those that do nothing but move bytes.
@@ -76,18 +83,31 @@ struct Kind {
     name: &'static str,
     format: &'static str,
     args: &'static [&'static str],
+    /// The option with the ID of the secret of a source, if it is encrypted.
+    key: Option<&'static str>,
 }
 
-const RAW: Kind = Kind { name: "raw", format: "raw", args: &[] };
-const QCOW2: Kind = Kind { name: "qcow2", format: "qcow2", args: &[] };
-const ZLIB: Kind = Kind { name: "qcow2-zlib", format: "qcow2", args: &["-c"] };
-const ZSTD: Kind = Kind { name: "qcow2-zstd", format: "qcow2", args: &["-c", "-o", "compression_type=zstd"] };
-const VMDK: Kind = Kind { name: "vmdk", format: "vmdk", args: &[] };
-const VPC: Kind = Kind { name: "vpc", format: "vpc", args: &[] };
-const VHDX: Kind = Kind { name: "vhdx", format: "vhdx", args: &[] };
-const VHDX_FIXED: Kind = Kind { name: "vhdx-fixed", format: "vhdx", args: &["-o", "subformat=fixed"] };
-const VDI: Kind = Kind { name: "vdi", format: "vdi", args: &[] };
-const STREAM: Kind = Kind { name: "vmdk-stream", format: "vmdk", args: &["-o", "subformat=streamOptimized"] };
+const RAW: Kind = Kind { name: "raw", format: "raw", args: &[], key: None };
+const QCOW2: Kind = Kind { name: "qcow2", format: "qcow2", args: &[], key: None };
+const ZLIB: Kind = Kind { name: "qcow2-zlib", format: "qcow2", args: &["-c"], key: None };
+const ZSTD: Kind =
+    Kind { name: "qcow2-zstd", format: "qcow2", args: &["-c", "-o", "compression_type=zstd"], key: None };
+const VMDK: Kind = Kind { name: "vmdk", format: "vmdk", args: &[], key: None };
+const VPC: Kind = Kind { name: "vpc", format: "vpc", args: &[], key: None };
+const VHDX: Kind = Kind { name: "vhdx", format: "vhdx", args: &[], key: None };
+const VHDX_FIXED: Kind = Kind { name: "vhdx-fixed", format: "vhdx", args: &["-o", "subformat=fixed"], key: None };
+const VDI: Kind = Kind { name: "vdi", format: "vdi", args: &[], key: None };
+const STREAM: Kind =
+    Kind { name: "vmdk-stream", format: "vmdk", args: &["-o", "subformat=streamOptimized"], key: None };
+// Deriving a key takes as long as the creator wants; here it is to take no time.
+const LUKS: Kind =
+    Kind { name: "luks", format: "luks", args: &["-o", "key-secret=sec0,iter-time=10"], key: Some("key-secret") };
+const QCOW2_LUKS: Kind = Kind {
+    name: "qcow2-luks",
+    format: "qcow2",
+    args: &["-o", "encrypt.format=luks,encrypt.key-secret=sec0,encrypt.iter-time=10"],
+    key: Some("encrypt.key-secret"),
+};
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -178,6 +198,7 @@ fn bench(settings: &Settings) -> Result<()> {
     let space = Workspace::new(&settings.dir)?;
     let raw = space.file("source.raw");
     copy(&disk, &raw)?;
+    fs::write(space.file(SECRET), "secret")?;
     let (gib, cores) = (allocated(&raw)? as f64 / f64::from(1 << 30), available_parallelism()?);
     println!("{} bytes of disk, {gib:.2} GiB of data, in {}, {cores} cores", settings.size, settings.dir.display());
     println!(
@@ -236,8 +257,16 @@ fn measure_case(
     }
 
     let program = if has_qemu { "qemu-img" } else { IMGCONV };
-    run(Command::new(program).arg("compare").args([source, &ours.target]))
-        .map_err(|e| format!("the result differs from its source: {e}"))?;
+    let mut compare = match from.key.or(to.key) {
+        None => Command::new(program),
+        // It finds the format and the secret of each image.
+        Some(_) => Command::new(IMGCONV),
+    };
+    compare.arg("compare");
+    if from.key.or(to.key).is_some() {
+        compare.arg("--secret-file").arg(space.file(SECRET));
+    }
+    run(compare.args([source, &ours.target])).map_err(|e| format!("the result differs from its source: {e}"))?;
     let size = |contestant: &Contestant| Ok::<_, Box<dyn Error>>(allocated(&contestant.target)? as f64);
     let mut row = ours.summary();
     for other in &others[..2] {
@@ -313,7 +342,19 @@ fn median(numbers: impl Iterator<Item = f64>) -> f64 {
 
 fn convert(program: &str, from: Kind, to: Kind, flags: &[&str], source: &Path, target: &Path) -> Command {
     let mut command = Command::new(program);
-    command.args(["convert", "-f", from.format, "-O", to.format]).args(to.args).args(flags).args([source, target]);
+    command.args(["convert", "-O", to.format]).args(to.args).args(flags);
+    if from.key.or(to.key).is_some() {
+        command.arg("--object").arg(format!("secret,id=sec0,file={}", source.with_file_name(SECRET).display()));
+    }
+    match from.key {
+        None => command.args(["-f", from.format]).arg(source),
+        Some(key) => command.arg("--image-opts").arg(format!(
+            "driver={},file.filename={},{key}=sec0",
+            from.format,
+            source.display()
+        )),
+    };
+    command.arg(target);
     command
 }
 

@@ -1,5 +1,5 @@
 //! Reads, writes and converts virtual disk images: [raw](format::raw), [qcow2](format::qcow2), [VMDK](format::vmdk),
-//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default, LUKS and old formats.
+//! [VHD](format::vhd), [VHDX](format::vhdx) and [VDI](format::vdi); with features that are not on by default, LUKS, dmg and old formats.
 //!
 //! ```no_run
 //! use diskimage::{Converter, Format, Image};
@@ -40,7 +40,7 @@
 //! convert/  compare                  Converter, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
-//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop; shared/
+//! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
 //! codec/  compressed/  crypto/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
@@ -49,7 +49,7 @@
 //! Guarantees:
 //!
 //! 1. **Deterministic.** The output is the same, byte for byte, for any number of threads. (Encrypted images have random keys.)
-//! 2. **Bounded memory.** A few MiB per thread, the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
+//! 2. **Bounded memory.** A few MiB per thread, 8 MiB of decoded units (one for each thread, where they are larger), the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
 //!    most), and the read-ahead of a pipe; independent of the size of the disk.
 //! 3. **All or nothing.** The header is written last, and files are renamed to their final names at the end. A failed or interrupted
 //!    conversion leaves no files; it empties a file written in place. (A stream has its header first; its footer completes it.)

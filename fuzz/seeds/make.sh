@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any bochs cloop compressed luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
-mkdir any bochs cloop compressed luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop compressed dmg luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop compressed dmg luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -269,6 +269,46 @@ done
 printf '\0\0\0\0\0\0' && printf "\\$(printf %03o $((at >> 8)))\\$(printf %03o $((at & 255)))"
 cat "$tmp/payload.0" "$tmp/payload.1" "$tmp/payload.4"; } >cloop/blocks
 
+# dmg, of five sectors: a run of each codec that Python has, raw sectors and zeros; and one without block tables.
+python3 - "$tmp/disk" <<'END'
+import base64, bz2, lzma, struct, sys, zlib
+disk = open(sys.argv[1], "rb").read().ljust(2560, b"\0")
+
+def image(name, kinds, in_resources=False):
+    data, runs = b"", b""
+    for sector, kind in enumerate(kinds):
+        piece = disk[512 * sector:512 * sector + 512]
+        # Literals of ADC; a block of LZFSE as it is.
+        payload = {0: b"", 1: piece, 4: b"".join(b"\x9f" + piece[at:at + 32] for at in range(0, 512, 32)), 5: zlib.compress(piece, 9),
+                   6: bz2.compress(piece, 1), 7: b"bvx-" + struct.pack("<I", 512) + piece + b"bvx$",
+                   8: lzma.compress(piece, check=lzma.CHECK_CRC32)}[kind]
+        runs += struct.pack(">IIQQQQ", kind | 0x80000000 if kind > 2 else kind, 0, sector, 1, len(data), len(payload))
+        data += payload
+    runs += struct.pack(">IIQQQQ", 0xffffffff, 0, len(kinds), 0, len(data), 0)
+    table = struct.pack(">4sIQQQII", b"mish", 1, 0, len(kinds), 0, 1, 0) + bytes(160) + struct.pack(">I", len(runs) // 40) + runs
+    plist = (b"<plist><dict><key>resource-fork</key><dict><key>blkx</key><array><dict><key>Data</key><data>" + base64.b64encode(table)
+             + b"</data></dict></array></dict></dict></plist>")
+    resources = struct.pack(">IIII", 16, 20 + len(table), 4 + len(table), 50) + struct.pack(">I", len(table)) + table
+    resources += bytes(24) + struct.pack(">HHH4sHHHHIHH", 28, 50, 0, b"blkx", 0, 10, 0, 0xffff, 0, 0, 0)
+    if in_resources:
+        plist = b""
+    else:
+        resources = b""
+    if not kinds:
+        data, plist = disk, b""
+    trailer = struct.pack(">4sIIIQQQQQII", b"koly", 4, 512, 1, 0, 0, len(data), len(data), len(resources), 1, 1) + bytes(152)
+    trailer += struct.pack(">QQ", len(data) if plist else 0, len(plist)) + bytes(256) + struct.pack(">IQ", 1, 5) + bytes(12)
+    open("dmg/" + name, "wb").write(data + resources + plist + trailer)
+
+image("adc", [4, 4, 1, 0, 4])
+image("zlib", [5, 5, 1, 0, 5])
+image("bzip2", [6, 0, 1, 0, 6])
+image("lzfse", [7, 7, 1, 0, 7])
+image("xz", [8, 0, 1, 0, 8])
+image("resources", [5, 5, 1, 0, 5], True)
+image("without-tables", [])
+END
+
 cp "$tmp/disk" raw/text
 printf '\125\252' | dd of=raw/boot-sector bs=1 seek=510 status=none
 cp qcow2/version-3 qcow2/zstd qcow2/snapshot raw/boot-sector vmdk/stream any
@@ -279,6 +319,7 @@ cp qcow/compressed any/qcow
 cp parallels/sectors any/parallels
 cp bochs/version-1 any/bochs
 cp cloop/blocks any/cloop
+cp dmg/zlib any/dmg
 
 # 16 bytes choose format, settings and options (tests/fuzzing/roundtrip.rs); 200 leaves an option at its default, 255 a size.
 # Then runs of guest bytes: a kind, a length of two bytes, and for kind 3 the bytes.

@@ -31,11 +31,12 @@ impl Encoding {
         Encoding { codec, level: None, window_bits: zlib::MAX_WINDOW_BITS }
     }
 
-    /// The levels of `codec`, from the fastest to the smallest.
+    /// The levels of `codec`, from the fastest to the smallest; 0 alone for a codec that is only decoded.
     pub const fn levels(codec: Codec) -> RangeInclusive<u8> {
         match codec {
             Codec::Deflate | Codec::Zlib | Codec::Gzip => 1..=9,
             Codec::Zstd => 1..=22,
+            Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => 0..=0,
         }
     }
 
@@ -44,17 +45,18 @@ impl Encoding {
         match codec {
             Codec::Deflate | Codec::Zlib | Codec::Gzip => 5,
             Codec::Zstd => 1,
+            Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => 0,
         }
     }
 
-    /// Length in bytes of the longest payload for `len` bytes that the encoder makes without a limit; for zstd there is no
-    /// bound, `usize::MAX`.
+    /// Length in bytes of the longest payload for `len` bytes that the encoder makes without a limit; for zstd, and for codecs that
+    /// are only decoded, there is no bound, `usize::MAX`.
     pub fn max_len(&self, len: usize) -> usize {
         match self.codec {
             Codec::Deflate => zlib::stored_len(len),
             Codec::Zlib => zlib::stored_len(len) + zlib::OVERHEAD,
             Codec::Gzip => zlib::stored_len(len) + gzip::OVERHEAD,
-            Codec::Zstd => usize::MAX,
+            Codec::Zstd | Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => usize::MAX,
         }
     }
 

@@ -6,8 +6,8 @@
 //! Payloads are untrusted: decoding writes only into the caller's buffer, allocates nothing by a number that the payload
 //! states, and either fills the buffer or fails.
 //!
-//! [`Codec`], [`Encoding`] and [`Decoder`] exist in every build. The features `deflate` and `zstd` bring the codecs, `write`
-//! brings [`Encoder`]. A codec that was left out is refused with [`MissingCodec`].
+//! [`Codec`], [`Encoding`] and [`Decoder`] exist in every build. The features `deflate` and `zstd` bring their codecs, `dmg` those of
+//! Apple's images, `write` brings [`Encoder`]. A codec that was left out is refused with [`MissingCodec`].
 //!
 //! ```
 //! use diskimage::codec::{Codec, Decoder};
@@ -25,6 +25,8 @@ mod decode;
 mod encode;
 mod encoding;
 pub(crate) mod gzip;
+#[cfg(any(feature = "compressed", feature = "dmg"))]
+pub(crate) mod xz;
 mod zlib;
 
 use std::fmt;
@@ -58,24 +60,37 @@ pub enum Codec {
     Gzip,
     /// Zstandard frames (RFC 8878, section 3.1), one or more, skippable ones included.
     Zstd,
+    /// Apple Data Compression: matches and literals, without an end or a checksum. Decoded only.
+    Adc,
+    /// One bzip2 stream. Decoded only.
+    Bzip2,
+    /// LZFSE, with its blocks of LZVN. Decoded only.
+    Lzfse,
+    /// One xz stream (The .xz File Format, section 2.1): LZMA2, and a check. Decoded only.
+    Xz,
 }
 
 impl Codec {
-    /// The lower-case name: `"deflate"`, `"zlib"`, `"gzip"` or `"zstd"`.
+    /// The lower-case name: `"deflate"`, `"zlib"`, `"gzip"`, `"zstd"`, `"adc"`, `"bzip2"`, `"lzfse"` or `"xz"`.
     pub const fn name(self) -> &'static str {
         match self {
             Codec::Deflate => "deflate",
             Codec::Zlib => "zlib",
             Codec::Gzip => "gzip",
             Codec::Zstd => "zstd",
+            Codec::Adc => "adc",
+            Codec::Bzip2 => "bzip2",
+            Codec::Lzfse => "lzfse",
+            Codec::Xz => "xz",
         }
     }
 
-    /// The cargo feature that brings it: `"deflate"` or `"zstd"`.
+    /// The cargo feature that brings it: `"deflate"`, `"zstd"`, or `"dmg"`.
     pub const fn feature(self) -> &'static str {
         match self {
             Codec::Deflate | Codec::Zlib | Codec::Gzip => "deflate",
             Codec::Zstd => "zstd",
+            Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => "dmg",
         }
     }
 
@@ -87,6 +102,7 @@ impl Codec {
         let available = match self {
             Codec::Deflate | Codec::Zlib | Codec::Gzip => cfg!(feature = "deflate"),
             Codec::Zstd => cfg!(feature = "zstd"),
+            Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => cfg!(feature = "dmg"),
         };
         if available { Ok(()) } else { Err(MissingCodec { codec: self }) }
     }
@@ -98,7 +114,7 @@ impl fmt::Display for Codec {
     }
 }
 
-/// The error for a codec whose feature is off in this build.
+/// The error for a codec whose feature is off in this build, or to encode with one that is only decoded.
 ///
 /// ```
 /// use diskimage::codec::{Codec, MissingCodec};
@@ -107,10 +123,20 @@ impl fmt::Display for Codec {
 /// assert_eq!(missing.to_string(), "this build has no zstd codec; enable the feature `zstd`");
 /// ```
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
-#[error("this build has no {codec} codec; enable the feature `{}`", codec.feature())]
+#[error("{}", MissingCodec::message(*codec))]
 pub struct MissingCodec {
     /// The requested codec.
     pub codec: Codec,
+}
+
+impl MissingCodec {
+    fn message(codec: Codec) -> String {
+        let is_only_decoded = matches!(codec, Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz);
+        match codec.check_available() {
+            Ok(()) if is_only_decoded => format!("there is no encoder for {codec}"),
+            _ => format!("this build has no {codec} codec; enable the feature `{}`", codec.feature()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Every level and size comes back, and damage is survived.
 
+#[cfg(feature = "dmg")]
+mod decoded;
+
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -184,17 +184,33 @@ impl Header<'_> {
     }
 }
 
-/// Finds the members of a file of `file_len` bytes whose headers state their lengths. `None` for a file of other members, or of another
-/// program.
+/// Finds the members of a file of `file_len` bytes whose headers state their lengths: those that are written here, and BGZF (The SAM/BAM
+/// Format Specification, section 4.1). `None` for a file with other members.
 pub(super) fn read_index(file: &dyn ReadAt, file_len: u64, limits: &Limits) -> Option<Index> {
     let mut index = Index::default();
     let mut at = 0;
     while at < file_len {
         let mut header = [0; gzip::HEADER];
         file.read_exact_at(&mut header, at).ok()?;
-        let (member_len, len) = gzip::lengths(&header).filter(|(member_len, _)| *member_len > gzip::HEADER as u64)?;
+        let (member_len, len) = gzip::lengths(&header).or_else(|| bgzf_lengths(file, &header, at))?;
+        if member_len <= gzip::HEADER as u64 {
+            return None;
+        }
         index.push(at, member_len, len, None, limits)?;
         at += member_len;
     }
     (at == file_len).then_some(index)
+}
+
+/// The length of the BGZF member at `at` in bytes, and that of its data, which is in its trailer; `None` for another member.
+fn bgzf_lengths(file: &dyn ReadAt, header: &[u8; gzip::HEADER], at: u64) -> Option<(u64, u64)> {
+    const MAX_DATA: u32 = 1 << 16;
+    let &[id1, id2, method, flag::EXTRA, _, _, _, _, _, _, 6, 0, b'B', b'C', 2, 0, low, high, ..] = header else {
+        return None;
+    };
+    let member_len = u64::from(u16::from_le_bytes([low, high])) + 1;
+    let mut isize = [0; 4];
+    file.read_exact_at(&mut isize, at.checked_add(member_len)?.checked_sub(4)?).ok()?;
+    let len = u32::from_le_bytes(isize);
+    ([id1, id2, method] == MAGIC && len <= MAX_DATA).then_some((member_len, len.into()))
 }

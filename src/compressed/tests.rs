@@ -14,13 +14,7 @@ const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::
 /// A file of one part: a member, a stream of one block, a frame.
 pub(super) fn encode(compression: Compression, data: &[u8]) -> Vec<u8> {
     match compression {
-        Compression::Gzip => {
-            let mut deflated = vec![0; zlib_rs::compress_bound(data.len()) + 64];
-            let mut deflate = zlib_rs::Deflate::new(6, false, 15);
-            deflate.compress(data, &mut deflated, zlib_rs::DeflateFlush::Finish).unwrap();
-            deflated.truncate(deflate.total_out() as usize);
-            gzip_member(&deflated, zlib_rs::crc32::crc32(0, data), data.len() as u32)
-        }
+        Compression::Gzip => gzip_member(&deflated(data), zlib_rs::crc32::crc32(0, data), data.len() as u32),
         Compression::Xz => xz(data, lzma_rust2::CheckType::Crc64, None),
         Compression::Bzip2 => {
             let mut encoder = ::bzip2::write::BzEncoder::new(Vec::new(), ::bzip2::Compression::fast());
@@ -48,6 +42,26 @@ pub(super) fn xz(data: &[u8], check: lzma_rust2::CheckType, block: Option<u64>) 
     let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
     writer.write_all(data).unwrap();
     writer.finish().unwrap()
+}
+
+fn deflated(data: &[u8]) -> Vec<u8> {
+    let mut deflated = vec![0; zlib_rs::compress_bound(data.len()) + 64];
+    let mut deflate = zlib_rs::Deflate::new(6, false, 15);
+    deflate.compress(data, &mut deflated, zlib_rs::DeflateFlush::Finish).unwrap();
+    deflated.truncate(deflate.total_out() as usize);
+    deflated
+}
+
+/// A file of BGZF, as bgzip writes it: members of up to 65280 bytes, and an empty one at the end.
+fn bgzf(data: &[u8]) -> Vec<u8> {
+    let member = |part: &[u8]| {
+        let deflated = deflated(part);
+        let size = (18 + deflated.len() + 8 - 1) as u16;
+        let header = [&b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0"[..], &size.to_le_bytes()].concat();
+        let trailer = [zlib_rs::crc32::crc32(0, part), part.len() as u32].map(u32::to_le_bytes).concat();
+        [header, deflated, trailer].concat()
+    };
+    data.chunks(65280).chain([&[][..]]).flat_map(member).collect()
 }
 
 fn gzip_member(deflated: &[u8], crc: u32, len: u32) -> Vec<u8> {
@@ -359,7 +373,7 @@ mod files {
         }
     }
 
-    /// Files of several parts of known sizes: xz blocks in two streams with padding, zstd frames without and with a seek table.
+    /// Files of several parts of known sizes: xz blocks in two streams with padding, zstd frames without and with a seek table, BGZF.
     fn indexed(data: &[u8]) -> Vec<(&'static str, Compression, Vec<u8>)> {
         let half = data.len() / 2 / 4 * 4;
         let check = lzma_rust2::CheckType::Crc32;
@@ -380,6 +394,7 @@ mod files {
             ("xz", Compression::Xz, xz),
             ("frames", Compression::Zstd, skipped),
             ("seekable", Compression::Zstd, seekable),
+            ("bgzf", Compression::Gzip, bgzf(data)),
         ]
     }
 
@@ -531,6 +546,16 @@ mod files {
         }
         assert_eq!(read(Compression::Zstd, vec![]), Some(index::Index::default()));
         assert_eq!(read(Compression::Xz, vec![0; 100]), None);
+        // Members of BGZF that are cut off, or whose sizes are wrong.
+        let file = bgzf(&sample(100_000));
+        assert_eq!(read(Compression::Gzip, file.clone()).unwrap().units().len(), 2);
+        let is_whole = |len: &usize| read(Compression::Gzip, file[..*len].to_vec()).is_some();
+        assert_eq!((1..file.len()).filter(is_whole).count(), 2, "at the end of a member");
+        for size in [0, 17, u16::MAX] {
+            let mut damaged = file.clone();
+            damaged[16..18].copy_from_slice(&size.to_le_bytes());
+            assert_eq!(read(Compression::Gzip, damaged), None, "{size}");
+        }
     }
 
     #[test]

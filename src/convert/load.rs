@@ -25,8 +25,6 @@ pub(super) struct Loader<'a> {
     encoded: Vec<u8>,
     items: Vec<Item>,
     scratch: Scratch,
-    /// Separate from the source's, since the cached unit is identified by its location in the image.
-    base_scratch: Scratch,
     encoder: Option<Encoder>,
     salvage: Option<Salvage<'a>>,
 }
@@ -71,7 +69,6 @@ impl<'a> Loader<'a> {
             encoded: Vec::new(),
             items: Vec::new(),
             scratch: Scratch::default(),
-            base_scratch: Scratch::default(),
             encoder: job.spec.encoding.as_ref().map(Encoder::new).transpose().map_err(Error::missing_codec)?,
             salvage: job.salvage.map(Salvage::new),
         })
@@ -120,6 +117,7 @@ impl<'a> Loader<'a> {
         self.encoded.clear();
         let chunk_size = self.job.chunk_size() as usize;
         self.data.resize(chunk_size, 0);
+        self.decode_last_unit(work);
         for segment in self.segments(work) {
             match (self.job.base, self.encoder.is_some()) {
                 (None, false) => {
@@ -130,7 +128,7 @@ impl<'a> Loader<'a> {
                 (Some(base), encode) => {
                     self.base.resize(chunk_size, 0);
                     self.read_source(work, &segment)?;
-                    let (start, scratch) = (work.range.start, &mut self.base_scratch);
+                    let (start, scratch) = (work.range.start, &mut self.scratch);
                     read(&mut self.base, start, &work.base, &segment, |span, buf| base.load(&span, buf, scratch))?;
                     let first = self.items.len();
                     self.find_changes(work, segment);
@@ -141,6 +139,18 @@ impl<'a> Loader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Decodes the unit that the next work range has a part of, before anything else: the thread that loads the next one needs this unit
+    /// first, and would wait for it, or decode it again. A failure is met again when the unit is read.
+    fn decode_last_unit(&mut self, work: &Work) {
+        if let Some(span) = work.source.last()
+            && let ExtentKind::Compressed(unit) = span.kind
+            && unit.unit + u64::from(unit.unit_len) > work.range.end
+            && work.range.end < self.job.source.virtual_size()
+        {
+            let _ = self.job.source.decode_shared(span, &mut self.scratch);
+        }
     }
 
     /// Reads a segment of the source, or what can be read of it.

@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 use super::{SECTOR, SectorCipher};
 use crate::io::{FileIdentity, ReadAt, WriteAt, write_zeros};
 
-/// Bytes that are read, or written, and encrypted at once: they stay in the cache of a core.
-const PIECE: usize = 64 << 10;
+/// Bytes that are read, or written, and encrypted at once: they stay in the cache of a core, and are whole batches of sectors.
+const PIECE: usize = 60 << 10;
 
 /// A file of which everything from a certain offset on is decrypted. What precedes it is read as it is. It has no holes: a hole is the
 /// ciphertext of something.

@@ -45,6 +45,9 @@ pub struct OpenContext<'a> {
     pub file: &'a FileOpener<'a>,
     /// Secrets that may unlock an encrypted image. A driver tries each.
     pub secrets: &'a [Secret],
+    /// The header, if it is in a file of its own. Only drivers with [`FormatDriver::detached_headers`](super::FormatDriver::detached_headers)
+    /// get one.
+    pub detached_header: Option<DetachedHeader<'a>>,
     /// Whether only the properties of the image are wanted. An encrypted image needs no secret then; otherwise a driver that cannot unlock
     /// it returns [`Error::Secret`].
     pub inspect: bool,
@@ -53,7 +56,16 @@ pub struct OpenContext<'a> {
 impl<'a> OpenContext<'a> {
     /// A context for the active state of an image, with no access to referenced files.
     pub fn new(limits: &'a Limits, budget: &'a Budget) -> Self {
-        OpenContext { limits, budget, snapshot: None, path: None, file: &|_| Ok(None), secrets: &[], inspect: false }
+        OpenContext {
+            limits,
+            budget,
+            snapshot: None,
+            path: None,
+            file: &|_| Ok(None),
+            secrets: &[],
+            detached_header: None,
+            inspect: false,
+        }
     }
 
     /// [`Error::Unsupported`] if a snapshot is requested. For drivers of formats without internal snapshots.
@@ -81,6 +93,39 @@ impl fmt::Debug for OpenContext<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OpenContext { limits, snapshot, .. } = self;
         f.debug_struct("OpenContext").field("limits", limits).field("snapshot", snapshot).finish_non_exhaustive()
+    }
+}
+
+/// A header in a file of its own; the image file has the guest data.
+///
+/// ```
+/// use diskimage::driver::OpenContext;
+/// use diskimage::io::ReadAt;
+///
+/// /// The file with the header of the image in `file`.
+/// fn header<'a>(file: &'a dyn ReadAt, cx: &OpenContext<'a>) -> &'a dyn ReadAt {
+///     cx.detached_header.map_or(file, |header| header.file)
+/// }
+/// ```
+#[derive(Clone, Copy)]
+#[non_exhaustive]
+pub struct DetachedHeader<'a> {
+    /// The file.
+    pub file: &'a dyn ReadAt,
+    /// Its path, if it was opened by path, for errors.
+    pub path: Option<&'a Path>,
+}
+
+impl<'a> DetachedHeader<'a> {
+    /// The header in `file`.
+    pub fn new(file: &'a dyn ReadAt, path: Option<&'a Path>) -> Self {
+        DetachedHeader { file, path }
+    }
+}
+
+impl fmt::Debug for DetachedHeader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DetachedHeader").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

@@ -128,7 +128,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 pub use check::CheckReport;
-pub use context::{CreateContext, FileOpener, NewBacking, OpenContext, TargetFiles};
+pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use read::SparseRead;
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
@@ -220,6 +220,7 @@ pub struct FormatDriver {
     pub(crate) open_stream: Option<(ProbeFn, OpenStreamFn)>,
     pub(crate) check: Option<CheckFn>,
     pub(crate) open_target: Option<OpenTargetFn>,
+    pub(crate) detached_headers: bool,
 }
 
 impl FormatDriver {
@@ -237,6 +238,7 @@ impl FormatDriver {
             open_stream: None,
             check: None,
             open_target: None,
+            detached_headers: false,
         }
     }
 
@@ -288,6 +290,13 @@ impl FormatDriver {
     #[must_use]
     pub const fn open_stream(mut self, probe: ProbeFn, open_stream: OpenStreamFn) -> Self {
         self.open_stream = Some((probe, open_stream));
+        self
+    }
+
+    /// Adds headers in a file of their own: [`OpenContext::detached_header`].
+    #[must_use]
+    pub const fn detached_headers(mut self) -> Self {
+        self.detached_headers = true;
         self
     }
 

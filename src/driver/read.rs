@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Extent, FileId};
+use super::{Extent, FileId, Location};
 use crate::error::Result;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
@@ -27,6 +27,12 @@ pub trait SparseRead: Send + Sync {
 
     /// The image file with pending log entries applied, where the format has a log and it is not empty.
     fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        None
+    }
+
+    /// The file to read data from whose decryption depends on its guest offset `guest`; `None` for the [image file](Self::image_file). The
+    /// data at `at`, and what follows it in the same extent, is decrypted in it, at the same offset.
+    fn decrypted_file(&self, _guest: u64, _at: Location) -> Option<Arc<dyn ReadAt>> {
         None
     }
 

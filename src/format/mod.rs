@@ -7,6 +7,8 @@
 pub mod bochs;
 #[cfg(feature = "cloop")]
 pub mod cloop;
+#[cfg(feature = "dmg")]
+pub mod dmg;
 #[cfg(feature = "crypto")]
 pub mod luks;
 #[cfg(feature = "parallels")]
@@ -64,6 +66,8 @@ static BUILTIN: &[Format] = &[
     Format::BOCHS,
     #[cfg(feature = "cloop")]
     Format::CLOOP,
+    #[cfg(feature = "dmg")]
+    Format::DMG,
     Format::RAW,
 ];
 
@@ -205,6 +209,9 @@ impl Format {
     /// Compressed disks of Knoppix.
     #[cfg(feature = "cloop")]
     pub const CLOOP: Format = Format(&cloop::DRIVER);
+    /// Disk images of macOS.
+    #[cfg(feature = "dmg")]
+    pub const DMG: Format = Format(&dmg::DRIVER);
 
     /// Encrypted volumes of Linux and QEMU.
     #[cfg(feature = "crypto")]
@@ -276,6 +283,11 @@ impl Format {
     /// Whether a stream with this start can be read in order.
     pub(crate) fn streams(&self, probe: &Probe<'_>) -> bool {
         self.0.open_stream.is_some_and(|(streams, _)| streams(probe))
+    }
+
+    /// Whether the header can be in a file of its own: [`OpenOptions::detached_header`](crate::OpenOptions::detached_header).
+    pub fn has_detached_headers(&self) -> bool {
+        self.0.detached_headers
     }
 
     /// Whether a file has its signature.

@@ -1,5 +1,6 @@
 //! An opened image: a chain of layers read as one disk.
 
+mod detached;
 mod detect;
 mod open;
 pub(crate) mod overlap;
@@ -11,6 +12,7 @@ mod reader;
 mod references;
 mod source;
 mod span;
+mod units;
 
 use std::fmt;
 use std::io;
@@ -32,6 +34,7 @@ pub use references::{ReferencePolicy, ResolveRequest};
 pub(crate) use source::{SizedFile, SourceFile};
 pub(crate) use span::Unmapped;
 pub use span::{Span, Spans};
+use units::UnitCache;
 
 /// An opened image with its backing chain: the disk as the guest sees it.
 ///
@@ -55,7 +58,9 @@ pub use span::{Span, Spans};
 pub struct Image {
     /// At least one, the top first.
     layers: Vec<Layer>,
-    /// The unit that the last small read decoded.
+    /// The units that were read in part.
+    units: UnitCache,
+    /// Buffers of small reads.
     scratch: Mutex<Scratch>,
     /// Whether it can be read once only, from its beginning to its end.
     in_order: bool,
@@ -133,7 +138,7 @@ impl Image {
             let (len, size) = (buf.len(), self.virtual_size());
             return Err(Error::Usage(format!("cannot read {len} bytes at {offset:#x} of a disk of {size:#x} bytes")));
         };
-        // Consecutive small reads share a decoded unit; concurrent ones decode on their own.
+        // Small reads share the buffers; concurrent ones have their own.
         let mut own = Scratch::default();
         let mut shared = self.scratch.try_lock();
         let scratch = shared.as_deref_mut().unwrap_or(&mut own);
@@ -156,34 +161,37 @@ impl Image {
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
             ExtentKind::Data(at) if !span.host_hole => {
-                let read = |file: &Arc<dyn ReadAt>| table::read(&**file, buf, at.offset);
-                self.with_file(span, at.file, read)
+                let decrypted = self.layers[span.layer].reader.decrypted_file(span.offset, at);
+                self.with_file(span, at.file, |file| table::read(&**decrypted.as_ref().unwrap_or(file), buf, at.offset))
             }
             // A whole unit is decoded in place.
             ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {
                 self.decode(span, &unit, buf, scratch).map(drop)
             }
-            ExtentKind::Compressed(unit) => {
-                let key = (span.layer, unit.at.offset, unit.unit);
-                if scratch.unit_key != Some(key) {
-                    scratch.unit_key = None;
-                    scratch.unit.resize(unit.unit_len as usize, 0);
-                    let mut decoded = std::mem::take(&mut scratch.unit);
-                    let result = self.decode(span, &unit, &mut decoded, scratch);
-                    scratch.unit = decoded;
-                    result?;
-                    scratch.unit_key = Some(key);
-                }
+            ExtentKind::Compressed(unit) => self.with_unit(span, &unit, scratch, |decoded| {
                 let from = (span.offset - unit.unit) as usize;
-                let decoded = scratch.unit.get(from..from + buf.len()).unwrap_or_default();
-                buf.copy_from_slice(decoded);
-                Ok(())
-            }
+                buf.copy_from_slice(decoded.get(from..from + buf.len()).unwrap_or_default());
+            }),
             ExtentKind::Data(_) | ExtentKind::Zero { .. } | ExtentKind::Hole => {
                 buf.fill(0);
                 Ok(())
             }
         }
+    }
+
+    /// Decodes the compressed unit of `span`, if it is one, for the threads that read parts of it.
+    pub(crate) fn decode_shared(&self, span: &Span, scratch: &mut Scratch) -> Result<()> {
+        match span.kind {
+            ExtentKind::Compressed(unit) => self.with_unit(span, &unit, scratch, |_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Calls `read` with the decoded unit of `span`.
+    fn with_unit(&self, span: &Span, unit: &Compressed, scratch: &mut Scratch, read: impl FnOnce(&[u8])) -> Result<()> {
+        let key = (span.layer, unit.at.offset, unit.unit);
+        let decode = |decoded: &mut [u8]| self.decode(span, unit, decoded, scratch).map(drop);
+        self.units.with(key, unit.unit_len as usize, decode, read)
     }
 
     /// Decodes a compressed unit into `unit`, and leaves its payload at the start of `scratch.stored`. Returns false if the
@@ -219,6 +227,7 @@ impl Image {
     pub(crate) fn new(layers: Vec<Layer>) -> Image {
         Image {
             layers,
+            units: UnitCache::default(),
             scratch: Mutex::default(),
             in_order: false,
             #[cfg(feature = "packages")]
@@ -309,15 +318,12 @@ impl ReadAt for Image {
     }
 }
 
-/// Buffers and decoder states, one for each thread and image.
+/// Buffers and decoder states, one for each thread.
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub decoder: Decoder,
     /// The payload decoded last, with what follows it in its sectors.
     pub stored: Vec<u8>,
-    unit: Vec<u8>,
-    /// The unit in `unit`: its layer, host offset and guest offset.
-    unit_key: Option<(usize, u64, u64)>,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::detached::{HeaderFile, HeaderLocation};
 #[cfg(feature = "compressed")]
 use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed, head_of};
@@ -59,6 +60,7 @@ pub struct OpenOptions {
     pub(super) member: Option<String>,
     pub(super) limits: Limits,
     secrets: Vec<Secret>,
+    pub(super) detached_header: Option<HeaderLocation>,
 }
 
 /// Properties of an image and of its file. Referenced files are not opened for them.
@@ -248,6 +250,9 @@ impl OpenOptions {
     /// Adds a secret that may unlock encrypted images. Each image of a chain tries all of them, in this order, so that images with different
     /// secrets can be opened. Each try takes about a second or two, as the creator of the image has chosen.
     ///
+    /// The legacy AES encryption of qcow and qcow2 does not tell a wrong secret from the right one: the first secret is taken, and with a wrong
+    /// one the disk is garbage. [`ImageInfo::warnings`] says so.
+    ///
     /// Properties ([`inspect`](Self::inspect)) and checks need no secret.
     ///
     /// ```no_run
@@ -279,41 +284,40 @@ impl OpenOptions {
     /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
     /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        let path = &*file_at(path.as_ref())?;
+        let file = self.open_top(path)?;
         #[cfg(feature = "compressed")]
-        if self.one_pass
-            && !self.is_package_by_request(path.as_ref())
-            && let Some(image) = self.open_once(path.as_ref()).map_err(|e| e.in_file(path.as_ref()))?
-        {
+        if let Some(image) = self.open_once(&file, path).map_err(|e| e.in_file(path))? {
             return Ok(image);
         }
-        self.open_chain(self.open_path(path.as_ref(), Purpose::Read)?)
+        self.open_chain(self.opened(file, Some(path), Purpose::Read)?)
     }
 
-    /// Whether the path can only be that of a package: a disk of it is selected, or it is a directory.
+    /// Opens a compressed image for one pass, if one is enough for the caller; `None` if it is not one that can be read so.
     #[cfg(feature = "compressed")]
-    fn is_package_by_request(&self, path: &Path) -> bool {
-        self.selects_disk() || cfg!(feature = "packages") && path.is_dir()
-    }
-
-    /// Opens a compressed image for one pass; `None` if it is not one that can be read so.
-    #[cfg(feature = "compressed")]
-    fn open_once(&self, path: &Path) -> Result<Option<Image>> {
-        let file = FileSource::open(path).map_err(Error::io("opening", None))?;
-        self.lock(&file).map_err(cannot_open("locking"))?;
-        let file = Arc::new(SizedFile::new(Arc::new(file))?);
-        let file_len = table::length(&*file)?;
-        match self.peel_once(&file, Some(path))? {
+    fn open_once(&self, file: &Arc<SizedFile>, path: &Path) -> Result<Option<Image>> {
+        // A disk of a package is selected.
+        #[cfg(feature = "packages")]
+        if self.member.is_some() {
+            return Ok(None);
+        }
+        if !self.one_pass || self.detached_header.is_some() {
+            return Ok(None);
+        }
+        match self.peel_once(file, Some(path))? {
             None => Ok(None),
             Some(OnePass::Disk(Peeled { source, layers, .. })) => {
-                let path = Some(path.to_owned());
+                let (path, file_len) = (Some(path.to_owned()), table::length(&**file)?);
                 let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
                 self.open_chain(opened).map(Image::read_in_order).map(Some)
             }
-            Some(OnePass::Stream(format, stream)) => match self.open_in_order(format, stream, Some((file, path))) {
-                // Only some images of the format can be read in order.
-                Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
-                image => image.map(Some),
-            },
+            Some(OnePass::Stream(format, stream)) => {
+                match self.open_in_order(format, stream, Some((file.clone(), path))) {
+                    // Only some images of the format can be read in order.
+                    Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+                    image => image.map(Some),
+                }
+            }
         }
     }
 
@@ -327,7 +331,7 @@ impl OpenOptions {
     /// use diskimage::OpenOptions;
     /// use diskimage::io::FileSource;
     ///
-    /// # fn main() -> diskimage::Result<()> {
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let path = std::env::temp_dir().join(format!("diskimage-doc-open-file-{}", std::process::id()));
     /// # std::fs::write(&path, [0; 1024])?;
     /// let file = FileSource::try_from(std::fs::File::open(&path)?)?;
@@ -346,7 +350,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        self.open_chain(self.opened(source, None, Purpose::Read)?)
+        self.open_chain(self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
     }
 
     /// Opens an image from a pipe.
@@ -410,6 +414,7 @@ impl OpenOptions {
         stream: Box<dyn Read + Send>,
         stored: Option<(Arc<SizedFile>, &Path)>,
     ) -> Result<Image> {
+        self.check_has_headers(format)?;
         let refuse = |reference: &FileReference| Err(refusal(format, reference, ReferenceProblem::NoPlace));
         let budget = Budget::new(self.limits.metadata);
         let (reader, source) = format.open_stream(stream, &self.context(&budget, 0, &refuse))?;
@@ -435,7 +440,7 @@ impl OpenOptions {
     /// # Errors
     /// Errors of the system and of the image.
     pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
-        self.inspect_opened(&self.open_path(path.as_ref(), Purpose::Inspect)?)
+        self.inspect_opened(&self.open_to_inspect(path.as_ref())?)
     }
 
     /// Returns the properties of the image in `source`, as [`inspect`](Self::inspect) does.
@@ -443,7 +448,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`inspect`](Self::inspect).
     pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(source, None, Purpose::Inspect)?)
+        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Inspect)?)
     }
 
     /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
@@ -454,7 +459,7 @@ impl OpenOptions {
     pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
         let mut chain: Vec<Inspection> = Vec::new();
         let mut seen: Vec<SourceFile> = Vec::new();
-        let mut next = Some(self.open_path(path.as_ref(), Purpose::Inspect)?);
+        let mut next = Some(self.open_to_inspect(path.as_ref())?);
         while let Some(opened) = next {
             let step = || {
                 let inspection = self.inspect_opened(&opened)?;
@@ -479,7 +484,8 @@ impl OpenOptions {
     /// # Errors
     /// [`Error::Unsupported`] if there are no checks for the format, and as [`open`](Self::open).
     pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
-        self.check_opened(&self.open_path(path.as_ref(), Purpose::Read)?)
+        let path = &*file_at(path.as_ref())?;
+        self.check_opened(&self.opened(self.open_top(path)?, Some(path), Purpose::Read)?)
     }
 
     /// Checks the metadata of the image in `source`. The backing file is not opened.
@@ -487,7 +493,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
-        self.check_opened(&self.opened(source, None, Purpose::Read)?)
+        self.check_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
     }
 
     fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
@@ -501,7 +507,13 @@ impl OpenOptions {
         let inspect = || {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);
-                let cx = OpenContext { path: opened.path(), inspect: true, ..self.context(&budget, 1, file) };
+                let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
+                let cx = OpenContext {
+                    path: opened.path(),
+                    inspect: true,
+                    detached_header,
+                    ..self.context(&budget, 1, file)
+                };
                 opened.format.open(opened.source.clone(), &cx)
             };
             let alone = || open(&|_| Ok(None));
@@ -569,10 +581,13 @@ impl OpenOptions {
             data_files.borrow_mut().push(file);
             Ok(Some(source))
         };
-        let reader = opened.format.open(opened.source.clone(), &self.context(budget, layers.len(), &open_data_file))?;
+        let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
+        let cx = OpenContext { detached_header, ..self.context(budget, layers.len(), &open_data_file) };
+        let reader = opened.format.open(opened.source.clone(), &cx)?;
         check_decrypted(&*reader)?;
         let mut files = vec![file.seen_by(&*reader)?];
         files.append(&mut data_files.into_inner());
+        files.extend(opened.header.as_ref().map(HeaderFile::as_source_file));
         self.check_identity(opened, reader.info())?;
         let backing = reader.info().backing.clone();
         layers.push(Layer { reader, format: opened.format, files });
@@ -611,20 +626,26 @@ impl OpenOptions {
         Ok(Opened { named_by, ..opened })
     }
 
-    /// Opens a file named by the caller, to which the reference policy does not apply.
-    fn open_path(&self, path: &Path, purpose: Purpose) -> Result<Opened> {
-        #[cfg(feature = "packages")]
-        let path = &*super::package::in_directory(path)?;
+    /// Opens the file at a path that the caller names, to which the reference policy does not apply.
+    fn open_top(&self, path: &Path) -> Result<Arc<SizedFile>> {
+        let open = || SizedFile::new(Arc::new(self.open_locked(path, true).map_err(cannot_open("opening"))?));
+        open().map(Arc::new).map_err(|e| e.in_file(path))
+    }
+
+    /// Opens an image at a path that the caller names, to read its properties: those of a raw disk do not depend on its bytes, which a
+    /// virtual machine may write to.
+    fn open_to_inspect(&self, path: &Path) -> Result<Opened> {
+        let path = &*file_at(path)?;
         let open = || {
             let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
-            let opened = self.opened(source.clone(), Some(path.to_owned()), purpose)?;
-            // The properties of a raw disk do not depend on its bytes.
-            if purpose != Purpose::Inspect || opened.format != Format::RAW {
-                self.lock(&source).map_err(cannot_open("locking"))?;
-            }
-            Ok(opened)
+            Ok((source.clone(), Arc::new(SizedFile::new(source)?)))
         };
-        open().map_err(|e: Error| e.in_file(path))
+        let (source, file) = open().map_err(|e: Error| e.in_file(path))?;
+        let opened = self.opened(file, Some(path), Purpose::Inspect)?;
+        if opened.format != Format::RAW {
+            self.lock(&source).map_err(cannot_open("locking")).map_err(|e| e.in_file(path))?;
+        }
+        Ok(opened)
     }
 
     /// Opens and locks a file.
@@ -638,36 +659,41 @@ impl OpenOptions {
         if self.force_share { Ok(()) } else { file.lock() }
     }
 
-    /// Detects the format, unless it is stated.
-    fn opened(&self, source: Arc<dyn ReadAt>, path: Option<PathBuf>, purpose: Purpose) -> Result<Opened> {
-        self.opened_at(source, path, purpose, 0)
+    /// Detects the format, unless it is stated, of a file that is not in a package.
+    fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
+        self.opened_at(file, path.map(Path::to_owned), purpose, 0).map_err(|e| e.in_file_at(path))
     }
 
     /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
     pub(super) fn opened_at(
         &self,
-        source: Arc<dyn ReadAt>,
+        file: Arc<SizedFile>,
         path: Option<PathBuf>,
         purpose: Purpose,
         _depth: usize,
     ) -> Result<Opened> {
-        let file = Arc::new(SizedFile::new(source)?);
         let file_len = table::length(&*file)?;
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
             return self.open_member(source, &contents, path, purpose, _depth);
         }
-        let format = match self.format.map_or_else(|| self.detect(&source, inner.as_deref()), Ok) {
-            // Its properties say what it is; it is no disk that could be converted.
-            Err(Error::Unreadable { .. }) if purpose == Purpose::Inspect && self.is_ramdisk(&source)? => Format::RAW,
-            format => format?,
+        let header = self.open_header()?;
+        let format = match (self.format, &header) {
+            (Some(format), _) => format,
+            (None, Some(header)) => self.detect_by_header(header)?,
+            (None, None) => match self.detect(&source, inner.as_deref()) {
+                // Its properties say what it is; it is no disk that could be converted.
+                Err(Error::Unreadable { .. }) if purpose == Purpose::Inspect && self.is_ramdisk(&source)? => {
+                    Format::RAW
+                }
+                format => format?,
+            },
         };
-        Ok(Opened { layers, file_len, ..Opened::new(path, source, format)? })
+        self.check_has_headers(format)?;
+        Ok(Opened { layers, file_len, header, ..Opened::new(path, source, format)? })
     }
-}
 
-impl OpenOptions {
     fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
         Ok(self.formats.iter().any(|format| format == Format::RAW) && guest::is_ramdisk(file)?)
     }
@@ -681,6 +707,14 @@ impl Image {
     pub fn open(path: impl AsRef<Path>) -> Result<Image> {
         OpenOptions::new().open(path)
     }
+}
+
+/// The file to open for a path that the caller names: for the directory of a package, its descriptor.
+fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
+    #[cfg(feature = "packages")]
+    return super::package::in_directory(path);
+    #[cfg(not(feature = "packages"))]
+    Ok(Cow::Borrowed(path))
 }
 
 /// Why an image is opened.
@@ -709,6 +743,8 @@ pub(super) struct Opened {
     pub layers: Vec<CompressionLayer>,
     /// Length of the file as it is stored.
     pub file_len: u64,
+    /// The header, if it is in a file of its own.
+    pub header: Option<HeaderFile>,
     /// The package that it is the disk of.
     #[cfg(feature = "packages")]
     pub origin: Option<super::package::Origin>,
@@ -725,6 +761,7 @@ impl Opened {
             named_by: None,
             layers: Vec::new(),
             file_len,
+            header: None,
             #[cfg(feature = "packages")]
             origin: None,
         })
@@ -759,12 +796,13 @@ fn check_decrypted(reader: &dyn SparseRead) -> Result<()> {
 
 impl fmt::Debug for OpenOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OpenOptions { format, snapshot, policy, limits, .. } = self;
+        let OpenOptions { format, snapshot, policy, limits, detached_header, .. } = self;
         f.debug_struct("OpenOptions")
             .field("format", format)
             .field("snapshot", snapshot)
             .field("policy", policy)
             .field("limits", limits)
+            .field("detached_header", detached_header)
             .finish_non_exhaustive()
     }
 }

@@ -94,7 +94,7 @@ impl OpenOptions {
         depth: usize,
     ) -> Result<Option<Contents>> {
         let member = self.member.as_deref().filter(|_| depth == 0);
-        if self.format.is_some() && member.is_none() {
+        if (self.format.is_some() || self.detached_header.is_some()) && member.is_none() {
             return Ok(None);
         }
         let kind = Kind::of(&source.ends()?.probe());
@@ -152,7 +152,8 @@ impl OpenOptions {
             (true, None) => name.as_path().map(Path::to_owned),
             (false, _) => found.into_inner(),
         };
-        let opened = self.opened_at(file, member_path.clone(), purpose, depth + 1);
+        let opened = SizedFile::new(file)
+            .and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), purpose, depth + 1));
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;

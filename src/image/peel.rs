@@ -159,6 +159,10 @@ impl OpenOptions {
     /// The compression of a file that is not an image itself, unless its bytes are to be taken as they are. The guest data of an image
     /// can start with anything.
     pub(super) fn compression_of(&self, probe: &Probe<'_>) -> Option<Compression> {
+        if self.detached_header.is_some() {
+            // Guest data without a header, which can start with anything too.
+            return None;
+        }
         let compression = Compression::of(probe.head).filter(|_| cfg!(feature = "compressed"))?;
         let is_compressed = match self.format {
             Some(format) => format != Format::RAW && !format.matches(probe),

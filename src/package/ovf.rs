@@ -9,10 +9,11 @@ mod hardware;
 mod tests;
 mod units;
 
-use roxmltree::{Document, Node, ParsingOptions};
+use roxmltree::Node;
 
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Fields;
+use crate::format::shared::xml;
 use crate::name::Name;
 
 /// Name of the format.
@@ -20,14 +21,9 @@ pub(super) const FORMAT_NAME: &str = "ovf";
 const FIELDS: Fields = Fields(FORMAT_NAME);
 /// Largest length of a descriptor in bytes.
 pub(super) const MAX_LEN: u64 = 4 << 20;
-/// Largest number of elements, texts and comments, and of levels.
-const MAX_NODES: u32 = 200_000;
-const MAX_DEPTH: usize = 200;
 /// Largest number of files and of disks.
 const MAX_FILES: u64 = 8192;
 const MAX_DISKS: u64 = 1024;
-/// Largest number of attributes of an element.
-const MAX_ATTRIBUTES: u64 = 500;
 /// How the namespaces of envelopes begin.
 const NAMESPACES: [&str; 2] = ["http://schemas.dmtf.org/ovf/", "http://www.vmware.com/schema/ovf/"];
 
@@ -77,16 +73,8 @@ impl Envelope {
     /// 200 levels, 500 attributes, 8192 files or 1024 disks.
     pub fn parse(bytes: &[u8]) -> Result<Envelope> {
         FIELDS.at("length of the descriptor", 0).at_most(bytes.len() as u64, MAX_LEN)?;
-        let text = std::str::from_utf8(bytes).map_err(|e| {
-            let finding = "not UTF-8";
-            let at = e.valid_up_to() as u64;
-            FIELDS.at("text", at).fault(Problem::Conflict { value: at, finding })
-        })?;
-        check_attributes(text)?;
-        let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
-        let document = Document::parse_with_options(text, options).map_err(|error| not_xml(text, &error))?;
+        let document = xml::parse(&FIELDS, xml::text(&FIELDS, bytes)?)?;
         let root = document.root_element();
-        check_depth(root)?;
         let namespace = root.tag_name().namespace().unwrap_or_default();
         if root.tag_name().name() != "Envelope" || !NAMESPACES.iter().any(|known| namespace.starts_with(known)) {
             return Err(conflict(root, "root element", "not an envelope of OVF"));
@@ -226,43 +214,4 @@ fn property<'a>(root: Node<'a, '_>, key: &str) -> Option<&'a str> {
 fn conflict(node: Node<'_, '_>, field: &'static str, finding: &'static str) -> Error {
     let at = node.range().start as u64;
     FIELDS.at(field, at).fault(Problem::Conflict { value: at, finding })
-}
-
-/// Checks the number of attributes of each element, of which the parser compares each with all others. A tag ends before the next `<`.
-pub(super) fn check_attributes(text: &str) -> Result<()> {
-    for tag in text.split('<') {
-        let is_quoted = |rest: &str| rest.trim_start().starts_with(['"', '\'']);
-        let count = tag.split('=').skip(1).filter(|rest| is_quoted(rest)).count();
-        FIELDS.at("number of attributes", 0).at_most(count as u64, MAX_ATTRIBUTES)?;
-    }
-    Ok(())
-}
-
-/// Checks the number of levels. The parser does not recurse.
-fn check_depth(root: Node<'_, '_>) -> Result<()> {
-    let depth = |node: Node<'_, '_>| node.ancestors().take(MAX_DEPTH + 1).count();
-    match root.descendants().find(|node| node.is_element() && depth(*node) > MAX_DEPTH) {
-        Some(node) => {
-            let field = FIELDS.at("depth of the elements", node.range().start as u64);
-            field.at_most(MAX_DEPTH as u64 + 1, MAX_DEPTH as u64)
-        }
-        None => Ok(()),
-    }
-}
-
-fn not_xml(text: &str, error: &roxmltree::Error) -> Error {
-    match error {
-        roxmltree::Error::DtdDetected => Error::unsupported(FORMAT_NAME, "a document type definition"),
-        roxmltree::Error::NodesLimitReached => {
-            let (field, limit) = ("number of elements".into(), u64::from(MAX_NODES));
-            Error::Limit { format: FORMAT_NAME, field, at: None, value: limit + 1, limit }
-        }
-        error => {
-            let position = error.pos();
-            let lines = text.split_inclusive('\n').take(position.row.saturating_sub(1) as usize);
-            let at = lines.map(|line| line.len() as u64).sum::<u64>() + u64::from(position.col.saturating_sub(1));
-            let finding = "not well-formed XML";
-            FIELDS.at("line", at).fault(Problem::Conflict { value: position.row.into(), finding })
-        }
-    }
 }

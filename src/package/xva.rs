@@ -13,6 +13,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use super::tar::{Kind, Member};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Fields;
+use crate::format::shared::xml;
 use crate::io::Piece;
 use crate::name::Name;
 
@@ -110,7 +111,7 @@ fn block(name: &[u8]) -> Option<(&[u8], u64)> {
 fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
     let not_understood = || Error::unsupported(FORMAT_NAME, "an ova.xml that is not understood");
     let text = std::str::from_utf8(descriptor).map_err(|_| not_understood())?;
-    super::ovf::check_attributes(text)?;
+    xml::check_attributes(&FIELDS, text)?;
     let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
     let document = Document::parse_with_options(text, options).map_err(|_| not_understood())?;
     let objects =

@@ -330,6 +330,7 @@ fn formats_are_listed() {
         }
     }
     assert!(text.contains("cloop: compressed disk of Knoppix, version 2 (read)"), "{text}");
+    assert!(text.contains("dmg: disk image of macOS (UDIF) (read, checked)"), "{text}");
     assert!(text.contains("(read, written, checked)"), "{text}");
 }
 

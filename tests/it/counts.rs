@@ -99,3 +99,30 @@ fn a_conversion_reads_each_unit_once() {
         assert!(queries <= file.data_runs() + 1, "{format} {options}: {queries}");
     }
 }
+
+/// Runs that begin anywhere, shorter than a chunk, as long, and longer: each is in two work ranges or more.
+#[cfg(feature = "dmg")]
+#[test]
+fn a_conversion_reads_each_compressed_run_once() {
+    use crate::support::dmg::{ADC, DmgBuilder, ZEROS, adc};
+
+    for (sectors, runs) in [(100, 200), (2048, 10), (5000, 5)] {
+        let mut builder = DmgBuilder::default();
+        builder.run(ZEROS, 40, &[]);
+        for run in 0..runs {
+            builder.run(ADC, sectors, &adc(&vec![run as u8 | 1; sectors as usize * 512]));
+        }
+        let bytes = builder.end_partition(0).build();
+        for (format, compress, threads) in [(Format::RAW, false, 1), (Format::RAW, false, 3), (Format::QCOW2, true, 3)]
+        {
+            let file = Arc::new(SparseFile::default());
+            file.write_all_at(&bytes, 0).unwrap();
+            let image = OpenOptions::new().format(Format::DMG).open_source(file.clone()).unwrap();
+            file.take_calls();
+            let target = Arc::new(SparseFile::default());
+            let report = Converter::new(format).compress(compress).threads(threads).convert_to(&image, target);
+            assert!(report.is_ok());
+            assert_eq!(file.take_calls().reads, runs, "{sectors} sectors, {format}, {threads} threads");
+        }
+    }
+}

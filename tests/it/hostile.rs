@@ -249,13 +249,12 @@ fn a_damaged_snapshot_table_does_not_hide_the_disk() {
 fn encrypted_images_are_inspected_but_not_opened() {
     let dir = TempDir::new();
     // Without a LUKS header.
-    for (method, name, kind) in [(1, "AES", "unsupported"), (2, "LUKS", "invalid-field")] {
+    for (method, name, kind) in [(1, "AES", "secret"), (2, "LUKS", "invalid-field")] {
         let mut image = plain();
         image.put_u32(32, method);
         let path = dir.file("encrypted.qcow2", &image.0);
         let error = Image::open(&path).err().unwrap();
-        assert_eq!(error.kind().as_str(), kind);
-        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.kind().as_str(), kind, "{error}");
         assert_eq!(OpenOptions::new().inspect(&path).unwrap().info.encryption, Some(name));
     }
 }

@@ -277,11 +277,11 @@ fn a_backing_file_of_another_format_than_raw_has_to_be_stated() {
 }
 
 #[test]
-fn encrypted_qcow_images_are_inspected_but_not_opened() {
+fn encrypted_qcow_images_are_inspected_but_not_opened_without_a_secret() {
     let (mut bytes, _) = convert(&qcow(""), &raw_image(&[7; 4096]));
     bytes[39] = 1;
     let error = open_as("qcow", &bytes).err().unwrap();
-    assert_eq!(error.to_string(), "qcow: not supported: encryption (AES)");
+    assert_eq!(error.to_string(), "qcow: the image is encrypted, and no secret is given");
     let inspection = OpenOptions::new().inspect_source(Arc::new(MemFile::from(bytes))).unwrap();
     assert_eq!((inspection.format.name(), inspection.info.encryption), ("qcow", Some("AES")));
 }

@@ -6,6 +6,7 @@
 
 #![allow(dead_code, unused_imports, reason = "no test program uses all of it")]
 
+pub mod dmg;
 mod random;
 mod sparse_file;
 mod target;

@@ -114,7 +114,7 @@ pub struct Input {
     format: Option<Format>,
 
     /// FILE is a list of options, as in qemu-img:
-    /// driver=FMT,file.filename=PATH,key-secret=ID
+    /// driver=FMT,file.filename=PATH,header.filename=PATH,key-secret=ID
     #[arg(long, conflicts_with = "format", verbatim_doc_comment)]
     image_opts: bool,
 
@@ -123,6 +123,9 @@ pub struct Input {
 
     #[command(flatten)]
     pub package: PackageArgs,
+
+    #[command(flatten)]
+    header: HeaderArgs,
 
     #[command(flatten)]
     pub output: Output,
@@ -136,7 +139,7 @@ impl Input {
     /// Options for opening the image, and its path.
     pub fn open(&self) -> Result<(OpenOptions, PathBuf), Failure> {
         let (options, path) = self.references.open(self.image_opts, self.format, &self.file)?;
-        Ok((self.package.select(options), path))
+        Ok((self.header.add_to(self.package.select(options)), path))
     }
 }
 
@@ -160,6 +163,34 @@ impl PackageArgs {
 pub fn select_disk(options: OpenOptions, disk: Option<&str>) -> OpenOptions {
     match disk {
         Some(disk) => options.member(disk),
+        None => options,
+    }
+}
+
+/// The detached header of an input image.
+#[derive(Clone, Debug, clap::Args)]
+pub struct HeaderArgs {
+    /// File with the LUKS header of an image whose own file has no header,
+    /// as for cryptsetup --header
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    detached_header: Option<PathBuf>,
+}
+
+impl HeaderArgs {
+    /// Whether it is on the command line.
+    pub fn is_given(&self) -> bool {
+        self.detached_header.is_some()
+    }
+
+    /// The options with the header, if there is one.
+    pub fn add_to(&self, options: OpenOptions) -> OpenOptions {
+        with_header(options, self.detached_header.clone())
+    }
+}
+
+fn with_header(options: OpenOptions, header: Option<PathBuf>) -> OpenOptions {
+    match header {
+        Some(path) => options.detached_header(path),
         None => options,
     }
 }
@@ -207,7 +238,7 @@ impl ReferenceArgs {
         }
         let opts = ImageOpts::parse(&file.to_string_lossy())?;
         let options = self.secrets.add_to(self.without_secrets(opts.format), opts.secret.as_deref())?;
-        Ok((options, opts.path))
+        Ok((with_header(options, opts.header), opts.path))
     }
 
     /// Options for opening an image of `format`, which is detected if `None`.

@@ -23,7 +23,7 @@ pub struct Args {
     b_format: Option<Format>,
 
     /// A and B are lists of options, as in qemu-img:
-    /// driver=FMT,file.filename=PATH,key-secret=ID
+    /// driver=FMT,file.filename=PATH,header.filename=PATH,key-secret=ID
     #[arg(long, verbatim_doc_comment)]
     image_opts: bool,
 

@@ -17,7 +17,7 @@ use diskimage::driver::FileId;
 use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size};
 use serde_json::{Value, json};
 
-use crate::args::{self, BackingArgs, Endpoint, Output, PackageArgs, ReferenceArgs};
+use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
@@ -40,7 +40,7 @@ pub struct Args {
     target_format: Option<args::Target>,
 
     /// SOURCE is a list of options, as in qemu-img:
-    /// driver=FMT,file.filename=PATH,key-secret=ID
+    /// driver=FMT,file.filename=PATH,header.filename=PATH,key-secret=ID
     #[arg(long, conflicts_with = "source_format", verbatim_doc_comment)]
     image_opts: bool,
 
@@ -110,6 +110,9 @@ pub struct Args {
 
     #[command(flatten)]
     package: PackageArgs,
+
+    #[command(flatten)]
+    header: HeaderArgs,
 
     /// Do not sync TARGET; a power failure may then damage it
     #[arg(long)]
@@ -185,6 +188,8 @@ padded to whole GiB, and is the sparse file disk.raw in a tar.gz.
 All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
 backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
 -o encrypt.format=luks,encrypt.key-secret=ID (qcow2), or else the only one given.
+A qcow2 image with AES encryption takes the secret of --image-opts, or else the first
+one; a wrong one is not detected, and gives garbage.
 
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
 be read, or are doubtful: their host range has another use as well.
@@ -197,6 +202,7 @@ Examples:
   imgconv convert --references beside disk.vmdk disk.raw
   imgconv convert -B base.qcow2 changed.raw overlay.qcow2
   imgconv convert --secret-file passphrase volume.luks disk.qcow2
+  imgconv convert --secret-file passphrase --detached-header header.luks payload disk.raw
   imgconv convert --object secret,id=sec0,file=passphrase -n --target-image-opts \
       disk.qcow2 driver=luks,file.filename=volume.luks,key-secret=sec0
   imgconv convert vm.ova disk.qcow2                   the only disk of a package
@@ -221,6 +227,9 @@ impl Args {
     fn parse_target_opts(&mut self) -> Result<(), Failure> {
         if self.target_image_opts {
             let opts = ImageOpts::parse(&self.target_name().to_string_lossy())?;
+            if opts.header.is_some() {
+                return Err(Failure::usage("a TARGET with a detached header is not supported"));
+            }
             self.target_format = opts.format.map(args::Target::Image);
             *self.more.last_mut().unwrap_or(&mut self.second) = Endpoint::File(opts.path);
             self.target_secret = opts.secret;
@@ -395,7 +404,7 @@ impl Args {
     fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
         let name = source.name("standard input");
         let (options, path) = self.references.open(self.image_opts, self.source_format, name)?;
-        let options = self.package.select(options).one_pass(one_pass).cancel(interrupt.flag());
+        let options = self.header.add_to(self.package.select(options)).one_pass(one_pass).cancel(interrupt.flag());
         let options = self.in_temporary_directory(options);
         let path = match source {
             Endpoint::File(_) => path,

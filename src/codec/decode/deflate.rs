@@ -50,7 +50,7 @@ impl Decode for Inflate {
                 out.extend_from_slice(deflate);
                 true
             }
-            Codec::Gzip | Codec::Zstd => false,
+            _ => false,
         }
     }
 }

@@ -1,7 +1,17 @@
 //! Decoding, and passing decoded payloads through.
 
+#[cfg(feature = "dmg")]
+mod adc;
+#[cfg(feature = "dmg")]
+mod bzip2;
 #[cfg(feature = "deflate")]
 mod deflate;
+#[cfg(feature = "dmg")]
+mod lz;
+#[cfg(feature = "dmg")]
+mod lzfse;
+#[cfg(feature = "dmg")]
+mod xz;
 #[cfg(feature = "zstd")]
 mod zstd;
 
@@ -66,6 +76,8 @@ impl DecodeError {
 pub struct Decoder {
     deflate: Option<Box<dyn Decode>>,
     zstd: Option<Box<dyn Decode>>,
+    /// The decoder of the other codec that was used last.
+    other: Option<(Codec, Box<dyn Decode>)>,
     last: Option<Payload>,
 }
 
@@ -103,7 +115,7 @@ impl fmt::Debug for Decoder {
 impl Decoder {
     /// A decoder of every codec of this build; allocates nothing before its first use.
     pub const fn new() -> Self {
-        Decoder { deflate: None, zstd: None, last: None }
+        Decoder { deflate: None, zstd: None, other: None, last: None }
     }
 
     /// Decodes `stored` until `out` is full and returns the number of bytes of `stored` used.
@@ -119,23 +131,35 @@ impl Decoder {
     /// * [`Codec::Zstd`]: frames are decoded until `out` is full, which has to be at the end of a
     ///   frame; its checksum is verified if it has one (RFC 8878, section 3.1.1). Since frames
     ///   are decoded into `out` itself, windows of up to 2 GiB are accepted and none is allocated.
+    /// * [`Codec::Bzip2`], [`Codec::Xz`]: a stream that has to end where `out` is full; its checksums are verified. The index
+    ///   of an xz stream is neither read nor counted. The dictionary is no larger than `out`.
+    /// * [`Codec::Lzfse`]: a stream that has to end where `out` is full.
+    /// * [`Codec::Adc`]: until `out` is full, which has to be at the end of a match or of literals.
     ///
     /// # Errors
     ///
     /// [`DecodeError`]; but for [`DecodeError::Short`], the content of `out` is unspecified then.
     pub fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
         self.last = None;
+        let payload = self.decoder(codec)?.decode(codec, stored, out)?;
+        self.last = Some(payload);
+        Ok(payload.length)
+    }
+
+    fn decoder(&mut self, codec: Codec) -> Result<&mut Box<dyn Decode>, MissingCodec> {
         let slot = match codec {
             Codec::Deflate | Codec::Zlib | Codec::Gzip => &mut self.deflate,
             Codec::Zstd => &mut self.zstd,
+            Codec::Adc | Codec::Bzip2 | Codec::Lzfse | Codec::Xz => {
+                let same = self.other.take().filter(|(last, _)| *last == codec);
+                let decoder = same.map_or_else(|| decoder_of(codec), |(_, decoder)| Ok(decoder))?;
+                return Ok(&mut self.other.insert((codec, decoder)).1);
+            }
         };
-        let decoder = match slot {
-            Some(decoder) => decoder,
-            None => slot.insert(decoder_of(codec)?),
-        };
-        let payload = decoder.decode(codec, stored, out)?;
-        self.last = Some(payload);
-        Ok(payload.length)
+        match slot {
+            Some(decoder) => Ok(decoder),
+            None => Ok(slot.insert(decoder_of(codec)?)),
+        }
     }
 
     /// Appends to `out` the payload that was decoded last, as one of codec `to`, without
@@ -153,10 +177,11 @@ impl Decoder {
             return true;
         }
         let decoder = match codec {
-            Codec::Deflate | Codec::Zlib | Codec::Gzip => &self.deflate,
-            Codec::Zstd => &self.zstd,
+            Codec::Deflate | Codec::Zlib | Codec::Gzip => self.deflate.as_ref(),
+            // These have no other wrapper.
+            _ => None,
         };
-        whole && decoder.as_ref().is_some_and(|decoder| decoder.rewrap(payload, to, decoded, out))
+        whole && decoder.is_some_and(|decoder| decoder.rewrap(payload, to, decoded, out))
     }
 }
 
@@ -166,7 +191,15 @@ fn decoder_of(codec: Codec) -> Result<Box<dyn Decode>, MissingCodec> {
         Codec::Deflate | Codec::Zlib | Codec::Gzip => Ok(deflate::decoder()),
         #[cfg(feature = "zstd")]
         Codec::Zstd => Ok(zstd::decoder()),
-        #[cfg(not(all(feature = "deflate", feature = "zstd")))]
+        #[cfg(feature = "dmg")]
+        Codec::Adc => Ok(Box::new(adc::Adc)),
+        #[cfg(feature = "dmg")]
+        Codec::Bzip2 => Ok(Box::new(bzip2::Bzip2)),
+        #[cfg(feature = "dmg")]
+        Codec::Lzfse => Ok(Box::new(lzfse::Lzfse::new())),
+        #[cfg(feature = "dmg")]
+        Codec::Xz => Ok(Box::new(xz::Xz)),
+        #[cfg(not(all(feature = "deflate", feature = "zstd", feature = "dmg")))]
         codec => Err(MissingCodec { codec }),
     }
 }

@@ -46,7 +46,7 @@ impl Encoder {
     /// An encoder with the settings of `encoding`.
     ///
     /// # Errors
-    /// [`MissingCodec`] if this build does not have the codec.
+    /// [`MissingCodec`] if this build does not have the codec, or it is only decoded.
     pub fn new(encoding: &Encoding) -> Result<Self, MissingCodec> {
         Ok(Encoder { encoder: encoder_of(encoding)?, payload: Vec::new() })
     }
@@ -70,7 +70,6 @@ fn encoder_of(encoding: &Encoding) -> Result<Box<dyn Encode>, MissingCodec> {
         super::Codec::Gzip => Ok(gzip::encoder(encoding)),
         #[cfg(feature = "zstd")]
         super::Codec::Zstd => Ok(zstd::encoder(encoding)),
-        #[cfg(not(all(feature = "deflate", feature = "zstd")))]
         codec => Err(MissingCodec { codec }),
     }
 }

@@ -1,12 +1,12 @@
-//! A block (section 3): its header, and decoding its data.
+//! A block (section 3): decoding its data.
 
 use std::io;
 
-use lzma_rust2::{Action, FilterConfig, FilterType, Lzma2Stream, Status};
-use zlib_rs::crc32::crc32;
+use lzma_rust2::{Action, Lzma2Stream, Status};
 
-use super::check::Running;
-use super::{ALIGNMENT, Check, Input};
+use super::{Input, fault};
+use crate::codec::xz::check::Running;
+use crate::codec::xz::{ALIGNMENT, BlockHeader, Check};
 use crate::compressed::index::Unit;
 use crate::compressed::meter::Decode;
 use crate::error::Problem;
@@ -17,7 +17,7 @@ pub(in crate::compressed) struct Block {
     decoder: Lzma2Stream,
     check: Check,
     running: Running,
-    header: Header,
+    header: BlockHeader,
     /// Offset of the header in the file.
     at: u64,
     /// Offset of the compressed data.
@@ -29,29 +29,15 @@ pub(in crate::compressed) struct Block {
     ended: bool,
 }
 
-/// The header of a block.
-#[derive(Debug, PartialEq, Eq)]
-struct Header {
-    compressed: Option<u64>,
-    uncompressed: Option<u64>,
-    dictionary: u32,
-    /// The filter before LZMA2, with its property.
-    filter: Option<(FilterType, u32)>,
-}
-
 impl Block {
     /// Reads the header of the block at the current offset.
     pub fn open(input: &mut Input, check: Check, limits: &Limits) -> io::Result<Block> {
         let at = input.at();
-        let header = Header::read(input)?;
+        let header = read_header(input)?;
         if u64::from(header.dictionary) > limits.window {
             return Err(input.limit("dictionary size", at, header.dictionary.into(), limits.window));
         }
-        let mut decoder = Lzma2Stream::new(header.dictionary);
-        if let Some((filter_type, property)) = header.filter {
-            let filter = FilterConfig { filter_type, property };
-            decoder.set_filters(&[filter]).map_err(|error| input.unsupported(error.to_string(), at))?;
-        }
+        let decoder = header.decoder(u32::MAX).map_err(|error| fault(input, at, error))?;
         let running = check.start();
         let data_at = input.at();
         Ok(Block { decoder, check, running, header, at, data_at, compressed: 0, uncompressed: 0, ended: false })
@@ -182,148 +168,19 @@ pub(super) fn read_padding(input: &mut Input, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-impl Header {
-    /// Reads a header (section 3.1).
-    fn read(input: &mut Input) -> io::Result<Header> {
-        let at = input.at();
-        let len = match input.data()?.first() {
-            Some(&size) => (usize::from(size) + 1) * ALIGNMENT as usize,
-            None => return Err(input.truncated()),
-        };
-        let bytes = match input.peek(len)?.get(..len) {
-            Some(bytes) => bytes.to_vec(),
-            None => {
-                let rest = input.peek(len)?.len();
-                input.consume(rest);
-                return Err(input.truncated());
-            }
-        };
-        let (covered, stored) = bytes.split_last_chunk().unwrap_or((&[], &[0; 4]));
-        let stored = u32::from_le_bytes(*stored);
-        if crc32(0, covered) != stored {
-            return Err(input.mismatch("CRC32 of the block header", at + covered.len() as u64, stored.into()));
-        }
-        let header = Header::parse(covered, input, at)?;
-        input.consume(len);
-        Ok(header)
-    }
-
-    /// Parses the header at offset `at`, without its checksum.
-    fn parse(bytes: &[u8], input: &Input, at: u64) -> io::Result<Header> {
-        const RESERVED: u8 = 0x3c;
-        let invalid =
-            |reason: &'static str| input.corrupt("block header", at, Problem::Invalid { reason: reason.into() });
-        let mut fields = Fields(bytes.get(1..).unwrap_or_default());
-        let flags = fields.byte().ok_or_else(|| invalid("it has no flags"))?;
-        if flags & RESERVED != 0 {
-            return Err(input.unsupported(format!("block flags {flags:#04x}"), at + 1));
-        }
-        let mut size = |flag: u8, least: u64| {
-            if flags & flag == 0 {
-                return Ok(None);
-            }
-            fields.number().filter(|size| *size >= least).map(Some).ok_or_else(|| invalid("a size is not a number"))
-        };
-        let compressed = size(0x40, 1)?;
-        let uncompressed = size(0x80, 0)?;
-        let mut filters = Vec::new();
-        for _ in 0..=flags & 3 {
-            let filter = fields.filter().ok_or_else(|| invalid("a filter is incomplete"))?;
-            filters.push(filter);
-        }
-        if fields.0.iter().any(|byte| *byte != 0) {
-            return Err(input.unsupported("block header with other fields", at));
-        }
-        let Some(((LZMA2, &[properties]), before)) = filters.split_last().map(|(last, rest)| (*last, rest)) else {
-            return Err(input.unsupported("block without LZMA2", at));
-        };
-        let dictionary = dictionary_size(properties).ok_or_else(|| invalid("the dictionary size is reserved"))?;
-        let filter = match before {
-            [] => None,
-            [(id, properties)] => match filter_property(*id, properties) {
-                Some(filter) => Some(filter),
-                None => return Err(input.unsupported(format!("filter {id:#x}"), at)),
-            },
-            _ => return Err(input.unsupported("several filters before LZMA2", at)),
-        };
-        Ok(Header { compressed, uncompressed, dictionary, filter })
-    }
-}
-
-/// Filter ID of LZMA2 (section 5.3.1).
-const LZMA2: u64 = 0x21;
-
-/// Dictionary size in bytes from the properties of LZMA2; `None` for reserved values. 40 means 4 GiB less 1.
-fn dictionary_size(bits: u8) -> Option<u32> {
-    match bits {
-        0..40 => Some((2 | u32::from(bits & 1)) << (bits / 2 + 11)),
-        40 => Some(u32::MAX),
-        _ => None,
-    }
-}
-
-/// A filter before LZMA2 and its property: the distance of delta, the start offset of the others (sections 5.3.2 and 5.3.3).
-fn filter_property(id: u64, properties: &[u8]) -> Option<(FilterType, u32)> {
-    match (FilterType::try_from(id).ok()?, properties) {
-        (FilterType::Lzma2, _) => None,
-        (FilterType::Delta, [distance]) => Some((FilterType::Delta, u32::from(*distance) + 1)),
-        (FilterType::Delta, _) => None,
-        (filter, []) => Some((filter, 0)),
-        (filter, _) => Some((filter, u32::from_le_bytes(properties.try_into().ok()?))),
-    }
-}
-
-/// The rest of a header.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn byte(&mut self) -> Option<u8> {
-        let (byte, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*byte)
-    }
-
-    /// A number of variable length (section 1.2).
-    fn number(&mut self) -> Option<u64> {
-        let mut number = 0;
-        for shift in (0..63).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(number).filter(|_| byte != 0 || shift == 0);
-            }
-        }
-        None
-    }
-
-    /// Filter flags (section 3.1.5): the ID and the properties.
-    fn filter(&mut self) -> Option<(u64, &'a [u8])> {
-        let id = self.number()?;
-        let len = usize::try_from(self.number()?).ok()?;
-        let (properties, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some((id, properties))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dictionary_sizes() {
-        assert_eq!([0, 1, 2, 22, 39].map(dictionary_size), [4096, 6144, 8192, 8 << 20, 3 << 30].map(Some));
-        assert_eq!((dictionary_size(40), dictionary_size(41)), (Some(u32::MAX), None));
-    }
-
-    #[test]
-    fn numbers_have_one_encoding() {
-        let number = |bytes: &[u8]| Fields(bytes).number();
-        assert_eq!(number(&[0]), Some(0));
-        assert_eq!(number(&[0x80, 1]), Some(128));
-        assert_eq!(number(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Some((1 << 63) - 1));
-        for wrong in [&[][..], &[0x80], &[0x80, 0], &[0xff; 9]] {
-            assert_eq!(number(wrong), None, "{wrong:?}");
-        }
-    }
+/// Reads the header of the block at the current offset.
+fn read_header(input: &mut Input) -> io::Result<BlockHeader> {
+    let at = input.at();
+    let Some(&size) = input.data()?.first() else { return Err(input.truncated()) };
+    let len = BlockHeader::len(size);
+    let bytes = input.peek(len)?;
+    let Some(bytes) = bytes.get(..len) else {
+        let rest = bytes.len();
+        input.consume(rest);
+        return Err(input.truncated());
+    };
+    let header = BlockHeader::parse(bytes);
+    let header = header.map_err(|error| fault(input, at, error))?;
+    input.consume(len);
+    Ok(header)
 }

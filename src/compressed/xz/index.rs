@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::block::read_padding;
-use super::{ALIGNMENT, Input, STREAM_HEADER, read_number};
+use super::{Input, read_number};
+use crate::codec::xz::{ALIGNMENT, STREAM_HEADER, stream_header};
 use crate::compressed::Compression;
 use crate::compressed::index::{Index, Range, Unit};
 use crate::error::Problem;
@@ -134,7 +135,7 @@ fn read_stream(file: &Arc<dyn ReadAt>, end: u64, memory: u64, limits: &Limits) -
     }
     let mut at = index_start.checked_sub(blocks_len)?;
     let start = at.checked_sub(STREAM_HEADER)?;
-    let (header_flags, check) = super::stream_header(&array(start)?, &input(start, at), start).ok()?;
+    let (header_flags, check) = stream_header(&array(start)?).ok()?;
     if header_flags != flags {
         return None;
     }

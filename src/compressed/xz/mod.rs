@@ -7,7 +7,6 @@
 //! ```
 
 mod block;
-mod check;
 mod index;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,21 +14,17 @@ use std::io;
 
 use block::Block;
 pub(super) use block::BlockReader;
-pub(super) use check::Check;
 pub(super) use index::read as read_index;
 
 use super::input::Input;
 use super::meter::{Decode, EmptyParts};
+pub(super) use crate::codec::xz::Check;
+use crate::codec::xz::{ALIGNMENT, Fault, HEADER_MAGIC, STREAM_HEADER, stream_header};
 use crate::error::Problem;
 use crate::limits::Limits;
 use zlib_rs::crc32::crc32;
 
-/// Length of the header and of the footer of a stream in bytes.
-const STREAM_HEADER: u64 = 12;
-const HEADER_MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
 const FOOTER_MAGIC: [u8; 2] = *b"YZ";
-/// Alignment of blocks, of the index and of stream padding in bytes.
-const ALIGNMENT: u64 = 4;
 
 /// Decodes a file from its beginning to its end.
 pub(super) struct Xz {
@@ -90,7 +85,7 @@ impl Xz {
         }
         let at = self.input.at();
         let header: [u8; STREAM_HEADER as usize] = self.input.array()?;
-        let (flags, check) = stream_header(&header, &self.input, at)?;
+        let (flags, check) = stream_header(&header).map_err(|error| fault(&self.input, at, error))?;
         Ok(State::Stream(Stream { check, flags, records: Records::default() }))
     }
 
@@ -163,20 +158,12 @@ impl Decode for Xz {
     }
 }
 
-/// Parses the header of a stream at offset `at`: the flags and the check.
-fn stream_header(header: &[u8; STREAM_HEADER as usize], input: &Input, at: u64) -> io::Result<([u8; 2], Check)> {
-    let [magic @ .., f0, f1, c0, c1, c2, c3] = header;
-    let stored = u32::from_le_bytes([*c0, *c1, *c2, *c3]);
-    if *magic != HEADER_MAGIC {
-        return Err(input.corrupt("stream header", at, Problem::Invalid { reason: "wrong magic".into() }));
-    }
-    if crc32(0, &[*f0, *f1]) != stored {
-        return Err(input.mismatch("CRC32 of the stream header", at + 8, stored.into()));
-    }
-    let check = if *f0 == 0 { Check::from_id(*f1) } else { None };
-    match check {
-        Some(check) => Ok(([*f0, *f1], check)),
-        None => Err(input.unsupported(format!("stream flags {:#06x}", u16::from_be_bytes([*f0, *f1])), at + 6)),
+/// The error for a header at offset `at` of the file.
+fn fault(input: &Input, at: u64, fault: Fault) -> io::Error {
+    match fault {
+        Fault::Invalid { field, reason } => input.corrupt(field, at, Problem::Invalid { reason: reason.into() }),
+        Fault::Mismatch { field, at: within, stored } => input.mismatch(field, at + within, stored.into()),
+        Fault::Unsupported { feature, at: within } => input.unsupported(feature, at + within),
     }
 }
 

@@ -24,7 +24,8 @@
 //! | sectors of 512 to 4096 bytes in version 2 | yes | yes |
 //! | key slots | all are tried | the first one |
 //! | writing into an existing volume | | yes |
-//! | detached headers, integrity protection, re-encryption, hardware encryption, other ciphers and hashes | refused by name | no |
+//! | detached headers, with [`OpenOptions::detached_header`](crate::OpenOptions::detached_header) | yes | no |
+//! | integrity protection, re-encryption, hardware encryption, other ciphers and hashes | refused by name | no |
 //!
 //! Volumes of version 1 are written in the layout of QEMU, those of version 2 in that of cryptsetup, with the same defaults: aes-256, xts,
 //! plain64, sha256, and two seconds for a try of a secret. Version 2 takes 128 MiB for it, of which cryptsetup would take up to 1 GiB.
@@ -56,6 +57,7 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["luks"])
         .description("encrypted volume of Linux and QEMU")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .detached_headers()
         .open_target(|file, cx| Ok(Box::new(writer::Writer::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "luks";

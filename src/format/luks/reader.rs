@@ -7,7 +7,7 @@ use super::v2::{HeaderCopy, Metadata};
 use super::{FIELDS, FORMAT_NAME};
 use crate::crypto::{Decrypting, SectorCipher};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
-use crate::error::{Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::format::shared::luks::{Header, SECTOR};
 use crate::format::shared::signature::LUKS;
 use crate::format::shared::table::{self, Field};
@@ -44,53 +44,80 @@ enum Keys {
 }
 
 impl Volume {
+    /// Reads the header of the volume whose guest data is in `file`.
+    ///
     /// # Errors
     /// If the header is not valid, and errors of the storage.
     pub fn read(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
         cx.refuse_snapshots(FORMAT_NAME)?;
-        let mut version = [0; 8];
-        table::read(file, &mut version, 0)?;
-        if version == [&LUKS[..], &[0, 1]].concat()[..] { Volume::read_v1(file, cx) } else { Volume::read_v2(file, cx) }
+        let header = header_file(file, cx);
+        let read = || {
+            let mut version = [0; 8];
+            table::read(header, &mut version, 0)?;
+            match version == [&LUKS[..], &[0, 1]].concat()[..] {
+                true => Volume::read_v1(header, file, cx),
+                false => Volume::read_v2(header, file, cx),
+            }
+        };
+        read().map_err(|e| in_header(e, cx))
     }
 
-    fn read_v1(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
-        let header = Header::read(file, 0, &FIELDS)?;
+    fn read_v1(header_file: &dyn ReadAt, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
+        let header = Header::read(header_file, 0, &FIELDS)?;
         let (payload, field) = (header.payload_offset(), FIELDS.at("payload offset", 104));
-        if payload < Header::LEN as u64 {
-            return Err(field.fault(Problem::Rule { value: payload, rule: DETACHED }));
-        }
+        check_payload(payload, Header::LEN as u64, field, cx)?;
         let info = describe(file, payload, None, SECTOR, field, cx)?;
-        let info = ImageInfo { specific: header.describe(), ..info };
+        let info = ImageInfo { specific: header.describe(cx.detached_header.is_some()), ..info };
         Ok(Volume { info, payload, first: 0, keys: Keys::V1(Box::new(header)) })
     }
 
-    fn read_v2(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
-        let (header, warning) = HeaderCopy::read(file, cx)?;
+    fn read_v2(header_file: &dyn ReadAt, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Volume> {
+        let (header, warning) = HeaderCopy::read(header_file, cx)?;
         let metadata = Metadata::parse(&header, cx)?;
         let (segment, at) = (&metadata.segment, header.json_at());
         let (payload, first, field) = (segment.offset, segment.iv_tweak, FIELDS.at("segment", at));
-        if payload < 2 * header.size {
-            return Err(field.fault(Problem::Rule { value: payload, rule: DETACHED }));
-        }
+        check_payload(payload, 2 * header.size, field, cx)?;
         let mut info = describe(file, payload, segment.size, segment.sector_size, field, cx)?;
         info.warnings.extend(warning.map(Into::into));
-        info.specific = metadata.describe(&header);
+        info.specific = metadata.describe(&header, cx.detached_header.is_some());
         Ok(Volume { info, payload, first, keys: Keys::V2 { metadata, at } })
     }
 
-    /// Finds the key.
+    /// Finds the key. The arguments are those of [`read`](Self::read).
     ///
     /// # Errors
     /// As [`Header::unlock`].
     pub fn unlock(self, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
-        match self.keys {
-            Keys::V1(header) => header.unlock(file, 0, cx, &FIELDS),
-            Keys::V2 { metadata, at } => metadata.unlock(file, at, cx),
-        }
+        let header_file = header_file(file, cx);
+        let unlocked = match self.keys {
+            Keys::V1(header) => {
+                let end = if cx.detached_header.is_some() { u64::MAX } else { self.payload };
+                header.unlock(header_file, 0..end, cx, &FIELDS)
+            }
+            Keys::V2 { metadata, at } => metadata.unlock(header_file, at, cx),
+        };
+        unlocked.map_err(|e| in_header(e, cx))
     }
 }
 
-const DETACHED: &str = "must be after the header; volumes with a detached header are not supported";
+/// The file with the header and the key slots of the volume whose guest data is in `file`.
+fn header_file<'a>(file: &'a dyn ReadAt, cx: &OpenContext<'a>) -> &'a dyn ReadAt {
+    cx.detached_header.map_or(file, |header| header.file)
+}
+
+/// The error about the header, in the file where that is.
+fn in_header(error: Error, cx: &OpenContext<'_>) -> Error {
+    error.in_file_at(cx.detached_header.and_then(|header| header.path))
+}
+
+/// Refuses guest data that begins within the headers, the first `headers` bytes, unless that are those of another file.
+fn check_payload(payload: u64, headers: u64, field: Field, cx: &OpenContext<'_>) -> Result<()> {
+    let rule = "must be after the header; if that is a detached header, the file with the guest data is needed too";
+    match payload < headers && cx.detached_header.is_none() {
+        true => Err(field.fault(Problem::Rule { value: payload, rule })),
+        false => Ok(()),
+    }
+}
 
 /// The properties of a volume whose guest data begins at byte `payload`. Without a size it ends with the file.
 fn describe(

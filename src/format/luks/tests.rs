@@ -155,17 +155,101 @@ fn hostile_headers() {
         (8, b"camellia\0", len, "luks: not supported: cipher camellia-xts-plain64 with a key of 512 bits"),
         (40, b"xts-random\0", len, "cipher aes-xts-random"),
         (72, b"whirlpool\0", len, "not supported: hash whirlpool"),
-        (104, &[0; 4], len, "volumes with a detached header are not supported"),
+        (104, &[0; 4], len, "payload offset is 0x0, but must be after the header; if that is a detached header"),
+        (104, &[0, 0, 0, 9], len, "0xf8: key material points to 0x1000, which overlaps the guest data"),
         (104, &[0xff; 4], len, "payload offset is out of bounds"),
         (108, &[0, 0, 0, 33], len, "with a key of 264 bits"),
         (164, &[0xff; 4], len, "mk-digest-iter at file offset 0xa4 is 4294967295, above the limit of 100000000"),
         (212, &[0xff; 4], len, "key slot iterations at file offset 0xd4 is 4294967295, above the limit of 100000000"),
-        (248, &[0xff; 4], len, "key material is out of bounds"),
-        (252, &[0xff; 4], len, "key material is out of bounds"),
+        (248, &[0; 4], len, "overlaps the header"),
+        (248, &[0xff; 4], len, "overlaps the guest data"),
+        (252, &[0xff; 4], len, "overlaps the guest data"),
         (208, &0xdead_u32.to_be_bytes(), len, "no secret given unlocks a key slot"),
         (8192, &[0], len, "no secret given unlocks a key slot"),
     ] {
         let error = open(at, value, len).unwrap_err();
         assert!(error.contains(message), "{error}");
     }
+}
+
+/// The volume with a detached header whose payload is at sector `sector` of its file.
+fn detached(bytes: &[u8], sector: u32) -> (Arc<MemFile>, Arc<MemFile>) {
+    let (header, payload) = bytes.split_at(bytes.len() - SIZE);
+    let mut header = header.to_vec();
+    header[104..108].copy_from_slice(&sector.to_be_bytes());
+    let payload = [vec![0; sector as usize * 512], payload.to_vec()].concat();
+    (Arc::new(MemFile::from(header)), Arc::new(MemFile::from(payload)))
+}
+
+#[test]
+fn a_header_can_be_in_a_file_of_its_own() {
+    let bytes = volume("");
+    for sector in [0, 8, 4040] {
+        let (header, payload) = detached(&bytes, sector);
+        let with = options().detached_header_source(header.clone());
+        for with in [with.clone(), with.clone().format(Format::LUKS)] {
+            let image = with.open_source(payload.clone()).unwrap();
+            assert_eq!((image.format(), image.virtual_size()), (Format::LUKS, SIZE as u64));
+            assert!(content(&image) == guest());
+        }
+        let inspection = OpenOptions::new().detached_header_source(header.clone()).inspect_source(payload).unwrap();
+        assert_eq!(inspection.info.property("detached-header"), Some(&true.into()));
+        assert_eq!(inspection.file_len, (sector as usize * 512 + SIZE) as u64);
+    }
+    let attached = OpenOptions::new().inspect_source(Arc::new(MemFile::from(bytes))).unwrap();
+    assert_eq!(attached.info.property("detached-header"), Some(&false.into()));
+}
+
+#[test]
+fn what_is_wrong_with_a_detached_header_is_said_of_its_file() {
+    let bytes = volume("");
+    let dir = TempDir::new();
+    let (header, payload) = detached(&bytes, 0);
+    let path = dir.file("payload", &payload.to_vec());
+    let open = |options: OpenOptions, header: &[u8]| {
+        let header = dir.file("header", header);
+        let error = options.detached_header(&header).open(&path).unwrap_err();
+        assert_eq!(error.path(), Some(&*header), "{error}");
+        error.root().to_string()
+    };
+    let mut damaged = header.to_vec();
+    damaged[164..168].fill(0);
+    assert!(open(options(), &damaged).contains("mk-digest-iter"));
+    assert!(open(OpenOptions::new().secret(Secret::new("x")), &header.to_vec()).contains("no secret given"));
+    assert!(open(options(), &header.to_vec()[..8192]).contains("key material is out of bounds"));
+    // It is that of no image, or of one that has no such headers.
+    assert_eq!(open(options(), &[0; 4096]), "raw: not supported: detached headers");
+    let vdi = Arc::new(MemFile::new());
+    Converter::new(Format::VDI).create_to(512, vdi.clone()).unwrap();
+    assert_eq!(open(options(), &vdi.to_vec()), "vdi: not supported: detached headers");
+    let stated = options().format(Format::VDI).detached_header_source(header).open(&path).unwrap_err();
+    assert_eq!(stated.root().to_string(), "vdi: not supported: detached headers");
+    let missing = options().detached_header(dir.join("missing")).open(&path).unwrap_err();
+    assert_eq!((missing.kind().as_str(), missing.path()), ("io", Some(&*dir.join("missing"))));
+}
+
+#[test]
+fn encrypted_bytes_are_not_taken_for_another_format() {
+    let (header, _) = detached(&volume(""), 0);
+    let with = options().detached_header_source(header);
+    for start in [&b"\x1f\x8b\x08\0"[..], b"QFI\xfb\0\0\0\x03", b"LUKS\xba\xbe\0\x01"] {
+        let mut bytes = vec![0; 2048];
+        bytes[..start.len()].copy_from_slice(start);
+        for with in [with.clone(), with.clone().one_pass(true)] {
+            assert_eq!(with.open_source(Arc::new(MemFile::from(bytes.clone()))).unwrap().virtual_size(), 2048);
+        }
+        let dir = TempDir::new();
+        assert_eq!(with.clone().one_pass(true).open(dir.file("x.gz", &bytes)).unwrap().virtual_size(), 2048);
+    }
+}
+
+#[test]
+fn the_file_of_a_header_is_not_replaced_by_a_conversion() {
+    let dir = TempDir::new();
+    let (header, payload) = detached(&volume(""), 0);
+    let (header, payload) = (dir.file("header", &header.to_vec()), dir.file("payload", &payload.to_vec()));
+    let image = options().detached_header(&header).open(payload).unwrap();
+    let error = Converter::new(Format::RAW).convert(&image, &header).unwrap_err();
+    assert!(error.to_string().contains("input file"), "{error}");
+    assert_eq!(std::fs::read(&header).unwrap()[..4], *b"LUKS");
 }

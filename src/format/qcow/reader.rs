@@ -9,6 +9,9 @@ use super::header::Header;
 use crate::codec::Codec;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Error, Result};
+#[cfg(feature = "crypto")]
+use crate::format::shared::decryption::LegacyAes;
+use crate::format::shared::decryption::{Decryption, LEGACY_AES_WARNING};
 use crate::format::shared::two_level::{ENTRY, Entry, IMAGE, TwoLevelMap};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::ReadAt;
@@ -17,13 +20,16 @@ use crate::io::ReadAt;
 pub(super) struct Reader {
     info: ImageInfo,
     map: TwoLevelMap,
+    /// If the image is encrypted and unlocked.
+    decryption: Option<Decryption>,
 }
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        Ok(Reader { info: describe(&header), map: TwoLevelMap::open(file, header.shape())? })
+        let decryption = if header.is_encrypted && !cx.inspect { unlock(file.clone(), cx)? } else { None };
+        Ok(Reader { info: describe(&header), map: TwoLevelMap::open(file, header.shape())?, decryption })
     }
 
     fn kind(&self, entry: Entry) -> Result<ExtentKind> {
@@ -35,6 +41,10 @@ impl Reader {
             L2Entry::Data(host) => {
                 self.map.check_cluster(entry, host, within + shape.len_in_cluster(entry.offset))?;
                 ExtentKind::Data(Location { file: IMAGE, offset: host + within })
+            }
+            L2Entry::Compressed { host, .. } if self.info.encryption.is_some() => {
+                let feature = "compressed clusters of an encrypted image".into();
+                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(host) });
             }
             L2Entry::Compressed { host, len } => {
                 self.map.check_within(entry, host, len.into())?;
@@ -51,6 +61,17 @@ impl Reader {
     }
 }
 
+#[cfg(feature = "crypto")]
+fn unlock(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Option<Decryption>> {
+    LegacyAes::unlock(FORMAT_NAME, file, cx).map(|aes| Some(Decryption::ByGuest(aes)))
+}
+
+/// The core refuses the image.
+#[cfg(not(feature = "crypto"))]
+fn unlock(_: Arc<dyn ReadAt>, _: &OpenContext<'_>) -> Result<Option<Decryption>> {
+    Ok(None)
+}
+
 /// The properties of the image, from its header.
 fn describe(header: &Header) -> ImageInfo {
     let backing = header.backing_file.clone();
@@ -60,6 +81,7 @@ fn describe(header: &Header) -> ImageInfo {
         block_size: Some(1 << header.cluster_bits),
         backing: backing.map(|name| FileReference::new("backing file", name, None)),
         encryption: header.is_encrypted.then_some("AES"),
+        warnings: header.is_encrypted.then(|| LEGACY_AES_WARNING.into()).into_iter().collect(),
         ..ImageInfo::default()
     }
 }
@@ -71,6 +93,14 @@ impl SparseRead for Reader {
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         self.map.extent_at(&self.info, range, |entry| self.kind(entry))
+    }
+
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        self.decryption.as_ref().map(Decryption::image_file)
+    }
+
+    fn decrypted_file(&self, guest: u64, at: Location) -> Option<Arc<dyn ReadAt>> {
+        self.decryption.as_ref().and_then(|decryption| decryption.decrypted_file(guest, at))
     }
 
     /// A payload may follow an L2 table in its cluster.

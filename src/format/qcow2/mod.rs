@@ -33,7 +33,7 @@
 //! | internal snapshots | yes | no |
 //! | bitmaps | listed | no |
 //! | encryption (LUKS), with the feature `crypto` | yes | yes |
-//! | encryption (AES) | reported; guest data is refused | no |
+//! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
 //! | version 1 | another driver, `qcow` | |
 //! | unknown incompatible features | refused | no |

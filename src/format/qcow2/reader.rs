@@ -14,6 +14,7 @@ use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::decryption::{Decryption, LEGACY_AES_WARNING};
 use crate::format::shared::table::Field;
 use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::format::shared::{run, table};
@@ -34,8 +35,8 @@ pub(crate) struct Reader {
     file_len: u64,
     /// Length of the external data file in bytes, if it is open.
     data_file_len: Option<u64>,
-    /// The image file with its guest data decrypted, if it is encrypted and unlocked.
-    decrypted: Option<Arc<dyn ReadAt>>,
+    /// If the image is encrypted and unlocked.
+    decryption: Option<Decryption>,
     l1: Vec<u64>,
     l1_table_offset: u64,
     table_cache: TableCache,
@@ -70,10 +71,10 @@ impl Reader {
         let bitmaps = cx.budget.attempt(|budget| read_bitmaps(&file, &header, budget));
         let bitmaps = or_warning(bitmaps, "bitmaps are not listed", &mut info)?;
         let luks = or_warning(luks::read(&*file, &header), "the LUKS header is not valid", &mut info)?;
-        let encryption = luks.as_ref().map(|(luks, _)| luks.describe()).unwrap_or_default();
+        let encryption = luks.as_ref().map(|(luks, _)| luks.describe(false)).unwrap_or_default();
         describe_details(&bitmaps, encryption, &mut info);
-        let decrypted = match info.encryption {
-            Some(_) if !cx.inspect => Some(decrypting(file.clone(), &header, cx)?),
+        let decryption = match info.encryption {
+            Some(_) if !cx.inspect => Some(unlock(file.clone(), &header, cx)?),
             _ => None,
         };
 
@@ -85,7 +86,7 @@ impl Reader {
             file,
             file_len,
             data_file_len,
-            decrypted,
+            decryption,
             l1,
             l1_table_offset,
             table_cache: TableCache::default(),
@@ -218,7 +219,11 @@ impl SparseRead for Reader {
     }
 
     fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
-        self.decrypted.clone()
+        self.decryption.as_ref().map(Decryption::image_file)
+    }
+
+    fn decrypted_file(&self, guest: u64, at: Location) -> Option<Arc<dyn ReadAt>> {
+        self.decryption.as_ref().and_then(|decryption| decryption.decrypted_file(guest, at))
     }
 
     fn host_alignment(&self) -> Option<u64> {
@@ -334,10 +339,10 @@ fn find_snapshot<'a>(snapshots: &'a [SnapshotEntry], wanted: &str) -> Result<&'a
 }
 
 #[cfg(feature = "crypto")]
-use super::crypt::decrypting;
+use super::crypt::unlock;
 
 #[cfg(not(feature = "crypto"))]
-fn decrypting(_: Arc<dyn ReadAt>, _: &Header, _: &OpenContext<'_>) -> Result<Arc<dyn ReadAt>> {
+fn unlock(_: Arc<dyn ReadAt>, _: &Header, _: &OpenContext<'_>) -> Result<Decryption> {
     Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
 }
 
@@ -394,6 +399,7 @@ fn describe(header: &Header) -> ImageInfo {
         backing,
         files,
         encryption,
+        warnings: (encryption == Some("AES")).then(|| LEGACY_AES_WARNING.into()).into_iter().collect(),
         dirty: header.incompatible.contains(Incompatible::DIRTY),
         corrupt,
         specific,

@@ -6,6 +6,8 @@ pub(crate) mod backing;
 pub(crate) mod bits;
 /// Data and holes of a file.
 pub(crate) mod data_runs;
+/// Decryption of guest data.
+pub(crate) mod decryption;
 /// LUKS version 1.
 pub(crate) mod luks;
 /// Tables of fixed-size entries, read page by page.
@@ -22,6 +24,9 @@ pub(crate) mod table_cache;
 pub(crate) mod two_level;
 /// Zeros between what a writer places.
 pub(crate) mod written;
+/// XML of untrusted files.
+#[cfg(any(feature = "dmg", feature = "packages"))]
+pub(crate) mod xml;
 
 use crate::error::{Error, Result};
 

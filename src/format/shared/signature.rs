@@ -17,6 +17,10 @@ pub(crate) const PARALLELS: [&[u8; 16]; 2] = [b"WithoutFreeSpace", b"WithouFreSp
 pub(crate) const BOCHS: &[u8; 22] = b"Bochs Virtual HD Image";
 /// Shell scripts that mount the file, of version 2 and 3.
 pub(crate) const CLOOP: [&[u8; 22]; 2] = [b"#!/bin/sh\n#V2.0 Format", b"#!/bin/sh\n#V3.0 Format"];
+/// The trailer of an image of macOS.
+pub(crate) const DMG: &[u8; 4] = b"koly";
+/// An encrypted image of macOS, version 2, at the start; version 1, at the end.
+const DMG_ENCRYPTED: [&[u8; 8]; 2] = [b"encrcdsa", b"cdsaencr"];
 /// A hosted sparse extent of VMDK.
 pub(crate) const VMDK_HOSTED: &[u8; 4] = b"KDMV";
 /// A copy-on-write extent of ESX.
@@ -73,8 +77,8 @@ static SIGNATURES: &[Signature] = &[
     probe("parallels", Driver("parallels", cfg!(feature = "parallels")), is_parallels),
     probe("bochs", Driver("bochs", cfg!(feature = "bochs")), is_bochs),
     probe("cloop", Driver("cloop", cfg!(feature = "cloop")), is_cloop),
+    probe("dmg", Driver("dmg", cfg!(feature = "dmg")), is_dmg),
     start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
-    probe("dmg", Compressed, |probe| probe.tail.len() == Probe::TAIL && probe.tail.starts_with(b"koly")),
     probe("gzip", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Gzip)),
     probe("xz", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Xz)),
     probe("bzip2", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Bzip2)),
@@ -96,7 +100,7 @@ static SIGNATURES: &[Signature] = &[
         probe.head.get(2..).is_some_and(|rest| matches!(rest, [b'-', b'l', b'h', _, b'-', ..]))
     }),
     start("wim", Archive, &[b"MSWIM\0\0\0"]),
-    start("dmg", Encrypted, &[b"encrcdsa"]),
+    probe("dmg", Encrypted, is_encrypted_dmg),
     probe("text", Text, |probe| is_markup(probe.head)),
 ];
 
@@ -183,6 +187,15 @@ pub(crate) fn is_bochs(probe: &Probe<'_>) -> bool {
 /// Any version. Those that are not read are refused by name when the image is opened.
 pub(crate) fn is_cloop(probe: &Probe<'_>) -> bool {
     CLOOP.iter().any(|script| probe.head.starts_with(*script))
+}
+
+pub(crate) fn is_dmg(probe: &Probe<'_>) -> bool {
+    probe.tail.len() == Probe::TAIL && probe.tail.starts_with(DMG)
+}
+
+pub(crate) fn is_encrypted_dmg(probe: &Probe<'_>) -> bool {
+    let [start, end] = DMG_ENCRYPTED;
+    probe.head.starts_with(start) || probe.tail.ends_with(end)
 }
 
 /// A sparse extent, or a descriptor.
@@ -350,6 +363,7 @@ mod tests {
         }
         let tail = |magic: &[u8]| [magic, &[0; 512]].concat()[..512].to_vec();
         assert_eq!(names(b"", &tail(b"koly")), ["dmg"]);
+        assert_eq!(names(b"", b"\0\0cdsaencr"), ["dmg"]);
         assert_eq!(names(b"", &tail(b"conectix")), ["vpc"]);
         assert_eq!(names(b"", &tail(b"\0conectix")), ["vpc"]);
     }

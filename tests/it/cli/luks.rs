@@ -92,6 +92,102 @@ fn secrets_are_not_shown() {
     }
 }
 
+/// Whatever a command says, it does not say a secret, not even a wrong one.
+#[test]
+fn no_command_shows_a_secret() {
+    const SECRET: &str = "hunter2-hunter2";
+    const BASE64: &str = "aHVudGVyMi1odW50ZXIy";
+    let dir = dir();
+    dir.file("secret", SECRET.as_bytes());
+    dir.file("disk.raw", &[7; 4096]);
+    for (format, key) in [("luks", ""), ("qcow2", "encrypt.format=luks,encrypt.")] {
+        let options = format!("{key}iter-time=10");
+        succeed(
+            &dir,
+            &["convert", "--secret-file", "passphrase.luks", "-O", format, "-o", &options, "disk.raw", format],
+        );
+    }
+    let damaged = [&fs::read(dir.join("luks")).unwrap()[..4096], &[1; 8192]].concat();
+    dir.file("damaged", &damaged);
+    let data = format!("secret,id=sec0,data={SECRET}");
+    let encoded = format!("secret,id=sec0,data={BASE64},format=base64");
+    let mut said = Vec::new();
+    let mut failures = 0;
+    for secret in [
+        ["--secret-file", "secret"],
+        ["--object", "secret,id=sec0,file=secret"],
+        ["--object", &data],
+        ["--object", &encoded],
+    ] {
+        for rest in [
+            &["convert", "luks", "out.raw"][..],
+            &["convert", "qcow2", "out.raw"],
+            &["convert", "damaged", "-f", "luks", "out.raw"],
+            &["convert", "--image-opts", "driver=luks,file.filename=luks,key-secret=sec1", "out.raw"],
+            &["convert", "-n", "-O", "luks", "disk.raw", "luks"],
+            &["convert", "-O", "luks", "-o", "cipher-alg=none", "disk.raw", "out.luks"],
+            &["convert", "-O", "luks", "-o", "iter-time=10", "disk.raw", "missing/out.luks"],
+            &["convert", "--detached-header", "disk.raw", "luks", "out.raw"],
+            &["compare", "luks", "disk.raw"],
+            &["map", "luks"],
+            &["check", "luks"],
+            &["info", "--output", "json", "luks"],
+            &["info", "-f", "qcow2", "luks"],
+            &["snapshot", "-l", "qcow2", "--unknown"],
+        ] {
+            let done = imgconv(&dir, &[&rest[..1], &secret, &rest[1..]].concat());
+            failures += usize::from(!done.status.success());
+            said.extend(done.stdout);
+            said.extend(done.stderr);
+        }
+    }
+    let said = String::from_utf8(said).unwrap();
+    assert!(failures > 40 && said.len() > 4000, "{failures} failures: {said}");
+    for part in [SECRET, "hunter2", BASE64, &BASE64[..8], "123456"] {
+        assert!(!said.contains(part), "{part}: {said}");
+    }
+    assert!(!format!("{:?}", OpenOptions::new().secret(Secret::new(SECRET))).contains("hunter2"));
+}
+
+#[test]
+fn detached_headers() {
+    let dir = dir();
+    let guest = Pattern::Islands.make(1 << 20);
+    dir.file("disk.raw", &guest);
+    succeed(
+        &dir,
+        &["convert", "--secret-file", "passphrase.luks", "-O", "luks", "-o", "iter-time=10", "disk.raw", "volume"],
+    );
+    let volume = fs::read(dir.join("volume")).unwrap();
+    let (header, payload) = volume.split_at(volume.len() - guest.len());
+    let header = [&header[..104], &[0; 4], &header[108..]].concat();
+    dir.file("header", &header);
+    dir.file("payload", payload);
+    let opts = "driver=luks,key-secret=sec0,header.driver=file,header.filename=header,file.filename=payload";
+    let (detached, secret) = (["--detached-header", "header"], ["--secret-file", "passphrase.luks"]);
+    for args in [
+        [&["info", "--output", "json"][..], &detached, &["payload"]].concat(),
+        vec!["info", "--output", "json", "--object", OBJECT, "--image-opts", opts],
+    ] {
+        let info = json(&dir, &args);
+        assert_eq!((&info["format"], info["virtual-size"].as_u64()), (&"luks".into(), Some(1 << 20)));
+        assert_eq!(info["format-specific"]["data"]["detached-header"], true);
+    }
+    succeed(&dir, &[&["convert"][..], &secret, &detached, &["payload", "one.raw"]].concat());
+    succeed(&dir, &["convert", "--object", OBJECT, "--image-opts", opts, "two.raw"]);
+    for name in ["one.raw", "two.raw"] {
+        assert_same(&fs::read(dir.join(name)).unwrap(), &guest, name);
+    }
+    let alone = fail(&dir, 1, &["info", "header"]);
+    assert!(alone.contains("if that is a detached header, the file with the guest data is needed too"), "{alone}");
+    let into = ["convert", "--object", OBJECT, "-n", "--target-image-opts", "disk.raw", opts];
+    assert!(fail(&dir, 1, &into).contains("detached header"));
+    let same = [&["convert"][..], &secret, &detached, &["-O", "raw", "payload", "header"]].concat();
+    assert!(fail(&dir, 1, &same).contains("input file"));
+    let several = [&["convert"][..], &secret, &detached, &["payload", "disk.raw", "vm.ova"]].concat();
+    assert!(fail(&dir, 1, &several).contains("--detached-header needs one SOURCE"));
+}
+
 #[test]
 fn wrong_requests() {
     let dir = dir();

@@ -1,6 +1,9 @@
 //! LUKS: volumes and encrypted qcow2 images of `qemu-img` are read and the other way round, with every cipher that both have; `cryptsetup`
 //! opens what is written, and its volumes are read; libluksde and dissect.fve decrypt the same bytes.
 
+mod detached;
+mod legacy;
+
 use std::fs;
 use std::path::Path;
 

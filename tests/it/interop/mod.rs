@@ -6,6 +6,8 @@ use std::path::Path;
 use crate::support::{content, open_beside};
 use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 
+#[cfg(feature = "dmg")]
+mod dmg;
 mod features;
 #[cfg(target_os = "linux")]
 mod in_use;

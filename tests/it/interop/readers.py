@@ -7,7 +7,7 @@
     readers.py LIBRARY chain FORMAT IMAGE PARENT...  the same of one disk, whose parents are given in order
 
 LIBRARY is libyal (on PyPI libvmdk-python and libvhdi-python) or dissect (dissect.hypervisor); FORMAT is vmdk, vpc, vdi
-or vhdx. With libluksde (libluksde-python) or dissect-fve (dissect.fve) FORMAT is luks. dissect looks for the parents of a VHDX itself.
+or vhdx. With libluksde (libluksde-python) or dissect-fve (dissect.fve) FORMAT is luks, with libmodi (libmodi-python) it is dmg. dissect looks for the parents of a VHDX itself.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 # Of the encrypted volumes of the tests.
 PASSPHRASE = "correct horse battery staple\n"
-MODULES = {"libluksde": ["pyluksde"], "dissect-fve": ["dissect.fve.luks"],
+MODULES = {"libluksde": ["pyluksde"], "libmodi": ["pymodi"], "dissect-fve": ["dissect.fve.luks"],
            "libyal": ["pyvmdk", "pyvhdi"], "dissect": [f"dissect.hypervisor.disk.{name}" for name in ("vmdk", "vhd", "vdi", "vhdx")]}
 
 
@@ -83,7 +83,15 @@ def open_dissect_fve(format, image, parent):
     return disk, disk.seek(0, 2), 1 << 20
 
 
-OPEN = {"libyal": open_libyal, "dissect": open_dissect, "libluksde": open_libluksde, "dissect-fve": open_dissect_fve}
+def open_libmodi(format, image, parent):
+    import pymodi
+
+    disk = pymodi.handle()
+    disk.open(image)
+    return disk, disk.get_media_size(), 1 << 20
+
+
+OPEN = {"libmodi": open_libmodi, "libyal": open_libyal, "dissect": open_dissect, "libluksde": open_libluksde, "dissect-fve": open_dissect_fve}
 
 
 def digest(disk, size, step):

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use diskimage::io::MemFile;
 use diskimage::{Converter, Format, Image, OpenOptions, Options, ReferencePolicy, Report, Result};
-pub use shared::{Calls, Random, SparseFile, TempDir};
+pub use shared::{Calls, Random, SparseFile, TempDir, dmg};
 
 pub fn format(name: &str) -> Format {
     Format::by_name(name).unwrap()

@@ -33,6 +33,7 @@ pub const LIBYAL: Reader = Reader("libyal");
 pub const DISSECT: Reader = Reader("dissect");
 pub const DISSECT_FVE: Reader = Reader("dissect-fve");
 pub const LIBLUKSDE: Reader = Reader("libluksde");
+pub const LIBMODI: Reader = Reader("libmodi");
 
 impl Reader {
     /// Whether it is there; without it, says that `test` is skipped, or fails if it must not be.

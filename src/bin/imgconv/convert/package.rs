@@ -44,6 +44,9 @@ impl Args {
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
         }
+        if !self.more.is_empty() && self.header.is_given() {
+            return Err(Failure::usage("--detached-header needs one SOURCE"));
+        }
         let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt, false));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         sources.iter().for_each(|source| self.warn(source));
@@ -73,9 +76,9 @@ impl Args {
             return Err(Failure::usage("TARGET is a directory: set the format of its images with -O"));
         };
         let needs_file = [self.backing.is_given(), self.salvage, self.snapshot.is_some(), self.package.disk.is_some()];
-        if needs_file.contains(&true) || self.compress_output.is_some() {
+        if needs_file.contains(&true) || self.header.is_given() || self.compress_output.is_some() {
             return Err(Failure::usage(
-                "TARGET is a directory: -B, -l, --disk, --salvage and --compress-output need a file",
+                "TARGET is a directory: -B, -l, --disk, --detached-header, --salvage and --compress-output need a file",
             ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format)?);

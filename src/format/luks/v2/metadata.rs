@@ -1,5 +1,7 @@
 //! The JSON metadata (section 3), as far as it is needed to read a volume.
 
+use std::ops::Range;
+
 use base64ct::{Base64, Encoding};
 use serde_json::Value as Json;
 
@@ -8,7 +10,7 @@ use crate::crypto::{Argon2Kind, CipherSpec, Hash, Kdf};
 use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
 use crate::format::luks::{FIELDS, FORMAT_NAME};
-use crate::format::shared::luks::{cipher_name, unsupported_cipher};
+use crate::format::shared::luks::{check_area, cipher_name, unsupported_cipher};
 use crate::info::Value;
 
 /// Memory for a byte of JSON: an empty array of two bytes takes 32 bytes, with a table that grows by doubling.
@@ -87,11 +89,14 @@ impl Metadata {
         let (segment_id, segment) = reader.segment(&json)?;
         let (digest, slots) = reader.digest(&json, &segment_id)?;
         let all = reader.object(&json, "keyslots")?;
+        // Between the headers and the guest data.
+        let end = if cx.detached_header.is_some() { u64::MAX } else { segment.offset };
+        let areas = 2 * header.size..end;
         let keyslots = slots
             .into_iter()
             .map(|id| {
                 let slot = all.get(&id).ok_or_else(|| reader.missing("keyslot of a digest"));
-                let slot = slot.and_then(|slot| reader.keyslot(slot));
+                let slot = slot.and_then(|slot| reader.keyslot(slot, areas.clone()));
                 (id, slot)
             })
             .collect();
@@ -99,7 +104,7 @@ impl Metadata {
     }
 
     /// The properties for `info`.
-    pub fn describe(&self, header: &HeaderCopy) -> Vec<(&'static str, Value)> {
+    pub fn describe(&self, header: &HeaderCopy, is_detached: bool) -> Vec<(&'static str, Value)> {
         let mut parts = self.segment.encryption.splitn(3, '-');
         let mut part = || parts.next().unwrap_or_default();
         let (cipher, mode, generator) = (part(), part(), part());
@@ -111,6 +116,7 @@ impl Metadata {
         };
         let mut properties: Vec<(&'static str, Value)> = vec![
             ("version", 2.into()),
+            ("detached-header", is_detached.into()),
             ("ivgen-alg", generator.into()),
             ("cipher-alg", algorithm.as_str().into()),
             ("cipher-mode", mode.into()),
@@ -251,7 +257,8 @@ impl Reader {
         Ok((Digest { kdf, digest: self.bytes(digest, "digest")? }, slots))
     }
 
-    fn keyslot(self, slot: &Json) -> Result<Keyslot> {
+    /// A key slot, whose area must be in `areas`.
+    fn keyslot(self, slot: &Json, areas: Range<u64>) -> Result<Keyslot> {
         let kind = self.text(slot, "type")?;
         if kind != "luks2" {
             return Err(unsupported(format!("keyslot of type {kind}")));
@@ -266,7 +273,9 @@ impl Reader {
         let stripes = self.number_in(splitter, "stripes", 1, 1 << 20)?;
         let (offset, size) = (self.number(area, "offset")?, self.number(area, "size")?);
         let needed = (key_len as u64 * stripes).next_multiple_of(512);
-        FIELDS.at("keyslot area", self.at).within(0, needed, size)?;
+        let field = FIELDS.at("keyslot area", self.at);
+        field.within(0, needed, size)?;
+        check_area(offset..offset.saturating_add(size), areas, field)?;
         let area_key_len = self.key_len(area)?;
         Ok(Keyslot {
             key_len,

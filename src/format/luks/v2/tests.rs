@@ -109,6 +109,8 @@ fn what_is_not_supported_is_refused_by_name() {
     two["1"] = segment.clone();
     let mut integrity = segment.clone();
     integrity["integrity"] = json!({ "type": "hmac(sha256)" });
+    let pbkdf2 =
+        |iterations: u32| json!({ "type": "pbkdf2", "hash": "sha1", "salt": "AAAA", "iterations": iterations });
     let mut config = valid["config"].clone();
     config["requirements"] = json!({ "mandatory": ["online-reencrypt-v2"] });
     for (path, value, message) in [
@@ -135,11 +137,25 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/keyslots/0/type", json!("reencrypt"), "luks: not supported: keyslot of type reencrypt"),
         ("/keyslots/0/kdf/type", json!("scrypt"), "luks: not supported: key derivation scrypt"),
         ("/keyslots/0/kdf/memory", json!(2_000_000), "memory of Argon2 at file offset 0x1000 is 2048000000, above"),
+        ("/keyslots/0/kdf/memory", json!(4_294_967_295_u32), "memory of Argon2 at file offset 0x1000 is 4398046510080"),
+        ("/keyslots/0/kdf/memory", json!(1_u64 << 32), "memory is 4294967296, outside 1..=4294967295"),
+        ("/keyslots/0/kdf/memory", json!(-1), "memory is missing, or is of another type"),
+        ("/keyslots/0/kdf/memory", json!(1), "parameters of Argon2"),
+        ("/keyslots/0/kdf", pbkdf2(1 << 31), "PBKDF2 iterations at file offset 0x1000 is 2147483648, above"),
+        ("/keyslots/0/kdf", pbkdf2(0), "iterations is 0, outside 1..=4294967295"),
         ("/keyslots/0/kdf/time", json!(4_000_000_000_u32), "memory times passes of Argon2"),
         ("/keyslots/0/kdf/cpus", json!(100_000_000), "parameters of Argon2"),
         ("/keyslots/0/af/hash", json!("md5"), "hash md5"),
         ("/keyslots/0/af/stripes", json!(8000), "keyslot area is out of bounds"),
-        ("/keyslots/0/area/offset", json!("17179869184"), "keyslot area is out of bounds"),
+        (
+            "/keyslots/0/area/offset",
+            json!("17179869184"),
+            "keyslot area points to 0x400000000, which overlaps the guest data",
+        ),
+        ("/keyslots/0/area/offset", json!("18446744073709551615"), "overlaps the guest data"),
+        ("/keyslots/0/area/offset", json!("28672"), "overlaps the header"),
+        ("/keyslots/0/area/offset", json!((16 << 20) - 4096).to_string().into(), "overlaps the guest data"),
+        ("/keyslots/0/area/size", json!("18446744073709551615"), "overlaps the guest data"),
         ("/keyslots/0/area/key_size", json!(65), "with a key of 520 bits"),
         ("/keyslots", json!({}), "keyslot of a digest is missing"),
         ("/keyslots/0/key_size", json!(32), "no secret given unlocks a key slot"),
@@ -163,9 +179,47 @@ fn hostile_json() {
         let error = open(json);
         assert!(error.contains(message), "{error}");
     }
+    // Of members with the same name the last one counts, as for cryptsetup.
+    let twice = json_of(&bytes).to_string().replacen('{', "{\"segments\": {}, ", 1);
+    assert!(self::open(with_json(&bytes, twice.as_bytes())).is_ok());
+    let twice = twice.replacen("\"sector_size\":512", "\"sector_size\":512,\"sector_size\":1e400", 1);
+    assert!(open(twice.as_bytes()).contains("not valid JSON"), "a number that no float holds");
     // The memory for the parsed text is limited too.
     let (limits, budget) = (Limits::default(), Budget::new(64 << 10));
     let cx = OpenContext { inspect: true, ..OpenContext::new(&limits, &budget) };
     let error = Format::LUKS.open(Arc::new(MemFile::from(bytes)), &cx).map(drop).unwrap_err();
     assert_eq!(error.kind().as_str(), "limit", "{error}");
+}
+
+#[test]
+fn a_header_can_be_in_a_file_of_its_own() {
+    let bytes = volume("");
+    let mut json = json_of(&bytes);
+    for offset in [0, 4096, 16 << 20] {
+        json["segments"]["0"]["offset"] = offset.to_string().into();
+        let header = Arc::new(MemFile::from(with_json(&bytes, json.to_string().as_bytes())[..1 << 20].to_vec()));
+        let payload = [vec![7; offset], bytes[bytes.len() - SIZE..].to_vec()].concat();
+        let options = OpenOptions::new().secret(Secret::new("x")).detached_header_source(header);
+        let image = options.open_source(Arc::new(MemFile::from(payload))).unwrap();
+        assert!(content(&image) == guest());
+        assert_eq!(image.info().property("detached-header"), Some(&true.into()));
+    }
+}
+
+#[test]
+fn a_second_header_of_any_size_is_found() {
+    let bytes = volume("");
+    let mut json = json_of(&bytes);
+    let area = bytes[2 * HEADER..][..256_000].to_vec();
+    for size in [32 << 10, 256 << 10, 4 << 20_usize] {
+        json["keyslots"]["0"]["area"]["offset"] = (2 * size).to_string().into();
+        let mut bytes = bytes.clone();
+        // All but the magic.
+        bytes[8..16 << 20].fill(0xff);
+        let header = encode(size as u64, size as u64, 3, "u", &[0; 64], json.to_string().as_bytes());
+        bytes[size..2 * size].copy_from_slice(&header);
+        bytes[2 * size..][..area.len()].copy_from_slice(&area);
+        let image = open(bytes).unwrap();
+        assert!(content(&image) == guest() && image.info().warnings[0].contains("first header is not valid"), "{size}");
+    }
 }

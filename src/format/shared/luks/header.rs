@@ -164,7 +164,7 @@ impl Header {
     }
 
     /// The parameters with the keys of qemu-img info.
-    pub fn describe(&self) -> Vec<(&'static str, Value)> {
+    pub fn describe(&self, is_detached: bool) -> Vec<(&'static str, Value)> {
         let (cipher, mode) = (self.cipher.to_text(), self.mode.to_text());
         let (mode, generator) = mode.split_once('-').unwrap_or((&mode, ""));
         let (generator, generator_hash) =
@@ -173,7 +173,7 @@ impl Header {
         let key_bits = u64::from(self.key_len) * if mode == "xts" { 4 } else { 8 };
         let mut properties = vec![("ivgen-alg", generator.into())];
         properties.extend(generator_hash.map(|hash| ("ivgen-hash-alg", hash.into())));
-        properties.push(("detached-header", false.into()));
+        properties.push(("detached-header", is_detached.into()));
         properties.push(("hash-alg", Value::Text(self.hash.clone())));
         properties.push(("cipher-alg", format!("{cipher}-{key_bits}").as_str().into()));
         properties.push(("uuid", Value::Text(self.uuid.clone())));
@@ -245,7 +245,7 @@ mod tests {
         #[test]
         fn any_bytes_are_a_header_or_an_error(mut bytes in prop::collection::vec(any::<u8>(), Header::LEN)) {
             bytes[..8].copy_from_slice(b"LUKS\xba\xbe\0\x01");
-            let _ = Header::parse(bytes.first_chunk().unwrap(), 0, &FIELDS).map(|header| header.describe());
+            let _ = Header::parse(bytes.first_chunk().unwrap(), 0, &FIELDS).map(|header| header.describe(false));
         }
     }
 

@@ -14,6 +14,6 @@ pub(crate) use header::{SLOTS, STRIPES, Slot};
 #[cfg(feature = "crypto")]
 pub(crate) use parameters::Parameters;
 #[cfg(feature = "crypto")]
-pub(crate) use unlock::{Attempts, cipher_name, unsupported_cipher};
+pub(crate) use unlock::{Attempts, check_area, cipher_name, unsupported_cipher};
 #[cfg(feature = "crypto")]
 pub(crate) use volume::NewVolume;

@@ -1,5 +1,6 @@
 //! Key slots: finding the key of the volume with a secret (section 3, "Master key recovery").
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -7,8 +8,8 @@ use zeroize::Zeroizing;
 use super::{Header, Slot};
 use crate::crypto::{CipherSpec, Hash, Kdf, SectorCipher, merge};
 use crate::driver::OpenContext;
-use crate::error::{Error, Result, SecretProblem};
-use crate::format::shared::table::{self, Fields};
+use crate::error::{Error, Problem, Result, SecretProblem};
+use crate::format::shared::table::{self, Field, Fields};
 use crate::io::ReadAt;
 use crate::name::Name;
 
@@ -67,8 +68,23 @@ pub(crate) fn cipher_name(format: &'static str, cipher: &str, mode: &str, key_le
         .ok_or_else(|| unsupported_cipher(format, cipher, mode, key_len as u64))
 }
 
+/// Refuses a key slot whose stripes are not in `areas`, between the header and the guest data: one of both would be garbage.
+///
+/// # Errors
+/// [`Error::Corrupt`]
+pub(crate) fn check_area(stripes: Range<u64>, areas: Range<u64>, field: Field) -> Result<()> {
+    let with = if stripes.start < areas.start {
+        "the header"
+    } else if stripes.end > areas.end {
+        "the guest data"
+    } else {
+        return Ok(());
+    };
+    Err(field.fault(Problem::Overlap { offset: stripes.start, with }))
+}
+
 impl Header {
-    /// Finds the key of the volume with one of the secrets. The header is at byte `start` of `file`.
+    /// Finds the key of the volume with one of the secrets. The header and the key slots are in `range` of `file`.
     ///
     /// # Errors
     /// [`Error::Secret`], [`Error::Unsupported`] for an unknown cipher or hash, [`Error::Limit`] for key slots that take too long to try,
@@ -76,7 +92,7 @@ impl Header {
     pub fn unlock(
         &self,
         file: &dyn ReadAt,
-        start: u64,
+        range: Range<u64>,
         cx: &OpenContext<'_>,
         fields: &Fields,
     ) -> Result<Arc<SectorCipher>> {
@@ -85,11 +101,11 @@ impl Header {
         let hash = Hash::from_name(&self.hash.to_text())
             .ok_or_else(|| Error::unsupported(format, format!("hash {}", self.hash)))?;
         let mut attempts = Attempts::new(format, cx)?;
-        let iterations = fields.at("mk-digest-iter", start + 164);
+        let iterations = fields.at("mk-digest-iter", range.start + 164);
         iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
-        let volume = Locked { header: self, file, start, spec, hash, cx, fields };
+        let volume = Locked { header: self, file, range: &range, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
-            let attempt = volume.try_slot(slot, start + 208 + 48 * index as u64);
+            let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64);
             if let Some(key) = attempts.note(attempt)?
                 && let Some(cipher) = spec.with_key(&key, super::SECTOR as usize)
             {
@@ -111,8 +127,8 @@ impl Header {
 struct Locked<'a> {
     header: &'a Header,
     file: &'a dyn ReadAt,
-    /// Offset of the header in bytes.
-    start: u64,
+    /// File offsets of the header and the key slots in bytes.
+    range: &'a Range<u64>,
     spec: CipherSpec,
     hash: Hash,
     cx: &'a OpenContext<'a>,
@@ -122,12 +138,14 @@ struct Locked<'a> {
 impl Locked<'_> {
     /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
     fn try_slot(&self, slot: &Slot, at: u64) -> Result<Option<Zeroizing<Vec<u8>>>> {
-        let Locked { header, file, start, spec, hash, cx, fields } = *self;
+        let Locked { header, file, range, spec, hash, cx, fields } = *self;
         fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
         let len = u64::from(header.key_len) * u64::from(slot.stripes);
-        let offset = start.saturating_add(slot.offset());
+        let offset = range.start.saturating_add(slot.offset());
         let stored = len.next_multiple_of(super::SECTOR);
-        let material = table::read_table(file, offset, stored, fields.at("key material", at + 40), cx.budget)?;
+        let field = fields.at("key material", at + 40);
+        check_area(offset..offset.saturating_add(stored), range.start + Header::LEN as u64..range.end, field)?;
+        let material = table::read_table(file, offset, stored, field, cx.budget)?;
         let key_len = header.key_len as usize;
         for secret in cx.secrets {
             let kdf = Kdf::Pbkdf2 { hash, salt: slot.salt.to_vec(), iterations: slot.iterations };

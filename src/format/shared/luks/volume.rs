@@ -149,7 +149,7 @@ mod tests {
         let unlock = |secrets: &[&str], limits: &Limits| {
             let secrets: Vec<_> = secrets.iter().map(|secret| Secret::new(*secret)).collect();
             let cx = OpenContext { secrets: &secrets, ..OpenContext::new(limits, &budget) };
-            header.unlock(&file, 512, &cx, &FIELDS).map(drop).map_err(|error| error.to_string())
+            header.unlock(&file, 512..u64::MAX, &cx, &FIELDS).map(drop).map_err(|error| error.to_string())
         };
         assert_eq!(unlock(&["wrong", "right"], &limits), Ok(()));
         assert_eq!(unlock(&["wrong", "right\n", ""], &limits).unwrap_err(), "luks: no secret given unlocks a key slot");

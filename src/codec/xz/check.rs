@@ -5,7 +5,7 @@ use zlib_rs::crc32::crc32;
 
 /// The kind of check of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::compressed) enum Check {
+pub(crate) enum Check {
     None,
     Crc32,
     Crc64,
@@ -46,7 +46,7 @@ impl Check {
 }
 
 /// The check of the data so far.
-pub(in crate::compressed) enum Running {
+pub(crate) enum Running {
     None,
     Crc32(u32),
     Crc64(u64),
