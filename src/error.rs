@@ -158,15 +158,15 @@ pub enum Error {
         disks: Vec<Name>,
     },
 
-    /// The digest of a file is not the one in the manifest of its package: one of them was changed.
+    /// The digest of a file, or of a block of a disk, is not the one in the package that it is from: one of them was changed.
     Digest {
-        /// The name of the file in the manifest.
+        /// The name of the file in the package.
         name: Name,
-        /// The algorithm: "SHA256".
+        /// The algorithm: "SHA256", "XXH64".
         algorithm: &'static str,
-        /// The digest in the manifest, in hexadecimal digits.
+        /// The digest in the package, in hexadecimal digits.
         expected: String,
-        /// The digest of the file.
+        /// The digest that was computed.
         found: String,
     },
 
@@ -243,7 +243,7 @@ impl fmt::Display for Error {
             Error::Digest { name, algorithm, expected, found } => {
                 write!(
                     f,
-                    "digest mismatch: the {algorithm} of {name} is {found}, expected {expected} from the manifest"
+                    "digest mismatch: the {algorithm} of {name} is {found}, expected {expected} as the package says"
                 )
             }
             Error::Ambiguous(formats) => {

@@ -107,6 +107,7 @@ pub use convert::{Converter, Damage, DamageList, OutputCompression, Progress, Re
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
+pub use guest::ContentKind;
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};

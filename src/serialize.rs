@@ -249,6 +249,7 @@ mod tests {
             path,
             compression: Vec::new(),
             format: Format::QCOW2,
+            content: crate::guest::ContentKind::Disk,
             info,
             file_len: 4096,
             allocated: Some(512),

@@ -1,15 +1,16 @@
 //! A stream as a file: images that cannot be read in order, and raw disks, whose size is known at the end of the stream only.
-//! Compressed files without an index are such streams, too.
+//! Compressed files without an index are such streams, too. In the other direction, what cannot be written in order.
 
 use std::collections::hash_map::RandomState;
 use std::env;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::io::{FileSource, FileTarget, WriteAt};
+use crate::io::{FileSource, FileTarget, ReadAt, WriteAt};
 use crate::zero::data_runs;
 
 /// Bytes read and written at once.
@@ -53,6 +54,48 @@ pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static st
     finished.map_err(Error::io("writing a temporary file", None)).map_err(in_directory)
 }
 
+/// A file without a name that is written in any order, and copied to a stream then.
+pub(crate) struct Spool {
+    target: Arc<FileTarget>,
+    directory: PathBuf,
+}
+
+impl Spool {
+    /// Creates the file in `directory`.
+    pub fn create(directory: &Path) -> Result<Spool> {
+        let created = create_unnamed(directory).map_err(Error::io("creating a temporary file", None));
+        let target = created.map_err(|e| e.in_file(directory))?.with_sync(false).with_path(directory);
+        Ok(Spool { target: Arc::new(target), directory: directory.to_owned() })
+    }
+
+    /// The file.
+    pub fn file(&self) -> Arc<dyn WriteAt> {
+        self.target.clone()
+    }
+
+    /// Copies the file to `stream`.
+    ///
+    /// # Errors
+    /// Errors of the stream and of the system; [`Error::Cancelled`] soon after `cancelled` returns true.
+    pub fn copy_to(&self, stream: &mut dyn Write, cancelled: &dyn Fn() -> bool) -> Result<()> {
+        let file = self.target.file();
+        let read_error = |at: u64| move |e: io::Error| Error::io("reading a temporary file", at)(e);
+        let len = ReadAt::size(file).map_err(read_error(0)).map_err(|e| e.in_file(&self.directory))?;
+        let mut piece = vec![0; PIECE];
+        let mut at = 0;
+        while at < len {
+            if cancelled() {
+                return Err(Error::Cancelled);
+            }
+            piece.truncate((len - at).min(PIECE as u64) as usize);
+            file.read_exact_at(&mut piece, at).map_err(read_error(at)).map_err(|e| e.in_file(&self.directory))?;
+            stream.write_all(&piece).map_err(Error::io("writing to the stream", at))?;
+            at += piece.len() as u64;
+        }
+        stream.flush().map_err(Error::io("writing to the stream", at))
+    }
+}
+
 /// Creates a file and removes its name. Windows allows that while the file is open, as Unix does.
 fn create_unnamed(directory: &Path) -> io::Result<FileTarget> {
     loop {
@@ -86,7 +129,6 @@ fn fill(stream: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::ReadAt;
     use crate::testing::TempDir;
 
     /// Reads a few bytes at a time.
@@ -117,6 +159,24 @@ mod tests {
             drop(file);
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn what_is_written_in_any_order_is_copied_to_a_stream() {
+        let dir = TempDir::new();
+        let spooled = Spool::create(dir.path()).unwrap();
+        let file = spooled.file();
+        file.write_all_at(b"end", 2 * PIECE as u64).unwrap();
+        file.write_all_at(b"start", 0).unwrap();
+        let mut bytes = Vec::new();
+        spooled.copy_to(&mut bytes, &|| false).unwrap();
+        assert_eq!(
+            (bytes.len(), &bytes[..6], &bytes[2 * PIECE - 1..]),
+            (2 * PIECE + 3, &b"start\0"[..], &b"\0end"[..])
+        );
+        assert_eq!(spooled.copy_to(&mut bytes, &|| true).unwrap_err().kind().as_str(), "cancelled");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(Spool::create(&dir.join("missing")).is_err());
     }
 
     #[test]

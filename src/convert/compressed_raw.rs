@@ -1,7 +1,8 @@
 //! A raw disk as a compressed file: independent members of gzip, or frames of zstd, in guest order.
 //!
 //! Blocks are encoded by the pipeline, on all cores, and placed one after the other. Zeros between them become parts that are made once
-//! for each length. A file of zstd ends with a seek table.
+//! for each length. A file of zstd ends with a seek table. What is compressed can have other bytes around those of the disk, and leave out ranges of
+//! the disk: it is the archive of a sparse file then.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -50,16 +51,40 @@ impl OutputCompression {
 }
 
 /// Bytes of data in a part.
-const BLOCK: u64 = 1 << 20;
+pub(super) const BLOCK: u64 = 1 << 20;
 /// Most zeros in a part: a reader at random has to decode it up to the byte it needs.
 const ZEROS: u64 = 16 << 20;
 /// Seek tables have a number of frames of 32 bits, limited to this (the seekable format).
 const MAX_FRAMES: usize = 0x800_0000;
 
+/// What is compressed.
+pub(super) struct Content {
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// The guest ranges that are stored, in ascending order: whole blocks, except at the end of the disk. All others are zeros.
+    pub runs: Vec<Range<u64>>,
+    /// The bytes before and after the disk.
+    pub head: Vec<u8>,
+    pub tail: Vec<u8>,
+}
+
+impl Content {
+    /// A disk of `size` bytes, and nothing else.
+    pub fn disk(size: u64) -> Content {
+        Content { size, runs: std::iter::once(0..size).collect(), head: Vec::new(), tail: Vec::new() }
+    }
+}
+
 struct Writer {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
     compression: OutputCompression,
+    /// The encoded bytes before the disk, as long as they are not placed.
+    head: Vec<u8>,
+    runs: Vec<Range<u64>>,
+    /// The first run with bytes that are not placed.
+    run: usize,
+    tail: Vec<u8>,
     /// Guest bytes below this offset are placed.
     done: u64,
     /// Bytes of the file that are allocated.
@@ -71,7 +96,11 @@ struct Writer {
 }
 
 /// Creates the file.
-pub(super) fn create(cx: &CreateContext<'_>, compression: OutputCompression) -> Result<Box<dyn SparseWrite>> {
+pub(super) fn create(
+    cx: &CreateContext<'_>,
+    compression: OutputCompression,
+    content: Content,
+) -> Result<Box<dyn SparseWrite>> {
     if cx.compress || cx.backing.is_some() {
         return Err(Error::unsupported("raw", "compressed blocks or a backing file in a compressed file"));
     }
@@ -90,10 +119,25 @@ pub(super) fn create(cx: &CreateContext<'_>, compression: OutputCompression) -> 
         sequential: true,
         // What is between blocks is written here, when they are placed; a pipe would be waiting for a block then.
         dense: !cx.out.seeks(),
-        ..WriteSpec::new(cx.size, BLOCK)
+        ..WriteSpec::new(content.size, BLOCK)
     };
-    let (out, frames, zeros) = (cx.out.clone(), Vec::new(), BTreeMap::new());
-    Ok(Box::new(Writer { spec, out, compression, done: 0, at: 0, frames, zeros }))
+    let Content { runs, head, tail, .. } = content;
+    let mut writer = Writer {
+        spec,
+        out: cx.out.clone(),
+        compression,
+        head: Vec::new(),
+        runs,
+        run: 0,
+        tail,
+        done: 0,
+        at: 0,
+        frames: Vec::new(),
+        zeros: BTreeMap::new(),
+    };
+    writer.head = writer.encoded(&head)?;
+    writer.at = writer.head.len() as u64;
+    Ok(Box::new(writer))
 }
 
 impl Writer {
@@ -112,10 +156,19 @@ impl Writer {
         Ok(at)
     }
 
-    /// Writes zeros up to guest offset `until`.
+    /// Writes the zeros of the runs up to guest offset `until`.
     fn fill(&mut self, until: u64) -> Result<()> {
-        while self.done < until {
-            let len = (until - self.done).min(ZEROS);
+        while let Some(run) = self.runs.get(self.run).filter(|run| run.start < until) {
+            let (start, end) = (self.done.max(run.start), run.end.min(until));
+            if start >= end {
+                if run.end > until {
+                    break;
+                }
+                self.run += 1;
+                continue;
+            }
+            let len = (end - start).min(ZEROS);
+            self.done = start;
             let part = match self.zeros.remove(&len) {
                 Some(part) => part,
                 None => self.zeros_of(len)?,
@@ -129,9 +182,22 @@ impl Writer {
 
     /// A part of `len` zeros.
     fn zeros_of(&self, len: u64) -> Result<Vec<u8>> {
+        self.part(&vec![0; len as usize])
+    }
+
+    /// The parts of `bytes`.
+    fn encoded(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        bytes
+            .chunks(BLOCK as usize)
+            .map(|bytes| self.part(bytes))
+            .collect::<Result<Vec<_>>>()
+            .map(|parts| parts.concat())
+    }
+
+    fn part(&self, bytes: &[u8]) -> Result<Vec<u8>> {
         let Some(encoding) = &self.spec.encoding else { return Ok(Vec::new()) };
         let mut encoder = Encoder::new(encoding).map_err(Error::missing_codec)?;
-        let part = encoder.encode(&vec![0; len as usize], usize::MAX).map(<[u8]>::to_vec);
+        let part = encoder.encode(bytes, usize::MAX).map(<[u8]>::to_vec);
         part.ok_or_else(|| Error::unsupported(self.compression.name(), "the encoder failed"))
     }
 }
@@ -148,8 +214,12 @@ impl SparseWrite for Writer {
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
         self.fill(guest.start)?;
         let len = guest.end - guest.start;
+        self.done = guest.start;
         let at = self.add(stored_len as usize, len)?;
-        Ok(Placement::new(self.out.clone(), at, len))
+        let placement = Placement::new(self.out.clone(), at, len);
+        // A pipe gets what is before the disk with the first block; a file at the end, so that it has no signature before.
+        let before = if self.out.seeks() { Vec::new() } else { std::mem::take(&mut self.head) };
+        Ok(Placement { offset: at - before.len() as u64, before, ..placement })
     }
 
     fn zero(&mut self, _guest: Range<u64>) -> Result<()> {
@@ -157,7 +227,20 @@ impl SparseWrite for Writer {
     }
 
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
+        let write =
+            |out: &dyn WriteAt, bytes: &[u8], at: u64| out.write_all_at(bytes, at).map_err(Error::io("writing", at));
+        let head = std::mem::take(&mut self.head);
+        if !self.out.seeks() {
+            // Unless a block took it along.
+            write(&*self.out, &head, 0)?;
+        }
         self.fill(self.spec.virtual_size)?;
+        let tail = self.encoded(&self.tail)?;
+        write(&*self.out, &tail, self.at)?;
+        self.at += tail.len() as u64;
+        if self.out.seeks() {
+            write(&*self.out, &head, 0)?;
+        }
         if self.at == 0 {
             // A file without data has one part all the same: it would have no signature.
             let part = self.zeros_of(0)?;

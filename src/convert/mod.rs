@@ -12,6 +12,8 @@
 mod compressed_raw;
 mod digest;
 mod directory;
+#[cfg(feature = "packages")]
+mod google;
 mod load;
 mod output;
 #[cfg(feature = "packages")]
@@ -40,6 +42,7 @@ use crate::io::{FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
+use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
@@ -85,6 +88,8 @@ pub struct Converter {
     options: Options,
     compress: bool,
     compress_output: Option<OutputCompression>,
+    #[cfg(feature = "packages")]
+    google_image: bool,
     backing: Option<Arc<Backing>>,
     secret: Option<Secret>,
     existing: bool,
@@ -118,6 +123,8 @@ impl Converter {
             options: Options::new(),
             compress: false,
             compress_output: None,
+            #[cfg(feature = "packages")]
+            google_image: false,
             backing: None,
             secret: None,
             existing: false,
@@ -545,12 +552,14 @@ impl Converter {
             out: out.clone(),
             files,
         };
-        let writer = match (self.compress_output, existing) {
+        let writer = match (self.compressed_content(source, size, &*out)?, existing) {
             (None, None) => format.create(&cx),
             (None, Some(image)) => format.open_target(image, &cx),
             (Some(_), Some(_)) => Err(Error::Usage("a compressed file cannot be written into".into())),
-            (Some(compression), None) if format == Format::RAW => compressed_raw::create(&cx, compression),
-            (Some(compression), None) => {
+            (Some((compression, content)), None) if format == Format::RAW => {
+                compressed_raw::create(&cx, compression, content)
+            }
+            (Some((compression, _)), None) => {
                 Err(Error::unsupported(format.name(), format!("{} output", compression.name())))
             }
         };
@@ -593,6 +602,25 @@ impl Converter {
             return Err(Error::Cancelled);
         }
         Ok(report)
+    }
+
+    /// What is compressed as a whole, if the new file is.
+    fn compressed_content(
+        &self,
+        source: Option<&Image>,
+        size: u64,
+        out: &dyn WriteAt,
+    ) -> Result<Option<(OutputCompression, Content)>> {
+        #[cfg(feature = "packages")]
+        if self.google_image {
+            if self.compress_output.is_some() {
+                return Err(Error::Usage("an image of Google Compute Engine has its own compression".into()));
+            }
+            let content = self.google_content(source, size, out.seeks())?;
+            return Ok(Some((OutputCompression::Gzip, content)));
+        }
+        let _ = (source, out);
+        Ok(self.compress_output.map(|compression| (compression, Content::disk(size))))
     }
 
     fn source_of_identifiers(&self) -> Result<Identifiers> {

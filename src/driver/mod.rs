@@ -217,7 +217,7 @@ pub struct FormatDriver {
     pub(crate) probe: ProbeFn,
     pub(crate) open: OpenFn,
     pub(crate) create: Option<CreateFn>,
-    pub(crate) open_stream: Option<OpenStreamFn>,
+    pub(crate) open_stream: Option<(ProbeFn, OpenStreamFn)>,
     pub(crate) check: Option<CheckFn>,
     pub(crate) open_target: Option<OpenTargetFn>,
     pub(crate) detached_headers: bool,
@@ -285,10 +285,11 @@ impl FormatDriver {
         self
     }
 
-    /// Adds reading from a pipe, for a format whose images can be read in the order in which they are stored.
+    /// Adds reading from a pipe, for a format whose images can be read in the order in which they are stored: those for which `probe` returns true,
+    /// which sees the start of the stream only. All others are copied to a file first.
     #[must_use]
-    pub const fn open_stream(mut self, open_stream: OpenStreamFn) -> Self {
-        self.open_stream = Some(open_stream);
+    pub const fn open_stream(mut self, probe: ProbeFn, open_stream: OpenStreamFn) -> Self {
+        self.open_stream = Some((probe, open_stream));
         self
     }
 

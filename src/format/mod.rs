@@ -270,7 +270,7 @@ impl Format {
         self.0.create.is_some()
     }
 
-    /// Whether images of this format can be read from a pipe in order, without a copy of the whole image.
+    /// Whether images of this format, or some of them, can be read from a pipe in order, without a copy of the whole image.
     pub fn can_stream(&self) -> bool {
         self.0.open_stream.is_some()
     }
@@ -278,6 +278,11 @@ impl Format {
     /// Whether images of this format can be checked.
     pub fn can_check(&self) -> bool {
         self.0.check.is_some()
+    }
+
+    /// Whether a stream with this start can be read in order.
+    pub(crate) fn streams(&self, probe: &Probe<'_>) -> bool {
+        self.0.open_stream.is_some_and(|(streams, _)| streams(probe))
     }
 
     /// Whether the header can be in a file of its own: [`OpenOptions::detached_header`](crate::OpenOptions::detached_header).
@@ -304,7 +309,7 @@ impl Format {
         stream: Box<dyn Read + Send>,
         cx: &OpenContext<'_>,
     ) -> Result<(Box<dyn SparseRead>, Arc<dyn ReadAt>)> {
-        let open = self.0.open_stream.ok_or_else(|| Error::unsupported(self.name(), "reading from a pipe"))?;
+        let (_, open) = self.0.open_stream.ok_or_else(|| Error::unsupported(self.name(), "reading from a pipe"))?;
         open(stream, cx)
     }
 

@@ -15,27 +15,44 @@ pub(crate) use partition::{Partition, PartitionTable};
 pub(crate) struct Content {
     /// In words.
     pub name: &'static str,
-    pub kind: Kind,
+    pub kind: ContentKind,
 }
 
-/// The role of a disk in a cloud.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A partition table, or unknown.
+/// The kind of the bytes of a raw disk, as clouds tell files apart.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{ContentKind, OpenOptions};
+///
+/// let mut disc = vec![0; 64 << 10];
+/// disc[0x8001..0x8006].copy_from_slice(b"CD001");
+/// let inspection = OpenOptions::new().inspect_source(Arc::new(MemFile::from(disc)))?;
+/// assert_eq!(inspection.content, ContentKind::OpticalDisc);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ContentKind {
+    /// A partition table, an encrypted volume, or anything unknown.
+    #[default]
     Disk,
-    /// A file system on the whole disk, from which a kernel can be given a machine.
+    /// A file system on the whole disk, without a partition table: a machine boots it with a kernel from elsewhere.
     FileSystem,
-    /// An optical disc.
-    Iso,
+    /// ISO 9660 or UDF.
+    OpticalDisc,
+    /// A kernel.
     Kernel,
+    /// The archive of an initial RAM disk.
     Ramdisk,
 }
 
-use Kind::{Disk, FileSystem, Iso, Kernel, Ramdisk};
+use ContentKind::{Disk, FileSystem, Kernel, OpticalDisc as Iso, Ramdisk};
 
 /// The name, the kind, the offset of the signature, and its bytes. The first match counts: a disk image of an ISO 9660 file system
 /// has a partition table for booting from a USB stick, and boot sectors of FAT and of Linux kernels end as a partition table does.
-static CONTENTS: &[(&str, Kind, u64, &[u8])] = &[
+static CONTENTS: &[(&str, ContentKind, u64, &[u8])] = &[
     ("ISO 9660", Iso, 0x8001, b"CD001"),
     ("UDF", Iso, 0x8001, b"BEA01"),
     ("Linux kernel (bzImage)", Kernel, 0x202, b"HdrS"),
@@ -89,16 +106,22 @@ pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> 
     Ok(found.map(|(name, kind, ..)| Content { name, kind: *kind }))
 }
 
-/// The properties `content` and `partitions` of the disk in `file`.
-pub(crate) fn properties(file: &dyn ReadAt) -> Result<Vec<(&'static str, Value)>> {
+/// Whether the file is the archive of an initial RAM disk, before which there may be another one with microcode.
+pub(crate) fn is_ramdisk(file: &dyn ReadAt) -> Result<bool> {
+    Ok(content(file, 0)?.is_some_and(|content| content.kind == Ramdisk))
+}
+
+/// The kind of the disk in `file`, and its properties `content` and `partitions`.
+pub(crate) fn properties(file: &dyn ReadAt) -> Result<(ContentKind, Vec<(&'static str, Value)>)> {
     let mut properties = Vec::new();
     let content = content(file, 0)?;
+    let kind = content.as_ref().map(|content| content.kind).unwrap_or_default();
     properties.extend(content.map(|content| ("content", content.name.into())));
     if let Some(table) = PartitionTable::read(file)? {
         let partitions = table.partitions.iter().map(|partition| describe(file, partition));
         properties.push(("partitions", Value::List(partitions.collect::<Result<_>>()?)));
     }
-    Ok(properties)
+    Ok((kind, properties))
 }
 
 fn describe(file: &dyn ReadAt, partition: &Partition) -> Result<Value> {
@@ -169,6 +192,6 @@ mod tests {
             ("content", "ext2, ext3 or ext4".into()),
         ]);
         let list = Value::List(vec![partition]);
-        assert_eq!(found, [("content", "MBR partition table".into()), ("partitions", list)]);
+        assert_eq!(found, (Disk, vec![("content", "MBR partition table".into()), ("partitions", list)]));
     }
 }

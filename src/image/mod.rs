@@ -62,6 +62,8 @@ pub struct Image {
     units: UnitCache,
     /// Buffers of small reads.
     scratch: Mutex<Scratch>,
+    /// Whether it can be read once only, from its beginning to its end.
+    in_order: bool,
     /// The package that it is the disk of.
     #[cfg(feature = "packages")]
     origin: Option<package::Origin>,
@@ -227,9 +229,20 @@ impl Image {
             layers,
             units: UnitCache::default(),
             scratch: Mutex::default(),
+            in_order: false,
             #[cfg(feature = "packages")]
             origin: None,
         }
+    }
+
+    /// The same image, of which nothing is read twice.
+    pub(crate) fn read_in_order(self) -> Image {
+        Image { in_order: true, ..self }
+    }
+
+    /// Whether it can be read once only, from its beginning to its end. A map of it is then the end of it.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.in_order
     }
 
     /// The same image as the disk of a package.

@@ -11,19 +11,21 @@ use std::sync::atomic::AtomicBool;
 use super::detached::{HeaderFile, HeaderLocation};
 #[cfg(feature = "compressed")]
 use super::peel::{OnePass, PeeledStream};
-use super::peel::{Peeled, decompressed};
+use super::peel::{Peeled, decompressed, head_of};
 use super::references::{Found, ReferencePolicy, Resolver, refusal};
 use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
-use crate::driver::{CheckReport, FileOpener, OpenContext, SparseRead};
+use crate::driver::{CheckReport, FileOpener, OpenContext, Probe, SparseRead};
 #[cfg(feature = "compressed")]
 use crate::error::ErrorKind;
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::shared::table;
 use crate::format::{Format, Formats};
-use crate::guest;
+use crate::guest::{self, ContentKind};
 use crate::info::{CompressionLayer, FileReference, ImageInfo};
 use crate::io::{FileSource, ReadAt};
 use crate::limits::{Budget, Limits};
+#[cfg(feature = "packages")]
+use crate::package::Kind;
 use crate::secret::Secret;
 use crate::spool;
 
@@ -84,6 +86,8 @@ pub struct Inspection {
     pub compression: Vec<CompressionLayer>,
     /// The format.
     pub format: Format,
+    /// The kind of the bytes of a raw disk; [`ContentKind::Disk`] for every other format.
+    pub content: ContentKind,
     /// The properties.
     pub info: ImageInfo,
     /// File length in bytes.
@@ -286,7 +290,7 @@ impl OpenOptions {
         if let Some(image) = self.open_once(&file, path).map_err(|e| e.in_file(path))? {
             return Ok(image);
         }
-        self.open_chain(self.opened(file, Some(path))?)
+        self.open_chain(self.opened(file, Some(path), Purpose::Read)?)
     }
 
     /// Opens a compressed image for one pass, if one is enough for the caller; `None` if it is not one that can be read so.
@@ -305,7 +309,7 @@ impl OpenOptions {
             Some(OnePass::Disk(Peeled { source, layers, .. })) => {
                 let (path, file_len) = (Some(path.to_owned()), table::length(&**file)?);
                 let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
-                self.open_chain(opened).map(Some)
+                self.open_chain(opened).map(Image::read_in_order).map(Some)
             }
             Some(OnePass::Stream(format, stream)) => {
                 match self.open_in_order(format, stream, Some((file.clone(), path))) {
@@ -346,19 +350,19 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        self.open_chain(self.opened(Arc::new(SizedFile::new(source)?), None)?)
+        self.open_chain(self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
     }
 
     /// Opens an image from a pipe.
     ///
-    /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image is
-    /// first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
+    /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image, and an archive
+    /// with a disk, is first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
     /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
     ///
     /// A compressed stream is decompressed, unless the format raw is stated.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the format is not stated and the stream is not compressed, or if it is empty, and as [`open`](Self::open).
+    /// [`Error::Usage`] if the format is not stated and the stream is neither compressed nor an archive, or if it is empty, and as [`open`](Self::open).
     pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
         #[cfg(feature = "compressed")]
         let stream = match self.peel_stream(Box::new(stream))? {
@@ -370,20 +374,38 @@ impl OpenOptions {
                 return self.open_source(Arc::new(file));
             }
         };
-        let Some(format) = self.format else {
-            return Err(Error::Usage("the format of an image from a pipe must be stated".into()));
-        };
-        if !format.can_stream() {
-            let directory = self.spool_directory();
-            let limit = self.limits.virtual_size;
-            let file = spool::spool(stream, &directory, format.name(), limit)?;
-            if table::length(&file)? == 0 {
-                // Its writer has failed.
-                return Err(Error::Usage("the input is empty".into()));
+        let (head, stream) = head_of(Box::new(stream))?;
+        let probe = Probe::new(&head, &[], u64::MAX);
+        let name = match self.format {
+            _ if self.is_package_stream(&probe) => "tar",
+            Some(format) if format.streams(&probe) && !self.selects_disk() => {
+                return self.open_in_order(format, stream, None);
             }
-            return self.open_source(Arc::new(file));
+            Some(format) => format.name(),
+            None => return Err(Error::Usage("the format of an image from a pipe must be stated".into())),
+        };
+        let file = spool::spool(stream, &self.spool_directory(), name, self.limits.virtual_size)?;
+        if table::length(&file)? == 0 {
+            // Its writer has failed.
+            return Err(Error::Usage("the input is empty".into()));
         }
-        self.open_in_order(format, Box::new(stream), None)
+        self.open_source(Arc::new(file))
+    }
+
+    /// Whether the stream is to be opened as an archive.
+    fn is_package_stream(&self, _probe: &Probe<'_>) -> bool {
+        #[cfg(feature = "packages")]
+        return (self.format.is_none() || self.selects_disk()) && Kind::of(_probe) == Some(Kind::Archive);
+        #[cfg(not(feature = "packages"))]
+        false
+    }
+
+    /// Whether a disk of a package is selected.
+    fn selects_disk(&self) -> bool {
+        #[cfg(feature = "packages")]
+        return self.member.is_some();
+        #[cfg(not(feature = "packages"))]
+        false
     }
 
     fn open_in_order(
@@ -405,7 +427,7 @@ impl OpenOptions {
             None => (source, None),
         };
         let file = SourceFile::from_file(source, path)?.seen_by(&*reader)?;
-        Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]))
+        Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
     }
 
     pub(super) fn spool_directory(&self) -> PathBuf {
@@ -426,7 +448,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`inspect`](Self::inspect).
     pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None)?)
+        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Inspect)?)
     }
 
     /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
@@ -463,7 +485,7 @@ impl OpenOptions {
     /// [`Error::Unsupported`] if there are no checks for the format, and as [`open`](Self::open).
     pub fn check(&self, path: impl AsRef<Path>) -> Result<CheckReport> {
         let path = &*file_at(path.as_ref())?;
-        self.check_opened(&self.opened(self.open_top(path)?, Some(path))?)
+        self.check_opened(&self.opened(self.open_top(path)?, Some(path), Purpose::Read)?)
     }
 
     /// Checks the metadata of the image in `source`. The backing file is not opened.
@@ -471,7 +493,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
-        self.check_opened(&self.opened(Arc::new(SizedFile::new(source)?), None)?)
+        self.check_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
     }
 
     fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
@@ -502,8 +524,11 @@ impl OpenOptions {
                 _ => open(&with_files).or_else(|_| alone())?,
             };
             let mut info = reader.info().clone();
+            let mut content = ContentKind::default();
             if opened.format == Format::RAW {
-                info.specific.append(&mut guest::properties(&*opened.source)?);
+                let (kind, mut properties) = guest::properties(&*opened.source)?;
+                info.specific.append(&mut properties);
+                content = kind;
             }
             #[cfg(feature = "packages")]
             info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
@@ -511,6 +536,7 @@ impl OpenOptions {
                 path: opened.path.clone(),
                 compression: opened.layers.clone(),
                 format: opened.format,
+                content,
                 info,
                 file_len: opened.file_len,
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
@@ -615,7 +641,7 @@ impl OpenOptions {
             Ok((source.clone(), Arc::new(SizedFile::new(source)?)))
         };
         let (source, file) = open().map_err(|e: Error| e.in_file(path))?;
-        let opened = self.opened(file, Some(path))?;
+        let opened = self.opened(file, Some(path), Purpose::Inspect)?;
         if opened.format != Format::RAW {
             self.lock(&source).map_err(cannot_open("locking")).map_err(|e| e.in_file(path))?;
         }
@@ -634,26 +660,42 @@ impl OpenOptions {
     }
 
     /// Detects the format, unless it is stated, of a file that is not in a package.
-    fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<Opened> {
-        self.opened_at(file, path.map(Path::to_owned), 0).map_err(|e| e.in_file_at(path))
+    fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
+        self.opened_at(file, path.map(Path::to_owned), purpose, 0).map_err(|e| e.in_file_at(path))
     }
 
     /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
-    pub(super) fn opened_at(&self, file: Arc<SizedFile>, path: Option<PathBuf>, _depth: usize) -> Result<Opened> {
+    pub(super) fn opened_at(
+        &self,
+        file: Arc<SizedFile>,
+        path: Option<PathBuf>,
+        purpose: Purpose,
+        _depth: usize,
+    ) -> Result<Opened> {
         let file_len = table::length(&*file)?;
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
-            return self.open_member(source, &contents, path, _depth);
+            return self.open_member(source, &contents, path, purpose, _depth);
         }
         let header = self.open_header()?;
         let format = match (self.format, &header) {
             (Some(format), _) => format,
             (None, Some(header)) => self.detect_by_header(header)?,
-            (None, None) => self.detect(&source, inner.as_deref())?,
+            (None, None) => match self.detect(&source, inner.as_deref()) {
+                // Its properties say what it is; it is no disk that could be converted.
+                Err(Error::Unreadable { .. }) if purpose == Purpose::Inspect && self.is_ramdisk(&source)? => {
+                    Format::RAW
+                }
+                format => format?,
+            },
         };
         self.check_has_headers(format)?;
         Ok(Opened { layers, file_len, header, ..Opened::new(path, source, format)? })
+    }
+
+    fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
+        Ok(self.formats.iter().any(|format| format == Format::RAW) && guest::is_ramdisk(file)?)
     }
 }
 
@@ -673,6 +715,13 @@ fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
     return super::package::in_directory(path);
     #[cfg(not(feature = "packages"))]
     Ok(Cow::Borrowed(path))
+}
+
+/// Why an image is opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Inspect,
 }
 
 /// Makes an error of [`OpenOptions::open_locked`] and [`OpenOptions::lock`].

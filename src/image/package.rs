@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::Opened;
-use super::{Image, OpenOptions, SizedFile};
+use super::open::{Opened, Purpose};
+use super::peel::Peeled;
+use super::{Image, OpenOptions, SizedFile, SourceFile};
 use crate::driver::FormatDriver;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -57,8 +58,7 @@ impl OpenOptions {
         let path = in_directory(path.as_ref())?;
         let describe = || {
             let source = FileSource::open(&path).map_err(Error::io("opening", None))?;
-            let peeled = self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?;
-            Ok(self.contents(&peeled.source, peeled.path.as_deref(), 0)?.map(|contents| contents.description))
+            self.describe(self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?)
         };
         describe().map_err(|e: Error| e.in_file(&path))
     }
@@ -78,8 +78,12 @@ impl OpenOptions {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn package_source(&self, source: Arc<dyn ReadAt>) -> Result<Option<Package>> {
-        let peeled = self.peel(Arc::new(SizedFile::new(source)?), None)?;
-        Ok(self.contents(&peeled.source, None, 0)?.map(|contents| contents.description))
+        self.describe(self.peel(Arc::new(SizedFile::new(source)?), None)?)
+    }
+
+    fn describe(&self, file: Peeled) -> Result<Option<Package>> {
+        let contents = self.contents(&file.source, file.path.as_deref(), 0)?;
+        Ok(contents.map(|contents| Package { compression: file.layers, ..contents.description }))
     }
 
     /// The contents of the file, if it is a package and is to be opened as one.
@@ -107,6 +111,10 @@ impl OpenOptions {
             Some(Kind::Archive) => {
                 Contents::of_archive(source.clone(), &self.limits, &Budget::new(self.limits.metadata))?
             }
+            // It would name files beside the package, which is in no directory, or itself.
+            Some(Kind::Descriptor) if depth > 0 => {
+                return Err(Error::unsupported(OVF.name, "a descriptor as the file of a disk"));
+            }
             Some(Kind::Descriptor) => {
                 let name = path.and_then(Path::file_name).map(|name| Name::from(Path::new(name))).unwrap_or_default();
                 Contents::of_descriptor(&**source, name, &self.limits)?
@@ -121,6 +129,7 @@ impl OpenOptions {
         source: Arc<SizedFile>,
         contents: &Contents,
         path: Option<PathBuf>,
+        purpose: Purpose,
         depth: usize,
     ) -> Result<Opened> {
         let index = contents.select(self.member.as_deref().filter(|_| depth == 0))?;
@@ -143,8 +152,8 @@ impl OpenOptions {
             (true, None) => name.as_path().map(Path::to_owned),
             (false, _) => found.into_inner(),
         };
-        let opened =
-            SizedFile::new(file).and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), depth + 1));
+        let opened = SizedFile::new(file)
+            .and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), purpose, depth + 1));
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;
@@ -167,7 +176,8 @@ impl Origin {
 }
 
 impl Image {
-    /// Compares the files that the image was read from with the manifest of its package. Nothing is read if there is none.
+    /// Compares the files that the image was read from with the manifest of its package, and what was not read yet with its checksums. Nothing is read if
+    /// there are none.
     /// [`Converter`](crate::Converter) does that before the new image gets its name.
     ///
     /// # Errors
@@ -180,6 +190,7 @@ impl Image {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn verify(&self) -> Result<()> {
+        self.files().try_for_each(SourceFile::verify)?;
         self.verify_unless(&|| false)
     }
 

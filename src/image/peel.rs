@@ -1,9 +1,7 @@
 //! Compressed image files: they are decompressed before their format is detected.
 
 use std::ffi::OsStr;
-use std::io;
-#[cfg(feature = "compressed")]
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +37,14 @@ pub(super) struct Peeled {
 struct Decompressed {
     content: Arc<dyn ReadAt>,
     stored: Arc<SizedFile>,
+}
+
+/// The first bytes of a stream, and the whole of it.
+pub(super) fn head_of(mut stream: Box<dyn Read + Send>) -> Result<(Vec<u8>, Box<dyn Read + Send>)> {
+    let mut head = Vec::new();
+    (&mut stream).take(Probe::HEAD as u64).read_to_end(&mut head).map_err(Error::io("reading", 0))?;
+    let whole = io::Cursor::new(head.clone()).chain(stream);
+    Ok((head, Box::new(whole)))
 }
 
 /// A file whose reads fail when the caller cancels.
@@ -101,13 +107,12 @@ impl OpenOptions {
         let mut stream = stream;
         let mut is_compressed = false;
         for layer in 0..=MAX_LAYERS {
-            let mut head = Vec::new();
-            (&mut stream).take(Probe::HEAD as u64).read_to_end(&mut head).map_err(Error::io("reading", 0))?;
+            let head;
+            (head, stream) = head_of(stream)?;
             let probe = Probe::new(&head, &[], u64::MAX);
             let compression = self.compression_of(&probe);
             let format = self.format.or_else(|| self.formats.probe(&probe).ok());
-            let in_order = format.filter(|format| format.can_stream() && format.matches(&probe));
-            stream = Box::new(io::Cursor::new(head).chain(stream));
+            let in_order = format.filter(|format| format.streams(&probe));
             match compression {
                 Some(compression) if layer == MAX_LAYERS => return Err(too_many_layers(compression)),
                 Some(compression) => {
@@ -211,7 +216,7 @@ impl OpenOptions {
                 Err(_) => return Ok(None),
             },
         };
-        if format.can_stream() && format.matches(&probe) {
+        if format.streams(&probe) {
             return Ok(Some(OnePass::Stream(format, stream.into_stream())));
         }
         if format != Format::RAW {

@@ -118,13 +118,18 @@ impl SourceFile {
 
     /// Checks that the file has neither grown nor shrunk since it was opened, and what it can verify at the end only.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.stored.verify().map_err(Error::io("reading", None)).map_err(|e| e.in_file_at(self.path.as_deref()))?;
+        self.verify()?;
         let before = self.stored.len;
         let after = table::length(&*self.stored.file)?;
         if after == before {
             return Ok(());
         }
         Err(Error::Changed { before, after }.in_file_at(self.path.as_deref()))
+    }
+
+    /// Checks what can be verified at the end only.
+    pub fn verify(&self) -> Result<()> {
+        self.stored.verify().map_err(Error::io("reading", None)).map_err(|e| e.in_file_at(self.path.as_deref()))
     }
 
     pub fn path(&self) -> Option<&Path> {

@@ -4,6 +4,8 @@
 //! Engine, exports of XenServer. A package yields the file of a disk as a [`ReadAt`]; what that holds is decided by its content, as for any other file.
 
 mod content;
+#[cfg(feature = "write")]
+pub(crate) mod google;
 pub(crate) mod manifest;
 #[cfg(feature = "write")]
 pub(crate) mod ova;
@@ -12,13 +14,14 @@ mod tar;
 mod xva;
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::driver::Probe;
 use crate::error::{Error, Problem, ReferenceProblem, Result};
 use crate::format::shared::signature::Signature;
 use crate::format::shared::table::{self, Fields};
-use crate::info::FileReference;
+use crate::info::{CompressionLayer, FileReference};
 use crate::io::{ReadAt, Window};
 use crate::limits::{Budget, Limits};
 use crate::name::Name;
@@ -46,6 +49,8 @@ pub struct Package {
     pub members: Vec<PackageMember>,
     /// The disks, in the order in which the machine has them.
     pub disks: Vec<PackageDisk>,
+    /// The layers of compression around an archive, the outermost first.
+    pub compression: Vec<CompressionLayer>,
     /// Findings that do not prevent reading.
     pub warnings: Vec<Cow<'static, str>>,
 }
@@ -104,6 +109,8 @@ pub(crate) struct Contents {
     pub description: Package,
     /// Where the files are.
     storage: Storage,
+    /// Index of the member of an archive by its name.
+    index: HashMap<Name, usize>,
     /// Name, in the package, of the descriptor and its text.
     descriptor: Option<(Name, Vec<u8>)>,
     /// The files of the descriptor, and of each disk the index of its file and its parent.
@@ -148,6 +155,9 @@ impl Contents {
     pub fn of_archive(file: Arc<dyn ReadAt>, limits: &Limits, budget: &Budget) -> Result<Contents> {
         let members = tar::members(&*file, budget)?;
         let descriptors: Vec<_> = members.iter().filter(|member| is_file_with(member, "ovf")).collect();
+        if !descriptors.is_empty() {
+            tar::check_names(&members)?;
+        }
         let descriptor = match *descriptors.as_slice() {
             [] => None,
             [member] => {
@@ -158,6 +168,7 @@ impl Contents {
         };
         let mut contents = Contents {
             description: Package { kind: "tar", ..Package::default() },
+            index: members.iter().enumerate().map(|(index, member)| (member.name.clone(), index)).collect(),
             storage: Storage::Archive(file, members),
             descriptor,
             files: Vec::new(),
@@ -181,6 +192,7 @@ impl Contents {
         let mut contents = Contents {
             description: Package::default(),
             storage: Storage::Files,
+            index: HashMap::new(),
             descriptor: Some((name.clone(), text.clone())),
             files: Vec::new(),
             disks: Vec::new(),
@@ -211,12 +223,11 @@ impl Contents {
             });
             self.disks.push((disk.file, disk.parent));
         }
+        let disks = self.description.disks.iter().filter(|disk| disk.has_file);
+        let disks: HashSet<&[u8]> = disks.map(|disk| disk.name.as_bytes()).collect();
         let is_disk = |name: &Name| {
-            self.description.disks.iter().any(|disk| {
-                let bytes = disk.name.as_bytes();
-                disk.has_file
-                    && (disk.name == *name || name.as_bytes().strip_prefix(bytes).is_some_and(is_chunk_suffix))
-            })
+            let bytes = name.as_bytes();
+            disks.contains(bytes) || without_chunk_suffix(bytes).is_some_and(|bytes| disks.contains(bytes))
         };
         let role = |own: &Name| match extension(own).as_slice() {
             _ if own == name => "descriptor",
@@ -256,6 +267,9 @@ impl Contents {
             let text = read_text(&*window(file, first), ovf::MAX_LEN, "length of ova.xml")?;
             self.xva = xva::disks(members, &text)?;
         }
+        if self.xva.is_empty() {
+            tar::check_names(members)?;
+        }
         if !self.xva.is_empty() {
             self.description.kind = xva::FORMAT_NAME;
             let (name, size) = (Name::from(xva::DESCRIPTOR), members.first().map(|first| first.size));
@@ -267,7 +281,10 @@ impl Contents {
                 self.description.disks.push(PackageDisk { name, id: None, size, capacity, has_file: true });
                 self.disks.push((None, None));
             }
-            self.description.warnings.push(Cow::Borrowed("the checksums of the blocks are not verified"));
+            for disk in self.xva.iter().filter(|disk| disk.unchecked_count() > 0) {
+                let warning = format!("{} blocks of {} have no checksum", disk.unchecked_count(), disk.name);
+                self.description.warnings.push(warning.into());
+            }
             return Ok(());
         }
         let roles = content::roles(file, members)?;
@@ -336,7 +353,7 @@ impl Contents {
             // Without a descriptor, the disk is a member.
             let file = match (&self.storage, self.xva.get(index)) {
                 (Storage::Archive(file, _), Some(disk)) => {
-                    Arc::new(Window::new(file.clone(), disk.pieces.clone(), disk.size)) as Arc<dyn ReadAt>
+                    Arc::new(xva::CheckedDisk::new(disk, file.clone())) as Arc<dyn ReadAt>
                 }
                 _ => self.open_file(&disk.name, open)?,
             };
@@ -432,7 +449,7 @@ impl Contents {
 
     fn member(&self, name: &Name) -> Option<&tar::Member> {
         match &self.storage {
-            Storage::Archive(_, members) => members.iter().find(|member| member.name == *name),
+            Storage::Archive(_, members) => members.get(*self.index.get(name)?),
             Storage::Files => None,
         }
     }
@@ -542,10 +559,10 @@ fn extension(name: &Name) -> Vec<u8> {
     dot.and_then(|dot| base.get(dot + 1..)).unwrap_or_default().to_ascii_lowercase()
 }
 
-fn is_chunk_suffix(suffix: &[u8]) -> bool {
-    suffix
-        .split_first()
-        .is_some_and(|(dot, digits)| *dot == b'.' && digits.len() == 9 && digits.iter().all(u8::is_ascii_digit))
+/// The name of the file of which a file of this name is a chunk.
+fn without_chunk_suffix(name: &[u8]) -> Option<&[u8]> {
+    let (rest, digits) = name.split_last_chunk::<9>()?;
+    rest.strip_suffix(b".").filter(|_| digits.iter().all(u8::is_ascii_digit))
 }
 
 /// The name with `%20` and the like decoded; `None` if there is nothing to decode.

@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     /// Name of the virtual machine.
     name: String,
     /// The beginning of the names of all files: letters, digits and `._-`.
-    pub stem: String,
+    stem: String,
     cpus: u64,
     /// Memory in MiB.
     memory: u64,
@@ -160,6 +160,16 @@ impl Settings {
             own.set("compression_level", level);
         }
         own
+    }
+
+    /// The name of the descriptor.
+    pub fn descriptor_name(&self) -> String {
+        format!("{}.ovf", self.stem)
+    }
+
+    /// The name of the manifest.
+    pub fn manifest_name(&self) -> String {
+        format!("{}.mf", self.stem)
     }
 
     /// The name of the file of disk `index`.
@@ -416,6 +426,45 @@ mod tests {
     fn names_of_files_are_plain() {
         for (stem, plain) in [("vm", "vm"), ("a b/..ä", "a_b_.._"), ("", "vm"), ("..", "vm")] {
             assert_eq!(settings("", stem, 1).unwrap().stem, plain);
+        }
+    }
+
+    /// The order of elements in DMTF DSP8023 1.1.1, the schema of the envelope, and in those of its items.
+    #[test]
+    fn elements_are_in_the_order_of_the_schema() {
+        for list in ["", "controller=ide,firmware=efi", "controller=sata,nic=none,guest_os=ubuntu64Guest"] {
+            let settings = settings(list, "vm", 3).unwrap();
+            let disk = Disk { capacity: 1 << 30, size: 1, populated: 1 };
+            let text = String::from_utf8(settings.descriptor(&[disk; 3])).unwrap();
+            let document = roxmltree::Document::parse(&text).unwrap();
+            let children = |node: roxmltree::Node<'_, '_>| {
+                let names =
+                    node.children().filter(roxmltree::Node::is_element).map(|child| child.tag_name().name().to_owned());
+                names.collect::<Vec<_>>()
+            };
+            let in_order = |found: &[String], order: &[&str]| {
+                let places: Vec<_> = found.iter().map(|name| order.iter().position(|own| own == name)).collect();
+                assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{list}: {found:?}");
+            };
+            let root = document.root_element();
+            in_order(&children(root), &["References", "DiskSection", "NetworkSection", "VirtualSystem"]);
+            for node in root.descendants().filter(roxmltree::Node::is_element) {
+                let found = children(node);
+                match node.tag_name().name() {
+                    "VirtualSystem" => {
+                        in_order(&found, &["Info", "Name", "OperatingSystemSection", "VirtualHardwareSection"]);
+                    }
+                    "VirtualHardwareSection" => in_order(&found, &["Info", "System", "Item", "Config"]),
+                    section if section.ends_with("Section") => assert_eq!(found[0], "Info", "{section}"),
+                    "Item" | "System" => {
+                        assert!(found.is_sorted(), "{list}: {found:?}");
+                        for required in ["ElementName", "InstanceID"] {
+                            assert!(found.iter().any(|name| name == required), "{list}: {found:?}");
+                        }
+                    }
+                    _ => {}
+                }
+            }
         }
     }
 

@@ -21,6 +21,9 @@ pub(super) const FORMAT_NAME: &str = "ovf";
 const FIELDS: Fields = Fields(FORMAT_NAME);
 /// Largest length of a descriptor in bytes.
 pub(super) const MAX_LEN: u64 = 4 << 20;
+/// Largest number of files and of disks.
+const MAX_FILES: u64 = 8192;
+const MAX_DISKS: u64 = 1024;
 /// How the namespaces of envelopes begin.
 const NAMESPACES: [&str; 2] = ["http://schemas.dmtf.org/ovf/", "http://www.vmware.com/schema/ovf/"];
 
@@ -67,7 +70,7 @@ impl Envelope {
     /// # Errors
     /// [`Error::Corrupt`] for what is not well-formed XML in UTF-8, or not an envelope; for a disk or a reference that is ambiguous
     /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes,
-    /// 200 levels or 500 attributes.
+    /// 200 levels, 500 attributes, 8192 files or 1024 disks.
     pub fn parse(bytes: &[u8]) -> Result<Envelope> {
         FIELDS.at("length of the descriptor", 0).at_most(bytes.len() as u64, MAX_LEN)?;
         let document = xml::parse(&FIELDS, xml::text(&FIELDS, bytes)?)?;
@@ -96,6 +99,7 @@ impl Envelope {
     fn disks(&mut self, root: Node<'_, '_>) -> Result<Vec<Option<Disk>>> {
         let mut disks: Vec<Option<Disk>> = Vec::new();
         for node in in_sections(root, "DiskSection", "Disk") {
+            FIELDS.at("number of disks", 0).at_most(disks.len() as u64 + 1, MAX_DISKS)?;
             let id = attribute(node, "diskId").unwrap_or_default();
             let id = Name::from(id);
             if disks.iter().flatten().any(|other| other.id == id) {
@@ -149,6 +153,7 @@ pub(super) fn is_descriptor(head: &[u8]) -> bool {
 fn files(root: Node<'_, '_>) -> Result<Vec<File>> {
     let mut files: Vec<File> = Vec::new();
     for node in in_sections(root, "References", "File") {
+        FIELDS.at("number of files", 0).at_most(files.len() as u64 + 1, MAX_FILES)?;
         let id = attribute(node, "id").unwrap_or_default().to_owned();
         if files.iter().any(|other| other.id == id) {
             return Err(conflict(node, "id of File", "another file has the same identifier"));

@@ -16,10 +16,12 @@ use crate::format::shared::table::{self, Fields};
 use crate::io::{Piece, ReadAt};
 use crate::limits::Budget;
 use crate::name::Name;
-use header::Header;
+use header::{Header, MAX_OCTAL};
 #[cfg(feature = "write")]
 pub(super) use header::{encode_end, encode_header};
 use pax::Pax;
+#[cfg(feature = "write")]
+pub(super) use sparse::encode_file;
 
 /// Name of the format.
 pub(super) const FORMAT_NAME: &str = "tar";
@@ -57,20 +59,30 @@ pub(crate) enum Kind {
 ///
 /// # Errors
 /// Errors of the storage; [`Error::Corrupt`] for an archive that ends within a member, a wrong checksum, a name that is absolute or
-/// has a `..` component, two files of one name, and for whatever readers disagree about; [`Error::Limit`] if the names and sparse maps
+/// has a `..` component, and for whatever readers disagree about; [`Error::Limit`] if the names and sparse maps
 /// need more memory than the budget has.
 pub(crate) fn members(file: &dyn ReadAt, budget: &Budget) -> Result<Vec<Member>> {
     let mut archive = Archive::new(file, budget)?;
     let mut members: Vec<Member> = Vec::new();
-    let mut names = HashSet::new();
     while let Some(member) = archive.next()? {
-        if member.kind == Kind::File && !names.insert(member.name.clone()) {
-            let finding = "another member has the same name";
-            return Err(FIELDS.at("name", member.at).fault(Problem::Conflict { value: members.len() as u64, finding }));
-        }
         members.push(member);
     }
     Ok(members)
+}
+
+/// Checks that no two files have one name: some programs see the first one, some the last one.
+///
+/// # Errors
+/// [`Error::Corrupt`]
+pub(crate) fn check_names(members: &[Member]) -> Result<()> {
+    let mut names = HashSet::new();
+    for (index, member) in members.iter().enumerate().filter(|(_, member)| member.kind == Kind::File) {
+        if !names.insert(&member.name) {
+            let finding = "another member has the same name";
+            return Err(FIELDS.at("name", member.at).fault(Problem::Conflict { value: index as u64, finding }));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the headers of an archive one after the other.
@@ -102,8 +114,14 @@ impl<'a> Archive<'a> {
                     }
                 };
             };
+            // Also for headers that describe no member, of which there could be any number.
+            self.budget.take(64, FORMAT_NAME, "header", at)?;
             match header.kind {
-                b'x' | b'X' => pax.extend(&self.text(&header)?, at)?,
+                b'x' | b'X' => {
+                    let text = self.text(&header)?;
+                    self.budget.take(text.len() as u64, FORMAT_NAME, "extended header", at)?;
+                    pax.extend(&text, at)?;
+                }
                 b'g' => Pax::check_global(&self.text(&header)?, at)?,
                 b'L' => long_name = Some(self.text(&header)?),
                 // The target of a link.
@@ -137,7 +155,15 @@ impl<'a> Archive<'a> {
     fn member(&mut self, header: &Header, pax: &Pax, long_name: Option<Vec<u8>>) -> Result<Member> {
         let at = header.at;
         // The size of an extended header is that of the file, not of the headers between (GHSA-3cv2-h65g-fgmm).
-        let stored = pax.size(at)?.unwrap_or(header.size);
+        let stored = match pax.size(at)? {
+            // A size that has no room in the header is 0 there, or any; another one is read by some programs.
+            Some(size) if size != header.size && header.size != 0 && size <= MAX_OCTAL => {
+                let finding = "the extended header states another size";
+                return Err(FIELDS.at("size", at + 124).fault(Problem::Conflict { value: header.size, finding }));
+            }
+            Some(size) => size,
+            None => header.size,
+        };
         let name = pax.name().map(<[u8]>::to_vec).or(long_name);
         let name = name.as_deref().unwrap_or(&header.name);
         let is_directory = header.kind == b'5' || matches!(header.kind, 0 | b'0') && name.ends_with(b"/");

@@ -1,8 +1,13 @@
 //! Exports of XenServer and XCP-ng: an archive with `ova.xml` and the disks in blocks of 1 MiB.
 //!
 //! The member `Ref:4/00000012` is block 12 of the disk `Ref:4`; `.checksum` (SHA-1) or `.xxhash` of its name follows it. A block that is
-//! missing reads as zeros. The size of a disk is in `ova.xml`, a structure of XML-RPC.
+//! missing reads as zeros. The size of a disk is in `ova.xml`, a structure of XML-RPC. During a long run of zeros the exporter keeps the
+//! connection alive with empty blocks, whose names the blocks after them can have again.
 
+mod blocks;
+
+use blocks::Block;
+pub(super) use blocks::CheckedDisk;
 use roxmltree::{Document, Node, ParsingOptions};
 
 use super::tar::{Kind, Member};
@@ -28,8 +33,17 @@ pub(super) struct Disk {
     pub size: u64,
     /// Its blocks in the archive.
     pub pieces: Vec<Piece>,
+    /// The same with their checksums.
+    blocks: Vec<Block>,
     /// Bytes stored.
     pub stored: u64,
+}
+
+impl Disk {
+    /// Number of blocks without a checksum.
+    pub fn unchecked_count(&self) -> usize {
+        self.blocks.iter().filter(|block| !block.has_checksum()).count()
+    }
 }
 
 /// The disks of an archive with the given descriptor, in the order of their first blocks.
@@ -40,26 +54,43 @@ pub(super) struct Disk {
 pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> {
     let sizes = sizes(descriptor)?;
     let mut disks: Vec<Disk> = Vec::new();
+    // The block before, with its disk.
+    let mut last: Option<(&Name, usize)> = None;
     for member in members.iter().filter(|member| member.kind == Kind::File) {
-        let Some((name, block)) = block(member.name.as_bytes()) else { continue };
+        let Some((name, block)) = block(member.name.as_bytes()) else {
+            if let Some((block, index)) = last
+                && let Some(suffix) = member.name.as_bytes().strip_prefix(block.as_bytes())
+                && let Some(block) = disks.get_mut(index).and_then(|disk| disk.blocks.last_mut())
+            {
+                block.set_checksum(suffix, member)?;
+            }
+            last = None;
+            continue;
+        };
+        last = None;
         let known = disks.iter().position(|disk| disk.name.as_bytes() == name);
         let index = known.unwrap_or(disks.len());
         if known.is_none() {
             let Some(size) = sizes.iter().find(|(own, _)| own.as_bytes() == name).map(|(_, size)| *size) else {
                 return Err(Error::unsupported(FORMAT_NAME, "a disk that ova.xml does not describe"));
             };
-            disks.push(Disk { name: Name::from(name), size, pieces: Vec::new(), stored: 0 });
+            disks.push(Disk { name: Name::from(name), size, pieces: Vec::new(), blocks: Vec::new(), stored: 0 });
         }
         let Some(disk) = disks.get_mut(index) else { continue };
         let field = FIELDS.at("block", member.at);
         let start = block.saturating_mul(BLOCK);
         field.within(start, member.size.min(BLOCK), disk.size)?;
         field.at_most(member.size, BLOCK)?;
-        let end = disk.pieces.last().map_or(0, Piece::end);
+        if member.size == 0 {
+            continue;
+        }
+        let end = disk.blocks.last().map_or(0, Block::end);
         if start < end {
             return Err(field.fault(Problem::Overlap { offset: start, with: "the previous block" }));
         }
         disk.stored += member.size;
+        disk.blocks.push(Block::new(start, member.size));
+        last = Some((&member.name, index));
         disk.pieces.extend(member.pieces.iter().map(|piece| Piece { start: start + piece.start, ..*piece }));
     }
     Ok(disks)
@@ -145,6 +176,21 @@ mod tests {
     }
 
     #[test]
+    fn empty_blocks_keep_a_connection_alive() {
+        let members = [
+            file("ova.xml", 10),
+            file("Ref:4/00000001", 0),
+            file("Ref:4/00000001.xxhash", 16),
+            file("Ref:4/00000001", BLOCK),
+            file("Ref:4/00000001.xxhash", 16),
+            file("Ref:4/00000002", BLOCK),
+            file("Ref:4/00000001.xxhash", 16),
+        ];
+        let found = disks(&members, &descriptor("3145728")).unwrap();
+        assert_eq!((found[0].pieces.len(), found[0].stored, found[0].unchecked_count()), (2, 2 * BLOCK, 1));
+    }
+
+    #[test]
     fn hostile_blocks_are_refused() {
         let refused = |members: &[Member], size: &str| disks(members, &descriptor(size)).err().unwrap().to_string();
         let one = |name: &str, size| [file(name, size)];
@@ -152,6 +198,8 @@ mod tests {
         assert!(refused(&one("Ref:4/9999999999999999", 1), "3145728").contains("out of bounds"));
         assert!(refused(&one("Ref:4/00000000", BLOCK + 1), "3145728").contains("above the limit"));
         assert!(refused(&[file("Ref:4/00000001", 5), file("Ref:4/000000001", 5)], "3145728").contains("overlaps"));
+        let long = [file("Ref:4/00000001", 5), file("Ref:4/00000001.checksum", 65)];
+        assert!(refused(&long, "3145728").contains("above the limit"));
         assert!(refused(&one("Ref:5/00000000", 1), "3145728").contains("does not describe"));
         assert!(refused(&one("Ref:4/00000000", 1), "x").contains("does not describe"));
         assert!(disks(&[], b"<").is_err() && disks(&[], b"<!DOCTYPE a><a/>").is_err());

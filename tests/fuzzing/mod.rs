@@ -37,9 +37,14 @@ pub fn open(format: Option<Format>, data: &[u8]) {
         _ => {}
     }
     explore(&options, file(data));
-    if format.is_some_and(|format| format.can_stream()) {
+    if format.is_some_and(|format| format.can_stream()) && is_in_order(data) {
         open_stream(&options, data);
     }
+}
+
+/// Whether the bytes may be those of a streamOptimized VMDK, by its flags. Others are copied from the pipe to a file, and opened as one.
+fn is_in_order(data: &[u8]) -> bool {
+    data.get(10).is_some_and(|flags| flags & 3 == 3)
 }
 
 /// Opens the bytes as a compressed file, and as a stream; both ways agree on the data.

@@ -382,8 +382,12 @@ fn truncated_vmdks_are_refused() {
             });
             for (way, result) in [("file", file), ("pipe", pipe)] {
                 match result {
-                    // The marker of the end may be missing, and what no guest sees of the last grain.
-                    Ok(read) if way == "file" && whole.len() - len <= if list.is_empty() { 65536 } else { 512 } => {
+                    Err(error) if way == "pipe" && len == 0 => assert_eq!(error.kind().as_str(), "usage"),
+                    // The marker of the end may be missing, and what no guest sees of the last grain. What has no markers is copied to a file.
+                    Ok(read)
+                        if (way == "file" || list.is_empty())
+                            && whole.len() - len <= if list.is_empty() { 65536 } else { 512 } =>
+                    {
                         assert_same(&read, &guest, "all that matters");
                     }
                     Ok(_) => panic!("{list}, {way}, cut to {len}"),

@@ -8,7 +8,9 @@ use diskimage::io::MemFile;
 use diskimage::{
     Converter, Error, ErrorKind, Format, Identifiers, Image, OpenOptions, Package, ReferencePolicy, Result,
 };
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use twox_hash::XxHash64;
 
 use crate::support::pattern::Pattern;
 use crate::support::tar::{archive, entry};
@@ -334,16 +336,46 @@ fn blocks_of_an_xva_are_a_disk() {
         "<value><struct>{}</struct></value>",
         member("objects", &format!("<array><data><value><struct>{vdi}</struct></value></data></array>"))
     );
-    let bytes = archive(&[
-        ("ova.xml", text.as_bytes()),
-        ("Ref:7/00000000", &disk[..MIB]),
-        ("Ref:7/00000000.checksum", &[b'0'; 40]),
-        ("Ref:7/00000002", &disk[2 * MIB..]),
-        ("Ref:7/00000002.checksum", &[b'0'; 40]),
-    ]);
-    let image = assert_holds(open(bytes), &disk);
-    assert_eq!(image.format(), Format::RAW);
-    assert!(image.spans(MIB as u64..2 * MIB as u64).all(|span| span.unwrap().is_zero()));
+    let sums = [&disk[..MIB], &disk[2 * MIB..]].map(|block| {
+        let sha1 = Sha1::digest(block).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        (sha1, format!("{:016X}", XxHash64::oneshot(0, block)))
+    });
+    let xva = |suffix: &str, first: &str, last: &str| {
+        let (name, other) = (format!("Ref:7/00000000{suffix}"), format!("Ref:7/00000002{suffix}"));
+        archive(&[
+            ("ova.xml", text.as_bytes()),
+            ("Ref:7/00000000", &disk[..MIB]),
+            (&name, first.as_bytes()),
+            // Keeps the connection alive.
+            ("Ref:7/00000002", b""),
+            (&other, b"EF46DB3751D8E999"),
+            ("Ref:7/00000002", &disk[2 * MIB..]),
+            (&other, last.as_bytes()),
+        ])
+    };
+    let [(sha1, xxhash), (last_sha1, last_xxhash)] = &sums;
+    for bytes in [xva(".checksum", sha1, last_sha1), xva(".xxhash", xxhash, last_xxhash), xva(".other", "", "")] {
+        let image = open(bytes).unwrap();
+        assert_eq!(image.format(), Format::RAW);
+        assert!(image.spans(MIB as u64..2 * MIB as u64).all(|span| span.unwrap().is_zero()));
+        assert_holds(Ok(image), &disk);
+    }
+    let warnings = |bytes| open(bytes).unwrap().package_warnings().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(warnings(xva(".checksum", sha1, last_sha1)), [""; 0]);
+    assert_eq!(warnings(xva(".other", "", "")), ["2 blocks of Ref:7 have no checksum"]);
+    for (bytes, kind) in [
+        (xva(".checksum", sha1, sha1), ErrorKind::Digest),
+        (xva(".xxhash", last_xxhash, last_xxhash), ErrorKind::Digest),
+        (xva(".xxhash", &xxhash[1..], last_xxhash), ErrorKind::Digest),
+        (xva(".xxhash", "no digits", last_xxhash), ErrorKind::InvalidField),
+    ] {
+        let image = open(bytes).unwrap();
+        // Less than a block is not compared.
+        let mut sector = [0; 512];
+        image.read_exact_at(&mut sector, 0).unwrap();
+        assert_eq!(image.verify().unwrap_err().kind(), kind);
+        assert_eq!(raw().convert_to(&image, Arc::new(MemFile::new())).unwrap_err().kind(), kind);
+    }
 }
 
 #[test]
@@ -362,6 +394,9 @@ fn hostile_packages_are_refused() {
         (with(&[entry("b.ovf", b'0', &text), entry("a.vmdk", b'0', &disk)]), "several OVF descriptors"),
         (with(&[entry("a.vmdk", b'0', b"404 Not Found")]), "the extension is that of vmdk"),
         (with(&[entry("a.vmdk", b'0', &disk)])[..5000].to_vec(), "out of bounds"),
+        // A descriptor that names itself, or another one.
+        (pack(&[("vm.ovf", descriptor(&[("vm.ovf", "")]))]), "a descriptor as the file of a disk"),
+        (with(&[entry("a.vmdk", b'0', &text)]), "a descriptor as the file of a disk"),
     ] {
         let error = open(bytes).unwrap_err();
         assert!(error.to_string().contains(message), "{message}: {error}");
@@ -492,7 +527,10 @@ mod cli {
         assert_same(&fs::read(dir.join("out/b%20b.raw")).unwrap(), &data(), "disk 2");
         assert!(fail(&dir, 1, &["convert", "vm.ova", "out"]).contains("set the format of its images with -O"));
         assert!(fail(&dir, 1, &["convert", "-O", "raw", "disk.raw", "out"]).contains("not a package"));
-        assert!(fail(&dir, 1, &["convert", "disk.raw", "disk.raw", "x.qcow2"]).contains("several sources need -O ova"));
+        assert!(
+            fail(&dir, 1, &["convert", "disk.raw", "disk.raw", "x.qcow2"])
+                .contains("several sources need -O ova or -O ovf")
+        );
         // Nothing is left of a failure.
         let mut files = two_disks();
         *files[2].1.last_mut().unwrap() ^= 1;
@@ -510,8 +548,149 @@ mod cli {
         assert_holds(OpenOptions::new().member("2").open(dir.join("vm.ova")), &data());
         let again = imgconv(&dir, &["convert", "a.raw", "b.raw", "again.ova"]);
         assert!(again.status.success() && again.stderr.is_empty());
-        assert!(fail(&dir, 1, &["convert", "-O", "ova", "a.raw", "-"]).contains("standard output"));
         assert!(fail(&dir, 1, &["convert", "-O", "ova", "-o", "x=1", "a.raw", "x.ova"]).contains("option x"));
         assert!(!dir.join("x.ova").exists());
+    }
+
+    #[test]
+    fn convert_writes_an_ova_to_a_pipe() {
+        let dir = TempDir::new();
+        dir.file("vm.raw", &system());
+        let temporary = dir.join("temporary");
+        fs::create_dir(&temporary).unwrap();
+        let run = |target: &str, more: &[&str]| {
+            let mut command = std::process::Command::new(crate::cli::IMGCONV);
+            command.args(["convert", "-O", "ova"]).args(more).args(["vm.raw", target]);
+            let done = command.current_dir(dir.path()).env("SOURCE_DATE_EPOCH", "1").output().unwrap();
+            assert!(done.status.success() && done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+            done.stdout
+        };
+        run("vm.ova", &[]);
+        let piped = run("-", &["--spool-dir", "temporary"]);
+        assert_same(&piped, &fs::read(dir.join("vm.ova")).unwrap(), "the package");
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+        let missing = fail(&dir, 1, &["convert", "-O", "ova", "--spool-dir", "missing", "vm.raw", "-"]);
+        assert!(missing.contains("missing"), "{missing}");
+    }
+
+    #[test]
+    fn convert_writes_an_ovf_into_a_directory() {
+        let dir = TempDir::new();
+        dir.file("a.raw", &system());
+        dir.file("b.raw", &data());
+        fs::create_dir(dir.join("there")).unwrap();
+        for target in ["vm", "there/"] {
+            succeed(&dir, &["convert", "-O", "ovf", "-o", "firmware=efi", "a.raw", "b.raw", target]);
+            let stem = target.trim_end_matches('/');
+            let mut names: Vec<_> = fs::read_dir(dir.join(target))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            let expected = ["-disk1.vmdk", "-disk2.vmdk", ".mf", ".ovf"].map(|end| format!("{stem}{end}"));
+            assert_eq!(names, expected);
+            let options = OpenOptions::new().reference_policy(ReferencePolicy::Beside).member("2");
+            let image = options.open(dir.join(target)).unwrap();
+            assert_eq!(image.package_warnings().count(), 0);
+            assert_holds(Ok(image), &data());
+        }
+        let full = fail(&dir, 1, &["convert", "-O", "ovf", "a.raw", "vm"]);
+        assert!(full.contains("vm: the directory is not empty"), "{full}");
+        assert!(fail(&dir, 1, &["convert", "-O", "ovf", "a.raw", "-"]).contains("directory"));
+        // Nothing is left of a failure but the directory that was there.
+        let mut files = two_disks();
+        *files[1].1.last_mut().unwrap() ^= 1;
+        dir.file("bad.ova", &pack(&files));
+        fs::create_dir(dir.join("empty")).unwrap();
+        for target in ["new", "empty"] {
+            let said = fail(&dir, 1, &["convert", "-O", "ovf", "--disk", "1", "bad.ova", target]);
+            assert!(said.contains("digest mismatch"), "{said}");
+        }
+        assert!(!dir.join("new").exists());
+        assert_eq!(fs::read_dir(dir.join("empty")).unwrap().count(), 0);
+        let missing = fail(&dir, 1, &["convert", "-O", "ovf", "a.raw", "no/where"]);
+        assert!(missing.contains("creating the directory"), "{missing}");
+    }
+
+    #[test]
+    fn packages_are_read_from_standard_input() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+
+        let dir = TempDir::new();
+        let run = |args: &[&str], bytes: &[u8]| {
+            let mut command = Command::new(crate::cli::IMGCONV);
+            command.arg("convert").args(args).current_dir(dir.path()).env_remove("TMPDIR");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(move || stdin.write_all(bytes));
+                let done = child.wait_with_output().unwrap();
+                (done.status.code(), String::from_utf8(done.stderr).unwrap())
+            })
+        };
+        let package = pack(&two_disks());
+        let succeeded = (Some(0), String::new());
+        assert_eq!(run(&["--disk", "2", "-", "disk.raw"], &package), succeeded);
+        assert_same(&fs::read(dir.join("disk.raw")).unwrap(), &data(), "disk 2");
+        assert_eq!(run(&["-f", "vmdk", "--disk", "1", "-", "disk.raw"], &package), succeeded);
+        assert_same(&fs::read(dir.join("disk.raw")).unwrap(), &system(), "disk 1");
+        assert_eq!(run(&["-", "disk.raw"], &pack(&[("disk.raw", data())])), succeeded);
+        assert_same(&fs::read(dir.join("disk.raw")).unwrap(), &data(), "the disk of the archive");
+        // As they are.
+        assert_eq!(run(&["-f", "raw", "-", "disk.raw"], &package), succeeded);
+        assert_same(&fs::read(dir.join("disk.raw")).unwrap(), &package, "the bytes");
+        let mut damaged = two_disks();
+        *damaged[1].1.last_mut().unwrap() ^= 1;
+        for (args, bytes, word) in [
+            (&["-", "x.raw"][..], package.clone(), "select one of"),
+            (&["--disk", "1", "-", "x.raw"], pack(&damaged), "digest mismatch"),
+            (&["-", "x.raw"], package[..5000].to_vec(), "out of bounds"),
+            (&["-", "x.raw"], descriptor(&[("a.vmdk", "")]), "set it with -f"),
+            (&["--disk", "1", "-f", "raw", "-", "x.raw"], vec![7; 4096], "not a package"),
+            (&["--disk", "1", "-f", "vmdk", "-", "x.raw"], stream(&data()), "not a package"),
+        ] {
+            let (code, said) = run(args, &bytes);
+            assert!(code == Some(1) && said.contains(word), "{args:?}: {said}");
+        }
+        assert_eq!(dir.names(), ["disk.raw"]);
+    }
+
+    #[test]
+    fn disks_of_packages_are_compared() {
+        let dir = TempDir::new();
+        dir.file("vm.ova", &pack(&two_disks()));
+        dir.file("a.raw", &system());
+        succeed(&dir, &["compare", "--disk", "1", "vm.ova", "a.raw"]);
+        succeed(&dir, &["compare", "a.raw", "--b-disk", "a.vmdk", "vm.ova"]);
+        succeed(&dir, &["compare", "--a-disk", "2", "--b-disk", "disk-1", "vm.ova", "vm.ova"]);
+        let different = imgconv(&dir, &["compare", "--a-disk=1", "--b-disk=2", "vm.ova", "vm.ova"]);
+        assert_eq!(different.status.code(), Some(1));
+        assert!(fail(&dir, 2, &["compare", "vm.ova", "a.raw"]).ends_with("; set it with --disk\n"));
+        assert!(fail(&dir, 2, &["compare", "a.raw", "vm.ova"]).ends_with("; set it with --b-disk\n"));
+    }
+
+    #[test]
+    fn convert_writes_images_of_google() {
+        let dir = TempDir::new();
+        dir.file("a.raw", &system());
+        let said = imgconv(&dir, &["convert", "-O", "gcp", "a.raw", "image.tar.gz"]);
+        assert!(said.status.success());
+        let padding = (1 << 30) - MIB;
+        assert_eq!(
+            String::from_utf8(said.stderr).unwrap(),
+            format!("imgconv: image.tar.gz: the disk was padded with {padding} zero bytes\n")
+        );
+        for (args, word) in [
+            (&["-O", "gcp", "--compress-output", "zstd", "a.raw", "x.tar.gz"][..], "compression"),
+            (&["-O", "gcp", "-c", "a.raw", "x.tar.gz"], "compress"),
+            (&["-O", "gcp", "-o", "preallocation=full", "a.raw", "x.tar.gz"], "preallocation"),
+            (&["a.raw", "x.tar.gz"], "-O"),
+        ] {
+            let said = fail(&dir, 1, &[&["convert"], args].concat());
+            assert!(said.contains(word), "{said}");
+        }
+        assert_eq!(dir.names(), ["a.raw", "image.tar.gz"]);
     }
 }

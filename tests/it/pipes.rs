@@ -142,9 +142,12 @@ fn any_format_from_standard_input() {
     dir.file("source.raw", &guest);
     succeed(&dir, &["convert", "-q", "source.raw", "disk.qcow2"]);
     succeed(&dir, &["convert", "-q", "source.raw", "disk.vhdx"]);
+    // Its grains have no order.
+    succeed(&dir, &["convert", "-q", "source.raw", "disk.vmdk"]);
     dir.file("empty", b"");
     let names = dir.names();
-    for (format, file) in [("raw", "source.raw"), ("qcow2", "disk.qcow2"), ("vhdx", "disk.vhdx")] {
+    for (format, file) in [("raw", "source.raw"), ("qcow2", "disk.qcow2"), ("vhdx", "disk.vhdx"), ("vmdk", "disk.vmdk")]
+    {
         let run = |stdin: Stdio, tmpdir: Option<&Path>| {
             let mut command = Command::new(IMGCONV);
             command.args(["convert", "-q", "-f", format, "-O", "qcow2", "-", "out"]).current_dir(dir.path());
@@ -211,8 +214,6 @@ fn a_truncated_stream_leaves_no_files() {
 fn formats_without_streaming_are_refused() {
     let dir = TempDir::new();
     let image = stream(&dir, &Pattern::Dense.make(1 << 20));
-    succeed(&dir, &["convert", "source.raw", "sparse.vmdk"]);
-    let sparse = fs::read(dir.join("sparse.vmdk")).unwrap();
     let names = dir.names();
     for (args, stdin, word) in [
         (&["-", "x.raw"][..], &image, "-f"),
@@ -220,7 +221,6 @@ fn formats_without_streaming_are_refused() {
         (&["-f", "qcow2", "-", "x.raw"], &image, "standard input: qcow2"),
         (&["-f", "raw", "-", "x.raw"], &Vec::new(), "standard input: the input is empty"),
         (&["-f", "vhdx", "-", "x.raw"], &image, "standard input: vhdx"),
-        (&["-f", "vmdk", "-", "x.raw"], &sparse, "streamOptimized"),
         (&["-f", "vmdk", "-", "x.raw"], &vec![7; 4096], "standard input: vmdk"),
         (&["source.raw", "-"], &image, "-O"),
         (&["-O", "raw", "--output", "json", "source.raw", "-"], &image, "--output json"),

@@ -38,7 +38,7 @@ pub struct ShareArgs {
 #[derive(Clone, Debug, clap::Args)]
 struct CompressedArgs {
     /// Directory for the temporary file of an image that is compressed or
-    /// from a pipe [default: $TMPDIR]
+    /// from a pipe, or of an ova to one [default: $TMPDIR]
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 
@@ -155,10 +155,15 @@ pub struct PackageArgs {
 impl PackageArgs {
     /// The options with the selected disk.
     pub fn select(&self, options: OpenOptions) -> OpenOptions {
-        match &self.disk {
-            Some(disk) => options.member(disk),
-            None => options,
-        }
+        select_disk(options, self.disk.as_deref())
+    }
+}
+
+/// The options with the selected disk of a package.
+pub fn select_disk(options: OpenOptions, disk: Option<&str>) -> OpenOptions {
+    match disk {
+        Some(disk) => options.member(disk),
+        None => options,
     }
 }
 
@@ -212,9 +217,9 @@ enum ReferencePolicy {
 }
 
 impl ReferenceArgs {
-    /// Whether the directory for temporary files is set.
-    pub fn has_spool_directory(&self) -> bool {
-        self.share.compressed.spool_dir.is_some()
+    /// The directory for temporary files, if it is set.
+    pub fn spool_directory(&self) -> Option<&Path> {
+        self.share.compressed.spool_dir.as_deref()
     }
 
     /// Options for opening the image `file` of `format`, which is detected if `None`, and its path. With `image_opts`, `file` is a list of
@@ -321,23 +326,33 @@ pub fn target_format(format: Option<Format>, option: &str, target: &Path) -> Res
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Image(Format),
-    /// A package of disks.
+    /// A package of disks in one file.
     Ova,
+    /// A package of disks in a directory.
+    Ovf,
+    /// An image of Google Compute Engine.
+    Gcp,
 }
 
 impl Target {
-    /// The format of an image.
+    /// The format of an image, or of the disk in it.
     pub fn image(self) -> Option<Format> {
         match self {
             Target::Image(format) => Some(format),
-            Target::Ova => None,
+            Target::Gcp => Some(Format::RAW),
+            Target::Ova | Target::Ovf => None,
         }
     }
 }
 
 /// Parses the argument of `-O`, for clap.
 pub fn target(name: &str) -> Result<Target, String> {
-    if name == "ova" { Ok(Target::Ova) } else { format(name).map(Target::Image) }
+    match name {
+        "ova" => Ok(Target::Ova),
+        "ovf" => Ok(Target::Ovf),
+        "gcp" => Ok(Target::Gcp),
+        name => format(name).map(Target::Image),
+    }
 }
 
 /// Collects the options of all `-o`, in order.

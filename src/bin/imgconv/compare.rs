@@ -27,6 +27,15 @@ pub struct Args {
     #[arg(long, verbatim_doc_comment)]
     image_opts: bool,
 
+    /// Disk of A, if that is a package (OVA, OVF, tar): its number from 1 on,
+    /// the name of its file, or its identifier
+    #[arg(long = "a-disk", visible_alias = "disk", value_name = "DISK", verbatim_doc_comment)]
+    a_disk: Option<String>,
+
+    /// Disk of B, if that is a package
+    #[arg(long = "b-disk", value_name = "DISK")]
+    b_disk: Option<String>,
+
     /// Treat a size mismatch as a difference
     #[arg(short = 's', long)]
     strict: bool,
@@ -81,12 +90,13 @@ impl Args {
     }
 
     fn verdict(&self) -> Result<Verdict, Failure> {
-        let open = |format, file| {
+        let open = |format, file, disk: &Option<String>| {
             let (options, file) = self.references.open(self.image_opts, format, file)?;
-            Ok::<_, Failure>(options.open(file)?)
+            Ok::<_, Failure>(args::select_disk(options, disk.as_deref()).open(file)?)
         };
-        let a = open(self.a_format, &self.a)?;
-        let b = open(self.b_format, &self.b).map_err(|failure| failure.format_option("-F"))?;
+        let a = open(self.a_format, &self.a, &self.a_disk)?;
+        let b = open(self.b_format, &self.b, &self.b_disk);
+        let b = b.map_err(|failure| failure.format_option("-F").disk_option("--b-disk"))?;
         let sizes = [a.virtual_size(), b.virtual_size()];
         let difference = match self.strict && sizes[0] != sizes[1] {
             true => Some(Difference::Size),

@@ -33,7 +33,8 @@ pub struct Args {
     #[arg(short = 'f', long = "source-format", value_name = "FMT", value_parser = args::format)]
     source_format: Option<Format>,
 
-    /// Format of TARGET, or ova for a package of one or more disks
+    /// Format of TARGET; ova, or ovf into a directory, for a package of one
+    /// or more disks; gcp for an image of Google Compute Engine
     /// [default: from its extension]
     #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::target, verbatim_doc_comment)]
     target_format: Option<args::Target>,
@@ -138,7 +139,7 @@ pub struct Args {
     #[arg(value_name = "TARGET", value_parser = args::endpoint(), verbatim_doc_comment)]
     second: Endpoint,
 
-    /// With -O ova: all files but the last are sources
+    /// With -O ova and ovf: all files but the last are sources
     #[arg(value_name = "FILE", value_parser = args::endpoint())]
     more: Vec<Endpoint>,
 }
@@ -167,18 +168,22 @@ are that one: the same disk gives the same bytes.
 A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed by a program with the feature
 compressed, and refused by others; -f raw takes its bytes as they are.
 
-Standard input needs -f, unless it is decompressed. A streamOptimized vmdk is read
-sequentially; everything else, unless it is a file (<disk.raw), is first copied to a
-temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET. A raw disk
-ends where the input ends: check the exit code of what writes it, as with set -o pipefail.
-Standard output is written sequentially: it can be a raw disk, zeros included, or a
-streamOptimized vmdk. For standard output, check the exit code: a failed conversion
-leaves a truncated image.
+Standard input needs -f, unless it is decompressed or a package. A streamOptimized vmdk
+is read sequentially; everything else, unless it is a file (-f raw - <disk.raw), is first
+copied to a temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET.
+A raw disk ends where the input ends: check the exit code of what writes it, as with
+set -o pipefail. Standard output is written sequentially: it can be a raw disk, zeros
+included, also with --compress-output or as -O gcp; a streamOptimized vmdk; or an ova,
+which is first written to a temporary file, because its beginning states the sizes of the
+rest. For standard output, check the exit code: a failed conversion leaves a truncated
+image.
 
 A package (OVA, OVF descriptor or its directory, archive) is opened like the image of its
 disk, which is verified with the manifest. The files of an OVF descriptor are opened only
-as --references allows. Options of -O ova: name, cpus, memory, firmware, controller, nic,
-guest_os, hwversion and compression_level; see imgconv formats.
+as --references allows. Options of -O ova and ovf: name, cpus, memory, firmware,
+controller, nic, guest_os, hwversion and compression_level; see imgconv formats. With
+-O ovf, TARGET is a directory, which must be empty or missing. With -O gcp, the disk is
+padded to whole GiB, and is the sparse file disk.raw in a tar.gz.
 
 All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
 backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
@@ -205,6 +210,8 @@ Examples:
   imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
   imgconv convert --references beside vm.ovf disk.qcow2
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
+  imgconv convert -O ovf disk.qcow2 vm/
+  imgconv convert -O gcp disk.qcow2 image.tar.gz
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
@@ -237,14 +244,14 @@ impl Args {
             Endpoint::Stream => Interrupt::at_once()?,
             Endpoint::File(_) => Interrupt::register()?,
         };
-        if self.is_ova() {
-            return self.to_ova(&interrupt);
+        if let Some(target) = self.package_target() {
+            return self.to_package(target, &interrupt);
         }
         if let Some(directory) = self.target_directory() {
             return self.to_directory(directory, &interrupt);
         }
         if !self.more.is_empty() {
-            return Err(Failure::usage("several sources need -O ova"));
+            return Err(Failure::usage("several sources need -O ova or -O ovf"));
         }
         let format = self.format()?;
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
@@ -427,7 +434,7 @@ impl Args {
 
     /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
     fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
-        if self.references.has_spool_directory() {
+        if self.references.spool_directory().is_some() {
             return options;
         }
         let Endpoint::File(target) = self.target() else { return options };
@@ -461,11 +468,14 @@ impl Args {
         };
         // An extension alone does not compress an image of a stated format.
         let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
+        let is_google = self.target_format == Some(args::Target::Gcp);
         let compression = self.output_compression().filter(|_| is_wanted);
+        let compression = compression.filter(|_| !is_google || self.compress_output.is_some());
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
             .compress_output(compression)
+            .google_image(is_google)
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)

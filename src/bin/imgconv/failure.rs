@@ -58,6 +58,15 @@ impl Failure {
         self
     }
 
+    /// Names `option`, and not `--disk`, as the one that selects the disk.
+    pub fn disk_option(mut self, option: &str) -> Self {
+        if let Some(rest) = self.message.strip_suffix(SELECT) {
+            self.message = format!("{rest}; set it with {option}");
+            self.detail("message", self.message.clone());
+        }
+        self
+    }
+
     /// Adds a detail to the JSON object.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.detail(key, value);
@@ -188,6 +197,8 @@ fn names(disks: &[Name]) -> Vec<String> {
     disks.iter().map(|name| name.to_text().into_owned()).collect()
 }
 
+/// The hint to the option that selects a disk.
+const SELECT: &str = "; set it with --disk";
 /// The hints to the option that states the format.
 const UNREADABLE: &str = " (-f raw)";
 const AMBIGUOUS: &str = "; set it with -f";
@@ -215,7 +226,7 @@ fn hint(error: &Error) -> Option<&'static str> {
         }
         Error::NotReplaceable { .. } => Some("; write into it with --in-place"),
         Error::InUse { for_writing: true } => Some("; read it as it is with -U"),
-        Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => Some("; set it with --disk"),
+        Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => Some(SELECT),
         Error::Unreadable { .. } => Some(UNREADABLE),
         Error::Ambiguous(_) | Error::Extension { .. } => Some(AMBIGUOUS),
         _ => None,

@@ -21,7 +21,9 @@ impl Args {
     pub fn run(&self) -> Outcome {
         match self.output.style {
             Style::Json => output::print_json(&Format::all().map(json).collect::<Vec<_>>())?,
-            Style::Human => output::print(&Format::all().map(human).chain([ova()]).collect::<Vec<_>>().join("\n"))?,
+            Style::Human => {
+                output::print(&Format::all().map(human).chain([ova(), gcp()]).collect::<Vec<_>>().join("\n"))?
+            }
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -57,11 +59,17 @@ fn human(format: Format) -> String {
     text + &options(format.options())
 }
 
-/// Describes the package that `convert -O ova` writes.
+/// Describes the packages that `convert -O ova` and `-O ovf` write.
 fn ova() -> String {
-    let text =
-        "ova: OVA package of disks, with OVF descriptor and manifest (read, written by convert)\n  extensions: ova\n";
+    let text = "ova: OVA package of disks, with OVF descriptor and manifest (read, written by convert)\n  \
+                other names: ovf, for a directory of the same files\n  extensions: ova\n";
     text.to_owned() + &options(Package::OVA_OPTIONS)
+}
+
+/// Describes the archive that `convert -O gcp` writes.
+fn gcp() -> String {
+    "gcp: image of Google Compute Engine, disk.raw in a tar.gz (read with the feature compressed, written by convert)\n"
+        .to_owned()
 }
 
 fn options(specs: &[OptionSpec]) -> String {

@@ -1,16 +1,19 @@
 //! `imgconv info`
 
+mod glance;
+
 use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{Inspection, Name, OpenOptions, Package};
+use diskimage::{CompressionLayer, Inspection, Name, OpenOptions, Package};
 use serde_json::{Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
 use crate::output::{self, Style, human_properties, human_size};
 use crate::snapshot;
+use glance::Glance;
 
 /// Show format, size and metadata of an image
 #[derive(Debug, clap::Args)]
@@ -26,8 +29,10 @@ pub struct Args {
 
 const AFTER_HELP: &str = "\
 Only FILE is opened, unless --backing-chain is given. The keys of --output json are
-those of qemu-img info, and some more: compression, warnings, and properties of the
-format.
+those of qemu-img info, and some more: compression, warnings, properties of the format,
+and glance, the names of disk and container format for an upload to OpenStack.
+
+A kernel and a ramdisk are named, too, but not converted.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -47,8 +52,8 @@ impl Args {
         };
         match self.input.output.style {
             Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
-            Style::Json if self.backing_chain => output::print_json(&chain)?,
-            Style::Json => chain.iter().try_for_each(output::print_json)?,
+            Style::Json if self.backing_chain => output::print_json(&chain.iter().map(value).collect::<Vec<_>>())?,
+            Style::Json => chain.iter().map(value).try_for_each(|image| output::print_json(&image))?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -60,10 +65,18 @@ impl Args {
         let inspect = |index: usize| options.clone().member((index + 1).to_string()).inspect(&self.input.file);
         let disks: Vec<_> = package.disks.iter().enumerate().map(|(index, disk)| (disk, inspect(index))).collect();
         let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
+        let images = disks.iter().filter(|(disk, _)| disk.has_file).map(|(_, image)| image.as_ref().ok());
+        let glance = images.collect::<Option<Vec<_>>>().and_then(|images| Glance::of_package(package, images));
         match self.input.output.style {
             Style::Human => {
-                let mut text =
-                    format!("image: {}\npackage: {}\nmembers:\n", Name::from(&*self.input.file), package.kind);
+                let mut text = format!("image: {}\npackage: {}\n", Name::from(&*self.input.file), package.kind);
+                for layer in &package.compression {
+                    text.push_str(&format!("compression: {}\n", compression(layer)));
+                }
+                if let Some(glance) = glance {
+                    text.push_str(&format!("glance: {glance}\n"));
+                }
+                text.push_str("members:\n");
                 for member in &package.members {
                     text.push_str(&format!("    {}: {}, {}\n", member.name, member.role, size(member.size)));
                 }
@@ -90,7 +103,7 @@ impl Args {
                     let mut value =
                         json!({ "name": disk.name, "id": disk.id, "size": disk.size, "capacity": disk.capacity });
                     match image {
-                        Ok(image) => value["image"] = json!(image),
+                        Ok(image) => value["image"] = self::value(image),
                         Err(error) => value["error"] = error.to_string().into(),
                     }
                     value
@@ -101,6 +114,12 @@ impl Args {
                     "members": package.members.iter().map(member).collect::<Vec<Value>>(),
                     "disks": disks.iter().map(disk).collect::<Vec<Value>>(),
                 });
+                if !package.compression.is_empty() {
+                    value["compression"] = json!(package.compression);
+                }
+                if let Some(glance) = glance {
+                    value["glance"] = json!(glance);
+                }
                 if !package.warnings.is_empty() {
                     value["warnings"] = json!(package.warnings);
                 }
@@ -119,6 +138,20 @@ fn path(image: &Inspection) -> &Path {
     image.path.as_deref().unwrap_or(Path::new(""))
 }
 
+/// The image in JSON style.
+fn value(image: &Inspection) -> Value {
+    let mut value = json!(image);
+    if let Some(glance) = Glance::of_image(image) {
+        value["glance"] = json!(glance);
+    }
+    value
+}
+
+fn compression(layer: &CompressionLayer) -> String {
+    let bytes = layer.decompressed_len;
+    format!("{}, decompressed to {} ({bytes} bytes)", layer.name, human_size(bytes))
+}
+
 /// Describes the image as qemu-img does.
 fn human(image: &Inspection) -> String {
     let info = &image.info;
@@ -127,9 +160,12 @@ fn human(image: &Inspection) -> String {
     let mut add = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
     add("image", &Name::from(path(image)));
     for layer in &image.compression {
-        add("compression", &format!("{}, decompressed to {}", layer.name, size(layer.decompressed_len)));
+        add("compression", &compression(layer));
     }
     add("file format", &image.format);
+    if let Some(glance) = Glance::of_image(image) {
+        add("glance", &glance);
+    }
     add("virtual size", &size(info.virtual_size));
     add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
     if let Some(method) = info.encryption {

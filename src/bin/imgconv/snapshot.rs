@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use diskimage::{Format, Snapshot};
 
-use crate::args::{self, Output, ShareArgs};
+use crate::args::{self, Output, PackageArgs, ShareArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, human_size};
 
@@ -24,6 +24,9 @@ pub struct Args {
     share: ShareArgs,
 
     #[command(flatten)]
+    package: PackageArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image file
@@ -33,7 +36,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let info = self.share.options(self.format).inspect(&self.file)?.info;
+        let info = self.package.select(self.share.options(self.format)).inspect(&self.file)?.info;
         if info.snapshots_unreadable {
             let file = self.file.to_string_lossy();
             let problem = format!("{file}: {}", info.warnings.join("; "));

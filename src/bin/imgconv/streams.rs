@@ -28,10 +28,14 @@ pub fn input_file() -> Option<FileSource> {
     FileSource::try_from(file).ok().filter(|source| at_start && source.size().is_ok_and(|size| size > 0))
 }
 
-/// Standard output, without line buffering.
+/// Standard output as the file of an image.
 pub fn output() -> Result<PipeTarget<File>, Failure> {
-    let file = own(&io::stdout()).map_err(Error::io("opening standard output", None))?;
-    Ok(PipeTarget::new(file).with_path("standard output"))
+    Ok(PipeTarget::new(output_stream()?).with_path("standard output"))
+}
+
+/// Standard output, without line buffering.
+pub fn output_stream() -> Result<File, Failure> {
+    Ok(own(&io::stdout()).map_err(Error::io("opening standard output", None))?)
 }
 
 #[cfg(not(windows))]

@@ -89,7 +89,7 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["vmdk"])
         .description("VMware virtual disk, all subformats")
         .create(writer::create, options::OPTIONS)
-        .open_stream(stream::open)
+        .open_stream(stream::is_stream, stream::open)
         .check(check::check);
 
 const FORMAT_NAME: &str = "vmdk";

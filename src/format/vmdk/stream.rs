@@ -16,9 +16,9 @@ use super::hosted::has_text;
 use super::marker::Marker;
 use super::reader::{MAX_DESCRIPTOR, describe_hosted};
 use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind};
-use crate::driver::OpenContext;
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
+use crate::driver::{OpenContext, Probe};
 use crate::error::{Error, Problem, Result};
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
@@ -29,6 +29,14 @@ const READ_AHEAD: u64 = 8 << 20;
 const CACHE_LEN: u64 = 8 << 20;
 /// Smallest number of cached grains. Other threads read on while a slow one has yet to read the rest of a large grain.
 const CACHE_GRAINS: u64 = 32;
+
+/// Whether a stream with this start is an image whose compressed grains follow markers.
+pub(super) fn is_stream(probe: &Probe<'_>) -> bool {
+    let magic = probe.head.first_chunk::<8>().and_then(|magic| SparseKind::from_magic(magic));
+    let flags = probe.head.get(8..).and_then(|rest| rest.first_chunk()).map(|flags| u32::from_le_bytes(*flags));
+    let flags = Flags::from_bits_retain(flags.unwrap_or_default());
+    magic == Some(SparseKind::Hosted) && flags.contains(Flags::COMPRESSED | Flags::MARKERS)
+}
 
 /// Opens the image at the current position of `stream`.
 pub(super) fn open(

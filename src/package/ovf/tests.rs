@@ -90,6 +90,7 @@ fn a_capacity_that_is_not_understood_is_a_warning() {
 fn hostile_descriptors_are_refused() {
     let envelope = |inner: &str| format!("<Envelope {DMTF}>{inner}</Envelope>").into_bytes();
     let file = r#"<File id="f" href="x"/>"#;
+    let list = |count: u32, element: &str| (0..count).map(|at| format!("<{element}='{at}'/>")).collect::<String>();
     let deep = |levels: usize| envelope(&["<a>".repeat(levels), "</a>".repeat(levels)].concat());
     let bomb = br#"<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><Envelope>&b;</Envelope>"#;
     for (text, kind, message) in [
@@ -106,6 +107,16 @@ fn hostile_descriptors_are_refused() {
             "number of attributes",
         ),
         (vec![b' '; 5 << 20], ErrorKind::Limit, "length of the descriptor"),
+        (
+            envelope(&format!("<References>{}</References>", list(9000, "File href='x' id"))),
+            ErrorKind::Limit,
+            "number of files",
+        ),
+        (
+            envelope(&format!("<DiskSection>{}</DiskSection>", list(1025, "Disk diskId"))),
+            ErrorKind::Limit,
+            "number of disks",
+        ),
         (envelope(&format!("<References>{file}{file}</References>")), ErrorKind::InvalidField, "same identifier"),
         (envelope(r#"<References><File id="f"/></References>"#), ErrorKind::InvalidField, "href"),
         (envelope(r#"<References><File id="f" href="x" size="-1"/></References>"#), ErrorKind::InvalidField, "size"),

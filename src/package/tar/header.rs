@@ -12,7 +12,7 @@ const MAGIC: Range<usize> = 257..265;
 const USTAR: &[u8; 8] = b"ustar\x0000";
 const GNU: &[u8; 8] = b"ustar  \0";
 /// Largest size in the octal digits of ustar.
-const MAX_OCTAL: u64 = 0o777_7777_7777;
+pub(super) const MAX_OCTAL: u64 = 0o777_7777_7777;
 
 /// A header whose checksum is correct.
 pub(super) struct Header {
@@ -98,30 +98,51 @@ pub(super) fn number(field: &[u8]) -> Option<u64> {
 /// The header of a file for an archive that is written: ustar; with a size above its 8 GiB or a name above its 100 bytes, as old
 /// GNU tar writes it, which vSphere and VirtualBox read, other than PAX. `name` has at most 100 bytes.
 pub(crate) fn encode_header(name: &str, size: u64, time: u64) -> [u8; BLOCK as usize] {
+    let mut block = encode_gnu(name, size, time, b'0');
+    if size <= MAX_OCTAL {
+        put(&mut block, MAGIC.start, USTAR);
+    }
+    seal(block)
+}
+
+/// A header of old GNU tar, whose checksum is still missing.
+pub(super) fn encode_gnu(name: &str, size: u64, time: u64, kind: u8) -> [u8; BLOCK as usize] {
     let mut block = [0; BLOCK as usize];
-    let mut put = |at: usize, bytes: &[u8]| {
-        for (to, from) in block.iter_mut().skip(at).zip(bytes) {
-            *to = *from;
-        }
-    };
-    put(0, name.as_bytes().get(..100).unwrap_or(name.as_bytes()));
-    put(100, b"0000644\0");
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    if size > MAX_OCTAL {
-        put(SIZE.start, &[0x80, 0, 0, 0]);
-        put(SIZE.start + 4, &size.to_be_bytes());
-    } else {
-        put(SIZE.start, format!("{size:011o}\0").as_bytes());
-    }
-    put(136, format!("{:011o}\0", time.min(MAX_OCTAL)).as_bytes());
-    put(156, b"0");
-    put(MAGIC.start, if size > MAX_OCTAL { GNU } else { USTAR });
-    let sum = tar_checksum(&block);
-    for (to, from) in block.iter_mut().skip(TAR_CHECKSUM.start).zip(format!("{sum:06o}\0 ").bytes()) {
-        *to = from;
-    }
+    put(&mut block, 0, name.as_bytes().get(..100).unwrap_or(name.as_bytes()));
+    put(&mut block, 100, b"0000644\0");
+    put(&mut block, 108, b"0000000\0");
+    put(&mut block, 116, b"0000000\0");
+    put(&mut block, SIZE.start, &encode_number(size));
+    put(&mut block, 136, &encode_number(time.min(MAX_OCTAL)));
+    put(&mut block, 156, &[kind]);
+    put(&mut block, MAGIC.start, GNU);
     block
+}
+
+/// The header with its checksum.
+pub(super) fn seal(mut block: [u8; BLOCK as usize]) -> [u8; BLOCK as usize] {
+    let sum = tar_checksum(&block);
+    put(&mut block, TAR_CHECKSUM.start, format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+/// A number in a field of 12 bytes: octal, or above 8 GiB in base 256.
+pub(super) fn encode_number(number: u64) -> [u8; 12] {
+    let mut field = [0; 12];
+    if number > MAX_OCTAL {
+        put(&mut field, 0, &[0x80]);
+        put(&mut field, 4, &number.to_be_bytes());
+    } else {
+        put(&mut field, 0, format!("{number:011o}").as_bytes());
+    }
+    field
+}
+
+/// Writes `bytes` at index `at` of `block`.
+pub(super) fn put(block: &mut [u8], at: usize, bytes: &[u8]) {
+    for (to, from) in block.iter_mut().skip(at).zip(bytes) {
+        *to = *from;
+    }
 }
 
 /// The two blocks of zeros at the end of an archive.

@@ -1,6 +1,8 @@
 //! Sparse members: those of old GNU tar, and the three versions of PAX.
 
-use super::header::{self, Header, number};
+use std::ops::Range;
+
+use super::header::{self, Header, encode_gnu, encode_number, number, put, seal};
 use super::pax::{self, Pax, decimal};
 use super::{Archive, BLOCK, FIELDS, FORMAT_NAME};
 use crate::error::{Error, Problem, Result};
@@ -18,6 +20,10 @@ struct Map {
 
 /// Length of an entry: two numbers of 12 bytes.
 const ENTRY: usize = 24;
+/// Offset of the entries in a header, and their number there and in a block that follows it.
+const FIRST: usize = 386;
+const IN_HEADER: usize = 4;
+const IN_BLOCK: usize = 21;
 /// Memory for an entry in bytes.
 const MEMORY: u64 = 32;
 
@@ -167,4 +173,36 @@ impl Lines {
         }
         None
     }
+}
+
+/// The headers of a file of `size` bytes as old GNU tar writes it: sparse, if `runs` are not the whole of it. Only they are stored, one after the other.
+/// They are in ascending order, are not empty, and do not touch. `name` has at most 100 bytes.
+pub(crate) fn encode_file(name: &str, size: u64, runs: &[Range<u64>], time: u64) -> Vec<u8> {
+    let stored = runs.iter().map(|run| run.end - run.start).sum();
+    if stored == size {
+        return seal(encode_gnu(name, size, time, b'0')).to_vec();
+    }
+    let mut entries: Vec<_> = runs.iter().map(|run| (run.start, run.end - run.start)).collect();
+    // A hole at the end is in no other field.
+    if runs.last().is_none_or(|last| last.end < size) {
+        entries.push((size, 0));
+    }
+    let (first, rest) = entries.split_at(entries.len().min(IN_HEADER));
+    let mut block = encode_gnu(name, stored, time, b'S');
+    put(&mut block, FIRST, &encode_entries(first));
+    put(&mut block, 482, &[u8::from(!rest.is_empty())]);
+    put(&mut block, 483, &encode_number(size));
+    let mut bytes = seal(block).to_vec();
+    let mut blocks = rest.chunks(IN_BLOCK).peekable();
+    while let Some(entries) = blocks.next() {
+        let mut block = [0; BLOCK as usize];
+        put(&mut block, 0, &encode_entries(entries));
+        put(&mut block, IN_BLOCK * ENTRY, &[u8::from(blocks.peek().is_some())]);
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn encode_entries(entries: &[(u64, u64)]) -> Vec<u8> {
+    entries.iter().flat_map(|(start, len)| [encode_number(*start), encode_number(*len)].concat()).collect()
 }

@@ -32,7 +32,8 @@ pub(crate) fn entry(name: &str, kind: u8, data: &[u8]) -> Vec<u8> {
 }
 
 fn read(bytes: &[u8]) -> Result<Vec<Member>> {
-    members(&MemFile::from(bytes.to_vec()), &Budget::new(1 << 20))
+    let members = members(&MemFile::from(bytes.to_vec()), &Budget::new(1 << 20))?;
+    check_names(&members).map(|()| members)
 }
 
 /// The names and contents of the files.
@@ -169,6 +170,33 @@ proptest! {
     }
 
     #[test]
+    fn the_map_of_an_encoded_file_reads_back(
+        list in prop::collection::vec((prop_oneof![1u64..5000, 1u64..1 << 45], 1u64..2000), 0..60),
+        tail in prop_oneof![Just(0), 1u64..1 << 45],
+    ) {
+        let mut runs: Vec<std::ops::Range<u64>> = Vec::new();
+        for (gap, len) in list {
+            // The first run can be at the start.
+            let start = runs.last().map_or(gap - 1, |last| last.end + gap);
+            runs.push(start..start + len);
+        }
+        let size = runs.last().map_or(0, |last| last.end) + tail;
+        let mut archive = encode_file("disk.raw", size, &runs, 7);
+        let head = archive.len() as u64;
+        prop_assert!(head.is_multiple_of(BLOCK));
+        let stored: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        archive.resize((head + stored).next_multiple_of(BLOCK) as usize, 1);
+        let members = read(&archive).unwrap();
+        prop_assert_eq!((members.len(), members[0].size, members[0].kind), (1, size, Kind::File));
+        let mut offset = head;
+        for (piece, run) in members[0].pieces.iter().zip(&runs) {
+            prop_assert_eq!((piece.start, piece.end(), piece.offset), (run.start, run.end, offset));
+            offset += piece.len;
+        }
+        prop_assert_eq!(members[0].pieces.len(), runs.len());
+    }
+
+    #[test]
     fn damage_is_an_error_or_another_archive(
         flips in prop::collection::vec((0usize..6000, any::<u8>()), 1..6),
         cut in 0usize..6000,
@@ -274,7 +302,10 @@ fn hostile_archives_are_refused() {
         (global, "must not have names or sizes"),
         (pax(&[("size", "-1")]), "decimal number"),
         (pax(&[("size", "9223372036854775807")]), "is out of bounds"),
+        (pax(&[("size", "9")]), "states another size"),
+        (pax(&[("size", "9223372036854775808")]), "decimal number"),
         (pax(&[("path", "../a")]), "'..' component"),
+        (pax(&[("path", "a"), ("path", "/b")]), "must not be absolute"),
         (pax(&[("GNU.sparse.map", "0,10,5,1"), ("GNU.sparse.size", "10")]), "overlaps the previous entry"),
         (pax(&[("GNU.sparse.map", "0,5"), ("GNU.sparse.size", "10")]), "has fewer bytes"),
         (pax(&[("GNU.sparse.map", "0,10,10,10"), ("GNU.sparse.size", "100")]), "is out of bounds"),
@@ -309,6 +340,36 @@ fn hostile_archives_are_refused() {
             // A directory is not a file.
             Ok(members) => assert!(message == "is a directory" && members[0].kind == Kind::Directory, "{message}"),
         }
+    }
+}
+
+/// An archive without end.
+struct Endless([u8; 512]);
+
+impl ReadAt for Endless {
+    fn size(&self) -> std::io::Result<u64> {
+        Ok(1 << 50)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        for (byte, at) in buf.iter_mut().zip(offset..) {
+            *byte = self.0[at as usize % 512];
+        }
+        Ok(buf.len())
+    }
+}
+
+#[test]
+fn archives_without_end_are_refused() {
+    let endless = |kind| Endless(entry("a", kind, b"")[..512].try_into().unwrap());
+    for kind in [b'0', b'5', b'2'] {
+        let error = members(&endless(kind), &Budget::new(1 << 22)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{error}");
+    }
+    // Headers that describe no member.
+    for kind in [b'g', b'V', b'K', b'L', b'x'] {
+        let error = members(&endless(kind), &Budget::new(1 << 22)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Limit, "{kind}: {error}");
     }
 }
 

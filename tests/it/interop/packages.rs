@@ -180,6 +180,61 @@ fn a_written_descriptor_is_well_formed() {
     assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
 }
 
+/// The shape of an image as the documentation of Compute Engine has it made: `tar --format=oldgnu -Sczf image.tar.gz disk.raw`.
+#[test]
+fn images_of_google_are_those_of_gnu_tar() {
+    let Some(program) = find("images_of_google_are_those_of_gnu_tar", &["tar"]) else { return };
+    let dir = TempDir::new();
+    // More runs than a header has room for.
+    let mut disk = vec![0; 120 << 20];
+    for block in (0..60).filter(|block| block % 7 != 0) {
+        disk[block << 21..][..300].copy_from_slice(&Pattern::Dense.make(300));
+    }
+    sparse_copy(&dir, "source.raw", &disk);
+    let converter = Converter::new(Format::RAW).google_image(true).sync(false);
+    let report = converter.convert(&Image::open(dir.join("source.raw")).unwrap(), dir.join("image.tar.gz")).unwrap();
+    assert_eq!((report.virtual_size, report.padding), (1 << 30, (1 << 30) - disk.len() as u64));
+    assert!(fs::metadata(dir.join("image.tar.gz")).unwrap().len() < 1 << 20);
+    let listed = String::from_utf8(run(&program, &["-tvzf", dir.join("image.tar.gz").to_str().unwrap()])).unwrap();
+    let words: Vec<_> = listed.split_whitespace().collect();
+    assert_eq!((words[2], *words.last().unwrap(), listed.lines().count()), ("1073741824", "disk.raw", 1));
+    tar(&dir, &program, &["-xSzf", "image.tar.gz"]);
+    let found = fs::File::open(dir.join("disk.raw")).unwrap();
+    assert_eq!(found.metadata().unwrap().len(), 1 << 30);
+    let mut content = vec![0; disk.len()];
+    std::os::unix::fs::FileExt::read_exact_at(&found, &mut content, 0).unwrap();
+    assert_same(&content, &disk, "disk.raw");
+    use std::os::unix::fs::MetadataExt;
+    assert!(found.metadata().unwrap().blocks() * 512 < 100 << 20, "holes are holes");
+    // The first header, but for owner, permissions, times and checksum.
+    tar(&dir, &program, &["--format=oldgnu", "-S", "-cf", "model.tar", "disk.raw"]);
+    run("gzip", &["-dk", dir.join("image.tar.gz").to_str().unwrap()]);
+    let header = |name: &str| {
+        let mut header = fs::read(dir.join(name)).unwrap();
+        assert!(header.len().is_multiple_of(10240), "{name}: whole records");
+        header.truncate(512);
+        for range in [100..124, 136..156, 265..386] {
+            header[range].fill(0);
+        }
+        header
+    };
+    let (ours, theirs) = (header("image.tar"), header("model.tar"));
+    assert_eq!(ours[..100], theirs[..100]);
+    assert_eq!(ours[156..265], theirs[156..265], "type and magic");
+    assert_eq!(ours[482..495], theirs[482..495], "more entries, and the size");
+}
+
+/// Writes the file with holes.
+fn sparse_copy(dir: &TempDir, name: &str, content: &[u8]) {
+    use std::os::unix::fs::FileExt;
+
+    let file = fs::File::create(dir.join(name)).unwrap();
+    file.set_len(content.len() as u64).unwrap();
+    for (index, block) in content.chunks(4096).enumerate().filter(|(_, block)| block.iter().any(|byte| *byte != 0)) {
+        file.write_all_at(block, index as u64 * 4096).unwrap();
+    }
+}
+
 /// A size above 8 GiB, which ustar cannot store.
 #[test]
 fn large_members_of_gnu_tar() {

@@ -12,14 +12,17 @@ use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
+use crate::streams;
 
 impl Args {
-    /// Whether an OVA is to be written: by `-O`, or else by the extension of the target.
-    pub(super) fn is_ova(&self) -> bool {
+    /// The package that is to be written: by `-O`, or else by the extension of the target.
+    pub(super) fn package_target(&self) -> Option<Target> {
         match (self.target_format, self.target()) {
-            (Some(target), _) => target == Target::Ova,
-            (None, Endpoint::File(path)) => path.extension().is_some_and(|own| own.eq_ignore_ascii_case("ova")),
-            (None, Endpoint::Stream) => false,
+            (Some(target @ (Target::Ova | Target::Ovf)), _) => Some(target),
+            (None, Endpoint::File(path)) if path.extension().is_some_and(|own| own.eq_ignore_ascii_case("ova")) => {
+                Some(Target::Ova)
+            }
+            _ => None,
         }
     }
 
@@ -30,15 +33,13 @@ impl Args {
         (ends_as_one || path.is_dir()).then_some(path)
     }
 
-    /// Writes an OVA of all sources.
-    pub(super) fn to_ova(&self, interrupt: &Interrupt) -> Outcome {
-        let Endpoint::File(target) = self.target() else {
-            return Err(Failure::usage(
-                "an OVA cannot be written to standard output: its descriptor, which is first, has the sizes of what follows",
-            ));
-        };
+    /// Writes an OVA, or the directory of an OVF package, of all sources.
+    pub(super) fn to_package(&self, package: Target, interrupt: &Interrupt) -> Outcome {
+        if package == Target::Ovf && *self.target() == Endpoint::Stream {
+            return Err(Failure::usage("-O ovf needs a directory as TARGET"));
+        }
         if self.backing.is_given() || self.salvage || self.compress_output.is_some() {
-            return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova"));
+            return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova and ovf"));
         }
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
@@ -51,10 +52,18 @@ impl Args {
         sources.iter().for_each(|source| self.warn(source));
         let bar = self.bar();
         let converter = self.converter(Format::VMDK, &bar)?.cancel(interrupt.flag());
-        let result = converter.convert_to_ova(&sources.iter().collect::<Vec<_>>(), target);
+        let disks: Vec<_> = sources.iter().collect();
+        let result = match self.target() {
+            Endpoint::Stream => {
+                let directory = self.references.spool_directory();
+                converter.convert_to_ova_stream(&disks, "vm", streams::output_stream()?, directory)
+            }
+            Endpoint::File(target) if package == Target::Ovf => converter.convert_to_ovf(&disks, target),
+            Endpoint::File(target) => converter.convert_to_ova(&disks, target),
+        };
         bar.clear();
         let reports = result.map_err(|error| interrupt.failure(error))?;
-        self.print_reports(&reports, |index| (self.source_at(index), target.clone()))
+        self.print_reports(&reports, |index| (self.source_at(index), self.target_name().to_owned()))
     }
 
     /// Converts all disks of a package to images in a directory, named after their files.

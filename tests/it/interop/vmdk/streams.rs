@@ -121,12 +121,12 @@ fn streams_of_the_corpus() {
     }
 }
 
-/// Other subformats cannot be read from a pipe.
+/// Other subformats are copied to a file first; those of several files cannot be read.
 #[test]
 fn other_subformats_from_a_pipe() {
-    let (sparse, _) = convert(&vmdk("subformat=monolithicSparse"), &raw_image(&Pattern::Dense.make(GRAIN)));
-    let error = open_pipe(&sparse, 1 << 16).err().unwrap();
-    assert_eq!(error.kind().as_str(), "unsupported", "{error}");
+    let guest = Pattern::Dense.make(GRAIN);
+    let (sparse, _) = convert(&vmdk("subformat=monolithicSparse"), &raw_image(&guest));
+    assert_read(&sparse, &guest, "monolithicSparse");
     let text = super::descriptors::descriptor("monolithicFlat", "RW 128 FLAT \"a.raw\" 0");
     assert!(open_pipe(text.as_bytes(), 1 << 16).is_err());
 }
@@ -180,7 +180,9 @@ fn truncate_everywhere(bytes: &[u8], guest: &[u8], what: &str) {
                 }
                 Err(error) => {
                     let kind = error.kind().as_str();
-                    assert!(["out-of-bounds", "invalid-field"].contains(&kind), "{what}: {kind}: {error}");
+                    // Nothing at all came from the pipe.
+                    let is_empty = kind == "usage" && cut == 0 && how == "pipe";
+                    assert!(is_empty || ["out-of-bounds", "invalid-field"].contains(&kind), "{what}: {kind}: {error}");
                     refused += 1;
                 }
             }
