@@ -2,7 +2,9 @@
 
 mod detached;
 mod detect;
+mod inspect;
 mod open;
+mod open_options;
 pub(crate) mod overlap;
 #[cfg(feature = "packages")]
 mod package;
@@ -27,7 +29,8 @@ use crate::format::Format;
 use crate::format::shared::table;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
-pub use open::{Inspection, OpenOptions};
+pub use inspect::Inspection;
+pub use open_options::OpenOptions;
 use overlap::OverlapTracker;
 pub use reader::Reader;
 pub use references::{ReferencePolicy, ResolveRequest};

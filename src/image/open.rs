@@ -1,280 +1,32 @@
-//! Opening images: detection of the format, backing chains, inspection and checks.
+//! Opening images: from files, streams and other storage, with their backing chains; and checks.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
-use super::detached::{HeaderFile, HeaderLocation};
+use super::detached::HeaderFile;
 #[cfg(feature = "compressed")]
 use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed, head_of};
-use super::references::{Found, ReferencePolicy, Resolver, refusal};
-use super::{Image, Layer, ResolveRequest, SizedFile, SourceFile};
+use super::references::{Found, refusal};
+use super::{Image, Layer, OpenOptions, SizedFile, SourceFile};
 use crate::driver::{CheckReport, FileOpener, OpenContext, Probe, SparseRead};
 #[cfg(feature = "compressed")]
 use crate::error::ErrorKind;
 use crate::error::{Error, ReferenceProblem, Result};
+use crate::format::Format;
 use crate::format::shared::table;
-use crate::format::{Format, Formats};
-use crate::guest::{self, ContentKind};
-use crate::info::{CompressionLayer, FileReference, ImageInfo};
+use crate::guest;
+use crate::info::{CompressionLayer, FileReference};
 use crate::io::{FileSource, ReadAt};
-use crate::limits::{Budget, Limits};
+use crate::limits::Budget;
 #[cfg(feature = "packages")]
 use crate::package::Kind;
-use crate::secret::Secret;
 use crate::spool;
 
-/// Configures how images are opened.
-///
-/// By default the format is detected, no referenced file is opened, and [`Limits`] have their default values.
-///
-/// ```no_run
-/// use diskimage::{Format, OpenOptions, ReferencePolicy};
-///
-/// let overlay = OpenOptions::new()
-///     .format(Format::QCOW2)
-///     .reference_policy(ReferencePolicy::Beside)
-///     .open("overlay.qcow2")?;
-/// # Ok::<(), diskimage::Error>(())
-/// ```
-#[derive(Clone, Default)]
-pub struct OpenOptions {
-    pub(super) formats: Formats,
-    pub(super) format: Option<Format>,
-    pub(super) backing_format: Option<Format>,
-    snapshot: Option<String>,
-    pub(super) policy: ReferencePolicy,
-    pub(super) resolver: Option<Arc<Resolver>>,
-    pub(super) changed_backing: bool,
-    temporary_directory: Option<PathBuf>,
-    one_pass: bool,
-    pub(super) cancel: Option<Arc<AtomicBool>>,
-    pub(super) force_share: bool,
-    /// The disk of a package.
-    #[cfg(feature = "packages")]
-    pub(super) member: Option<String>,
-    pub(super) limits: Limits,
-    secrets: Vec<Secret>,
-    pub(super) detached_header: Option<HeaderLocation>,
-}
-
-/// Properties of an image and of its file. Referenced files are not opened for them.
-///
-/// ```
-/// use std::sync::Arc;
-///
-/// use diskimage::io::MemFile;
-/// use diskimage::{Converter, Format, OpenOptions};
-///
-/// let upload = Arc::new(MemFile::new());
-/// Converter::new(Format::VDI).create_to(1 << 20, upload.clone())?;
-/// let inspection = OpenOptions::new().inspect_source(upload)?;
-/// assert_eq!((inspection.format, inspection.info.virtual_size), (Format::VDI, 1 << 20));
-/// # Ok::<(), diskimage::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Inspection {
-    /// Path of the image file, if it was opened by path.
-    pub path: Option<PathBuf>,
-    /// The layers of compression around the image, the outermost first.
-    pub compression: Vec<CompressionLayer>,
-    /// The format.
-    pub format: Format,
-    /// The kind of the bytes of a raw disk; [`ContentKind::Disk`] for every other format.
-    pub content: ContentKind,
-    /// The properties.
-    pub info: ImageInfo,
-    /// File length in bytes.
-    pub file_len: u64,
-    /// Space allocated to the file by its file system in bytes, where the storage reports it.
-    pub allocated: Option<u64>,
-}
-
 impl OpenOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        OpenOptions::default()
-    }
-
-    /// Sets the formats that are detected and found by name, in place of [`Formats::builtin`].
-    #[must_use]
-    pub fn formats(mut self, formats: Formats) -> Self {
-        self.formats = formats;
-        self
-    }
-
-    /// States the format, in place of detecting it. This is necessary for raw disks of untrusted guests, which can write the
-    /// signature of any format.
-    #[must_use]
-    pub fn format(mut self, format: Format) -> Self {
-        self.format = Some(format);
-        self
-    }
-
-    /// States the format of backing files whose format is not stated by the image, or cannot be the one that it states: there is
-    /// none of this name, or the file does not have its signature.
-    #[must_use]
-    pub fn backing_format(mut self, format: Format) -> Self {
-        self.backing_format = Some(format);
-        self
-    }
-
-    /// Opens an internal snapshot, given by id or name, in place of the active state.
-    #[must_use]
-    pub fn snapshot(mut self, snapshot: impl Into<String>) -> Self {
-        self.snapshot = Some(snapshot.into());
-        self
-    }
-
-    /// Sets which referenced files may be opened. Default: [`ReferencePolicy::Deny`].
-    #[must_use]
-    pub fn reference_policy(mut self, policy: ReferencePolicy) -> Self {
-        self.policy = policy;
-        self
-    }
-
-    /// Opens referenced files with `resolve` in place of the file system. The reference policy decides first; `resolve` is
-    /// called only for names that it allows.
-    ///
-    /// An error of kind [`NotFound`](std::io::ErrorKind::NotFound) makes the next name of the reference be tried. A loop of
-    /// references is detected at once if `resolve` returns the same `Arc` for the same file, else by [`Limits::chain_depth`].
-    ///
-    /// ```
-    /// use std::collections::HashMap;
-    /// use std::io;
-    /// use std::sync::Arc;
-    ///
-    /// use diskimage::io::{MemFile, ReadAt};
-    /// use diskimage::{OpenOptions, ReferencePolicy};
-    ///
-    /// let mut bucket: HashMap<String, Arc<dyn ReadAt>> = HashMap::new();
-    /// bucket.insert("disk-flat.vmdk".into(), Arc::new(MemFile::from(vec![7; 512])));
-    /// let descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
-    ///     createType=\"monolithicFlat\"\nRW 1 FLAT \"disk-flat.vmdk\" 0\n";
-    /// let image = OpenOptions::new()
-    ///     .reference_policy(ReferencePolicy::Beside)
-    ///     .resolver(move |request| {
-    ///         let name = request.path.to_string_lossy();
-    ///         bucket.get(&*name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
-    ///     })
-    ///     .open_source(Arc::new(MemFile::from(descriptor.as_bytes().to_vec())))?;
-    /// let mut sector = [0; 512];
-    /// image.read_exact_at(&mut sector, 0)?;
-    /// assert_eq!(sector, [7; 512]);
-    /// # Ok::<(), diskimage::Error>(())
-    /// ```
-    #[must_use]
-    pub fn resolver(
-        mut self,
-        resolve: impl Fn(&ResolveRequest<'_>) -> std::io::Result<Arc<dyn ReadAt>> + Send + Sync + 'static,
-    ) -> Self {
-        self.resolver = Some(Arc::new(resolve));
-        self
-    }
-
-    /// Whether a backing file is accepted that was changed after the overlay was created, as far as the overlay records its
-    /// identity. The guest then sees a mix of old and new data. Default: false.
-    #[must_use]
-    pub fn allow_changed_backing(mut self, allow: bool) -> Self {
-        self.changed_backing = allow;
-        self
-    }
-
-    /// Whether a compressed image may be opened for one conversion, which reads its guest data once and in order. Default: false.
-    ///
-    /// A raw disk or a stream-optimized VMDK in a gzip file, or in another one that has to be decoded from its beginning, is then not
-    /// decoded to a temporary file first. The size of such a disk may be known for certain only at its end: a conversion can
-    /// fail with [`Error::NotOnePass`], and should be tried again without this option.
-    ///
-    /// ```no_run
-    /// use diskimage::{Converter, Error, Format, OpenOptions};
-    ///
-    /// let converter = Converter::new(Format::QCOW2);
-    /// let convert = |one_pass| {
-    ///     let disk = OpenOptions::new().one_pass(one_pass).open("disk.raw.gz")?;
-    ///     converter.convert(&disk, "disk.qcow2")
-    /// };
-    /// let report = match convert(true) {
-    ///     Err(error) if matches!(error.root(), Error::NotOnePass { .. }) => convert(false)?,
-    ///     result => result?,
-    /// };
-    /// # Ok::<(), diskimage::Error>(())
-    /// ```
-    #[must_use]
-    pub fn one_pass(mut self, one_pass: bool) -> Self {
-        self.one_pass = one_pass;
-        self
-    }
-
-    /// Stops decompressing a file with [`Error::Cancelled`] soon after `cancel` becomes true.
-    #[must_use]
-    pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
-        self.cancel = Some(cancel);
-        self
-    }
-
-    /// Sets the directory for the copy of an image from a pipe, and for what is decompressed. Default: that of the system ([`std::env::temp_dir`]).
-    #[must_use]
-    pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.temporary_directory = Some(directory.into());
-        self
-    }
-
-    /// Whether an image is opened that another program has opened for writing. What is read may be inconsistent then.
-    /// Default: false.
-    ///
-    /// It applies to files that are opened by path, on Linux. QEMU locks the images that it has opened. By default its locks are
-    /// heeded, and taken: no virtual machine can be started that would write to an opened image, and no [`Converter`](crate::Converter)
-    /// replaces it.
-    ///
-    /// ```no_run
-    /// use diskimage::{ErrorKind, Image, OpenOptions};
-    ///
-    /// let refused = Image::open("running.qcow2").unwrap_err();
-    /// assert_eq!(refused.kind(), ErrorKind::InUse);
-    /// println!("{}", OpenOptions::new().force_share(true).inspect("running.qcow2")?.info.virtual_size);
-    /// # Ok::<(), diskimage::Error>(())
-    /// ```
-    #[must_use]
-    pub fn force_share(mut self, force: bool) -> Self {
-        self.force_share = force;
-        self
-    }
-
-    /// Adds a secret that may unlock encrypted images. Each image of a chain tries all of them, in this order, so that images with different
-    /// secrets can be opened. Each try takes about a second or two, as the creator of the image has chosen.
-    ///
-    /// The legacy AES encryption of qcow and qcow2 does not tell a wrong secret from the right one: the first secret is taken, and with a wrong
-    /// one the disk is garbage. [`ImageInfo::warnings`] says so.
-    ///
-    /// Properties ([`inspect`](Self::inspect)) and checks need no secret.
-    ///
-    /// ```no_run
-    /// use diskimage::{OpenOptions, Secret};
-    ///
-    /// let passphrase = Secret::new(std::fs::read("passphrase")?);
-    /// let disk = OpenOptions::new().secret(passphrase).open("disk.luks")?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn secret(mut self, secret: Secret) -> Self {
-        self.secrets.push(secret);
-        self
-    }
-
-    /// Sets the limits.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
     /// Opens the image at `path` with all files that hold its guest data.
     ///
     /// A compressed file (gzip, xz, bzip2, zstd) is decompressed, up to three layers, unless the format raw is stated.
@@ -434,51 +186,6 @@ impl OpenOptions {
         self.temporary_directory.clone().unwrap_or_else(spool::default_directory)
     }
 
-    /// Returns the properties of the image at `path`. Other files are opened only if the reference policy allows them, for
-    /// properties that are stored there, such as the grain size of VMDK extents.
-    ///
-    /// # Errors
-    /// Errors of the system and of the image.
-    pub fn inspect(&self, path: impl AsRef<Path>) -> Result<Inspection> {
-        self.inspect_opened(&self.open_to_inspect(path.as_ref())?)
-    }
-
-    /// Returns the properties of the image in `source`, as [`inspect`](Self::inspect) does.
-    ///
-    /// # Errors
-    /// As [`inspect`](Self::inspect).
-    pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Inspect)?)
-    }
-
-    /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its
-    /// backing chain, the top first.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
-        let mut chain: Vec<Inspection> = Vec::new();
-        let mut seen: Vec<SourceFile> = Vec::new();
-        let mut next = Some(self.open_to_inspect(path.as_ref())?);
-        while let Some(opened) = next {
-            let step = || {
-                let inspection = self.inspect_opened(&opened)?;
-                self.check_identity(&opened, &inspection.info)?;
-                let backing = inspection.info.backing.as_ref();
-                let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
-                Ok((inspection, SourceFile::new(opened.source.clone(), None), backing))
-            };
-            let (inspection, file, backing) = step().map_err(|e: Error| e.in_file_at(opened.path()))?;
-            if seen.iter().any(|other| other.is_same(&opened.source)) {
-                return Err(opened.closes_loop());
-            }
-            seen.push(file);
-            chain.push(inspection);
-            next = backing;
-        }
-        Ok(chain)
-    }
-
     /// Checks the metadata of the image at `path`. The backing file is not opened.
     ///
     /// # Errors
@@ -501,48 +208,6 @@ impl OpenOptions {
         let open = |reference: &FileReference| self.open_data_file(opened, reference).map(|file| Some(file.source));
         let checked = opened.format.check(opened.source.clone(), &self.context(&budget, 0, &open));
         checked.map_err(|e| e.in_file_at(opened.path()))
-    }
-
-    fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
-        let inspect = || {
-            let open = |file: &FileOpener<'_>| {
-                let budget = Budget::new(self.limits.metadata);
-                let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
-                let cx = OpenContext {
-                    path: opened.path(),
-                    inspect: true,
-                    detached_header,
-                    ..self.context(&budget, 1, file)
-                };
-                opened.format.open(opened.source.clone(), &cx)
-            };
-            let alone = || open(&|_| Ok(None));
-            let with_files = |reference: &FileReference| Ok(Some(self.open_data_file(opened, reference)?.source));
-            let reader = match self.policy {
-                ReferencePolicy::Deny => alone()?,
-                // What is wrong with another file does not hide the properties of this one.
-                _ => open(&with_files).or_else(|_| alone())?,
-            };
-            let mut info = reader.info().clone();
-            let mut content = ContentKind::default();
-            if opened.format == Format::RAW {
-                let (kind, mut properties) = guest::properties(&*opened.source)?;
-                info.specific.append(&mut properties);
-                content = kind;
-            }
-            #[cfg(feature = "packages")]
-            info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
-            Ok(Inspection {
-                path: opened.path.clone(),
-                compression: opened.layers.clone(),
-                format: opened.format,
-                content,
-                info,
-                file_len: opened.file_len,
-                allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
-            })
-        };
-        inspect().map_err(|e: Error| e.in_file_at(opened.path()))
     }
 
     fn open_chain(&self, top: Opened) -> Result<Image> {
@@ -599,7 +264,7 @@ impl OpenOptions {
         OpenContext { snapshot, file, secrets: &self.secrets, ..OpenContext::new(&self.limits, budget) }
     }
 
-    fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
+    pub(super) fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
         let Found { path, source, .. } = self.open_reference(image, reference)?;
         let file = SourceFile::from_file(source, Some(path.clone())).map_err(|e| e.in_file(&path))?;
         if file.is_same(&image.source) {
@@ -608,7 +273,7 @@ impl OpenOptions {
         Ok(file)
     }
 
-    fn open_backing(&self, image: &Opened, reference: &FileReference, layer: usize) -> Result<Opened> {
+    pub(super) fn open_backing(&self, image: &Opened, reference: &FileReference, layer: usize) -> Result<Opened> {
         if layer >= self.limits.chain_depth {
             let limit = self.limits.chain_depth as u64;
             let field = "backing chain length".into();
@@ -632,22 +297,6 @@ impl OpenOptions {
         open().map(Arc::new).map_err(|e| e.in_file(path))
     }
 
-    /// Opens an image at a path that the caller names, to read its properties: those of a raw disk do not depend on its bytes, which a
-    /// virtual machine may write to.
-    fn open_to_inspect(&self, path: &Path) -> Result<Opened> {
-        let path = &*file_at(path)?;
-        let open = || {
-            let source = Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?);
-            Ok((source.clone(), Arc::new(SizedFile::new(source)?)))
-        };
-        let (source, file) = open().map_err(|e: Error| e.in_file(path))?;
-        let opened = self.opened(file, Some(path), Purpose::Inspect)?;
-        if opened.format != Format::RAW {
-            self.lock(&source).map_err(cannot_open("locking")).map_err(|e| e.in_file(path))?;
-        }
-        Ok(opened)
-    }
-
     /// Opens and locks a file.
     pub(super) fn open_locked(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
         let file = if follow { FileSource::open(path) } else { FileSource::open_nofollow(path) }?;
@@ -660,7 +309,7 @@ impl OpenOptions {
     }
 
     /// Detects the format, unless it is stated, of a file that is not in a package.
-    fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
+    pub(super) fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
         self.opened_at(file, path.map(Path::to_owned), purpose, 0).map_err(|e| e.in_file_at(path))
     }
 
@@ -710,7 +359,7 @@ impl Image {
 }
 
 /// The file to open for a path that the caller names: for the directory of a package, its descriptor.
-fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
+pub(super) fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
     #[cfg(feature = "packages")]
     return super::package::in_directory(path);
     #[cfg(not(feature = "packages"))]
@@ -779,7 +428,7 @@ impl Opened {
         self.path.as_deref()
     }
 
-    fn closes_loop(&self) -> Error {
+    pub fn closes_loop(&self) -> Error {
         let name = self.path().unwrap_or(Path::new("")).into();
         Error::Reference { format: self.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
     }
@@ -791,18 +440,5 @@ fn check_decrypted(reader: &dyn SparseRead) -> Result<()> {
     match info.encryption.filter(|_| reader.image_file().is_none()) {
         None => Ok(()),
         Some(method) => Err(Error::unsupported(info.format, format!("encryption ({method})"))),
-    }
-}
-
-impl fmt::Debug for OpenOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OpenOptions { format, snapshot, policy, limits, detached_header, .. } = self;
-        f.debug_struct("OpenOptions")
-            .field("format", format)
-            .field("snapshot", snapshot)
-            .field("policy", policy)
-            .field("limits", limits)
-            .field("detached_header", detached_header)
-            .finish_non_exhaustive()
     }
 }

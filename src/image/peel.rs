@@ -8,8 +8,7 @@ use std::sync::Arc;
 #[cfg(feature = "compressed")]
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::SizedFile;
-use super::open::OpenOptions;
+use super::{OpenOptions, SizedFile};
 #[cfg(feature = "compressed")]
 use crate::compressed;
 use crate::compressed::Compression;
