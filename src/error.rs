@@ -233,7 +233,8 @@ impl fmt::Display for Error {
             Error::Extension { format, content } => {
                 write!(
                     f,
-                    "the extension is that of {format}, but the content is {content}, not {format}; state the format"
+                    "the extension is that of {format}, but the content is {content}, not {format}: the file may be incomplete; or \
+                     state the format"
                 )
             }
             Error::SeveralDisks { disks } => write!(f, "the package has several disks; select one of {}", Disks(disks)),

@@ -429,6 +429,7 @@ mod tests {
             assert_eq!(probe(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, version], b"").unwrap(), Format::QCOW2);
         }
         assert!(matches!(probe(EWF, b""), Err(Error::Unreadable { format: "ewf", .. })));
+        assert!(matches!(probe(b"sprs\0\0\0\x03", b""), Err(Error::Unreadable { format: "sparseimage", .. })));
         for (head, names) in
             [(&b"QFI\xfb\0\0\0\x03"[..], ["qcow2", "vpc"]), (b"vhdxfile", ["vpc", "vhdx"]), (EWF, ["vpc", "ewf"])]
         {

@@ -83,11 +83,19 @@ impl OpenOptions {
         }
     }
 
-    /// The format of which the header is.
-    pub(super) fn detect_by_header(&self, header: &HeaderFile) -> Result<Format> {
+    /// The format of which the header is. `file` has the guest data, and must not be an image of another format.
+    pub(super) fn detect_by_header(&self, header: &HeaderFile, file: &SizedFile) -> Result<Format> {
         let detected = self.detect(&header.source, header.path());
         let checked = detected.and_then(|format| self.check_has_headers(format).map(|()| format));
-        checked.map_err(|e| e.in_file_at(header.path()))
+        let format = checked.map_err(|e| e.in_file_at(header.path()))?;
+        match self.formats.probe(&file.ends()?.probe()) {
+            Ok(own) if own != Format::RAW && own != format => {
+                let problem =
+                    format!("the header is that of a {format} volume, but the file is a {own} image of its own");
+                Err(Error::Usage(problem))
+            }
+            _ => Ok(format),
+        }
     }
 }
 

@@ -48,12 +48,7 @@ impl OpenOptions {
     /// Opens a compressed image for one pass, if one is enough for the caller; `None` if it is not one that can be read so.
     #[cfg(feature = "compressed")]
     fn open_once(&self, file: &Arc<SizedFile>, path: &Path) -> Result<Option<Image>> {
-        // A disk of a package is selected.
-        #[cfg(feature = "packages")]
-        if self.member.is_some() {
-            return Ok(None);
-        }
-        if !self.one_pass || self.detached_header.is_some() {
+        if !self.one_pass || self.selects_disk() || self.detached_header.is_some() {
             return Ok(None);
         }
         match self.peel_once(file, Some(path))? {
@@ -114,7 +109,7 @@ impl OpenOptions {
     /// A compressed stream is decompressed, unless the format raw is stated.
     ///
     /// # Errors
-    /// [`Error::Usage`] if the format is not stated and the stream is neither compressed nor an archive, or if it is empty, and as [`open`](Self::open).
+    /// [`Error::Usage`] if the stream has no signature and its format is not stated, or if it is empty, and as [`open`](Self::open).
     pub fn open_stream(&self, stream: impl Read + Send + 'static) -> Result<Image> {
         #[cfg(feature = "compressed")]
         let stream = match self.peel_stream(Box::new(stream))? {
@@ -134,7 +129,13 @@ impl OpenOptions {
                 return self.open_in_order(format, stream, None);
             }
             Some(format) => format.name(),
-            None => return Err(Error::Usage("the format of an image from a pipe must be stated".into())),
+            // The end of the file may be that of another format, so that the copy is probed again.
+            None => match self.formats.probe(&probe)? {
+                format if format == Format::RAW => {
+                    return Err(Error::Usage("the format of a raw disk from a pipe must be stated".into()));
+                }
+                format => format.name(),
+            },
         };
         let file = spool::spool(stream, &self.spool_directory(), name, self.limits.virtual_size)?;
         if table::length(&file)? == 0 {
@@ -153,7 +154,7 @@ impl OpenOptions {
     }
 
     /// Whether a disk of a package is selected.
-    fn selects_disk(&self) -> bool {
+    pub(super) fn selects_disk(&self) -> bool {
         #[cfg(feature = "packages")]
         return self.member.is_some();
         #[cfg(not(feature = "packages"))]
@@ -330,7 +331,7 @@ impl OpenOptions {
         let header = self.open_header()?;
         let format = match (self.format, &header) {
             (Some(format), _) => format,
-            (None, Some(header)) => self.detect_by_header(header)?,
+            (None, Some(header)) => self.detect_by_header(header, &source)?,
             (None, None) => match self.detect(&source, inner.as_deref()) {
                 // Its properties say what it is; it is no disk that could be converted.
                 Err(Error::Unreadable { .. }) if purpose == Purpose::Inspect && self.is_ramdisk(&source)? => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::open::{Opened, Purpose};
 use super::peel::Peeled;
 use super::{Image, OpenOptions, SizedFile, SourceFile};
-use crate::driver::FormatDriver;
+use crate::driver::{FormatDriver, Probe};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::info::FileReference;
@@ -58,7 +58,7 @@ impl OpenOptions {
         let path = in_directory(path.as_ref())?;
         let describe = || {
             let source = FileSource::open(&path).map_err(Error::io("opening", None))?;
-            self.describe(self.peel(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))?)
+            self.describe(Arc::new(SizedFile::new(Arc::new(source))?), Some(&path))
         };
         describe().map_err(|e: Error| e.in_file(&path))
     }
@@ -78,12 +78,18 @@ impl OpenOptions {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn package_source(&self, source: Arc<dyn ReadAt>) -> Result<Option<Package>> {
-        self.describe(self.peel(Arc::new(SizedFile::new(source)?), None)?)
+        self.describe(Arc::new(SizedFile::new(source)?), None)
     }
 
-    fn describe(&self, file: Peeled) -> Result<Option<Package>> {
-        let contents = self.contents(&file.source, file.path.as_deref(), 0)?;
-        Ok(contents.map(|contents| Package { compression: file.layers, ..contents.description }))
+    fn describe(&self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<Option<Package>> {
+        // To decompress a whole image, only to find that it is not a package, may take long.
+        let head = self.decompressed_head(&file)?.filter(|_| !self.selects_disk());
+        if head.is_some_and(|head| Kind::of(&Probe::new(&head, &[], u64::MAX)).is_none()) {
+            return Ok(None);
+        }
+        let Peeled { source, layers, path } = self.peel(file, path)?;
+        let contents = self.contents(&source, path.as_deref(), 0)?;
+        Ok(contents.map(|contents| Package { compression: layers, ..contents.description }))
     }
 
     /// The contents of the file, if it is a package and is to be opened as one.

@@ -138,6 +138,25 @@ impl OpenOptions {
         Ok(peeled)
     }
 
+    /// The first bytes of a compressed file without its compression; `None` if it is not compressed.
+    #[cfg(all(feature = "compressed", feature = "packages"))]
+    pub(super) fn decompressed_head(&self, file: &Arc<SizedFile>) -> Result<Option<Vec<u8>>> {
+        if self.compression_in(file)?.is_none() {
+            return Ok(None);
+        }
+        let stream = compressed::Sequential::new(self.cancellable(file.clone()));
+        match self.peel_stream(Box::new(stream))? {
+            PeeledStream::Decompressed(stream, _) => head_of(stream).map(|(head, _)| Some(head)),
+            PeeledStream::Plain(_) => Ok(None),
+        }
+    }
+
+    /// No build without the feature `compressed` decompresses.
+    #[cfg(all(not(feature = "compressed"), feature = "packages"))]
+    pub(super) fn decompressed_head(&self, _file: &Arc<SizedFile>) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
     /// The compression of a file. Where the format is stated, no more is read than a signature, unless the file has one: more of a damaged
     /// disk may be unreadable.
     fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {

@@ -519,7 +519,7 @@ mod cli {
         let dir = TempDir::new();
         dir.file("vm.ova", &pack(&two_disks()));
         let message = fail(&dir, 1, &["convert", "vm.ova", "disk.qcow2"]);
-        assert!(message.ends_with("select one of 1 'a.vmdk', 2 'b%20b.vmdk'; set it with --disk\n"), "{message}");
+        assert!(message.ends_with("select one of 1 'a.vmdk', 2 'b%20b.vmdk'; set it with --disk, or take all with -O FMT and a directory, such as disks/, as TARGET\n"), "{message}");
         succeed(&dir, &["convert", "--disk", "2", "vm.ova", "disk.raw"]);
         assert_same(&fs::read(dir.join("disk.raw")).unwrap(), &data(), "disk 2");
         succeed(&dir, &["convert", "-O", "raw", "vm.ova", "out/"]);
@@ -647,7 +647,7 @@ mod cli {
             (&["-", "x.raw"][..], package.clone(), "select one of"),
             (&["--disk", "1", "-", "x.raw"], pack(&damaged), "digest mismatch"),
             (&["-", "x.raw"], package[..5000].to_vec(), "out of bounds"),
-            (&["-", "x.raw"], descriptor(&[("a.vmdk", "")]), "set it with -f"),
+            (&["-", "x.raw"], descriptor(&[("a.vmdk", "")]), "not a disk"),
             (&["--disk", "1", "-f", "raw", "-", "x.raw"], vec![7; 4096], "not a package"),
             (&["--disk", "1", "-f", "vmdk", "-", "x.raw"], stream(&data()), "not a package"),
         ] {

@@ -195,6 +195,19 @@ fn any_format_from_standard_input() {
 }
 
 #[test]
+fn a_format_with_a_signature_is_detected_on_standard_input() {
+    let dir = TempDir::new();
+    let guest = Pattern::Islands.make(1 << 20);
+    dir.file("source.raw", &guest);
+    for name in ["disk.qcow2", "disk.vhdx", "disk.vmdk", "disk.vdi"] {
+        succeed(&dir, &["convert", "source.raw", name]);
+        pass(&dir, &["convert", "-", "out.raw"], &fs::read(dir.join(name)).unwrap());
+        assert_same(&fs::read(dir.join("out.raw")).unwrap(), &guest, name);
+    }
+    assert!(refuse(&dir, &["convert", "-", "new.qcow2"], &guest).contains("set it with -f, as -f raw"));
+}
+
+#[test]
 fn a_truncated_stream_leaves_no_files() {
     let dir = TempDir::new();
     let image = stream(&dir, &Pattern::Dense.make(2 << 20));
@@ -216,7 +229,7 @@ fn formats_without_streaming_are_refused() {
     let image = stream(&dir, &Pattern::Dense.make(1 << 20));
     let names = dir.names();
     for (args, stdin, word) in [
-        (&["-", "x.raw"][..], &image, "-f"),
+        (&["-", "x.raw"][..], &vec![7; 4096], "-f raw"),
         (&["-f", "vmdk", "-l", "1", "-", "x.raw"], &image, "-l"),
         (&["-f", "qcow2", "-", "x.raw"], &image, "standard input: qcow2"),
         (&["-f", "raw", "-", "x.raw"], &Vec::new(), "standard input: the input is empty"),

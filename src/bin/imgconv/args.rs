@@ -11,7 +11,7 @@ use diskimage::{Limits, parse_size};
 
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
-use crate::output::Style;
+use crate::output::{self, Style};
 use crate::secrets::SecretArgs;
 
 /// `--output`.
@@ -170,8 +170,8 @@ pub fn select_disk(options: OpenOptions, disk: Option<&str>) -> OpenOptions {
 /// The detached header of an input image.
 #[derive(Clone, Debug, clap::Args)]
 pub struct HeaderArgs {
-    /// File with the LUKS header of an image whose own file has no header,
-    /// as for cryptsetup --header
+    /// File with the LUKS header of an encrypted input image whose own file
+    /// has no header, as for cryptsetup --header
     #[arg(long, value_name = "PATH", verbatim_doc_comment)]
     detached_header: Option<PathBuf>,
 }
@@ -251,7 +251,17 @@ impl ReferenceArgs {
         let name = if format == Format::LUKS { "key-secret" } else { "encrypt.key-secret" };
         let encrypts = format.options().iter().any(|option| option.name.ends_with("cipher-alg"));
         let id = if encrypts { options.take(name) } else { None };
+        if id.is_some() && !is_encrypted(format, options) {
+            return Err(Failure::usage(format!("-o {name} needs -o encrypt.format=luks")));
+        }
         self.secrets.of_target(id.as_deref())
+    }
+
+    /// Tells that a secret is given which no image takes: `encrypted` says whether one of them is encrypted.
+    pub fn note_unused_secrets(&self, encrypted: bool) {
+        if self.secrets.is_given() && !encrypted {
+            output::note("no image is encrypted: the secret given is not used");
+        }
     }
 
     /// The secret called `id`, or else the only one.
@@ -307,6 +317,11 @@ impl BackingArgs {
         let image = image.map_err(|error| Failure::from(error).format_option("-F"))?;
         Ok(Some((image, Name::from(name))))
     }
+}
+
+/// Whether a new image of this format is encrypted, by its options.
+pub fn is_encrypted(format: Format, options: &Options) -> bool {
+    format == Format::LUKS || options.value("encrypt.format").is_some()
 }
 
 /// Returns the format of a new image: `format`, or else that of the extension of `target`.

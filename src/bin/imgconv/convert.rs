@@ -24,6 +24,7 @@ use crate::output::{self, Style};
 use crate::progress::{Bar, When};
 use crate::signals::Interrupt;
 use crate::streams;
+use package::has_extension;
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -151,6 +152,10 @@ enum CompressOutput {
     Zstd,
 }
 
+/// Extensions of compressed files.
+const COMPRESSED: &[&str] =
+    &["gz", "gzip", "tgz", "xz", "txz", "bz2", "bzip2", "tbz2", "zst", "zstd", "tzst", "lz4", "lzma", "7z", "zip"];
+
 /// The exit code if parts of the source could not be read, or are doubtful.
 const DAMAGED: u8 = 3;
 
@@ -168,7 +173,8 @@ are that one: the same disk gives the same bytes.
 A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed by a program with the feature
 compressed, and refused by others; -f raw takes its bytes as they are.
 
-Standard input needs -f, unless it is decompressed or a package. A streamOptimized vmdk
+A raw disk on standard input needs -f raw, unless it is compressed; other images and
+packages are detected. A streamOptimized vmdk
 is read sequentially; everything else, unless it is a file (-f raw - <disk.raw), is first
 copied to a temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET.
 A raw disk ends where the input ends: check the exit code of what writes it, as with
@@ -260,6 +266,7 @@ impl Args {
         self.warn(&source);
         let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
+        self.note_what_is_not_done(&source, format);
         let convert = |source: &Image| match self.target() {
             Endpoint::Stream => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
             Endpoint::File(path) => Ok(converter.convert(source, path)),
@@ -311,9 +318,12 @@ impl Args {
         }
     }
 
-    /// The format of the target: that of the inner extension of "disk.raw.gz".
+    /// The format of the target: that of the inner extension of "disk.raw.gz", or that of the existing image to write into.
     fn format(&self) -> Result<Format, Failure> {
         let name = self.target_name();
+        if self.no_create && self.target_format.is_none() {
+            return Ok(OpenOptions::new().inspect(name)?.format);
+        }
         let inner = name.with_extension("");
         let has_compression = |extension: &str| OutputCompression::by_extension(extension).is_some();
         let is_outer = name.extension().and_then(OsStr::to_str).is_some_and(has_compression);
@@ -401,6 +411,26 @@ impl Args {
         }
     }
 
+    /// Tells where the name of the target or a secret suggests what the options do not ask for.
+    fn note_what_is_not_done(&self, source: &Image, format: Format) {
+        if self.quiet {
+            return;
+        }
+        let options = args::format_options(&self.options);
+        let encrypts = args::is_encrypted(format, &options) || source.layers().any(|info| info.encryption.is_some());
+        self.references.note_unused_secrets(encrypts);
+        if !self.compresses_output(format) && has_extension(self.target_name(), COMPRESSED) {
+            output::note(&format!("{}: not a compressed file, in spite of its name", self.target_name().display()));
+        }
+    }
+
+    /// Whether the target is compressed as a whole.
+    fn compresses_output(&self, format: Format) -> bool {
+        // An extension alone does not compress an image of a stated format.
+        let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
+        self.target_format == Some(args::Target::Gcp) || is_wanted && self.output_compression().is_some()
+    }
+
     fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
         let name = source.name("standard input");
         let (options, path) = self.references.open(self.image_opts, self.source_format, name)?;
@@ -416,7 +446,7 @@ impl Args {
                 };
                 return image.map_err(|error| match error {
                     Error::Usage(_) if self.source_format.is_none() => {
-                        Failure::usage("the format of standard input cannot be detected; set it with -f")
+                        Failure::usage("the format of standard input cannot be detected; set it with -f, as -f raw")
                     }
                     error => interrupt.failure(self.in_stream(error)),
                 });
@@ -429,7 +459,15 @@ impl Args {
             }
             None => options,
         };
-        options.open(path).map_err(|error| interrupt.failure(error))
+        options.open(path).map_err(|error| {
+            let takes_all = matches!(error.root(), Error::SeveralDisks { .. }) && *self.target() != Endpoint::Stream;
+            let failure = interrupt.failure(error);
+            if takes_all {
+                failure.hint(", or take all with -O FMT and a directory, such as disks/, as TARGET")
+            } else {
+                failure
+            }
+        })
     }
 
     /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
@@ -466,10 +504,8 @@ impl Args {
             true => self.references.secret(self.target_secret.as_deref())?,
             false => self.references.target_secret(format, &mut options)?,
         };
-        // An extension alone does not compress an image of a stated format.
-        let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
         let is_google = self.target_format == Some(args::Target::Gcp);
-        let compression = self.output_compression().filter(|_| is_wanted);
+        let compression = self.output_compression().filter(|_| self.compresses_output(format));
         let compression = compression.filter(|_| !is_google || self.compress_output.is_some());
         let mut converter = Converter::new(format)
             .options(options.clone())

@@ -221,12 +221,16 @@ fn hint(error: &Error) -> Option<&'static str> {
         Error::Secret { problem: SecretProblem::Missing, .. } => {
             Some("; give it with --object secret,id=ID,file=PATH or --secret-file")
         }
-        Error::Secret { problem: SecretProblem::MissingForTarget, .. } => {
-            Some("; give it with --object secret,id=ID,file=PATH, and name it in -o key-secret=ID")
+        Error::Secret { problem: SecretProblem::MissingForTarget, .. } => Some(
+            "; give one with --object or --secret-file, or name one of several in -o key-secret=ID (luks) or \
+                 -o encrypt.key-secret=ID (qcow2)",
+        ),
+        Error::Secret { problem: SecretProblem::Wrong, .. } => {
+            Some("; all bytes of its file count, also a line feed at the end")
         }
         Error::NotReplaceable { .. } => Some("; write into it with --in-place"),
         Error::InUse { for_writing: true } => Some("; read it as it is with -U"),
-        Error::SeveralDisks { .. } | Error::NoSuchDisk { .. } => Some(SELECT),
+        Error::SeveralDisks { .. } => Some(SELECT),
         Error::Unreadable { .. } => Some(UNREADABLE),
         Error::Ambiguous(_) | Error::Extension { .. } => Some(AMBIGUOUS),
         _ => None,

@@ -51,7 +51,9 @@ impl Args {
             false => vec![options.inspect(file)?],
         };
         match self.input.output.style {
-            Style::Human => output::print(&chain.iter().map(human).collect::<Vec<_>>().join("\n"))?,
+            Style::Human => output::print(
+                &chain.iter().map(|image| human(image, Glance::of_image(image))).collect::<Vec<_>>().join("\n"),
+            )?,
             Style::Json if self.backing_chain => output::print_json(&chain.iter().map(value).collect::<Vec<_>>())?,
             Style::Json => chain.iter().map(value).try_for_each(|image| output::print_json(&image))?,
         }
@@ -74,7 +76,7 @@ impl Args {
                     text.push_str(&format!("compression: {}\n", compression(layer)));
                 }
                 if let Some(glance) = glance {
-                    text.push_str(&format!("glance: {glance}\n"));
+                    text.push_str(&format!("for OpenStack Glance: {glance}\n"));
                 }
                 text.push_str("members:\n");
                 for member in &package.members {
@@ -89,7 +91,8 @@ impl Args {
                         text.push_str(&format!("capacity: {} ({capacity} bytes)\n", human_size(capacity)));
                     }
                     match image {
-                        Ok(image) => text.push_str(&human(image)),
+                        // The package is what is uploaded.
+                        Ok(image) => text.push_str(&human(image, None)),
                         Err(error) => {
                             text.push_str(&format!("not opened: {}\n", output::printable(&error.to_string())))
                         }
@@ -153,7 +156,7 @@ fn compression(layer: &CompressionLayer) -> String {
 }
 
 /// Describes the image as qemu-img does.
-fn human(image: &Inspection) -> String {
+fn human(image: &Inspection, glance: Option<Glance>) -> String {
     let info = &image.info;
     let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
     let mut text = String::new();
@@ -163,8 +166,8 @@ fn human(image: &Inspection) -> String {
         add("compression", &compression(layer));
     }
     add("file format", &image.format);
-    if let Some(glance) = Glance::of_image(image) {
-        add("glance", &glance);
+    if let Some(glance) = glance {
+        add("for OpenStack Glance", &glance);
     }
     add("virtual size", &size(info.virtual_size));
     add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));

@@ -52,6 +52,11 @@ impl SecretArgs {
         Ok(all.fold(options, |options, secret| options.secret(secret.clone())))
     }
 
+    /// Whether there are any.
+    pub fn is_given(&self) -> bool {
+        !self.objects.is_empty() || !self.files.is_empty()
+    }
+
     /// The secret of a new image: the one called `id`, or else the only one.
     pub fn of_target(&self, id: Option<&str>) -> Result<Option<Secret>, Failure> {
         match (id, self.all()?) {
@@ -131,6 +136,9 @@ impl Named {
 
 fn read(file: &Path) -> Result<Secret, Failure> {
     let bytes = fs::read(file).map_err(Error::io("reading the secret", None)).map_err(|error| error.in_file(file))?;
+    if bytes.is_empty() {
+        return Err(Failure::usage(format!("{}: the file of the secret is empty", file.display())));
+    }
     Ok(Secret::new(bytes))
 }
 

@@ -78,6 +78,7 @@ static SIGNATURES: &[Signature] = &[
     probe("bochs", Driver("bochs", cfg!(feature = "bochs")), is_bochs),
     probe("cloop", Driver("cloop", cfg!(feature = "cloop")), is_cloop),
     probe("dmg", Driver("dmg", cfg!(feature = "dmg")), is_dmg),
+    start("sparseimage", Image, &[b"sprs"]),
     start("ewf", Image, &[b"EVF\x09\x0d\x0a\xff\0"]),
     probe("gzip", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Gzip)),
     probe("xz", Compressed, |probe| Compression::of(probe.head) == Some(Compression::Xz)),

@@ -22,7 +22,7 @@ fn a_ramdisk_is_named_but_not_converted() {
         assert_eq!(info["format-specific"]["data"]["content"], "cpio", "{name}");
         assert_eq!(info["glance"], value!({ "disk_format": "ari", "container_format": "ari" }), "{name}");
         let text = succeed(&dir, &["info", name]);
-        assert!(text.contains("\nglance: disk_format ari, container_format ari\n"), "{text}");
+        assert!(text.contains("\nfor OpenStack Glance: disk_format ari, container_format ari\n"), "{text}");
         assert!(fail(&dir, 1, &["convert", name, "disk.qcow2"]).contains("cpio: archive, not a disk"), "{name}");
         assert!(fail(&dir, 1, &["check", name]).contains("cpio: archive"), "{name}");
     }
@@ -97,5 +97,8 @@ fn a_disk_in_several_files_has_no_name() {
         assert_eq!(json(&dir, &["info", "--output=json", name]).get("glance"), None, "{name}");
         assert!(!succeed(&dir, &["info", name]).contains("glance"), "{name}");
     }
-    assert!(succeed(&dir, &["info", "base.qcow2"]).contains("glance: disk_format qcow2, container_format bare"));
+    assert!(
+        succeed(&dir, &["info", "base.qcow2"])
+            .contains("for OpenStack Glance: disk_format qcow2, container_format bare")
+    );
 }

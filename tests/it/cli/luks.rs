@@ -74,6 +74,35 @@ fn encrypted_images_of_every_command() {
     fail(&dir, 63, &["check", "vol"]);
 }
 
+/// What was asked to be encrypted is not written in plain text without a word.
+#[test]
+fn a_secret_that_encrypts_nothing_is_told() {
+    let dir = dir();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    dir.file("empty", b"");
+    for command in [&["convert", "disk.raw", "disk.qcow2"][..], &["create", "disk.qcow2", "1M"]] {
+        let with = |options: &[&'static str]| [&command[..1], options, &command[1..]].concat();
+        let error = fail(&dir, 1, &with(&["--object", OBJECT, "-o", "encrypt.key-secret=sec0"]));
+        assert!(error.contains("needs -o encrypt.format=luks"), "{error}");
+        assert!(fail(&dir, 1, &with(&["--secret-file", "empty"])).contains("is empty"));
+        let output = imgconv(&dir, &with(&["--secret-file", "passphrase.luks"]));
+        let note = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && note.contains("the secret given is not used"), "{note}");
+    }
+}
+
+/// The format of an existing target is that of its content, not of its name.
+#[test]
+fn an_existing_volume_is_not_overwritten_in_plain_text() {
+    let dir = dir();
+    let guest = Pattern::Islands.make(1 << 20);
+    dir.file("disk.raw", &guest);
+    succeed(&dir, &["create", "--secret-file", "passphrase.luks", "-f", "luks", "-o", "iter-time=10", "vol.img", "1M"]);
+    succeed(&dir, &["convert", "-n", "--secret-file", "passphrase.luks", "disk.raw", "vol.img"]);
+    assert_same(&read(&dir, "vol.img"), &guest, "the volume");
+    assert!(fail(&dir, 1, &["convert", "-n", "disk.raw", "missing.img"]).contains("missing.img"));
+}
+
 #[test]
 fn secrets_are_not_shown() {
     let dir = dir();
@@ -184,6 +213,9 @@ fn detached_headers() {
     assert!(fail(&dir, 1, &into).contains("detached header"));
     let same = [&["convert"][..], &secret, &detached, &["-O", "raw", "payload", "header"]].concat();
     assert!(fail(&dir, 1, &same).contains("input file"));
+    succeed(&dir, &["convert", "disk.raw", "disk.qcow2"]);
+    let other = fail(&dir, 1, &[&["convert"][..], &secret, &detached, &["disk.qcow2", "out.raw"]].concat());
+    assert!(other.contains("the file is a qcow2 image of its own"), "{other}");
     let several = [&["convert"][..], &secret, &detached, &["payload", "disk.raw", "vm.ova"]].concat();
     assert!(fail(&dir, 1, &several).contains("--detached-header needs one SOURCE"));
 }

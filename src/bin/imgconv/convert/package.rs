@@ -19,9 +19,7 @@ impl Args {
     pub(super) fn package_target(&self) -> Option<Target> {
         match (self.target_format, self.target()) {
             (Some(target @ (Target::Ova | Target::Ovf)), _) => Some(target),
-            (None, Endpoint::File(path)) if path.extension().is_some_and(|own| own.eq_ignore_ascii_case("ova")) => {
-                Some(Target::Ova)
-            }
+            (None, Endpoint::File(path)) if has_extension(path, &["ova"]) => Some(Target::Ova),
             _ => None,
         }
     }
@@ -37,6 +35,11 @@ impl Args {
     pub(super) fn to_package(&self, package: Target, interrupt: &Interrupt) -> Outcome {
         if package == Target::Ovf && *self.target() == Endpoint::Stream {
             return Err(Failure::usage("-O ovf needs a directory as TARGET"));
+        }
+        if package == Target::Ovf && has_extension(self.target_name(), &["ovf", "ova"]) {
+            return Err(Failure::usage(
+                "-O ovf makes TARGET a directory, whose name should not be that of a file; for a single file use -O ova",
+            ));
         }
         if self.backing.is_given() || self.salvage || self.compress_output.is_some() {
             return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova and ovf"));
@@ -145,6 +148,11 @@ impl Args {
         }
         Ok(std::process::ExitCode::SUCCESS)
     }
+}
+
+/// Whether the path has one of these extensions.
+pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension().is_some_and(|own| extensions.iter().any(|extension| own.eq_ignore_ascii_case(extension)))
 }
 
 /// A file name for the image of a disk: the last component of the name in the package, without its extension and without characters
