@@ -23,12 +23,14 @@ pub struct Encoding {
     /// Base-2 logarithm of the DEFLATE window in bytes, 9..=15 (a value outside is taken as the nearest): no match reaches
     /// further back. Ignored for zstd.
     pub window_bits: u8,
+    /// Whether a zstd frame has a checksum of its content (RFC 8878, section 3.1.1). gzip always has one; the other codecs have none, or their own.
+    pub checksum: bool,
 }
 
 impl Encoding {
     /// `codec` with its default level and largest window.
     pub const fn new(codec: Codec) -> Self {
-        Encoding { codec, level: None, window_bits: zlib::MAX_WINDOW_BITS }
+        Encoding { codec, level: None, window_bits: zlib::MAX_WINDOW_BITS, checksum: false }
     }
 
     /// The levels of `codec`, from the fastest to the smallest; 0 alone for a codec that is only decoded.

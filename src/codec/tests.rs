@@ -235,7 +235,7 @@ fn a_zlib_header_distinguishes_zlib_from_deflate() {
         for window_bits in 9..=15 {
             for data in [vec![0; 512], noise(4096), records(65_536)] {
                 let start = |codec| {
-                    let payload = encode(&Encoding { codec, level: Some(level), window_bits }, &data);
+                    let payload = encode(&Encoding { level: Some(level), window_bits, ..Encoding::new(codec) }, &data);
                     [payload[0], payload[1]]
                 };
                 assert!(has_zlib_header(start(Codec::Zlib)));

@@ -71,16 +71,6 @@ impl Compression {
             Compression::Zstd => "zstd",
         }
     }
-
-    /// Extensions of such files, without the dot.
-    pub const fn extensions(self) -> &'static [&'static str] {
-        match self {
-            Compression::Gzip => &["gz", "gzip"],
-            Compression::Xz => &["xz"],
-            Compression::Bzip2 => &["bz2", "bzip2"],
-            Compression::Zstd => &["zst", "zstd"],
-        }
-    }
 }
 
 impl fmt::Display for Compression {

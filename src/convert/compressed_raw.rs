@@ -111,7 +111,7 @@ pub(super) fn create(
     };
     codec.check_available().map_err(Error::missing_codec)?;
     // The level is stated, so that payloads of the source are not copied: they may hold more than the disk has, at its end.
-    let encoding = Encoding { level: Some(Encoding::default_level(codec)), ..Encoding::new(codec) };
+    let encoding = Encoding { level: Some(Encoding::default_level(codec)), checksum: true, ..Encoding::new(codec) };
     let spec = WriteSpec {
         encoding: Some(encoding),
         always_encoded: true,
@@ -266,7 +266,7 @@ fn seek_table(frames: &[[u32; 2]]) -> Vec<u8> {
     table.extend((content_len as u32).to_le_bytes());
     table.extend(frames.iter().flatten().flat_map(|len| len.to_le_bytes()));
     table.extend((frames.len() as u32).to_le_bytes());
-    // No checksums in the table.
+    // No checksums in the table: each frame has its own.
     table.push(0);
     table.extend(FOOTER_MAGIC.to_le_bytes());
     table
@@ -328,6 +328,23 @@ mod tests {
                 opened.read_exact_at(&mut found, at as u64).unwrap();
                 assert!(found == disk[at..][..found.len()], "{compression:?} {at}");
             }
+        }
+    }
+
+    #[cfg(feature = "compressed")]
+    #[test]
+    fn damage_is_noticed() {
+        let data = noise(5000, 7);
+        for compression in [OutputCompression::Gzip, OutputCompression::Zstd] {
+            let file = written(&data, compression, 1);
+            // In literals, which decode to other ones.
+            let damaged = |at: usize| {
+                let mut file = file.clone();
+                file[at] ^= 1;
+                let image = OpenOptions::new().open_source(Arc::new(MemFile::from(file)));
+                image.and_then(|image| image.read_exact_at(&mut vec![0; 5000], 0))
+            };
+            assert!(damaged(file.len() / 2).is_err(), "{compression:?}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::identifiers::{Identifiers, ImageIdentifiers};
@@ -51,6 +52,8 @@ pub struct OpenContext<'a> {
     /// Whether only the properties of the image are wanted. An encrypted image needs no secret then; otherwise a driver that cannot unlock
     /// it returns [`Error::Secret`].
     pub inspect: bool,
+    /// Set when the caller cancels: see [`check_cancelled`](Self::check_cancelled).
+    pub cancel: Option<&'a AtomicBool>,
 }
 
 impl<'a> OpenContext<'a> {
@@ -65,6 +68,15 @@ impl<'a> OpenContext<'a> {
             secrets: &[],
             detached_header: None,
             inspect: false,
+            cancel: None,
+        }
+    }
+
+    /// [`Error::Cancelled`] if the caller has cancelled. For drivers that take long to open an image, before each long step.
+    pub fn check_cancelled(&self) -> Result<()> {
+        match self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
         }
     }
 

@@ -68,12 +68,15 @@ impl OpenOptions {
         if is_local_protocol(stated.as_bytes()) { Ok(Format::RAW) } else { self.formats.by_name(&stated.to_text()) }
     }
 
-    /// The image format, other than raw, for which the extension is typical.
+    /// The image format, other than raw, or the container, for which the extension is typical.
     fn format_of_extension(&self, path: Option<&Path>) -> Option<&'static str> {
         let extension = path?.extension()?.to_str()?.to_ascii_lowercase();
         match self.formats.by_extension(&extension).or_else(|| Format::by_extension(&extension)) {
             Some(format) => Some(format.name()).filter(|_| format != Format::RAW),
-            None => Signature::of_image(&extension).map(|signature| signature.name),
+            None => {
+                let image = Signature::of_image(&extension).map(|signature| signature.name);
+                image.or_else(|| Signature::of_container(&extension))
+            }
         }
     }
 }

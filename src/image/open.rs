@@ -33,7 +33,7 @@ impl OpenOptions {
     ///
     /// # Errors
     /// Errors of the system and of the image, and [`Error::Reference`] for a referenced file that is not opened. Unless the format is
-    /// stated, also those of [`Formats::probe`], and [`Error::Extension`] for a file without a signature whose extension is that of
+    /// stated, also those of [`Formats::probe`](crate::Formats::probe), and [`Error::Extension`] for a file without a signature whose extension is that of
     /// another format than raw.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = &*file_at(path.as_ref())?;
@@ -104,7 +104,7 @@ impl OpenOptions {
     ///
     /// A stream-optimized VMDK is read in order: its guest data can be read once, by one conversion. Every other image, and an archive
     /// with a disk, is first copied to a sparse file without a name in the [temporary directory](Self::temporary_directory): the size of a raw
-    /// disk is known at its end only. [`Limits::virtual_size`] limits its length.
+    /// disk is known at its end only. [`Limits::virtual_size`](crate::Limits::virtual_size) limits its length.
     ///
     /// A compressed stream is decompressed, unless the format raw is stated.
     ///
@@ -262,7 +262,8 @@ impl OpenOptions {
 
     pub(super) fn context<'a>(&'a self, budget: &'a Budget, layer: usize, file: &'a FileOpener<'a>) -> OpenContext<'a> {
         let snapshot = if layer == 0 { self.snapshot.as_deref() } else { None };
-        OpenContext { snapshot, file, secrets: &self.secrets, ..OpenContext::new(&self.limits, budget) }
+        let cancel = self.cancel.as_deref();
+        OpenContext { snapshot, file, secrets: &self.secrets, cancel, ..OpenContext::new(&self.limits, budget) }
     }
 
     pub(super) fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {

@@ -141,7 +141,7 @@ impl OpenOptions {
     ///
     /// A raw disk or a stream-optimized VMDK in a gzip file, or in another one that has to be decoded from its beginning, is then not
     /// decoded to a temporary file first. The size of such a disk may be known for certain only at its end: a conversion can
-    /// fail with [`Error::NotOnePass`], and should be tried again without this option.
+    /// fail with [`Error::NotOnePass`](crate::Error::NotOnePass), and should be tried again without this option.
     ///
     /// ```no_run
     /// use diskimage::{Converter, Error, Format, OpenOptions};
@@ -163,7 +163,7 @@ impl OpenOptions {
         self
     }
 
-    /// Stops decompressing a file with [`Error::Cancelled`] soon after `cancel` becomes true.
+    /// Stops decompressing a file with [`Error::Cancelled`](crate::Error::Cancelled) soon after `cancel` becomes true.
     #[must_use]
     pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
         self.cancel = Some(cancel);
@@ -202,7 +202,7 @@ impl OpenOptions {
     /// secrets can be opened. Each try takes about a second or two, as the creator of the image has chosen.
     ///
     /// The legacy AES encryption of qcow and qcow2 does not tell a wrong secret from the right one: the first secret is taken, and with a wrong
-    /// one the disk is garbage. [`ImageInfo::warnings`] says so.
+    /// one the disk is garbage. [`ImageInfo::warnings`](crate::ImageInfo::warnings) says so.
     ///
     /// Properties ([`inspect`](Self::inspect)) and checks need no secret.
     ///

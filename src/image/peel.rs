@@ -15,6 +15,7 @@ use crate::compressed::Compression;
 use crate::driver::Probe;
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::format::shared::signature::Signature;
 use crate::format::shared::table;
 use crate::info::CompressionLayer;
 use crate::io::{FileIdentity, ReadAt};
@@ -222,7 +223,7 @@ impl OpenOptions {
         else {
             return Ok(None);
         };
-        let inner = inner_path(path, compression);
+        let inner = inner_path(path);
         // What the end of the file says is looked at when it has been decoded.
         let head = stream.head.get(..stream.head.len().min(Probe::HEAD)).unwrap_or_default().to_vec();
         let probe = Probe::new(&head, &[], u64::MAX);
@@ -275,17 +276,18 @@ impl Peeled {
     fn push(&mut self, compression: Compression, content: Arc<dyn ReadAt>) -> Result<()> {
         let decompressed_len = table::length(&*content)?;
         self.layers.push(CompressionLayer { name: compression.name(), decompressed_len });
-        self.path = inner_path(self.path.as_deref(), compression);
+        self.path = inner_path(self.path.as_deref());
         self.source = Arc::new(SizedFile::new(decompressed(content, self.source.clone()))?);
         Ok(())
     }
 }
 
-/// The path without the extension of the compression, which it need not have.
-fn inner_path(path: Option<&Path>, compression: Compression) -> Option<PathBuf> {
+/// The path without the extension of a compressed file, which need not be that of its compression.
+fn inner_path(path: Option<&Path>) -> Option<PathBuf> {
     let path = path?;
-    let is_own = |extension: &OsStr| compression.extensions().iter().any(|own| extension.eq_ignore_ascii_case(own));
-    Some(if path.extension().is_some_and(is_own) { path.with_extension("") } else { path.to_owned() })
+    let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
+    let is_outer = extension.is_some_and(|own| Signature::of_container(&own).is_some_and(|name| name != "tar"));
+    Some(if is_outer { path.with_extension("") } else { path.to_owned() })
 }
 
 fn too_many_layers(compression: Compression) -> Error {

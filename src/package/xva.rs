@@ -88,10 +88,19 @@ pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> 
         if start < end {
             return Err(field.fault(Problem::Overlap { offset: start, with: "the previous block" }));
         }
+        if member.size < BLOCK && start + member.size < disk.size {
+            return Err(field.fault(Problem::Truncated));
+        }
         disk.stored += member.size;
         disk.blocks.push(Block::new(start, member.size));
         last = Some((&member.name, index));
         disk.pieces.extend(member.pieces.iter().map(|piece| Piece { start: start + piece.start, ..*piece }));
+    }
+    for disk in &disks {
+        // An exporter writes the last block of each disk, even if it is zeros.
+        if disk.blocks.last().is_none_or(|block| block.end() < disk.size) {
+            return Err(FIELDS.at("last block", 0).fault(Problem::Truncated));
+        }
     }
     Ok(disks)
 }
@@ -169,8 +178,8 @@ mod tests {
             file("Ref:4/00000002", 1000),
             file("other/00000002", 1000),
         ];
-        let found = disks(&members, &descriptor("3145728")).unwrap();
-        assert_eq!((found.len(), found[0].size, found[0].stored), (1, 3 * BLOCK, BLOCK + 1000));
+        let found = disks(&members, &descriptor("2098152")).unwrap();
+        assert_eq!((found.len(), found[0].size, found[0].stored), (1, 2 * BLOCK + 1000, BLOCK + 1000));
         let pieces: Vec<_> = found[0].pieces.iter().map(|piece| (piece.start, piece.len)).collect();
         assert_eq!(pieces, [(0, BLOCK), (2 * BLOCK, 1000)]);
     }
@@ -197,8 +206,14 @@ mod tests {
         assert!(refused(&one("Ref:4/00000003", BLOCK), "3145728").contains("out of bounds"));
         assert!(refused(&one("Ref:4/9999999999999999", 1), "3145728").contains("out of bounds"));
         assert!(refused(&one("Ref:4/00000000", BLOCK + 1), "3145728").contains("above the limit"));
-        assert!(refused(&[file("Ref:4/00000001", 5), file("Ref:4/000000001", 5)], "3145728").contains("overlaps"));
-        let long = [file("Ref:4/00000001", 5), file("Ref:4/00000001.checksum", 65)];
+        let twice = [file("Ref:4/00000001", BLOCK), file("Ref:4/000000001", BLOCK)];
+        assert!(refused(&twice, "3145728").contains("overlaps"));
+        // A block that is cut off, and an archive without the last one.
+        for block in [file("Ref:4/00000001", 5), file("Ref:4/00000001", BLOCK), file("Ref:4/00000002", BLOCK - 1)] {
+            let problem = refused(&[block], "3145728");
+            assert!(problem.contains("truncated"), "{problem}");
+        }
+        let long = [file("Ref:4/00000002", BLOCK), file("Ref:4/00000002.checksum", 65)];
         assert!(refused(&long, "3145728").contains("above the limit"));
         assert!(refused(&one("Ref:5/00000000", 1), "3145728").contains("does not describe"));
         assert!(refused(&one("Ref:4/00000000", 1), "x").contains("does not describe"));

@@ -99,6 +99,9 @@ fn an_extension_of_another_format_is_refused() {
         ("a.vdi", vec![1; 8192], Some(("vdi", "raw"))),
         ("a.vhd", vec![1; 8192], Some(("vpc", "raw"))),
         ("a.qed", vec![1; 8192], Some(("qed", "raw"))),
+        ("a.raw.gz", vec![1; 8192], Some(("gzip", "raw"))),
+        ("a.XZ", vec![1; 8192], Some(("xz", "raw"))),
+        ("vm.ova", vec![1; 8192], Some(("tar", "raw"))),
         ("a.raw", vec![1; 8192], None),
         ("a.iso", vec![1; 8192], None),
     ] {

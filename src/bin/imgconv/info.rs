@@ -32,7 +32,7 @@ Only FILE is opened, unless --backing-chain is given. The keys of --output json 
 those of qemu-img info, and some more: compression, warnings, properties of the format,
 and glance, the names of disk and container format for an upload to OpenStack.
 
-A kernel and a ramdisk are named, too, but not converted.
+Kernels and ramdisks are named, too.
 
 Examples:
   imgconv info --output json disk.qcow2

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::convert::Infallible;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use diskimage::{Error, OpenOptions, Options, Secret};
@@ -135,7 +136,16 @@ impl Named {
 }
 
 fn read(file: &Path) -> Result<Secret, Failure> {
-    let bytes = fs::read(file).map_err(Error::io("reading the secret", None)).map_err(|error| error.in_file(file))?;
+    // As much as cryptsetup takes.
+    const MOST: u64 = 8 << 20;
+    let mut bytes = Vec::new();
+    fs::File::open(file)
+        .and_then(|open| open.take(MOST + 1).read_to_end(&mut bytes))
+        .map_err(Error::io("reading the secret", None))
+        .map_err(|error| error.in_file(file))?;
+    if bytes.len() as u64 > MOST {
+        return Err(Failure::usage(format!("{}: the file of the secret is larger than 8 MiB", file.display())));
+    }
     if bytes.is_empty() {
         return Err(Failure::usage(format!("{}: the file of the secret is empty", file.display())));
     }

@@ -55,7 +55,7 @@ impl Encoder {
     /// shorter than `limit` bytes; `None` means that `data` is better stored uncompressed. Without a
     /// limit, `usize::MAX`, there always is a payload, at most [`Encoding::max_len`] bytes long.
     ///
-    /// A frame states its content size and carries no checksum (RFC 8878, section 3.1.1.1).
+    /// A frame states its content size (RFC 8878, section 3.1.1.1), and has a checksum if [`Encoding::checksum`] asks for it.
     pub fn encode(&mut self, data: &[u8], limit: usize) -> Option<&[u8]> {
         let length = self.encoder.encode(data, &mut self.payload)?;
         self.payload.get(..length).filter(|payload| payload.len() < limit)

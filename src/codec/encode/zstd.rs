@@ -6,7 +6,9 @@ use super::{Encode, level};
 use crate::codec::Encoding;
 
 pub(super) fn encoder(encoding: &Encoding) -> Box<dyn Encode> {
-    Box::new(compressor(level(encoding)))
+    let mut compressor = compressor(level(encoding));
+    compressor.set_content_checksum(encoding.checksum);
+    Box::new(compressor)
 }
 
 impl Encode for FrameCompressor {

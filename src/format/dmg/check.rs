@@ -1,4 +1,4 @@
-//! Checks the data fork: ADC, LZFSE and uncompressed runs have no other checksum.
+//! Checks the data fork: ADC, LZFSE, uncompressed and most xz runs have no other checksum.
 
 use std::sync::Arc;
 

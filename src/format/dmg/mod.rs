@@ -49,7 +49,7 @@
 //!
 //! Of the property list, no document type is read: `<!DOCTYPE plist …>` is skipped, and refused if it declares anything.
 //!
-//! The payloads of zlib, bzip2 and xz have checksums, which are verified when they are read. The trailer has the CRC-32 of the data fork, which a
+//! The payloads of zlib and bzip2 have checksums, which are verified when they are read; those of xz have none as hdiutil writes them. The trailer has the CRC-32 of the data fork, which a
 //! check verifies: it takes a pass over the file. Each block table has the CRC-32 of the sectors of its partition, which is verified by no one: it
 //! would take a pass over the disk, in order.
 //!

@@ -128,6 +128,21 @@ impl Signature {
         })
     }
 
+    /// The compressed file or archive for which the extension is typical.
+    pub fn of_container(extension: &str) -> Option<&'static str> {
+        const CONTAINERS: [(&str, &[&str]); 8] = [
+            ("gzip", &["gz", "gzip", "tgz"]),
+            ("xz", &["xz", "txz"]),
+            ("bzip2", &["bz2", "bzip2", "tbz2"]),
+            ("zstd", &["zst", "zstd", "tzst"]),
+            ("tar", &["tar", "ova", "xva"]),
+            ("zip", &["zip"]),
+            ("7z", &["7z"]),
+            ("rar", &["rar"]),
+        ];
+        CONTAINERS.iter().find(|(_, own)| own.contains(&extension)).map(|(name, _)| *name)
+    }
+
     fn matches(&self, probe: &Probe<'_>) -> bool {
         match self.matches {
             Matches::Start(magics) => magics.iter().any(|magic| probe.head.starts_with(magic)),

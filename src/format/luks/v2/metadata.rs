@@ -203,10 +203,15 @@ impl Reader {
     /// Requirements of programs that write to the volume, such as a re-encryption in progress.
     fn check_requirements(self, json: &Json) -> Result<()> {
         let config = json.get("config").ok_or_else(|| self.missing("config"))?;
-        let requirements = config.get("requirements").and_then(|all| all.get("mandatory")).and_then(Json::as_array);
-        match requirements.and_then(|all| all.first()) {
-            Some(first) => Err(unsupported(format!("requirement {}", first.as_str().unwrap_or("of unknown type")))),
-            None => Ok(()),
+        let Some(requirements) = config.get("requirements") else { return Ok(()) };
+        let list = |value: &'_ Json| value.as_array().cloned();
+        let mandatory = requirements.as_object().and_then(|all| all.get("mandatory").map_or(Some(Vec::new()), list));
+        match mandatory.as_deref() {
+            Some([]) => Ok(()),
+            Some([first, ..]) if first.is_string() => {
+                Err(unsupported(format!("requirement {}", first.as_str().unwrap_or_default())))
+            }
+            _ => Err(unsupported("requirements of unknown type".to_owned())),
         }
     }
 
@@ -234,6 +239,7 @@ impl Reader {
             return Err(FIELDS.at("sector_size", self.at).fault(Problem::Rule { value: sector_size, rule }));
         }
         let offset = self.number(&segment, "offset")?;
+        FIELDS.at("segment offset", self.at).aligned(offset, 512)?;
         let iv_tweak = self.number(&segment, "iv_tweak")?;
         let encryption = self.text(&segment, "encryption")?.to_owned();
         Ok((id, Segment { offset, size, iv_tweak, encryption, sector_size }))

@@ -113,6 +113,8 @@ fn what_is_not_supported_is_refused_by_name() {
         |iterations: u32| json!({ "type": "pbkdf2", "hash": "sha1", "salt": "AAAA", "iterations": iterations });
     let mut config = valid["config"].clone();
     config["requirements"] = json!({ "mandatory": ["online-reencrypt-v2"] });
+    let mut unknown = config.clone();
+    unknown["requirements"] = json!(["x"]);
     for (path, value, message) in [
         ("/segments", two, "luks: not supported: 2 segments, as during a re-encryption"),
         ("/segments/0", integrity, "luks: not supported: integrity protection (hmac(sha256))"),
@@ -122,11 +124,13 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/segments/0/sector_size", json!(1536), "sector_size is 0x600, but must be a power of two"),
         ("/segments/0/sector_size", json!(8192), "sector_size is 8192, outside 512..=4096"),
         ("/segments/0/offset", json!("0"), "detached header"),
+        ("/segments/0/offset", json!("16777217"), "segment offset is 0x1000001, not a multiple of 512"),
         ("/segments/0/offset", json!("18446744073709551615"), "segment is out of bounds"),
         ("/segments/0/size", json!("1000000000"), "segment is out of bounds"),
         ("/segments/0/size", json!(7), "size is missing, or is of another type"),
         ("/segments", json!({}), "segments is missing"),
         ("/config", config, "luks: not supported: requirement online-reencrypt-v2"),
+        ("/config", unknown, "luks: not supported: requirements of unknown type"),
         ("/digests/0/segments", json!(["7"]), "digest of the segment is missing"),
         (
             "/digests/0/iterations",

@@ -1,5 +1,6 @@
 //! Key slots: finding the key of the volume with a secret (section 3, "Master key recovery").
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use crate::name::Name;
 /// reported if none is unlocked.
 pub(crate) struct Attempts {
     format: &'static str,
+    /// The cost of all key derivations so far, in thousandths of the largest cost of one.
+    cost: Cell<u64>,
     /// Why the first slot that cannot be used cannot.
     problem: Option<Error>,
 }
@@ -27,8 +30,24 @@ impl Attempts {
     pub fn new(format: &'static str, cx: &OpenContext<'_>) -> Result<Attempts> {
         match cx.secrets {
             [] => Err(Error::Secret { format, problem: SecretProblem::Missing }),
-            _ => Ok(Attempts { format, problem: None }),
+            _ => Ok(Attempts { format, cost: Cell::new(0), problem: None }),
         }
+    }
+
+    /// Adds a key derivation of cost `cost`, where a single one may cost `limit`. A volume may have many slots, and there may be many secrets.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if it takes too long to try them all, and [`Error::Cancelled`].
+    pub fn add_cost(&self, cost: u64, limit: u64, cx: &OpenContext<'_>) -> Result<()> {
+        const MOST: u64 = 4;
+        cx.check_cancelled()?;
+        self.cost.set(self.cost.get().saturating_add(cost.saturating_mul(1000) / limit.max(1)));
+        if self.cost.get() > 1000 * MOST {
+            let field = "cost of trying the key slots, in key derivations of the largest cost allowed".into();
+            let value = self.cost.get().div_ceil(1000);
+            return Err(Error::Limit { format: self.format, field, at: None, value, limit: MOST });
+        }
+        Ok(())
     }
 
     /// The result of `attempt`, unless the slot is to blame for its failure.
@@ -105,7 +124,7 @@ impl Header {
         iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
         let volume = Locked { header: self, file, range: &range, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
-            let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64);
+            let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
             if let Some(key) = attempts.note(attempt)?
                 && let Some(cipher) = spec.with_key(&key, super::SECTOR as usize)
             {
@@ -137,7 +156,7 @@ struct Locked<'a> {
 
 impl Locked<'_> {
     /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
-    fn try_slot(&self, slot: &Slot, at: u64) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    fn try_slot(&self, slot: &Slot, at: u64, attempts: &Attempts) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let Locked { header, file, range, spec, hash, cx, fields } = *self;
         fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
         let len = u64::from(header.key_len) * u64::from(slot.stripes);
@@ -148,6 +167,8 @@ impl Locked<'_> {
         let material = table::read_table(file, offset, stored, field, cx.budget)?;
         let key_len = header.key_len as usize;
         for secret in cx.secrets {
+            let cost = u64::from(slot.iterations) + u64::from(header.digest_iterations);
+            attempts.add_cost(cost, cx.limits.pbkdf2_iterations, cx)?;
             let kdf = Kdf::Pbkdf2 { hash, salt: slot.salt.to_vec(), iterations: slot.iterations };
             let Ok(slot_key) = kdf.derive(secret.as_bytes(), key_len) else { continue };
             let Some(cipher) = spec.with_key(&slot_key, super::SECTOR as usize) else { continue };
@@ -160,5 +181,28 @@ impl Locked<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::limits::{Budget, Limits};
+    use crate::secret::Secret;
+
+    #[test]
+    fn the_cost_of_all_tries_is_limited() {
+        let (limits, secrets) = (Limits::default(), [Secret::new("x")]);
+        let budget = Budget::new(0);
+        let cancel = AtomicBool::new(false);
+        let cx = OpenContext { secrets: &secrets, cancel: Some(&cancel), ..OpenContext::new(&limits, &budget) };
+        let attempts = Attempts::new("luks", &cx).unwrap();
+        (0..8).for_each(|_| attempts.add_cost(50, 100, &cx).unwrap());
+        assert!(matches!(attempts.add_cost(1, 100, &cx), Err(Error::Limit { value: 5, limit: 4, .. })));
+        assert!(attempts.add_cost(u64::MAX, 0, &cx).is_err());
+        cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(matches!(attempts.add_cost(0, 100, &cx), Err(Error::Cancelled)));
     }
 }
