@@ -125,7 +125,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("/segments/0/sector_size", json!(8192), "sector_size is 8192, outside 512..=4096"),
         ("/segments/0/offset", json!("0"), "detached header"),
         ("/segments/0/offset", json!("16777217"), "segment offset is 0x1000001, not a multiple of 512"),
-        ("/segments/0/offset", json!("18446744073709551615"), "segment is out of bounds"),
+        ("/segments/0/offset", json!("18446744073709551104"), "segment is out of bounds"),
         ("/segments/0/size", json!("1000000000"), "segment is out of bounds"),
         ("/segments/0/size", json!(7), "size is missing, or is of another type"),
         ("/segments", json!({}), "segments is missing"),
