@@ -450,8 +450,9 @@ mod files {
                 }
             });
             let read = source.1.load(Ordering::Relaxed) - before;
-            // A thread that does not get its turn for long may find that the others have read on, and its unit dropped.
-            assert!(read <= file.len() as u64 * 11 / 10, "{name}: {read} of {}", file.len());
+            // A thread that does not get its turn for long may find that the others have read on, and its unit dropped; without
+            // any order, four threads would decode each unit four times.
+            assert!(read <= file.len() as u64 * 3 / 2, "{name}: {read} of {}", file.len());
         }
     }
 

@@ -24,10 +24,10 @@ use crate::spool::spool;
 
 /// Bytes decoded at once.
 const PIECE: u64 = 1 << 20;
-/// Bytes kept after they were read once.
-const RECENT: u64 = 4 << 20;
-/// Bytes decoded ahead for each core but one: two thirds of a block of `xz -6`. A whole block gains two per cent of the time.
-const AHEAD: u64 = 16 << 20;
+/// Bytes kept for each core after they were read once.
+const RECENT: u64 = 2 << 20;
+/// Bytes decoded ahead for each core but one: a block of `xz -6`, which has 24 MiB. With two thirds of it, the cores wait for each other.
+const AHEAD: u64 = 24 << 20;
 /// Decoded bytes that were not read yet, at most, unless more are decoded ahead: what was passed on the way to a later offset.
 const UNREAD: u64 = 64 << 20;
 /// Largest dictionary of the units that are decoded ahead, in bytes.
@@ -78,6 +78,7 @@ struct Shared {
     /// Bytes of the pieces that were read, and of those that were not.
     read: u64,
     unread: u64,
+    most_read: u64,
     most_unread: u64,
     /// Buffers of dropped pieces, to be used again.
     free: Vec<Vec<u8>>,
@@ -136,7 +137,13 @@ impl UnitFile {
             limits: limits.clone(),
             directory,
             index,
-            shared: Mutex::new(Shared { first, open, most_unread: UNREAD.max(cores * AHEAD), ..Shared::default() }),
+            shared: Mutex::new(Shared {
+                first,
+                open,
+                most_read: cores * RECENT,
+                most_unread: UNREAD.max(cores * AHEAD),
+                ..Shared::default()
+            }),
             changed: Condvar::new(),
             spooled: OnceLock::new(),
             check_end,
@@ -394,13 +401,14 @@ impl Shared {
         let piece = self.pieces.get_mut(&key)?;
         piece.used = self.clock;
         let len = piece.bytes.len() as u64;
-        if !piece.is_read {
+        let rest = piece.bytes.get(at as usize..).unwrap_or_default();
+        let n = rest.len().min(buf.len());
+        // Another thread may be about to read the rest.
+        if !piece.is_read && n == rest.len() {
             piece.is_read = true;
             self.unread -= len;
             self.read += len;
         }
-        let rest = piece.bytes.get(at as usize..).unwrap_or_default();
-        let n = rest.len().min(buf.len());
         buf.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         self.shrink();
         Some(n)
@@ -427,7 +435,7 @@ impl Shared {
     /// Drops the pieces that were not used for the longest time.
     fn shrink(&mut self) {
         for is_read in [true, false] {
-            while if is_read { self.read > RECENT } else { self.unread > self.most_unread } {
+            while if is_read { self.read > self.most_read } else { self.unread > self.most_unread } {
                 let old = self.pieces.iter().filter(|(_, piece)| piece.is_read == is_read);
                 let Some(key) = old.min_by_key(|(_, piece)| piece.used).map(|(key, _)| *key) else { break };
                 let Some(Piece { bytes, .. }) = self.pieces.remove(&key) else { break };
