@@ -30,8 +30,7 @@ pub(crate) fn default_directory() -> PathBuf {
 /// Errors of the stream and of the system; [`Error::Limit`] for a stream of more than `limit` bytes, which may have no end.
 pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
     let in_directory = |error: Error| error.in_file(directory);
-    let target =
-        create_unnamed(directory).map_err(Error::io("creating a temporary file", None)).map_err(in_directory)?;
+    let target = create_unnamed(directory)?;
     let mut piece = vec![0; PIECE];
     let mut len = 0;
     loop {
@@ -63,8 +62,7 @@ pub(crate) struct Spool {
 impl Spool {
     /// Creates the file in `directory`.
     pub fn create(directory: &Path) -> Result<Spool> {
-        let created = create_unnamed(directory).map_err(Error::io("creating a temporary file", None));
-        let target = created.map_err(|e| e.in_file(directory))?.with_sync(false).with_path(directory);
+        let target = create_unnamed(directory)?.with_sync(false).with_path(directory);
         Ok(Spool { target: Arc::new(target), directory: directory.to_owned() })
     }
 
@@ -97,19 +95,16 @@ impl Spool {
 }
 
 /// Creates a file and removes its name. Windows allows that while the file is open, as Unix does.
-fn create_unnamed(directory: &Path) -> io::Result<FileTarget> {
-    loop {
+fn create_unnamed(directory: &Path) -> Result<FileTarget> {
+    let created = loop {
         let random = RandomState::new().build_hasher().finish() as u32;
         let path = directory.join(format!(".diskimage.{random:08x}.tmp"));
         match FileTarget::create_private(&path) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            created => {
-                let target = created?;
-                fs::remove_file(&path)?;
-                return Ok(target);
-            }
+            created => break created.and_then(|target| fs::remove_file(&path).map(|()| target)),
         }
-    }
+    };
+    created.map_err(Error::io("creating a temporary file", None)).map_err(|e| e.in_file(directory))
 }
 
 /// Fills `buf`, except at the end of the stream. Returns the number of bytes.

@@ -63,7 +63,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`inspect`](Self::inspect).
     pub fn inspect_source(&self, source: Arc<dyn ReadAt>) -> Result<Inspection> {
-        self.inspect_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Inspect)?)
+        self.inspect_opened(&self.opened_source(source, Purpose::Inspect)?)
     }
 
     /// Returns the properties of the image at `path` and, as far as the reference policy allows, of each image in its

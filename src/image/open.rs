@@ -97,7 +97,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_source(&self, source: Arc<dyn ReadAt>) -> Result<Image> {
-        self.open_chain(self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
+        self.open_chain(self.opened_source(source, Purpose::Read)?)
     }
 
     /// Opens an image from a pipe.
@@ -201,7 +201,7 @@ impl OpenOptions {
     /// # Errors
     /// As [`check`](Self::check).
     pub fn check_source(&self, source: Arc<dyn ReadAt>) -> Result<CheckReport> {
-        self.check_opened(&self.opened(Arc::new(SizedFile::new(source)?), None, Purpose::Read)?)
+        self.check_opened(&self.opened_source(source, Purpose::Read)?)
     }
 
     fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
@@ -313,6 +313,11 @@ impl OpenOptions {
     /// Detects the format, unless it is stated, of a file that is not in a package.
     pub(super) fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
         self.opened_at(file, path.map(Path::to_owned), purpose, 0).map_err(|e| e.in_file_at(path))
+    }
+
+    /// Opens storage other than a file that the caller names.
+    pub(super) fn opened_source(&self, source: Arc<dyn ReadAt>, purpose: Purpose) -> Result<Opened> {
+        self.opened(Arc::new(SizedFile::new(source)?), None, purpose)
     }
 
     /// Opens the file, or the disk in it; `_depth` is the number of packages around it.

@@ -275,7 +275,7 @@ impl Contents {
             let (name, size) = (Name::from(xva::DESCRIPTOR), members.first().map(|first| first.size));
             self.description.members.push(PackageMember { name, size, role: "descriptor" });
             for disk in &self.xva {
-                let (name, size) = (disk.name.clone(), Some(disk.stored));
+                let (name, size) = (disk.name.clone(), Some(disk.stored()));
                 self.description.members.push(PackageMember { name: name.clone(), size, role: content::DISK });
                 let capacity = Some(disk.size);
                 self.description.disks.push(PackageDisk { name, id: None, size, capacity, has_file: true });

@@ -8,7 +8,7 @@ mod blocks;
 
 use blocks::Block;
 pub(super) use blocks::CheckedDisk;
-use roxmltree::{Document, Node, ParsingOptions};
+use roxmltree::Node;
 
 use super::tar::{Kind, Member};
 use crate::error::{Error, Problem, Result};
@@ -23,8 +23,6 @@ const FIELDS: Fields = Fields(FORMAT_NAME);
 /// The member that describes the machine.
 pub(super) const DESCRIPTOR: &[u8] = b"ova.xml";
 const BLOCK: u64 = 1 << 20;
-/// Largest number of elements and texts in the descriptor.
-const MAX_NODES: u32 = 200_000;
 
 /// A disk.
 pub(super) struct Disk {
@@ -35,11 +33,14 @@ pub(super) struct Disk {
     pub pieces: Vec<Piece>,
     /// The same with their checksums.
     blocks: Vec<Block>,
-    /// Bytes stored.
-    pub stored: u64,
 }
 
 impl Disk {
+    /// Bytes stored.
+    pub fn stored(&self) -> u64 {
+        self.blocks.iter().map(|block| block.len).sum()
+    }
+
     /// Number of blocks without a checksum.
     pub fn unchecked_count(&self) -> usize {
         self.blocks.iter().filter(|block| !block.has_checksum()).count()
@@ -74,7 +75,7 @@ pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> 
             let Some(size) = sizes.iter().find(|(own, _)| own.as_bytes() == name).map(|(_, size)| *size) else {
                 return Err(Error::unsupported(FORMAT_NAME, "a disk that ova.xml does not describe"));
             };
-            disks.push(Disk { name: Name::from(name), size, pieces: Vec::new(), blocks: Vec::new(), stored: 0 });
+            disks.push(Disk { name: Name::from(name), size, pieces: Vec::new(), blocks: Vec::new() });
         }
         let Some(disk) = disks.get_mut(index) else { continue };
         let field = FIELDS.at("block", member.at);
@@ -91,7 +92,6 @@ pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> 
         if member.size < BLOCK && start + member.size < disk.size {
             return Err(field.fault(Problem::Truncated));
         }
-        disk.stored += member.size;
         disk.blocks.push(Block::new(start, member.size));
         last = Some((&member.name, index));
         disk.pieces.extend(member.pieces.iter().map(|piece| Piece { start: start + piece.start, ..*piece }));
@@ -119,10 +119,11 @@ fn block(name: &[u8]) -> Option<(&[u8], u64)> {
 /// The identifiers of the VDI objects, with their virtual sizes.
 fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
     let not_understood = || Error::unsupported(FORMAT_NAME, "an ova.xml that is not understood");
-    let text = std::str::from_utf8(descriptor).map_err(|_| not_understood())?;
-    xml::check_attributes(&FIELDS, text)?;
-    let options = ParsingOptions { allow_dtd: false, nodes_limit: MAX_NODES, ..ParsingOptions::default() };
-    let document = Document::parse_with_options(text, options).map_err(|_| not_understood())?;
+    let document = xml::text(&FIELDS, descriptor).and_then(|text| xml::parse(&FIELDS, text));
+    let document = document.map_err(|error| match error {
+        error @ Error::Limit { .. } => error,
+        _ => not_understood(),
+    })?;
     let objects =
         document.descendants().filter(|node| node.has_tag_name("struct") && text_of(*node, "class") == Some("VDI"));
     Ok(objects
@@ -179,7 +180,7 @@ mod tests {
             file("other/00000002", 1000),
         ];
         let found = disks(&members, &descriptor("2098152")).unwrap();
-        assert_eq!((found.len(), found[0].size, found[0].stored), (1, 2 * BLOCK + 1000, BLOCK + 1000));
+        assert_eq!((found.len(), found[0].size, found[0].stored()), (1, 2 * BLOCK + 1000, BLOCK + 1000));
         let pieces: Vec<_> = found[0].pieces.iter().map(|piece| (piece.start, piece.len)).collect();
         assert_eq!(pieces, [(0, BLOCK), (2 * BLOCK, 1000)]);
     }
@@ -196,7 +197,7 @@ mod tests {
             file("Ref:4/00000001.xxhash", 16),
         ];
         let found = disks(&members, &descriptor("3145728")).unwrap();
-        assert_eq!((found[0].pieces.len(), found[0].stored, found[0].unchecked_count()), (2, 2 * BLOCK, 1));
+        assert_eq!((found[0].pieces.len(), found[0].stored(), found[0].unchecked_count()), (2, 2 * BLOCK, 1));
     }
 
     #[test]

@@ -257,9 +257,11 @@ impl ReferenceArgs {
         self.secrets.of_target(id.as_deref())
     }
 
-    /// Tells that a secret is given which no image takes: `encrypted` says whether one of them is encrypted.
-    pub fn note_unused_secrets(&self, encrypted: bool) {
-        if self.secrets.is_given() && !encrypted {
+    /// Tells that a secret is given, if neither the new image nor the other one is encrypted.
+    pub fn note_unused_secrets(&self, format: Format, options: &Options, other: Option<&Image>) {
+        let is_encrypted = is_encrypted(format, options)
+            || other.is_some_and(|image| image.layers().any(|info| info.encryption.is_some()));
+        if self.secrets.is_given() && !is_encrypted {
             output::note("no image is encrypted: the secret given is not used");
         }
     }
@@ -320,7 +322,7 @@ impl BackingArgs {
 }
 
 /// Whether a new image of this format is encrypted, by its options.
-pub fn is_encrypted(format: Format, options: &Options) -> bool {
+fn is_encrypted(format: Format, options: &Options) -> bool {
     format == Format::LUKS || options.value("encrypt.format").is_some()
 }
 

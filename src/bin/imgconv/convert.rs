@@ -416,19 +416,26 @@ impl Args {
         if self.quiet {
             return;
         }
-        let options = args::format_options(&self.options);
-        let encrypts = args::is_encrypted(format, &options) || source.layers().any(|info| info.encryption.is_some());
-        self.references.note_unused_secrets(encrypts);
-        if !self.compresses_output(format) && has_extension(self.target_name(), COMPRESSED) {
+        self.references.note_unused_secrets(format, &args::format_options(&self.options), Some(source));
+        let is_compressed = self.is_google() || self.compression(format).is_some();
+        if !is_compressed && has_extension(self.target_name(), COMPRESSED) {
             output::note(&format!("{}: not a compressed file, in spite of its name", self.target_name().display()));
         }
     }
 
-    /// Whether the target is compressed as a whole.
-    fn compresses_output(&self, format: Format) -> bool {
-        // An extension alone does not compress an image of a stated format.
-        let is_wanted = self.compress_output.is_some() || self.target_format.is_none() || format == Format::RAW;
-        self.target_format == Some(args::Target::Gcp) || is_wanted && self.output_compression().is_some()
+    fn is_google(&self) -> bool {
+        self.target_format == Some(args::Target::Gcp)
+    }
+
+    /// The compression of the target as a whole.
+    fn compression(&self, format: Format) -> Option<OutputCompression> {
+        // An extension alone does not compress an image of a stated format, and that of an image of Google is its own.
+        let by_extension = match self.target_format {
+            None => true,
+            Some(args::Target::Gcp) => false,
+            Some(_) => format == Format::RAW,
+        };
+        self.output_compression().filter(|_| by_extension || self.compress_output.is_some())
     }
 
     fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
@@ -504,14 +511,11 @@ impl Args {
             true => self.references.secret(self.target_secret.as_deref())?,
             false => self.references.target_secret(format, &mut options)?,
         };
-        let is_google = self.target_format == Some(args::Target::Gcp);
-        let compression = self.output_compression().filter(|_| self.compresses_output(format));
-        let compression = compression.filter(|_| !is_google || self.compress_output.is_some());
         let mut converter = Converter::new(format)
             .options(options.clone())
             .compress(self.compress)
-            .compress_output(compression)
-            .google_image(is_google)
+            .compress_output(self.compression(format))
+            .google_image(self.is_google())
             .sync(!self.no_sync)
             .clobber(!self.no_clobber)
             .in_place(self.in_place)

@@ -75,11 +75,9 @@ impl Args {
         let format = args::target_format(self.format, "-f", &self.file)?;
         let mut options = args::format_options(&self.options);
         let secret = self.references.target_secret(format, &mut options)?;
-        let encrypts = args::is_encrypted(format, &options);
         let backing = self.backing.open(&self.references, format, &options, &self.file)?;
         if !self.quiet {
-            let base = backing.as_ref().is_some_and(|(image, _)| image.layers().any(|info| info.encryption.is_some()));
-            self.references.note_unused_secrets(encrypts || base);
+            self.references.note_unused_secrets(format, &options, backing.as_ref().map(|(image, _)| image));
         }
         let backing_size = backing.as_ref().map(|(image, _)| image.virtual_size());
         let Some(size) = self.size.or(backing_size) else {

@@ -33,7 +33,7 @@ pub(crate) fn text<'a>(fields: &Fields, bytes: &'a [u8]) -> Result<&'a str> {
 }
 
 /// Checks the number of attributes of each element, of which the parser compares each with all others. A tag ends before the next `<`.
-pub(crate) fn check_attributes(fields: &Fields, text: &str) -> Result<()> {
+fn check_attributes(fields: &Fields, text: &str) -> Result<()> {
     for tag in text.split('<') {
         let is_quoted = |rest: &str| rest.trim_start().starts_with(['"', '\'']);
         let count = tag.split('=').skip(1).filter(|rest| is_quoted(rest)).count();

@@ -203,15 +203,12 @@ impl Reader {
     /// Requirements of programs that write to the volume, such as a re-encryption in progress.
     fn check_requirements(self, json: &Json) -> Result<()> {
         let config = json.get("config").ok_or_else(|| self.missing("config"))?;
+        let unknown = || unsupported("requirements of unknown type".to_owned());
         let Some(requirements) = config.get("requirements") else { return Ok(()) };
-        let list = |value: &'_ Json| value.as_array().cloned();
-        let mandatory = requirements.as_object().and_then(|all| all.get("mandatory").map_or(Some(Vec::new()), list));
-        match mandatory.as_deref() {
-            Some([]) => Ok(()),
-            Some([first, ..]) if first.is_string() => {
-                Err(unsupported(format!("requirement {}", first.as_str().unwrap_or_default())))
-            }
-            _ => Err(unsupported("requirements of unknown type".to_owned())),
+        let Some(mandatory) = requirements.as_object().ok_or_else(unknown)?.get("mandatory") else { return Ok(()) };
+        match mandatory.as_array().ok_or_else(unknown)?.first() {
+            None => Ok(()),
+            Some(first) => Err(first.as_str().map_or_else(unknown, |name| unsupported(format!("requirement {name}")))),
         }
     }
 

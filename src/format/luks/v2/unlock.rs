@@ -21,12 +21,12 @@ impl Metadata {
     /// [`Error::Secret`], [`Error::Limit`] for key slots that take too long to try, and errors of the storage.
     pub fn unlock(self, file: &dyn ReadAt, at: u64, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
         let mut attempts = Attempts::new(FORMAT_NAME, cx)?;
-        let digest_cost = check_cost(&self.digest.kdf, at, cx)?;
+        let (digest_cost, digest_most) = check_cost(&self.digest.kdf, at, cx)?;
         for (_, slot) in self.keyslots {
             let attempt = slot.and_then(|slot| {
                 let spec = cipher(&self.segment.encryption, slot.key_len)?;
                 let key = slot.try_secrets(file, at, cx, &attempts, |key| {
-                    attempts.add_cost(digest_cost.0, digest_cost.1, cx)?;
+                    attempts.add_cost(digest_cost, digest_most, cx)?;
                     // Digests of another length are cut off by no known program.
                     let digest = self.digest.kdf.derive(key, self.digest.digest.len());
                     let is_key = digest.is_ok_and(|digest| digest[..] == self.digest.digest[..]);
