@@ -250,6 +250,8 @@ impl Converter {
     }
 
     /// Sets the number of threads, at least 1. The new image does not depend on it. Default: one for each core, 16 at most.
+    ///
+    /// Under a limit of address space (`ulimit -v`), no more threads are started than fit into it.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);

@@ -9,7 +9,7 @@ use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
 use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
-use crate::io::WriteAt;
+use crate::io::{self, WriteAt};
 
 /// Converts all guest data of the job, and returns its digest if the job has one. The caller finishes the writer.
 pub(super) fn run(
@@ -29,8 +29,8 @@ pub(super) fn run(
         reported: Mutex::default(),
     };
     thread::scope(|scope| {
-        for _ in 1..settings.threads {
-            // Fewer threads give the same result.
+        // Fewer threads give the same result.
+        for _ in 1..most_threads(io::address_space()).min(settings.threads) {
             if thread::Builder::new().spawn_scoped(scope, || pipeline.work()).is_err() {
                 break;
             }
@@ -50,6 +50,17 @@ pub(super) fn run(
     unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
     turn.report.doubtful = doubtful;
     Ok(turn.digest)
+}
+
+/// The number of threads that fit into a limit of address space.
+///
+/// An allocation that fails ends the process. The allocator of glibc reserves 64 MiB for each thread, in a place that takes
+/// 128 MiB while it looks for it, so that many threads under a limit (`ulimit -v`) leave nothing for the memory itself.
+fn most_threads(address_space: Option<u64>) -> usize {
+    /// Of a thread, and of the rest of the process.
+    const SHARE: u64 = 128 << 20;
+    address_space
+        .map_or(usize::MAX, |bytes| usize::try_from(bytes / SHARE).unwrap_or(usize::MAX).saturating_sub(1).max(1))
 }
 
 struct Pipeline<'a> {

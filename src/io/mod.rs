@@ -42,7 +42,9 @@ pub use mem::MemFile;
 #[cfg(feature = "mmap")]
 pub use mmap::MapSource;
 pub use pipe::PipeTarget;
-pub(crate) use sys::{FileKind, directory_of, path_from_bytes, rename_new, resolve, sync_directory, unix_time};
+pub(crate) use sys::{
+    FileKind, address_space, directory_of, path_from_bytes, rename_new, resolve, sync_directory, unix_time,
+};
 #[cfg(feature = "packages")]
 pub(crate) use window::{Piece, Window};
 

@@ -396,6 +396,21 @@ fn signals_leave_no_files() {
     }
 }
 
+/// Many threads are wanted, and there is address space for a few.
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_fit_into_the_address_space() {
+    let dir = TempDir::new();
+    dir.file("source.raw", &Pattern::Tail.make(3 << 20));
+    for mib in [160, 224, 256, 384] {
+        for _ in 0..4 {
+            let script = format!("ulimit -v {} && exec '{IMGCONV}' convert -m 16 -c source.raw x.qcow2", mib << 10);
+            let done = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+            assert!(done.status.success(), "{mib} MiB: {}", String::from_utf8_lossy(&done.stderr));
+        }
+    }
+}
+
 #[test]
 fn two_runs_to_one_target() {
     let dir = TempDir::new();

@@ -124,3 +124,8 @@ pub(crate) fn rename_new(_from: &Path, _to: &Path) -> io::Result<()> {
 pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     std::str::from_utf8(bytes).ok().map(Path::new)
 }
+
+/// There is no such limit.
+pub(crate) fn address_space() -> Option<u64> {
+    None
+}

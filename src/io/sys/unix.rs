@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+use rustix::process::{Resource, getrlimit};
 
 use super::{FileKind, calls, directory_of};
 use crate::io::FileIdentity;
@@ -46,6 +47,11 @@ fn create_with_mode(path: &Path, mode: u32) -> io::Result<File> {
 /// Opens an existing file for writing. Does not wait for the other end of a FIFO.
 pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// The limit of the address space of this process in bytes (`ulimit -v`, `RLIMIT_AS`), if it has one.
+pub(crate) fn address_space() -> Option<u64> {
+    getrlimit(Resource::As).current
 }
 
 /// Files have no such attribute.

@@ -147,3 +147,8 @@ pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
     std::str::from_utf8(bytes).ok()?;
     Some(Path::new(OsStr::from_bytes(bytes)))
 }
+
+/// There is no such limit.
+pub(crate) fn address_space() -> Option<u64> {
+    None
+}
