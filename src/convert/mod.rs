@@ -20,6 +20,7 @@ mod output;
 mod ova;
 mod pipeline;
 mod plan;
+mod rate;
 mod report;
 mod salvage;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
+use rate::Throttle;
 pub use report::{Damage, DamageList, Progress, Report};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
@@ -104,6 +106,7 @@ pub struct Converter {
     salvage: bool,
     /// The byte that replaces what cannot be read.
     salvage_pattern: u8,
+    rate: Option<Arc<Throttle>>,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -136,6 +139,7 @@ impl Converter {
             identifiers: None,
             salvage: false,
             salvage_pattern: 0,
+            rate: None,
             progress: None,
             cancel: None,
         }
@@ -346,6 +350,26 @@ impl Converter {
     #[must_use]
     pub fn salvage_pattern(mut self, byte: u8) -> Self {
         self.salvage_pattern = byte;
+        self
+    }
+
+    /// Limits the rate at which guest data is written, in bytes per second; 0 for no limit, the default.
+    ///
+    /// Zeros that are not stored are free, and compressed data counts with its guest length. All threads share the rate, as do clones of
+    /// the converter. A chunk of 1 MiB, or a block of the format if that is larger, is written at once. A target without a clock,
+    /// such as `wasm32-unknown-unknown`, ignores the limit.
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// // A quarter of a link of 1 Gbit/s.
+    /// let converter = Converter::new(Format::QCOW2).rate(30_000_000);
+    /// converter.convert(&Image::open("disk.vmdk")?, "/mnt/nfs/disk.qcow2")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn rate(mut self, bytes_per_second: u64) -> Self {
+        self.rate = Throttle::new(bytes_per_second).map(Arc::new);
         self
     }
 

@@ -116,6 +116,7 @@ impl Pipeline<'_> {
         let mut writes = Vec::new();
         while let Some(work) = self.take() {
             let loaded = if self.settings.is_cancelled() { Err(Error::Cancelled) } else { loader.load(&work) };
+            let loaded = loaded.and_then(|loaded| self.limit_rate(loader.items()).map(|()| loaded));
             // The turn is taken after a failure too, since later work ranges wait for it.
             let placed = self.place(&work, loaded, loader.items(), &mut writes);
             let written = placed && self.write(&work, &loader, &writes);
@@ -139,6 +140,16 @@ impl Pipeline<'_> {
                 None
             }
         }
+    }
+
+    /// Waits until the data of these items may be written.
+    fn limit_rate(&self, items: &[Item]) -> Result<()> {
+        let Some(rate) = &self.settings.rate else { return Ok(()) };
+        let data = items.iter().filter(|item| item.kind != ItemKind::Zero);
+        rate.pass(data.map(|item| item.guest.end - item.guest.start).sum(), || {
+            self.settings.is_cancelled() || lock(&self.turn).failure.is_some()
+        });
+        if self.settings.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Waits for the turn of the work range, and places its items.

@@ -382,8 +382,7 @@ pub fn format_options(lists: &[String]) -> Options {
 }
 
 /// Parses a size in bytes, for clap.
-#[cfg(feature = "compressed")]
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 

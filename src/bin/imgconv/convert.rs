@@ -89,6 +89,11 @@ pub struct Args {
     #[arg(short = 'm', long = "parallel", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     threads: Option<usize>,
 
+    /// Write at most RATE bytes of guest data per second; zeros that are not
+    /// stored are free [default: no limit]
+    #[arg(short = 'r', long, value_name = "RATE", value_parser = args::size, verbatim_doc_comment)]
+    rate_limit: Option<u64>,
+
     /// Show the progress bar at once, not after a second
     #[arg(short = 'p', long)]
     progress: bool,
@@ -522,6 +527,7 @@ impl Args {
             .existing(self.no_create)
             .salvage(self.salvage)
             .salvage_pattern(self.salvage_pattern.unwrap_or_default())
+            .rate(self.rate_limit.unwrap_or_default())
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);
