@@ -1,5 +1,6 @@
 //! An opened image: a chain of layers read as one disk.
 
+mod concatenation;
 mod detached;
 mod detect;
 mod inspect;
@@ -23,12 +24,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crate::codec::{DecodeError, Decoder};
-use crate::driver::{Compressed, ExtentKind, FileId, SparseRead};
+use crate::driver::{Compressed, ExtentKind, FileId, Location, SparseRead};
 use crate::error::{Error, Problem, Result};
 use crate::format::Format;
 use crate::format::shared::table;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
+use concatenation::Part;
 pub use inspect::Inspection;
 pub use open_options::OpenOptions;
 use overlap::OverlapTracker;
@@ -59,17 +61,18 @@ use units::UnitCache;
 /// # Ok::<(), diskimage::Error>(())
 /// ```
 pub struct Image {
-    /// At least one, the top first.
+    /// At least one, of each part the top first.
     layers: Vec<Layer>,
+    /// The disks of a concatenation, or one, in ascending order without gaps.
+    parts: Vec<Part>,
+    /// The properties of a concatenation.
+    concatenation: Option<Box<ImageInfo>>,
     /// The units that were read in part.
     units: UnitCache,
     /// Buffers of small reads.
     scratch: Mutex<Scratch>,
     /// Whether it can be read once only, from its beginning to its end.
     in_order: bool,
-    /// The package that it is the disk of.
-    #[cfg(feature = "packages")]
-    origin: Option<package::Origin>,
 }
 
 /// One image of a chain, with its data files and extents.
@@ -88,12 +91,12 @@ impl Image {
 
     /// The properties of the top layer.
     pub fn info(&self) -> &ImageInfo {
-        self.layers[0].reader.info()
+        self.concatenation.as_deref().unwrap_or_else(|| self.layers[0].reader.info())
     }
 
     /// The format of the top layer.
     pub fn format(&self) -> Format {
-        self.layers[0].format
+        if self.concatenation.is_some() { Format::RAW } else { self.layers[0].format }
     }
 
     /// The properties of each layer, the top first.
@@ -164,7 +167,7 @@ impl Image {
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
             ExtentKind::Data(at) if !span.host_hole => {
-                let decrypted = self.layers[span.layer].reader.decrypted_file(span.offset, at);
+                let decrypted = self.decrypted_file(span, at);
                 self.with_file(span, at.file, |file| table::read(&**decrypted.as_ref().unwrap_or(file), buf, at.offset))
             }
             // A whole unit is decoded in place.
@@ -180,6 +183,11 @@ impl Image {
                 Ok(())
             }
         }
+    }
+
+    /// The file to read the data of `span` from, where its decryption depends on the guest offset.
+    fn decrypted_file(&self, span: &Span, at: Location) -> Option<Arc<dyn ReadAt>> {
+        self.layers[span.layer].reader.decrypted_file(span.offset - self.start_of_layer(span.layer), at)
     }
 
     /// Decodes the compressed unit of `span`, if it is one, for the threads that read parts of it.
@@ -229,12 +237,12 @@ impl Image {
     /// An image of at least one layer, the top first.
     pub(crate) fn new(layers: Vec<Layer>) -> Image {
         Image {
+            parts: vec![Part::whole(&layers)],
             layers,
+            concatenation: None,
             units: UnitCache::default(),
             scratch: Mutex::default(),
             in_order: false,
-            #[cfg(feature = "packages")]
-            origin: None,
         }
     }
 
@@ -250,11 +258,12 @@ impl Image {
 
     /// The same image as the disk of a package.
     #[cfg(feature = "packages")]
-    fn with_origin(mut self, origin: Option<package::Origin>) -> Image {
-        let size = self.virtual_size();
-        self.origin = origin;
-        if let Some(origin) = &mut self.origin {
-            origin.check_capacity(size);
+    fn with_origin(mut self, mut origin: Option<package::Origin>) -> Image {
+        if let Some(origin) = &mut origin {
+            origin.check_capacity(self.virtual_size());
+        }
+        if let Some(part) = self.parts.first_mut() {
+            part.origin = origin;
         }
         self
     }

@@ -201,14 +201,17 @@ impl Image {
     }
 
     pub(crate) fn verify_unless(&self, cancelled: &dyn Fn() -> bool) -> Result<()> {
-        let path = self.files().next().and_then(|file| file.path());
-        let mut checks = self.origin.iter().flat_map(|origin| &origin.checks);
-        checks.try_for_each(|check| check.verify(cancelled)).map_err(|e| e.in_file_at(path))
+        self.parts.iter().try_for_each(|part| {
+            let top = self.layers.get(part.layers.start).and_then(|layer| layer.files.first());
+            let mut checks = part.origin.iter().flat_map(|origin| &origin.checks);
+            let verified = checks.try_for_each(|check| check.verify(cancelled));
+            verified.map_err(|e| e.in_file_at(top.and_then(|file| file.path())))
+        })
     }
 
     /// What is odd about the package of the image, but does not prevent reading; also that it has no manifest.
     pub fn package_warnings(&self) -> impl Iterator<Item = &str> {
-        self.origin.iter().flat_map(|origin| &origin.warnings).map(|warning| &**warning)
+        self.parts.iter().flat_map(|part| &part.origin).flat_map(|origin| &origin.warnings).map(|warning| &**warning)
     }
 }
 

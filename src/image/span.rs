@@ -129,21 +129,22 @@ impl<'a> Spans<'a> {
     }
 
     fn resolve(&mut self) -> Result<Span> {
-        let mut limit = self.end;
-        let last = self.image.layers.len() - 1;
-        let mut index = 0;
+        // Guest offsets of the part, until the span is returned.
+        let Some(part) = self.image.part_at(self.at) else { return Ok(Span::hole(self.at..self.end)) };
+        let (start, layers) = (part.guest.start, &part.layers);
+        let (at, mut limit) = (self.at - start, self.end.min(part.guest.end) - start);
+        let mut index = layers.start;
         loop {
             let info = self.image.layers[index].reader.info();
-            if self.at >= info.virtual_size {
+            if at >= info.virtual_size {
                 // A layer that is shorter than its overlay reads as zeros after its end.
-                let kind = ExtentKind::Hole;
-                let layer = index.saturating_sub(1);
-                return Ok(Span { offset: self.at, len: limit - self.at, kind, layer, host_hole: false });
+                let layer = index.saturating_sub(1).max(layers.start);
+                return Ok(Span { layer, ..Span::hole(at..limit) }.in_part_at(start));
             }
-            let extent = self.extent(index, limit)?.clip(self.at, limit);
+            let extent = self.extent(index, at, limit, start)?.clip(at, limit);
             limit = extent.end();
-            if extent.kind != ExtentKind::Hole || index == last {
-                return self.find_hole(index, extent);
+            if extent.kind != ExtentKind::Hole || index + 1 == layers.end {
+                return self.find_hole(index, extent).map(|span| span.in_part_at(start));
             }
             index += 1;
         }
@@ -173,28 +174,27 @@ impl<'a> Spans<'a> {
         (layer.format == Format::RAW || file.data_runs.has_holes()).then_some(&file.data_runs)
     }
 
-    fn extent(&mut self, index: usize, limit: u64) -> Result<Extent> {
+    /// The extent of a layer at the guest offset `at` of the part that begins at `start`.
+    fn extent(&mut self, index: usize, at: u64, limit: u64, start: u64) -> Result<Extent> {
         match self.cached[index] {
-            Some(extent) if extent.offset <= self.at && self.at < extent.end() => Ok(extent),
+            Some(extent) if extent.offset <= at && at < extent.end() => Ok(extent),
             _ => {
                 let layer = &self.image.layers[index];
                 // Overlaps are tracked by whole allocation units, also if overlays hide parts of them.
                 let limit = if self.trackers.is_some() { u64::MAX } else { limit };
-                let range = self.at..limit.min(layer.reader.info().virtual_size);
+                let range = at..limit.min(layer.reader.info().virtual_size);
                 let extent = layer
                     .reader
                     .extent_at(range)
-                    .and_then(
-                        |extent| if covers(&extent, self.at) { Ok(extent) } else { Err(misplaced(layer, self.at)) },
-                    )
+                    .and_then(|extent| if covers(&extent, at) { Ok(extent) } else { Err(misplaced(layer, at)) })
                     .map_err(|e| layer.locate(e, FileId::default()))?;
                 let locate = |e| layer.locate(e, FileId::default());
                 match (&mut self.trackers, &mut self.overlaps) {
                     (None, _) => {}
                     (Some(trackers), None) => trackers[index].claim(&*layer.reader, &extent).map_err(locate)?,
                     (Some(trackers), Some(overlaps)) => {
-                        let found = trackers[index].claim_free(&*layer.reader, &extent);
-                        overlaps.extend(found.into_iter().map(|(range, error)| (range, locate(error))));
+                        let found = trackers[index].claim_free(&*layer.reader, &extent).into_iter();
+                        overlaps.extend(found.map(|(part, e)| (part.start + start..part.end + start, locate(e))));
                     }
                 }
                 self.cached[index] = Some(extent);

@@ -7,6 +7,7 @@
 mod cli;
 #[cfg(feature = "compressed")]
 mod compressed;
+mod concatenation;
 mod corpus;
 mod counts;
 mod detection;

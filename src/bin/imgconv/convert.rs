@@ -145,8 +145,9 @@ pub struct Args {
     #[arg(value_name = "TARGET", value_parser = args::endpoint(), verbatim_doc_comment)]
     second: Endpoint,
 
-    /// With -O ova and ovf: all files but the last are sources
-    #[arg(value_name = "FILE", value_parser = args::endpoint())]
+    /// The last file is TARGET, and those before it are sources: disks of
+    /// a package with -O ova and ovf, else one disk one after another
+    #[arg(value_name = "FILE", value_parser = args::endpoint(), verbatim_doc_comment)]
     more: Vec<Endpoint>,
 }
 
@@ -160,6 +161,9 @@ enum CompressOutput {
 /// Extensions of compressed files.
 const COMPRESSED: &[&str] =
     &["gz", "gzip", "tgz", "xz", "txz", "bz2", "bzip2", "tbz2", "zst", "zstd", "tzst", "lz4", "lzma", "7z", "zip"];
+
+/// What messages call a source that is a stream.
+const STANDARD_INPUT: &str = "standard input";
 
 /// The exit code if parts of the source could not be read, or are doubtful.
 const DAMAGED: u8 = 3;
@@ -220,6 +224,7 @@ Examples:
   imgconv convert --disk 2 vm.ova second.qcow2
   imgconv convert -O qcow2 vm.ova disks/              all disks, into a directory
   imgconv convert --references beside vm.ovf disk.qcow2
+  imgconv convert part1.raw part2.qcow2 whole.qcow2   concatenated
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   imgconv convert -O ovf disk.qcow2 vm/
   imgconv convert -O gcp disk.qcow2 image.tar.gz
@@ -261,13 +266,11 @@ impl Args {
         if let Some(directory) = self.target_directory() {
             return self.to_directory(directory, &interrupt);
         }
-        if !self.more.is_empty() {
-            return Err(Failure::usage("several sources need -O ova or -O ovf"));
-        }
+        self.check_concatenation()?;
         let format = self.format()?;
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
-        let one_pass = *self.target() != Endpoint::Stream && !self.salvage;
-        let mut source = self.open_source(&self.source, &interrupt, one_pass)?;
+        let one_pass = *self.target() != Endpoint::Stream && !self.salvage && self.more.is_empty();
+        let mut source = self.open_sources(&interrupt, one_pass)?;
         self.warn(&source);
         let bar = self.bar();
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
@@ -286,8 +289,7 @@ impl Args {
         match result {
             Ok(report) => self.print_report(&report),
             Err(error) => {
-                let is_damage =
-                    matches!(error.root(), Error::Corrupt(_)) && !self.salvage && self.source != Endpoint::Stream;
+                let is_damage = matches!(error.root(), Error::Corrupt(_)) && !self.salvage && !self.reads_stream();
                 let failure = interrupt.failure(self.in_stream(error));
                 Err(if is_damage { failure.hint("; --salvage reads what can be read") } else { failure })
             }
@@ -347,7 +349,10 @@ impl Args {
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
-        if self.sources().contains(&&Endpoint::Stream) {
+        if self.sources().iter().filter(|source| ***source == Endpoint::Stream).count() > 1 {
+            return refuse("standard input can be one SOURCE only");
+        }
+        if self.reads_stream() {
             if self.salvage {
                 return refuse("--salvage needs a file as SOURCE: standard input is read sequentially");
             }
@@ -381,8 +386,16 @@ impl Args {
         Ok(())
     }
 
-    fn source_name(&self) -> &Path {
-        self.source.name("standard input")
+    /// The names of the sources, for messages.
+    fn source_name(&self) -> String {
+        let sources = self.sources();
+        let names = sources.iter().map(|source| source.name(STANDARD_INPUT).to_string_lossy());
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether a source is standard input.
+    fn reads_stream(&self) -> bool {
+        self.sources().contains(&&Endpoint::Stream)
     }
 
     fn target_name(&self) -> &Path {
@@ -391,16 +404,13 @@ impl Args {
 
     /// Attributes an error without a file to standard input, if that is the source.
     fn in_stream(&self, error: Error) -> Error {
-        match self.source {
-            Endpoint::Stream => error.in_file(self.source_name()),
-            Endpoint::File(_) => error,
-        }
+        if self.reads_stream() { error.in_file(Path::new(STANDARD_INPUT)) } else { error }
     }
 
     /// Prints the warnings of each layer.
     fn warn(&self, source: &Image) {
         for (layer, info) in source.layers().enumerate().filter(|_| !self.quiet) {
-            let path = source.file_path(layer, FileId::default()).unwrap_or(self.source_name()).display();
+            let path = source.file_path(layer, FileId::default()).unwrap_or(Path::new(STANDARD_INPUT)).display();
             if info.corrupt {
                 output::note(&format!("{path}: the image is marked as corrupt"));
             }
@@ -412,7 +422,7 @@ impl Args {
             }
         }
         for warning in source.package_warnings().filter(|_| !self.quiet) {
-            output::note(&format!("{}: {warning}", self.source_name().display()));
+            output::note(&format!("{}: {warning}", self.source_name()));
         }
     }
 
@@ -443,8 +453,35 @@ impl Args {
         self.output_compression().filter(|_| by_extension || self.compress_output.is_some())
     }
 
+    /// Opens the source, or all of them as one disk.
+    fn open_sources(&self, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
+        match self.sources().as_slice() {
+            [source] => self.open_source(source, interrupt, one_pass),
+            sources => {
+                let disks = sources.iter().map(|source| self.open_source(source, interrupt, one_pass));
+                Ok(Image::concatenate(disks.collect::<Result<_, _>>()?)?)
+            }
+        }
+    }
+
+    /// Rejects options that several sources in one image do not support.
+    fn check_concatenation(&self) -> Result<(), Failure> {
+        let single = [
+            ("-l", self.snapshot.is_some()),
+            ("-B", self.backing.is_given()),
+            ("--disk", self.package.disk.is_some()),
+            ("--detached-header", self.header.is_given()),
+        ];
+        match single.iter().find(|(_, is_given)| *is_given && !self.more.is_empty()) {
+            Some((option, _)) => {
+                Err(Failure::usage(format!("{option} needs one SOURCE; all files but the last are sources")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn open_source(&self, source: &Endpoint, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
-        let name = source.name("standard input");
+        let name = source.name(STANDARD_INPUT);
         let (options, path) = self.references.open(self.image_opts, self.source_format, name)?;
         let options = self.header.add_to(self.package.select(options)).one_pass(one_pass).cancel(interrupt.flag());
         let options = self.in_temporary_directory(options);
@@ -550,7 +587,7 @@ impl Args {
             let (target, padding) = (self.target_name().display(), report.padding);
             output::note(&format!("{target}: the disk was padded with {padding} zero bytes"));
         }
-        let (source, target) = (self.source_name().display(), self.target_name().display());
+        let (source, target) = (self.source_name(), self.target_name().display());
         for (list, what) in [(&report.unreadable, "could not read"), (&report.doubtful, "doubtful data at")] {
             for Damage { range: Range { start, end }, message, .. } in &list.ranges {
                 output::note(&format!("{source}: {what} guest offsets {start:#x} to {end:#x}: {message}"));
@@ -567,6 +604,10 @@ impl Args {
         }
         if self.style() == Style::Json {
             let mut result = json(self.source.name("-"), self.target_name(), report);
+            if !self.more.is_empty() {
+                let names = self.sources().into_iter().map(|source| source.name("-").to_string_lossy().into_owned());
+                result["source"] = names.collect::<Vec<_>>().into();
+            }
             if self.salvage {
                 for (list, bytes, ranges) in [
                     (&report.unreadable, "unreadable-bytes", "unreadable"),

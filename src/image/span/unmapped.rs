@@ -43,7 +43,9 @@ impl Spans<'_> {
     fn end_of_fault(&mut self, start: u64, error: &Error) -> u64 {
         let block_sizes = self.image.layers.iter().filter_map(|layer| layer.reader.info().block_size);
         let unit = block_sizes.min().map_or(64 << 10, u64::from).max(SECTOR);
-        let (first, end) = (start / unit, self.end.div_ceil(unit));
+        // No fault goes on in the next disk of a concatenation.
+        let limit = self.image.part_at(start).map_or(self.end, |part| part.guest.end.min(self.end));
+        let (first, end) = (start / unit, limit.div_ceil(unit));
         let (mut faulty, mut step) = (first, 1);
         let other = loop {
             let next = (faulty + step).min(end - 1);
@@ -57,7 +59,7 @@ impl Spans<'_> {
         };
         let faulty = self.last_with_fault(faulty..other, unit, error);
         // Units of several layers or extents need not have common boundaries.
-        let end = ((faulty + 1) * unit).min(self.end);
+        let end = ((faulty + 1) * unit).min(limit);
         let (first, last) = (start.max(faulty * unit) / SECTOR, (end - 1) / SECTOR);
         if self.has_fault(last * SECTOR, error) {
             return end;
