@@ -12,6 +12,7 @@
 mod compressed_raw;
 mod digest;
 mod directory;
+mod existing;
 #[cfg(feature = "packages")]
 mod google;
 mod load;
@@ -92,7 +93,7 @@ pub struct Converter {
     compress_output: Option<OutputCompression>,
     #[cfg(feature = "packages")]
     google_image: bool,
-    backing: Option<Arc<Backing>>,
+    backing: Option<Backing>,
     secret: Option<Secret>,
     existing: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros.
@@ -112,8 +113,9 @@ pub struct Converter {
 }
 
 /// The backing image of a new overlay.
+#[derive(Clone)]
 struct Backing {
-    image: Image,
+    image: Arc<Image>,
     /// Its name, as written into the overlay.
     name: Name,
 }
@@ -213,7 +215,7 @@ impl Converter {
     /// ```
     #[must_use]
     pub fn backing(mut self, image: Image, name: impl Into<Name>) -> Self {
-        self.backing = Some(Arc::new(Backing { image, name: name.into() }));
+        self.backing = Some(Backing { image: Arc::new(image), name: name.into() });
         self
     }
 
@@ -229,8 +231,11 @@ impl Converter {
     /// Whether the guest data is written into the existing image at the target, whose parameters remain, instead of into a new image.
     /// Default: false.
     ///
-    /// The image must be a LUKS volume or a raw disk at a path, at least as large as the source; what is beyond the end of the source is not
-    /// changed. It is unlocked with the [`secret`](Self::secret). A failure leaves a part of the new data in it.
+    /// The image is at a path, and at least as large as the source. A LUKS volume or a raw disk keeps what is beyond the end of the source; a
+    /// volume is unlocked with the [`secret`](Self::secret). An image of another format is written anew in the same file, with the parameters and,
+    /// as far as the format has it, the identity that it has: it must be a single file without snapshots, bitmaps, encryption and data beyond the end
+    /// of the source, and the [backing image](Self::backing) of an overlay must be given. A failure leaves a part of the new data in the image,
+    /// or an empty file.
     #[must_use]
     pub fn existing(mut self, existing: bool) -> Self {
         self.existing = existing;
@@ -278,7 +283,7 @@ impl Converter {
 
     /// Whether existing files are written in place instead of being replaced: truncated, then written, with the header last. Such a
     /// file keeps its inode with all its names, its owner and its permissions. A failure leaves it empty, or as it was if nothing had
-    /// been written. Default: false.
+    /// been written. A new file has its name from the start, and is removed after a failure. Default: false.
     ///
     /// This is for files that cannot be replaced, because they are mount points or their directory is not writable
     /// ([`Error::NotReplaceable`]), and for those that must remain the same file. An existing file that is empty and cannot be replaced is
@@ -523,7 +528,11 @@ impl Converter {
     }
 
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
-        let backing = self.backing.as_ref().map(|backing| &backing.image);
+        if self.existing && !self.format.opens_targets() {
+            let (anew, size) = self.anew(target, size)?;
+            return anew.make(target, source, size);
+        }
+        let backing = self.backing.as_ref().map(|backing| &*backing.image);
         let in_use: Vec<_> =
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
         let image = self.existing.then(|| self.open_existing(target)).transpose()?;
@@ -607,7 +616,7 @@ impl Converter {
             }
             let job = Job {
                 source,
-                base: backing.map(|backing| &backing.image),
+                base: backing.map(|backing| &*backing.image),
                 spec: writer.spec().clone(),
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
@@ -656,7 +665,7 @@ impl Converter {
     /// The identifiers of a disk of `size` bytes without content.
     fn identifiers_of(&self, identifiers: Identifiers, size: u64) -> ImageIdentifiers {
         let identifiers = identifiers.for_image(self.format.name(), size, &self.options);
-        let Some(Backing { image, name }) = self.backing.as_deref() else { return identifiers };
+        let Some(Backing { image, name }) = &self.backing else { return identifiers };
         let info = image.info();
         identifiers.with(format!("{name:?} {} {:?}", info.format, info.identities).as_bytes())
     }

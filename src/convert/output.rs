@@ -54,7 +54,7 @@ struct NewFile {
 
 enum Storage {
     Temporary(Arc<FileTarget>, Temporary),
-    /// An existing file or a device.
+    /// An existing file, a device, or a new file that has its name already.
     InPlace(InPlace),
 }
 
@@ -88,6 +88,7 @@ impl Output {
             check_idle(target)?;
         }
         let image = match &old {
+            None if rules.in_place => NewFile::at(path, &rules)?,
             None => NewFile::beside(path, None, None, &rules)?,
             Some(old) if device => NewFile::in_place(path, old, &rules)?,
             Some(old) => NewFile::instead_of(path, old, None, &rules)?,
@@ -106,6 +107,7 @@ impl Output {
         // It holds data that may have been in the old target, which not everybody was allowed to read.
         let within = self.old.as_ref();
         let part = match self.rules.replaced(path)? {
+            None if self.rules.in_place && within.is_none() => NewFile::at(path.to_owned(), &self.rules)?,
             None => NewFile::beside(path.to_owned(), None, within, &self.rules)?,
             Some(_) if !self.rules.clobber => {
                 return Err(Error::Usage("this file of the new image exists already".into()));
@@ -206,6 +208,12 @@ impl NewFile {
             Ok(_) => Err(Error::NotReplaceable { cause: Box::new(error) }),
             Err(_) => Err(error),
         }
+    }
+
+    /// A new file that has its name from the start.
+    fn at(path: PathBuf, rules: &Rules) -> Result<NewFile> {
+        let file = InPlace::create(&path, rules)?;
+        Ok(NewFile { path, storage: Storage::InPlace(file) })
     }
 
     fn in_place(path: PathBuf, old: &FileStatus, rules: &Rules) -> Result<NewFile> {

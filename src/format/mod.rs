@@ -320,6 +320,11 @@ impl Format {
         create(cx)
     }
 
+    /// Whether guest data can be written into an existing image as it is.
+    pub(crate) fn opens_targets(&self) -> bool {
+        self.0.open_target.is_some()
+    }
+
     pub(crate) fn open_target(&self, file: Arc<dyn ReadAt>, cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
         let open =
             self.0.open_target.ok_or_else(|| Error::unsupported(self.name(), "writing into an existing image"))?;

@@ -30,7 +30,13 @@ impl OpenOptions {
     }
 
     pub(super) fn detect_in(&self, probe: &Probe<'_>, path: Option<&Path>) -> Result<Format> {
-        let format = self.formats.probe(probe)?;
+        let format = match self.formats.probe(probe) {
+            Err(Error::Unreadable { .. }) if self.detect_as_qemu => return Ok(Format::RAW),
+            format => format?,
+        };
+        if self.detect_as_qemu {
+            return Ok(format);
+        }
         match self.format_of_extension(path).filter(|_| format == Format::RAW) {
             Some(expected) => Err(Error::Extension { format: expected, content: signature::describe(probe) }),
             None => Ok(format),
@@ -53,6 +59,7 @@ impl OpenOptions {
                 _ => Ok(assumed),
             },
             (None, Some(assumed)) => Ok(assumed),
+            (None, None) if self.detect_as_qemu => self.detect(source, Some(path)),
             // A file without a signature can only be raw; one with a signature may be a raw disk whose guest wrote it.
             (None, None) => match self.detect(source, Some(path)) {
                 Ok(format) if format == Format::RAW => Ok(format),

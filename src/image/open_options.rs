@@ -31,6 +31,7 @@ pub struct OpenOptions {
     pub(super) formats: Formats,
     pub(super) format: Option<Format>,
     pub(super) backing_format: Option<Format>,
+    pub(super) detect_as_qemu: bool,
     pub(super) snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
     pub(super) resolver: Option<Arc<Resolver>>,
@@ -65,6 +66,30 @@ impl OpenOptions {
     #[must_use]
     pub fn format(mut self, format: Format) -> Self {
         self.format = Some(format);
+        self
+    }
+
+    /// Detects formats as qemu-img does: a file without the signature of a disk image is a raw disk, also if it is compressed, an archive,
+    /// or has the extension of another format; and a backing file whose format the overlay does not state is detected. Default: false.
+    ///
+    /// This is for programs that take the place of qemu-img. A guest that can write the start of its raw disk can make it any image, with
+    /// references to any file, wherever the format is not stated.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Format, OpenOptions};
+    ///
+    /// let gzip = || Arc::new(MemFile::from([&[0x1f, 0x8b, 8][..], &[0; 1021]].concat()));
+    /// assert!(OpenOptions::new().open_source(gzip()).is_err());
+    /// let disk = OpenOptions::new().detect_as_qemu(true).open_source(gzip())?;
+    /// assert_eq!((disk.format(), disk.virtual_size()), (Format::RAW, 1024));
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn detect_as_qemu(mut self, as_qemu: bool) -> Self {
+        self.detect_as_qemu = as_qemu;
         self
     }
 

@@ -100,7 +100,7 @@ impl OpenOptions {
         depth: usize,
     ) -> Result<Option<Contents>> {
         let member = self.member.as_deref().filter(|_| depth == 0);
-        if (self.format.is_some() || self.detached_header.is_some()) && member.is_none() {
+        if (self.format.is_some() || self.detached_header.is_some() || self.detect_as_qemu) && member.is_none() {
             return Ok(None);
         }
         let kind = Kind::of(&source.ends()?.probe());

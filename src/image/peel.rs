@@ -162,7 +162,7 @@ impl OpenOptions {
     /// disk may be unreadable.
     fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
         const SIGNATURE: u64 = 16;
-        if self.format == Some(Format::RAW) {
+        if self.format == Some(Format::RAW) || self.detect_as_qemu {
             return Ok(None);
         }
         if self.format.is_some() {
@@ -178,7 +178,7 @@ impl OpenOptions {
     /// The compression of a file that is not an image itself, unless its bytes are to be taken as they are. The guest data of an image
     /// can start with anything.
     pub(super) fn compression_of(&self, probe: &Probe<'_>) -> Option<Compression> {
-        if self.detached_header.is_some() {
+        if self.detached_header.is_some() || self.detect_as_qemu {
             // Guest data without a header, which can start with anything too.
             return None;
         }

@@ -25,7 +25,6 @@ mod mem;
 mod mmap;
 mod pipe;
 mod sys;
-#[cfg(feature = "packages")]
 mod window;
 
 use std::fmt;
@@ -47,6 +46,7 @@ pub(crate) use sys::{
 };
 #[cfg(feature = "packages")]
 pub(crate) use window::{Piece, Window};
+pub use window::{range_of, zeros};
 
 /// A file that is read at offsets.
 ///

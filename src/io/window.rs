@@ -37,11 +37,13 @@ struct Part {
 }
 
 impl Window {
+    #[cfg(feature = "packages")]
     /// `len` bytes, of which `pieces` of `file` are data. They are in ascending order, do not overlap, and end at or before `len`.
     pub fn new(file: Arc<dyn ReadAt>, pieces: Vec<Piece>, len: u64) -> Window {
         Window { parts: vec![Part { file, pieces }], len }
     }
 
+    #[cfg(feature = "packages")]
     /// The files one after the other, each with its length in bytes.
     pub fn joined(files: Vec<(Arc<dyn ReadAt>, u64)>) -> Window {
         let mut end = 0u64;
@@ -66,6 +68,32 @@ impl Window {
             part.pieces.get(at).map(|piece| (part, piece))
         })
     }
+}
+
+/// A range of `file` as a file: a disk in a larger file. What is beyond the end of `file` cannot be read.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::{MemFile, range_of};
+/// use diskimage::{Format, OpenOptions};
+///
+/// let file = Arc::new(MemFile::from([[1; 512], [2; 512], [3; 512]].concat()));
+/// let disk = OpenOptions::new().format(Format::RAW).open_source(range_of(file, 512..1024))?;
+/// let mut sector = [0; 512];
+/// disk.read_exact_at(&mut sector, 0)?;
+/// assert_eq!((disk.virtual_size(), sector), (512, [2; 512]));
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+pub fn range_of(file: Arc<dyn ReadAt>, range: Range<u64>) -> Arc<dyn ReadAt> {
+    let len = range.end.saturating_sub(range.start);
+    let pieces = if len == 0 { Vec::new() } else { vec![Piece { start: 0, len, offset: range.start }] };
+    Arc::new(Window { parts: vec![Part { file, pieces }], len })
+}
+
+/// A file of `len` zero bytes, which is one hole.
+pub fn zeros(len: u64) -> Arc<dyn ReadAt> {
+    Arc::new(Window { parts: Vec::new(), len })
 }
 
 impl ReadAt for Window {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Format, Image, Name, OpenOptions, Options, Secret};
 #[cfg(feature = "compressed")]
-use diskimage::{Limits, parse_size};
+use diskimage::Limits;
+use diskimage::{Format, Image, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
@@ -248,13 +248,7 @@ impl ReferenceArgs {
 
     /// Takes the ID of the secret of a new image out of its options, and returns the secret: without an ID the only secret.
     pub fn target_secret(&self, format: Format, options: &mut Options) -> Result<Option<Secret>, Failure> {
-        let name = if format == Format::LUKS { "key-secret" } else { "encrypt.key-secret" };
-        let encrypts = format.options().iter().any(|option| option.name.ends_with("cipher-alg"));
-        let id = if encrypts { options.take(name) } else { None };
-        if id.is_some() && !is_encrypted(format, options) {
-            return Err(Failure::usage(format!("-o {name} needs -o encrypt.format=luks")));
-        }
-        self.secrets.of_target(id.as_deref())
+        key_of_target(&self.secrets, format, options)
     }
 
     /// Tells that a secret is given, if neither the new image nor the other one is encrypted.
@@ -319,6 +313,17 @@ impl BackingArgs {
         let image = image.map_err(|error| Failure::from(error).format_option("-F"))?;
         Ok(Some((image, Name::from(name))))
     }
+}
+
+/// Takes the ID of the secret of a new image out of its options, and returns the secret: without an ID the only secret.
+pub fn key_of_target(secrets: &SecretArgs, format: Format, options: &mut Options) -> Result<Option<Secret>, Failure> {
+    let name = if format == Format::LUKS { "key-secret" } else { "encrypt.key-secret" };
+    let encrypts = format.options().iter().any(|option| option.name.ends_with("cipher-alg"));
+    let id = if encrypts { options.take(name) } else { None };
+    if id.is_some() && !is_encrypted(format, options) {
+        return Err(Failure::usage(format!("-o {name} needs -o encrypt.format=luks")));
+    }
+    secrets.of_target(id.as_deref())
 }
 
 /// Whether a new image of this format is encrypted, by its options.

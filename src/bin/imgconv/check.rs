@@ -33,7 +33,7 @@ Exit codes, as in qemu-img:
 const INCOMPLETE: u8 = 1;
 const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
-const NO_CHECKS: u8 = 63;
+pub const NO_CHECKS: u8 = 63;
 
 impl Args {
     pub fn run(&self) -> Outcome {
@@ -77,7 +77,7 @@ impl Args {
     }
 }
 
-fn exit_code(report: &CheckReport) -> u8 {
+pub fn exit_code(report: &CheckReport) -> u8 {
     match report {
         // Known, whatever could not be checked.
         CheckReport { corruptions: 1.., .. } => CORRUPT,
@@ -87,7 +87,7 @@ fn exit_code(report: &CheckReport) -> u8 {
     }
 }
 
-fn human(report: &CheckReport) -> String {
+pub fn human(report: &CheckReport) -> String {
     let mut text = String::new();
     let mut add = |line: String| {
         // Writing to a string cannot fail.

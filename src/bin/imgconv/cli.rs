@@ -1,6 +1,5 @@
 //! The command line: parsing and dispatch to the subcommands.
 
-use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
@@ -10,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, snapshot};
+use crate::{check, compare, convert, create, formats, info, map, qemu, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -44,6 +43,7 @@ pub enum Command {
     Map(map::Args),
     Snapshot(snapshot::Args),
     Formats(formats::Args),
+    InstallLinks(qemu::InstallLinks),
 }
 
 impl Command {
@@ -58,6 +58,7 @@ impl Command {
             Command::Map(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
+            Command::InstallLinks(args) => args.run(),
         }
     }
 
@@ -72,6 +73,7 @@ impl Command {
             Command::Map(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
+            Command::InstallLinks(_) => Style::Human,
         }
     }
 }
@@ -81,9 +83,8 @@ impl Command {
 /// # Errors
 ///
 /// The exit code, after help, the version or a usage error has been printed.
-pub fn parse() -> Result<Command, ExitCode> {
-    let words: Vec<OsString> = env::args_os().collect();
-    Cli::try_parse_from(&words).map(|cli| cli.command).map_err(|error| match error.kind() {
+pub fn parse(words: &[OsString]) -> Result<Command, ExitCode> {
+    Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,
@@ -97,7 +98,7 @@ pub fn parse() -> Result<Command, ExitCode> {
             let subcommand = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
             let failure = Failure::usage(one_line(&error.to_string()));
             let failure = if subcommand == compare::NAME { failure.exit(compare::FAILED) } else { failure };
-            failure.report(requested_style(&words))
+            failure.report(requested_style(words))
         }
     })
 }

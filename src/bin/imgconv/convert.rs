@@ -14,7 +14,9 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size};
+use diskimage::{
+    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, Snapshot, parse_size,
+};
 use serde_json::{Value, json};
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
@@ -537,11 +539,8 @@ impl Args {
     fn snapshot_id(&self, options: &OpenOptions, source: &Path, selector: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
         let inspection = options.inspect(source)?;
-        let found = inspection.info.snapshots.iter().find(|snapshot| {
-            let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
-            is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)
-        });
-        found
+        wanted
+            .find(&inspection.info.snapshots)
             .map(|snapshot| snapshot.id.to_text().into_owned())
             .ok_or_else(|| Failure::usage(format!("{}: no snapshot matches {selector}", source.display())))
     }
@@ -651,14 +650,14 @@ fn needs_more(error: &Error, source: &Image) -> bool {
 
 /// Selects a snapshot by ID, by name or by both.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct SnapshotSelector<'a> {
+pub struct SnapshotSelector<'a> {
     id: Option<&'a str>,
     name: Option<&'a str>,
 }
 
 impl<'a> SnapshotSelector<'a> {
     /// Parses `snapshot.id=ID`, `snapshot.name=NAME`, or both with a comma. Returns `None` for text without this prefix.
-    fn parse(text: &'a str) -> Result<Option<Self>, Failure> {
+    pub fn parse(text: &'a str) -> Result<Option<Self>, Failure> {
         if !text.starts_with("snapshot.") {
             return Ok(None);
         }
@@ -675,6 +674,12 @@ impl<'a> SnapshotSelector<'a> {
             }
         }
         Ok(Some(wanted))
+    }
+
+    /// The snapshot that is meant.
+    pub fn find<'s>(&self, snapshots: &'s [Snapshot]) -> Option<&'s Snapshot> {
+        let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|wanted| name.as_bytes() == wanted.as_bytes());
+        snapshots.iter().find(|snapshot| is(&snapshot.id, self.id) && is(&snapshot.name, self.name))
     }
 }
 

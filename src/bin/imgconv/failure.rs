@@ -34,6 +34,10 @@ impl Failure {
         Failure::new("usage", message)
     }
 
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Sets the exit code.
     pub fn exit(self, exit: u8) -> Self {
         Failure { exit, ..self }

@@ -18,17 +18,25 @@ mod info;
 mod map;
 mod output;
 mod progress;
+mod qemu;
 mod secrets;
 mod signals;
 mod snapshot;
 mod streams;
 
+use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(unix)]
     allow_many_files();
-    let command = match cli::parse() {
+    let words: Vec<_> = env::args_os().collect();
+    match words.as_slice() {
+        [program, rest @ ..] if qemu::is_meant_by(program) => return qemu::run(rest),
+        [_, command, rest @ ..] if qemu::is_meant_by(command) => return qemu::run(rest),
+        _ => {}
+    }
+    let command = match cli::parse(&words) {
         Ok(command) => command,
         Err(exit) => return exit,
     };

@@ -1,6 +1,7 @@
 //! `imgconv map`
 
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -28,21 +29,26 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
         let image = options.open(file)?;
-        // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
-        entries(&image).try_for_each(|entry| entry.map(drop))?;
-        let mut stdout = Stdout::new();
-        match self.input.output.style {
-            Style::Human => print_table(&image, &mut stdout)?,
-            Style::Json => print_json(&image, &mut stdout)?,
-        }
-        stdout.finish()?;
+        print(&image, 0..u64::MAX, self.input.output.style)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn print_table(image: &Image, stdout: &mut Stdout) -> Result<()> {
+/// Prints the map of a guest range.
+pub fn print(image: &Image, range: Range<u64>, style: Style) -> Result<()> {
+    // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
+    entries(image, range.clone()).try_for_each(|entry| entry.map(drop))?;
+    let mut stdout = Stdout::new();
+    match style {
+        Style::Human => print_table(image, range, &mut stdout)?,
+        Style::Json => print_json(image, range, &mut stdout)?,
+    }
+    stdout.finish()
+}
+
+fn print_table(image: &Image, range: Range<u64>, stdout: &mut Stdout) -> Result<()> {
     stdout.write(&row("Offset", "Length", "Mapped to", "File"))?;
-    for entry in entries(image) {
+    for entry in entries(image, range) {
         let entry = entry?;
         if !entry.zero {
             let host_offset = entry.offset.map_or("compressed".to_owned(), hex);
@@ -62,9 +68,9 @@ fn hex(number: u64) -> String {
 }
 
 /// Prints one entry per line, exactly as qemu-img does, for line-based tools.
-fn print_json(image: &Image, stdout: &mut Stdout) -> Result<()> {
+fn print_json(image: &Image, range: Range<u64>, stdout: &mut Stdout) -> Result<()> {
     let mut separator = "[";
-    for entry in entries(image) {
+    for entry in entries(image, range) {
         stdout.write(separator)?;
         stdout.write(&entry?.json())?;
         separator = ",\n";
@@ -132,9 +138,9 @@ impl<'a> MapEntry<'a> {
     }
 }
 
-/// Iterates over the map of the whole disk, with adjacent entries merged.
-fn entries(image: &Image) -> impl Iterator<Item = Result<MapEntry<'_>>> {
-    merged(image.spans(0..u64::MAX).map(|span| span.map(|span| MapEntry::new(&span, image))))
+/// Iterates over the map of a guest range, with adjacent entries merged.
+fn entries(image: &Image, range: Range<u64>) -> impl Iterator<Item = Result<MapEntry<'_>>> {
+    merged(image.spans(range).map(|span| span.map(|span| MapEntry::new(&span, image))))
 }
 
 /// Merges adjacent entries. Ends after an error.

@@ -6,6 +6,7 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use clap::ValueEnum;
 use diskimage::{Error, Result};
 use serde::Serialize;
+use serde_json::ser::{PrettyFormatter, Serializer};
 
 /// Style of results and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,6 +53,15 @@ pub fn print(text: &str) -> Result<()> {
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::io("writing JSON", None)(error.into()))?;
     print(&escape_controls(&format!("{text}\n")))
+}
+
+/// Prints a result as JSON with the indentation of qemu-img.
+pub fn print_json_indented(value: &impl Serialize) -> Result<()> {
+    let mut text = Vec::new();
+    let formatter = PrettyFormatter::with_indent(b"    ");
+    let written = value.serialize(&mut Serializer::with_formatter(&mut text, formatter));
+    written.map_err(|error| Error::io("writing JSON", None)(error.into()))?;
+    print(&escape_controls(&format!("{}\n", String::from_utf8_lossy(&text))))
 }
 
 /// Prints a message to standard error, on one line.

@@ -46,6 +46,15 @@ struct Named {
 }
 
 impl SecretArgs {
+    /// The secrets of these descriptions, as for `--object`.
+    pub fn of_objects(objects: impl Iterator<Item = String>) -> SecretArgs {
+        SecretArgs {
+            objects: objects.map(|object| Text(Secret::new(object))).collect(),
+            files: Vec::new(),
+            loaded: OnceCell::new(),
+        }
+    }
+
     /// Adds all secrets to the options for opening an image, the one called `first` before the others.
     pub fn add_to(&self, options: OpenOptions, first: Option<&str>) -> Result<OpenOptions, Failure> {
         let first = first.map(|id| self.named(id)).transpose()?;

@@ -53,7 +53,12 @@ impl Args {
 
 /// Formats the table of qemu-img, with dates in UTC.
 pub fn human(snapshots: &[Snapshot]) -> String {
-    let head = row("ID", "TAG", "VM_SIZE", "DATE (UTC)", "VM_CLOCK", "ICOUNT");
+    table(snapshots, "DATE (UTC)")
+}
+
+/// As [`human`], with another heading of the dates.
+pub fn table(snapshots: &[Snapshot], date_heading: &str) -> String {
+    let head = row("ID", "TAG", "VM_SIZE", date_heading, "VM_CLOCK", "ICOUNT");
     let rows = snapshots.iter().map(|snapshot| {
         row(
             &snapshot.id.to_string(),

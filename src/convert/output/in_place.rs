@@ -1,8 +1,9 @@
-//! Existing files that are written in place.
+//! Files that are written in place.
 
+use std::fs;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,12 +11,14 @@ use super::{Rules, close};
 use crate::error::{Error, Result};
 use crate::io::{FileIdentity, FileStatus, FileTarget, WriteAt, WriteLock};
 
-/// An existing file that is written in place. Its content is untouched until the first write. Dropping it after that and before
+/// A file that is written in place. The content of an existing one is untouched until the first write. Dropping it after that and before
 /// [`finish`](InPlace::finish) empties it, so that a part of an image is never taken for an image. A device is not emptied, nor is an image into
 /// which guest data is written.
 pub(super) struct InPlace {
     file: Arc<Existing>,
     finished: bool,
+    /// The path, if the file is new.
+    created: Option<PathBuf>,
     /// Keeps machines from being started with it, and other conversions from writing to it.
     lock: Option<WriteLock>,
 }
@@ -40,7 +43,15 @@ impl InPlace {
         let file = rules.apply(file.with_path(path))?;
         let (keep, emptied) = (rules.existing, AtomicBool::new(device || rules.existing));
         let file = Existing { file, keep, emptied, emptying: Mutex::default() };
-        Ok(InPlace { file: Arc::new(file), finished: false, lock })
+        Ok(InPlace { file: Arc::new(file), finished: false, created: None, lock })
+    }
+
+    /// Creates the file at `path`. Dropping it before [`finish`](InPlace::finish) removes it.
+    pub fn create(path: &Path, rules: &Rules) -> Result<InPlace> {
+        let file = FileTarget::create_new(path).map_err(Error::io("creating the file", None))?;
+        let file = rules.apply(file.with_path(path))?;
+        let file = Existing { file, keep: false, emptied: AtomicBool::new(true), emptying: Mutex::default() };
+        Ok(InPlace { file: Arc::new(file), finished: false, created: Some(path.to_owned()), lock: None })
     }
 
     /// The file to write to.
@@ -67,8 +78,13 @@ impl InPlace {
 
 impl Drop for InPlace {
     fn drop(&mut self) {
-        if !self.finished {
-            self.file.discard();
+        if self.finished {
+            return;
+        }
+        match self.created.take() {
+            // There is no way to report an error.
+            Some(path) => drop(fs::remove_file(path)),
+            None => self.file.discard(),
         }
     }
 }

@@ -44,7 +44,9 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        let header = Header::read(&file, cx.limits)?;
+        // The start of a download has the properties; the tables may be missing yet.
+        let header =
+            if cx.inspect { Header::read_for_check(&file, cx.limits) } else { Header::read(&file, cx.limits) }?;
         let file_len = table::length(&*file)?;
         let mut info = describe(&header);
         let load_snapshots = || cx.budget.attempt(|budget| read_snapshots(&file, &header, budget));
@@ -62,7 +64,13 @@ impl Reader {
             }
         };
         let entries = header.l1_entries_for(info.virtual_size);
-        let l1 = table::read_table_u64_be(&*file, l1_table_offset, entries, FIELDS.at("L1 table", at), cx.budget)?;
+        let l1 = match l1_table_offset.checked_add(entries.saturating_mul(8)).filter(|end| *end <= file_len) {
+            None if cx.inspect => {
+                info.warnings.push("the file ends before the L1 table: it is incomplete".into());
+                Vec::new()
+            }
+            _ => table::read_table_u64_be(&*file, l1_table_offset, entries, FIELDS.at("L1 table", at), cx.budget)?,
+        };
         // The disk can be read without these, whatever is wrong with them and however large they are.
         let snapshots = loaded.map_or_else(load_snapshots, Ok);
         info.snapshots_unreadable = snapshots.is_err();

@@ -33,7 +33,9 @@ pub(crate) fn backing_file(cx: &CreateContext<'_>, format: &'static str, max_nam
     if name_len == 0 || name_len as u64 > max_name {
         return Err(invalid("backing_file", format!("invalid name of {name_len} bytes: expected 1 to {max_name}")));
     }
-    if !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
+    // A description cannot be meant as a file name.
+    let is_description = backing.file.as_bytes().starts_with(b"json:");
+    if !is_description && !FileReference::new("backing file", backing.file.clone(), None).is_file_name() {
         let problem = format!("'{0}' is read as a URL, './{0}' is a file", backing.file);
         return Err(invalid("backing_file", problem));
     }

@@ -1,0 +1,259 @@
+//! `qemu-img convert`
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::Arc;
+
+use diskimage::{Converter, Damage, Error, Format, Image};
+
+use super::getopt::Parsed;
+use super::message::{Failed, describe};
+use super::node::{Node, Storage};
+use super::progress::Printer;
+use super::source::{Source, Sources};
+use super::target::{Target, asks_for_help, format_for};
+use super::{Outcome, print};
+use crate::args::key_of_target;
+use crate::convert::SnapshotSelector;
+use crate::signals::Interrupt;
+
+/// The cache modes, and whether written data is durable at the end.
+const CACHES: [(&str, bool); 5] =
+    [("none", true), ("writeback", true), ("writethrough", true), ("directsync", true), ("unsafe", false)];
+
+pub fn run(parsed: &Parsed) -> Outcome {
+    let format_name = parsed.text("target-format").unwrap_or("raw".into());
+    if asks_for_help(parsed.all("target-options")) {
+        return print(&Target::help(format_for(&format_name)?));
+    }
+    let settings = Settings::new(parsed)?;
+    let Some((target_name, source_names)) = parsed.operands.split_last().filter(|(_, sources)| !sources.is_empty())
+    else {
+        return Err(Failed::new("Must specify image file name"));
+    };
+    let interrupt = Interrupt::register()?;
+    let sources = Sources::new(parsed)?;
+    let image = open_all(parsed, &sources, source_names)?;
+
+    let node = match parsed.flag("target-image-opts") {
+        true => Node::from_list(target_name)?,
+        false => Node::named(target_name)?,
+    };
+    let name = target_name.to_string_lossy().into_owned();
+    let Storage::File(path) = &node.storage else {
+        return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
+    };
+    let format = match node.format {
+        Some(format) if parsed.flag("target-image-opts") => format,
+        _ => format_for(&format_name)?,
+    };
+    let mut target = Target::new(format, parsed.all("target-options"))?;
+    target.backing = parsed.text("backing").or_else(|| parsed.text("backing-file")).or(target.backing);
+    target.backing_format = parsed.text("backing-format").or(target.backing_format);
+    check_target(parsed, &target, source_names.len())?;
+
+    let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
+    let bar = printer.clone();
+    let mut options = target.options(image.virtual_size());
+    let secret = match parsed.flag("no-create") {
+        true => sources.secrets().of_target(node.secret.as_deref())?,
+        false => key_of_target(sources.secrets(), format, &mut options)?,
+    };
+    // A format that has no compressed units of its own in this subformat stores them as they are.
+    let compress =
+        parsed.flag("compress") && (format != Format::VMDK || options.value("subformat") == Some("streamOptimized"));
+    let mut converter = Converter::new(format)
+        .options(options)
+        .compress(compress)
+        .sync(settings.durable)
+        .in_place(true)
+        .existing(parsed.flag("no-create"))
+        .salvage(parsed.flag("salvage"))
+        .rate(settings.rate.unwrap_or(0))
+        .cancel(interrupt.flag())
+        .progress(move |progress| bar.update(progress));
+    if let Some(sparse) = settings.sparse {
+        converter = converter.sparse(sparse);
+    }
+    if let Some(threads) = settings.threads {
+        converter = converter.threads(threads);
+    }
+    if let Some(secret) = secret {
+        converter = converter.secret(secret);
+    }
+    if parsed.flag("no-create") && target.backing.is_none() && ![Format::RAW, Format::LUKS].contains(&format) {
+        // The data of an overlay that equals its backing file need not be stored.
+        let existing = sources.file(path.as_os_str(), Some(format.name()))?.inspect()?.info;
+        target.backing = existing.backing.as_ref().map(|backing| backing.name.to_text().into_owned());
+        target.backing_format =
+            existing.backing.and_then(|backing| backing.format).map(|name| name.to_text().into_owned());
+    }
+    if let Some(backing) = target.backing_source(&sources, path)? {
+        let opened = backing.try_open().map_err(|error| {
+            Failed::new(format!(
+                "Could not open '{name}': Could not open backing file: {}",
+                describe(&error, backing.name())
+            ))
+        })?;
+        let stored = target.backing.as_deref().unwrap_or_default();
+        converter = converter.backing(opened, stored);
+    }
+    let report = converter.convert(&image, path).map_err(|error| failure(&error, &name, format, parsed))?;
+    printer.finish();
+    for Damage { range, message, .. } in &report.unreadable.ranges {
+        eprintln!("qemu-img: warning: error while reading offset {}: {message}", range.start);
+    }
+    Ok(0)
+}
+
+/// The values of options.
+struct Settings {
+    durable: bool,
+    sparse: Option<u64>,
+    threads: Option<usize>,
+    rate: Option<u64>,
+}
+
+impl Settings {
+    fn new(parsed: &Parsed) -> Result<Settings, Failed> {
+        let cache = |option: &str, what: &str| match parsed.text(option) {
+            None => Ok(false),
+            Some(mode) => match CACHES.iter().find(|(name, _)| *name == mode) {
+                Some((_, durable)) => Ok(*durable),
+                None => Err(Failed::new(format!("Invalid {what} option: {mode}"))),
+            },
+        };
+        let durable = cache("target-cache", "cache")?;
+        cache("source-cache", "source cache")?;
+        let sparse = match parsed.text("sparse-size") {
+            None => None,
+            Some(text) => match super::size(&text) {
+                Ok(size) if size <= 16 << 20 && size.is_multiple_of(512) => Some(size),
+                _ => {
+                    return Err(Failed::new(
+                        "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. \
+                         Select 0 to disable sparse detection (fully allocates output).",
+                    ));
+                }
+            },
+        };
+        let threads = match parsed.text("parallel").map(|text| text.parse()) {
+            None => None,
+            Some(Ok(threads @ 1..=16)) => Some(threads),
+            Some(_) => {
+                return Err(Failed::new("Invalid number of coroutines specified. Must be between 1 and 16."));
+            }
+        };
+        let rate = match parsed.text("rate") {
+            None => None,
+            Some(text) => {
+                Some(super::size(&text).map_err(|_| Failed::new(format!("Invalid rate limit specified: '{text}'.")))?)
+            }
+        };
+        let (no_create, given) = (parsed.flag("no-create"), |option| parsed.flag(option));
+        let refuse = |problem: &str| Err(Failed::new(problem));
+        if given("copy-range-offloading") {
+            for (option, name) in [("sparse-size", "-S"), ("compress", "-c"), ("salvage", "--salvage")] {
+                if given(option) {
+                    return Err(Failed::new(format!("Cannot enable copy offloading when {name} is used")));
+                }
+            }
+        }
+        if given("target-image-opts") && !no_create {
+            return refuse("--target-image-opts requires use of -n flag");
+        }
+        if given("target-is-zero") && !no_create {
+            return refuse("--target-is-zero requires use of -n flag");
+        }
+        if given("target-options") && no_create {
+            return refuse("-o has no effect when skipping image creation");
+        }
+        Ok(Settings { durable, sparse, threads, rate })
+    }
+}
+
+/// Opens the sources, as one disk.
+fn open_all(parsed: &Parsed, sources: &Sources, names: &[OsString]) -> Result<Image, Failed> {
+    let format = parsed.text("source-format");
+    let mut images = names.iter().map(|name| sources.source(name, format.as_deref()));
+    match parsed.text("source-snapshot") {
+        None => {
+            let mut images = images.map(|source| source?.open()).collect::<Result<Vec<_>, _>>()?;
+            match images.pop() {
+                Some(only) if images.is_empty() => Ok(only),
+                last => Image::concatenate(images.into_iter().chain(last).collect()).map_err(Failed::from),
+            }
+        }
+        Some(_) if names.len() > 1 => Err(Failed::new("No support for concatenating multiple snapshot")),
+        Some(selector) => match images.next() {
+            Some(source) => open_snapshot(source?, &selector),
+            None => Err(Failed::new("Must specify image file name")),
+        },
+    }
+}
+
+fn open_snapshot(source: Source, selector: &str) -> Result<Image, Failed> {
+    let snapshots = source.inspect()?.info.snapshots;
+    let id = match SnapshotSelector::parse(selector)
+        .map_err(|_| Failed::new(format!("Failed in parsing snapshot param '{selector}'")))?
+    {
+        None => selector.to_owned(),
+        Some(selector) => match selector.find(&snapshots) {
+            Some(snapshot) => snapshot.id.to_text().into_owned(),
+            None => return Err(Failed::new("Failed to load snapshot: Can't find snapshot")),
+        },
+    };
+    source.with(|options| options.snapshot(id)).try_open().map_err(|error| match error.root() {
+        Error::Usage(_) => Failed::new("Failed to load snapshot: Can't find snapshot"),
+        _ => Failed::new(format!("Failed to load snapshot: {}", describe(&error, ""))),
+    })
+}
+
+/// Refuses what the format cannot do, in the words of qemu-img.
+fn check_target(parsed: &Parsed, target: &Target, sources: usize) -> Result<(), Failed> {
+    let refuse = |problem: String| Err(Failed::new(problem));
+    let format = target.format;
+    if target.backing.is_some() {
+        if sources > 1 {
+            return refuse(
+                "Having a backing file for the target makes no sense when concatenating multiple input images".into(),
+            );
+        }
+        if !target.takes_backing() {
+            return refuse(format!("Backing file not supported for file format '{}'", format.name()));
+        }
+        if target.backing_format.is_none() && !parsed.flag("no-create") {
+            return refuse("Use of backing file requires explicit backing format".into());
+        }
+    }
+    if parsed.flag("compress") {
+        if !["qcow2", "vmdk", "qcow"].contains(&format.name()) {
+            return refuse("Compression not supported for this file format".into());
+        }
+        if target.option("preallocation").is_some_and(|mode| mode != "off") {
+            return refuse("Compression and preallocation not supported at the same time".into());
+        }
+    }
+    Ok(())
+}
+
+/// The failure of a conversion: of the target, unless a source could not be read.
+fn failure(error: &Error, name: &str, format: Format, parsed: &Parsed) -> Failed {
+    if parsed.flag("no-create") {
+        return match error.root() {
+            Error::Limit { field, .. } if *field == "size of the source" => {
+                Failed::new("output file is smaller than input file")
+            }
+            Error::Io { action, .. } if *action == "opening" => Failed::opening(name, error),
+            _ => Failed::new(format!("{name}: {}", describe(error, name))),
+        };
+    }
+    let problem = match error.root() {
+        Error::Guest { .. } => return Failed::new(describe(error, name)),
+        Error::Usage(problem) if problem.contains("also an input file") => {
+            format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", Path::new(name).display())
+        }
+        _ => super::message::creation_problem(name, error),
+    };
+    Failed::new(format!("{name}: error while converting {}: {problem}", format.name()))
+}

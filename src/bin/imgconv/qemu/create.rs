@@ -1,0 +1,98 @@
+//! `qemu-img create`
+
+use std::path::Path;
+
+use diskimage::Converter;
+
+use super::getopt::Parsed;
+use super::message::{Failed, describe};
+use super::source::Sources;
+use super::target::{Target, asks_for_help, format_for};
+use super::{Outcome, print, size};
+use crate::args::key_of_target;
+use crate::output;
+use crate::signals::Interrupt;
+
+pub fn run(parsed: &Parsed) -> Outcome {
+    let format_name = parsed.text("format").unwrap_or("raw".into());
+    if asks_for_help(parsed.all("options")) {
+        return print(&Target::help(format_for(&format_name)?));
+    }
+    let (name, given_size) = match parsed.operands.as_slice() {
+        [] => return Err(Failed::new("Expecting image file name").see_help("create")),
+        [name] => (name, None),
+        [name, size] => (name, Some(size.to_string_lossy().into_owned())),
+        [_, _, more, ..] => {
+            let problem = format!("Unexpected argument: {}", more.to_string_lossy());
+            return Err(Failed::new(problem).see_help("create"));
+        }
+    };
+    let given_size = given_size.map(|text| self::given_size(&text)).transpose()?;
+    let path = match name.to_str().and_then(|name| name.strip_prefix("file:")) {
+        Some(path) => Path::new(path),
+        None => Path::new(name),
+    };
+    let name = name.to_string_lossy().into_owned();
+    create(parsed, path, &format_name, given_size).map_err(|failed| failed.about(&name))
+}
+
+fn create(parsed: &Parsed, path: &Path, format: &str, given_size: Option<u64>) -> Outcome {
+    let interrupt = Interrupt::register()?;
+    let sources = Sources::new(parsed)?;
+    let mut target = Target::new(format_for(format)?, parsed.all("options"))?;
+    target.backing = parsed.text("backing").or(target.backing);
+    target.backing_format = parsed.text("backing-format").or(target.backing_format);
+    let size = match (given_size, target.take_size()) {
+        (Some(_), Some(_)) => return Err(Failed::new("The image size must be specified only once")),
+        (given, option) => given.or(option),
+    };
+    if target.backing.is_some() && !target.takes_backing() {
+        return Err(Failed::new(format!("Backing file not supported for file format '{format}'")));
+    }
+    let unsafely = parsed.flag("backing-unsafe");
+    let backing = if unsafely { None } else { target.backing_source(&sources, path)? };
+    let backing = match backing {
+        Some(source) => Some(source.try_open().map_err(|error| {
+            Failed::new(format!("{}\nCould not open backing image.", describe(&error, source.name())))
+        })?),
+        None => None,
+    };
+    if target.backing.is_some() && target.backing_format.is_none() {
+        let detected = backing.as_ref().map(|image| format!("\nDetected format of {}.", image.format().name()));
+        let problem = "Backing file specified without backing format";
+        return Err(Failed::new(format!("{problem}{}", detected.unwrap_or_default())));
+    }
+    let size = size.or(backing.as_ref().map(|image| image.virtual_size()));
+    let Some(size) = size else { return Err(Failed::new("Image creation needs a size parameter")) };
+    if !parsed.flag("quiet") {
+        output::print(&format!("{}\n", output::printable(&target.announcement(&path.to_string_lossy(), size))))?;
+    }
+    let mut options = target.options(size);
+    let secret = key_of_target(sources.secrets(), target.format, &mut options)?;
+    if backing.is_none()
+        && let (Some(file), Some(format)) = (&target.backing, &target.backing_format)
+    {
+        options.set("backing_file", file);
+        options.set("backing_fmt", format);
+    }
+    let mut converter =
+        Converter::new(target.format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
+    if let (Some(image), Some(name)) = (backing, &target.backing) {
+        converter = converter.backing(image, name.as_str());
+    }
+    if let Some(secret) = secret {
+        converter = converter.secret(secret);
+    }
+    converter.create(size, path).map_err(|error| Failed::creating(&path.to_string_lossy(), &error))?;
+    Ok(0)
+}
+
+fn given_size(text: &str) -> Result<u64, Failed> {
+    size(text).map_err(|too_large| {
+        let problem = match too_large {
+            true => ". Must be between 0 and 9223372036854775807.".to_owned(),
+            false => format!(": '{text}'."),
+        };
+        Failed::new(format!("Invalid image size specified{problem}"))
+    })
+}

@@ -1,0 +1,161 @@
+//! Messages in the words that callers of qemu-img look for.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use diskimage::{Error, Problem, SecretProblem};
+
+use crate::failure::Failure;
+use crate::output;
+
+/// The name of the program in messages, whatever it is called.
+pub const NAME: &str = "qemu-img";
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failed {
+    exit: u8,
+    program: String,
+    message: String,
+    /// The command whose help is named, or "" for that of the program.
+    help: Option<&'static str>,
+}
+
+impl Failed {
+    pub fn new(message: impl Into<String>) -> Failed {
+        Failed::by(NAME, message)
+    }
+
+    /// A failure that another part of the program reports, such as the parser of options.
+    pub fn by(program: &str, message: impl Into<String>) -> Failed {
+        Failed { exit: 1, program: program.to_owned(), message: message.into(), help: None }
+    }
+
+    /// Points to the help of a command.
+    pub fn see_help(self, command: &'static str) -> Failed {
+        Failed { help: Some(command), ..self }
+    }
+
+    pub fn exit(self, exit: u8) -> Failed {
+        Failed { exit, ..self }
+    }
+
+    /// An image that could not be opened.
+    pub fn opening(name: &str, error: &Error) -> Failed {
+        Failed::new(format!("Could not open '{name}': {}", describe(error, name)))
+    }
+
+    /// An image that could not be created.
+    pub fn creating(name: &str, error: &Error) -> Failed {
+        Failed::new(creation_problem(name, error))
+    }
+
+    /// Names the image that the failure is about.
+    pub fn about(mut self, name: &str) -> Failed {
+        if self.help.is_none() {
+            self.message = format!("{name}: {}", self.message);
+        }
+        self
+    }
+
+    pub fn report(self) -> ExitCode {
+        // A closed standard error cannot be reported anywhere.
+        let _ = io::stderr().write_all(format!("{self}\n").as_bytes());
+        ExitCode::from(self.exit)
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<_> = self.message.split('\n').map(output::printable).collect();
+        write!(f, "{}: {}", self.program, lines.join("\n"))?;
+        match self.help {
+            None => Ok(()),
+            Some("") => write!(f, "\nTry '{NAME} --help' for more info"),
+            Some(command) => write!(f, "\nTry '{NAME} {command} --help' for more info"),
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Failed {
+        Failed::new(describe(&error, ""))
+    }
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Failed {
+        Failed::new(failure.message())
+    }
+}
+
+/// The error in the words of qemu-img, where callers look for them. `name` is that of the image, whose file it may be in.
+pub fn describe(error: &Error, name: &str) -> String {
+    match error {
+        Error::File { path, cause } => {
+            let is_other = path != Path::new(name);
+            match &**cause {
+                inner @ Error::File { .. } => format!("Could not open backing file: {}", describe(inner, "")),
+                Error::Io { cause, action, .. } if *action == "opening" => {
+                    format!("Could not open '{}': {}", path.display(), system(cause))
+                }
+                Error::InUse { for_writing } => in_use(path, *for_writing),
+                inner if is_other && !name.is_empty() => {
+                    format!("Could not open '{}': {}", path.display(), describe(inner, ""))
+                }
+                inner => describe(inner, name),
+            }
+        }
+        Error::NotReplaceable { cause } => describe(cause, name),
+        Error::Io { cause, action, .. } if cause.raw_os_error().is_some() && *action != "opening" => {
+            format!("{action}: {}", system(cause))
+        }
+        Error::Io { cause, .. } => system(cause),
+        Error::InUse { for_writing } => in_use(Path::new(name), *for_writing),
+        Error::UnknownFormat(name) => format!("Unknown driver '{name}'"),
+        Error::Secret { problem: SecretProblem::Missing, .. } => {
+            "Parameter 'encrypt.key-secret' is required for cipher".to_owned()
+        }
+        Error::Corrupt(fault)
+            if is_signature(&fault.field)
+                && matches!(fault.problem, Problem::Rule { .. } | Problem::Missing | Problem::Truncated) =>
+        {
+            format!("Image is not in {} format", fault.format)
+        }
+        error => error.to_string(),
+    }
+}
+
+/// Why an image could not be created.
+pub fn creation_problem(name: &str, error: &Error) -> String {
+    match error.root() {
+        Error::Io { cause, action, .. } if action.contains("creating") || action.contains("opening") => {
+            format!("Could not create '{name}': {}", system(cause))
+        }
+        Error::Option { name: option, problem, .. } if option == "preallocation" => {
+            let mode = problem.split('"').nth(1).unwrap_or_default();
+            match ["off", "metadata", "falloc", "full"].contains(&mode) {
+                true => format!("Unsupported preallocation mode: {mode}"),
+                false => format!("Parameter 'preallocation' does not accept value '{mode}'"),
+            }
+        }
+        _ => describe(error, name),
+    }
+}
+
+fn is_signature(field: &str) -> bool {
+    ["magic", "signature", "cookie"].iter().any(|word| field.contains(word))
+}
+
+fn in_use(path: &Path, for_writing: bool) -> String {
+    let lock = if for_writing { "shared \"write\"" } else { "\"write\"" };
+    format!("Failed to get {lock} lock\nIs another process using the image [{}]?", path.display())
+}
+
+/// The message of the system, without its number.
+pub fn system(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error ").map_or(text.as_str(), |(message, _)| message).to_owned()
+}

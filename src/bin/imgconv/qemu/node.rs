@@ -1,0 +1,261 @@
+//! Names of images: file names, `PROTOCOL:…`, `json:{…}` and lists of options.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use diskimage::{Format, Options, parse_size};
+use serde_json::Value;
+
+use super::message::Failed;
+
+/// What a name stands for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// The format, unless it is to be detected.
+    pub format: Option<Format>,
+    pub storage: Storage,
+    /// The range of the storage that is the image: offset, and length unless it is the rest.
+    pub window: Option<(u64, Option<u64>)>,
+    /// ID of the secret.
+    pub secret: Option<String>,
+    /// The file of a detached header.
+    pub header: Option<PathBuf>,
+    pub force_share: bool,
+}
+
+/// Where the bytes of an image are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Storage {
+    File(PathBuf),
+    /// As many zeros.
+    Null(u64),
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Storage::File(PathBuf::new())
+    }
+}
+
+/// The size of `null-co` by default, as in qemu-img.
+const NULL_SIZE: u64 = 1 << 30;
+
+/// Options that change neither what is read nor where it is.
+const HARMLESS: [&str; 17] = [
+    "aio",
+    "auto-read-only",
+    "cache",
+    "detect-zeroes",
+    "discard",
+    "drop-cache",
+    "l2-cache",
+    "lazy-refcounts",
+    "latency-ns",
+    "locking",
+    "node-name",
+    "overlap-check",
+    "pass-discard",
+    "pr-manager",
+    "read-only",
+    "read-zeroes",
+    "refcount-cache",
+];
+
+impl Node {
+    /// The image with this name.
+    pub fn named(name: &OsStr) -> Result<Node, Failed> {
+        let Some(text) = name.to_str() else { return Ok(Node::file(name)) };
+        if let Some(json) = text.strip_prefix("json:") {
+            return Node::from_options(flatten(json)?);
+        }
+        // As in qemu: a colon after a slash is a part of the path.
+        let Some((protocol, rest)) = text.split_once(':').filter(|(before, _)| !before.contains('/')) else {
+            return Ok(Node::file(name));
+        };
+        match protocol {
+            "file" | "host_device" | "host_cdrom" => Ok(Node::file(OsStr::new(rest))),
+            "null-co" | "null-aio" => {
+                Ok(Node { storage: Storage::Null(NULL_SIZE), format: Some(Format::RAW), ..Node::default() })
+            }
+            other => Err(Failed::new(format!("Could not open '{text}': Unknown protocol '{other}'"))),
+        }
+    }
+
+    /// The image that a list of options describes.
+    pub fn from_list(list: &OsStr) -> Result<Node, Failed> {
+        let mut options = Options::new();
+        options.add_list(&list.to_string_lossy());
+        let pairs = options.names().map(|name| (name.to_owned(), options.value(name).unwrap_or_default().to_owned()));
+        Node::from_options(pairs.collect())
+    }
+
+    fn file(name: &OsStr) -> Node {
+        Node { storage: Storage::File(name.into()), ..Node::default() }
+    }
+
+    fn from_options(mut options: Vec<(String, String)>) -> Result<Node, Failed> {
+        let mut node = Node::default();
+        let mut prefix = String::new();
+        loop {
+            let mut take = |key: &str| {
+                let key = format!("{prefix}{key}");
+                options.iter().position(|(other, _)| *other == key).map(|at| options.swap_remove(at).1)
+            };
+            let driver = take("driver");
+            node.secret = node.secret.or_else(|| take("key-secret").or_else(|| take("encrypt.key-secret")));
+            take("encrypt.format");
+            node.force_share |= take("force-share").is_some_and(|value| ["on", "true", "yes"].contains(&&*value));
+            node.header = node.header.or_else(|| {
+                take("header.driver");
+                take("header.filename").or_else(|| take("header.file.filename")).map(PathBuf::from)
+            });
+            match driver.as_deref() {
+                Some("null-co" | "null-aio") => {
+                    node.storage = Storage::Null(take("size").map_or(Ok(NULL_SIZE), |size| number(&size))?);
+                    node.format = node.format.or(Some(Format::RAW));
+                    break;
+                }
+                Some("raw") if node.format.is_some_and(|format| format == Format::RAW) => {
+                    return Err(Failed::new("raw over raw is not supported by imgconv"));
+                }
+                Some("raw") => {
+                    let (offset, size) = (take("offset"), take("size"));
+                    if offset.is_some() || size.is_some() {
+                        let offset = offset.map_or(Ok(0), |offset| number(&offset))?;
+                        node.window = Some((offset, size.map(|size| number(&size)).transpose()?));
+                    }
+                    node.format = node.format.or(Some(Format::RAW));
+                }
+                Some("file" | "host_device" | "host_cdrom") => {
+                    node.storage = Storage::File(take("filename").unwrap_or_default().into());
+                    // A protocol without a format is a raw disk.
+                    node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
+                    break;
+                }
+                Some(name) => {
+                    let format = Format::by_name(name).map_err(|_| Failed::new(format!("Unknown driver '{name}'")))?;
+                    if let Some(outer) = node.format {
+                        let problem = format!("{} over {name} is not supported by imgconv", outer.name());
+                        return Err(Failed::new(problem));
+                    }
+                    node.format = Some(format);
+                }
+                None => {}
+            }
+            if let Some(name) = take("filename") {
+                let inner = Node::named(OsStr::new(&name))?;
+                node.storage = inner.storage;
+                node.format = node.format.or(inner.format);
+                break;
+            }
+            if prefix.len() > 5 * 8 || !options.iter().any(|(key, _)| key.starts_with(&format!("{prefix}file."))) {
+                return Err(Failed::new("A block device must be specified for \"file\""));
+            }
+            prefix.push_str("file.");
+        }
+        match options.iter().find(|(key, _)| !is_harmless(key)) {
+            Some((key, _)) => Err(Failed::new(format!("option '{key}' of an image is not supported by imgconv"))),
+            None => Ok(node),
+        }
+    }
+}
+
+fn is_harmless(key: &str) -> bool {
+    let mut key = key;
+    while let Some(inner) = key.strip_prefix("file.") {
+        key = inner;
+    }
+    HARMLESS.iter().any(|harmless| key.starts_with(harmless))
+}
+
+fn number(text: &str) -> Result<u64, Failed> {
+    parse_size(text).map_err(|_| Failed::new(format!("Parameter 'size' expects a size, not '{text}'")))
+}
+
+/// The options of a JSON object, with the names of nested ones joined by dots.
+fn flatten(json: &str) -> Result<Vec<(String, String)>, Failed> {
+    let value = serde_json::from_str(json).map_err(|_| Failed::new("Could not parse the JSON options"))?;
+    let mut options = Vec::new();
+    add(&mut options, "", &value)?;
+    Ok(options)
+}
+
+fn add(options: &mut Vec<(String, String)>, name: &str, value: &Value) -> Result<(), Failed> {
+    let text = match value {
+        Value::Object(members) => {
+            let dot = if name.is_empty() { "" } else { "." };
+            return members.iter().try_for_each(|(key, value)| add(options, &format!("{name}{dot}{key}"), value));
+        }
+        Value::String(text) => text.clone(),
+        Value::Bool(value) => (if *value { "on" } else { "off" }).to_owned(),
+        Value::Number(number) => number.to_string(),
+        Value::Null | Value::Array(_) => {
+            return Err(Failed::new(format!("option '{name}' of an image is not supported by imgconv")));
+        }
+    };
+    options.push((name.to_owned(), text));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str) -> Result<Node, String> {
+        Node::named(OsStr::new(name)).map_err(|failed| failed.to_string())
+    }
+
+    fn file(path: &str) -> Node {
+        Node::file(OsStr::new(path))
+    }
+
+    #[test]
+    fn names() {
+        for (name, path) in [
+            ("a", "a"),
+            ("./a:b", "./a:b"),
+            ("file:a:b", "a:b"),
+            ("file:///a", "///a"),
+            ("host_device:/dev/x", "/dev/x"),
+        ] {
+            assert_eq!(named(name), Ok(file(path)), "{name}");
+        }
+        assert_eq!(named("null-co://").unwrap().storage, Storage::Null(1 << 30));
+        assert!(named("rbd:pool/x").unwrap_err().ends_with("Unknown protocol 'rbd'"));
+    }
+
+    #[test]
+    fn descriptions() {
+        let qcow2 = Node { format: Some(Format::QCOW2), ..file("a") };
+        for name in [
+            r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}"#,
+            r#"json:{"driver":"qcow2","file.filename":"a","cache":{"direct":true},"file.locking":"off"}"#,
+        ] {
+            assert_eq!(named(name), Ok(Node { format: Some(Format::QCOW2), ..file("a") }), "{name}");
+        }
+        let list = |list: &str| Node::from_list(OsStr::new(list)).map_err(|failed| failed.to_string());
+        assert_eq!(list("driver=qcow2,file.driver=file,file.filename=a"), Ok(qcow2));
+        assert_eq!(list("file.filename=a,,b"), Ok(file("a,b")));
+        assert_eq!(
+            list("driver=raw,offset=1M,size=512,file.filename=a"),
+            Ok(Node { format: Some(Format::RAW), window: Some((1 << 20, Some(512))), ..file("a") })
+        );
+        assert_eq!(
+            list("driver=qcow2,file.driver=raw,file.offset=512,file.file.filename=a"),
+            Ok(Node { format: Some(Format::QCOW2), window: Some((512, None)), ..file("a") })
+        );
+        assert_eq!(
+            list("driver=luks,key-secret=s,file.filename=a"),
+            Ok(Node { format: Some(Format::LUKS), secret: Some("s".into()), ..file("a") })
+        );
+        assert_eq!(list("driver=null-co,size=4k").unwrap().storage, Storage::Null(4096));
+        for (text, reason) in [
+            ("driver=qcow2", "must be specified"),
+            ("driver=nope,file.filename=a", "Unknown driver 'nope'"),
+            ("driver=qcow2,file.driver=vmdk,file.file.filename=a", "qcow2 over vmdk"),
+            ("driver=qcow2,file.filename=a,backing.file.filename=b", "backing.file.filename"),
+        ] {
+            assert!(list(text).unwrap_err().contains(reason), "{text}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `-p`: the progress as callers of qemu-img parse it.
+
+use std::io::{self, Write};
+use std::sync::Mutex;
+
+use diskimage::Progress;
+
+/// Prints `    (45.34/100%)` and a carriage return, at most every second, and at the end.
+pub struct Printer(Option<Mutex<Shown>>);
+
+#[derive(Default)]
+struct Shown {
+    /// The last hundredth of a percent.
+    last: Option<u64>,
+}
+
+/// Hundredths of a percent between two lines.
+const STEP: u64 = 100;
+
+impl Printer {
+    pub fn new(on: bool) -> Printer {
+        let printer = Printer(on.then(Mutex::default));
+        printer.show(0);
+        printer
+    }
+
+    pub fn update(&self, progress: Progress) {
+        self.show(
+            u64::try_from(u128::from(progress.done) * 10_000 / u128::from(progress.total.max(1))).unwrap_or(10_000),
+        );
+    }
+
+    /// Everything is done, and results can be printed.
+    pub fn complete(&self) {
+        self.show(10_000);
+    }
+
+    /// Ends the line.
+    pub fn finish(&self) {
+        if self.0.is_some() {
+            self.complete();
+            // As for every progress: a closed standard output is no failure.
+            let _ = io::stdout().write_all(b"\n");
+            let _ = io::stdout().flush();
+        }
+    }
+
+    fn show(&self, hundredths: u64) {
+        let Some(shown) = &self.0 else { return };
+        let Ok(mut shown) = shown.lock() else { return };
+        let is_due = match shown.last {
+            None => true,
+            Some(last) => hundredths >= last + STEP || (hundredths == 10_000 && last != 10_000),
+        };
+        if is_due {
+            shown.last = Some(hundredths);
+            let _ = write!(io::stdout(), "    ({:.2}/100%)\r", hundredths as f64 / 100.0);
+            let _ = io::stdout().flush();
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The images that a command reads.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use diskimage::io::{self, FileSource, ReadAt};
+use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
+
+use super::getopt::Parsed;
+use super::message::Failed;
+use super::node::{Node, Storage};
+use super::secrets;
+use crate::secrets::SecretArgs;
+
+/// How the images of a command line are opened.
+pub struct Sources {
+    secrets: SecretArgs,
+    force_share: bool,
+    image_opts: bool,
+}
+
+/// An image that can be opened.
+pub struct Source {
+    options: OpenOptions,
+    at: At,
+    /// As in messages.
+    name: String,
+}
+
+enum At {
+    Path(PathBuf),
+    Storage(Arc<dyn ReadAt>),
+}
+
+impl Sources {
+    pub fn new(parsed: &Parsed) -> Result<Sources, Failed> {
+        let image_opts = parsed.flag("image-opts") || parsed.flag("source-image-opts");
+        Ok(Sources { secrets: secrets::of(parsed)?, force_share: parsed.flag("force-share"), image_opts })
+    }
+
+    pub fn secrets(&self) -> &SecretArgs {
+        &self.secrets
+    }
+
+    /// The image called `name`, in this format unless it is to be detected.
+    pub fn source(&self, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
+        let node = match self.image_opts {
+            true if format.is_some() => return Err(Failed::new("--image-opts and --format are mutually exclusive")),
+            true => Node::from_list(name)?,
+            false => Node::named(name)?,
+        };
+        self.of_node(node, name, format)
+    }
+
+    /// A file that is named without options, such as a backing file.
+    pub fn file(&self, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
+        self.of_node(Node::named(name)?, name, format)
+    }
+
+    fn of_node(&self, node: Node, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
+        let name = match &node.storage {
+            Storage::File(path) if !name.to_string_lossy().starts_with("json:") => path.to_string_lossy().into_owned(),
+            _ => name.to_string_lossy().into_owned(),
+        };
+        let format = match format {
+            Some(format) => Some(
+                format_named(format)
+                    .map_err(|unknown| Failed::new(format!("Could not open '{name}': Unknown driver '{unknown}'")))?,
+            ),
+            None => node.format,
+        };
+        let options = OpenOptions::new()
+            .force_share(self.force_share || node.force_share)
+            .reference_policy(ReferencePolicy::Any)
+            .detect_as_qemu(true);
+        let options = self.secrets.add_to(options, node.secret.as_deref())?;
+        let options = match format {
+            Some(format) => options.format(format),
+            None => options,
+        };
+        let options = match node.header {
+            Some(header) => options.detached_header(header),
+            None => options,
+        };
+        let at = match (node.storage, node.window) {
+            (Storage::File(path), None) => At::Path(path),
+            (Storage::File(path), Some((offset, len))) => {
+                let file = FileSource::open(&path).map_err(Error::io("opening", None));
+                let file = file.map_err(|error| Failed::opening(&name, &error.in_file(&path)))?;
+                At::Storage(part(Arc::new(file), offset, len)?)
+            }
+            (Storage::Null(size), window) => {
+                let (offset, len) = window.unwrap_or((0, None));
+                At::Storage(part(io::zeros(size), offset, len)?)
+            }
+        };
+        Ok(Source { options, at, name })
+    }
+}
+
+/// The format called `name`, or the name if there is none. Protocols that are formats in qemu-img are raw.
+pub fn format_named(name: &str) -> Result<Format, String> {
+    match name {
+        "file" | "host_device" | "host_cdrom" => Ok(Format::RAW),
+        name => Format::by_name(name).map_err(|_| name.to_owned()),
+    }
+}
+
+/// A range of a file as a file.
+fn part(file: Arc<dyn ReadAt>, offset: u64, len: Option<u64>) -> Result<Arc<dyn ReadAt>, Failed> {
+    let size = file.size().map_err(Error::io("reading the size", None))?;
+    let rest = size.checked_sub(offset).ok_or_else(|| Failed::new("Offset exceeds the size of the file"))?;
+    match len.unwrap_or(rest) {
+        len if len <= rest => Ok(io::range_of(file, offset..offset.saturating_add(len))),
+        _ => Err(Failed::new("The sum of offset and size exceeds the size of the file")),
+    }
+}
+
+impl Source {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Changes the options.
+    pub fn with(mut self, change: impl FnOnce(OpenOptions) -> OpenOptions) -> Source {
+        self.options = change(self.options);
+        self
+    }
+
+    pub fn open(&self) -> Result<Image, Failed> {
+        self.try_open().map_err(|error| Failed::opening(&self.name, &error))
+    }
+
+    pub fn try_open(&self) -> Result<Image, Error> {
+        match &self.at {
+            At::Path(path) => self.options.open(path),
+            At::Storage(storage) => self.options.open_source(storage.clone()),
+        }
+    }
+
+    /// The properties of the image.
+    pub fn inspect(&self) -> Result<Inspection, Failed> {
+        // Other files are opened as far as that is possible: info shows what there is.
+        let inspected = match &self.at {
+            At::Path(path) => self.options.inspect(path),
+            At::Storage(storage) => self.options.inspect_source(storage.clone()),
+        };
+        inspected.map_err(|error| Failed::opening(&self.name, &error))
+    }
+
+    /// The properties of the image and of its backing files.
+    pub fn inspect_chain(&self) -> Result<Vec<Inspection>, Failed> {
+        match &self.at {
+            At::Path(path) => self.options.inspect_chain(path).map_err(|error| Failed::opening(&self.name, &error)),
+            At::Storage(_) => Ok(vec![self.inspect()?]),
+        }
+    }
+
+    pub fn check(&self) -> Result<CheckReport, Error> {
+        match &self.at {
+            At::Path(path) => self.options.check(path),
+            At::Storage(storage) => self.options.check_source(storage.clone()),
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! The commands and options of qemu-img, and what becomes of each here and in the other command line.
+//!
+//! The help is made from this table, and so is the section "Coming from qemu-img" of the README.
+
+use std::fmt::Write as _;
+
+use super::getopt::Parsed;
+use super::{Outcome, check, compare, convert, create, dd, info, map, measure, refused, snapshot};
+
+/// A command of qemu-img.
+pub struct Command {
+    pub name: &'static str,
+    pub purpose: &'static str,
+    /// The words that are not options.
+    pub operands: &'static str,
+    rows: &'static [Row],
+    pub run: fn(&Parsed) -> Outcome,
+    /// What `imgconv` has in its place, where that differs.
+    pub imgconv: &'static str,
+}
+
+/// An option.
+#[derive(Debug)]
+pub struct Row {
+    pub short: Option<char>,
+    pub long: &'static str,
+    /// What its value is called, or "" for a switch.
+    pub value: &'static str,
+    help: &'static str,
+    pub note: Note,
+    /// The option of `imgconv`, or what it does instead, where that differs.
+    imgconv: &'static str,
+}
+
+/// What an option does here, compared with qemu-img.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    Same,
+    /// Accepted; it asks for what is done anyway, or for nothing that the result shows.
+    NoEffect(&'static str),
+    Differs(&'static str),
+    Refused(&'static str),
+}
+
+const fn row(short: char, long: &'static str, value: &'static str, help: &'static str) -> Row {
+    let short = if short == ' ' { None } else { Some(short) };
+    Row { short, long, value, help, note: Note::Same, imgconv: "" }
+}
+
+impl Row {
+    const fn note(self, note: Note) -> Row {
+        Row { note, ..self }
+    }
+
+    const fn imgconv(self, imgconv: &'static str) -> Row {
+        Row { imgconv, ..self }
+    }
+}
+
+const HELP: Row = row('h', "help", "", "print this help");
+const QUIET: Row = row('q', "quiet", "", "print errors only");
+const PROGRESS: Row = row('p', "progress", "", "print the progress in percent to standard output")
+    .imgconv("a bar on standard error, if that is a terminal");
+const SHARE: Row = row('U', "force-share", "", "open the image even if another program writes to it");
+const OBJECT: Row = row(' ', "object", "OBJDEF", "a secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT");
+const IMAGE_OPTS: Row =
+    row(' ', "image-opts", "", "the name of the image is a list of options: driver=FMT,file.filename=PATH");
+const OUTPUT: Row = row(' ', "output", "human|json", "style of the output");
+const CACHE: Note = Note::NoEffect("the page cache is used");
+const SOURCE_CACHE: Row = row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE);
+const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE);
+
+pub static COMMANDS: &[Command] = &[
+    Command {
+        name: "amend",
+        purpose: "change options of an image",
+        operands: "FILENAME",
+        rows: &[],
+        run: refused,
+        imgconv: "refused",
+    },
+    Command {
+        name: "bench",
+        purpose: "measure the speed of an image",
+        operands: "FILENAME",
+        rows: &[],
+        run: refused,
+        imgconv: "refused: fio measures what a program sees",
+    },
+    Command {
+        name: "bitmap",
+        purpose: "change the bitmaps of an image",
+        operands: "FILENAME BITMAP",
+        rows: &[],
+        run: refused,
+        imgconv: "refused",
+    },
+    Command {
+        name: "check",
+        purpose: "check the metadata of an image",
+        operands: "FILENAME",
+        rows: &[
+            HELP,
+            QUIET,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            CACHE_READ,
+            SHARE,
+            OUTPUT,
+            row('r', "repair", "leaks|all", "repair the image").note(Note::Refused("nothing is repaired")),
+            OBJECT,
+        ],
+        run: check::run,
+        imgconv: "also checks vpc, qcow, dmg and others",
+    },
+    Command {
+        name: "commit",
+        purpose: "write the data of an overlay into its backing file",
+        operands: "FILENAME",
+        rows: &[],
+        run: refused,
+        imgconv: "refused",
+    },
+    Command {
+        name: "compare",
+        purpose: "compare the contents of two images",
+        operands: "FILENAME1 FILENAME2",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "a-format", "FMT", "format of FILENAME1"),
+            row('F', "b-format", "FMT", "format of FILENAME2"),
+            IMAGE_OPTS,
+            row('s', "strict", "", "the sizes and what is allocated have to be equal, too")
+                .imgconv("the sizes have to be equal"),
+            CACHE_READ,
+            SHARE,
+            OBJECT,
+        ],
+        run: compare::run,
+        imgconv: "",
+    },
+    Command {
+        name: "convert",
+        purpose: "convert an image to another format",
+        operands: "SRC_FILENAME [SRC_FILENAME2 [...]] TGT_FILENAME",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "source-format", "SRC_FMT", "format of the sources"),
+            row(' ', "source-image-opts", "", "the sources are lists of options"),
+            row(' ', "image-opts", "", "as --source-image-opts"),
+            row(
+                'l',
+                "source-snapshot",
+                "SNAPSHOT",
+                "read this snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME",
+            ),
+            SOURCE_CACHE,
+            row('O', "target-format", "TGT_FMT", "format of the target [default: raw]")
+                .imgconv("default: from the extension of the target"),
+            row(' ', "target-image-opts", "", "the target is a list of options; needs -n"),
+            row('o', "target-options", "K=V,...", "options of the target format; -o help lists them"),
+            row('c', "compress", "", "compress the guest data"),
+            row('t', "target-cache", "CACHE", "cache mode of the target [default: unsafe]")
+                .note(Note::Differs("every mode but unsafe syncs the target at the end; the page cache is used"))
+                .imgconv("the target is synced, unless --no-sync is given"),
+            row('B', "backing", "FILE", "backing file of the target"),
+            row('b', "backing-file", "FILE", "as -B"),
+            row('F', "backing-format", "FMT", "format of the backing file"),
+            row('n', "no-create", "", "write into an existing target"),
+            row(' ', "target-is-zero", "", "the target reads as zeros; needs -n"),
+            row('S', "sparse-size", "SIZE", "omit runs of zeros of at least SIZE [default: 4k]"),
+            row(' ', "bitmaps", "", "copy the bitmaps of the source")
+                .note(Note::Refused("bitmaps are not copied yet"))
+                .imgconv("not copied"),
+            row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones")
+                .note(Note::Refused("bitmaps are not copied yet"))
+                .imgconv("not copied"),
+            SHARE,
+            row('r', "rate", "RATE", "limit of bytes per second"),
+            row('m', "parallel", "N", "number of threads")
+                .note(Note::Differs("threads, not coroutines; the result is the same")),
+            row('C', "copy-range-offloading", "", "copy within the file system where it can")
+                .note(Note::NoEffect("data is read and written")),
+            row(' ', "salvage", "", "read what can be read of a damaged source")
+                .note(Note::Differs("what is unreadable is listed; exit code 0")),
+            row('W', "oob-writes", "", "write out of order")
+                .note(Note::NoEffect("all threads write, whatever the order")),
+            OBJECT,
+        ],
+        run: convert::run,
+        imgconv: "the target is replaced atomically, or written in place with --in-place",
+    },
+    Command {
+        name: "create",
+        purpose: "create an empty image or an overlay",
+        operands: "FILENAME [SIZE]",
+        rows: &[
+            HELP,
+            QUIET,
+            row('f', "format", "FMT", "format of the image [default: raw]").imgconv("default: from the extension"),
+            row('o', "options", "K=V,...", "options of the format; -o help lists them"),
+            row('b', "backing", "FILE", "backing file"),
+            row('F', "backing-format", "FMT", "format of the backing file").imgconv("default: detected"),
+            row('u', "backing-unsafe", "", "do not open the backing file"),
+            OBJECT,
+        ],
+        run: create::run,
+        imgconv: "",
+    },
+    Command {
+        name: "dd",
+        purpose: "copy a part of an image",
+        operands: "if=INPUT of=OUTPUT [bs=SIZE] [count=N] [skip=N]",
+        rows: &[
+            HELP,
+            row('f', "format", "FMT", "format of INPUT"),
+            IMAGE_OPTS,
+            row('O', "output-format", "FMT", "format of OUTPUT [default: raw]"),
+            SHARE,
+            OBJECT,
+        ],
+        run: dd::run,
+        imgconv: "none: convert reads a window of an image with --image-opts",
+    },
+    Command {
+        name: "info",
+        purpose: "show properties of an image",
+        operands: "FILENAME",
+        rows: &[
+            HELP,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('b', "backing-chain", "", "show the backing files, too"),
+            SHARE,
+            OBJECT,
+            row(' ', "limits", "", "show limits of block devices")
+                .note(Note::NoEffect("files have none"))
+                .imgconv("none"),
+            OUTPUT,
+        ],
+        run: info::run,
+        imgconv: "shows more: compression, packages, warnings, properties of every format",
+    },
+    Command {
+        name: "map",
+        purpose: "show which ranges of an image hold data",
+        operands: "FILENAME",
+        rows: &[
+            HELP,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('s', "start-offset", "OFFSET", "start here").imgconv("none"),
+            row('l', "max-length", "LENGTH", "show this many bytes").imgconv("none"),
+            OUTPUT,
+            SHARE,
+            OBJECT,
+        ],
+        run: map::run,
+        imgconv: "",
+    },
+    Command {
+        name: "measure",
+        purpose: "calculate the size of the file of a new image",
+        operands: "[--size SIZE | FILENAME]",
+        rows: &[
+            HELP,
+            row('O', "target-format", "FMT", "format of the new image [default: raw]"),
+            row('o', "target-options", "K=V,...", "options of the new image"),
+            row('s', "size", "SIZE", "disk size"),
+            row('f', "format", "FMT", "format of FILENAME"),
+            IMAGE_OPTS,
+            row('l', "snapshot", "SNAPSHOT", "measure this snapshot"),
+            OUTPUT,
+            SHARE,
+            OBJECT,
+        ],
+        run: measure::run,
+        imgconv: "measures every format",
+    },
+    Command {
+        name: "rebase",
+        purpose: "change the backing file of an overlay",
+        operands: "FILENAME",
+        rows: &[],
+        run: refused,
+        imgconv: "refused",
+    },
+    Command {
+        name: "resize",
+        purpose: "change the size of an image",
+        operands: "FILENAME SIZE",
+        rows: &[],
+        run: refused,
+        imgconv: "refused",
+    },
+    Command {
+        name: "snapshot",
+        purpose: "list the snapshots of an image",
+        operands: "FILENAME",
+        rows: &[
+            HELP,
+            QUIET,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            SHARE,
+            OBJECT,
+            row('l', "list", "", "list the snapshots (the default)").imgconv("has to be given"),
+            row('c', "create", "NAME", "create a snapshot").note(WRITES),
+            row('a', "apply", "SNAPSHOT", "go back to a snapshot").note(WRITES),
+            row('d', "delete", "SNAPSHOT", "delete a snapshot").note(WRITES),
+        ],
+        run: snapshot::run,
+        imgconv: "",
+    },
+];
+
+const WRITES: Note = Note::Refused("images are not changed in place");
+
+impl Command {
+    /// The options.
+    pub fn rows(&self) -> impl Iterator<Item = &'static Row> {
+        self.rows.iter()
+    }
+
+    /// The help of the command.
+    pub fn help(&self) -> String {
+        let mut text =
+            format!("{}\n\nUsage: qemu-img {} [OPTIONS] {}\n\nOptions:\n", self.purpose, self.name, self.operands);
+        for row in self.rows {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "  {}\n     {}{}", row.name(), row.help, row.note.text());
+        }
+        text
+    }
+}
+
+impl Row {
+    /// As in `-f, --format FMT`.
+    fn name(&self) -> String {
+        let short = self.short.map_or(String::new(), |short| format!("-{short}, "));
+        let value = if self.value.is_empty() { String::new() } else { format!(" {}", self.value) };
+        format!("{short}--{}{value}", self.long)
+    }
+}
+
+impl Note {
+    fn text(self) -> String {
+        match self {
+            Note::Same => String::new(),
+            Note::NoEffect(why) => format!(" (no effect: {why})"),
+            Note::Differs(how) => format!(" (differs: {how})"),
+            Note::Refused(why) => format!(" (refused: {why})"),
+        }
+    }
+}
+
+/// The help of the program.
+pub fn overview() -> String {
+    let mut text = format!(
+        "{}The command line of qemu-img, as imgconv takes it.\n\nUsage: qemu-img COMMAND [OPTIONS] ...\n\nCommands:\n",
+        super::version()
+    );
+    for command in COMMANDS {
+        let _ = writeln!(text, "  {} - {}", command.name, command.purpose);
+    }
+    let formats: Vec<_> = diskimage::Format::all().map(|format| format.name()).collect();
+    let _ =
+        write!(text, "\nFormats: {}\n\nqemu-img COMMAND --help shows the options of a command.\n", formats.join(" "));
+    text
+}
