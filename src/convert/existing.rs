@@ -37,12 +37,12 @@ impl Converter {
             return unsupported("with data beyond the end of the source");
         }
         let backing = match (&self.backing, &info.backing) {
-            (None, None) => None,
+            // Without one, all data is stored.
+            (_, None) => None,
             (Some(backing), Some(stated)) => Some(Backing { name: stated.name.clone(), ..backing.clone() }),
             (None, Some(_)) => {
                 return Err(Error::Usage("the existing image is an overlay, and its backing file is not given".into()));
             }
-            (Some(_), None) => return Err(Error::Usage("the existing image has no backing file".into())),
         };
         let options = self.options_of(info);
         Ok((Converter { options, backing, existing: false, in_place: true, ..self.clone() }, info.virtual_size))

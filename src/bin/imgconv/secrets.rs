@@ -25,6 +25,10 @@ pub struct SecretArgs {
     #[arg(long = "secret-file", value_name = "PATH", verbatim_doc_comment)]
     files: Vec<PathBuf>,
 
+    /// Whether nothing is said about secrets on the command line.
+    #[arg(skip)]
+    quiet: bool,
+
     #[arg(skip)]
     loaded: OnceCell<Vec<Named>>,
 }
@@ -48,11 +52,8 @@ struct Named {
 impl SecretArgs {
     /// The secrets of these descriptions, as for `--object`.
     pub fn of_objects(objects: impl Iterator<Item = String>) -> SecretArgs {
-        SecretArgs {
-            objects: objects.map(|object| Text(Secret::new(object))).collect(),
-            files: Vec::new(),
-            loaded: OnceCell::new(),
-        }
+        let objects = objects.map(|object| Text(Secret::new(object))).collect();
+        SecretArgs { objects, files: Vec::new(), quiet: true, loaded: OnceCell::new() }
     }
 
     /// Adds all secrets to the options for opening an image, the one called `first` before the others.
@@ -88,7 +89,7 @@ impl SecretArgs {
         }
         let mut all: Vec<Named> = Vec::new();
         for Text(object) in &self.objects {
-            let named = Named::parse(&String::from_utf8_lossy(object.as_bytes()))?;
+            let named = Named::parse(&String::from_utf8_lossy(object.as_bytes()), self.quiet)?;
             if all.iter().any(|other| other.id == named.id) {
                 return Err(Failure::usage(format!(
                     "--object: the ID {:?} is given twice",
@@ -106,7 +107,7 @@ impl SecretArgs {
 
 impl Named {
     /// Parses the argument of `--object`. No message has the secret.
-    fn parse(object: &str) -> Result<Named, Failure> {
+    fn parse(object: &str, quiet: bool) -> Result<Named, Failure> {
         let invalid = |problem: String| Failure::usage(format!("--object: {problem}"));
         let mut options = Options::new();
         let rest = match object.strip_prefix("secret,") {
@@ -125,9 +126,11 @@ impl Named {
         let secret = match (options.value("file"), options.value("data")) {
             (Some(file), None) => read(Path::new(file))?,
             (None, Some(data)) => {
-                output::note(&format!(
-                    "the secret {id} is on the command line, where other users of this machine can read it; use file="
-                ));
+                if !quiet {
+                    output::note(&format!(
+                        "the secret {id} is on the command line, where other users of this machine can read it; use file="
+                    ));
+                }
                 Secret::new(data)
             }
             _ => return Err(invalid(format!("secret {id}: expected either file or data"))),
@@ -166,7 +169,7 @@ mod tests {
     use super::*;
 
     fn parse(object: &str) -> Result<(Option<String>, Secret), String> {
-        Named::parse(object).map(|named| (named.id, named.secret)).map_err(|failure| format!("{failure:?}"))
+        Named::parse(object, true).map(|named| (named.id, named.secret)).map_err(|failure| format!("{failure:?}"))
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `qemu-img check`
 
+use std::io::{self, Write};
+
 use diskimage::{CheckReport, Error, Format};
 use serde_json::Value;
 
@@ -32,13 +34,17 @@ pub fn run(parsed: &Parsed) -> Outcome {
             });
         }
     };
+    let cluster_size = match report.messages.is_empty() {
+        true => None,
+        false => source.try_inspect().ok().and_then(|image| image.info.block_size),
+    };
     match style {
         Style::Json => output::print_json_indented(&json(&report, source.name()))?,
         Style::Human => {
             for message in &report.messages {
-                let line = output::printable(message);
-                // As in qemu-img, where a part of the messages goes to standard error and a part to standard output.
-                eprintln!("{}", line.replacen("Corrupt: ", "ERROR ", 1).replacen("Leaked: ", "Leaked ", 1));
+                let line = refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message));
+                // A closed standard error cannot be reported anywhere.
+                let _ = writeln!(io::stderr(), "{line}");
             }
             if !parsed.flag("quiet") {
                 output::print(&check::human(&report))?;
@@ -46,6 +52,15 @@ pub fn run(parsed: &Parsed) -> Outcome {
         }
     }
     Ok(check::exit_code(&report))
+}
+
+/// The line of qemu-img for a wrong refcount, which is made from the words of the library.
+fn refcount_line(message: &str, cluster_size: Option<u32>) -> Option<String> {
+    let (severity, rest) = message.split_once(": cluster at host offset 0x")?;
+    let (offset, rest) = rest.split_once(": refcount is ")?;
+    let (refcount, expected) = rest.split_once(", expected ")?;
+    let cluster = u64::from_str_radix(offset, 16).ok()? / u64::from(cluster_size?);
+    Some(format!("{severity} cluster {cluster} refcount={refcount} reference={expected}"))
 }
 
 /// In the order of qemu-img.
@@ -63,4 +78,19 @@ fn json(report: &CheckReport, name: &str) -> Value {
     object.insert("filename".into(), name.into());
     object.insert("format".into(), report.format.into());
     Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_refcounts_are_told_as_in_qemu_img() {
+        let line = |message| refcount_line(message, Some(65536));
+        assert_eq!(
+            line("Leaked: cluster at host offset 0x40000: refcount is 2, expected 1").as_deref(),
+            Some("Leaked cluster 4 refcount=2 reference=1")
+        );
+        assert_eq!(line("ERROR: qcow2: corrupt image"), None);
+    }
 }

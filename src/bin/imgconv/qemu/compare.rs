@@ -38,14 +38,21 @@ fn verdict(a: &Image, b: &Image, strict: bool) -> Result<(String, u8), Failed> {
     if strict && !same_size {
         return Ok(("Strict mode: Image size mismatch!\n".into(), DIFFERENT));
     }
-    let warning = if same_size { "" } else { "Warning: Image size mismatch!\n" };
     if strict && let Some(offset) = allocation_mismatch(a, b)? {
         return Ok((format!("Strict mode: Offset {offset} block status mismatch!\n"), DIFFERENT));
     }
-    match diskimage::compare(a, b).map_err(|error| Failed::new(describe(&error, "")).exit(CANNOT_READ))? {
-        Comparison::Identical => Ok((format!("{warning}Images are identical.\n"), 0)),
-        Comparison::Different { offset } => Ok((format!("{warning}Content mismatch at offset {offset}!\n"), DIFFERENT)),
-    }
+    let common = a.virtual_size().min(b.virtual_size());
+    let verdict = diskimage::compare(a, b).map_err(|error| Failed::new(describe(&error, "")).exit(CANNOT_READ))?;
+    // The part that both have is compared first.
+    let warning = match verdict {
+        Comparison::Different { offset } if offset < common => "",
+        _ if same_size => "",
+        _ => "Warning: Image size mismatch!\n",
+    };
+    Ok(match verdict {
+        Comparison::Identical => (format!("{warning}Images are identical.\n"), 0),
+        Comparison::Different { offset } => (format!("{warning}Content mismatch at offset {offset}!\n"), DIFFERENT),
+    })
 }
 
 /// The first offset at which one image has data, or stated zeros, and the other has nothing.

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use diskimage::Converter;
+use diskimage::{Converter, Format};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
-use super::source::Sources;
+use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print, size};
 use crate::args::key_of_target;
@@ -33,10 +33,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
         None => Path::new(name),
     };
     let name = name.to_string_lossy().into_owned();
-    create(parsed, path, &format_name, given_size).map_err(|failed| failed.about(&name))
+    create(parsed, path, &name, &format_name, given_size).map_err(|failed| failed.about(&name))
 }
 
-fn create(parsed: &Parsed, path: &Path, format: &str, given_size: Option<u64>) -> Outcome {
+fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Option<u64>) -> Outcome {
     let interrupt = Interrupt::register()?;
     let sources = Sources::new(parsed)?;
     let mut target = Target::new(format_for(format)?, parsed.all("options"))?;
@@ -52,38 +52,46 @@ fn create(parsed: &Parsed, path: &Path, format: &str, given_size: Option<u64>) -
     let unsafely = parsed.flag("backing-unsafe");
     let backing = if unsafely { None } else { target.backing_source(&sources, path)? };
     let backing = match backing {
-        Some(source) => Some(source.try_open().map_err(|error| {
-            Failed::new(format!("{}\nCould not open backing image.", describe(&error, source.name())))
-        })?),
         None => None,
+        Some(source) => {
+            // Its properties are enough, and need no secret.
+            let inspected = source.try_inspect().map_err(|error| {
+                Failed::new(format!("{}\nCould not open backing image.", describe(&error, source.name())))
+            })?;
+            Some((source, inspected))
+        }
     };
     if target.backing.is_some() && target.backing_format.is_none() {
-        let detected = backing.as_ref().map(|image| format!("\nDetected format of {}.", image.format().name()));
+        let detected = backing.as_ref().map(|(_, image)| format!("\nDetected format of {}.", image.format.name()));
         let problem = "Backing file specified without backing format";
         return Err(Failed::new(format!("{problem}{}", detected.unwrap_or_default())));
     }
-    let size = size.or(backing.as_ref().map(|image| image.virtual_size()));
+    let size = size.or(backing.as_ref().map(|(_, image)| image.info.virtual_size.next_multiple_of(SECTOR)));
     let Some(size) = size else { return Err(Failed::new("Image creation needs a size parameter")) };
     if !parsed.flag("quiet") {
-        output::print(&format!("{}\n", output::printable(&target.announcement(&path.to_string_lossy(), size))))?;
+        output::print(&format!("{}\n", output::printable(&target.announcement(name, size))))?;
     }
     let mut options = target.options(size);
     let secret = key_of_target(sources.secrets(), target.format, &mut options)?;
-    if backing.is_none()
-        && let (Some(file), Some(format)) = (&target.backing, &target.backing_format)
-    {
-        options.set("backing_file", file);
-        options.set("backing_fmt", format);
+    let mut converter = Converter::new(target.format).sync(false).in_place(true).cancel(interrupt.flag());
+    match (backing, &target.backing, &target.backing_format) {
+        // The overlay records the identity of its parent.
+        (Some((source, _)), Some(name), _) if target.format == Format::VMDK => {
+            converter = converter.backing(source.open()?, name.as_str());
+        }
+        (_, Some(file), Some(format)) => {
+            options.set("backing_file", file);
+            options.set("backing_fmt", format);
+        }
+        _ => {}
     }
-    let mut converter =
-        Converter::new(target.format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
-    if let (Some(image), Some(name)) = (backing, &target.backing) {
-        converter = converter.backing(image, name.as_str());
-    }
+    converter = converter.options(options);
     if let Some(secret) = secret {
         converter = converter.secret(secret);
     }
-    converter.create(size, path).map_err(|error| Failed::creating(&path.to_string_lossy(), &error))?;
+    converter
+        .create(size.next_multiple_of(SECTOR), path)
+        .map_err(|error| Failed::creating(&path.to_string_lossy(), &error))?;
     Ok(0)
 }
 

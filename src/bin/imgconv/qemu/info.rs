@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::getopt::Parsed;
 use super::message::Failed;
-use super::source::Sources;
+use super::source::{SECTOR, Sources};
 use super::{Outcome, style};
 use crate::output::{self, Style, human_properties, human_size};
 use crate::snapshot;
@@ -47,7 +47,8 @@ struct File {
 }
 
 impl Described {
-    fn new(image: Inspection, name: &str) -> Described {
+    fn new(mut image: Inspection, name: &str) -> Described {
+        image.info.virtual_size = image.info.virtual_size.next_multiple_of(SECTOR);
         let name = image.path.as_deref().map_or(name.to_owned(), |path| path.to_string_lossy().into_owned());
         let extents = if image.info.format == "vmdk" { extents(&image) } else { Vec::new() };
         let mut files: Vec<_> =

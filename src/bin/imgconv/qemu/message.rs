@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{Error, Problem, SecretProblem};
+use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
 
 use crate::failure::Failure;
 use crate::output;
@@ -44,6 +44,9 @@ impl Failed {
 
     /// An image that could not be opened.
     pub fn opening(name: &str, error: &Error) -> Failed {
+        if let (Error::Reference { problem: ReferenceProblem::Loop, .. }, Some(path)) = (error.root(), error.path()) {
+            return Failed::new(format!("Backing file '{}' creates an infinite loop.", path.display()));
+        }
         Failed::new(format!("Could not open '{name}': {}", describe(error, name)))
     }
 
@@ -124,6 +127,11 @@ pub fn describe(error: &Error, name: &str) -> String {
         {
             format!("Image is not in {} format", fault.format)
         }
+        Error::Corrupt(Fault { field, problem: Problem::Range { value, min, .. }, .. })
+            if field == "l1_size" && value < min =>
+        {
+            "L1 table is too small".to_owned()
+        }
         error => error.to_string(),
     }
 }
@@ -134,13 +142,20 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
         Error::Io { cause, action, .. } if action.contains("creating") || action.contains("opening") => {
             format!("Could not create '{name}': {}", system(cause))
         }
-        Error::Option { name: option, problem, .. } if option == "preallocation" => {
-            let mode = problem.split('"').nth(1).unwrap_or_default();
-            match ["off", "metadata", "falloc", "full"].contains(&mode) {
-                true => format!("Unsupported preallocation mode: {mode}"),
-                false => format!("Parameter 'preallocation' does not accept value '{mode}'"),
+        Error::Option { format: "qcow2", name: option, problem } if option == "cluster_size" => {
+            match problem.contains("too small for a disk") {
+                true => "The image size is too large for file format 'qcow2' (try using a larger cluster size)".into(),
+                false => "Cluster size must be a power of two between 512 and 2048k".into(),
             }
         }
+        Error::Option { format: "qcow2", name: option, .. } if option == "refcount_bits" => {
+            "Refcount width must be a power of two and may not exceed 64 bits".into()
+        }
+        Error::Option { name: option, problem, .. } if option == "preallocation" => match problem.split('"').nth(1) {
+            None => describe(error, name),
+            Some(mode @ ("off" | "metadata" | "falloc" | "full")) => format!("Unsupported preallocation mode: {mode}"),
+            Some(mode) => format!("Parameter 'preallocation' does not accept value '{mode}'"),
+        },
         _ => describe(error, name),
     }
 }

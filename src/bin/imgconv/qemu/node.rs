@@ -1,5 +1,6 @@
 //! Names of images: file names, `PROTOCOL:…`, `json:{…}` and lists of options.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -73,7 +74,7 @@ impl Node {
             return Ok(Node::file(name));
         };
         match protocol {
-            "file" | "host_device" | "host_cdrom" => Ok(Node::file(OsStr::new(rest))),
+            "file" | "host_device" | "host_cdrom" => Ok(Node::file(OsStr::new(&*unambiguous(rest)))),
             "null-co" | "null-aio" => {
                 Ok(Node { storage: Storage::Null(NULL_SIZE), format: Some(Format::RAW), ..Node::default() })
             }
@@ -160,6 +161,14 @@ impl Node {
     }
 }
 
+/// A path in which a colon does not end a protocol, as qemu writes it.
+fn unambiguous(path: &str) -> Cow<'_, str> {
+    match path.split_once(':') {
+        Some((before, _)) if !before.contains('/') => format!("./{path}").into(),
+        _ => path.into(),
+    }
+}
+
 fn is_harmless(key: &str) -> bool {
     let mut key = key;
     while let Some(inner) = key.strip_prefix("file.") {
@@ -174,10 +183,43 @@ fn number(text: &str) -> Result<u64, Failed> {
 
 /// The options of a JSON object, with the names of nested ones joined by dots.
 fn flatten(json: &str) -> Result<Vec<(String, String)>, Failed> {
-    let value = serde_json::from_str(json).map_err(|_| Failed::new("Could not parse the JSON options"))?;
+    let value =
+        serde_json::from_str(&double_quoted(json)).map_err(|_| Failed::new("Could not parse the JSON options"))?;
     let mut options = Vec::new();
     add(&mut options, "", &value)?;
     Ok(options)
+}
+
+/// The JSON with double quotes: qemu takes single ones, too.
+fn double_quoted(json: &str) -> String {
+    let mut quoted = String::with_capacity(json.len());
+    let (mut quote, mut escaped) = (None, false);
+    for c in json.chars() {
+        match (quote, c) {
+            (Some(_), _) if escaped => {
+                escaped = false;
+                if c == '\'' {
+                    quoted.pop();
+                }
+                quoted.push(c);
+            }
+            (Some(_), '\\') => {
+                escaped = true;
+                quoted.push(c);
+            }
+            (None, '\'' | '"') => {
+                quote = Some(c);
+                quoted.push('"');
+            }
+            (Some(open), _) if open == c => {
+                quote = None;
+                quoted.push('"');
+            }
+            (Some('\''), '"') => quoted.push_str("\\\""),
+            _ => quoted.push(c),
+        }
+    }
+    quoted
 }
 
 fn add(options: &mut Vec<(String, String)>, name: &str, value: &Value) -> Result<(), Failed> {
@@ -214,7 +256,7 @@ mod tests {
         for (name, path) in [
             ("a", "a"),
             ("./a:b", "./a:b"),
-            ("file:a:b", "a:b"),
+            ("file:a:b", "./a:b"),
             ("file:///a", "///a"),
             ("host_device:/dev/x", "/dev/x"),
         ] {
@@ -230,6 +272,7 @@ mod tests {
         for name in [
             r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"a"}}"#,
             r#"json:{"driver":"qcow2","file.filename":"a","cache":{"direct":true},"file.locking":"off"}"#,
+            "json:{'driver':'qcow2','file':{'filename':'a'}}",
         ] {
             assert_eq!(named(name), Ok(Node { format: Some(Format::QCOW2), ..file("a") }), "{name}");
         }

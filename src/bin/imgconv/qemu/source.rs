@@ -13,6 +13,9 @@ use super::node::{Node, Storage};
 use super::secrets;
 use crate::secrets::SecretArgs;
 
+/// The size of a raw disk is a multiple of it, in qemu.
+pub const SECTOR: u64 = 512;
+
 /// How the images of a command line are opened.
 pub struct Sources {
     secrets: SecretArgs,
@@ -129,7 +132,12 @@ impl Source {
     }
 
     pub fn open(&self) -> Result<Image, Failed> {
-        self.try_open().map_err(|error| Failed::opening(&self.name, &error))
+        let opened = self.try_open().map_err(|error| Failed::opening(&self.name, &error))?;
+        // A raw disk has whole sectors in qemu.
+        match opened.virtual_size().is_multiple_of(SECTOR) {
+            true => Ok(opened),
+            false => Image::concatenate(vec![opened]).map_err(Failed::from),
+        }
     }
 
     pub fn try_open(&self) -> Result<Image, Error> {
@@ -141,12 +149,15 @@ impl Source {
 
     /// The properties of the image.
     pub fn inspect(&self) -> Result<Inspection, Failed> {
-        // Other files are opened as far as that is possible: info shows what there is.
-        let inspected = match &self.at {
+        self.try_inspect().map_err(|error| Failed::opening(&self.name, &error))
+    }
+
+    /// As [`inspect`](Self::inspect).
+    pub fn try_inspect(&self) -> Result<Inspection, Error> {
+        match &self.at {
             At::Path(path) => self.options.inspect(path),
             At::Storage(storage) => self.options.inspect_source(storage.clone()),
-        };
-        inspected.map_err(|error| Failed::opening(&self.name, &error))
+        }
     }
 
     /// The properties of the image and of its backing files.

@@ -67,8 +67,9 @@ const IMAGE_OPTS: Row =
     row(' ', "image-opts", "", "the name of the image is a list of options: driver=FMT,file.filename=PATH");
 const OUTPUT: Row = row(' ', "output", "human|json", "style of the output");
 const CACHE: Note = Note::NoEffect("the page cache is used");
-const SOURCE_CACHE: Row = row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE);
-const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE);
+const SOURCE_CACHE: Row =
+    row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE).imgconv("none");
+const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE).imgconv("none");
 
 pub static COMMANDS: &[Command] = &[
     Command {
@@ -107,7 +108,9 @@ pub static COMMANDS: &[Command] = &[
             CACHE_READ,
             SHARE,
             OUTPUT,
-            row('r', "repair", "leaks|all", "repair the image").note(Note::Refused("nothing is repaired")),
+            row('r', "repair", "leaks|all", "repair the image")
+                .note(Note::Refused("nothing is repaired"))
+                .imgconv("none"),
             OBJECT,
         ],
         run: check::run,
@@ -151,7 +154,7 @@ pub static COMMANDS: &[Command] = &[
             PROGRESS,
             row('f', "source-format", "SRC_FMT", "format of the sources"),
             row(' ', "source-image-opts", "", "the sources are lists of options"),
-            row(' ', "image-opts", "", "as --source-image-opts"),
+            IMAGE_OPTS,
             row(
                 'l',
                 "source-snapshot",
@@ -171,24 +174,29 @@ pub static COMMANDS: &[Command] = &[
             row('b', "backing-file", "FILE", "as -B"),
             row('F', "backing-format", "FMT", "format of the backing file"),
             row('n', "no-create", "", "write into an existing target"),
-            row(' ', "target-is-zero", "", "the target reads as zeros; needs -n"),
+            row(' ', "target-is-zero", "", "the target reads as zeros; needs -n")
+                .note(Note::NoEffect("zeros are written as holes where the target can have them"))
+                .imgconv("none"),
             row('S', "sparse-size", "SIZE", "omit runs of zeros of at least SIZE [default: 4k]"),
             row(' ', "bitmaps", "", "copy the bitmaps of the source")
-                .note(Note::Refused("bitmaps are not copied yet"))
+                .note(Note::Refused("bitmaps are not copied"))
                 .imgconv("not copied"),
             row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones")
-                .note(Note::Refused("bitmaps are not copied yet"))
+                .note(Note::Refused("bitmaps are not copied"))
                 .imgconv("not copied"),
             SHARE,
             row('r', "rate", "RATE", "limit of bytes per second"),
             row('m', "parallel", "N", "number of threads")
                 .note(Note::Differs("threads, not coroutines; the result is the same")),
             row('C', "copy-range-offloading", "", "copy within the file system where it can")
-                .note(Note::NoEffect("data is read and written")),
+                .note(Note::NoEffect("data is read and written"))
+                .imgconv("none"),
             row(' ', "salvage", "", "read what can be read of a damaged source")
-                .note(Note::Differs("what is unreadable is listed; exit code 0")),
+                .note(Note::Differs("a warning for each unreadable range"))
+                .imgconv("the same; exit code 3"),
             row('W', "oob-writes", "", "write out of order")
-                .note(Note::NoEffect("all threads write, whatever the order")),
+                .note(Note::NoEffect("all threads write, whatever the order"))
+                .imgconv("none"),
             OBJECT,
         ],
         run: convert::run,
@@ -309,9 +317,9 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OBJECT,
             row('l', "list", "", "list the snapshots (the default)").imgconv("has to be given"),
-            row('c', "create", "NAME", "create a snapshot").note(WRITES),
-            row('a', "apply", "SNAPSHOT", "go back to a snapshot").note(WRITES),
-            row('d', "delete", "SNAPSHOT", "delete a snapshot").note(WRITES),
+            row('c', "create", "NAME", "create a snapshot").note(WRITES).imgconv("none"),
+            row('a', "apply", "SNAPSHOT", "go back to a snapshot").note(WRITES).imgconv("none"),
+            row('d', "delete", "SNAPSHOT", "delete a snapshot").note(WRITES).imgconv("none"),
         ],
         run: snapshot::run,
         imgconv: "",
@@ -332,7 +340,11 @@ impl Command {
             format!("{}\n\nUsage: qemu-img {} [OPTIONS] {}\n\nOptions:\n", self.purpose, self.name, self.operands);
         for row in self.rows {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "  {}\n     {}{}", row.name(), row.help, row.note.text());
+            let other = if row.imgconv.is_empty() { String::new() } else { format!(" [as imgconv: {}]", row.imgconv) };
+            let _ = writeln!(text, "  {}\n     {}{}{other}", row.name(), row.help, row.note.text());
+        }
+        if !self.imgconv.is_empty() {
+            let _ = write!(text, "\nWithout the name qemu-img, imgconv {}: {}.\n", self.name, self.imgconv);
         }
         text
     }
@@ -371,4 +383,61 @@ pub fn overview() -> String {
     let _ =
         write!(text, "\nFormats: {}\n\nqemu-img COMMAND --help shows the options of a command.\n", formats.join(" "));
     text
+}
+
+/// The differences as a table in Markdown, for the README.
+#[cfg(test)]
+fn differences() -> String {
+    let mut text = "| command | as `qemu-img` | as `imgconv` |\n|---|---|---|\n".to_owned();
+    for command in COMMANDS {
+        let is_refused = std::ptr::fn_addr_eq(command.run, refused as fn(&Parsed) -> Outcome);
+        if is_refused || !command.imgconv.is_empty() {
+            let here = if is_refused { "refused" } else { "same" };
+            let _ = writeln!(text, "| `{}` | {here} | {} |", command.name, or_same(command.imgconv));
+        }
+        for row in command.rows().filter(|row| row.note != Note::Same || !row.imgconv.is_empty()) {
+            let here = match row.note {
+                Note::Same => "same".to_owned(),
+                Note::NoEffect(why) => format!("no effect: {why}"),
+                Note::Differs(how) => format!("differs: {how}"),
+                Note::Refused(why) => format!("refused: {why}"),
+            };
+            let option = row.short.map_or(format!("--{}", row.long), |short| format!("-{short}"));
+            let _ = writeln!(text, "| `{} {option}` | {here} | {} |", command.name, or_same(row.imgconv));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+fn or_same(text: &str) -> &str {
+    if text.is_empty() { "same" } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_have_one_meaning() {
+        for command in COMMANDS {
+            for (index, row) in command.rows().enumerate() {
+                let others = || command.rows().skip(index + 1);
+                assert!(others().all(|other| other.long != row.long), "{} --{}", command.name, row.long);
+                assert!(
+                    others().all(|other| row.short.is_none() || other.short != row.short),
+                    "{} {:?}",
+                    command.name,
+                    row.short
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_readme_has_the_table() {
+        let readme = include_str!("../../../../README.md");
+        let table = differences();
+        assert!(readme.contains(&table), "the table of the README should be:\n{table}");
+    }
 }
