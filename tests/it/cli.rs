@@ -3,6 +3,7 @@
 mod content;
 mod in_place;
 mod luks;
+mod progress;
 mod vmdk;
 
 use std::ffi::OsStr;
