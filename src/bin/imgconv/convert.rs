@@ -1,6 +1,7 @@
 //! `imgconv convert`
 
 mod package;
+mod preset;
 
 use std::env;
 use std::ffi::OsStr;
@@ -15,7 +16,9 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, parse_size};
+use diskimage::{
+    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Preset, Report, parse_size,
+};
 use serde_json::{Value, json};
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
@@ -40,6 +43,13 @@ pub struct Args {
     /// [default: from its extension]
     #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::target, verbatim_doc_comment)]
     target_format: Option<args::Target>,
+
+    /// Cloud or hypervisor that TARGET is for: azure, aws, gcp, openstack,
+    /// esxi, hyperv, virtualbox, proxmox or xcp-ng; sets the format, its
+    /// options and the limits of sizes, see imgconv formats
+    #[arg(long = "for", value_name = "PLATFORM", value_parser = preset::parser(), hide_possible_values = true)]
+    #[arg(conflicts_with_all = ["no_create", "base"], verbatim_doc_comment)]
+    preset: Option<Preset>,
 
     /// SOURCE is a list of options, as in qemu-img:
     /// driver=FMT,file.filename=PATH,header.filename=PATH,key-secret=ID
@@ -234,6 +244,7 @@ Examples:
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   imgconv convert -O ovf disk.qcow2 vm/
   imgconv convert -O gcp disk.qcow2 image.tar.gz
+  imgconv convert --for azure disk.qcow2 disk.vhd
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
@@ -242,6 +253,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let mut args = self.clone();
         args.parse_target_opts()?;
+        args.apply_preset()?;
         args.convert()
     }
 
@@ -584,6 +596,9 @@ impl Args {
         }
         if let Some((image, name)) = self.backing.open(&self.references, format, &options, self.target_name())? {
             converter = converter.backing(image, name);
+        }
+        if let Some(preset) = self.preset {
+            converter = preset.apply(converter)?;
         }
         Ok(converter)
     }
