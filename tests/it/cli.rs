@@ -3,6 +3,7 @@
 mod content;
 mod in_place;
 mod luks;
+mod manual;
 mod preset;
 mod progress;
 mod vmdk;

@@ -6,11 +6,11 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, snapshot};
+use crate::{check, compare, convert, create, formats, info, manual, map, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ pub enum Command {
     Map(map::Args),
     Snapshot(snapshot::Args),
     Formats(formats::Args),
+    Man(manual::ManArgs),
+    Completions(manual::CompletionArgs),
 }
 
 impl Command {
@@ -58,6 +60,8 @@ impl Command {
             Command::Map(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
+            Command::Man(args) => args.run(Cli::command()),
+            Command::Completions(args) => args.run(Cli::command()),
         }
     }
 
@@ -72,6 +76,7 @@ impl Command {
             Command::Map(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
+            Command::Man(_) | Command::Completions(_) => Style::Human,
         }
     }
 }
@@ -120,7 +125,6 @@ fn requested_style(words: &[OsString]) -> Style {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use diskimage::Format;
 
     use super::*;
