@@ -21,6 +21,7 @@ mod output;
 mod ova;
 mod pipeline;
 mod plan;
+mod preset;
 mod rate;
 mod report;
 mod salvage;
@@ -48,6 +49,7 @@ use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
 use output::{Output, Rules};
+pub use preset::Preset;
 use rate::Throttle;
 pub use report::{Damage, DamageList, Progress, Report};
 
@@ -108,6 +110,7 @@ pub struct Converter {
     /// The byte that replaces what cannot be read.
     salvage_pattern: u8,
     rate: Option<Arc<Throttle>>,
+    preset: Option<Preset>,
     progress: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
     cancel: Option<Arc<AtomicBool>>,
 }
@@ -142,6 +145,7 @@ impl Converter {
             salvage: false,
             salvage_pattern: 0,
             rate: None,
+            preset: None,
             progress: None,
             cancel: None,
         }
@@ -571,6 +575,7 @@ impl Converter {
     ) -> Result<Report> {
         let format = self.format;
         let identifiers = self.source_of_identifiers()?;
+        self.preset.map_or(Ok(()), |preset| preset.check_size(size))?;
         if self.existing && existing.is_none() {
             return Err(Error::Usage("an existing image to write into must be at a path".into()));
         }

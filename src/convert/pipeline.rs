@@ -252,10 +252,15 @@ impl Turn<'_> {
                 ItemKind::Encoded { bytes, passthrough } => {
                     let placement = self.writer.place_compressed(guest.clone(), bytes.len() as u32)?;
                     push_placed(writes, placement, Source::Encoded(bytes.clone()));
-                    self.report.data_bytes += guest.end - guest.start;
+                    let len = guest.end - guest.start;
+                    self.report.data_bytes += len;
                     self.report.written_bytes += bytes.len() as u64;
                     self.report.compressed_blocks += 1;
-                    self.report.passthrough_blocks += u64::from(*passthrough);
+                    self.report.compressed_bytes += len;
+                    if *passthrough {
+                        self.report.passthrough_blocks += 1;
+                        self.report.passthrough_bytes += len;
+                    }
                 }
             }
         }

@@ -54,8 +54,12 @@ pub struct Report {
     pub data_bytes: u64,
     /// Number of blocks stored compressed.
     pub compressed_blocks: u64,
-    /// Number of these that were copied without re-encoding, after a test that they decode.
+    /// Guest bytes of these blocks.
+    pub compressed_bytes: u64,
+    /// Number of these blocks that were copied without re-encoding, after a test that they decode.
     pub passthrough_blocks: u64,
+    /// Guest bytes of the blocks that were copied so.
+    pub passthrough_bytes: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
     /// What [`Converter::salvage`](crate::Converter::salvage) could not read and has replaced.
@@ -132,6 +136,11 @@ impl Report {
         self.unreadable.bytes > 0 || self.doubtful.bytes > 0
     }
 
+    /// Guest bytes that are not stored as data: zeros, and what an overlay has in common with its backing file.
+    pub fn zero_bytes(&self) -> u64 {
+        self.virtual_size.saturating_sub(self.data_bytes)
+    }
+
     pub(super) fn new(source_format: Option<Format>, format: Format, virtual_size: u64, padding: u64) -> Self {
         Report {
             source_format,
@@ -140,7 +149,9 @@ impl Report {
             padding,
             data_bytes: 0,
             compressed_blocks: 0,
+            compressed_bytes: 0,
             passthrough_blocks: 0,
+            passthrough_bytes: 0,
             written_bytes: 0,
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),

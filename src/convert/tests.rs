@@ -135,16 +135,20 @@ fn a_report_counts_data_and_blocks() {
         padding: 412,
         data_bytes: 192 * KIB + 512,
         compressed_blocks: 3,
+        compressed_bytes: 128 * KIB + 512,
         passthrough_blocks: 0,
+        passthrough_bytes: 0,
         written_bytes: report.written_bytes,
         unreadable: DamageList::default(),
         doubtful: DamageList::default(),
     };
     assert_eq!(report, expected);
+    assert_eq!(report.zero_bytes(), 64 * KIB);
     assert!((64 * KIB..80 * KIB).contains(&report.written_bytes), "{report:?}");
 
     let again = converter.convert_to(&open(file.clone(), "qcow2"), Arc::new(MemFile::new())).unwrap();
-    let expected = Report { source_format: Some(Format::QCOW2), padding: 0, passthrough_blocks: 3, ..report };
+    let (source_format, passthrough_bytes) = (Some(Format::QCOW2), report.compressed_bytes);
+    let expected = Report { source_format, padding: 0, passthrough_blocks: 3, passthrough_bytes, ..report };
     assert_eq!(again, expected);
 }
 

@@ -9,7 +9,7 @@ use super::optional;
 use crate::convert::{Damage, Progress, Report};
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `compressed-blocks`, `passthrough-blocks`, `written-bytes` and, if
+/// `zero-bytes`, `compressed-blocks`, `compressed-bytes`, `passthrough-blocks`, `passthrough-bytes`, `written-bytes` and, if
 /// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -19,8 +19,11 @@ impl Serialize for Report {
         map.serialize_entry("virtual-size", &self.virtual_size)?;
         map.serialize_entry("padding", &self.padding)?;
         map.serialize_entry("data-bytes", &self.data_bytes)?;
+        map.serialize_entry("zero-bytes", &self.zero_bytes())?;
         map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
+        map.serialize_entry("compressed-bytes", &self.compressed_bytes)?;
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
+        map.serialize_entry("passthrough-bytes", &self.passthrough_bytes)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
         if self.unreadable.bytes > 0 {
             map.serialize_entry("unreadable-bytes", &self.unreadable.bytes)?;

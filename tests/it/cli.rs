@@ -3,6 +3,9 @@
 mod content;
 mod in_place;
 mod luks;
+mod manual;
+mod preset;
+mod progress;
 mod vmdk;
 
 use std::ffi::OsStr;
@@ -332,6 +335,7 @@ fn formats_are_listed() {
     assert!(text.contains("cloop: compressed disk of Knoppix, version 2 (read)"), "{text}");
     assert!(text.contains("dmg: disk image of macOS (UDIF) (read, checked)"), "{text}");
     assert!(text.contains("(read, written, checked)"), "{text}");
+    assert!(text.contains("  --for xcp-ng\n      VHD, dynamic"), "{text}");
 }
 
 #[test]

@@ -5,11 +5,11 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, qemu, snapshot};
+use crate::{check, compare, convert, create, formats, info, manual, map, qemu, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ pub enum Command {
     Snapshot(snapshot::Args),
     Formats(formats::Args),
     InstallLinks(qemu::InstallLinks),
+    Man(manual::ManArgs),
+    Completions(manual::CompletionArgs),
 }
 
 impl Command {
@@ -59,6 +61,8 @@ impl Command {
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
             Command::InstallLinks(args) => args.run(),
+            Command::Man(args) => args.run(Cli::command()),
+            Command::Completions(args) => args.run(Cli::command()),
         }
     }
 
@@ -74,6 +78,7 @@ impl Command {
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
             Command::InstallLinks(_) => Style::Human,
+            Command::Man(_) | Command::Completions(_) => Style::Human,
         }
     }
 }
@@ -121,7 +126,6 @@ fn requested_style(words: &[OsString]) -> Style {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use diskimage::Format;
 
     use super::*;

@@ -1,6 +1,7 @@
 //! `imgconv convert`
 
 mod package;
+mod preset;
 
 use std::env;
 use std::ffi::OsStr;
@@ -10,12 +11,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
 use diskimage::{
-    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Report, Snapshot, parse_size,
+    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Preset, Report, Snapshot, parse_size,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +25,7 @@ use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, 
 use crate::failure::{Failure, Outcome};
 use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
-use crate::progress::{Bar, When};
+use crate::progress::{self, Bar, When};
 use crate::signals::Interrupt;
 use crate::streams;
 use package::has_extension;
@@ -41,6 +43,13 @@ pub struct Args {
     /// [default: from its extension]
     #[arg(short = 'O', long = "target-format", value_name = "FMT", value_parser = args::target, verbatim_doc_comment)]
     target_format: Option<args::Target>,
+
+    /// Cloud or hypervisor that TARGET is for: azure, aws, gcp, openstack,
+    /// esxi, hyperv, virtualbox, proxmox or xcp-ng; sets the format, its
+    /// options and the limits of sizes, see imgconv formats
+    #[arg(long = "for", value_name = "PLATFORM", value_parser = preset::parser(), hide_possible_values = true)]
+    #[arg(conflicts_with_all = ["no_create", "base"], verbatim_doc_comment)]
+    preset: Option<Preset>,
 
     /// SOURCE is a list of options, as in qemu-img:
     /// driver=FMT,file.filename=PATH,header.filename=PATH,key-secret=ID
@@ -96,9 +105,12 @@ pub struct Args {
     #[arg(short = 'r', long, value_name = "RATE", value_parser = args::size, verbatim_doc_comment)]
     rate_limit: Option<u64>,
 
-    /// Show the progress bar at once, not after a second
-    #[arg(short = 'p', long)]
-    progress: bool,
+    /// Show the progress bar at once, not after a second; with =json, print
+    /// a line of JSON with done, total and rate (bytes per second) to
+    /// standard error from time to time
+    #[arg(short = 'p', long, value_name = "STYLE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "bar", hide_possible_values = true, verbatim_doc_comment)]
+    progress: Option<progress::Style>,
 
     /// Print errors only
     #[arg(short = 'q', long)]
@@ -208,6 +220,8 @@ backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) o
 A qcow2 image with AES encryption takes the secret of --image-opts, or else the first
 one; a wrong one is not detected, and gives garbage.
 
+SIGUSR1 prints the progress to standard error.
+
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
 be read, or are doubtful: their host range has another use as well.
 
@@ -230,6 +244,7 @@ Examples:
   imgconv convert -O ova -o cpus=4,memory=8G disk.qcow2 data.raw vm.ova
   imgconv convert -O ovf disk.qcow2 vm/
   imgconv convert -O gcp disk.qcow2 image.tar.gz
+  imgconv convert --for azure disk.qcow2 disk.vhd
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
@@ -238,6 +253,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let mut args = self.clone();
         args.parse_target_opts()?;
+        args.apply_preset()?;
         args.convert()
     }
 
@@ -269,12 +285,12 @@ impl Args {
             return self.to_directory(directory, &interrupt);
         }
         self.check_concatenation()?;
-        let format = self.format()?;
+        let (format, started) = (self.format()?, Instant::now());
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
         let one_pass = *self.target() != Endpoint::Stream && !self.salvage && self.more.is_empty();
         let mut source = self.open_sources(&interrupt, one_pass)?;
         self.warn(&source);
-        let bar = self.bar();
+        let bar = self.bar()?;
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         self.note_what_is_not_done(&source, format);
         let convert = |source: &Image| match self.target() {
@@ -289,7 +305,7 @@ impl Args {
         }
         bar.clear();
         match result {
-            Ok(report) => self.print_report(&report),
+            Ok(report) => self.print_report(&report, started.elapsed()),
             Err(error) => {
                 let is_damage = matches!(error.root(), Error::Corrupt(_)) && !self.salvage && !self.reads_stream();
                 let failure = interrupt.failure(self.in_stream(error));
@@ -298,11 +314,12 @@ impl Args {
         }
     }
 
-    fn bar(&self) -> Bar {
+    fn bar(&self) -> Result<Bar, Failure> {
         Bar::new(match (self.quiet, self.progress) {
             (true, _) => When::Never,
-            (false, true) => When::Immediately,
-            (false, false) => When::Delayed,
+            (false, Some(progress::Style::Json)) => When::Lines,
+            (false, Some(progress::Style::Bar)) => When::Immediately,
+            (false, None) => When::Delayed,
         })
     }
 
@@ -577,11 +594,14 @@ impl Args {
         if let Some((image, name)) = self.backing.open(&self.references, format, &options, self.target_name())? {
             converter = converter.backing(image, name);
         }
+        if let Some(preset) = self.preset {
+            converter = preset.apply(converter)?;
+        }
         Ok(converter)
     }
 
     /// Prints the report in JSON style, and notes about padding and what could not be read.
-    fn print_report(&self, report: &Report) -> Outcome {
+    fn print_report(&self, report: &Report, time: Duration) -> Outcome {
         if report.padding > 0 && !self.quiet {
             let (target, padding) = (self.target_name().display(), report.padding);
             output::note(&format!("{target}: the disk was padded with {padding} zero bytes"));
@@ -607,6 +627,8 @@ impl Args {
                 let names = self.sources().into_iter().map(|source| source.name("-").to_string_lossy().into_owned());
                 result["source"] = names.collect::<Vec<_>>().into();
             }
+            // Milliseconds.
+            result["seconds"] = (time.as_millis() as f64 / 1000.0).into();
             if self.salvage {
                 for (list, bytes, ranges) in [
                     (&report.unreadable, "unreadable-bytes", "unreadable"),
@@ -632,8 +654,11 @@ fn json(source: &Path, target: &Path, report: &Report) -> Value {
         "virtual-size": report.virtual_size,
         "padding": report.padding,
         "data-bytes": report.data_bytes,
+        "zero-bytes": report.zero_bytes(),
         "compressed-blocks": report.compressed_blocks,
+        "compressed-bytes": report.compressed_bytes,
         "passthrough-blocks": report.passthrough_blocks,
+        "passthrough-bytes": report.passthrough_bytes,
         "written-bytes": report.written_bytes,
     })
 }

@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use diskimage::{Format, OptionSpec, Package};
+use diskimage::{Format, OptionSpec, Package, Preset};
 use serde_json::{Value, json};
 
 use crate::args::Output;
 use crate::failure::Outcome;
 use crate::output::{self, Style};
 
-/// List the supported formats and their options
+/// List the supported formats and their options, and the platforms of --for
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -22,7 +22,8 @@ impl Args {
         match self.output.style {
             Style::Json => output::print_json(&Format::all().map(json).collect::<Vec<_>>())?,
             Style::Human => {
-                output::print(&Format::all().map(human).chain([ova(), gcp()]).collect::<Vec<_>>().join("\n"))?
+                let written = [ova(), gcp(), platforms()];
+                output::print(&Format::all().map(human).chain(written).collect::<Vec<_>>().join("\n"))?
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -70,6 +71,12 @@ fn ova() -> String {
 fn gcp() -> String {
     "gcp: image of Google Compute Engine, disk.raw in a tar.gz (read with the feature compressed, written by convert)\n"
         .to_owned()
+}
+
+/// Describes what `convert --for` writes.
+fn platforms() -> String {
+    let line = |preset: Preset| format!("  --for {}\n      {}\n", preset.name(), preset.description());
+    format!("Images for clouds and hypervisors, with convert:\n{}", Preset::ALL.map(line).concat())
 }
 
 fn options(specs: &[OptionSpec]) -> String {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
-use crate::output::{self, Style, human_properties, human_size};
+use crate::output::{self, Style, exact_size, human_properties, human_size};
 use crate::snapshot;
 use glance::Glance;
 
@@ -88,7 +88,7 @@ impl Args {
                 for (index, (disk, image)) in disks.iter().enumerate() {
                     text.push_str(&format!("\ndisk {}: {}\n", index + 1, disk.name));
                     if let Some(capacity) = disk.capacity {
-                        text.push_str(&format!("capacity: {} ({capacity} bytes)\n", human_size(capacity)));
+                        text.push_str(&format!("capacity: {}\n", exact_size(capacity)));
                     }
                     match image {
                         // The package is what is uploaded.
@@ -151,14 +151,12 @@ fn value(image: &Inspection) -> Value {
 }
 
 fn compression(layer: &CompressionLayer) -> String {
-    let bytes = layer.decompressed_len;
-    format!("{}, decompressed to {} ({bytes} bytes)", layer.name, human_size(bytes))
+    format!("{}, decompressed to {}", layer.name, exact_size(layer.decompressed_len))
 }
 
-/// Describes the image as qemu-img does.
+/// Describes the image with the words of qemu-img.
 fn human(image: &Inspection, glance: Option<Glance>) -> String {
     let info = &image.info;
-    let size = |bytes: u64| format!("{} ({bytes} bytes)", human_size(bytes));
     let mut text = String::new();
     let mut add = |key: &str, value: &dyn Display| text.push_str(&format!("{key}: {value}\n"));
     add("image", &Name::from(path(image)));
@@ -166,16 +164,15 @@ fn human(image: &Inspection, glance: Option<Glance>) -> String {
         add("compression", &compression(layer));
     }
     add("file format", &image.format);
-    if let Some(glance) = glance {
-        add("for OpenStack Glance", &glance);
-    }
-    add("virtual size", &size(info.virtual_size));
-    add("disk size", &human_size(image.allocated.unwrap_or(image.file_len)));
+    add("virtual size", &exact_size(info.virtual_size));
+    let stored = image.allocated.unwrap_or(image.file_len);
+    add("disk size", &format!("{}{}", human_size(stored), share(stored, info.virtual_size)));
+    add("file length", &exact_size(image.file_len));
     if let Some(method) = info.encryption {
         add("encrypted", &format!("yes ({method})"));
     }
     if let Some(size) = info.block_size {
-        add("cluster_size", &size);
+        add("cluster size", &exact_size(size.into()));
     }
     if info.dirty {
         add("cleanly shut down", &"no");
@@ -190,15 +187,42 @@ fn human(image: &Inspection, glance: Option<Glance>) -> String {
             add("backing file format", format);
         }
     }
+    if let Some(glance) = glance {
+        add("for OpenStack Glance", &glance);
+    }
+    let mut text = output::columns(&text);
     if !info.snapshots.is_empty() {
         text.push_str(&snapshot::human(&info.snapshots));
     }
     if !info.specific.is_empty() {
-        text.push_str(&format!("Format specific information:\n{}", human_properties(&info.specific, 1)));
+        let properties = output::columns(&human_properties(&info.specific, 1));
+        text.push_str(&format!("Format specific information:\n{properties}"));
     }
     for warning in &info.warnings {
         text.push_str(&format!("warning: {}\n", output::printable(warning)));
     }
-    text.push_str(&format!("File:\n    length: {}\n", size(image.file_len)));
     text
+}
+
+/// How large a file is beside its disk.
+fn share(stored: u64, virtual_size: u64) -> String {
+    match stored as f64 * 100.0 / virtual_size as f64 {
+        _ if virtual_size == 0 => String::new(),
+        percent if percent > 0.0 && percent < 0.1 => ", less than 0.1% of the virtual size".into(),
+        percent if percent < 10.0 => format!(", {percent:.1}% of the virtual size"),
+        percent => format!(", {percent:.0}% of the virtual size"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares() {
+        for (stored, expected) in [(0, "0.0%"), (1, "less than 0.1%"), (100, "1.0%"), (1234, "12%"), (10010, "100%")] {
+            assert_eq!(share(stored, 10_000), format!(", {expected} of the virtual size"));
+        }
+        assert_eq!(share(5, 0), "");
+    }
 }

@@ -15,6 +15,7 @@ mod failure;
 mod formats;
 mod image_opts;
 mod info;
+mod manual;
 mod map;
 mod output;
 mod progress;

@@ -1,7 +1,7 @@
 //! Standard output and standard error: text for people, JSON for programs.
 
 use std::fmt::Write as _;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use clap::ValueEnum;
 use diskimage::{Error, Result};
@@ -126,7 +126,34 @@ pub fn human_size(bytes: u64) -> String {
     format!("{number} {}", UNITS[unit])
 }
 
-/// Formats properties of an image as indented lines, as qemu-img does.
+/// Formats a size with its exact number of bytes.
+pub fn exact_size(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", human_size(bytes))
+}
+
+/// On a terminal, moves the values of adjacent lines "key: value" of one indentation to one column. Programs that read the text get
+/// one space.
+pub fn columns(text: &str) -> String {
+    if io::stdout().is_terminal() { in_columns(text) } else { text.to_owned() }
+}
+
+fn in_columns(text: &str) -> String {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let entries: Vec<_> = text.lines().map(|line| (indent(line), line.split_once(": ").ok_or(line))).collect();
+    let mut lines = String::with_capacity(text.len());
+    for group in entries.chunk_by(|(one, a), (other, b)| one == other && a.is_ok() && b.is_ok()) {
+        let width = group.iter().flat_map(|(_, entry)| entry).map(|(key, _)| key.chars().count()).max().unwrap_or(0);
+        for (_, entry) in group {
+            lines += &match entry {
+                Ok((key, value)) => format!("{:<1$} {value}\n", format!("{key}:"), width + 1),
+                Err(line) => format!("{line}\n"),
+            };
+        }
+    }
+    lines
+}
+
+/// Formats properties of an image as indented lines, as qemu-img does, but sizes as [`exact_size`].
 pub fn human_properties(entries: &[(&'static str, diskimage::Value)], depth: usize) -> String {
     entries.iter().map(|(key, value)| human_property(&key.replace('-', " "), value, depth)).collect()
 }
@@ -136,6 +163,7 @@ fn human_property(key: &str, value: &diskimage::Value, depth: usize) -> String {
     let line = |value: &dyn std::fmt::Display| format!("{indent}{key}: {value}\n");
     match value {
         diskimage::Value::Bool(value) => line(value),
+        diskimage::Value::Number(bytes) if key.ends_with(" size") => line(&exact_size(*bytes)),
         diskimage::Value::Number(value) => line(value),
         diskimage::Value::Text(text) => line(text),
         diskimage::Value::List(values) => {
@@ -185,6 +213,15 @@ mod tests {
     #[test]
     fn printable_text_is_one_line() {
         assert_eq!(printable("a\n\u{1b}[1m 'b' \\n"), "a\\n\\u{1b}[1m 'b' \\n");
+    }
+
+    #[test]
+    fn values_of_one_indentation_are_in_one_column() {
+        let text = "image: a: b\nvirtual size: 1\nlist:\n    x: 1\n    long key: 2\n        [0]:\nend: 3\nümlaut: 4\n";
+        assert_eq!(
+            in_columns(text),
+            "image:        a: b\nvirtual size: 1\nlist:\n    x:        1\n    long key: 2\n        [0]:\nend:    3\nümlaut: 4\n"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Signals that end the program: the work is cancelled and cleaned up, and the exit code is 128 plus the signal.
+//! Signals that end the program: the work is cancelled and cleaned up, and the exit code is 128 plus the signal. And SIGUSR1, which
+//! asks for the progress.
 
 #[cfg(any(unix, windows))]
 use std::io;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use diskimage::Error;
 #[cfg(unix)]
-use signal_hook::consts::{SIGHUP, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGUSR1, SIGXFSZ};
 #[cfg(any(unix, windows))]
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -89,6 +90,14 @@ impl Interrupt {
             _ => error.into(),
         }
     }
+}
+
+/// A flag that SIGUSR1 sets from now on, instead of ending the program. It is never set where the system has no such signal.
+pub fn progress_requests() -> Result<Arc<AtomicBool>, Failure> {
+    let requested = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    flag::register(SIGUSR1, Arc::clone(&requested)).map_err(Error::io("catching signals", None))?;
+    Ok(requested)
 }
 
 /// A blocking read was cancelled by a signal.

@@ -53,7 +53,7 @@ impl Args {
         let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt, false));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         sources.iter().for_each(|source| self.warn(source));
-        let bar = self.bar();
+        let bar = self.bar()?;
         let converter = self.converter(Format::VMDK, &bar)?.cancel(interrupt.flag());
         let disks: Vec<_> = sources.iter().collect();
         let result = match self.target() {
@@ -125,7 +125,7 @@ impl Args {
         paths: &[PathBuf],
         interrupt: &Interrupt,
     ) -> Result<Vec<Report>, Failure> {
-        let bar = self.bar();
+        let bar = self.bar()?;
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         let targets: Vec<_> = images.iter().zip(paths.iter().map(PathBuf::as_path)).collect();
         let result = converter.convert_all(&targets);
