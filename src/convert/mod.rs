@@ -15,6 +15,7 @@ mod directory;
 #[cfg(feature = "packages")]
 mod google;
 mod load;
+mod measure;
 mod output;
 #[cfg(feature = "packages")]
 mod ova;
@@ -45,6 +46,7 @@ use crate::secret::Secret;
 use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
+pub use measure::Measure;
 use output::{Output, Rules};
 pub use report::{Damage, DamageList, Progress, Report};
 

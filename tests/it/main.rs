@@ -17,6 +17,7 @@ mod hostile;
 mod huge;
 mod identifiers;
 mod interop;
+mod measure;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "cli")]

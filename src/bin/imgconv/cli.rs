@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, snapshot};
+use crate::{check, compare, convert, create, formats, info, map, measure, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -42,6 +42,7 @@ pub enum Command {
     Check(check::Args),
     Compare(compare::Args),
     Map(map::Args),
+    Measure(measure::Args),
     Snapshot(snapshot::Args),
     Formats(formats::Args),
 }
@@ -56,6 +57,7 @@ impl Command {
             Command::Check(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
+            Command::Measure(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
         }
@@ -70,6 +72,7 @@ impl Command {
             Command::Check(args) => args.input.output.style,
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
+            Command::Measure(args) => args.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
         }

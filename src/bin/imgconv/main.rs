@@ -16,11 +16,13 @@ mod formats;
 mod image_opts;
 mod info;
 mod map;
+mod measure;
 mod output;
 mod progress;
 mod secrets;
 mod signals;
 mod snapshot;
+mod snapshot_selector;
 mod streams;
 
 use std::process::ExitCode;
