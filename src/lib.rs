@@ -103,7 +103,7 @@ pub mod zero;
 
 pub use compare::{Comparison, compare};
 #[cfg(feature = "write")]
-pub use convert::{Converter, Damage, DamageList, OutputCompression, Preset, Progress, Report};
+pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

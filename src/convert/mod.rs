@@ -16,6 +16,7 @@ mod existing;
 #[cfg(feature = "packages")]
 mod google;
 mod load;
+mod measure;
 mod output;
 #[cfg(feature = "packages")]
 mod ova;
@@ -48,6 +49,7 @@ use crate::secret::Secret;
 use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
+pub use measure::Measure;
 use output::{Output, Rules};
 pub use preset::Preset;
 use rate::Throttle;

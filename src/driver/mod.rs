@@ -121,6 +121,7 @@
 mod check;
 mod context;
 mod extent;
+mod measure;
 mod read;
 mod write;
 
@@ -130,10 +131,12 @@ use std::sync::Arc;
 pub use check::CheckReport;
 pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
+pub use measure::FileSize;
 pub use read::SparseRead;
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 
 use crate::error::Result;
+use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use crate::options::OptionSpec;
 
@@ -186,6 +189,10 @@ pub type CreateFn = fn(&CreateContext<'_>) -> Result<Box<dyn SparseWrite>>;
 /// size in [`WriteSpec`] is that of the context, rounded up, not that of the image.
 pub type OpenTargetFn = fn(Arc<dyn ReadAt>, &CreateContext<'_>) -> Result<Box<dyn SparseWrite>>;
 
+/// Measures an image without creating it. The context is that of creating it, except that there may be no secret. The second argument is the
+/// source whose data is going to be written, if there is one.
+pub type MeasureFn = fn(&CreateContext<'_>, Option<&ImageInfo>) -> Result<FileSize>;
+
 /// Checks the metadata of an image file.
 pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 
@@ -220,6 +227,7 @@ pub struct FormatDriver {
     pub(crate) open_stream: Option<(ProbeFn, OpenStreamFn)>,
     pub(crate) check: Option<CheckFn>,
     pub(crate) open_target: Option<OpenTargetFn>,
+    pub(crate) measure: Option<MeasureFn>,
     pub(crate) detached_headers: bool,
 }
 
@@ -238,6 +246,7 @@ impl FormatDriver {
             open_stream: None,
             check: None,
             open_target: None,
+            measure: None,
             detached_headers: false,
         }
     }
@@ -271,6 +280,15 @@ impl FormatDriver {
         if cfg!(feature = "write") {
             self.create = Some(create);
             self.options = options;
+        }
+        self
+    }
+
+    /// Adds measuring. A format without it is measured by creating an image without a file. Without the feature `write` it does nothing.
+    #[must_use]
+    pub const fn measure(mut self, measure: MeasureFn) -> Self {
+        if cfg!(feature = "write") {
+            self.measure = Some(measure);
         }
         self
     }

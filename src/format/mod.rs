@@ -36,8 +36,9 @@ use std::io::Read;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::driver::{CheckReport, CreateContext, FormatDriver, OpenContext, Probe, SparseRead, SparseWrite};
+use crate::driver::{CheckReport, CreateContext, FileSize, FormatDriver, OpenContext, Probe, SparseRead, SparseWrite};
 use crate::error::{Error, Result};
+use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use crate::options::{OptionSpec, wrong};
 use shared::signature::Signature;
@@ -323,6 +324,14 @@ impl Format {
     /// Whether guest data can be written into an existing image as it is.
     pub(crate) fn opens_targets(&self) -> bool {
         self.0.open_target.is_some()
+    }
+
+    /// Measures a new image; `None` if the driver has no function for it.
+    pub(crate) fn measure(&self, cx: &CreateContext<'_>, source: Option<&ImageInfo>) -> Result<Option<FileSize>> {
+        let Some(measure) = self.0.measure else { return Ok(None) };
+        cx.options.check(self.name(), self.options())?;
+        self.check_backing_options(cx)?;
+        measure(cx, source).map(Some)
     }
 
     pub(crate) fn open_target(&self, file: Arc<dyn ReadAt>, cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {

@@ -16,10 +16,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::driver::{CreateContext, Extent, ExtentKind, FileId, FormatDriver, Location, OpenContext};
+use crate::driver::{CreateContext, Extent, ExtentKind, FileId, FileSize, FormatDriver, Location, OpenContext};
 use crate::driver::{Placement, SparseRead, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::format::shared::table::{self, Field};
+use crate::format::shared::whole_sectors;
 use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt, write_zeros};
@@ -31,6 +32,7 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["raw", "img"])
         .description("the bytes of the disk, without metadata")
         .create(|cx| Ok(Box::new(Writer::create(cx)?)), OPTIONS)
+        .measure(measure)
         .open_target(|file, cx| Ok(Box::new(Writer::open(&*file, cx)?)));
 
 static OPTIONS: &[OptionSpec] = &[OptionSpec {
@@ -40,6 +42,7 @@ static OPTIONS: &[OptionSpec] = &[OptionSpec {
 }];
 
 const FORMAT_NAME: &str = "raw";
+const SECTOR: u64 = 512;
 
 struct Reader(ImageInfo);
 
@@ -76,6 +79,18 @@ enum Preallocation {
     Full,
 }
 
+/// Holes count, as in qemu-img: the length of the file.
+fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Result<FileSize> {
+    preallocation(cx)?;
+    let size = whole_sectors(FORMAT_NAME, cx.size)?;
+    Ok(FileSize { dense: true, ..FileSize::new(0, size, SECTOR) })
+}
+
+fn preallocation(cx: &CreateContext<'_>) -> Result<Preallocation> {
+    let modes = [("off", Preallocation::Off), ("falloc", Preallocation::Falloc), ("full", Preallocation::Full)];
+    Ok(cx.options.choice(FORMAT_NAME, "preallocation", &modes)?.unwrap_or(Preallocation::Off))
+}
+
 struct Writer {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
@@ -88,14 +103,7 @@ struct Writer {
 
 impl Writer {
     fn create(cx: &CreateContext<'_>) -> Result<Self> {
-        let preallocation = cx
-            .options
-            .choice(
-                FORMAT_NAME,
-                "preallocation",
-                &[("off", Preallocation::Off), ("falloc", Preallocation::Falloc), ("full", Preallocation::Full)],
-            )?
-            .unwrap_or(Preallocation::Off);
+        let preallocation = preallocation(cx)?;
         let writer = Writer::new(cx, preallocation)?;
         // A device that is too small is refused before anything is written.
         cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
@@ -121,8 +129,8 @@ impl Writer {
         }
         let spec = WriteSpec {
             virtual_size: cx.size,
-            block_size: 512,
-            granule: 512,
+            block_size: SECTOR,
+            granule: SECTOR,
             // A pipe cannot have holes.
             dense: preallocation == Preallocation::Full || !cx.out.seeks(),
             sequential: true,
@@ -166,7 +174,7 @@ impl SparseWrite for Writer {
     }
 
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
-        let sectors = self.spec.virtual_size.next_multiple_of(512);
+        let sectors = self.spec.virtual_size.next_multiple_of(SECTOR);
         self.fill(if self.out.starts_zeroed() || self.existing { self.spec.virtual_size } else { sectors })?;
         self.out.sync().map_err(Error::io("syncing", None))
     }

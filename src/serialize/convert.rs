@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
-use crate::convert::{Damage, Progress, Report};
+use crate::convert::{Damage, Measure, Progress, Report};
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
 /// `zero-bytes`, `compressed-blocks`, `compressed-bytes`, `passthrough-blocks`, `passthrough-bytes`, `written-bytes` and, if
@@ -56,6 +56,17 @@ impl Serialize for Progress {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("done", &self.done)?;
         map.serialize_entry("total", &self.total)?;
+        map.end()
+    }
+}
+
+/// With the keys of `qemu-img measure`: `required`, `fully-allocated` and, where the source can have them, `bitmaps`.
+impl Serialize for Measure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        optional(&mut map, "bitmaps", self.bitmaps)?;
+        map.serialize_entry("required", &self.required)?;
+        map.serialize_entry("fully-allocated", &self.fully_allocated)?;
         map.end()
     }
 }

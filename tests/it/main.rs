@@ -18,6 +18,7 @@ mod hostile;
 mod huge;
 mod identifiers;
 mod interop;
+mod measure;
 #[cfg(feature = "mmap")]
 mod mmap;
 #[cfg(feature = "cli")]

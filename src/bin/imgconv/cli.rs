@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, manual, map, qemu, snapshot};
+use crate::{check, compare, convert, create, formats, info, manual, map, measure, qemu, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -41,6 +41,7 @@ pub enum Command {
     Check(check::Args),
     Compare(compare::Args),
     Map(map::Args),
+    Measure(measure::Args),
     Snapshot(snapshot::Args),
     Formats(formats::Args),
     InstallLinks(qemu::InstallLinks),
@@ -58,6 +59,7 @@ impl Command {
             Command::Check(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
+            Command::Measure(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
             Command::InstallLinks(args) => args.run(),
@@ -75,6 +77,7 @@ impl Command {
             Command::Check(args) => args.input.output.style,
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
+            Command::Measure(args) => args.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
             Command::InstallLinks(_) => Style::Human,

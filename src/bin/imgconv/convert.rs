@@ -16,9 +16,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{
-    Converter, Damage, Error, Format, Image, Name, OpenOptions, OutputCompression, Preset, Report, Snapshot, parse_size,
-};
+use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions, OutputCompression, Preset, Report, parse_size};
 use serde_json::{Value, json};
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
@@ -27,6 +25,7 @@ use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
 use crate::progress::{self, Bar, When};
 use crate::signals::Interrupt;
+use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
 
@@ -521,10 +520,7 @@ impl Args {
             }
         };
         let options = match &self.snapshot {
-            Some(selector) => {
-                let id = self.snapshot_id(&options, &path, selector)?;
-                options.snapshot(id)
-            }
+            Some(selector) => snapshot_selector::select(options, &path, selector)?,
             None => options,
         };
         options.open(path).map_err(|error| {
@@ -550,16 +546,6 @@ impl Args {
             Some(directory) => options.temporary_directory(directory),
             None => options,
         }
-    }
-
-    /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
-    fn snapshot_id(&self, options: &OpenOptions, source: &Path, selector: &str) -> Result<String, Failure> {
-        let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
-        let inspection = options.inspect(source)?;
-        wanted
-            .find(&inspection.info.snapshots)
-            .map(|snapshot| snapshot.id.to_text().into_owned())
-            .ok_or_else(|| Failure::usage(format!("{}: no snapshot matches {selector}", source.display())))
     }
 
     fn converter(&self, format: Format, bar: &Bar) -> Result<Converter, Failure> {
@@ -673,41 +659,6 @@ fn needs_more(error: &Error, source: &Image) -> bool {
     }
 }
 
-/// Selects a snapshot by ID, by name or by both.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct SnapshotSelector<'a> {
-    id: Option<&'a str>,
-    name: Option<&'a str>,
-}
-
-impl<'a> SnapshotSelector<'a> {
-    /// Parses `snapshot.id=ID`, `snapshot.name=NAME`, or both with a comma. Returns `None` for text without this prefix.
-    pub fn parse(text: &'a str) -> Result<Option<Self>, Failure> {
-        if !text.starts_with("snapshot.") {
-            return Ok(None);
-        }
-        let mut wanted = SnapshotSelector::default();
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some(("snapshot.id", id)) => wanted.id = Some(id),
-                Some(("snapshot.name", name)) => wanted.name = Some(name),
-                _ => {
-                    let problem =
-                        format!("-l: invalid selector {part:?}: expected snapshot.id=ID or snapshot.name=NAME");
-                    return Err(Failure::usage(problem));
-                }
-            }
-        }
-        Ok(Some(wanted))
-    }
-
-    /// The snapshot that is meant.
-    pub fn find<'s>(&self, snapshots: &'s [Snapshot]) -> Option<&'s Snapshot> {
-        let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|wanted| name.as_bytes() == wanted.as_bytes());
-        snapshots.iter().find(|snapshot| is(&snapshot.id, self.id) && is(&snapshot.name, self.name))
-    }
-}
-
 /// Parses the argument of `--salvage-pattern`, for clap.
 fn byte(text: &str) -> Result<u8, String> {
     let parsed = match text.strip_prefix("0x") {
@@ -730,18 +681,6 @@ fn sparse_size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn snapshot_selectors() {
-        let parse = |text| SnapshotSelector::parse(text).unwrap();
-        assert_eq!(parse("before"), None);
-        assert_eq!(parse("a=b,c"), None);
-        assert_eq!(parse("snapshot.id=1"), Some(SnapshotSelector { id: Some("1"), name: None }));
-        assert_eq!(parse("snapshot.name=a=b"), Some(SnapshotSelector { id: None, name: Some("a=b") }));
-        assert_eq!(parse("snapshot.id=1,snapshot.name=x"), Some(SnapshotSelector { id: Some("1"), name: Some("x") }));
-        assert!(SnapshotSelector::parse("snapshot.foo=1").is_err());
-        assert!(SnapshotSelector::parse("snapshot.id").is_err());
-    }
 
     #[test]
     fn bytes() {

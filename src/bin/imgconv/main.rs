@@ -17,12 +17,14 @@ mod image_opts;
 mod info;
 mod manual;
 mod map;
+mod measure;
 mod output;
 mod progress;
 mod qemu;
 mod secrets;
 mod signals;
 mod snapshot;
+mod snapshot_selector;
 mod streams;
 
 use std::env;

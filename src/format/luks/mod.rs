@@ -57,6 +57,7 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["luks"])
         .description("encrypted volume of Linux and QEMU")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .measure(writer::measure)
         .detached_headers()
         .open_target(|file, cx| Ok(Box::new(writer::Writer::open(file, cx)?)));
 

@@ -8,10 +8,11 @@ use super::reader::Volume;
 use super::v2;
 use super::{FIELDS, FORMAT_NAME};
 use crate::crypto::{Encrypting, SectorCipher};
-use crate::driver::{CreateContext, OpenContext, Placement, SparseWrite, WriteSpec};
+use crate::driver::{CreateContext, FileSize, OpenContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result, SecretProblem};
-use crate::format::shared::luks::{NewVolume, Parameters};
+use crate::format::shared::luks::{NewVolume, Parameters, new_header_len};
 use crate::identifiers::ImageIdentifiers;
+use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 
@@ -74,13 +75,8 @@ impl Writer {
 
     fn new(cx: &CreateContext<'_>, cipher: Arc<SectorCipher>, payload: u64, first: u64) -> Result<Writer> {
         let sector_size = cipher.sector_size() as u64;
-        let limit = (i64::MAX as u64).saturating_sub(payload) / sector_size * sector_size;
-        let virtual_size =
-            cx.size.checked_next_multiple_of(sector_size).filter(|size| *size <= limit).ok_or_else(|| {
-                Error::Limit { format: FORMAT_NAME, field: "virtual size".into(), at: None, value: cx.size, limit }
-            })?;
         let spec = WriteSpec {
-            virtual_size,
+            virtual_size: virtual_size(cx.size, payload, sector_size)?,
             block_size: sector_size,
             granule: sector_size,
             // What is not written decrypts to garbage.
@@ -90,6 +86,30 @@ impl Writer {
         let encrypted = Arc::new(Encrypting::new(cx.out.clone(), cipher, payload, first));
         Ok(Writer { out: cx.out.clone(), encrypted, spec, payload, new: None })
     }
+}
+
+/// Measures a new volume. No secret is needed, since no key is made.
+pub(super) fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Result<FileSize> {
+    refuse_features(cx)?;
+    let parameters = Parameters::parse(FORMAT_NAME, "", cx.options)?;
+    let (payload, sector_size) = match V2Options::parse(cx.options)? {
+        None => (new_header_len(&parameters), 512),
+        Some(options) => (v2::PAYLOAD, options.sector_size),
+    };
+    let size = virtual_size(cx.size, payload, sector_size)?;
+    Ok(FileSize { dense: true, ..FileSize::new(payload, size, sector_size) })
+}
+
+/// Rounds `size` up to whole sectors, which fit into a file after the header.
+fn virtual_size(size: u64, payload: u64, sector_size: u64) -> Result<u64> {
+    let limit = (i64::MAX as u64).saturating_sub(payload) / sector_size * sector_size;
+    size.checked_next_multiple_of(sector_size).filter(|rounded| *rounded <= limit).ok_or_else(|| Error::Limit {
+        format: FORMAT_NAME,
+        field: "virtual size".into(),
+        at: None,
+        value: size,
+        limit,
+    })
 }
 
 /// Fails for a request that an encrypted volume cannot meet.

@@ -9,10 +9,10 @@ use byteorder::{BigEndian, ByteOrder};
 
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};
-use super::{FIELDS, until_nul};
+use super::{FIELDS, FORMAT_NAME, until_nul};
 use crate::error::{Error, Fault, Problem, Result};
 use crate::format::shared::table;
-use crate::info::Value;
+use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
@@ -139,6 +139,33 @@ impl Bitmap {
         properties.extend((!unknown.is_empty()).then(|| ("unknown-flags", u64::from(unknown.bits()).into())));
         Value::Map(properties)
     }
+}
+
+/// Returns the bytes that the bitmaps of the image `source` take in an image with clusters of `cluster_size` bytes: the bits and the
+/// table of each bitmap are whole clusters, and so is the directory. `None` if the image cannot have bitmaps: it is not qcow2
+/// of version 3.
+pub(super) fn lengths_of_bitmaps(source: &ImageInfo, cluster_size: u64) -> Option<u64> {
+    if source.format != FORMAT_NAME || source.property("compat") != Some(&Value::from("1.1")) {
+        return None;
+    }
+    let bitmaps = match source.property("bitmaps") {
+        Some(Value::List(bitmaps)) => bitmaps.as_slice(),
+        _ => &[],
+    };
+    let (mut len, mut directory) = (0, 0);
+    for bitmap in bitmaps {
+        let Value::Map(properties) = bitmap else { continue };
+        let property = |name: &str| properties.iter().find(|(key, _)| *key == name).map(|(_, value)| value);
+        let (Some(Value::Text(name)), Some(&Value::Number(granularity))) = (property("name"), property("granularity"))
+        else {
+            continue;
+        };
+        let bits = source.virtual_size.div_ceil(granularity);
+        let clusters = bits.div_ceil(8).div_ceil(cluster_size);
+        len += clusters * cluster_size + (clusters * 8).next_multiple_of(cluster_size);
+        directory += (FIXED_LENGTH as u64 + name.as_bytes().len() as u64).next_multiple_of(8);
+    }
+    Some(len + directory.next_multiple_of(cluster_size))
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["qcow2"])
         .description("QEMU copy-on-write image, version 2 and 3")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .measure(writer::measure)
         .check(check::check);
 
 const FORMAT_NAME: &str = "qcow2";

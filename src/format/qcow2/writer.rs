@@ -8,6 +8,7 @@ mod alloc;
 #[cfg(feature = "crypto")]
 mod encrypted;
 mod mapping;
+mod measure;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use self::alloc::Allocator;
 #[cfg(feature = "crypto")]
 use self::encrypted::Encrypted;
 use self::mapping::Mapping;
+pub(crate) use self::measure::measure;
 use super::FORMAT_NAME;
 use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
 use super::extension::{Extensions, Feature};

@@ -14,6 +14,8 @@ mod in_use;
 mod luks;
 mod matrix;
 #[cfg(feature = "cli")]
+mod measure;
+#[cfg(feature = "cli")]
 mod old_formats;
 pub(crate) mod overlays;
 #[cfg(all(unix, feature = "packages"))]

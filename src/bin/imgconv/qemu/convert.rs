@@ -14,8 +14,8 @@ use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print};
 use crate::args::key_of_target;
-use crate::convert::SnapshotSelector;
 use crate::signals::Interrupt;
+use crate::snapshot_selector::SnapshotSelector;
 
 /// The cache modes, and whether written data is durable at the end.
 const CACHES: [(&str, bool); 5] =
@@ -192,7 +192,7 @@ fn open_all(parsed: &Parsed, sources: &Sources, names: &[OsString]) -> Result<Im
     }
 }
 
-fn open_snapshot(source: Source, selector: &str) -> Result<Image, Failed> {
+pub fn open_snapshot(source: Source, selector: &str) -> Result<Image, Failed> {
     let snapshots = source.inspect()?.info.snapshots;
     let id = match SnapshotSelector::parse(selector)
         .map_err(|_| Failed::new(format!("Failed in parsing snapshot param '{selector}'")))?

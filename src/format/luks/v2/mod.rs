@@ -7,7 +7,7 @@ mod volume;
 
 pub(super) use binary::HeaderCopy;
 pub(super) use metadata::Metadata;
-pub(super) use volume::NewVolume;
+pub(super) use volume::{NewVolume, PAYLOAD};
 
 #[cfg(test)]
 mod tests;

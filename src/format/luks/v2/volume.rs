@@ -19,8 +19,8 @@ use crate::io::WriteAt;
 const HEADER_SIZE: u64 = 16 << 10;
 /// Offset of the first key slot in bytes.
 const KEYSLOTS_AT: u64 = 2 * HEADER_SIZE;
-/// Offset of the guest data in bytes.
-const PAYLOAD: u64 = 16 << 20;
+/// Length of the headers and the key slots in bytes: where the guest data begins.
+pub(in crate::format::luks) const PAYLOAD: u64 = 16 << 20;
 /// Length of a key slot is a multiple of it, in bytes.
 const ALIGNMENT: usize = 4096;
 /// As many as cryptsetup uses at most.

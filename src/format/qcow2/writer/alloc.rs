@@ -85,16 +85,8 @@ impl Allocator {
     pub fn close(&mut self, l1_clusters: u64) -> Result<Tail> {
         let counts = self.counts_per_block();
         let known = self.table.len() as u64;
-        let (mut table_clusters, mut blocks) = (1, known);
-        // The table needs blocks and the blocks a longer table: find the smallest fixed point.
-        let end = loop {
-            let end = self.next + l1_clusters + table_clusters + (blocks - known);
-            let needed = (self.entries_in_clusters(end.div_ceil(counts)), end.div_ceil(counts));
-            if needed == (table_clusters, blocks) {
-                break end;
-            }
-            (table_clusters, blocks) = needed;
-        };
+        let RefcountArea { table_clusters, blocks, end } =
+            RefcountArea::after(self.next + l1_clusters, known, self.cluster_bits, self.order);
         self.check_len(end)?;
         self.check_table(blocks)?;
         let table_start = self.next + l1_clusters;
@@ -119,7 +111,7 @@ impl Allocator {
 
     /// Clusters needed for a table of `entries` 64-bit entries.
     pub fn entries_in_clusters(&self, entries: u64) -> u64 {
-        entries.div_ceil(1 << (self.cluster_bits - 3))
+        entries_in_clusters(entries, self.cluster_bits)
     }
 
     fn begin_stretch(&mut self) -> Result<()> {
@@ -154,7 +146,7 @@ impl Allocator {
     }
 
     fn counts_per_block(&self) -> u64 {
-        8 << self.cluster_bits >> self.order
+        counts_per_block(self.cluster_bits, self.order)
     }
 
     fn check_table(&self, blocks: u64) -> Result<()> {
@@ -177,4 +169,40 @@ impl Allocator {
             }),
         }
     }
+}
+
+/// The refcount table and the refcount blocks that are not written yet, at the end of a file.
+pub(super) struct RefcountArea {
+    pub table_clusters: u64,
+    /// Number of all refcount blocks.
+    pub blocks: u64,
+    /// End of the file in clusters.
+    pub end: u64,
+}
+
+impl RefcountArea {
+    /// The area after `used` clusters, among which are `known` refcount blocks. All clusters of the file have a reference count.
+    pub fn after(used: u64, known: u64, cluster_bits: u32, order: u32) -> RefcountArea {
+        let (mut table_clusters, mut blocks) = (1, known);
+        // The table needs blocks and the blocks a longer table: find the smallest fixed point.
+        loop {
+            let end = used + table_clusters + (blocks - known);
+            let needed_blocks = end.div_ceil(counts_per_block(cluster_bits, order));
+            let needed = (entries_in_clusters(needed_blocks, cluster_bits), needed_blocks);
+            if needed == (table_clusters, blocks) {
+                return RefcountArea { table_clusters, blocks, end };
+            }
+            (table_clusters, blocks) = needed;
+        }
+    }
+}
+
+/// Clusters needed for a table of `entries` 64-bit entries.
+pub(super) fn entries_in_clusters(entries: u64, cluster_bits: u32) -> u64 {
+    entries.div_ceil(1 << (cluster_bits - 3))
+}
+
+/// Reference counts in a refcount block.
+fn counts_per_block(cluster_bits: u32, order: u32) -> u64 {
+    8 << cluster_bits >> order
 }

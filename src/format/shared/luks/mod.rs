@@ -16,4 +16,4 @@ pub(crate) use parameters::Parameters;
 #[cfg(feature = "crypto")]
 pub(crate) use unlock::{Attempts, check_area, cipher_name, unsupported_cipher};
 #[cfg(feature = "crypto")]
-pub(crate) use volume::NewVolume;
+pub(crate) use volume::{NewVolume, new_header_len};

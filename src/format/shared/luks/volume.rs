@@ -44,19 +44,16 @@ impl NewVolume {
         random(&mut salt)?;
         random(&mut uuid)?;
 
-        let slot_sectors = stripes_len(key_len).div_ceil(SECTOR as u32).next_multiple_of(ALIGNMENT);
-        let mut sector = ALIGNMENT;
-        let slots: [Slot; SLOTS] = std::array::from_fn(|_| {
-            let slot = Slot { active: false, iterations: 0, salt: [0; 32], sector, stripes: STRIPES };
-            sector += slot_sectors;
-            slot
+        let slots: [Slot; SLOTS] = std::array::from_fn(|index| {
+            let sector = slot_sector(key_len, index as u32);
+            Slot { active: false, iterations: 0, salt: [0; 32], sector, stripes: STRIPES }
         });
         let iterations = pbkdf2_iterations(hash, key_len, iter_time, MIN_ITERATIONS);
         let mut header = Header {
             cipher: Name::from(spec.cipher.name()),
             mode: Name::from(spec.mode_name()),
             hash: Name::from(hash.name()),
-            payload_sectors: sector,
+            payload_sectors: slot_sector(key_len, SLOTS as u32),
             key_len: key_len as u32,
             digest: [0; 20],
             digest_salt,
@@ -93,6 +90,16 @@ impl NewVolume {
         out.sync().map_err(Error::io("syncing", None))?;
         out.write_all_at(&self.header.encode(), start).map_err(Error::io("writing the LUKS header", start))
     }
+}
+
+/// Length of the header and the key slots of a new volume in bytes.
+pub(crate) fn new_header_len(parameters: &Parameters) -> u64 {
+    u64::from(slot_sector(parameters.key_len, SLOTS as u32)) * SECTOR
+}
+
+/// Offset of key slot `index` in sectors. The guest data follows the last one.
+fn slot_sector(key_len: usize, index: u32) -> u32 {
+    ALIGNMENT + index * stripes_len(key_len).div_ceil(SECTOR as u32).next_multiple_of(ALIGNMENT)
 }
 
 /// Bytes of all stripes of a key.
