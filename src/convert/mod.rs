@@ -12,6 +12,7 @@
 mod compressed_raw;
 mod digest;
 mod directory;
+mod existing;
 #[cfg(feature = "packages")]
 mod google;
 mod load;
@@ -225,7 +226,7 @@ impl Converter {
     /// Whether the guest data is written into the existing image at the target, whose parameters remain, instead of into a new image.
     /// Default: false.
     ///
-    /// The image must be a LUKS volume or a raw disk at a path, at least as large as the source; what is beyond the end of the source is not
+    /// The image must be a LUKS volume or a raw disk at a path, or else [`convert_into_existing`](Self::convert_into_existing), at least as large as the source; what is beyond the end of the source is not
     /// changed. It is unlocked with the [`secret`](Self::secret). A failure leaves a part of the new data in it.
     #[must_use]
     pub fn existing(mut self, existing: bool) -> Self {

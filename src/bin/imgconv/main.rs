@@ -15,6 +15,7 @@ mod failure;
 mod formats;
 mod image_opts;
 mod info;
+mod location;
 mod map;
 mod output;
 mod progress;
