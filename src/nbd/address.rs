@@ -7,8 +7,30 @@ use std::path::{Path, PathBuf};
 use super::protocol::MAX_STRING;
 use crate::error::{Error, Result};
 
-/// The port that IANA assigned.
+/// The TCP port that IANA has assigned to NBD, which a URI without one means.
 pub const PORT: u16 = 10809;
+
+/// Returns the URI of an export over TCP.
+///
+/// ```
+/// use diskimage::nbd::tcp_uri;
+///
+/// assert_eq!(tcp_uri("::1", 10809, "my disk"), "nbd://[::1]:10809/my%20disk");
+/// ```
+pub fn tcp_uri(host: &str, port: u16, export: &str) -> String {
+    Address { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into() }.to_string()
+}
+
+/// Returns the URI of an export over a Unix socket.
+///
+/// ```
+/// use diskimage::nbd::unix_uri;
+///
+/// assert_eq!(unix_uri("/run/nbd.sock", "disk"), "nbd+unix:///disk?socket=/run/nbd.sock");
+/// ```
+pub fn unix_uri(socket: impl AsRef<Path>, export: &str) -> String {
+    Address { server: ServerAddress::Unix(socket.as_ref().into()), export: export.into() }.to_string()
+}
 
 /// Where an export is, from one of:
 ///

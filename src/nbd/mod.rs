@@ -17,10 +17,12 @@
 mod address;
 mod client;
 mod protocol;
+mod server;
 mod socket;
 
-pub use address::is_uri;
+pub use address::{PORT, is_uri, tcp_uri, unix_uri};
 pub use client::Client;
+pub use server::Server;
 
 use crate::error::Result;
 

@@ -63,8 +63,6 @@ pub mod reply {
     pub const ERR_TLS_REQD: u32 = ERROR + 5;
     pub const ERR_UNKNOWN: u32 = ERROR + 6;
     pub const ERR_SHUTDOWN: u32 = ERROR + 7;
-    pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR + 8;
-    pub const ERR_TOO_BIG: u32 = ERROR + 9;
 }
 
 /// Information types of `NBD_REP_INFO`.
@@ -87,7 +85,6 @@ pub mod command {
 
 /// Command flags ("Command flags").
 pub mod command_flag {
-    pub const FUA: u16 = 1;
     pub const REQ_ONE: u16 = 1 << 3;
 }
 

@@ -12,7 +12,8 @@ use super::address::ServerAddress;
 #[derive(Debug)]
 pub struct Socket {
     stream: Stream,
-    limit: Limit,
+    /// The time at which reads and writes have to be over, all together.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -20,15 +21,6 @@ enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
-}
-
-/// How long reads and writes may take.
-#[derive(Clone, Copy, Debug)]
-enum Limit {
-    /// All together.
-    Deadline(Instant),
-    /// Each of them.
-    Each { read: Option<Duration>, write: Option<Duration> },
 }
 
 impl Socket {
@@ -44,17 +36,17 @@ impl Socket {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
             }
         };
-        Ok(Socket { stream, limit: Limit::Deadline(deadline) })
+        Ok(Socket { stream, deadline: Some(deadline) })
     }
 
     /// Limits the time for all that is read and written from now on.
     pub fn with_deadline(self, deadline: Instant) -> Socket {
-        Socket { limit: Limit::Deadline(deadline), ..self }
+        Socket { deadline: Some(deadline), ..self }
     }
 
     /// Limits the time of each read and of each write, in place of a deadline.
     pub fn set_timeouts(&mut self, read: Option<Duration>, write: Option<Duration>) -> io::Result<()> {
-        self.limit = Limit::Each { read, write };
+        self.deadline = None;
         self.stream.set_timeouts(read, write)
     }
 
@@ -65,7 +57,7 @@ impl Socket {
             #[cfg(unix)]
             Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
         };
-        Ok(Socket { stream, limit: self.limit })
+        Ok(Socket { stream, deadline: self.deadline })
     }
 
     /// Ends reads and writes of all handles.
@@ -80,7 +72,7 @@ impl Socket {
 
     /// Sets the time that is left before the deadline.
     fn before_deadline(&self) -> io::Result<()> {
-        let Limit::Deadline(deadline) = self.limit else { return Ok(()) };
+        let Some(deadline) = self.deadline else { return Ok(()) };
         let left = time_left(deadline)?;
         self.stream.set_timeouts(Some(left), Some(left))
     }
@@ -88,14 +80,14 @@ impl Socket {
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Socket {
-        Socket { stream: Stream::Tcp(stream), limit: Limit::Each { read: None, write: None } }
+        Socket { stream: Stream::Tcp(stream), deadline: None }
     }
 }
 
 #[cfg(unix)]
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Socket {
-        Socket { stream: Stream::Unix(stream), limit: Limit::Each { read: None, write: None } }
+        Socket { stream: Stream::Unix(stream), deadline: None }
     }
 }
 

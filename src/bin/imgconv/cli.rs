@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, snapshot};
+use crate::{check, compare, convert, create, formats, info, map, serve, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -43,6 +43,7 @@ pub enum Command {
     Compare(compare::Args),
     Map(map::Args),
     Snapshot(snapshot::Args),
+    Serve(serve::Args),
     Formats(formats::Args),
 }
 
@@ -57,6 +58,7 @@ impl Command {
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
             Command::Snapshot(args) => args.run(),
+            Command::Serve(args) => args.run(),
             Command::Formats(args) => args.run(),
         }
     }
@@ -71,6 +73,7 @@ impl Command {
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
+            Command::Serve(args) => args.input.output.style,
             Command::Formats(args) => args.output.style,
         }
     }

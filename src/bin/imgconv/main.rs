@@ -20,6 +20,7 @@ mod map;
 mod output;
 mod progress;
 mod secrets;
+mod serve;
 mod signals;
 mod snapshot;
 mod streams;
