@@ -89,6 +89,8 @@ mod info;
 pub mod io;
 mod limits;
 mod name;
+#[cfg(feature = "nbd")]
+pub mod nbd;
 mod options;
 #[cfg(feature = "packages")]
 mod package;

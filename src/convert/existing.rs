@@ -1,93 +1,77 @@
-//! Guest data into an existing image of a format that drivers write from the start only: the file is written anew, with the
-//! parameters that the image has.
+//! Writing into an existing image that is not at a path.
 
+use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::{Backing, Converter};
-use crate::error::{Error, Result};
-use crate::format::shared::table::Field;
-use crate::image::{Image, Inspection, OpenOptions};
-use crate::info::{ImageInfo, Value};
-use crate::options::Options;
+use super::{Converter, Report};
+use crate::error::Result;
+use crate::image::Image;
+use crate::io::{ReadAt, WriteAt};
 
 impl Converter {
-    /// The converter that writes the image at `target` anew, and the size of its disk in bytes, for `size` bytes of guest data.
-    pub(super) fn anew(&self, target: &Path, size: u64) -> Result<(Converter, u64)> {
-        let inspection = OpenOptions::new().format(self.format).inspect(target)?;
-        self.anew_of(&inspection, target, size).map_err(|e| e.in_file(target))
-    }
-
-    fn anew_of(&self, Inspection { info, .. }: &Inspection, target: &Path, size: u64) -> Result<(Converter, u64)> {
-        let unsupported =
-            |what: &str| Err(Error::unsupported(self.format.name(), format!("writing into an existing image {what}")));
-        if self.options.names().next().is_some() {
-            return Err(Error::Usage("the options are those of a new image".into()));
-        }
-        if !info.snapshots.is_empty() || info.snapshots_unreadable || info.property("bitmaps").is_some() {
-            return unsupported("with snapshots or bitmaps");
-        }
-        if info.encryption.is_some() {
-            return unsupported("that is encrypted");
-        }
-        if !info.files.is_empty() {
-            return unsupported("of several files");
-        }
-        Field { format: self.format.name(), name: "size of the source", at: 0 }.at_most(size, info.virtual_size)?;
-        if info.virtual_size > size && (info.backing.is_some() || has_data(target, self, size)?) {
-            return unsupported("with data beyond the end of the source");
-        }
-        let backing = match (&self.backing, &info.backing) {
-            // Without one, all data is stored.
-            (_, None) => None,
-            (Some(backing), Some(stated)) => Some(Backing { name: stated.name.clone(), ..backing.clone() }),
-            (None, Some(_)) => {
-                return Err(Error::Usage("the existing image is an overlay, and its backing file is not given".into()));
-            }
-        };
-        let options = self.options_of(info);
-        Ok((Converter { options, backing, existing: false, in_place: true, ..self.clone() }, info.virtual_size))
-    }
-
-    /// The options that create an image like this one: the properties of the same names.
-    fn options_of(&self, info: &ImageInfo) -> Options {
-        let mut options = Options::new();
-        for option in self.format.options() {
-            let property = info.property(&option.name.replace('_', "-"));
-            let value = match (option.name, property, info.block_size) {
-                ("cluster_size" | "block_size", _, Some(size)) => size.to_string(),
-                ("static", ..) => match info.property("type").map(text) {
-                    Some(kind) if kind == "static" => "on".to_owned(),
-                    _ => continue,
-                },
-                ("subformat", None, _) => match info.property("create-type") {
-                    Some(kind) => text(kind),
-                    None => continue,
-                },
-                (_, Some(value), _) => text(value),
-                (_, None, _) => continue,
-            };
-            options.set(option.name, value);
-        }
-        options
+    /// Writes the guest data of `source` into the existing image `file`, as [`existing`](Self::existing) does with one at a path.
+    ///
+    /// # Errors
+    /// As [`convert`](Self::convert).
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions};
+    ///
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![0; 512])))?;
+    /// let file = Arc::new(MemFile::from(vec![7; 1024]));
+    /// Converter::new(Format::RAW).convert_into_existing(&disk, file.clone())?;
+    /// assert_eq!(file.to_vec(), [[0; 512], [7; 512]].concat());
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn convert_into_existing<F: ReadAt + WriteAt + 'static>(&self, source: &Image, file: Arc<F>) -> Result<Report> {
+        let converter = self.clone().existing(true);
+        let out = Arc::new(Existing(file.clone()));
+        converter.write(Some(source), source.virtual_size(), out, None, None, Some(file))
     }
 }
 
-fn text(value: &Value) -> String {
-    match value {
-        Value::Bool(on) => (if *on { "on" } else { "off" }).to_owned(),
-        Value::Number(number) => number.to_string(),
-        Value::Text(text) => text.to_text().into_owned(),
-        _ => String::new(),
-    }
-}
+/// A file with old content.
+struct Existing<F>(Arc<F>);
 
-/// Whether there is data in the existing image from `offset` on.
-fn has_data(target: &Path, converter: &Converter, offset: u64) -> Result<bool> {
-    let image: Image = OpenOptions::new().format(converter.format).open(target)?;
-    for span in image.spans(offset..u64::MAX) {
-        if span?.is_data() {
-            return Ok(true);
-        }
+impl<F: WriteAt> WriteAt for Existing<F> {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(buf, offset)
     }
-    Ok(false)
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        false
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.0.path()
+    }
+
+    fn seeks(&self) -> bool {
+        self.0.seeks()
+    }
+
+    fn abandon(&self) {
+        self.0.abandon();
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.zero_range(range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.0.allocate(range)
+    }
 }

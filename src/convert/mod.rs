@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod anew;
 mod compressed_raw;
 mod digest;
 mod directory;
@@ -237,7 +238,7 @@ impl Converter {
     /// Whether the guest data is written into the existing image at the target, whose parameters remain, instead of into a new image.
     /// Default: false.
     ///
-    /// The image is at a path, and at least as large as the source. A LUKS volume or a raw disk keeps what is beyond the end of the source; a
+    /// The image is at a path, or else see [`convert_into_existing`](Self::convert_into_existing), and at least as large as the source. A LUKS volume or a raw disk keeps what is beyond the end of the source; a
     /// volume is unlocked with the [`secret`](Self::secret). An image of another format is written anew in the same file, with the parameters and,
     /// as far as the format has it, the identity that it has: it must be a single file without snapshots, bitmaps, encryption and data beyond the end
     /// of the source, and the [backing image](Self::backing) of an overlay must be given. A failure leaves a part of the new data in the image,

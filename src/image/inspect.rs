@@ -32,7 +32,7 @@ use crate::limits::Budget;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Path of the image file, if it was opened by path.
+    /// Path of the image file, if it was opened by path, or else the name of the storage, if it has one.
     pub path: Option<PathBuf>,
     /// The layers of compression around the image, the outermost first.
     pub compression: Vec<CompressionLayer>,
@@ -72,9 +72,21 @@ impl OpenOptions {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn inspect_chain(&self, path: impl AsRef<Path>) -> Result<Vec<Inspection>> {
+        self.inspect_opened_chain(self.open_to_inspect(path.as_ref())?)
+    }
+
+    /// Returns the properties of the image in `source` and of its backing chain, as [`inspect_chain`](Self::inspect_chain) does.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn inspect_chain_source(&self, source: Arc<dyn ReadAt>) -> Result<Vec<Inspection>> {
+        self.inspect_opened_chain(self.opened_source(source, Purpose::Inspect)?)
+    }
+
+    fn inspect_opened_chain(&self, top: Opened) -> Result<Vec<Inspection>> {
         let mut chain: Vec<Inspection> = Vec::new();
         let mut seen: Vec<SourceFile> = Vec::new();
-        let mut next = Some(self.open_to_inspect(path.as_ref())?);
+        let mut next = Some(top);
         while let Some(opened) = next {
             let step = || {
                 let inspection = self.inspect_opened(&opened)?;
@@ -83,7 +95,7 @@ impl OpenOptions {
                 let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
                 Ok((inspection, SourceFile::new(opened.source.clone(), None), backing))
             };
-            let (inspection, file, backing) = step().map_err(|e: Error| e.in_file_at(opened.path()))?;
+            let (inspection, file, backing) = step().map_err(|e: Error| e.in_file_at(opened.name()))?;
             if seen.iter().any(|other| other.is_same(&opened.source)) {
                 return Err(opened.closes_loop());
             }
@@ -140,7 +152,7 @@ impl OpenOptions {
             #[cfg(feature = "packages")]
             info.warnings.extend(opened.origin.iter().flat_map(|origin| origin.warnings.iter().cloned()));
             Ok(Inspection {
-                path: opened.path.clone(),
+                path: opened.name().map(Path::to_owned),
                 compression: opened.layers.clone(),
                 format: opened.format,
                 content,
@@ -149,6 +161,6 @@ impl OpenOptions {
                 allocated: opened.source.allocated().map_err(Error::io("reading the allocated size", None))?,
             })
         };
-        inspect().map_err(|e: Error| e.in_file_at(opened.path()))
+        inspect().map_err(|e: Error| e.in_file_at(opened.name()))
     }
 }

@@ -99,6 +99,11 @@ impl Image {
         if self.concatenation.is_some() { Format::RAW } else { self.layers[0].format }
     }
 
+    /// The format of the layer with the index `layer`.
+    pub(crate) fn format_of(&self, layer: usize) -> Option<Format> {
+        self.layers.get(layer).map(|layer| layer.format)
+    }
+
     /// The properties of each layer, the top first.
     pub fn layers(&self) -> impl Iterator<Item = &ImageInfo> {
         self.layers.iter().map(|layer| layer.reader.info())

@@ -208,7 +208,7 @@ impl OpenOptions {
         let budget = Budget::new(self.limits.metadata);
         let open = |reference: &FileReference| self.open_data_file(opened, reference).map(|file| Some(file.source));
         let checked = opened.format.check(opened.source.clone(), &self.context(&budget, 0, &open));
-        checked.map_err(|e| e.in_file_at(opened.path()))
+        checked.map_err(|e| e.in_file_at(opened.name()))
     }
 
     fn open_chain(&self, top: Opened) -> Result<Image> {
@@ -221,7 +221,7 @@ impl OpenOptions {
             next = self
                 .add_layer(&mut layers, &opened, &budget)
                 .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
-                .map_err(|e| e.in_file_at(opened.path()))?;
+                .map_err(|e| e.in_file_at(opened.name()))?;
             // Only the top is the disk of a package.
             #[cfg(feature = "packages")]
             {
@@ -312,7 +312,8 @@ impl OpenOptions {
 
     /// Detects the format, unless it is stated, of a file that is not in a package.
     pub(super) fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
-        self.opened_at(file, path.map(Path::to_owned), purpose, 0).map_err(|e| e.in_file_at(path))
+        self.opened_at(file.clone(), path.map(Path::to_owned), purpose, 0)
+            .map_err(|e| e.in_file_at(path.or_else(|| file.name())))
     }
 
     /// Opens storage other than a file that the caller names.
@@ -435,8 +436,13 @@ impl Opened {
         self.path.as_deref()
     }
 
+    /// What messages call it: its path, or the name of the storage.
+    pub fn name(&self) -> Option<&Path> {
+        self.path().or_else(|| self.source.name())
+    }
+
     pub fn closes_loop(&self) -> Error {
-        let name = self.path().unwrap_or(Path::new("")).into();
+        let name = self.name().unwrap_or(Path::new("")).into();
         Error::Reference { format: self.format.name(), role: "backing file", name, problem: ReferenceProblem::Loop }
     }
 }

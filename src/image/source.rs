@@ -67,12 +67,17 @@ impl ReadAt for SizedFile {
     fn verify(&self) -> io::Result<()> {
         self.file.verify()
     }
+
+    fn name(&self) -> Option<&Path> {
+        self.file.name()
+    }
 }
 
 /// A file that holds guest data.
 pub(crate) struct SourceFile {
     /// The file with pending log entries applied.
     pub source: Arc<dyn ReadAt>,
+    /// The path with which it was opened, or else the name of the storage.
     pub path: Option<PathBuf>,
     /// Length of `source` in bytes.
     pub len: u64,
@@ -90,6 +95,7 @@ impl SourceFile {
 
     pub fn new(file: Arc<SizedFile>, path: Option<PathBuf>) -> SourceFile {
         let data_runs = DataRuns::new(file.clone(), file.len);
+        let path = path.or_else(|| file.name().map(Path::to_owned));
         SourceFile { source: file.clone(), path, len: file.len, data_runs, stored: file }
     }
 

@@ -134,6 +134,11 @@ pub trait ReadAt: Send + Sync {
     fn verify(&self) -> io::Result<()> {
         Ok(())
     }
+
+    /// The name for messages, where the storage has one, such as a URI. A path with which it was opened comes first.
+    fn name(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// A file that is written at offsets.
@@ -261,6 +266,10 @@ macro_rules! impl_for_pointer {
 
             fn verify(&self) -> io::Result<()> {
                 (**self).verify()
+            }
+
+            fn name(&self) -> Option<&Path> {
+                (**self).name()
             }
         }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::args::Input;
 use crate::failure::{Failure, Outcome};
+use crate::location::Location;
 use crate::output::{self, Style};
 
 /// Check the metadata of an image; nothing is repaired
@@ -38,7 +39,8 @@ pub const NO_CHECKS: u8 = 63;
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let report = options.check(file).map_err(|error| self.failure(error))?;
+        let report =
+            Location::find(file).and_then(|image| image.check(&options)).map_err(|error| self.failure(error))?;
         match self.input.output.style {
             Style::Json => output::print_json(&self.json(&report))?,
             Style::Human => {

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, manual, map, measure, qemu, snapshot};
+use crate::{check, compare, convert, create, formats, info, manual, map, measure, qemu, serve, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -43,6 +43,7 @@ pub enum Command {
     Map(map::Args),
     Measure(measure::Args),
     Snapshot(snapshot::Args),
+    Serve(serve::Args),
     Formats(formats::Args),
     InstallLinks(qemu::InstallLinks),
     Man(manual::ManArgs),
@@ -61,6 +62,7 @@ impl Command {
             Command::Map(args) => args.run(),
             Command::Measure(args) => args.run(),
             Command::Snapshot(args) => args.run(),
+            Command::Serve(args) => args.run(),
             Command::Formats(args) => args.run(),
             Command::InstallLinks(args) => args.run(),
             Command::Man(args) => args.run(Cli::command()),
@@ -79,6 +81,7 @@ impl Command {
             Command::Map(args) => args.input.output.style,
             Command::Measure(args) => args.output.style,
             Command::Snapshot(args) => args.output.style,
+            Command::Serve(args) => args.input.output.style,
             Command::Formats(args) => args.output.style,
             Command::InstallLinks(_) => Style::Human,
             Command::Man(_) | Command::Completions(_) => Style::Human,

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::image_opts::ImageOpts;
+use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::progress::{self, Bar, When};
 use crate::signals::Interrupt;
@@ -149,12 +150,13 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// Image to convert, or - for standard input
+    /// Image to convert, an NBD URI, or - for standard input
     #[arg(value_parser = args::endpoint())]
     source: Endpoint,
 
     /// Output file, or - for standard output; an existing file is
-    /// replaced on success; a directory for all disks of a package
+    /// replaced on success; a directory for all disks of a package;
+    /// an NBD URI
     #[arg(value_name = "TARGET", value_parser = args::endpoint(), verbatim_doc_comment)]
     second: Endpoint,
 
@@ -213,6 +215,11 @@ controller, nic, guest_os, hwversion and compression_level; see imgconv formats.
 -O ovf, TARGET is a directory, which must be empty or missing. With -O gcp, the disk is
 padded to whole GiB, and is the sparse file disk.raw in a tar.gz.
 
+SOURCE can be an export of an NBD server, and TARGET one to write to: nbd://HOST[:PORT]/NAME,
+nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. A file of
+such a name is ./nbd:x. An export is written in place like a block device, raw unless -O
+says otherwise, and keeps its size.
+
 All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
 backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
 -o encrypt.format=luks,encrypt.key-secret=ID (qcow2), or else the only one given.
@@ -246,6 +253,8 @@ Examples:
   imgconv convert --for azure disk.qcow2 disk.vhd
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
+  imgconv convert nbd://server/disk disk.qcow2
+  imgconv convert -n disk.qcow2 'nbd+unix:///?socket=/run/nbd.sock'
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
@@ -284,7 +293,11 @@ impl Args {
             return self.to_directory(directory, &interrupt);
         }
         self.check_concatenation()?;
-        let (format, started) = (self.format()?, Instant::now());
+        let target = match self.target() {
+            Endpoint::Stream => None,
+            Endpoint::File(path) => Some(Location::find(path)?),
+        };
+        let (format, started) = (self.format(target.as_ref())?, Instant::now());
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
         let one_pass = *self.target() != Endpoint::Stream && !self.salvage && self.more.is_empty();
         let mut source = self.open_sources(&interrupt, one_pass)?;
@@ -292,9 +305,13 @@ impl Args {
         let bar = self.bar()?;
         let converter = self.converter(format, &bar)?.cancel(interrupt.flag());
         self.note_what_is_not_done(&source, format);
-        let convert = |source: &Image| match self.target() {
-            Endpoint::Stream => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
-            Endpoint::File(path) => Ok(converter.convert(source, path)),
+        let convert = |source: &Image| match &target {
+            None => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
+            Some(Location::File(path)) => Ok(converter.convert(source, path)),
+            Some(Location::Nbd(client)) if self.no_create => {
+                Ok(converter.convert_into_existing(source, client.clone()))
+            }
+            Some(Location::Nbd(client)) => Ok(converter.convert_to(source, client.clone())),
         };
         let mut result = convert(&source)?;
         if one_pass && self.source != Endpoint::Stream && result.as_ref().is_err_and(|error| needs_more(error, &source))
@@ -339,15 +356,18 @@ impl Args {
         match self.compress_output {
             Some(CompressOutput::Gzip) => Some(OutputCompression::Gzip),
             Some(CompressOutput::Zstd) => Some(OutputCompression::Zstd),
-            None => self.target_name().extension()?.to_str().and_then(OutputCompression::by_extension),
+            None => self.target_file()?.extension()?.to_str().and_then(OutputCompression::by_extension),
         }
     }
 
     /// The format of the target: that of the inner extension of "disk.raw.gz", or that of the existing image to write into.
-    fn format(&self) -> Result<Format, Failure> {
+    fn format(&self, target: Option<&Location>) -> Result<Format, Failure> {
         let name = self.target_name();
-        if self.no_create && self.target_format.is_none() {
-            return Ok(OpenOptions::new().inspect(name)?.format);
+        match (target, self.target_format) {
+            (Some(image), None) if self.no_create => return Ok(image.inspect(&OpenOptions::new())?.format),
+            // As with a device, the name of an export does not tell.
+            (Some(Location::Nbd(_)), None) => return Ok(Format::RAW),
+            _ => {}
         }
         let inner = name.with_extension("");
         let has_compression = |extension: &str| OutputCompression::by_extension(extension).is_some();
@@ -381,12 +401,17 @@ impl Args {
                 return refuse("standard input is a terminal, expected a file or a pipe");
             }
         }
+        if self.target_file().is_none() {
+            if self.no_clobber {
+                return refuse("--no-clobber needs a file as TARGET");
+            }
+            if self.backing.is_given() {
+                return refuse("-B needs a file as TARGET");
+            }
+        }
         if *self.target() == Endpoint::Stream {
             if self.output.style == Style::Json {
                 return refuse("--output json needs a file as TARGET: the image is written to standard output");
-            }
-            if self.no_clobber {
-                return refuse("--no-clobber needs a file as TARGET");
             }
             if self.no_create {
                 return refuse("-n needs a file as TARGET");
@@ -394,14 +419,19 @@ impl Args {
             if self.in_place {
                 return refuse("--in-place needs a file as TARGET");
             }
-            if self.backing.is_given() {
-                return refuse("-B needs a file as TARGET: an overlay cannot be written sequentially");
-            }
             if io::stdout().is_terminal() {
                 return refuse("standard output is a terminal, expected a file or a pipe");
             }
         }
         Ok(())
+    }
+
+    /// The path of the target, if it is a file.
+    fn target_file(&self) -> Option<&Path> {
+        match self.target() {
+            Endpoint::File(path) if location::is_file(path) => Some(path),
+            _ => None,
+        }
     }
 
     /// The names of the sources, for messages.
@@ -451,7 +481,7 @@ impl Args {
         }
         self.references.note_unused_secrets(format, &args::format_options(&self.options), Some(source));
         let is_compressed = self.is_google() || self.compression(format).is_some();
-        if !is_compressed && has_extension(self.target_name(), COMPRESSED) {
+        if !is_compressed && self.target_file().is_some_and(|name| has_extension(name, COMPRESSED)) {
             output::note(&format!("{}: not a compressed file, in spite of its name", self.target_name().display()));
         }
     }
@@ -519,11 +549,12 @@ impl Args {
                 });
             }
         };
+        let image = Location::find(path).map_err(|error| interrupt.failure(error))?;
         let options = match &self.snapshot {
-            Some(selector) => snapshot_selector::select(options, &path, selector)?,
+            Some(selector) => snapshot_selector::select(options, &image, name, selector)?,
             None => options,
         };
-        options.open(path).map_err(|error| {
+        image.open(&options).map_err(|error| {
             let takes_all = matches!(error.root(), Error::SeveralDisks { .. }) && *self.target() != Endpoint::Stream;
             let failure = interrupt.failure(error);
             if takes_all {
@@ -539,7 +570,7 @@ impl Args {
         if self.references.spool_directory().is_some() {
             return options;
         }
-        let Endpoint::File(target) = self.target() else { return options };
+        let Some(target) = self.target_file() else { return options };
         let is_device = fs::metadata(target).is_ok_and(|old| !old.is_file());
         match target.parent().filter(|_| !is_device && env::var_os("TMPDIR").is_none()) {
             Some(directory) if directory.as_os_str().is_empty() => options.temporary_directory("."),

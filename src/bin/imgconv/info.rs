@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
+use crate::location::Location;
 use crate::output::{self, Style, exact_size, human_properties, human_size};
 use crate::snapshot;
 use glance::Glance;
@@ -41,14 +42,15 @@ Examples:
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
+        let image = Location::find(file)?;
         if self.input.package.disk.is_none()
-            && let Some(package) = options.package(&file)?
+            && let Some(package) = image.package(&options)?
         {
-            return self.package(&package, &options);
+            return self.package(&package, &image, &options);
         }
         let chain = match self.backing_chain {
-            true => options.inspect_chain(file)?,
-            false => vec![options.inspect(file)?],
+            true => image.inspect_chain(&options)?,
+            false => vec![image.inspect(&options)?],
         };
         match self.input.output.style {
             Style::Human => output::print(
@@ -63,8 +65,8 @@ impl Args {
 
 impl Args {
     /// Shows the members and disks of a package, and the image of each disk that can be opened.
-    fn package(&self, package: &Package, options: &OpenOptions) -> Outcome {
-        let inspect = |index: usize| options.clone().member((index + 1).to_string()).inspect(&self.input.file);
+    fn package(&self, package: &Package, file: &Location, options: &OpenOptions) -> Outcome {
+        let inspect = |index: usize| file.inspect(&options.clone().member((index + 1).to_string()));
         let disks: Vec<_> = package.disks.iter().enumerate().map(|(index, disk)| (disk, inspect(index))).collect();
         let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
         let images = disks.iter().filter(|(disk, _)| disk.has_file).map(|(_, image)| image.as_ref().ok());

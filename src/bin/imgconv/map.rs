@@ -10,6 +10,7 @@ use diskimage::{Image, Name, Result, Span};
 
 use crate::args::Input;
 use crate::failure::Outcome;
+use crate::location::Location;
 use crate::output::{Stdout, Style};
 
 /// Show the mapping of guest offsets to host offsets
@@ -28,7 +29,7 @@ backing file), present, zero, data, compressed and, unless compressed, offset.";
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let image = options.open(file)?;
+        let image = Location::find(file)?.open(&options)?;
         print(&image, 0..u64::MAX, self.input.output.style)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -7,6 +7,7 @@ use diskimage::{Converter, Format, Image, Measure, parse_size};
 
 use crate::args::{self, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::location::Location;
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
 use crate::snapshot_selector;
@@ -95,10 +96,11 @@ impl Args {
     fn open(&self, file: &Path) -> Result<Image, Failure> {
         let (options, path) = self.references.open(self.image_opts, self.source_format, file)?;
         let mut options = self.header.add_to(self.package.select(options));
+        let image = Location::find(path)?;
         if let Some(selector) = &self.snapshot {
-            options = snapshot_selector::select(options, &path, selector)?;
+            options = snapshot_selector::select(options, &image, file, selector)?;
         }
-        Ok(options.open(path)?)
+        Ok(image.open(&options)?)
     }
 }
 

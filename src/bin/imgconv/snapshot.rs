@@ -7,6 +7,7 @@ use diskimage::{Format, Snapshot};
 
 use crate::args::{self, Output, PackageArgs, ShareArgs};
 use crate::failure::{Failure, Outcome};
+use crate::location::Location;
 use crate::output::{self, Style, human_size};
 
 /// List the internal snapshots of an image; convert -l extracts one
@@ -36,7 +37,8 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let info = self.package.select(self.share.options(self.format)).inspect(&self.file)?.info;
+        let options = self.package.select(self.share.options(self.format));
+        let info = Location::find(&self.file)?.inspect(&options)?.info;
         if info.snapshots_unreadable {
             let file = self.file.to_string_lossy();
             let problem = format!("{file}: {}", info.warnings.join("; "));

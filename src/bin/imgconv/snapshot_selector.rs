@@ -5,14 +5,15 @@ use std::path::Path;
 use diskimage::{Name, OpenOptions, Snapshot};
 
 use crate::failure::Failure;
+use crate::location::Location;
 
-/// The options for the snapshot of the image `path` that `selector` names: an ID or a name, or `snapshot.id=ID,snapshot.name=NAME`.
-pub fn select(options: OpenOptions, path: &Path, selector: &str) -> Result<OpenOptions, Failure> {
+/// The options for the snapshot of the image that `selector` names: an ID or a name, or `snapshot.id=ID,snapshot.name=NAME`.
+pub fn select(options: OpenOptions, image: &Location, name: &Path, selector: &str) -> Result<OpenOptions, Failure> {
     let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(options.snapshot(selector)) };
-    let inspection = options.inspect(path)?;
+    let inspection = image.inspect(&options)?;
     match wanted.find(&inspection.info.snapshots) {
         Some(snapshot) => Ok(options.snapshot(snapshot.id.to_text().into_owned())),
-        None => Err(Failure::usage(format!("{}: no snapshot matches {selector}", path.display()))),
+        None => Err(Failure::usage(format!("{}: no snapshot matches {selector}", name.display()))),
     }
 }
 

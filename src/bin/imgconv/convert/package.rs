@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{Args, json};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
+use crate::location::Location;
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
 use crate::streams;
@@ -19,14 +20,16 @@ impl Args {
     pub(super) fn package_target(&self) -> Option<Target> {
         match (self.target_format, self.target()) {
             (Some(target @ (Target::Ova | Target::Ovf)), _) => Some(target),
-            (None, Endpoint::File(path)) if has_extension(path, &["ova"]) => Some(Target::Ova),
+            (None, Endpoint::File(_)) if self.target_file().is_some_and(|path| has_extension(path, &["ova"])) => {
+                Some(Target::Ova)
+            }
             _ => None,
         }
     }
 
     /// Whether the target is a directory, for all disks of a package.
     pub(super) fn target_directory(&self) -> Option<&Path> {
-        let Endpoint::File(path) = self.target() else { return None };
+        let path = self.target_file()?;
         let ends_as_one = path.as_os_str().as_encoded_bytes().last().is_some_and(|byte| is_separator((*byte).into()));
         (ends_as_one || path.is_dir()).then_some(path)
     }
@@ -35,6 +38,9 @@ impl Args {
     pub(super) fn to_package(&self, package: Target, interrupt: &Interrupt) -> Outcome {
         if package == Target::Ovf && *self.target() == Endpoint::Stream {
             return Err(Failure::usage("-O ovf needs a directory as TARGET"));
+        }
+        if *self.target() != Endpoint::Stream && self.target_file().is_none() {
+            return Err(Failure::usage("-O ova and ovf need a file or a directory as TARGET"));
         }
         if package == Target::Ovf && has_extension(self.target_name(), &["ovf", "ova"]) {
             return Err(Failure::usage(
@@ -85,7 +91,8 @@ impl Args {
             ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format)?);
-        let Some(package) = options.package(source)? else {
+        let location = Location::find(source)?;
+        let Some(package) = location.package(&options)? else {
             let problem = format!("{}: not a package of disks, but TARGET is a directory", source.display());
             return Err(Failure::usage(problem));
         };
@@ -95,7 +102,7 @@ impl Args {
                 output::note(&format!("{}: disk {} is empty and has no file", source.display(), disk.name));
                 continue;
             }
-            let image = options.clone().member((index + 1).to_string()).open(source)?;
+            let image = location.open(&options.clone().member((index + 1).to_string()))?;
             self.warn(&image);
             images.push(image);
             paths.push(directory.join(file_name(&disk.name.to_text(), format, index, &mut names)));

@@ -1,0 +1,142 @@
+//! `imgconv serve`
+
+use std::io;
+use std::net::{IpAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::builder::RangedU64ValueParser;
+use diskimage::Error;
+use diskimage::nbd::{self, Server};
+use serde_json::json;
+
+use crate::args::Input;
+use crate::failure::{Failure, Outcome};
+use crate::location::Location;
+use crate::output::{self, Style};
+use crate::signals::Interrupt;
+
+/// Export an image read-only to NBD clients
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Listen on a Unix socket, which must not exist and is removed at the
+    /// end
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["port", "bind"], verbatim_doc_comment)]
+    socket: Option<PathBuf>,
+
+    /// Listen on a TCP port; 0 for any free one [default: 10809]
+    #[arg(long, value_name = "N")]
+    port: Option<u16>,
+
+    /// Listen on an address of this machine [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDR")]
+    bind: Option<IpAddr>,
+
+    /// Name of the export, in addition to the empty name
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    export_name: String,
+
+    /// Export an internal snapshot: its ID or name
+    #[arg(short = 'l', long, value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
+
+    /// End when the last client has disconnected
+    #[arg(long)]
+    once: bool,
+
+    /// Largest number of connections, 1 to 1000; further clients wait
+    /// [default: 16]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000), verbatim_doc_comment)]
+    connections: Option<usize>,
+
+    #[command(flatten)]
+    pub input: Input,
+}
+
+const AFTER_HELP: &str = "\
+The guest data of FILE is exported, whatever its format is, with its backing files as far
+as --references allows. Clients can ask which parts are holes. The URI of the export is
+printed when clients can connect.
+
+There is no authentication and no encryption: every program that can connect can read the
+disk.
+
+SIGINT, SIGTERM and SIGHUP end the server; the exit code is 0 then.
+
+Examples:
+  imgconv serve --socket disk.sock disk.qcow2
+  nbdcopy 'nbd+unix:///?socket=disk.sock' copy.raw
+  imgconv serve --references beside --port 0 overlay.qcow2
+  imgconv serve -l before-upgrade --once --export-name old disk.qcow2";
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        let interrupt = Interrupt::register()?;
+        let (options, file) = self.input.open()?;
+        let options = match &self.snapshot {
+            Some(snapshot) => options.snapshot(snapshot),
+            None => options,
+        };
+        let image = Location::find(file)?.open(&options.cancel(interrupt.flag()));
+        let mut server = Server::new(image.map_err(|error| interrupt.failure(error))?)?
+            .export_name(&self.export_name)?
+            .once(self.once)
+            .cancel(interrupt.flag())
+            .on_error(|error| output::note(&error.to_string()));
+        if let Some(connections) = self.connections {
+            server = server.connections(connections);
+        }
+        match &self.socket {
+            Some(path) => self.serve_unix(&server, path)?,
+            None => self.serve_tcp(&server)?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn serve_tcp(&self, server: &Server) -> Result<(), Failure> {
+        let address = (self.bind.unwrap_or([127, 0, 0, 1].into()), self.port.unwrap_or(nbd::PORT));
+        let failed = |error: io::Error| {
+            let (address, port) = address;
+            Failure::from(Error::io(format!("listening on {address} port {port}"), None)(error))
+        };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        self.print(&nbd::tcp_uri(&local.ip().to_string(), local.port(), &self.export_name))?;
+        Ok(server.serve_tcp(listener)?)
+    }
+
+    #[cfg(unix)]
+    fn serve_unix(&self, server: &Server, path: &Path) -> Result<(), Failure> {
+        use std::os::unix::net::UnixListener;
+
+        let listener = UnixListener::bind(path).map_err(Error::io("listening", None)).map_err(|e| e.in_file(path))?;
+        let _removes = RemovesSocket(path);
+        let absolute = std::path::absolute(path).map_err(Error::io("finding the directory", None))?;
+        self.print(&nbd::unix_uri(absolute, &self.export_name))?;
+        Ok(server.serve_unix(listener)?)
+    }
+
+    #[cfg(not(unix))]
+    fn serve_unix(&self, _: &Server, _: &Path) -> Result<(), Failure> {
+        Err(Failure::usage("--socket is not supported on this system"))
+    }
+
+    fn print(&self, uri: &str) -> diskimage::Result<()> {
+        match self.input.output.style {
+            Style::Json => output::print_json(&json!({ "uri": uri })),
+            Style::Human => output::print(&format!("{uri}\n")),
+        }
+    }
+}
+
+#[cfg(unix)]
+struct RemovesSocket<'a>(&'a Path);
+
+#[cfg(unix)]
+impl Drop for RemovesSocket<'_> {
+    fn drop(&mut self) {
+        // Another program may have removed it.
+        let _ = std::fs::remove_file(self.0);
+    }
+}
