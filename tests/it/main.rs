@@ -19,6 +19,8 @@ mod identifiers;
 mod interop;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(all(unix, feature = "cli"))]
+mod nbd;
 #[cfg(feature = "cli")]
 mod old_formats;
 mod output;
