@@ -5,11 +5,13 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any bochs cloop compressed dmg luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
-mkdir any bochs cloop compressed dmg luks package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop compressed dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop compressed dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
+
+python3 nbd.py
 
 gzip -nc "$tmp/disk" >compressed/gzip
 { gzip -nc "$tmp/disk"; gzip -nc1 "$tmp/disk"; } >compressed/gzip-joined

@@ -201,6 +201,16 @@ pub fn skip(from: &mut impl Read, len: u64) -> io::Result<()> {
     }
 }
 
+/// The error of a read, which at the end of the stream says what that is.
+pub fn closed(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::ConnectionAborted, "the peer closed the connection")
+        }
+        _ => error,
+    }
+}
+
 /// The error for a peer that breaks a rule of the protocol.
 pub fn violation(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("NBD protocol violation: {}", problem.into()))

@@ -271,6 +271,18 @@ proptest! {
         targets::roundtrip(&bytes);
     }
 
+    #[cfg(feature = "nbd")]
+    #[test]
+    fn nbd_servers(input in damaged(stored("nbd_client"), 400)) {
+        targets::nbd::client(&input);
+    }
+
+    #[cfg(feature = "nbd")]
+    #[test]
+    fn nbd_clients(input in damaged(stored("nbd_server"), 400)) {
+        targets::nbd::server(&input);
+    }
+
     /// Compressed files with some bytes changed, and cut off.
     #[cfg(feature = "compressed")]
     #[test]

@@ -21,6 +21,8 @@ mod interop;
 mod measure;
 #[cfg(feature = "mmap")]
 mod mmap;
+#[cfg(all(unix, feature = "cli"))]
+mod nbd;
 #[cfg(feature = "cli")]
 mod old_formats;
 mod output;

@@ -38,12 +38,7 @@ pub enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Broken(match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                io::Error::new(io::ErrorKind::ConnectionAborted, "the server closed the connection")
-            }
-            _ => error,
-        })
+        Failure::Broken(protocol::closed(error))
     }
 }
 

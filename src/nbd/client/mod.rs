@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::address::Address;
-use super::protocol::{command, transmission};
+use super::protocol::{self, command, transmission};
 use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::io::{ReadAt, WriteAt, write_zeros};
@@ -82,7 +82,7 @@ impl Client {
     /// ```
     pub fn from_stream(mut stream: impl Read + Write + Send + 'static, export: &str) -> Result<Client> {
         let name = PathBuf::from(format!("NBD export '{export}'"));
-        let negotiated = handshake::negotiate(&mut stream, export);
+        let negotiated = handshake::negotiate(&mut stream, export).map_err(protocol::closed);
         let negotiated = negotiated.map_err(Error::io("opening the export", None)).map_err(|e| e.in_file(&name))?;
         let closed = || Err(io::Error::new(io::ErrorKind::NotConnected, "the connection was closed after a failure"));
         let pool = Pool::new(Connection::new(Box::new(stream), negotiated), 1, closed);
@@ -308,7 +308,7 @@ impl WriteAt for Client {
 /// Connects, and opens the export within `time`.
 fn connect(address: &Address, time: Duration) -> io::Result<Connection> {
     let mut socket = Socket::connect(&address.server, Instant::now() + time)?;
-    let export = handshake::negotiate(&mut socket, &address.export)?;
+    let export = handshake::negotiate(&mut socket, &address.export).map_err(protocol::closed)?;
     socket.set_timeouts(Some(ANSWER), Some(ANSWER))?;
     Ok(Connection::new(Box::new(socket), export))
 }

@@ -97,8 +97,8 @@ impl<S: Read + Write> Haggling<'_, S> {
 
     /// The size and the transmission flags.
     fn export(&self) -> [u8; 10] {
-        let flags =
-            transmission::HAS_FLAGS | transmission::READ_ONLY | transmission::SEND_FLUSH | transmission::CAN_MULTI_CONN;
+        let several = if self.server.connections > 1 { transmission::CAN_MULTI_CONN } else { 0 };
+        let flags = transmission::HAS_FLAGS | transmission::READ_ONLY | transmission::SEND_FLUSH | several;
         let mut bytes = [0; 10];
         let parts = self.server.image.virtual_size().to_be_bytes().into_iter().chain(flags.to_be_bytes());
         bytes.iter_mut().zip(parts).for_each(|(to, from)| *to = from);

@@ -16,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use super::protocol::MAX_STRING;
+use super::protocol::{self, MAX_STRING};
 use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -174,10 +174,11 @@ impl Server {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn serve_stream(&self, mut stream: impl Read + Write) -> io::Result<()> {
-        match handshake::negotiate(&mut stream, self)? {
-            Some(session) => transmission::run(stream, session, self),
-            None => Ok(()),
-        }
+        let ended = match handshake::negotiate(&mut stream, self) {
+            Ok(Some(session)) => transmission::run(stream, session, self),
+            other => other.map(drop),
+        };
+        ended.map_err(protocol::closed)
     }
 
     fn serve(&self, listener: &Listener) -> Result<()> {

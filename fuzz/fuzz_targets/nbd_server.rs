@@ -1,0 +1,9 @@
+//! Serves an image to an NBD client that sends the input.
+
+#![no_main]
+
+#[allow(dead_code, unused_imports, reason = "each target is one of its functions")]
+#[path = "../../tests/fuzzing/mod.rs"]
+mod fuzzing;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::nbd::server(data));
