@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-use diskimage::{Converter, Damage, Error, Format, Image};
+use diskimage::{Converter, Damage, Error, Format, Image, nbd};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
@@ -40,8 +40,15 @@ pub fn run(parsed: &Parsed) -> Outcome {
         false => Node::named(target_name)?,
     };
     let name = target_name.to_string_lossy().into_owned();
-    let Storage::File(path) = &node.storage else {
-        return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
+    let (path, client) = match &node.storage {
+        Storage::File(path) => (path.as_path(), None),
+        Storage::Nbd(uri) => {
+            let client = nbd::connect(uri).map_err(|error| Failed::opening(&name, &error))?;
+            (Path::new(&name), Some(Arc::new(client)))
+        }
+        Storage::Null(_) => {
+            return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
+        }
     };
     let format = match node.format {
         Some(format) if parsed.flag("target-image-opts") => format,
@@ -81,7 +88,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
     if let Some(secret) = secret {
         converter = converter.secret(secret);
     }
-    if parsed.flag("no-create") && target.backing.is_none() && ![Format::RAW, Format::LUKS].contains(&format) {
+    if parsed.flag("no-create")
+        && client.is_none()
+        && target.backing.is_none()
+        && ![Format::RAW, Format::LUKS].contains(&format)
+    {
         // The data of an overlay that equals its backing file need not be stored.
         let existing = sources.file(path.as_os_str(), Some(format.name()))?.inspect()?.info;
         target.backing = existing.backing.as_ref().map(|backing| backing.name.to_text().into_owned());
@@ -98,7 +109,12 @@ pub fn run(parsed: &Parsed) -> Outcome {
         let stored = target.backing.as_deref().unwrap_or_default();
         converter = converter.backing(opened, stored);
     }
-    let report = converter.convert(&image, path).map_err(|error| failure(&error, &name, format, parsed))?;
+    let report = match client {
+        None => converter.convert(&image, path),
+        Some(client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client),
+        Some(client) => converter.convert_to(&image, client),
+    };
+    let report = report.map_err(|error| failure(&error, &name, format, parsed))?;
     printer.finish();
     for Damage { range, message, .. } in &report.unreadable.ranges {
         eprintln!("qemu-img: warning: error while reading offset {}: {message}", range.start);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use diskimage::{Format, Options, parse_size};
+use diskimage::{Format, Options, nbd, parse_size};
 use serde_json::Value;
 
 use super::message::Failed;
@@ -30,6 +30,8 @@ pub enum Storage {
     File(PathBuf),
     /// As many zeros.
     Null(u64),
+    /// The URI of an export.
+    Nbd(String),
 }
 
 impl Default for Storage {
@@ -68,6 +70,9 @@ impl Node {
         let Some(text) = name.to_str() else { return Ok(Node::file(name)) };
         if let Some(json) = text.strip_prefix("json:") {
             return Node::from_options(flatten(json)?);
+        }
+        if nbd::is_uri(text) {
+            return Ok(Node { storage: Storage::Nbd(text.to_owned()), ..Node::default() });
         }
         // As in qemu: a colon after a slash is a part of the path.
         let Some((protocol, rest)) = text.split_once(':').filter(|(before, _)| !before.contains('/')) else {
@@ -114,6 +119,21 @@ impl Node {
                 Some("null-co" | "null-aio") => {
                     node.storage = Storage::Null(take("size").map_or(Ok(NULL_SIZE), |size| number(&size))?);
                     node.format = node.format.or(Some(Format::RAW));
+                    break;
+                }
+                Some("nbd") => {
+                    // The keys of the server, or those that earlier versions had in their place.
+                    let mut either = |key: &str| take(&format!("server.{key}")).or_else(|| take(key));
+                    let (path, host, port) = (either("path"), either("host"), either("port"));
+                    take("server.type");
+                    let export = take("export").unwrap_or_default();
+                    let port = port.map_or(Ok(nbd::PORT), |port| port.parse());
+                    let port = port.map_err(|_| Failed::new("Parameter 'port' expects a port number"))?;
+                    node.storage = Storage::Nbd(match path {
+                        Some(path) => nbd::unix_uri(path, &export),
+                        None => nbd::tcp_uri(&host.unwrap_or("localhost".into()), port, &export),
+                    });
+                    node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
                     break;
                 }
                 Some("raw") if node.format.is_some_and(|format| format == Format::RAW) => {
@@ -263,6 +283,10 @@ mod tests {
             assert_eq!(named(name), Ok(file(path)), "{name}");
         }
         assert_eq!(named("null-co://").unwrap().storage, Storage::Null(1 << 30));
+        let nbd = "nbd+unix:///e?socket=/s";
+        assert_eq!(named(nbd).unwrap().storage, Storage::Nbd(nbd.into()));
+        let list = Node::from_list(OsStr::new("driver=nbd,server.type=unix,server.path=/s,export=e")).unwrap();
+        assert_eq!(list.storage, Storage::Nbd(nbd.into()));
         assert!(named("rbd:pool/x").unwrap_err().ends_with("Unknown protocol 'rbd'"));
     }
 

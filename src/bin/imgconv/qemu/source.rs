@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
+use diskimage::nbd;
 use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
@@ -92,6 +93,13 @@ impl Sources {
                 let file = FileSource::open(&path).map_err(Error::io("opening", None));
                 let file = file.map_err(|error| Failed::opening(&name, &error.in_file(&path)))?;
                 At::Storage(part(Arc::new(file), offset, len)?)
+            }
+            (Storage::Nbd(uri), window) => {
+                let client = nbd::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
+                match window {
+                    None => At::Storage(Arc::new(client)),
+                    Some((offset, len)) => At::Storage(part(Arc::new(client), offset, len)?),
+                }
             }
             (Storage::Null(size), window) => {
                 let (offset, len) = window.unwrap_or((0, None));
