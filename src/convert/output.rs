@@ -134,8 +134,9 @@ impl Output {
         let (mut pending, mut in_place) = (Vec::new(), Vec::new());
         for NewFile { path, storage } in parts.into_inner() {
             match storage {
-                Storage::Temporary(file, temporary) => {
-                    close(file, FileTarget::close).map_err(|e| e.in_file(&path))?;
+                Storage::Temporary(file, mut temporary) => {
+                    let named = temporary.give_name(&file, &path);
+                    named.and_then(|()| close(file, FileTarget::close)).map_err(|e| e.in_file(&path))?;
                     pending.push((path, temporary));
                 }
                 Storage::InPlace(file) => in_place.push((path, file)),
@@ -143,7 +144,8 @@ impl Output {
         }
         let NewFile { path: target, storage } = image;
         let temporary = match storage {
-            Storage::Temporary(file, temporary) => {
+            Storage::Temporary(file, mut temporary) => {
+                temporary.give_name(&file, &target)?;
                 close(file, FileTarget::close)?;
                 Some(temporary)
             }

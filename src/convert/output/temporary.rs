@@ -1,4 +1,4 @@
-//! Files under temporary names.
+//! Files without a name, or under temporary names.
 
 use std::collections::hash_map::RandomState;
 use std::ffi::{OsStr, OsString};
@@ -8,14 +8,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::io::{FileStatus, FileTarget, rename_new};
+use crate::io::{FileStatus, FileTarget, directory_of, rename_new};
 use crate::name::escaped_path;
 
 const CREATING: &str = "creating a temporary file";
 
-/// A file under a temporary name. Dropping it removes the file.
+/// A file under a temporary name, or still without one. Dropping it removes the file.
 pub(super) struct Temporary {
-    path: PathBuf,
+    /// `None`: the file has no name yet, and is gone when it is closed.
+    path: Option<PathBuf>,
     /// The file has got another name, or is to keep this one.
     renamed: bool,
 }
@@ -32,14 +33,19 @@ impl Temporary {
             (None, None) => FileTarget::create_new(path),
             _ => FileTarget::create_within(path, replaced, within),
         };
-        let (file, temporary) = match Self::try_rename(target, replaced.is_some()) {
-            Ok(()) => Self::with_temporary_name(target, CREATING, create)?,
-            // Where nothing can be renamed, a new file has its name from the start.
-            Err(error) if replaced.is_none() => match create(target) {
-                Ok(file) => (file, Temporary { path: target.to_owned(), renamed: false }),
-                Err(_) => return Err(error),
-            },
-            Err(error) => return Err(error),
+        let (file, temporary) = match Self::create_unnamed(target, replaced, within) {
+            Ok(created) => created,
+            Err(_) => {
+                match Self::try_rename(target, replaced.is_some(), |path| FileTarget::create_private(path)?.close()) {
+                    Ok(()) => Self::with_temporary_name(target, CREATING, create)?,
+                    // Where nothing can be renamed, a new file has its name from the start.
+                    Err(error) if replaced.is_none() => match create(target) {
+                        Ok(file) => (file, Temporary { path: Some(target.to_owned()), renamed: false }),
+                        Err(_) => return Err(error),
+                    },
+                    Err(error) => return Err(error),
+                }
+            }
         };
         let access = file.set_access(replaced, within).map_err(Error::io("setting the permissions", None));
         let checked = access.and_then(|()| match replaced.and_then(|_| file.rename_obstacle(target)) {
@@ -54,14 +60,36 @@ impl Temporary {
         Ok((file, temporary))
     }
 
-    /// Renames an empty file beside `target`, over another one if it `replaces` a file. Some file systems cannot do that, and the
-    /// conversion would be in vain.
-    fn try_rename(target: &Path, replaces: bool) -> Result<()> {
+    /// Creates a file without a name beside `target`, where the file system has such files and can give them one.
+    fn create_unnamed(
+        target: &Path,
+        replaced: Option<&FileStatus>,
+        within: Option<&FileStatus>,
+    ) -> Result<(FileTarget, Temporary)> {
+        let create = |replaced, within| FileTarget::create_unnamed(directory_of(target), replaced, within);
+        let probe = create(None, None).map_err(Error::io(CREATING, None))?;
+        Self::try_rename(target, replaced.is_some(), |path| probe.give_name(path))?;
+        let file = create(replaced, within).map_err(Error::io(CREATING, None))?;
+        Ok((file, Temporary { path: None, renamed: false }))
+    }
+
+    /// Gives the file a temporary name, if it has none yet.
+    pub fn give_name(&mut self, file: &FileTarget, target: &Path) -> Result<()> {
+        if self.path.is_none() {
+            let ((), mut named) = Self::with_temporary_name(target, CREATING, |path| file.give_name(path))?;
+            self.path = named.path.take();
+        }
+        Ok(())
+    }
+
+    /// Renames an empty file beside `target` that `make` makes, over another one if it `replaces` a file. Some file systems cannot do
+    /// that, and the conversion would be in vain.
+    fn try_rename(target: &Path, replaces: bool, make: impl Fn(&Path) -> io::Result<()>) -> Result<()> {
         let create = |path: &Path| FileTarget::create_private(path)?.close();
-        let ((), from) = Self::with_temporary_name(target, CREATING, create)?;
+        let ((), from) = Self::with_temporary_name(target, CREATING, make)?;
         let ((), to) =
             Self::with_temporary_name(target, CREATING, |path| if replaces { create(path) } else { Ok(()) })?;
-        from.rename(&to.path, true)
+        to.path.as_deref().map_or(Ok(()), |path| from.rename(path, true))
     }
 
     /// Gives the file at `path` a temporary name: a second one with `link`, or instead of its own where the file system has no
@@ -86,7 +114,7 @@ impl Temporary {
         loop {
             let path = target.with_file_name(temporary_name(name));
             match make(&path) {
-                Ok(made) => return Ok((made, Temporary { path, renamed: false })),
+                Ok(made) => return Ok((made, Temporary { path: Some(path), renamed: false })),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(Error::io(action, None)(e)),
             }
@@ -95,11 +123,15 @@ impl Temporary {
 
     /// Gives the file the name `target`, in place of an existing file if `clobber`.
     pub fn rename(mut self, target: &Path, clobber: bool) -> Result<()> {
-        if self.path == target {
+        let path = match self.path.as_deref() {
+            None => return Err(Error::Usage("the new file has no name yet".into())),
+            Some(path) => path,
+        };
+        if path == target {
             self.renamed = true;
             return Ok(());
         }
-        let result = if clobber { fs::rename(&self.path, target) } else { rename_new(&self.path, target) };
+        let result = if clobber { fs::rename(path, target) } else { rename_new(path, target) };
         result.map_err(Error::io("renaming the temporary file", None))?;
         self.renamed = true;
         Ok(())
@@ -107,10 +139,12 @@ impl Temporary {
 
     /// Gives an old file its name back.
     pub fn put_back(mut self, path: &Path) -> Result<()> {
-        fs::rename(&self.path, path).map_err(|cause| {
+        let Some(kept) = self.path.as_deref() else { return Ok(()) };
+        // Two names of one file are not renamed: the second one is removed then.
+        fs::rename(kept, path).map_err(|cause| {
+            let action = format!("restoring the old file, which is now {}", escaped_path(kept));
             // The file may have no other name.
             self.renamed = true;
-            let action = format!("restoring the old file, which is now {}", escaped_path(&self.path));
             Error::io(action, None)(cause)
         })
     }
@@ -118,9 +152,9 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if !self.renamed {
+        if let Some(path) = self.path.take().filter(|_| !self.renamed) {
             // There is no way to report an error.
-            let _ = fs::remove_file(&self.path);
+            let _ = fs::remove_file(path);
         }
     }
 }

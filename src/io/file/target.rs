@@ -78,6 +78,22 @@ impl FileTarget {
         Ok(Self::new(file, false))
     }
 
+    /// Creates a file without a name in `directory`, where the file system has such files. It can be read by no user who would not be allowed to
+    /// read one that [`create_within`](Self::create_within) creates.
+    pub(crate) fn create_unnamed(
+        directory: &Path,
+        replaced: Option<&FileStatus>,
+        within: Option<&FileStatus>,
+    ) -> io::Result<Self> {
+        let mode = sys::mode_within(replaced.map(|old| &old.access), within.map(|old| &old.access));
+        Ok(Self::new(sys::create_unnamed(directory, mode)?, false))
+    }
+
+    /// Gives the file, which was created without a name, one that is unused.
+    pub(crate) fn give_name(&self, path: &Path) -> io::Result<()> {
+        sys::give_name(&self.file, path)
+    }
+
     /// Opens an existing regular file.
     ///
     /// # Errors

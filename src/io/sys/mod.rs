@@ -18,6 +18,7 @@ mod calls;
 
 #[cfg(any(unix, target_os = "wasi"))]
 mod rename;
+mod unnamed;
 
 #[cfg_attr(unix, path = "unix.rs")]
 #[cfg_attr(windows, path = "windows.rs")]
@@ -28,6 +29,7 @@ mod system;
 #[cfg(any(unix, target_os = "wasi"))]
 pub(crate) use rename::rename_new;
 pub(crate) use system::*;
+pub(crate) use unnamed::{create_unnamed, give_name};
 
 /// What an open file or a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

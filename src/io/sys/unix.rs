@@ -36,8 +36,15 @@ pub(crate) fn create_within(
     replaced: Option<&FileAccess>,
     within: Option<&FileAccess>,
 ) -> io::Result<File> {
-    // Where the mode cannot be changed, the file keeps this one.
-    create_with_mode(path, access::common_mode([replaced, within].into_iter().flatten()))
+    create_with_mode(path, mode_within(replaced, within))
+}
+
+/// The mode of a new file that is not more open than [`set_access`] will make it: it keeps this one where the mode cannot be changed.
+pub(crate) fn mode_within(replaced: Option<&FileAccess>, within: Option<&FileAccess>) -> u32 {
+    match (replaced, within) {
+        (None, None) => 0o666,
+        _ => access::common_mode([replaced, within].into_iter().flatten()),
+    }
 }
 
 fn create_with_mode(path: &Path, mode: u32) -> io::Result<File> {

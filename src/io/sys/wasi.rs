@@ -152,3 +152,8 @@ pub(crate) fn path_from_bytes(bytes: &[u8]) -> Option<&Path> {
 pub(crate) fn address_space() -> Option<u64> {
     None
 }
+
+/// Files have no modes.
+pub(crate) fn mode_within(_replaced: Option<&FileAccess>, _within: Option<&FileAccess>) -> u32 {
+    0
+}
