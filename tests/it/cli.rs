@@ -379,11 +379,18 @@ fn endless(dir: &TempDir) -> Child {
     let args = ["convert", "-S", "0", "-c", "--no-sync", "source.raw", "target.qcow2"];
     let child = Command::new(IMGCONV).args(args).current_dir(dir.path()).stderr(Stdio::piped()).spawn().unwrap();
     let begun = Instant::now();
-    while dir.names().len() < 2 {
+    while dir.names().len() < 2 && !has_unnamed_file(child.id()) {
         assert!(begun.elapsed() < Duration::from_secs(60), "the conversion has not started");
         std::thread::sleep(Duration::from_millis(5));
     }
     child
+}
+
+/// Whether the process has a new file that has no name yet, on Linux.
+fn has_unnamed_file(process: u32) -> bool {
+    let Ok(files) = std::fs::read_dir(format!("/proc/{process}/fd")) else { return false };
+    let targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    targets.into_iter().any(|target| target.to_string_lossy().ends_with(" (deleted)"))
 }
 
 #[test]

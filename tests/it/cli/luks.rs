@@ -231,7 +231,8 @@ fn wrong_requests() {
         (&["convert", "-c", "--object", OBJECT, "-O", "luks", "disk.raw", "vol"], "compression"),
         (&["convert", "--object", "secret,id=s,file=missing", "disk.raw", "x.qcow2"], "missing"),
         (&["convert", "--target-image-opts", "disk.raw", "driver=luks,file.filename=vol"], "-n"),
-        (&["convert", "-n", "-O", "qcow2", "disk.raw", "disk.raw"], "input file"),
+        (&["convert", "-n", "-O", "raw", "-f", "raw", "disk.raw", "disk.raw"], "input file"),
+        (&["convert", "-n", "-O", "qcow2", "disk.raw", "disk.raw"], "magic"),
         (&["info", "--image-opts", "driver=luks"], "file.filename is missing"),
     ] {
         let said = fail(&dir, 1, args);
