@@ -70,13 +70,13 @@ impl Client {
     /// Errors of the stream and of the server.
     ///
     /// ```no_run
-    /// use std::os::unix::net::UnixStream;
+    /// use std::net::TcpStream;
     /// use std::sync::Arc;
     ///
     /// use diskimage::OpenOptions;
     /// use diskimage::nbd::Client;
     ///
-    /// let client = Client::from_stream(UnixStream::connect("/run/nbd.sock")?, "disk")?;
+    /// let client = Client::from_stream(TcpStream::connect("localhost:10809")?, "disk")?;
     /// let image = OpenOptions::new().open_source(Arc::new(client))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -108,10 +108,10 @@ impl Client {
         if !self.export.has(transmission::SEND_TRIM) {
             return Ok(());
         }
-        let whole = self.whole_blocks(&range);
-        self.forget_extents();
-        in_pieces(whole, MAX_ZEROES, |piece, len| {
-            Ok(self.pool.with(|connection| connection.execute(command::TRIM, piece.start, len))?)
+        self.changing(|| {
+            in_pieces(self.whole_blocks(&range), MAX_ZEROES, |piece, len| {
+                Ok(self.pool.with(|connection| connection.execute(command::TRIM, piece.start, len))?)
+            })
         })
     }
 
@@ -190,8 +190,25 @@ impl Client {
         })
     }
 
-    fn forget_extents(&self) {
+    /// Changes the data, after which the map of it is asked for again.
+    fn changing(&self, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let changed = change();
         *lock(&self.extents) = Extents::default();
+        changed
+    }
+
+    fn write_all(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            let is_aligned = offset.is_multiple_of(self.min_block());
+            let whole = if is_aligned { buf.len() - buf.len() % self.export.min_block as usize } else { 0 };
+            let (blocks, rest) = buf.split_at(whole);
+            let written = match rest {
+                _ if whole > 0 => self.write_blocks(blocks, offset).map(|()| whole),
+                rest => self.write_in_block(rest, offset),
+            }?;
+            (buf, offset) = (buf.get(written..).unwrap_or_default(), offset + written as u64);
+        }
+        Ok(())
     }
 }
 
@@ -254,20 +271,9 @@ impl ReadAt for Client {
 }
 
 impl WriteAt for Client {
-    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.check_writable(offset.saturating_add(buf.len() as u64))?;
-        self.forget_extents();
-        while !buf.is_empty() {
-            let is_aligned = offset.is_multiple_of(self.min_block());
-            let whole = if is_aligned { buf.len() - buf.len() % self.export.min_block as usize } else { 0 };
-            let (blocks, rest) = buf.split_at(whole);
-            let written = match rest {
-                _ if whole > 0 => self.write_blocks(blocks, offset).map(|()| whole),
-                rest => self.write_in_block(rest, offset),
-            }?;
-            (buf, offset) = (buf.get(written..).unwrap_or_default(), offset + written as u64);
-        }
-        Ok(())
+        self.changing(|| self.write_all(buf, offset))
     }
 
     /// The size of an export does not change; it has to be large enough.
@@ -294,14 +300,13 @@ impl WriteAt for Client {
 
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
         self.check_writable(range.end)?;
-        self.forget_extents();
         let whole = self.whole_blocks(&range);
         if whole.is_empty() || !self.export.has(transmission::SEND_WRITE_ZEROES) {
             return write_zeros(self, range);
         }
         write_zeros(self, range.start..whole.start)?;
         write_zeros(self, whole.end..range.end)?;
-        self.zero_blocks(whole)
+        self.changing(|| self.zero_blocks(whole))
     }
 }
 

@@ -13,9 +13,9 @@ use crate::nbd::protocol::{
     self as protocol, Request, chunk, command, command_flag, error, info, option, reply, state,
 };
 
-/// A disk of 3 MiB and 100 bytes in a qcow2 image: data in its second and last MiB.
+/// A disk of 3 MiB and 512 bytes in a qcow2 image: data in its second MiB and its last sector.
 fn disk() -> Vec<u8> {
-    let mut disk = vec![0; (3 << 20) + 100];
+    let mut disk = vec![0; (3 << 20) + 512];
     disk[1 << 20..2 << 20].iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 251) as u8 + 1);
     disk[3 << 20..].fill(9);
     disk
@@ -119,7 +119,7 @@ fn chunk_of(flags: u16, kind: u16, payload: &[u8]) -> Vec<u8> {
     [&protocol::STRUCTURED_REPLY_MAGIC.to_be_bytes()[..], &head, &42_u64.to_be_bytes(), &len, payload].concat()
 }
 
-const SIZE: u64 = (3 << 20) + 100;
+const SIZE: u64 = (3 << 20) + 512;
 /// HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN.
 const FLAGS: u16 = 0b1_0000_0111;
 
@@ -235,7 +235,7 @@ fn block_status_is_that_of_the_image() {
     };
     let hole = state::HOLE | state::ZERO;
     let all = start.clone().request(command::BLOCK_STATUS, 0, SIZE as u32).plays_after(&start);
-    assert_eq!(all, extents(&[(1 << 20, hole), (1 << 20, 0), (1 << 20, hole), (100, 0)]));
+    assert_eq!(all, extents(&[(1 << 20, hole), (1 << 20, 0), (1 << 20, hole), (512, 0)]));
     let part = start.clone().request(command::BLOCK_STATUS, (1 << 20) + 5, 7).plays_after(&start);
     assert_eq!(part, extents(&[(7, 0)]));
     let one = Request {
@@ -441,9 +441,9 @@ fn holes_are_not_sent() {
     let copy = Arc::new(MemFile::new());
     let report = crate::convert::Converter::new(Format::RAW).threads(2).convert_to(&image, copy.clone()).unwrap();
     assert!(copy.to_vec() == disk());
-    assert_eq!(report.data_bytes, (1 << 20) + 100);
+    assert_eq!(report.data_bytes, (1 << 20) + 512);
     let received = count.load(Ordering::Relaxed);
-    assert!(((1 << 20) + 100..(1 << 20) + 2000).contains(&received), "{received} bytes");
+    assert!(((1 << 20) + 512..(1 << 20) + 2000).contains(&received), "{received} bytes");
     drop((image, client));
     serving.join().unwrap().unwrap();
 }
