@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind};
 use crate::format::Format;
+#[cfg(feature = "hash")]
+use crate::hash::Digest;
 
 /// Progress of a conversion.
 ///
@@ -58,6 +60,9 @@ pub struct Report {
     pub passthrough_blocks: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
+    /// The digests of the guest data for which [`Converter::hash`](crate::Converter::hash) asks, in the same order. None for a created image.
+    #[cfg(feature = "hash")]
+    pub digests: Vec<Digest>,
     /// What [`Converter::salvage`](crate::Converter::salvage) could not read and has replaced.
     pub unreadable: DamageList,
     /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
@@ -142,6 +147,8 @@ impl Report {
             compressed_blocks: 0,
             passthrough_blocks: 0,
             written_bytes: 0,
+            #[cfg(feature = "hash")]
+            digests: Vec::new(),
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),
         }

@@ -60,7 +60,19 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
         over_backing: base.is_some(),
         ..WriteSpec::default()
     };
-    Job { source, base, spec, sparse: 4096, starts_zeroed: true, digests: false, salvage: None, target: None }
+    Job {
+        source,
+        base,
+        spec,
+        sparse: 4096,
+        starts_zeroed: true,
+        digests: false,
+        verifies: false,
+        #[cfg(feature = "hash")]
+        hashes: &[],
+        salvage: None,
+        target: None,
+    }
 }
 
 /// Compressible data without repetitions of whole blocks.

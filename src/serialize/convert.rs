@@ -7,9 +7,11 @@ use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
 use crate::convert::{Damage, Measure, Progress, Report};
+#[cfg(feature = "hash")]
+use crate::hash::Digest;
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `compressed-blocks`, `passthrough-blocks`, `written-bytes` and, if
+/// `compressed-blocks`, `passthrough-blocks`, `written-bytes`, `digests` by algorithm if there are any, and, if
 /// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -22,6 +24,10 @@ impl Serialize for Report {
         map.serialize_entry("compressed-blocks", &self.compressed_blocks)?;
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
+        #[cfg(feature = "hash")]
+        if !self.digests.is_empty() {
+            map.serialize_entry("digests", &Digests(&self.digests))?;
+        }
         if self.unreadable.bytes > 0 {
             map.serialize_entry("unreadable-bytes", &self.unreadable.bytes)?;
             map.serialize_entry("unreadable", &self.unreadable.ranges)?;
@@ -31,6 +37,17 @@ impl Serialize for Report {
             map.serialize_entry("doubtful", &self.doubtful.ranges)?;
         }
         map.end()
+    }
+}
+
+/// By the names of the algorithms, in hexadecimal digits.
+#[cfg(feature = "hash")]
+struct Digests<'a>(&'a [Digest]);
+
+#[cfg(feature = "hash")]
+impl Serialize for Digests<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|digest| (digest.algorithm().name(), digest.to_string())))
     }
 }
 

@@ -37,8 +37,8 @@ pub struct ShareArgs {
 /// Options for compressed images.
 #[derive(Clone, Debug, clap::Args)]
 struct CompressedArgs {
-    /// Directory for the temporary file of an image that is compressed or
-    /// from a pipe, or of an ova to one [default: $TMPDIR]
+    /// Directory for the temporary file of an image that is compressed, or
+    /// from or to a pipe [default: $TMPDIR]
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 

@@ -21,6 +21,11 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
+    /// The temporary name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Creates a file beside `target` under an unused name. It has what can be kept of the file `replaced`, with permissions limited
     /// to those of `within`.
     pub fn create(

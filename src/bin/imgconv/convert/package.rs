@@ -41,8 +41,10 @@ impl Args {
                 "-O ovf makes TARGET a directory, whose name should not be that of a file; for a single file use -O ova",
             ));
         }
-        if self.backing.is_given() || self.salvage || self.compress_output.is_some() {
-            return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova and ovf"));
+        if self.backing.is_given() || self.salvage || self.verify || self.compress_output.is_some() {
+            return Err(Failure::usage(
+                "-B, --salvage, --verify and --compress-output are not supported with -O ova and ovf",
+            ));
         }
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
@@ -79,9 +81,9 @@ impl Args {
             return Err(Failure::usage("TARGET is a directory: set the format of its images with -O"));
         };
         let needs_file = [self.backing.is_given(), self.salvage, self.snapshot.is_some(), self.package.disk.is_some()];
-        if needs_file.contains(&true) || self.header.is_given() || self.compress_output.is_some() {
+        if needs_file.contains(&true) || self.header.is_given() || self.verify || self.compress_output.is_some() {
             return Err(Failure::usage(
-                "TARGET is a directory: -B, -l, --disk, --detached-header, --salvage and --compress-output need a file",
+                "TARGET is a directory: -B, -l, --disk, --detached-header, --salvage, --verify and --compress-output need a file",
             ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format)?);
@@ -139,6 +141,9 @@ impl Args {
 
     /// Prints the reports as a list in JSON style.
     fn print_reports(&self, reports: &[Report], names: impl Fn(usize) -> (PathBuf, PathBuf)) -> Outcome {
+        if self.style() == Style::Human {
+            reports.iter().try_for_each(|report| self.print_digests(report))?;
+        }
         if self.style() == Style::Json {
             let list = reports.iter().enumerate().map(|(index, report)| {
                 let (source, target) = names(index);
