@@ -104,6 +104,8 @@ mod testing;
 pub mod zero;
 
 pub use compare::{Comparison, compare};
+#[cfg(feature = "hash")]
+pub use convert::FileDigest;
 #[cfg(feature = "write")]
 pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Progress, Report};
 pub use driver::CheckReport;

@@ -12,6 +12,8 @@
 mod compressed_raw;
 mod digest;
 mod directory;
+#[cfg(feature = "hash")]
+mod file_digest;
 #[cfg(feature = "packages")]
 mod google;
 #[cfg(feature = "hash")]
@@ -41,7 +43,7 @@ use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
 use crate::format::Format;
 #[cfg(feature = "hash")]
-use crate::hash::HashAlgorithm;
+use crate::hash::{Digest, HashAlgorithm};
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
 use crate::io::{FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
@@ -52,6 +54,10 @@ use crate::spool::{self, Spool};
 use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
+#[cfg(feature = "hash")]
+pub use file_digest::FileDigest;
+#[cfg(feature = "hash")]
+use file_digest::HashedPipe;
 pub use measure::Measure;
 use output::{Output, Rules};
 use pipeline::Sums;
@@ -114,6 +120,8 @@ pub struct Converter {
     identifiers: Option<Identifiers>,
     #[cfg(feature = "hash")]
     hashes: Vec<HashAlgorithm>,
+    #[cfg(feature = "hash")]
+    file_hashes: Vec<HashAlgorithm>,
     verify: bool,
     salvage: bool,
     /// The byte that replaces what cannot be read.
@@ -151,6 +159,8 @@ impl Converter {
             identifiers: None,
             #[cfg(feature = "hash")]
             hashes: Vec::new(),
+            #[cfg(feature = "hash")]
+            file_hashes: Vec::new(),
             verify: false,
             salvage: false,
             salvage_pattern: 0,
@@ -360,6 +370,55 @@ impl Converter {
             self.hashes.push(algorithm);
         }
         self
+    }
+
+    /// Adds a digest of each file that is written to the [report](Report::file_digests). Each algorithm is computed once.
+    ///
+    /// A pipe is hashed while it is written. Another file is not written in order: it is read back when it is complete, before it gets
+    /// its name. It must be at a path, and is read by one thread.
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Format, HashAlgorithm, Image};
+    ///
+    /// let source = Image::open("disk.raw")?;
+    /// let report = Converter::new(Format::QCOW2).hash_file(HashAlgorithm::Sha256).convert(&source, "disk.qcow2")?;
+    /// println!("{}  disk.qcow2", report.file_digests[0].digest);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "hash")]
+    #[must_use]
+    pub fn hash_file(mut self, algorithm: HashAlgorithm) -> Self {
+        if !self.file_hashes.contains(&algorithm) {
+            self.file_hashes.push(algorithm);
+        }
+        self
+    }
+
+    /// Returns the digests for which [`hash`](Self::hash) asks, in the same order, without writing an image. Only the settings for hashes,
+    /// threads, progress and cancellation matter.
+    ///
+    /// # Errors
+    /// Errors of the source; [`Error::Cancelled`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, HashAlgorithm, OpenOptions};
+    ///
+    /// let disk = Arc::new(MemFile::from(b"abc".to_vec()));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let digests = Converter::new(Format::RAW).hash(HashAlgorithm::Blake3).digests(&disk)?;
+    /// assert_eq!(digests[0].to_string(), "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "hash")]
+    pub fn digests(&self, source: &Image) -> Result<Vec<Digest>> {
+        let (_, report) = self.read_all(source, source.virtual_size(), false)?;
+        source.check_unchanged()?;
+        #[cfg(feature = "packages")]
+        source.verify_unless(&|| self.is_cancelled())?;
+        Ok(report.digests)
     }
 
     /// Whether the new image at a path is read back before it gets its name, by the reader of its format, and its guest data is compared
@@ -575,7 +634,23 @@ impl Converter {
             // Old content would not be zeros.
             out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(out.path()))?;
         }
+        #[cfg(feature = "hash")]
+        if !self.file_hashes.is_empty() {
+            return self.write_hashed(source, size, out);
+        }
         self.write(source, size, out, None, None, None)
+    }
+
+    /// Writes to a pipe, and adds its digests to the report.
+    #[cfg(feature = "hash")]
+    fn write_hashed(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+        if out.seeks() {
+            return Err(Error::Usage("the digest of a file needs a path or a pipe as target".into()));
+        }
+        let pipe = Arc::new(HashedPipe::new(out, &self.file_hashes));
+        let mut report = self.write(source, size, pipe.clone(), None, None, None)?;
+        report.file_digests = pipe.digests();
+        Ok(report)
     }
 
     fn write_into(
@@ -585,6 +660,10 @@ impl Converter {
         directory: &dyn TargetDirectory,
         name: &OsStr,
     ) -> Result<Report> {
+        #[cfg(feature = "hash")]
+        if !self.file_hashes.is_empty() {
+            return Err(Error::Usage("the digest of a file needs a path or a pipe as target".into()));
+        }
         let files = DirectoryFiles::new(directory, name);
         let out = files.add(name)?;
         self.write(source, size, out, Some(Path::new(name)), Some(&files), None)
@@ -599,9 +678,15 @@ impl Converter {
         if self.verify && source.is_some() {
             self.check_verifiable()?;
         }
-        let (report, content) = self.write_content(source, size, output.file(), Some(target), Some(&output), image)?;
+        #[cfg_attr(not(feature = "hash"), expect(unused_mut, reason = "only digests are added"))]
+        let (mut report, content) =
+            self.write_content(source, size, output.file(), Some(target), Some(&output), image)?;
         if self.verify && source.is_some() {
             self.verify_output(&output, target, report.virtual_size, content)?;
+        }
+        #[cfg(feature = "hash")]
+        for (name, current) in output.current_names() {
+            report.file_digests.extend(self.digests_of_file(&current, &name)?);
         }
         output.commit()?;
         Ok(report)

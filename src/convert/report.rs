@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+#[cfg(feature = "hash")]
+use super::file_digest::FileDigest;
 use crate::error::{Error, ErrorKind};
 use crate::format::Format;
 #[cfg(feature = "hash")]
@@ -63,6 +65,9 @@ pub struct Report {
     /// The digests of the guest data for which [`Converter::hash`](crate::Converter::hash) asks, in the same order. None for a created image.
     #[cfg(feature = "hash")]
     pub digests: Vec<Digest>,
+    /// The digests of the files for which [`Converter::hash_file`](crate::Converter::hash_file) asks.
+    #[cfg(feature = "hash")]
+    pub file_digests: Vec<FileDigest>,
     /// What [`Converter::salvage`](crate::Converter::salvage) could not read and has replaced.
     pub unreadable: DamageList,
     /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
@@ -149,6 +154,8 @@ impl Report {
             written_bytes: 0,
             #[cfg(feature = "hash")]
             digests: Vec::new(),
+            #[cfg(feature = "hash")]
+            file_digests: Vec::new(),
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),
         }

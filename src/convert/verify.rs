@@ -1,7 +1,7 @@
-//! Reading a new image back, before it gets its name.
+//! Reading without writing: of a new image, before it gets its name, and for digests alone.
 //!
-//! It is converted to nothing, so that all threads read it, and the digests of the contents are compared. The source is not needed for it: it
-//! may be a pipe, or damaged.
+//! The image is converted to nothing, so that all threads read it. A new image is compared by the digest of its contents: the source is not
+//! needed for it, and may be a pipe, or damaged.
 
 use std::io;
 use std::ops::Range;
@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::measure::Length;
 use super::output::Output;
-use super::{Converter, Job, Report, pipeline};
+use super::pipeline::{self, Sums};
+use super::{Converter, Job, Report};
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::identifiers::ImageIdentifiers;
@@ -34,7 +35,9 @@ impl Converter {
     pub(super) fn verify_output(&self, output: &Output, target: &Path, virtual_size: u64, content: u128) -> Result<()> {
         let read_back = || {
             let image = self.reopen(output)?;
-            let is_same = image.virtual_size() >= virtual_size && self.content_of(&image, virtual_size)? == content;
+            let silent = Converter { progress: None, ..self.clone() };
+            let is_same = image.virtual_size() >= virtual_size
+                && silent.read_all(&image, virtual_size, true)?.0.content == content;
             let cause = || io::Error::new(io::ErrorKind::InvalidData, "other data than was written");
             if is_same { Ok(()) } else { Err(Error::io("reading the new image back", None)(cause())) }
         };
@@ -63,9 +66,10 @@ impl Converter {
         options.open_source(Arc::new(image))
     }
 
-    /// The digest of the first `virtual_size` bytes of `image`.
-    fn content_of(&self, image: &Image, virtual_size: u64) -> Result<u128> {
-        let mut nothing = Nothing { spec: WriteSpec::new(virtual_size, 4096), out: Arc::new(Length::default()) };
+    /// Reads the first `size` bytes of `image`, of which nothing is kept but the digests: that of the contents, or those of
+    /// [`hash`](Self::hash).
+    pub(super) fn read_all(&self, image: &Image, size: u64, verifies: bool) -> Result<(Sums, Report)> {
+        let mut nothing = Nothing { spec: WriteSpec::new(size, 4096), out: Arc::new(Length::default()) };
         let job = Job {
             source: image,
             base: None,
@@ -73,16 +77,16 @@ impl Converter {
             sparse: 4096,
             starts_zeroed: true,
             digests: false,
-            verifies: true,
+            verifies,
             #[cfg(feature = "hash")]
-            hashes: &[],
+            hashes: if verifies { &[] } else { &self.hashes },
             salvage: None,
             target: None,
         };
-        let settings = Converter { progress: None, ..self.clone() };
-        let mut report = Report::new(None, self.format, virtual_size, 0);
+        let mut report = Report::new(Some(image.format()), self.format, size, 0);
         let out = nothing.out.clone();
-        Ok(pipeline::run(&job, &settings, &*out, &mut nothing, &mut report)?.content)
+        let sums = pipeline::run(&job, self, &*out, &mut nothing, &mut report)?;
+        Ok((sums, report))
     }
 }
 

@@ -6,12 +6,14 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
+#[cfg(feature = "hash")]
+use crate::convert::FileDigest;
 use crate::convert::{Damage, Measure, Progress, Report};
 #[cfg(feature = "hash")]
 use crate::hash::Digest;
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `compressed-blocks`, `passthrough-blocks`, `written-bytes`, `digests` by algorithm if there are any, and, if
+/// `compressed-blocks`, `passthrough-blocks`, `written-bytes`, `digests` by algorithm and `file-digests` if there are any, and, if
 /// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -28,6 +30,10 @@ impl Serialize for Report {
         if !self.digests.is_empty() {
             map.serialize_entry("digests", &Digests(&self.digests))?;
         }
+        #[cfg(feature = "hash")]
+        if !self.file_digests.is_empty() {
+            map.serialize_entry("file-digests", &self.file_digests)?;
+        }
         if self.unreadable.bytes > 0 {
             map.serialize_entry("unreadable-bytes", &self.unreadable.bytes)?;
             map.serialize_entry("unreadable", &self.unreadable.ranges)?;
@@ -36,6 +42,18 @@ impl Serialize for Report {
             map.serialize_entry("doubtful-bytes", &self.doubtful.bytes)?;
             map.serialize_entry("doubtful", &self.doubtful.ranges)?;
         }
+        map.end()
+    }
+}
+
+/// As `path`, `algorithm` and `digest`, in hexadecimal digits.
+#[cfg(feature = "hash")]
+impl Serialize for FileDigest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("path", &self.path.to_string_lossy())?;
+        map.serialize_entry("algorithm", self.digest.algorithm().name())?;
+        map.serialize_entry("digest", &self.digest.to_string())?;
         map.end()
     }
 }

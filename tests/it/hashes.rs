@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use diskimage::driver::{Extent, ExtentKind, FileId, FormatDriver, Location, Placement, SparseRead};
 use diskimage::driver::{SparseWrite, WriteSpec};
-use diskimage::io::{MemFile, ReadAt, WriteAt};
-use diskimage::{Converter, Format, HashAlgorithm, Image, ImageIdentifiers, ImageInfo, OpenOptions, Result};
+use diskimage::io::{MemFile, PipeTarget, ReadAt, WriteAt};
+use diskimage::{Converter, Format, HashAlgorithm, Image, ImageIdentifiers, ImageInfo, OpenOptions, Result, Secret};
 
 use crate::support::pattern::{Pattern, Random};
 use crate::support::{TempDir, assert_same, format, open_raw, options, raw_image};
@@ -160,18 +160,15 @@ fn what_is_written_is_read_back() {
 }
 
 /// A raw disk of a driver that takes one bit for another one.
-struct Faithless(Vec<u8>, ImageInfo);
+struct Faithless(ImageInfo);
 
-static FAITHLESS: FormatDriver = FormatDriver::new(
-    "faithless",
-    |_| false,
-    |_, _| Ok(Box::new(Faithless(Vec::new(), ImageInfo::new("faithless", 1 << 20)))),
-)
-.create(|cx| Ok(Box::new(Placed(WriteSpec::new(cx.size, 512), cx.out.clone()))), &[]);
+static FAITHLESS: FormatDriver =
+    FormatDriver::new("faithless", |_| false, |_, _| Ok(Box::new(Faithless(ImageInfo::new("faithless", 1 << 20)))))
+        .create(|cx| Ok(Box::new(Placed(WriteSpec::new(cx.size, 512), cx.out.clone()))), &[]);
 
 impl SparseRead for Faithless {
     fn info(&self) -> &ImageInfo {
-        &self.1
+        &self.0
     }
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
@@ -225,6 +222,49 @@ fn an_image_that_reads_as_other_data_gets_no_name() {
     converter.verify(false).convert(&source, &target).unwrap();
 }
 
+/// What a pipe was given.
+#[derive(Clone, Default)]
+struct Given(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl io::Write for Given {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_pipe_is_hashed_while_it_is_written() {
+    let source = raw_image(&guest()[..3 << 20]);
+    for (name, list, compress) in [
+        ("raw", "", false),
+        ("vpc", "subformat=fixed", false),
+        ("qcow2", "", true),
+        ("vmdk", "subformat=streamOptimized", false),
+        ("luks", "iter-time=1", false),
+    ] {
+        if name == "luks" && cfg!(not(feature = "crypto")) {
+            continue;
+        }
+        for threads in [1, 5] {
+            let given = Given::default();
+            let converter = Converter::new(format(name)).options(options(list)).compress(compress).threads(threads);
+            let converter = HashAlgorithm::ALL.into_iter().fold(converter, Converter::hash_file);
+            let pipe = Arc::new(PipeTarget::new(given.clone()).with_path("pipe"));
+            let report = converter.secret(Secret::new("secret")).convert_to(&source, pipe).unwrap();
+            let found: Vec<_> = report.file_digests.iter().map(|file| file.digest.to_string()).collect();
+            let bytes = given.0.lock().unwrap();
+            assert_eq!(found, digests(&Converter::new(format("raw")), &raw_image(&bytes)), "{name}, {threads} threads");
+            assert_eq!(report.file_digests[0].path.to_str(), Some("pipe"));
+        }
+    }
+    let in_memory = Converter::new(format("raw")).hash_file(HashAlgorithm::Md5);
+    assert_eq!(in_memory.convert_to(&source, Arc::new(MemFile::new())).unwrap_err().kind().as_str(), "usage");
+}
+
 #[cfg(feature = "cli")]
 #[test]
 fn the_program_prints_digests() {
@@ -239,6 +279,18 @@ fn the_program_prints_digests() {
     let said = succeed(&dir, &["convert", "-q", "--output", "json", "--hash", "sha256", "disk.raw", "disk.vdi"]);
     let value: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(value["digests"]["sha256"], *sha256(&guest));
+    let args = ["convert", "-q", "--hash-file", "sha256", "-o", "subformat=monolithicFlat", "disk.raw", "disk.vmdk"];
+    let said = succeed(&dir, &args);
+    let digest = |name: &str| sha256(&fs::read(dir.join(name)).unwrap());
+    let line = |name: &str| format!("sha256 ({name}): {}\n", digest(name));
+    assert_eq!(said, line("disk.vmdk") + &line("disk-flat.vmdk"));
+    let said = succeed(&dir, &["hash", "disk.vdi"]);
+    // A disk of whole sectors.
+    let padded = [&guest[..], &vec![0; guest.len().next_multiple_of(512) - guest.len()]].concat();
+    assert_eq!(said, format!("sha256 (guest): {}\n", sha256(&padded)));
+    let said = succeed(&dir, &["hash", "-a", "md5", "-a", "sha256", "--output", "json", "-f", "raw", "disk.raw"]);
+    let value: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&value["digests"]["sha256"], value["digests"].as_object().unwrap().len()), (&sha256(&guest).into(), 2));
     assert!(fail(&dir, 1, &["convert", "--hash", "sha3", "disk.raw", "x.raw"]).contains("blake3, md5"));
     assert!(fail(&dir, 1, &["convert", "--verify", "-O", "raw", "disk.raw", "-"]).contains("--verify"));
 }

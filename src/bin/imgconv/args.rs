@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Format, Image, Name, OpenOptions, Options, Secret};
+use diskimage::{Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options, Secret};
 #[cfg(feature = "compressed")]
 use diskimage::{Limits, parse_size};
 
@@ -385,6 +385,11 @@ pub fn format_options(lists: &[String]) -> Options {
 #[cfg(feature = "compressed")]
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
+}
+
+/// Parses the name of a hash algorithm, for clap.
+pub fn hash_algorithm(name: &str) -> Result<HashAlgorithm, String> {
+    name.parse().map_err(|error: Error| error.to_string())
 }
 
 /// Parses the name of a format, for clap.

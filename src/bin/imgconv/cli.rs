@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, map, measure, snapshot};
+use crate::{check, compare, convert, create, formats, hash, info, map, measure, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -43,6 +43,7 @@ pub enum Command {
     Compare(compare::Args),
     Map(map::Args),
     Measure(measure::Args),
+    Hash(hash::Args),
     Snapshot(snapshot::Args),
     Formats(formats::Args),
 }
@@ -58,6 +59,7 @@ impl Command {
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
             Command::Measure(args) => args.run(),
+            Command::Hash(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Formats(args) => args.run(),
         }
@@ -73,6 +75,7 @@ impl Command {
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
             Command::Measure(args) => args.output.style,
+            Command::Hash(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Formats(args) => args.output.style,
         }

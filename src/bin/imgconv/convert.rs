@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
 use diskimage::{
-    Converter, Damage, Error, Format, HashAlgorithm, Image, OpenOptions, OutputCompression, Report, parse_size,
+    Converter, Damage, Error, Format, HashAlgorithm, Image, Name, OpenOptions, OutputCompression, Report, parse_size,
 };
 use serde_json::{Value, json};
 
@@ -112,8 +112,13 @@ pub struct Args {
     /// Show the digest of the guest data, as of a raw disk, computed in the
     /// same pass: blake3 (the fastest), md5, sha1, sha256 or sha512; can be
     /// repeated
-    #[arg(long, value_name = "ALGORITHM", value_parser = hash_algorithm, verbatim_doc_comment)]
+    #[arg(long, value_name = "ALGORITHM", value_parser = args::hash_algorithm, verbatim_doc_comment)]
     hash: Vec<HashAlgorithm>,
+
+    /// Show the digest of each file written, computed while standard output
+    /// is written, or else by reading the file back; can be repeated
+    #[arg(long, value_name = "ALGORITHM", value_parser = args::hash_algorithm, verbatim_doc_comment)]
+    hash_file: Vec<HashAlgorithm>,
 
     /// Read TARGET back before it gets its name, and compare its guest data
     /// with what was written
@@ -541,6 +546,7 @@ impl Args {
             converter = converter.threads(threads);
         }
         converter = self.hash.iter().fold(converter, |converter, algorithm| converter.hash(*algorithm));
+        converter = self.hash_file.iter().fold(converter, |converter, algorithm| converter.hash_file(*algorithm));
         if let Some(directory) = self.references.spool_directory() {
             converter = converter.temporary_directory(directory);
         }
@@ -550,10 +556,14 @@ impl Args {
         Ok(converter)
     }
 
-    /// Prints the digests of the guest data; with an image on standard output, to standard error.
+    /// Prints the digests of the guest data and of the files; with an image on standard output, to standard error.
     fn print_digests(&self, report: &Report) -> Result<(), Failure> {
-        for digest in &report.digests {
-            let line = format!("{} (guest): {digest}", digest.algorithm());
+        let guest = report.digests.iter().map(|digest| format!("{} (guest): {digest}", digest.algorithm()));
+        let files = report
+            .file_digests
+            .iter()
+            .map(|file| format!("{} ({}): {}", file.digest.algorithm(), Name::from(&*file.path), file.digest));
+        for line in guest.chain(files) {
             match self.target() {
                 Endpoint::Stream => output::note(&line),
                 Endpoint::File(_) => output::print(&format!("{line}\n"))?,
@@ -618,9 +628,10 @@ fn json(source: &Path, target: &Path, report: &Report) -> Value {
         "written-bytes": report.written_bytes,
     });
     if !report.digests.is_empty() {
-        let digests =
-            report.digests.iter().map(|digest| (digest.algorithm().name().to_owned(), json!(digest.to_string())));
-        value["digests"] = Value::Object(digests.collect());
+        value["digests"] = output::digests(&report.digests);
+    }
+    if !report.file_digests.is_empty() {
+        value["file-digests"] = json!(report.file_digests);
     }
     value
 }
@@ -633,11 +644,6 @@ fn needs_more(error: &Error, source: &Image) -> bool {
         Error::Unsupported { format, at: Some(_), .. } => *format == source.format().name(),
         _ => false,
     }
-}
-
-/// Parses the argument of `--hash`, for clap.
-fn hash_algorithm(name: &str) -> Result<HashAlgorithm, String> {
-    name.parse().map_err(|error: Error| error.to_string())
 }
 
 /// Parses the argument of `--salvage-pattern`, for clap.

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, StdoutLock, Write};
 
 use clap::ValueEnum;
-use diskimage::{Error, Result};
+use diskimage::{Digest, Error, Result};
 use serde::Serialize;
+use serde_json::Value;
 
 /// Style of results and errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -52,6 +53,11 @@ pub fn print(text: &str) -> Result<()> {
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Error::io("writing JSON", None)(error.into()))?;
     print(&escape_controls(&format!("{text}\n")))
+}
+
+/// Digests by the names of their algorithms.
+pub fn digests(digests: &[Digest]) -> Value {
+    digests.iter().map(|digest| (digest.algorithm().name().to_owned(), Value::from(digest.to_string()))).collect()
 }
 
 /// Prints a message to standard error, on one line.
