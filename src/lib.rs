@@ -42,7 +42,7 @@
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -83,6 +83,8 @@ pub mod design {}
 mod error;
 pub mod format;
 mod guest;
+#[cfg(feature = "hash")]
+mod hash;
 mod identifiers;
 mod image;
 mod info;
@@ -104,12 +106,16 @@ mod testing;
 pub mod zero;
 
 pub use compare::{Comparison, compare};
+#[cfg(feature = "hash")]
+pub use convert::FileDigest;
 #[cfg(feature = "write")]
 pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;
+#[cfg(feature = "hash")]
+pub use hash::{Digest, HashAlgorithm};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};

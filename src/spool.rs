@@ -5,7 +5,7 @@ use std::collections::hash_map::RandomState;
 use std::env;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static st
     finished.map_err(Error::io("writing a temporary file", None)).map_err(in_directory)
 }
 
-/// A file without a name that is written in any order, and copied to a stream then.
+/// A file without a name that is written in any order, and copied to a stream then, from start to end.
 pub(crate) struct Spool {
     target: Arc<FileTarget>,
     directory: PathBuf,
@@ -71,14 +71,15 @@ impl Spool {
         self.target.clone()
     }
 
-    /// Copies the file to `stream`.
+    /// Copies the file to `target`, from start to end.
     ///
     /// # Errors
-    /// Errors of the stream and of the system; [`Error::Cancelled`] soon after `cancelled` returns true.
-    pub fn copy_to(&self, stream: &mut dyn Write, cancelled: &dyn Fn() -> bool) -> Result<()> {
+    /// Errors of both files; [`Error::Cancelled`] soon after `cancelled` returns true.
+    pub fn copy_to(&self, target: &dyn WriteAt, cancelled: &dyn Fn() -> bool) -> Result<()> {
         let file = self.target.file();
         let read_error = |at: u64| move |e: io::Error| Error::io("reading a temporary file", at)(e);
         let len = ReadAt::size(file).map_err(read_error(0)).map_err(|e| e.in_file(&self.directory))?;
+        let write_error = |e: Error| e.in_file_at(target.path());
         let mut piece = vec![0; PIECE];
         let mut at = 0;
         while at < len {
@@ -87,10 +88,12 @@ impl Spool {
             }
             piece.truncate((len - at).min(PIECE as u64) as usize);
             file.read_exact_at(&mut piece, at).map_err(read_error(at)).map_err(|e| e.in_file(&self.directory))?;
-            stream.write_all(&piece).map_err(Error::io("writing to the stream", at))?;
+            let what = format!("writing {} bytes", piece.len());
+            target.write_all_at(&piece, at).map_err(Error::io(what, at)).map_err(write_error)?;
             at += piece.len() as u64;
         }
-        stream.flush().map_err(Error::io("writing to the stream", at))
+        let end = target.set_len(len).map_err(Error::io("setting the length", len)).map_err(write_error);
+        end.and_then(|()| target.sync().map_err(Error::io("syncing", None)).map_err(write_error))
     }
 }
 
@@ -124,6 +127,7 @@ fn fill(stream: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::MemFile;
     use crate::testing::TempDir;
 
     /// Reads a few bytes at a time.
@@ -163,13 +167,14 @@ mod tests {
         let file = spooled.file();
         file.write_all_at(b"end", 2 * PIECE as u64).unwrap();
         file.write_all_at(b"start", 0).unwrap();
-        let mut bytes = Vec::new();
-        spooled.copy_to(&mut bytes, &|| false).unwrap();
+        let target = MemFile::new();
+        spooled.copy_to(&target, &|| false).unwrap();
+        let bytes = target.to_vec();
         assert_eq!(
             (bytes.len(), &bytes[..6], &bytes[2 * PIECE - 1..]),
             (2 * PIECE + 3, &b"start\0"[..], &b"\0end"[..])
         );
-        assert_eq!(spooled.copy_to(&mut bytes, &|| true).unwrap_err().kind().as_str(), "cancelled");
+        assert_eq!(spooled.copy_to(&target, &|| true).unwrap_err().kind().as_str(), "cancelled");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(Spool::create(&dir.join("missing")).is_err());
     }

@@ -19,6 +19,8 @@ pub(super) struct Loader<'a> {
     job: &'a Job<'a>,
     /// Data of the source; index 0 is the start of the work range.
     data: Vec<u8>,
+    /// Whether `data` is known to be zeros.
+    is_zeroed: bool,
     /// Data of the backing image.
     base: Vec<u8>,
     /// Encoded blocks with their frames, contiguous.
@@ -34,6 +36,8 @@ pub(super) struct Loader<'a> {
 pub(super) struct Loaded {
     /// The digest of its items, if the job has one.
     pub digest: u128,
+    /// The digest of its contents, if the new image is going to be verified.
+    pub content: u128,
     /// What could not be read, in ascending order.
     pub unreadable: Vec<Damage>,
 }
@@ -65,6 +69,7 @@ impl<'a> Loader<'a> {
         Ok(Loader {
             job,
             data: Vec::new(),
+            is_zeroed: false,
             base: Vec::new(),
             encoded: Vec::new(),
             items: Vec::new(),
@@ -104,12 +109,13 @@ impl<'a> Loader<'a> {
     pub fn load(&mut self, work: &Work) -> Result<Loaded> {
         self.load_segments(work)?;
         let digest = if self.job.digests { self.digest(work.range.start) } else { 0 };
+        let content = if self.job.verifies { digest::of_data(self.contents(work), work.range.start) } else { 0 };
         let mut unreadable = work.unreadable.clone();
         if let Some(salvage) = &mut self.salvage {
             unreadable.append(&mut salvage.unreadable);
             unreadable.sort_by_key(|lost| lost.range.start);
         }
-        Ok(Loaded { digest, unreadable })
+        Ok(Loaded { digest, content, unreadable })
     }
 
     fn load_segments(&mut self, work: &Work) -> Result<()> {
@@ -118,7 +124,11 @@ impl<'a> Loader<'a> {
         let chunk_size = self.job.chunk_size() as usize;
         self.data.resize(chunk_size, 0);
         self.decode_last_unit(work);
-        for segment in self.segments(work) {
+        let segments = self.segments(work);
+        if self.job.fills_gaps() {
+            self.fill_gaps(work, &segments);
+        }
+        for segment in segments {
             match (self.job.base, self.encoder.is_some()) {
                 (None, false) => {
                     self.read_source(work, &segment)?;
@@ -139,6 +149,29 @@ impl<'a> Loader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Zeroes what is between the segments, so that the buffer has all of the work range.
+    fn fill_gaps(&mut self, work: &Work, segments: &[Range<u64>]) {
+        if segments.is_empty() && self.is_zeroed {
+            return;
+        }
+        self.is_zeroed = segments.is_empty();
+        if segments.is_empty() {
+            return self.data.fill(0);
+        }
+        let mut at = work.range.start;
+        for segment in segments {
+            self.data[index(work, &(at..segment.start))].fill(0);
+            at = segment.end;
+        }
+        self.data[index(work, &(at..work.range.end))].fill(0);
+    }
+
+    /// The bytes of the source in a loaded work range, if the job fills gaps. Those by which formats pad a disk are left out.
+    pub fn contents(&self, work: &Work) -> &[u8] {
+        let end = work.range.end.min(self.job.source.virtual_size());
+        &self.data[..end.saturating_sub(work.range.start) as usize]
     }
 
     /// Decodes the unit that the next work range has a part of, before anything else: the thread that loads the next one needs this unit

@@ -220,7 +220,7 @@ impl TargetFiles for Lengths {
 
 /// The length of a file that is written.
 #[derive(Default)]
-struct Length(AtomicU64);
+pub(super) struct Length(AtomicU64);
 
 impl WriteAt for Length {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {

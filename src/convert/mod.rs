@@ -14,8 +14,12 @@ mod compressed_raw;
 mod digest;
 mod directory;
 mod existing;
+#[cfg(feature = "hash")]
+mod file_digest;
 #[cfg(feature = "packages")]
 mod google;
+#[cfg(feature = "hash")]
+mod hashing;
 mod load;
 mod measure;
 mod output;
@@ -29,10 +33,11 @@ mod report;
 mod salvage;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::available_parallelism;
@@ -41,17 +46,25 @@ use crate::driver::WriteSpec;
 use crate::driver::{CreateContext, NewBacking, TargetFiles};
 use crate::error::{Error, Result};
 use crate::format::Format;
+#[cfg(feature = "hash")]
+use crate::hash::{Digest, HashAlgorithm};
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
 use crate::io::{FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
+use crate::spool::{self, Spool};
 use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
+#[cfg(feature = "hash")]
+pub use file_digest::FileDigest;
+#[cfg(feature = "hash")]
+use file_digest::HashedPipe;
 pub use measure::Measure;
 use output::{Output, Rules};
+use pipeline::Sums;
 pub use preset::Preset;
 use rate::Throttle;
 pub use report::{Damage, DamageList, Progress, Report};
@@ -107,8 +120,15 @@ pub struct Converter {
     sync: bool,
     clobber: bool,
     in_place: bool,
+    /// `None`: that of the system.
+    temporary_directory: Option<PathBuf>,
     /// `None`: those of the environment.
     identifiers: Option<Identifiers>,
+    #[cfg(feature = "hash")]
+    hashes: Vec<HashAlgorithm>,
+    #[cfg(feature = "hash")]
+    file_hashes: Vec<HashAlgorithm>,
+    verify: bool,
     salvage: bool,
     /// The byte that replaces what cannot be read.
     salvage_pattern: u8,
@@ -144,7 +164,13 @@ impl Converter {
             sync: true,
             clobber: true,
             in_place: false,
+            temporary_directory: None,
             identifiers: None,
+            #[cfg(feature = "hash")]
+            hashes: Vec::new(),
+            #[cfg(feature = "hash")]
+            file_hashes: Vec::new(),
+            verify: false,
             salvage: false,
             salvage_pattern: 0,
             rate: None,
@@ -317,10 +343,114 @@ impl Converter {
         self
     }
 
+    /// Sets the directory for the temporary file of an image that is written to a pipe, but not in one pass. It has to have room for the image.
+    /// Default: [`std::env::temp_dir`].
+    #[must_use]
+    pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.temporary_directory = Some(directory.into());
+        self
+    }
+
     /// Sets the source of identifiers and timestamps. Default: [`Identifiers::from_env`].
     #[must_use]
     pub fn identifiers(mut self, identifiers: Identifiers) -> Self {
         self.identifiers = Some(identifiers);
+        self
+    }
+
+    /// Adds a digest of the guest data to the [report](Report::digests): that of a raw disk of the size of the source, whatever the formats are. Each
+    /// algorithm is computed once.
+    ///
+    /// It is computed in the same pass, from the bytes that are written. Zeros are part of it and have to be hashed as well, at the speed of
+    /// the algorithm, also those of holes. BLAKE3 is computed by all threads; any other algorithm by one thread at a time, beside the copying.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, HashAlgorithm, OpenOptions};
+    ///
+    /// let disk = Arc::new(MemFile::from(b"abc".to_vec()));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let converter = Converter::new(Format::QCOW2).hash(HashAlgorithm::Md5);
+    /// let report = converter.convert_to(&disk, Arc::new(MemFile::new()))?;
+    /// assert_eq!(report.digests[0].to_string(), "900150983cd24fb0d6963f7d28e17f72");
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "hash")]
+    #[must_use]
+    pub fn hash(mut self, algorithm: HashAlgorithm) -> Self {
+        if !self.hashes.contains(&algorithm) {
+            self.hashes.push(algorithm);
+        }
+        self
+    }
+
+    /// Adds a digest of each file that is written to the [report](Report::file_digests). Each algorithm is computed once.
+    ///
+    /// A pipe is hashed while it is written. Another file is not written in order: it is read back when it is complete, before it gets
+    /// its name. It must be at a path, and is read by one thread.
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Format, HashAlgorithm, Image};
+    ///
+    /// let source = Image::open("disk.raw")?;
+    /// let report = Converter::new(Format::QCOW2).hash_file(HashAlgorithm::Sha256).convert(&source, "disk.qcow2")?;
+    /// println!("{}  disk.qcow2", report.file_digests[0].digest);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "hash")]
+    #[must_use]
+    pub fn hash_file(mut self, algorithm: HashAlgorithm) -> Self {
+        if !self.file_hashes.contains(&algorithm) {
+            self.file_hashes.push(algorithm);
+        }
+        self
+    }
+
+    /// Returns the digests for which [`hash`](Self::hash) asks, in the same order, without writing an image. Only the settings for hashes,
+    /// threads, progress and cancellation matter.
+    ///
+    /// # Errors
+    /// Errors of the source; [`Error::Cancelled`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, HashAlgorithm, OpenOptions};
+    ///
+    /// let disk = Arc::new(MemFile::from(b"abc".to_vec()));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let digests = Converter::new(Format::RAW).hash(HashAlgorithm::Blake3).digests(&disk)?;
+    /// assert_eq!(digests[0].to_string(), "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85");
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "hash")]
+    pub fn digests(&self, source: &Image) -> Result<Vec<Digest>> {
+        let (_, report) = self.read_all(source, source.virtual_size(), false)?;
+        source.check_unchanged()?;
+        #[cfg(feature = "packages")]
+        source.verify_unless(&|| self.is_cancelled())?;
+        Ok(report.digests)
+    }
+
+    /// Whether the new image at a path is read back before it gets its name, by the reader of its format, and its guest data is compared
+    /// with what was written, by a digest of 128 bits. Other data, or an error of the reader, is an error of the conversion. Default: false.
+    ///
+    /// This finds faults of the storage, as far as the system reads from it and not from memory, and of this crate. It applies to
+    /// [`convert`](Self::convert). The source is not read again, and need not be a file.
+    ///
+    /// ```no_run
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// let source = Image::open("disk.vmdk")?;
+    /// Converter::new(Format::QCOW2).verify(true).convert(&source, "disk.qcow2")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn verify(mut self, verify: bool) -> Self {
+        self.verify = verify;
         self
     }
 
@@ -476,14 +606,33 @@ impl Converter {
 
     /// Converts `source` to an image in the single file `out`, which is emptied first unless it is a device.
     ///
+    /// Raw disks, fixed VHD and streamOptimized VMDK are written to a pipe in one pass. The beginning of all other images depends on
+    /// what follows: to a pipe they are written with the help of a file without a name in the
+    /// [temporary directory](Self::temporary_directory), which holds the whole image. Either way a pipe gets the bytes that a file gets,
+    /// if identifiers are reproducible; those of a streamOptimized VMDK, which come first, follow from the name of the pipe.
+    ///
     /// # Errors
     /// Errors of the source, of the storage and of the options, after which `out` does not hold an image.
-    /// [`Error::Unsupported`] for an image of several files, and for a pipe if the image cannot be written sequentially.
+    /// [`Error::Unsupported`] for an image of several files.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::{MemFile, PipeTarget};
+    /// use diskimage::{Converter, Format, OpenOptions};
+    ///
+    /// let disk = Arc::new(MemFile::from(vec![7; 1 << 20]));
+    /// let disk = OpenOptions::new().format(Format::RAW).open_source(disk)?;
+    /// let pipe = Arc::new(PipeTarget::new(std::io::sink()));
+    /// assert_eq!(Converter::new(Format::QCOW2).convert_to(&disk, pipe)?.data_bytes, 1 << 20);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
         self.write_to(Some(source), source.virtual_size(), out)
     }
 
-    /// Creates an empty image of `size` bytes in the single file `out`, which is emptied first unless it is a device.
+    /// Creates an empty image of `size` bytes in the single file `out`, which is emptied first unless it is a device; to a pipe as
+    /// [`convert_to`](Self::convert_to).
     ///
     /// # Errors
     /// As [`convert_to`](Self::convert_to).
@@ -519,7 +668,23 @@ impl Converter {
             // Old content would not be zeros.
             out.set_len(0).map_err(Error::io("emptying the file", None)).map_err(|e| e.in_file_at(out.path()))?;
         }
+        #[cfg(feature = "hash")]
+        if !self.file_hashes.is_empty() {
+            return self.write_hashed(source, size, out);
+        }
         self.write(source, size, out, None, None, None)
+    }
+
+    /// Writes to a pipe, and adds its digests to the report.
+    #[cfg(feature = "hash")]
+    fn write_hashed(&self, source: Option<&Image>, size: u64, out: Arc<dyn WriteAt>) -> Result<Report> {
+        if out.seeks() {
+            return Err(Error::Usage("the digest of a file needs a path or a pipe as target".into()));
+        }
+        let pipe = Arc::new(HashedPipe::new(out, &self.file_hashes));
+        let mut report = self.write(source, size, pipe.clone(), None, None, None)?;
+        report.file_digests = pipe.digests();
+        Ok(report)
     }
 
     fn write_into(
@@ -529,6 +694,10 @@ impl Converter {
         directory: &dyn TargetDirectory,
         name: &OsStr,
     ) -> Result<Report> {
+        #[cfg(feature = "hash")]
+        if !self.file_hashes.is_empty() {
+            return Err(Error::Usage("the digest of a file needs a path or a pipe as target".into()));
+        }
         let files = DirectoryFiles::new(directory, name);
         let out = files.add(name)?;
         self.write(source, size, out, Some(Path::new(name)), Some(&files), None)
@@ -544,7 +713,19 @@ impl Converter {
             source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
         let image = self.existing.then(|| self.open_existing(target)).transpose()?;
         let output = Output::create(target, self.rules(in_use))?;
-        let report = self.write(source, size, output.file(), Some(target), Some(&output), image)?;
+        if self.verify && source.is_some() {
+            self.check_verifiable()?;
+        }
+        #[cfg_attr(not(feature = "hash"), expect(unused_mut, reason = "only digests are added"))]
+        let (mut report, content) =
+            self.write_content(source, size, output.file(), Some(target), Some(&output), image)?;
+        if self.verify && source.is_some() {
+            self.verify_output(&output, target, report.virtual_size, content)?;
+        }
+        #[cfg(feature = "hash")]
+        for (name, current) in output.current_names() {
+            report.file_digests.extend(self.digests_of_file(&current, &name)?);
+        }
         output.commit()?;
         Ok(report)
     }
@@ -576,6 +757,19 @@ impl Converter {
         files: Option<&dyn TargetFiles>,
         existing: Option<Arc<dyn ReadAt>>,
     ) -> Result<Report> {
+        self.write_content(source, size, out, target, files, existing).map(|(report, _)| report)
+    }
+
+    /// Writes an image, and returns the digest of its contents as well, if it is going to be verified.
+    fn write_content(
+        &self,
+        source: Option<&Image>,
+        size: u64,
+        out: Arc<dyn WriteAt>,
+        target: Option<&Path>,
+        files: Option<&dyn TargetFiles>,
+        existing: Option<Arc<dyn ReadAt>>,
+    ) -> Result<(Report, u128)> {
         let format = self.format;
         let identifiers = self.source_of_identifiers()?;
         self.preset.map_or(Ok(()), |preset| preset.check_size(size))?;
@@ -608,14 +802,14 @@ impl Converter {
         };
         let mut writer = writer.map_err(|e| e.in_file_at(target))?;
         if !out.seeks() && !writer.spec().sequential {
-            let feature = "writing this kind of image to a pipe".into();
-            let error = Error::Unsupported { format: format.name(), feature, at: None };
-            return Err(error.in_file_at(target));
+            // Nothing has been written to the pipe.
+            drop(writer);
+            return self.write_spooled(source, size, &*out).map(|report| (report, 0));
         }
         let virtual_size = writer.spec().virtual_size;
         let source_format = source.map(Image::format);
         let mut report = Report::new(source_format, format, virtual_size, virtual_size - size);
-        let mut digest = 0;
+        let mut sums = Sums::default();
         if let Some(source) = source {
             if writer.spec().over_backing && backing.is_none() {
                 let problem =
@@ -629,21 +823,33 @@ impl Converter {
                 sparse: self.sparse,
                 starts_zeroed: out.starts_zeroed(),
                 digests: identifiers != Identifiers::Random,
+                verifies: self.verify,
+                #[cfg(feature = "hash")]
+                hashes: &self.hashes,
                 salvage: self.salvage.then_some(self),
                 target,
             };
-            digest = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
+            sums = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             #[cfg(feature = "packages")]
             source.verify_unless(&|| self.is_cancelled())?;
             job.base.map_or(Ok(()), Image::check_unchanged)?;
         }
         // Of the padded size: converting the padded disk again gives the same image.
-        let identifiers = self.identifiers_of(identifiers, virtual_size).with(&digest.to_le_bytes());
+        let identifiers = self.identifiers_of(identifiers, virtual_size).with(&sums.digest.to_le_bytes());
         writer.finish(&identifiers).map_err(|e| e.in_file_at(target))?;
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        Ok((report, sums.content))
+    }
+
+    /// Writes an image whose beginning depends on what follows: to a temporary file, which is then copied to the pipe `out`.
+    fn write_spooled(&self, source: Option<&Image>, size: u64, out: &dyn WriteAt) -> Result<Report> {
+        let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
+        let spooled = Spool::create(&directory)?;
+        let report = self.write(source, size, spooled.file(), None, None, None)?;
+        spooled.copy_to(out, &|| self.is_cancelled())?;
         Ok(report)
     }
 
@@ -707,6 +913,10 @@ struct Job<'a> {
     starts_zeroed: bool,
     /// Whether identifiers follow from the content.
     digests: bool,
+    /// Whether the digest of the contents is needed.
+    verifies: bool,
+    #[cfg(feature = "hash")]
+    hashes: &'a [HashAlgorithm],
     /// The settings, if damage of the source is not an error.
     salvage: Option<&'a Converter>,
     /// Path of the new image, for messages.
@@ -727,6 +937,19 @@ impl Job<'_> {
             Some(encoding) if self.spec.always_encoded => encoding.max_len(block).saturating_add(1),
             _ => block,
         }
+    }
+
+    /// Whether all of the disk is hashed, so that no zeros are skipped.
+    fn hashes(&self) -> bool {
+        #[cfg(feature = "hash")]
+        return !self.hashes.is_empty();
+        #[cfg(not(feature = "hash"))]
+        false
+    }
+
+    /// Whether all bytes of a work range are needed in memory, zeros too.
+    fn fills_gaps(&self) -> bool {
+        self.verifies || self.hashes()
     }
 
     /// Whether zeros are stored too.

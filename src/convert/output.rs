@@ -98,6 +98,17 @@ impl Output {
         Ok(Output { image, old, parts: RefCell::default(), names, rules })
     }
 
+    /// The path of the image: that of the target, without a symbolic link.
+    pub fn path(&self) -> &Path {
+        &self.image.path
+    }
+
+    /// The names that the files are going to have, and those that they have.
+    pub fn current_names(&self) -> Vec<(PathBuf, PathBuf)> {
+        let parts = self.parts.borrow();
+        [&self.image].into_iter().chain(parts.iter()).map(|file| (file.path.clone(), file.current_path())).collect()
+    }
+
     /// The file to write to.
     pub fn file(&self) -> Arc<dyn WriteAt> {
         self.image.file()
@@ -221,6 +232,15 @@ impl NewFile {
     fn in_place(path: PathBuf, old: &FileStatus, rules: &Rules) -> Result<NewFile> {
         let file = InPlace::open(&path, old, rules)?;
         Ok(NewFile { path, storage: Storage::InPlace(file) })
+    }
+
+    fn current_path(&self) -> PathBuf {
+        match &self.storage {
+            Storage::Temporary(file, temporary) => {
+                temporary.path().map_or_else(|| file.path_without_name(), Path::to_owned)
+            }
+            Storage::InPlace(_) => self.path.clone(),
+        }
     }
 
     fn file(&self) -> Arc<dyn WriteAt> {

@@ -82,7 +82,7 @@ impl Converter {
         &self,
         disks: &[&Image],
         stem: &str,
-        mut stream: impl Write,
+        stream: impl Write + Send,
         directory: Option<&Path>,
     ) -> Result<Vec<Report>> {
         let settings = self.settings(disks, Some(stem.as_ref()))?;
@@ -90,7 +90,7 @@ impl Converter {
         let mut archive = Archive::new(spooled.file(), &settings, disks.len(), self.time()?)?;
         let reports = self.write_package(disks, &settings, &mut archive)?;
         drop(archive);
-        spooled.copy_to(&mut stream, &|| self.is_cancelled())?;
+        spooled.copy_to(&PipeTarget::new(stream), &|| self.is_cancelled())?;
         Ok(reports)
     }
 

@@ -4,6 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
+#[cfg(feature = "hash")]
+use super::hashing::Hashing;
 use super::load::{Item, ItemKind, Loaded, Loader};
 use super::plan::{Planner, Work};
 use super::{Converter, Job, Progress, Report};
@@ -11,22 +13,33 @@ use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
 use crate::io::{self, WriteAt};
 
-/// Converts all guest data of the job, and returns its digest if the job has one. The caller finishes the writer.
+/// The digests of a conversion, as far as the job has them.
+#[derive(Default)]
+pub(super) struct Sums {
+    /// Of what was stored.
+    pub digest: u128,
+    /// Of the contents.
+    pub content: u128,
+}
+
+/// Converts all guest data of the job, and returns its digests. The caller finishes the writer.
 pub(super) fn run(
     job: &Job<'_>,
     settings: &Converter,
     out: &dyn WriteAt,
     writer: &mut dyn SparseWrite,
     report: &mut Report,
-) -> Result<u128> {
+) -> Result<Sums> {
     let pipeline = Pipeline {
         job,
         out,
         settings,
         planner: Mutex::new(Planner::new(job, settings)?),
-        turn: Mutex::new(Turn { seq: 0, writer, report, digest: 0, failure: None, abandoned: false }),
+        turn: Mutex::new(Turn { seq: 0, writer, report, sums: Sums::default(), failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         reported: Mutex::default(),
+        #[cfg(feature = "hash")]
+        hashing: Hashing::new(job.hashes, job.source.virtual_size()),
     };
     thread::scope(|scope| {
         // Fewer threads give the same result.
@@ -49,7 +62,11 @@ pub(super) fn run(
     let turn = &mut *lock(&pipeline.turn);
     unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
     turn.report.doubtful = doubtful;
-    Ok(turn.digest)
+    #[cfg(feature = "hash")]
+    {
+        turn.report.digests = pipeline.hashing.finish();
+    }
+    Ok(std::mem::take(&mut turn.sums))
 }
 
 /// The number of threads that fit into a limit of address space.
@@ -72,6 +89,8 @@ struct Pipeline<'a> {
     next_turn: Condvar,
     /// The last reported progress in bytes.
     reported: Mutex<u64>,
+    #[cfg(feature = "hash")]
+    hashing: Hashing,
 }
 
 /// State of the thread whose turn it is.
@@ -80,8 +99,8 @@ struct Turn<'a> {
     seq: u64,
     writer: &'a mut dyn SparseWrite,
     report: &'a mut Report,
-    /// The digest of what has been placed.
-    digest: u128,
+    /// The digests of what has been placed.
+    sums: Sums,
     /// The failure of the earliest work range, so that an image fails in the same way each time.
     failure: Option<(u64, Error)>,
     /// Whether a thread panicked, so that its turn never comes.
@@ -119,11 +138,27 @@ impl Pipeline<'_> {
             let loaded = loaded.and_then(|loaded| self.limit_rate(loader.items()).map(|()| loaded));
             // The turn is taken after a failure too, since later work ranges wait for it.
             let placed = self.place(&work, loaded, loader.items(), &mut writes);
-            let written = placed && self.write(&work, &loader, &writes);
-            if !written {
-                return;
+            let done = placed && self.write(&work, &loader, &writes) && self.hash(&work, &loader);
+            if !done {
+                return self.stop_hashing();
             }
         }
+    }
+
+    #[cfg(feature = "hash")]
+    fn hash(&self, work: &Work, loader: &Loader<'_>) -> bool {
+        self.job.hashes.is_empty() || self.hashing.add(work.seq, work.range.start, loader.contents(work))
+    }
+
+    #[cfg(not(feature = "hash"))]
+    fn hash(&self, _work: &Work, _loader: &Loader<'_>) -> bool {
+        true
+    }
+
+    /// Releases the other threads, since the turn of a later work range never comes.
+    fn stop_hashing(&self) {
+        #[cfg(feature = "hash")]
+        self.hashing.stop();
     }
 
     fn take(&self) -> Option<Work> {
@@ -160,7 +195,8 @@ impl Pipeline<'_> {
         }
         let result = match loaded {
             Ok(loaded) if turn.failure.is_none() && !turn.abandoned => {
-                turn.digest = turn.digest.wrapping_add(loaded.digest);
+                turn.sums.digest = turn.sums.digest.wrapping_add(loaded.digest);
+                turn.sums.content = turn.sums.content.wrapping_add(loaded.content);
                 loaded.unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
                 turn.place(items, writes).map_err(|e| e.in_file_at(self.job.target))
             }
@@ -218,6 +254,7 @@ impl Drop for Abandon<'_, '_> {
         if thread::panicking() {
             lock(&self.0.turn).abandoned = true;
             self.0.out.abandon();
+            self.0.stop_hashing();
             self.0.next_turn.notify_all();
         }
     }

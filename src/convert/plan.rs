@@ -55,7 +55,7 @@ impl<'a> Planner<'a> {
     /// Returns the next work range, or `None` at the end of the disk.
     pub fn next(&mut self) -> Result<Option<Work>> {
         let end = self.job.spec.virtual_size;
-        if !self.job.dense() {
+        if !self.job.dense() && !self.job.hashes() {
             self.skip_zeros()?;
         }
         if self.at >= end {

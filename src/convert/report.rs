@@ -4,8 +4,12 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+#[cfg(feature = "hash")]
+use super::file_digest::FileDigest;
 use crate::error::{Error, ErrorKind};
 use crate::format::Format;
+#[cfg(feature = "hash")]
+use crate::hash::Digest;
 
 /// Progress of a conversion.
 ///
@@ -62,6 +66,12 @@ pub struct Report {
     pub passthrough_bytes: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
+    /// The digests of the guest data for which [`Converter::hash`](crate::Converter::hash) asks, in the same order. None for a created image.
+    #[cfg(feature = "hash")]
+    pub digests: Vec<Digest>,
+    /// The digests of the files for which [`Converter::hash_file`](crate::Converter::hash_file) asks.
+    #[cfg(feature = "hash")]
+    pub file_digests: Vec<FileDigest>,
     /// What [`Converter::salvage`](crate::Converter::salvage) could not read and has replaced.
     pub unreadable: DamageList,
     /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
@@ -153,6 +163,10 @@ impl Report {
             passthrough_blocks: 0,
             passthrough_bytes: 0,
             written_bytes: 0,
+            #[cfg(feature = "hash")]
+            digests: Vec::new(),
+            #[cfg(feature = "hash")]
+            file_digests: Vec::new(),
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),
         }

@@ -60,7 +60,19 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
         over_backing: base.is_some(),
         ..WriteSpec::default()
     };
-    Job { source, base, spec, sparse: 4096, starts_zeroed: true, digests: false, salvage: None, target: None }
+    Job {
+        source,
+        base,
+        spec,
+        sparse: 4096,
+        starts_zeroed: true,
+        digests: false,
+        verifies: false,
+        #[cfg(feature = "hash")]
+        hashes: &[],
+        salvage: None,
+        target: None,
+    }
 }
 
 /// Compressible data without repetitions of whole blocks.
@@ -139,8 +151,7 @@ fn a_report_counts_data_and_blocks() {
         passthrough_blocks: 0,
         passthrough_bytes: 0,
         written_bytes: report.written_bytes,
-        unreadable: DamageList::default(),
-        doubtful: DamageList::default(),
+        ..Report::new(None, Format::QCOW2, 0, 0)
     };
     assert_eq!(report, expected);
     assert_eq!(report.zero_bytes(), 64 * KIB);

@@ -69,8 +69,8 @@ pub struct WriteSpec {
     pub frame: Option<Frame>,
     /// Whether the last block of the disk is encoded as it is. By default zeros fill it up to the block size.
     pub unpadded_end: bool,
-    /// Whether placements are contiguous if the whole disk, or whole compressed blocks, are stored. Such an image can be
-    /// written to a pipe.
+    /// Whether placements are contiguous if the whole disk, or whole compressed blocks, are stored. Such an image is written to a
+    /// pipe directly. Any other is created for the pipe, to which nothing must be written then, and again for a temporary file.
     pub sequential: bool,
     /// Whether zeros are placed and written too, as in a fully preallocated image.
     pub dense: bool,

@@ -6,10 +6,15 @@ use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use super::optional;
+#[cfg(feature = "hash")]
+use crate::convert::FileDigest;
 use crate::convert::{Damage, Measure, Progress, Report};
+#[cfg(feature = "hash")]
+use crate::hash::Digest;
 
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
-/// `zero-bytes`, `compressed-blocks`, `compressed-bytes`, `passthrough-blocks`, `passthrough-bytes`, `written-bytes` and, if
+/// `zero-bytes`, `compressed-blocks`, `compressed-bytes`, `passthrough-blocks`, `passthrough-bytes`, `written-bytes`,
+/// `digests` by algorithm and `file-digests` if there are any, and, if
 /// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -25,6 +30,14 @@ impl Serialize for Report {
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
         map.serialize_entry("passthrough-bytes", &self.passthrough_bytes)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
+        #[cfg(feature = "hash")]
+        if !self.digests.is_empty() {
+            map.serialize_entry("digests", &Digests(&self.digests))?;
+        }
+        #[cfg(feature = "hash")]
+        if !self.file_digests.is_empty() {
+            map.serialize_entry("file-digests", &self.file_digests)?;
+        }
         if self.unreadable.bytes > 0 {
             map.serialize_entry("unreadable-bytes", &self.unreadable.bytes)?;
             map.serialize_entry("unreadable", &self.unreadable.ranges)?;
@@ -34,6 +47,29 @@ impl Serialize for Report {
             map.serialize_entry("doubtful", &self.doubtful.ranges)?;
         }
         map.end()
+    }
+}
+
+/// As `path`, `algorithm` and `digest`, in hexadecimal digits.
+#[cfg(feature = "hash")]
+impl Serialize for FileDigest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("path", &self.path.to_string_lossy())?;
+        map.serialize_entry("algorithm", self.digest.algorithm().name())?;
+        map.serialize_entry("digest", &self.digest.to_string())?;
+        map.end()
+    }
+}
+
+/// By the names of the algorithms, in hexadecimal digits.
+#[cfg(feature = "hash")]
+struct Digests<'a>(&'a [Digest]);
+
+#[cfg(feature = "hash")]
+impl Serialize for Digests<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|digest| (digest.algorithm().name(), digest.to_string())))
     }
 }
 

@@ -14,6 +14,8 @@ mod detection;
 mod determinism;
 mod faults;
 mod fuzzing;
+#[cfg(feature = "hash")]
+mod hashes;
 mod hostile;
 mod huge;
 mod identifiers;

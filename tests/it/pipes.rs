@@ -239,9 +239,9 @@ fn formats_without_streaming_are_refused() {
         (&["-O", "raw", "--output", "json", "source.raw", "-"], &image, "--output json"),
         (&["-O", "raw", "--no-clobber", "source.raw", "-"], &image, "--no-clobber"),
         (&["-O", "qcow2", "-B", "source.raw", "-F", "raw", "source.raw", "-"], &image, "-B"),
-        (&["-O", "qcow2", "source.raw", "-"], &image, "standard output: qcow2"),
-        (&["-O", "vmdk", "source.raw", "-"], &image, "standard output: vmdk"),
-        (&["-O", "vhdx", "source.raw", "-"], &image, "standard output: vhdx"),
+        (&["-O", "qcow2", "-o", "cluster_size=1", "source.raw", "-"], &image, "cluster_size"),
+        (&["-O", "vdi", "-c", "source.raw", "-"], &image, "vdi"),
+        (&["-O", "qcow2", "--spool-dir", "missing", "source.raw", "-"], &image, "missing: creating a temporary file"),
         (&["-O", "vmdk", "-o", "subformat=monolithicFlat", "source.raw", "-"], &image, "monolithicFlat"),
         (&["-O", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", "source.raw", "-"], &image, "twoGbMaxExtentSparse"),
     ] {
@@ -282,12 +282,63 @@ fn terminals_are_refused() {
     }
 }
 
+/// Also what cannot be written in one pass.
+#[test]
+fn every_image_of_one_file_is_written_to_a_pipe() {
+    let dir = TempDir::new();
+    dir.file("source.raw", &Pattern::Sparse.make((3 << 20) + 512));
+    fs::create_dir(dir.join("spool")).unwrap();
+    let names = dir.names();
+    for args in [
+        &["-O", "qcow2"][..],
+        &["-O", "qcow2", "-c"],
+        &["-O", "qcow2", "-c", "-o", "compression_type=zstd,cluster_size=4k"],
+        &["-O", "qcow2", "-o", "preallocation=metadata,extended_l2=on"],
+        &["-O", "vdi"],
+        &["-O", "vdi", "-o", "static=on"],
+        &["-O", "vpc"],
+        &["-O", "vpc", "-o", "subformat=fixed"],
+        &["-O", "vhdx"],
+        &["-O", "vhdx", "-o", "subformat=fixed"],
+        &["-O", "vmdk"],
+        &["-O", "qed"],
+        &["-O", "qcow"],
+        &["-O", "qcow", "-c"],
+        &["-O", "parallels"],
+        &["-O", "raw", "-S", "0"],
+        &["-O", "raw", "--compress-output", "zstd"],
+    ] {
+        let convert = [&["convert", "-q", "--spool-dir", "spool"], args].concat();
+        // The name in the descriptor of a vmdk without a name.
+        pass(&dir, &[&convert[..], &["source.raw", "disk.vmdk"]].concat(), &[]);
+        let file = fs::read(dir.join("disk.vmdk")).unwrap();
+        fs::remove_file(dir.join("disk.vmdk")).unwrap();
+        for threads in ["1", "4"] {
+            let piped = pass(&dir, &[&convert[..], &["-m", threads, "source.raw", "-"]].concat(), &[]);
+            assert_same(&piped, &file, &format!("{args:?}, {threads} threads"));
+        }
+        assert_eq!((dir.names(), fs::read_dir(dir.join("spool")).unwrap().count()), (names.clone(), 0), "{args:?}");
+    }
+}
+
+#[test]
+fn an_encrypted_image_is_written_to_a_pipe() {
+    let dir = TempDir::new();
+    dir.file("source.raw", &Pattern::Sparse.make(1 << 20));
+    dir.file("secret", b"secret");
+    for (format, list) in [("luks", "iter-time=1"), ("qcow2", "encrypt.format=luks,encrypt.iter-time=1")] {
+        let args = ["convert", "--secret-file", "secret", "-O", format, "-o", list, "source.raw", "-"];
+        dir.file("piped", &pass(&dir, &args, &[]));
+        succeed(&dir, &["compare", "-F", format, "--secret-file", "secret", "source.raw", "piped"]);
+    }
+}
+
 /// A reader that closes the pipe early has an incomplete image, so a broken pipe is an error.
 #[test]
 fn a_closed_output_pipe_is_a_failure() {
     let dir = TempDir::new();
     stream(&dir, &Pattern::Incompressible.make(1 << 20));
-    for args in [&["-O", "raw"][..], &STREAM] {
+    for args in [&["-O", "raw"][..], &STREAM, &["-O", "qcow2"]] {
         for taken in [0, 100_000] {
             let mut child = spawn(&dir, &[&["convert"], args, &["source.raw", "-"]].concat());
             let mut stdout = child.stdout.take().unwrap();
@@ -358,8 +409,8 @@ fn a_signal_interrupts_waiting_for_input() {
 fn a_signal_interrupts_waiting_for_the_reader() {
     let dir = TempDir::new();
     stream(&dir, &Pattern::Incompressible.make(1 << 20));
-    for (signal, number) in [("TERM", 15), ("INT", 2)] {
-        let mut child = spawn(&dir, &["convert", "-m", "3", "-O", "raw", "source.raw", "-"]);
+    for (signal, number, format) in [("TERM", 15, "raw"), ("INT", 2, "raw"), ("INT", 2, "vdi")] {
+        let mut child = spawn(&dir, &["convert", "-m", "3", "-O", format, "source.raw", "-"]);
         let stdout = child.stdout.take().unwrap();
         wait_until_blocked(&child);
         kill(&child, signal);

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 #[cfg(feature = "compressed")]
 use diskimage::Limits;
-use diskimage::{Format, Image, Name, OpenOptions, Options, Secret, parse_size};
+use diskimage::{Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
@@ -37,8 +37,8 @@ pub struct ShareArgs {
 /// Options for compressed images.
 #[derive(Clone, Debug, clap::Args)]
 struct CompressedArgs {
-    /// Directory for the temporary file of an image that is compressed or
-    /// from a pipe, or of an ova to one [default: $TMPDIR]
+    /// Directory for the temporary file of an image that is compressed, or
+    /// from or to a pipe [default: $TMPDIR]
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 
@@ -389,6 +389,11 @@ pub fn format_options(lists: &[String]) -> Options {
 /// Parses a size in bytes, for clap.
 pub fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
+}
+
+/// Parses the name of a hash algorithm, for clap.
+pub fn hash_algorithm(name: &str) -> Result<HashAlgorithm, String> {
+    name.parse().map_err(|error: Error| error.to_string())
 }
 
 /// Parses the name of a format, for clap.

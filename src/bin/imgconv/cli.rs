@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, info, manual, map, measure, qemu, serve, snapshot};
+use crate::{check, compare, convert, create, formats, hash, info, manual, map, measure, qemu, serve, snapshot};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -42,6 +42,7 @@ pub enum Command {
     Compare(compare::Args),
     Map(map::Args),
     Measure(measure::Args),
+    Hash(hash::Args),
     Snapshot(snapshot::Args),
     Serve(serve::Args),
     Formats(formats::Args),
@@ -61,6 +62,7 @@ impl Command {
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
             Command::Measure(args) => args.run(),
+            Command::Hash(args) => args.run(),
             Command::Snapshot(args) => args.run(),
             Command::Serve(args) => args.run(),
             Command::Formats(args) => args.run(),
@@ -80,6 +82,7 @@ impl Command {
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
             Command::Measure(args) => args.output.style,
+            Command::Hash(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
             Command::Serve(args) => args.input.output.style,
             Command::Formats(args) => args.output.style,

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions, OutputCompression, Preset, Report, parse_size};
+use diskimage::{
+    Converter, Damage, Error, Format, HashAlgorithm, Image, Name, OpenOptions, OutputCompression, Preset, Report,
+    parse_size,
+};
 use serde_json::{Value, json};
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
@@ -125,6 +128,22 @@ pub struct Args {
     #[arg(long, value_name = "BYTE", requires = "salvage", value_parser = byte)]
     salvage_pattern: Option<u8>,
 
+    /// Show the digest of the guest data, as of a raw disk, computed in the
+    /// same pass: blake3 (the fastest), md5, sha1, sha256 or sha512; can be
+    /// repeated
+    #[arg(long, value_name = "ALGORITHM", value_parser = args::hash_algorithm, verbatim_doc_comment)]
+    hash: Vec<HashAlgorithm>,
+
+    /// Show the digest of each file written, computed while standard output
+    /// is written, or else by reading the file back; can be repeated
+    #[arg(long, value_name = "ALGORITHM", value_parser = args::hash_algorithm, verbatim_doc_comment)]
+    hash_file: Vec<HashAlgorithm>,
+
+    /// Read TARGET back before it gets its name, and compare its guest data
+    /// with what was written
+    #[arg(long, verbatim_doc_comment)]
+    verify: bool,
+
     #[command(flatten)]
     references: ReferenceArgs,
 
@@ -202,10 +221,11 @@ packages are detected. A streamOptimized vmdk
 is read sequentially; everything else, unless it is a file (-f raw - <disk.raw), is first
 copied to a temporary file in --spool-dir, $TMPDIR, or else in the directory of TARGET.
 A raw disk ends where the input ends: check the exit code of what writes it, as with
-set -o pipefail. Standard output is written sequentially: it can be a raw disk, zeros
-included, also with --compress-output or as -O gcp; a streamOptimized vmdk; or an ova,
-which is first written to a temporary file, because its beginning states the sizes of the
-rest. For standard output, check the exit code: a failed conversion leaves a truncated
+set -o pipefail. Standard output is written in one pass, if it is a raw disk, zeros
+included, also with --compress-output or as -O gcp; a fixed vhd; or a streamOptimized
+vmdk. Any other image of one file, and an ova, is first written to a temporary file in
+--spool-dir or $TMPDIR, because its beginning depends on the rest. The bytes are those of
+a file. For standard output, check the exit code: a failed conversion leaves a truncated
 image.
 
 A package (OVA, OVF descriptor or its directory, archive) is opened like the image of its
@@ -219,6 +239,10 @@ SOURCE can be an export of an NBD server, and TARGET one to write to: nbd://HOST
 nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. A file of
 such a name is ./nbd:x. An export is written in place like a block device, raw unless -O
 says otherwise, and keeps its size.
+
+The digest of --hash is that of the raw disk: of what sha256sum would say of the file that
+-O raw makes of SOURCE, whatever the formats are. Zeros are hashed, too: a large empty
+disk takes time. --verify reads the file as it is stored, by the reader of its format.
 
 All secrets given (--object, --secret-file) are tried with each encrypted SOURCE and its
 backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) or
@@ -255,7 +279,8 @@ Examples:
   imgconv convert disk.qcow2 disk.raw.zst
   imgconv convert nbd://server/disk disk.qcow2
   imgconv convert -n disk.qcow2 'nbd+unix:///?socket=/run/nbd.sock'
-  imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
+  imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'
+  imgconv convert -c -O qcow2 disk.raw - | ssh host 'cat >disk.qcow2'";
 
 impl Args {
     pub fn run(&self) -> Outcome {
@@ -416,8 +441,14 @@ impl Args {
             if self.no_create {
                 return refuse("-n needs a file as TARGET");
             }
+            if self.verify {
+                return refuse("--verify needs a file as TARGET: what was written to standard output cannot be read");
+            }
             if self.in_place {
                 return refuse("--in-place needs a file as TARGET");
+            }
+            if self.backing.is_given() {
+                return refuse("-B needs a file as TARGET: the name of BASE starts at its directory");
             }
             if io::stdout().is_terminal() {
                 return refuse("standard output is a terminal, expected a file or a pipe");
@@ -595,6 +626,7 @@ impl Args {
             .clobber(!self.no_clobber)
             .in_place(self.in_place)
             .existing(self.no_create)
+            .verify(self.verify)
             .salvage(self.salvage)
             .salvage_pattern(self.salvage_pattern.unwrap_or_default())
             .rate(self.rate_limit.unwrap_or_default())
@@ -608,6 +640,11 @@ impl Args {
         if let Some(threads) = self.threads {
             converter = converter.threads(threads);
         }
+        converter = self.hash.iter().fold(converter, |converter, algorithm| converter.hash(*algorithm));
+        converter = self.hash_file.iter().fold(converter, |converter, algorithm| converter.hash_file(*algorithm));
+        if let Some(directory) = self.references.spool_directory() {
+            converter = converter.temporary_directory(directory);
+        }
         if let Some((image, name)) = self.backing.open(&self.references, format, &options, self.target_name())? {
             converter = converter.backing(image, name);
         }
@@ -615,6 +652,22 @@ impl Args {
             converter = preset.apply(converter)?;
         }
         Ok(converter)
+    }
+
+    /// Prints the digests of the guest data and of the files; with an image on standard output, to standard error.
+    fn print_digests(&self, report: &Report) -> Result<(), Failure> {
+        let guest = report.digests.iter().map(|digest| format!("{} (guest): {digest}", digest.algorithm()));
+        let files = report
+            .file_digests
+            .iter()
+            .map(|file| format!("{} ({}): {}", file.digest.algorithm(), Name::from(&*file.path), file.digest));
+        for line in guest.chain(files) {
+            match self.target() {
+                Endpoint::Stream => output::note(&line),
+                Endpoint::File(_) => output::print(&format!("{line}\n"))?,
+            }
+        }
+        Ok(())
     }
 
     /// Prints the report in JSON style, and notes about padding and what could not be read.
@@ -637,6 +690,9 @@ impl Args {
             let lost = report.unreadable.bytes;
             let pattern = self.salvage_pattern.unwrap_or_default();
             output::note(&format!("{target}: {lost} bytes that could not be read are filled with {pattern:#04x}"));
+        }
+        if self.style() == Style::Human {
+            self.print_digests(report)?;
         }
         if self.style() == Style::Json {
             let mut result = json(self.source.name("-"), self.target_name(), report);
@@ -663,7 +719,7 @@ impl Args {
 
 /// A report in JSON style.
 fn json(source: &Path, target: &Path, report: &Report) -> Value {
-    json!({
+    let mut value = json!({
         "source": source.to_string_lossy(),
         "source-format": report.source_format.map_or("", |format| format.name()),
         "target": target.to_string_lossy(),
@@ -677,7 +733,14 @@ fn json(source: &Path, target: &Path, report: &Report) -> Value {
         "passthrough-blocks": report.passthrough_blocks,
         "passthrough-bytes": report.passthrough_bytes,
         "written-bytes": report.written_bytes,
-    })
+    });
+    if !report.digests.is_empty() {
+        value["digests"] = output::digests(&report.digests);
+    }
+    if !report.file_digests.is_empty() {
+        value["file-digests"] = json!(report.file_digests);
+    }
+    value
 }
 
 /// Whether a conversion failed because `source` cannot be read in one pass.

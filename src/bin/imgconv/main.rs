@@ -13,6 +13,7 @@ mod convert;
 mod create;
 mod failure;
 mod formats;
+mod hash;
 mod image_opts;
 mod info;
 mod location;

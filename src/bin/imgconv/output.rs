@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use clap::ValueEnum;
-use diskimage::{Error, Result};
+use diskimage::{Digest, Error, Result};
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::ser::{PrettyFormatter, Serializer};
 
 /// Style of results and errors.
@@ -62,6 +63,11 @@ pub fn print_json_indented(value: &impl Serialize) -> Result<()> {
     let written = value.serialize(&mut Serializer::with_formatter(&mut text, formatter));
     written.map_err(|error| Error::io("writing JSON", None)(error.into()))?;
     print(&escape_controls(&format!("{}\n", String::from_utf8_lossy(&text))))
+}
+
+/// Digests by the names of their algorithms.
+pub fn digests(digests: &[Digest]) -> Value {
+    digests.iter().map(|digest| (digest.algorithm().name().to_owned(), Value::from(digest.to_string()))).collect()
 }
 
 /// Prints a message to standard error, on one line.

@@ -22,6 +22,11 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
+    /// The temporary name.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// Creates a file beside `target` under an unused name. It has what can be kept of the file `replaced`, with permissions limited
     /// to those of `within`.
     pub fn create(

@@ -94,6 +94,11 @@ impl FileTarget {
         sys::give_name(&self.file, path)
     }
 
+    /// A path at which this process can open the file, which was created without a name.
+    pub(crate) fn path_without_name(&self) -> PathBuf {
+        sys::path_without_name(&self.file)
+    }
+
     /// Opens an existing regular file.
     ///
     /// # Errors

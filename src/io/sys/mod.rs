@@ -29,7 +29,7 @@ mod system;
 #[cfg(any(unix, target_os = "wasi"))]
 pub(crate) use rename::rename_new;
 pub(crate) use system::*;
-pub(crate) use unnamed::{create_unnamed, give_name};
+pub(crate) use unnamed::{create_unnamed, give_name, path_without_name};
 
 /// What an open file or a path is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux {
@@ -28,13 +28,17 @@ mod linux {
     /// Gives the file the name `path`, which must be unused.
     pub fn give_name(file: &File, path: &Path) -> io::Result<()> {
         // Without a privilege, a file is linked by its entry in /proc only (open(2)).
-        let entry = format!("/proc/self/fd/{}", file.as_raw_fd());
-        Ok(linkat(CWD, entry, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+        Ok(linkat(CWD, path_without_name(file), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    /// A path at which this process can open a file that has no name.
+    pub fn path_without_name(file: &File) -> PathBuf {
+        format!("/proc/self/fd/{}", file.as_raw_fd()).into()
     }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(crate) use linux::{create_unnamed, give_name};
+pub(crate) use linux::{create_unnamed, give_name, path_without_name};
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn create_unnamed(_directory: &Path, _mode: u32) -> io::Result<File> {
@@ -44,4 +48,9 @@ pub(crate) fn create_unnamed(_directory: &Path, _mode: u32) -> io::Result<File> 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn give_name(_file: &File, _path: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn path_without_name(_file: &File) -> PathBuf {
+    PathBuf::new()
 }

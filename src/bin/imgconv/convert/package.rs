@@ -47,8 +47,11 @@ impl Args {
                 "-O ovf makes TARGET a directory, whose name should not be that of a file; for a single file use -O ova",
             ));
         }
-        if self.backing.is_given() || self.salvage || self.compress_output.is_some() {
-            return Err(Failure::usage("-B, --salvage and --compress-output are not supported with -O ova and ovf"));
+        let needs_image = [self.backing.is_given(), self.salvage, self.verify, !self.hash_file.is_empty()];
+        if needs_image.contains(&true) || self.compress_output.is_some() {
+            return Err(Failure::usage(
+                "-B, --salvage, --verify, --hash-file and --compress-output are not supported with -O ova and ovf",
+            ));
         }
         if !self.more.is_empty() && self.package.disk.is_some() {
             return Err(Failure::usage("--disk needs one SOURCE"));
@@ -85,9 +88,10 @@ impl Args {
             return Err(Failure::usage("TARGET is a directory: set the format of its images with -O"));
         };
         let needs_file = [self.backing.is_given(), self.salvage, self.snapshot.is_some(), self.package.disk.is_some()];
-        if needs_file.contains(&true) || self.header.is_given() || self.compress_output.is_some() {
+        let reads_back = self.verify || !self.hash_file.is_empty();
+        if needs_file.contains(&true) || self.header.is_given() || reads_back || self.compress_output.is_some() {
             return Err(Failure::usage(
-                "TARGET is a directory: -B, -l, --disk, --detached-header, --salvage and --compress-output need a file",
+                "TARGET is a directory: -B, -l, --disk, --detached-header, --salvage, --verify, --hash-file and --compress-output need a file",
             ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format)?);
@@ -146,6 +150,9 @@ impl Args {
 
     /// Prints the reports as a list in JSON style.
     fn print_reports(&self, reports: &[Report], names: impl Fn(usize) -> (PathBuf, PathBuf)) -> Outcome {
+        if self.style() == Style::Human {
+            reports.iter().try_for_each(|report| self.print_digests(report))?;
+        }
         if self.style() == Style::Json {
             let list = reports.iter().enumerate().map(|(index, report)| {
                 let (source, target) = names(index);

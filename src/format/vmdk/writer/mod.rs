@@ -31,11 +31,6 @@ const MAX_SPARSE_SECTORS: u64 = 1 << 37;
 pub(super) fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     let settings = Settings::parse(cx)?;
     check_size(&settings)?;
-    if !cx.out.seeks() && settings.subformat != Subformat::StreamOptimized {
-        let name = settings.subformat.name();
-        let feature = format!("writing subformat {name} to a pipe, which takes streamOptimized only");
-        return Err(Error::unsupported(FORMAT_NAME, feature));
-    }
     Ok(match settings.subformat {
         // A stream has its directory in the footer, which a program that appends grains would overwrite.
         Subformat::StreamOptimized if !cx.empty || !cx.out.seeks() => Box::new(StreamWriter::create(cx, settings)?),
