@@ -1,5 +1,6 @@
 //! Arguments that several subcommands share, and value parsers for clap.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use diskimage::{Limits, parse_size};
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
+use crate::remote;
 use crate::secrets::SecretArgs;
 
 /// `--output`.
@@ -130,7 +132,7 @@ pub struct Input {
     #[command(flatten)]
     pub output: Output,
 
-    /// Image file
+    /// Image file, or its http or https URL
     #[arg(value_parser = self::file())]
     pub file: PathBuf,
 }
@@ -409,6 +411,11 @@ impl Endpoint {
             Endpoint::Stream => Path::new(stream),
             Endpoint::File(path) => path,
         }
+    }
+
+    /// The same for messages and results: a URL without secrets.
+    pub fn shown<'a>(&'a self, stream: &'a str) -> Cow<'a, Path> {
+        remote::shown(self.name(stream))
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::args::Input;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
+use crate::remote;
 
 /// Check the metadata of an image; nothing is repaired
 #[derive(Debug, clap::Args)]
@@ -38,7 +39,7 @@ const NO_CHECKS: u8 = 63;
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let report = options.check(file).map_err(|error| self.failure(error))?;
+        let report = remote::check(&options, &file).map_err(|error| self.failure(error))?;
         match self.input.output.style {
             Style::Json => output::print_json(&self.json(&report))?,
             Style::Human => {

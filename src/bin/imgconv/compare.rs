@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::args::{self, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
+use crate::remote;
 
 /// Compare the guest data of two images
 #[derive(Debug, clap::Args)]
@@ -92,7 +93,7 @@ impl Args {
     fn verdict(&self) -> Result<Verdict, Failure> {
         let open = |format, file, disk: &Option<String>| {
             let (options, file) = self.references.open(self.image_opts, format, file)?;
-            Ok::<_, Failure>(args::select_disk(options, disk.as_deref()).open(file)?)
+            Ok::<_, Failure>(remote::open(&args::select_disk(options, disk.as_deref()), &file)?)
         };
         let a = open(self.a_format, &self.a, &self.a_disk)?;
         let b = open(self.b_format, &self.b, &self.b_disk);

@@ -26,6 +26,7 @@ use crate::failure::{Failure, Outcome};
 use crate::image_opts::ImageOpts;
 use crate::output::{self, Style};
 use crate::progress::{self, Bar, When};
+use crate::remote;
 use crate::signals::Interrupt;
 use crate::streams;
 use package::has_extension;
@@ -150,7 +151,7 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// Image to convert, or - for standard input
+    /// Image to convert, its http or https URL, or - for standard input
     #[arg(value_parser = args::endpoint())]
     source: Endpoint,
 
@@ -220,6 +221,10 @@ backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) o
 A qcow2 image with AES encryption takes the secret of --image-opts, or else the first
 one; a wrong one is not detected, and gives garbage.
 
+Of a SOURCE at a URL only the parts that are needed are fetched, by several connections.
+A server without range requests is read like a pipe. Results and messages name the URL
+without user name, password and query.
+
 SIGUSR1 prints the progress to standard error.
 
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
@@ -247,6 +252,7 @@ Examples:
   imgconv convert --for azure disk.qcow2 disk.vhd
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
+  imgconv convert https://cloud.example.com/disk.qcow2 disk.raw
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'";
 
 impl Args {
@@ -368,6 +374,9 @@ impl Args {
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
+        if remote::url(self.target_name()).is_some() {
+            return refuse("TARGET is a URL, expected a file or -");
+        }
         if self.sources().iter().filter(|source| ***source == Endpoint::Stream).count() > 1 {
             return refuse("standard input can be one SOURCE only");
         }
@@ -408,7 +417,7 @@ impl Args {
     /// The names of the sources, for messages.
     fn source_name(&self) -> String {
         let sources = self.sources();
-        let names = sources.iter().map(|source| source.name(STANDARD_INPUT).to_string_lossy());
+        let names = sources.iter().map(|source| source.shown(STANDARD_INPUT).to_string_lossy().into_owned());
         names.collect::<Vec<_>>().join(", ")
     }
 
@@ -527,7 +536,7 @@ impl Args {
             }
             None => options,
         };
-        options.open(path).map_err(|error| {
+        remote::open(&options, &path).map_err(|error| {
             let takes_all = matches!(error.root(), Error::SeveralDisks { .. }) && *self.target() != Endpoint::Stream;
             let failure = interrupt.failure(error);
             if takes_all {
@@ -555,7 +564,7 @@ impl Args {
     /// Returns the ID of the snapshot that `-l` selects, or the argument of `-l` if it is a plain ID or name.
     fn snapshot_id(&self, options: &OpenOptions, source: &Path, selector: &str) -> Result<String, Failure> {
         let Some(wanted) = SnapshotSelector::parse(selector)? else { return Ok(selector.to_owned()) };
-        let inspection = options.inspect(source)?;
+        let inspection = remote::inspect(options, source)?;
         let found = inspection.info.snapshots.iter().find(|snapshot| {
             let is = |name: &Name, wanted: Option<&str>| wanted.is_none_or(|w| name.as_bytes() == w.as_bytes());
             is(&snapshot.id, wanted.id) && is(&snapshot.name, wanted.name)
@@ -625,9 +634,9 @@ impl Args {
             output::note(&format!("{target}: {lost} bytes that could not be read are filled with {pattern:#04x}"));
         }
         if self.style() == Style::Json {
-            let mut result = json(self.source.name("-"), self.target_name(), report);
+            let mut result = json(&self.source.shown("-"), self.target_name(), report);
             if !self.more.is_empty() {
-                let names = self.sources().into_iter().map(|source| source.name("-").to_string_lossy().into_owned());
+                let names = self.sources().into_iter().map(|source| source.shown("-").to_string_lossy().into_owned());
                 result["source"] = names.collect::<Vec<_>>().into();
             }
             // Milliseconds.

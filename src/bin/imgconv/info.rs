@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::args::Input;
 use crate::failure::Outcome;
 use crate::output::{self, Style, exact_size, human_properties, human_size};
+use crate::remote;
 use crate::snapshot;
 use glance::Glance;
 
@@ -42,13 +43,13 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
         if self.input.package.disk.is_none()
-            && let Some(package) = options.package(&file)?
+            && let Some(package) = remote::package(&options, &file)?
         {
             return self.package(&package, &options);
         }
         let chain = match self.backing_chain {
-            true => options.inspect_chain(file)?,
-            false => vec![options.inspect(file)?],
+            true if remote::url(&file).is_none() => options.inspect_chain(file)?,
+            _ => vec![remote::inspect(&options, &file)?],
         };
         match self.input.output.style {
             Style::Human => output::print(
@@ -64,14 +65,16 @@ impl Args {
 impl Args {
     /// Shows the members and disks of a package, and the image of each disk that can be opened.
     fn package(&self, package: &Package, options: &OpenOptions) -> Outcome {
-        let inspect = |index: usize| options.clone().member((index + 1).to_string()).inspect(&self.input.file);
+        let inspect =
+            |index: usize| remote::inspect(&options.clone().member((index + 1).to_string()), &self.input.file);
         let disks: Vec<_> = package.disks.iter().enumerate().map(|(index, disk)| (disk, inspect(index))).collect();
         let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
         let images = disks.iter().filter(|(disk, _)| disk.has_file).map(|(_, image)| image.as_ref().ok());
         let glance = images.collect::<Option<Vec<_>>>().and_then(|images| Glance::of_package(package, images));
         match self.input.output.style {
             Style::Human => {
-                let mut text = format!("image: {}\npackage: {}\n", Name::from(&*self.input.file), package.kind);
+                let mut text =
+                    format!("image: {}\npackage: {}\n", Name::from(&*remote::shown(&self.input.file)), package.kind);
                 for layer in &package.compression {
                     text.push_str(&format!("compression: {}\n", compression(layer)));
                 }
@@ -112,7 +115,7 @@ impl Args {
                     value
                 };
                 let mut value = json!({
-                    "filename": self.input.file.to_string_lossy(),
+                    "filename": remote::shown(&self.input.file).to_string_lossy(),
                     "format": package.kind,
                     "members": package.members.iter().map(member).collect::<Vec<Value>>(),
                     "disks": disks.iter().map(disk).collect::<Vec<Value>>(),

@@ -19,6 +19,7 @@ mod manual;
 mod map;
 mod output;
 mod progress;
+mod remote;
 mod secrets;
 mod signals;
 mod snapshot;

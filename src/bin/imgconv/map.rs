@@ -10,6 +10,7 @@ use diskimage::{Image, Name, Result, Span};
 use crate::args::Input;
 use crate::failure::Outcome;
 use crate::output::{Stdout, Style};
+use crate::remote;
 
 /// Show the mapping of guest offsets to host offsets
 #[derive(Debug, clap::Args)]
@@ -27,7 +28,7 @@ backing file), present, zero, data, compressed and, unless compressed, offset.";
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let image = options.open(file)?;
+        let image = remote::open(&options, &file)?;
         // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
         entries(&image).try_for_each(|entry| entry.map(drop))?;
         let mut stdout = Stdout::new();

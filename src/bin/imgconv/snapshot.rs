@@ -8,6 +8,7 @@ use diskimage::{Format, Snapshot};
 use crate::args::{self, Output, PackageArgs, ShareArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, human_size};
+use crate::remote;
 
 /// List the internal snapshots of an image; convert -l extracts one
 #[derive(Debug, clap::Args)]
@@ -36,7 +37,7 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let info = self.package.select(self.share.options(self.format)).inspect(&self.file)?.info;
+        let info = remote::inspect(&self.package.select(self.share.options(self.format)), &self.file)?.info;
         if info.snapshots_unreadable {
             let file = self.file.to_string_lossy();
             let problem = format!("{file}: {}", info.warnings.join("; "));

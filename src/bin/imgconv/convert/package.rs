@@ -11,6 +11,7 @@ use super::{Args, json};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
+use crate::remote;
 use crate::signals::Interrupt;
 use crate::streams;
 
@@ -85,7 +86,7 @@ impl Args {
             ));
         }
         let options = self.in_temporary_directory(self.references.options(self.source_format)?);
-        let Some(package) = options.package(source)? else {
+        let Some(package) = remote::package(&options, source)? else {
             let problem = format!("{}: not a package of disks, but TARGET is a directory", source.display());
             return Err(Failure::usage(problem));
         };
@@ -95,7 +96,7 @@ impl Args {
                 output::note(&format!("{}: disk {} is empty and has no file", source.display(), disk.name));
                 continue;
             }
-            let image = options.clone().member((index + 1).to_string()).open(source)?;
+            let image = remote::open(&options.clone().member((index + 1).to_string()), source)?;
             self.warn(&image);
             images.push(image);
             paths.push(directory.join(file_name(&disk.name.to_text(), format, index, &mut names)));
@@ -115,7 +116,9 @@ impl Args {
             let _ = fs::remove_dir(directory);
         }
         let reports = result?;
-        self.print_reports(&reports, |index| (source.clone(), paths.get(index).cloned().unwrap_or_default()))
+        self.print_reports(&reports, |index| {
+            (remote::shown(source).into_owned(), paths.get(index).cloned().unwrap_or_default())
+        })
     }
 
     fn convert_each(
@@ -134,7 +137,7 @@ impl Args {
     }
 
     fn source_at(&self, index: usize) -> PathBuf {
-        self.sources().get(index).map_or(Path::new(""), |source| source.name("-")).to_owned()
+        self.sources().get(index).map_or(Path::new("").into(), |source| source.shown("-")).into_owned()
     }
 
     /// Prints the reports as a list in JSON style.
