@@ -37,12 +37,12 @@
 //!
 //! ```text
 //! bin/imgconv
-//! convert/  compare                  Converter, the pipeline (the only threads)
+//! convert/  compare                  Converter, Preset, the pipeline (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  hash  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  remote/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -96,6 +96,8 @@ pub mod nbd;
 mod options;
 #[cfg(feature = "packages")]
 mod package;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod secret;
 #[cfg(feature = "serde")]
 mod serialize;

@@ -76,7 +76,7 @@ impl OpenOptions {
     }
 
     /// The image format, other than raw, or the container, for which the extension is typical.
-    fn format_of_extension(&self, path: Option<&Path>) -> Option<&'static str> {
+    pub(super) fn format_of_extension(&self, path: Option<&Path>) -> Option<&'static str> {
         let extension = path?.extension()?.to_str()?.to_ascii_lowercase();
         match self.formats.by_extension(&extension).or_else(|| Format::by_extension(&extension)) {
             Some(format) => Some(format.name()).filter(|_| format != Format::RAW),

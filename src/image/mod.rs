@@ -16,6 +16,8 @@ mod references;
 mod source;
 mod span;
 mod units;
+#[cfg(feature = "remote")]
+mod url;
 
 use std::fmt;
 use std::io;

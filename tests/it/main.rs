@@ -33,6 +33,8 @@ mod packages;
 #[cfg(feature = "cli")]
 mod pipes;
 mod references;
+#[cfg(feature = "remote")]
+mod remote;
 mod salvage;
 mod support;
 mod vdi;

@@ -1,5 +1,6 @@
 //! Arguments that several subcommands share, and value parsers for clap.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use diskimage::{Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options,
 
 use crate::failure::Failure;
 use crate::image_opts::ImageOpts;
+use crate::location;
 use crate::output::{self, Style};
 use crate::secrets::SecretArgs;
 
@@ -130,7 +132,7 @@ pub struct Input {
     #[command(flatten)]
     pub output: Output,
 
-    /// Image file
+    /// Image file, or its http or https URL
     #[arg(value_parser = self::file())]
     pub file: PathBuf,
 }
@@ -419,6 +421,11 @@ impl Endpoint {
             Endpoint::Stream => Path::new(stream),
             Endpoint::File(path) => path,
         }
+    }
+
+    /// The same for messages and results: a URL without secrets.
+    pub fn shown<'a>(&'a self, stream: &'a str) -> Cow<'a, Path> {
+        location::shown(self.name(stream))
     }
 }
 

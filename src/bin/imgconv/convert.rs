@@ -169,7 +169,7 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
-    /// Image to convert, an NBD URI, or - for standard input
+    /// Image to convert, an NBD URI, an http or https URL, or - for standard input
     #[arg(value_parser = args::endpoint())]
     source: Endpoint,
 
@@ -250,6 +250,10 @@ backing files. An encrypted TARGET takes the secret of -o key-secret=ID (luks) o
 A qcow2 image with AES encryption takes the secret of --image-opts, or else the first
 one; a wrong one is not detected, and gives garbage.
 
+Of a SOURCE at a URL only the parts that are needed are fetched, by several connections.
+A server without range requests is read like a pipe. Results and messages name the URL
+without user name, password and query.
+
 SIGUSR1 prints the progress to standard error.
 
 Exit codes: 0 success, 1 failure, 3 success of --salvage, but parts of SOURCE could not
@@ -277,6 +281,7 @@ Examples:
   imgconv convert --for azure disk.qcow2 disk.vhd
   xz -dc disk.raw.xz | imgconv convert -f raw - disk.qcow2
   imgconv convert disk.qcow2 disk.raw.zst
+  imgconv convert https://cloud.example.com/disk.qcow2 disk.raw
   imgconv convert nbd://server/disk disk.qcow2
   imgconv convert -n disk.qcow2 'nbd+unix:///?socket=/run/nbd.sock'
   imgconv convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat >disk.vmdk'
@@ -333,6 +338,7 @@ impl Args {
         let convert = |source: &Image| match &target {
             None => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
             Some(Location::File(path)) => Ok(converter.convert(source, path)),
+            Some(Location::Url(_)) => Err(Failure::usage("TARGET cannot be a URL")),
             Some(Location::Nbd(client)) if self.no_create => {
                 Ok(converter.convert_into_existing(source, client.clone()))
             }
@@ -412,6 +418,9 @@ impl Args {
     /// Rejects options that a stream does not support.
     fn check_streams(&self) -> Result<(), Failure> {
         let refuse = |problem: &str| Err(Failure::usage(problem));
+        if self.target_name().to_str().is_some_and(diskimage::remote::is_url) {
+            return refuse("TARGET is a URL, expected a file or -");
+        }
         if self.sources().iter().filter(|source| ***source == Endpoint::Stream).count() > 1 {
             return refuse("standard input can be one SOURCE only");
         }
@@ -468,7 +477,7 @@ impl Args {
     /// The names of the sources, for messages.
     fn source_name(&self) -> String {
         let sources = self.sources();
-        let names = sources.iter().map(|source| source.name(STANDARD_INPUT).to_string_lossy());
+        let names = sources.iter().map(|source| source.shown(STANDARD_INPUT).to_string_lossy().into_owned());
         names.collect::<Vec<_>>().join(", ")
     }
 
@@ -695,9 +704,9 @@ impl Args {
             self.print_digests(report)?;
         }
         if self.style() == Style::Json {
-            let mut result = json(self.source.name("-"), self.target_name(), report);
+            let mut result = json(&self.source.shown("-"), self.target_name(), report);
             if !self.more.is_empty() {
-                let names = self.sources().into_iter().map(|source| source.name("-").to_string_lossy().into_owned());
+                let names = self.sources().into_iter().map(|source| source.shown("-").to_string_lossy().into_owned());
                 result["source"] = names.collect::<Vec<_>>().into();
             }
             // Milliseconds.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::args::Input;
 use crate::failure::Outcome;
-use crate::location::Location;
+use crate::location::{self, Location};
 use crate::output::{self, Style, exact_size, human_properties, human_size};
 use crate::snapshot;
 use glance::Glance;
@@ -73,7 +73,8 @@ impl Args {
         let glance = images.collect::<Option<Vec<_>>>().and_then(|images| Glance::of_package(package, images));
         match self.input.output.style {
             Style::Human => {
-                let mut text = format!("image: {}\npackage: {}\n", Name::from(&*self.input.file), package.kind);
+                let mut text =
+                    format!("image: {}\npackage: {}\n", Name::from(&*location::shown(&self.input.file)), package.kind);
                 for layer in &package.compression {
                     text.push_str(&format!("compression: {}\n", compression(layer)));
                 }
@@ -114,7 +115,7 @@ impl Args {
                     value
                 };
                 let mut value = json!({
-                    "filename": self.input.file.to_string_lossy(),
+                    "filename": location::shown(&self.input.file).to_string_lossy(),
                     "format": package.kind,
                     "members": package.members.iter().map(member).collect::<Vec<Value>>(),
                     "disks": disks.iter().map(disk).collect::<Vec<Value>>(),

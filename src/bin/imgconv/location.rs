@@ -1,24 +1,29 @@
-//! Where an image is: in a file, or behind an NBD server.
+//! Where an image is: in a file, behind an NBD server, or on an http server.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diskimage::nbd::{self, Client};
-use diskimage::{CheckReport, Image, Inspection, OpenOptions, Package, Result};
+use diskimage::{CheckReport, Image, Inspection, OpenOptions, Package, Result, remote};
 
-/// A file, or an export of an NBD server with an open connection: some servers end with the first one.
+/// The place of an image.
 pub enum Location {
     File(PathBuf),
+    /// An export, with an open connection: some servers end with the first one.
     Nbd(Arc<Client>),
+    Url(String),
 }
 
 impl Location {
-    /// The place that an argument of the command line names. Connects to the server of an NBD URI; every other name is that of a file.
+    /// The place that an argument of the command line names. Connects to the server of an NBD URI; a name that is neither that nor a
+    /// URL is that of a file, as in `./http://name`.
     pub fn find(name: impl Into<PathBuf>) -> Result<Location> {
         let name = name.into();
-        match name.to_str().filter(|_| nbd::is_uri(&name)) {
-            Some(uri) => Ok(Location::Nbd(Arc::new(nbd::connect(uri)?))),
-            None => Ok(Location::File(name)),
+        match name.to_str() {
+            Some(uri) if nbd::is_uri(uri) => Ok(Location::Nbd(Arc::new(nbd::connect(uri)?))),
+            Some(url) if remote::is_url(url) => Ok(Location::Url(url.to_owned())),
+            _ => Ok(Location::File(name)),
         }
     }
 
@@ -27,6 +32,7 @@ impl Location {
         match self {
             Location::File(path) => options.open(path),
             Location::Nbd(client) => options.open_source(client.clone()),
+            Location::Url(url) => options.open_url(url),
         }
     }
 
@@ -35,6 +41,7 @@ impl Location {
         match self {
             Location::File(path) => options.inspect(path),
             Location::Nbd(client) => options.inspect_source(client.clone()),
+            Location::Url(url) => options.inspect_url(url),
         }
     }
 
@@ -43,6 +50,8 @@ impl Location {
         match self {
             Location::File(path) => options.inspect_chain(path),
             Location::Nbd(client) => options.inspect_chain_source(client.clone()),
+            // No file is beside it.
+            Location::Url(_) => Ok(vec![self.inspect(options)?]),
         }
     }
 
@@ -51,6 +60,9 @@ impl Location {
         match self {
             Location::File(path) => options.check(path),
             Location::Nbd(client) => options.check_source(client.clone()),
+            Location::Url(url) => {
+                options.check_source(options.url_source(url)?).map_err(|e| e.in_file(remote::shown(url).as_ref()))
+            }
         }
     }
 
@@ -59,11 +71,22 @@ impl Location {
         match self {
             Location::File(path) => options.package(path),
             Location::Nbd(client) => options.package_source(client.clone()),
+            Location::Url(url) => {
+                options.package_source(options.url_source(url)?).map_err(|e| e.in_file(remote::shown(url).as_ref()))
+            }
         }
     }
 }
 
-/// Whether an argument names a file, and not an export of a server.
+/// Whether an argument names a file, and not an export or a URL.
 pub fn is_file(name: &Path) -> bool {
-    !nbd::is_uri(name)
+    !nbd::is_uri(name) && !name.to_str().is_some_and(remote::is_url)
+}
+
+/// The name for messages and results: a URL without secrets.
+pub fn shown(name: &Path) -> Cow<'_, Path> {
+    match name.to_str().filter(|text| remote::is_url(text)) {
+        Some(url) => PathBuf::from(remote::shown(url)).into(),
+        None => name.into(),
+    }
 }

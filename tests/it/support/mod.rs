@@ -6,6 +6,8 @@ mod shared;
 pub mod gzip;
 pub mod patch;
 pub mod pattern;
+#[cfg(feature = "remote")]
+pub mod server;
 #[cfg(feature = "packages")]
 pub mod tar;
 pub mod tools;

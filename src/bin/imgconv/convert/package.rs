@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{Args, json};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
-use crate::location::Location;
+use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
 use crate::streams;
@@ -126,7 +126,9 @@ impl Args {
             let _ = fs::remove_dir(directory);
         }
         let reports = result?;
-        self.print_reports(&reports, |index| (source.clone(), paths.get(index).cloned().unwrap_or_default()))
+        self.print_reports(&reports, |index| {
+            (location::shown(source).into_owned(), paths.get(index).cloned().unwrap_or_default())
+        })
     }
 
     fn convert_each(
@@ -145,7 +147,7 @@ impl Args {
     }
 
     fn source_at(&self, index: usize) -> PathBuf {
-        self.sources().get(index).map_or(Path::new(""), |source| source.name("-")).to_owned()
+        self.sources().get(index).map_or(Path::new("").into(), |source| source.shown("-")).into_owned()
     }
 
     /// Prints the reports as a list in JSON style.

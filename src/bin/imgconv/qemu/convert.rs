@@ -42,11 +42,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let name = target_name.to_string_lossy().into_owned();
     let (path, client) = match &node.storage {
         Storage::File(path) => (path.as_path(), None),
-        Storage::Nbd(uri) => {
+        Storage::Remote(uri) if nbd::is_uri(uri) => {
             let client = nbd::connect(uri).map_err(|error| Failed::opening(&name, &error))?;
             (Path::new(&name), Some(Arc::new(client)))
         }
-        Storage::Null(_) => {
+        Storage::Remote(_) | Storage::Null(_) => {
             return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
         }
     };

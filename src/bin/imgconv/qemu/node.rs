@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use diskimage::{Format, Options, nbd, parse_size};
+use diskimage::{Format, Options, nbd, parse_size, remote};
 use serde_json::Value;
 
 use super::message::Failed;
@@ -30,8 +30,8 @@ pub enum Storage {
     File(PathBuf),
     /// As many zeros.
     Null(u64),
-    /// The URI of an export.
-    Nbd(String),
+    /// The URI of an export of an NBD server, or an http or https URL.
+    Remote(String),
 }
 
 impl Default for Storage {
@@ -71,8 +71,8 @@ impl Node {
         if let Some(json) = text.strip_prefix("json:") {
             return Node::from_options(flatten(json)?);
         }
-        if nbd::is_uri(text) {
-            return Ok(Node { storage: Storage::Nbd(text.to_owned()), ..Node::default() });
+        if nbd::is_uri(text) || remote::is_url(text) {
+            return Ok(Node { storage: Storage::Remote(text.to_owned()), ..Node::default() });
         }
         // As in qemu: a colon after a slash is a part of the path.
         let Some((protocol, rest)) = text.split_once(':').filter(|(before, _)| !before.contains('/')) else {
@@ -129,10 +129,15 @@ impl Node {
                     let export = take("export").unwrap_or_default();
                     let port = port.map_or(Ok(nbd::PORT), |port| port.parse());
                     let port = port.map_err(|_| Failed::new("Parameter 'port' expects a port number"))?;
-                    node.storage = Storage::Nbd(match path {
+                    node.storage = Storage::Remote(match path {
                         Some(path) => nbd::unix_uri(path, &export),
                         None => nbd::tcp_uri(&host.unwrap_or("localhost".into()), port, &export),
                     });
+                    node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
+                    break;
+                }
+                Some("http" | "https") => {
+                    node.storage = Storage::Remote(take("url").unwrap_or_default());
                     node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
                     break;
                 }
@@ -284,9 +289,9 @@ mod tests {
         }
         assert_eq!(named("null-co://").unwrap().storage, Storage::Null(1 << 30));
         let nbd = "nbd+unix:///e?socket=/s";
-        assert_eq!(named(nbd).unwrap().storage, Storage::Nbd(nbd.into()));
+        assert_eq!(named(nbd).unwrap().storage, Storage::Remote(nbd.into()));
         let list = Node::from_list(OsStr::new("driver=nbd,server.type=unix,server.path=/s,export=e")).unwrap();
-        assert_eq!(list.storage, Storage::Nbd(nbd.into()));
+        assert_eq!(list.storage, Storage::Remote(nbd.into()));
         assert!(named("rbd:pool/x").unwrap_err().ends_with("Unknown protocol 'rbd'"));
     }
 

@@ -1,17 +1,16 @@
 //! The images that a command reads.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
-use diskimage::nbd;
 use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
 use super::message::Failed;
 use super::node::{Node, Storage};
 use super::secrets;
+use crate::location::Location;
 use crate::secrets::SecretArgs;
 
 /// The size of a raw disk is a multiple of it, in qemu.
@@ -33,7 +32,8 @@ pub struct Source {
 }
 
 enum At {
-    Path(PathBuf),
+    Location(Location),
+    /// A part of it, or what is in no file.
     Storage(Arc<dyn ReadAt>),
 }
 
@@ -87,19 +87,20 @@ impl Sources {
             Some(header) => options.detached_header(header),
             None => options,
         };
+        let failed = |error: Error| Failed::opening(&name, &error);
         let at = match (node.storage, node.window) {
-            (Storage::File(path), None) => At::Path(path),
+            (Storage::File(path), None) => At::Location(Location::File(path)),
+            (Storage::Remote(uri), None) => At::Location(Location::find(uri).map_err(failed)?),
             (Storage::File(path), Some((offset, len))) => {
                 let file = FileSource::open(&path).map_err(Error::io("opening", None));
-                let file = file.map_err(|error| Failed::opening(&name, &error.in_file(&path)))?;
-                At::Storage(part(Arc::new(file), offset, len)?)
+                At::Storage(part(Arc::new(file.map_err(|error| failed(error.in_file(&path)))?), offset, len)?)
             }
-            (Storage::Nbd(uri), window) => {
-                let client = nbd::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
-                match window {
-                    None => At::Storage(Arc::new(client)),
-                    Some((offset, len)) => At::Storage(part(Arc::new(client), offset, len)?),
-                }
+            (Storage::Remote(uri), Some((offset, len))) => {
+                let file = match Location::find(&uri).map_err(failed)? {
+                    Location::Nbd(client) => client,
+                    _ => options.url_source(&uri).map_err(failed)?,
+                };
+                At::Storage(part(file, offset, len)?)
             }
             (Storage::Null(size), window) => {
                 let (offset, len) = window.unwrap_or((0, None));
@@ -150,7 +151,7 @@ impl Source {
 
     pub fn try_open(&self) -> Result<Image, Error> {
         match &self.at {
-            At::Path(path) => self.options.open(path),
+            At::Location(location) => location.open(&self.options),
             At::Storage(storage) => self.options.open_source(storage.clone()),
         }
     }
@@ -163,7 +164,7 @@ impl Source {
     /// As [`inspect`](Self::inspect).
     pub fn try_inspect(&self) -> Result<Inspection, Error> {
         match &self.at {
-            At::Path(path) => self.options.inspect(path),
+            At::Location(location) => location.inspect(&self.options),
             At::Storage(storage) => self.options.inspect_source(storage.clone()),
         }
     }
@@ -171,14 +172,16 @@ impl Source {
     /// The properties of the image and of its backing files.
     pub fn inspect_chain(&self) -> Result<Vec<Inspection>, Failed> {
         match &self.at {
-            At::Path(path) => self.options.inspect_chain(path).map_err(|error| Failed::opening(&self.name, &error)),
+            At::Location(location) => {
+                location.inspect_chain(&self.options).map_err(|error| Failed::opening(&self.name, &error))
+            }
             At::Storage(_) => Ok(vec![self.inspect()?]),
         }
     }
 
     pub fn check(&self) -> Result<CheckReport, Error> {
         match &self.at {
-            At::Path(path) => self.options.check(path),
+            At::Location(location) => location.check(&self.options),
             At::Storage(storage) => self.options.check_source(storage.clone()),
         }
     }
