@@ -238,12 +238,8 @@ pub fn format_for(name: &str) -> Result<Format, Failed> {
 fn vhdx_block_size(size: u64) -> u64 {
     const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
-    match size {
-        ..=GIB => 8 * MIB,
-        ..=107_374_182_400 => 16 * MIB,
-        ..=35_184_372_088_832 => 32 * MIB,
-        _ => 64 * MIB,
-    }
+    let sizes = [(GIB, 8 * MIB), (100 * GIB, 16 * MIB), (32 << 40, 32 * MIB)];
+    sizes.iter().find(|(most, _)| size <= *most).map_or(64 * MIB, |(_, block)| *block)
 }
 
 fn size_option(name: &str, value: &str) -> Result<u64, Failed> {
