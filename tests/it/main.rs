@@ -32,6 +32,8 @@ mod output;
 mod packages;
 #[cfg(feature = "cli")]
 mod pipes;
+#[cfg(all(unix, feature = "cli"))]
+mod qemu_img;
 mod references;
 #[cfg(feature = "remote")]
 mod remote;

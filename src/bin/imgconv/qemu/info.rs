@@ -53,7 +53,8 @@ impl Described {
         let extents = if image.info.format == "vmdk" { extents(&image) } else { Vec::new() };
         let mut files: Vec<_> =
             extents.iter().enumerate().filter_map(|(index, path)| File::extent(index, path)).collect();
-        let (len, allocated) = (image.file_len, image.allocated.unwrap_or(image.file_len));
+        // qemu counts whole sectors of files, too.
+        let (len, allocated) = (image.file_len.next_multiple_of(SECTOR), image.allocated.unwrap_or(image.file_len));
         files.push(File { node: "file".into(), name: name.clone(), len, allocated });
         Described { image, name, files }
     }
@@ -173,7 +174,8 @@ impl File {
     fn extent(index: usize, path: &Path) -> Option<File> {
         let metadata = fs::metadata(path).ok()?;
         let name = Name::from(path).to_text().into_owned();
-        Some(File { node: format!("extents.{index}"), name, len: metadata.len(), allocated: allocated(&metadata) })
+        let len = metadata.len().next_multiple_of(SECTOR);
+        Some(File { node: format!("extents.{index}"), name, len, allocated: allocated(&metadata) })
     }
 
     fn json(&self) -> Value {

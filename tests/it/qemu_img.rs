@@ -1,0 +1,265 @@
+//! The command line of qemu-img: every line is run by both programs, each in a directory of its own with the same files.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::cli::IMGCONV;
+use crate::support::TempDir;
+use crate::support::pattern::Pattern;
+use crate::support::tools::needs_qemu;
+
+/// A directory with the images that the lines name.
+fn directory() -> TempDir {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(3 << 20));
+    dir.file("small.raw", &Pattern::Dense.make(64 << 10));
+    dir.file("odd.raw", &Pattern::Dense.make(70_000));
+    dir.file("pass", b"secret");
+    for line in [
+        "convert -f raw -O qcow2 disk.raw disk.qcow2",
+        "convert -f raw -O vmdk disk.raw disk.vmdk",
+        "convert -f raw -O vmdk -o subformat=twoGbMaxExtentSparse disk.raw split.vmdk",
+        "create -q -f qcow2 -b disk.qcow2 -F qcow2 overlay.qcow2",
+        "create -q -f qcow2 -b disk.raw -F raw top.qcow2 4M",
+        "create -q -f qcow2 existing.qcow2 3M",
+        "create -q -f qcow2 -o cluster_size=4k,refcount_bits=8 tuned.qcow2 5M",
+        "snapshot -c before disk.qcow2",
+        "bitmap --add disk.qcow2 marks",
+        "create -q -f luks --object secret,id=s,file=pass -o key-secret=s,iter-time=10 vol.luks 1M",
+    ] {
+        let done = run("qemu-img", &[], &dir, line);
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    dir
+}
+
+fn run(program: &str, first: &[&str], dir: &TempDir, line: &str) -> Output {
+    let mut command = Command::new(program);
+    command.args(first).args(line.split(' ')).current_dir(dir.path()).stdin(Stdio::null()).env("TZ", "UTC");
+    command.output().unwrap()
+}
+
+/// What a program printed, without what differs between two runs of qemu-img, too.
+fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    // Of the progress, the beginning and the end.
+    let steps: Vec<_> = text.split('\r').collect();
+    let text = match steps.as_slice() {
+        [first, .., last, rest] => format!("{first}\n{last}\n{rest}"),
+        _ => text.into_owned(),
+    };
+    let is_volatile = |line: &&str| {
+        let line = line.trim_start();
+        ["cid: ", "\"cid\"", "disk size", "\"actual-size\"", "uuid: ", "\"uuid\"", "\"date-", "\"icount\""]
+            .iter()
+            .any(|key| line.starts_with(key))
+    };
+    text.lines().filter(|line| !is_volatile(line)).collect::<Vec<_>>().join("\n").replace("[\n                ]", "[]")
+}
+
+/// Copies of the directory, for each program one.
+fn twins(dir: &TempDir) -> [TempDir; 2] {
+    [TempDir::new(), TempDir::new()].inspect(|twin| {
+        for name in dir.names() {
+            fs::copy(dir.join(&name), twin.join(&name)).unwrap();
+        }
+    })
+}
+
+trait Inspect {
+    fn inspect(self, f: impl Fn(&TempDir)) -> Self;
+}
+
+impl Inspect for [TempDir; 2] {
+    fn inspect(self, f: impl Fn(&TempDir)) -> Self {
+        self.iter().for_each(f);
+        self
+    }
+}
+
+/// What is in an image: its format, size and contents, as qemu-img reads them, and the cluster size.
+fn image(dir: &TempDir, name: &str) -> Option<(String, Vec<u8>)> {
+    if !dir.join(name).exists() {
+        return None;
+    }
+    let info = run("qemu-img", &[], dir, &format!("info --output=json {name}"));
+    let info = String::from_utf8(info.stdout).unwrap();
+    let keys = ["\"virtual-size\"", "\"format\"", "\"cluster-size\"", "\"backing-filename\"", "\"compat\""];
+    let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(key)));
+    // The size of the file is that of its own format.
+    let described = top.filter(|line| !line.starts_with("                ")).collect::<Vec<_>>().join("\n");
+    let raw = format!("{name}.as-raw");
+    let done = run("qemu-img", &[], dir, &format!("convert -O raw {name} {raw}"));
+    assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+    let bytes = fs::read(dir.join(&raw)).unwrap();
+    fs::remove_file(dir.join(&raw)).unwrap();
+    Some((described, bytes))
+}
+
+/// Runs a line with both programs. They must print the same, end with the same code, and leave the same `target`.
+fn assert_same(dir: &TempDir, line: &str, target: Option<&str>) {
+    let [theirs, ours] = twins(dir);
+    let (a, b) = (run("qemu-img", &[], &theirs, line), run(IMGCONV, &["qemu-img"], &ours, line));
+    assert_eq!(b.status.code(), a.status.code(), "{line}: {}", String::from_utf8_lossy(&b.stderr));
+    assert_eq!(text(&b.stdout), text(&a.stdout), "{line}");
+    assert_eq!(text(&b.stderr), text(&a.stderr), "{line}");
+    if let Some(target) = target {
+        assert_eq!(ours.names(), theirs.names(), "{line}");
+        assert!(image(&theirs, target) == image(&ours, target), "{line}: {target} differs");
+    }
+}
+
+#[test]
+fn what_is_read_is_printed_as_by_qemu_img() {
+    needs_qemu!("what qemu-img prints");
+    let dir = directory();
+    for line in [
+        "info disk.raw",
+        "info odd.raw",
+        "info --output json odd.raw",
+        "info disk.qcow2",
+        "info --output=json -U disk.qcow2",
+        "info -f qcow2 overlay.qcow2",
+        "info --backing-chain overlay.qcow2",
+        "info disk.vmdk",
+        "info split.vmdk",
+        "info --output json split.vmdk",
+        "info vol.luks",
+        "info json:{'driver':'qcow2','file':{'driver':'file','filename':'disk.qcow2'}}",
+        "info --image-opts driver=qcow2,file.filename=disk.qcow2",
+        "snapshot -l disk.raw",
+        "check disk.qcow2",
+        "check --output=json disk.qcow2",
+        "check disk.raw",
+        "check -q overlay.qcow2",
+        "compare disk.raw disk.qcow2",
+        "compare -s -f raw -F vmdk disk.raw disk.vmdk",
+        "compare -p disk.raw overlay.qcow2",
+        "compare small.raw disk.raw",
+        "compare -q small.raw disk.raw",
+        "compare disk.raw nothing",
+        "map disk.qcow2",
+        "map --output=json disk.qcow2",
+        "map --output=json overlay.qcow2",
+        "map --output json --start-offset 1M --max-length 1M disk.qcow2",
+        "measure -O qcow2 disk.qcow2",
+        "measure -O raw --size 1G",
+        "measure -O qcow2 -o cluster_size=128k,extended_l2=on --size 10G",
+    ] {
+        assert_same(&dir, line, None);
+    }
+}
+
+#[test]
+fn what_is_written_is_the_same_image() {
+    needs_qemu!("what qemu-img writes");
+    let dir = directory();
+    for (line, target) in [
+        ("create -f qcow2 x 1G", "x"),
+        ("create x 20M", "x"),
+        ("create -f raw x 1000", "x"),
+        ("create -q -f qcow2 -o cluster_size=4k,compat=0.10 x 0x100000", "x"),
+        ("create -f qcow2 -b disk.qcow2 -F qcow2 x", "x"),
+        ("create -f qcow2 -o backing_file=disk.raw,backing_fmt=raw,lazy_refcounts=on x 1G", "x"),
+        ("create -f vmdk x 10M", "x"),
+        ("create -f vpc x 10M", "x"),
+        ("create -f vhdx x 10M", "x"),
+        ("create -f vdi x 10M", "x"),
+        ("create -f qed x 10M", "x"),
+        ("create -f parallels x 10M", "x"),
+        ("create -f qcow2 -o size=3M,nocow=off x", "x"),
+        ("convert disk.qcow2 x", "x"),
+        ("convert -O qcow2 overlay.qcow2 x", "x"),
+        ("convert -p -t none -W -m 4 -c -O qcow2 disk.raw x", "x"),
+        ("convert -O qcow2 odd.raw x", "x"),
+        ("convert odd.raw x", "x"),
+        ("convert small.raw odd.raw disk.qcow2 -O qcow2 x", "x"),
+        ("convert -l before -O raw disk.qcow2 x", "x"),
+        ("convert -O vpc disk.raw x", "x"),
+        ("convert -O vhdx disk.raw x", "x"),
+        ("convert -B disk.qcow2 -F qcow2 -O qcow2 overlay.qcow2 x", "x"),
+        ("convert -n -O qcow2 disk.raw existing.qcow2", "existing.qcow2"),
+        ("convert -n -O qcow2 small.raw tuned.qcow2", "tuned.qcow2"),
+        ("convert -n -O raw small.raw disk.raw", "disk.raw"),
+        ("convert --image-opts driver=raw,offset=64k,size=128k,file.filename=disk.raw x", "x"),
+        ("dd if=disk.qcow2 of=x bs=64k count=3 skip=1", "x"),
+        ("dd -O qcow2 if=disk.raw of=x bs=1M", "x"),
+    ] {
+        assert_same(&dir, line, Some(target));
+    }
+}
+
+#[test]
+fn failures_have_the_words_and_codes_of_qemu_img() {
+    needs_qemu!("the failures of qemu-img");
+    let dir = directory();
+    for line in [
+        "info",
+        "info nothing.qcow2",
+        "info -f qcow2 disk.raw",
+        "info --nonsense disk.raw",
+        "info --output xml disk.raw",
+        "nonsense",
+        "create -f qcow2 x",
+        "create -f qcow2 x many",
+        "create -f nonsense x 1M",
+        "create -f qcow2 -o nonsense=1 x 1M",
+        "create -f qcow2 -o cluster_size=1 x 1M",
+        "create -f qcow2 -b nothing -F raw x 1M",
+        "create -f qcow2 -b disk.raw x 1M",
+        "create -u -f qcow2 -b nothing -F raw x",
+        "create -f raw -b disk.raw -F raw x",
+        "create -f qcow2 nothing/x 1M",
+        "convert disk.raw",
+        "convert nothing x",
+        "convert -O nonsense disk.raw x",
+        "convert -O dmg disk.raw x",
+        "convert -S 3 disk.raw x",
+        "convert -m 17 disk.raw x",
+        "convert -t sometimes disk.raw x",
+        "convert -n disk.raw nothing",
+        "convert -n disk.raw small.raw",
+        "convert -n -o a=b disk.raw small.raw",
+        "convert -c -O raw disk.raw x",
+        "convert -O raw -o preallocation=metadata disk.raw x",
+        "convert -O qcow2 disk.raw nothing/x",
+        "convert --target-is-zero disk.raw x",
+        "convert -l nothing disk.qcow2 x",
+        "convert vol.luks x",
+    ] {
+        assert_same(&dir, line, None);
+    }
+}
+
+#[test]
+fn an_existing_target_stays_the_same_file() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    dir.file("target", b"old");
+    fs::hard_link(dir.join("target"), dir.join("other")).unwrap();
+    let inode = |name: &str| fs::metadata(dir.join(name)).unwrap().ino();
+    let before = inode("target");
+    for line in ["convert -O qcow2 disk.raw target", "create -q -f qcow2 target 1M"] {
+        let done = run(IMGCONV, &["qemu-img"], &dir, line);
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!((inode("target"), inode("other")), (before, before));
+    }
+}
+
+#[test]
+fn the_program_is_qemu_img_by_its_name() {
+    let dir = TempDir::new();
+    let done = Command::new(IMGCONV).arg("install-links").arg(dir.path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let link = dir.join("qemu-img");
+    let version = Command::new(&link).arg("--version").output().unwrap();
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("qemu-img version 10.0.2 (imgconv "));
+    // A second link needs permission.
+    let install =
+        |args: &[&str]| Command::new(IMGCONV).arg("install-links").args(args).arg(dir.path()).output().unwrap();
+    assert_eq!(install(&[]).status.code(), Some(1));
+    assert!(install(&["--force"]).status.success());
+    assert_eq!(fs::read_link(&link).unwrap(), Path::new(IMGCONV).canonicalize().unwrap());
+}
