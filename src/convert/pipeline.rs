@@ -182,7 +182,8 @@ impl Pipeline<'_> {
         let Some(rate) = &self.settings.rate else { return Ok(()) };
         let data = items.iter().filter(|item| item.kind != ItemKind::Zero);
         rate.pass(data.map(|item| item.guest.end - item.guest.start).sum(), || {
-            self.settings.is_cancelled() || lock(&self.turn).failure.is_some()
+            let turn = lock(&self.turn);
+            self.settings.is_cancelled() || turn.failure.is_some() || turn.abandoned
         });
         if self.settings.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }

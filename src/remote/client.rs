@@ -13,7 +13,6 @@ use ureq::http::header::{
     LAST_MODIFIED, RANGE, TRANSFER_ENCODING,
 };
 use ureq::http::{Response, StatusCode};
-use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, ResponseExt};
 
 use super::tls;
@@ -65,11 +64,6 @@ pub(super) enum First {
 
 impl Client {
     pub fn new(url: Url, cancel: Option<Arc<AtomicBool>>) -> Result<Client> {
-        // A server can redirect from http to https.
-        let tls = match tls::config() {
-            Err(error) if url.is_https => return Err(error),
-            config => config.unwrap_or_else(|_| TlsConfig::default()),
-        };
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(REDIRECTS)
@@ -77,8 +71,8 @@ impl Client {
             .user_agent(concat!("diskimage/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(SILENCE))
             .timeout_recv_response(Some(SILENCE))
-            .timeout_per_read(Some(SILENCE))
-            .tls_config(tls);
+            .timeout_per_read(Some(SILENCE));
+        let config = tls::add(config, url.is_https)?;
         let authorization = url.user.as_deref().map(|user| {
             let user = if user.contains(':') { user.to_owned() } else { format!("{user}:") };
             format!("Basic {}", Base64::encode_string(&decoded(&user)))

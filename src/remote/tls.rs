@@ -1,46 +1,62 @@
 //! TLS, with the root certificates of the system.
 
-use ureq::tls::TlsConfig;
+use ureq::config::ConfigBuilder;
+use ureq::typestate::AgentScope;
 
 use crate::error::{Error, Result};
 
+/// Adds TLS to the settings of connections. A server can redirect from http to https, so that it is not only for https.
+///
 /// # Errors
-/// [`Error::Unsupported`] where there is no TLS, and if the system has no certificates.
+/// [`Error::Unsupported`] for https where there is no TLS, and if the system has no certificates.
+pub(super) fn add(config: ConfigBuilder<AgentScope>, is_https: bool) -> Result<ConfigBuilder<AgentScope>> {
+    match missing() {
+        Some(problem) if is_https => Err(Error::unsupported("https", problem)),
+        Some(_) => Ok(config),
+        None => with_tls(config, is_https),
+    }
+}
+
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) fn config() -> Result<TlsConfig> {
+fn with_tls(config: ConfigBuilder<AgentScope>, is_https: bool) -> Result<ConfigBuilder<AgentScope>> {
     use std::sync::Arc;
 
-    use ureq::tls::{Certificate, RootCerts};
+    use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-    if !has_instructions() {
-        return Err(Error::unsupported("https", "TLS needs a processor with AES, AVX2 and ADX"));
-    }
     let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
+    if found.certs.is_empty() && is_https {
         return Err(Error::unsupported("https", "the system has no root certificates"));
     }
     let certificates: Vec<_> = found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    let provider = Arc::new(rustls_graviola::default_provider());
-    let config = TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(certificates)));
-    Ok(config.unversioned_rustls_crypto_provider(provider).build())
-}
-
-/// What the crate of the ciphers requires, which ends the process otherwise.
-#[cfg(target_arch = "x86_64")]
-fn has_instructions() -> bool {
-    macro_rules! all {
-        ($($name:tt)*) => { $(std::arch::is_x86_feature_detected!($name))&&* };
-    }
-    all!("aes" "pclmulqdq" "bmi1" "bmi2" "adx" "avx" "avx2")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn has_instructions() -> bool {
-    use std::arch::is_aarch64_feature_detected as has;
-    has!("neon") && has!("aes") && has!("pmull") && has!("sha2")
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::Specific(Arc::new(certificates)))
+        .unversioned_rustls_crypto_provider(Arc::new(rustls_graviola::default_provider()));
+    Ok(config.tls_config(tls.build()))
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(super) fn config() -> Result<TlsConfig> {
-    Err(Error::unsupported("https", "this build has no TLS for this kind of processor; use http"))
+fn with_tls(config: ConfigBuilder<AgentScope>, _is_https: bool) -> Result<ConfigBuilder<AgentScope>> {
+    Ok(config)
+}
+
+/// Why there is no TLS: the crate of the ciphers requires these instructions, and would end the process without them.
+#[cfg(target_arch = "x86_64")]
+fn missing() -> Option<&'static str> {
+    use std::arch::is_x86_feature_detected as has;
+
+    let all = has!("aes") && has!("pclmulqdq") && has!("bmi1") && has!("bmi2") && has!("adx") && has!("avx2");
+    (!all).then_some("TLS on a processor without AES, ADX and AVX2; use http")
+}
+
+#[cfg(target_arch = "aarch64")]
+fn missing() -> Option<&'static str> {
+    use std::arch::is_aarch64_feature_detected as has;
+
+    let all = has!("neon") && has!("aes") && has!("pmull") && has!("sha2");
+    (!all).then_some("TLS on a processor without AES and SHA-2; use http")
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn missing() -> Option<&'static str> {
+    Some("TLS on this kind of processor; use http")
 }

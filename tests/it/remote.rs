@@ -122,11 +122,11 @@ fn slow_servers_and_cut_connections() {
         ..Answer::part(&served, request).with("ETag", ETAG)
     });
     assert_same(&read(&server.url("/disk.raw")).unwrap(), &file, "cut");
-    // Servers that are busy for a moment, and one that closes without an answer.
+    // A server that is busy for a moment, or closes without a byte of the file: not more often than a request is repeated.
     let served = file.clone();
-    let server = Server::start(move |number, request| match number % 4 {
-        1 => Answer::status(503),
-        2 => Answer { cut: Some(0), ..Answer::part(&served, request) },
+    let server = Server::start(move |number, request| match number {
+        1 | 5 => Answer::status(503),
+        2 | 3 | 6 => Answer { cut: Some(0), ..Answer::part(&served, request) },
         _ => Answer::part(&served, request),
     });
     assert_same(&read(&server.url("/disk.raw")).unwrap(), &file, "busy");
