@@ -97,7 +97,7 @@ impl fmt::Display for Digest {
 
 /// Hashes a disk whose parts are given in order. What does not depend on the order is done before: [`part`](Hasher::part).
 pub(crate) enum Hasher {
-    Blake3(Tree),
+    Blake3(Box<Tree>),
     Md5(Md5),
     Sha1(Sha1),
     Sha256(Sha256),
@@ -116,7 +116,7 @@ impl Hasher {
 
     pub fn new(algorithm: HashAlgorithm) -> Hasher {
         match algorithm {
-            HashAlgorithm::Blake3 => Hasher::Blake3(Tree::default()),
+            HashAlgorithm::Blake3 => Hasher::Blake3(Box::default()),
             HashAlgorithm::Md5 => Hasher::Md5(Md5::new()),
             HashAlgorithm::Sha1 => Hasher::Sha1(Sha1::new()),
             HashAlgorithm::Sha256 => Hasher::Sha256(Sha256::new()),
