@@ -118,8 +118,9 @@ pub fn describe(error: &Error, name: &str) -> String {
         Error::Io { cause, .. } => system(cause),
         Error::InUse { for_writing } => in_use(Path::new(name), *for_writing),
         Error::UnknownFormat(name) => format!("Unknown driver '{name}'"),
-        Error::Secret { problem: SecretProblem::Missing, .. } => {
-            "Parameter 'encrypt.key-secret' is required for cipher".to_owned()
+        Error::Secret { format, problem: SecretProblem::Missing } => {
+            let prefix = if *format == "luks" { "" } else { "encrypt." };
+            format!("Parameter '{prefix}key-secret' is required for cipher")
         }
         Error::Corrupt(fault)
             if is_signature(&fault.field)
