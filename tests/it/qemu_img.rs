@@ -1,9 +1,12 @@
 //! The command line of qemu-img: every line is run by both programs, each in a directory of its own with the same files.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
 
 use crate::cli::IMGCONV;
 use crate::support::TempDir;
@@ -41,23 +44,37 @@ fn run(program: &str, first: &[&str], dir: &TempDir, line: &str) -> Output {
     command.output().unwrap()
 }
 
-/// What a program printed, without what differs between two runs of qemu-img, too.
+/// What differs between two runs of qemu-img, too.
+const VOLATILE: [&str; 8] =
+    ["cid", "disk size", "actual-size", "uuid", "date-sec", "date-nsec", "icount", "parent cid"];
+
+/// What a program printed, without what is volatile, in JSON in the order of the keys.
 fn text(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
+    if let Ok(value) = serde_json::from_str(&text) {
+        return format!("{:?}", sorted(&value));
+    }
     // Of the progress, the beginning and the end.
     let steps: Vec<_> = text.split('\r').collect();
     let text = match steps.as_slice() {
         [first, .., last, rest] => format!("{first}\n{last}\n{rest}"),
         _ => text.into_owned(),
     };
-    let is_volatile = |line: &&str| {
-        let line = line.trim_start();
-        ["cid: ", "\"cid\"", "disk size", "\"actual-size\"", "uuid: ", "\"uuid\"", "\"date-", "\"icount\""]
-            .iter()
-            .any(|key| line.starts_with(key))
+    let is_volatile = |line: &&str| line.split_once(':').is_some_and(|(key, _)| VOLATILE.contains(&key.trim()));
+    text.lines().filter(|line| !is_volatile(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// The values of a JSON text with their paths.
+fn sorted(value: &Value) -> BTreeMap<String, String> {
+    let nested: Vec<(String, &Value)> = match value {
+        Value::Object(members) => members.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(values) => values.iter().enumerate().map(|(index, value)| (index.to_string(), value)).collect(),
+        other => return BTreeMap::from([(String::new(), other.to_string())]),
     };
-    let text = text.replace("\"data\": {\n                    }", "\"data\": {}");
-    text.lines().filter(|line| !is_volatile(line)).collect::<Vec<_>>().join("\n").replace("[\n                ]", "[]")
+    let nested = nested.into_iter().filter(|(key, _)| !VOLATILE.contains(&key.as_str()));
+    nested
+        .flat_map(|(key, value)| sorted(value).into_iter().map(move |(rest, text)| (format!("{key}.{rest}"), text)))
+        .collect()
 }
 
 /// Copies of the directory, for each program one.
@@ -136,7 +153,9 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "check disk.raw",
         "check -q overlay.qcow2",
         "compare disk.raw disk.qcow2",
-        "compare -s -f raw -F vmdk disk.raw disk.vmdk",
+        "compare -s disk.qcow2 disk.qcow2",
+        "compare -s -f qcow2 -F qcow2 overlay.qcow2 top.qcow2",
+        "compare -f raw -F vmdk disk.raw disk.vmdk",
         "compare -p disk.raw overlay.qcow2",
         "compare small.raw disk.raw",
         "compare -q small.raw disk.raw",

@@ -198,7 +198,7 @@ fn human(image: &Inspection, glance: Option<Glance>) -> String {
         text.push_str(&snapshot::human(&info.snapshots));
     }
     if !info.specific.is_empty() {
-        let properties = output::columns(&human_properties(&info.specific, 1));
+        let properties = output::columns(&human_properties(&info.specific, 1, exact_size));
         text.push_str(&format!("Format specific information:\n{properties}"));
     }
     for warning in &info.warnings {

@@ -159,25 +159,25 @@ fn in_columns(text: &str) -> String {
     lines
 }
 
-/// Formats properties of an image as indented lines, as qemu-img does, but sizes as [`exact_size`].
-pub fn human_properties(entries: &[(&'static str, diskimage::Value)], depth: usize) -> String {
-    entries.iter().map(|(key, value)| human_property(&key.replace('-', " "), value, depth)).collect()
+/// Formats properties of an image as indented lines, as qemu-img does, with sizes as `size` formats them.
+pub fn human_properties(entries: &[(&'static str, diskimage::Value)], depth: usize, size: fn(u64) -> String) -> String {
+    entries.iter().map(|(key, value)| human_property(&key.replace('-', " "), value, depth, size)).collect()
 }
 
-fn human_property(key: &str, value: &diskimage::Value, depth: usize) -> String {
+fn human_property(key: &str, value: &diskimage::Value, depth: usize, size: fn(u64) -> String) -> String {
     let indent = "    ".repeat(depth);
     let line = |value: &dyn std::fmt::Display| format!("{indent}{key}: {value}\n");
     match value {
         diskimage::Value::Bool(value) => line(value),
-        diskimage::Value::Number(bytes) if key.ends_with(" size") => line(&exact_size(*bytes)),
+        diskimage::Value::Number(bytes) if key.ends_with(" size") => line(&size(*bytes)),
         diskimage::Value::Number(value) => line(value),
         diskimage::Value::Text(text) => line(text),
         diskimage::Value::List(values) => {
             let values = values.iter().enumerate();
-            let lines = values.map(|(index, value)| human_property(&format!("[{index}]"), value, depth + 1));
+            let lines = values.map(|(index, value)| human_property(&format!("[{index}]"), value, depth + 1, size));
             format!("{indent}{key}:\n{}", lines.collect::<String>())
         }
-        diskimage::Value::Map(entries) => format!("{indent}{key}:\n{}", human_properties(entries, depth + 1)),
+        diskimage::Value::Map(entries) => format!("{indent}{key}:\n{}", human_properties(entries, depth + 1, size)),
         _ => String::new(),
     }
 }
@@ -235,7 +235,7 @@ mod tests {
         let bitmap = Property::Map(vec![("name", Property::Text(Name::from("b0"))), ("granularity", 512.into())]);
         let properties = [("lazy-refcounts", false.into()), ("bitmaps", Property::List(vec![bitmap]))];
         assert_eq!(
-            human_properties(&properties, 1),
+            human_properties(&properties, 1, exact_size),
             "    lazy refcounts: false\n    bitmaps:\n        [0]:\n            name: b0\n            granularity: 512\n"
         );
     }

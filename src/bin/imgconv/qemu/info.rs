@@ -94,7 +94,22 @@ impl Described {
             _ => &[],
         };
         let all = &self.image.info.specific;
-        known.iter().filter_map(|name| all.iter().find(|(key, _)| key == name).cloned()).collect()
+        let found = known.iter().filter_map(|name| all.iter().find(|(key, _)| key == name).cloned());
+        found.map(|(key, value)| (key, if key == "extents" { self.extents_of_qemu(value) } else { value })).collect()
+    }
+
+    /// The extents as qemu-img shows them: without their access, and of an extent in the image file without its kind.
+    fn extents_of_qemu(&self, mut extents: Property) -> Property {
+        let is_inside = self.files.len() == 1;
+        let Property::List(list) = &mut extents else { return extents };
+        for extent in list {
+            let Property::Map(entries) = extent else { continue };
+            entries.retain(|(key, _)| *key != "access");
+            for (_, value) in entries.iter_mut().filter(|(key, _)| is_inside && *key == "format") {
+                *value = Property::Text("".into());
+            }
+        }
+        extents
     }
 
     fn json(&self) -> Value {
@@ -156,7 +171,10 @@ impl Described {
         }
         let specific = self.specific();
         if !specific.is_empty() {
-            text.push_str(&format!("Format specific information:\n{}", human_properties(&specific, 1)));
+            text.push_str(&format!(
+                "Format specific information:\n{}",
+                human_properties(&specific, 1, |bytes| bytes.to_string())
+            ));
         }
         text.extend(self.files.iter().map(File::human));
         text

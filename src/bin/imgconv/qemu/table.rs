@@ -136,6 +136,7 @@ pub static COMMANDS: &[Command] = &[
             row('F', "b-format", "FMT", "format of FILENAME2"),
             IMAGE_OPTS,
             row('s', "strict", "", "the sizes and what is allocated have to be equal, too")
+                .note(Note::Differs("data, zeros and holes are compared; two formats alone make no difference"))
                 .imgconv("the sizes have to be equal"),
             CACHE_READ,
             SHARE,
