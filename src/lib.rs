@@ -17,6 +17,7 @@
 //! - [`OpenOptions`] sets the format, snapshot, limits and reference policy.
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
 //! - [`compare`] compares the contents of two disks. [`io`] has the storage traits, [`driver`] those for adding formats.
+//! - With the feature `nbd`, disks are read from and written to NBD servers, and exported by one.
 //!
 //! # Architecture
 //!
@@ -37,12 +38,12 @@
 //!
 //! ```text
 //! bin/imgconv
-//! convert/  compare                  Converter, Preset, the pipeline (the only threads)
+//! convert/  compare  nbd/server      Converter, Preset, the pipeline; the NBD server (the only threads)
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  hash  remote/  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  remote/  nbd/client  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!

@@ -1,4 +1,4 @@
-//! Conversion. Threads exist only here, and guest data is moved only here.
+//! Conversion. Its threads exist only here, and guest data is moved only here.
 //!
 //! ```text
 //! plan   split a bounded work range (never the whole disk) into spans   one thread at a time

@@ -116,7 +116,8 @@ impl Image {
         self.layers.len()
     }
 
-    /// Returns the path of a file of the layer with the index `layer`, where 0 is the top, if it was opened by path.
+    /// Returns the path of a file of the layer with the index `layer`, where 0 is the top, if it was opened by path, or else the name of its
+    /// storage, if that has one.
     pub fn file_path(&self, layer: usize, file: FileId) -> Option<&Path> {
         self.layers.get(layer)?.files.get(file.0 as usize)?.path()
     }

@@ -135,6 +135,7 @@ fn images_are_read_through_a_server() {
     succeed(&dir, &["convert", "-l", "before", &uri, "before.raw"]);
     assert_same(&fs::read(dir.join("before.raw")).unwrap(), &guest, "snapshot");
     assert!(succeed(&dir, &["info", &uri]).contains("file format: qcow2"));
+    assert!(succeed(&dir, &["info", "--backing-chain", &uri]).contains("file format: qcow2"));
     assert!(succeed(&dir, &["snapshot", "-l", &uri]).contains("before"));
     assert!(succeed(&dir, &["check", &uri]).contains("No errors"));
     assert!(succeed(&dir, &["map", &uri]).contains(&uri));
