@@ -59,6 +59,12 @@ impl Converter {
                     Some(kind) if kind == "static" => "on".to_owned(),
                     _ => continue,
                 },
+                // VMDK: the property is the number, the option its digits in the descriptor.
+                ("cid", Some(Value::Number(cid)), _) => format!("{cid:x}"),
+                ("hwversion", ..) => match info.property("hardware-version") {
+                    Some(version) => text(version),
+                    None => continue,
+                },
                 ("subformat", None, _) => match info.property("create-type") {
                     Some(kind) => text(kind),
                     None => continue,

@@ -133,7 +133,7 @@ fn existing_volumes_and_disks_are_written_into() {
     assert_eq!(missing.convert_to(&raw(vec![0; 512]), Arc::new(MemFile::new())).unwrap_err().kind().as_str(), "usage");
     let other = Converter::new(Format::VDI).existing(true);
     Converter::new(Format::VDI).create(512, &path).unwrap();
-    assert_eq!(other.convert(&raw(vec![0; 512]), &path).unwrap_err().kind().as_str(), "unsupported");
+    assert_eq!(other.convert(&raw(vec![0; 1024]), &path).unwrap_err().kind().as_str(), "limit");
 }
 
 #[test]

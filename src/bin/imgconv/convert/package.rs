@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf, is_separator};
 use diskimage::{Format, Image, Report};
 use serde_json::Value;
 
-use super::{Args, json};
+use super::Args;
+use super::report::json;
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
 use crate::location::{self, Location};

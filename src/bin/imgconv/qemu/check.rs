@@ -20,7 +20,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let [name] = parsed.operands.as_slice() else {
         return Err(Failed::new("Expecting one image file name").see_help("check"));
     };
-    let source = Sources::new(parsed)?.source(name, parsed.text("format").as_deref())?;
+    let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     let unsupported = || Failed::new("This image format does not support checks").exit(check::NO_CHECKS);
     let report = match source.check() {
         Ok(report) if CHECKED.contains(&report.format) => report,

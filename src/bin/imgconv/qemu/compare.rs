@@ -17,7 +17,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let [a, b] = parsed.operands.as_slice() else {
         return Err(Failed::new("Expecting two image file names").see_help("compare").exit(CANNOT_OPEN));
     };
-    let sources = Sources::new(parsed).map_err(|failed| failed.exit(CANNOT_OPEN))?;
+    let sources = Sources::new(parsed);
     let open = |name, format: &str| sources.source(name, parsed.text(format).as_deref())?.open();
     let a = open(a, "a-format").map_err(|failed| failed.exit(CANNOT_OPEN))?;
     let b = open(b, "b-format").map_err(|failed| failed.exit(CANNOT_OPEN))?;

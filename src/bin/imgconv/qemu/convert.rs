@@ -1,10 +1,12 @@
 //! `qemu-img convert`
 
-use std::ffi::OsString;
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use diskimage::{Converter, Damage, Error, Format, Image, nbd};
+use diskimage::nbd::{self, Client};
+use diskimage::{Converter, Damage, Error, Format, Image, Options};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
@@ -32,27 +34,13 @@ pub fn run(parsed: &Parsed) -> Outcome {
         return Err(Failed::new("Must specify image file name"));
     };
     let interrupt = Interrupt::register()?;
-    let sources = Sources::new(parsed)?;
+    let sources = Sources::new(parsed);
     let image = open_all(parsed, &sources, source_names)?;
 
-    let node = match parsed.flag("target-image-opts") {
-        true => Node::from_list(target_name)?,
-        false => Node::named(target_name)?,
-    };
-    let name = target_name.to_string_lossy().into_owned();
-    let (path, client) = match &node.storage {
-        Storage::File(path) => (path.as_path(), None),
-        Storage::Remote(uri) if nbd::is_uri(uri) => {
-            let client = nbd::connect(uri).map_err(|error| Failed::opening(&name, &error))?;
-            (Path::new(&name), Some(Arc::new(client)))
-        }
-        Storage::Remote(_) | Storage::Null(_) => {
-            return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
-        }
-    };
-    let format = match node.format {
-        Some(format) if parsed.flag("target-image-opts") => format,
-        _ => format_for(&format_name)?,
+    let place = Place::find(parsed, target_name)?;
+    let format = match place.format {
+        Some(format) => format,
+        None => format_for(&format_name)?,
     };
     let mut target = Target::new(format, parsed.all("target-options"))?;
     target.backing = parsed.text("backing").or_else(|| parsed.text("backing-file")).or(target.backing);
@@ -61,65 +49,100 @@ pub fn run(parsed: &Parsed) -> Outcome {
 
     let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
     let bar = printer.clone();
-    let mut options = target.options(image.virtual_size());
-    let secret = match parsed.flag("no-create") {
-        true => sources.secrets().of_target(node.secret.as_deref())?,
-        false => key_of_target(sources.secrets(), format, &mut options)?,
-    };
-    // A format that has no compressed units of its own in this subformat stores them as they are.
-    let compress =
-        parsed.flag("compress") && (format != Format::VMDK || options.value("subformat") == Some("streamOptimized"));
-    let mut converter = Converter::new(format)
-        .options(options)
-        .compress(compress)
-        .sync(settings.durable)
-        .in_place(true)
-        .existing(parsed.flag("no-create"))
-        .salvage(parsed.flag("salvage"))
-        .rate(settings.rate.unwrap_or(0))
-        .cancel(interrupt.flag())
-        .progress(move |progress| bar.update(progress));
-    if let Some(sparse) = settings.sparse {
-        converter = converter.sparse(sparse);
-    }
-    if let Some(threads) = settings.threads {
-        converter = converter.threads(threads);
-    }
-    if let Some(secret) = secret {
-        converter = converter.secret(secret);
-    }
-    if parsed.flag("no-create")
-        && client.is_none()
-        && target.backing.is_none()
-        && ![Format::RAW, Format::LUKS].contains(&format)
-    {
-        // The data of an overlay that equals its backing file need not be stored.
-        let existing = sources.file(path.as_os_str(), Some(format.name()))?.inspect()?.info;
-        target.backing = existing.backing.as_ref().map(|backing| backing.name.to_text().into_owned());
-        target.backing_format =
-            existing.backing.and_then(|backing| backing.format).map(|name| name.to_text().into_owned());
-    }
-    if let Some(backing) = target.backing_source(&sources, path)? {
-        let opened = backing.try_open().map_err(|error| {
-            Failed::new(format!(
-                "Could not open '{name}': Could not open backing file: {}",
-                describe(&error, backing.name())
-            ))
-        })?;
-        let stored = target.backing.as_deref().unwrap_or_default();
-        converter = converter.backing(opened, stored);
-    }
-    let report = match client {
-        None => converter.convert(&image, path),
+    let converter = settings.converter(parsed, &target, image.virtual_size());
+    let converter = converter.cancel(interrupt.flag()).progress(move |progress| bar.update(progress));
+    let converter = place.with_secret(parsed, &sources, &target, converter, image.virtual_size())?;
+    let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
+    let report = match place.client {
+        None => converter.convert(&image, &place.path),
         Some(client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client),
         Some(client) => converter.convert_to(&image, client),
     };
-    let report = report.map_err(|error| failure(&error, &name, format, parsed))?;
+    let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
     printer.finish();
     for Damage { range, message, .. } in &report.unreadable.ranges {
-        eprintln!("qemu-img: warning: error while reading offset {}: {message}", range.start);
+        let line = format!("qemu-img: warning: error while reading offset {}: {message}\n", range.start);
+        // A closed standard error cannot be reported anywhere.
+        let _ = io::stderr().write_all(line.as_bytes());
     }
     Ok(0)
+}
+
+/// Where the new image is going to be.
+struct Place {
+    /// As in messages.
+    name: String,
+    path: PathBuf,
+    client: Option<Arc<Client>>,
+    /// The format and the secret of a list of options.
+    format: Option<Format>,
+    secret: Option<String>,
+}
+
+impl Place {
+    fn find(parsed: &Parsed, name: &OsStr) -> Result<Place, Failed> {
+        let by_options = parsed.flag("target-image-opts");
+        let node = if by_options { Node::from_list(name)? } else { Node::named(name)? };
+        let name = name.to_string_lossy().into_owned();
+        let (path, client) = match node.storage {
+            Storage::File(path) => (path, None),
+            Storage::Remote(uri) if nbd::is_uri(&uri) => {
+                let client = nbd::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
+                (PathBuf::from(&name), Some(Arc::new(client)))
+            }
+            Storage::Remote(_) | Storage::Null(_) => {
+                return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
+            }
+        };
+        Ok(Place { name, path, client, format: node.format.filter(|_| by_options), secret: node.secret })
+    }
+
+    /// Adds the options of the new image, without the name of its secret, and the secret itself.
+    fn with_secret(
+        &self,
+        parsed: &Parsed,
+        sources: &Sources,
+        target: &Target,
+        converter: Converter,
+        size: u64,
+    ) -> Result<Converter, Failed> {
+        let mut options = target.options(size);
+        let secret = match parsed.flag("no-create") {
+            true => {
+                options = Options::new();
+                sources.secrets().of_target(self.secret.as_deref())?
+            }
+            false => key_of_target(sources.secrets(), target.format, &mut options)?,
+        };
+        let converter = converter.options(options);
+        Ok(match secret {
+            Some(secret) => converter.secret(secret),
+            None => converter,
+        })
+    }
+
+    /// Adds the backing image of an overlay: data that equals it need not be stored.
+    fn with_backing(
+        &self,
+        parsed: &Parsed,
+        sources: &Sources,
+        target: &mut Target,
+        converter: Converter,
+    ) -> Result<Converter, Failed> {
+        let is_image = self.client.is_none() && ![Format::RAW, Format::LUKS].contains(&target.format);
+        if parsed.flag("no-create") && target.backing.is_none() && is_image {
+            let existing = sources.file(self.path.as_os_str(), Some(target.format.name()))?.inspect()?.info;
+            target.backing = existing.backing.as_ref().map(|backing| backing.name.to_text().into_owned());
+            target.backing_format =
+                existing.backing.and_then(|backing| backing.format).map(|name| name.to_text().into_owned());
+        }
+        let Some(backing) = target.backing_source(sources, &self.path)? else { return Ok(converter) };
+        let opened = backing.try_open().map_err(|error| {
+            let problem = describe(&error, backing.name());
+            Failed::new(format!("Could not open '{}': Could not open backing file: {problem}", self.name))
+        })?;
+        Ok(converter.backing(opened, target.backing.as_deref().unwrap_or_default()))
+    }
 }
 
 /// The values of options.
@@ -185,6 +208,26 @@ impl Settings {
             return refuse("-o has no effect when skipping image creation");
         }
         Ok(Settings { durable, sparse, threads, rate })
+    }
+
+    /// A converter for a disk of this size.
+    fn converter(&self, parsed: &Parsed, target: &Target, size: u64) -> Converter {
+        // Where the subformat has no compressed units, data is stored as it is.
+        let is_stream = || target.options(size).value("subformat") == Some("streamOptimized");
+        let mut converter = Converter::new(target.format)
+            .compress(parsed.flag("compress") && (target.format != Format::VMDK || is_stream()))
+            .sync(self.durable)
+            .in_place(true)
+            .existing(parsed.flag("no-create"))
+            .salvage(parsed.flag("salvage"))
+            .rate(self.rate.unwrap_or(0));
+        if let Some(sparse) = self.sparse {
+            converter = converter.sparse(sparse);
+        }
+        if let Some(threads) = self.threads {
+            converter = converter.threads(threads);
+        }
+        converter
     }
 }
 

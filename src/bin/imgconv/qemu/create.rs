@@ -38,7 +38,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
 
 fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Option<u64>) -> Outcome {
     let interrupt = Interrupt::register()?;
-    let sources = Sources::new(parsed)?;
+    let sources = Sources::new(parsed);
     let mut target = Target::new(format_for(format)?, parsed.all("options"))?;
     target.backing = parsed.text("backing").or(target.backing);
     target.backing_format = parsed.text("backing-format").or(target.backing_format);

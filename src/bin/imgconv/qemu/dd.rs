@@ -25,7 +25,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let words: Vec<_> = parsed.operands.iter().map(|word| word.to_string_lossy()).collect();
     let operands = Operands::parse(words.iter().map(AsRef::as_ref))?;
     let interrupt = Interrupt::register()?;
-    let sources = Sources::new(parsed)?;
+    let sources = Sources::new(parsed);
     let image = sources.source(operands.input.as_ref(), parsed.text("format").as_deref())?.open()?;
     let format = format_for(&parsed.text("output-format").unwrap_or("raw".into()))?;
 

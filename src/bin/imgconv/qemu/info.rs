@@ -18,7 +18,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let [name] = parsed.operands.as_slice() else {
         return Err(Failed::new("Expecting one image file name").see_help("info"));
     };
-    let source = Sources::new(parsed)?.source(name, parsed.text("format").as_deref())?;
+    let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     let chain = if parsed.flag("backing-chain") { source.inspect_chain()? } else { vec![source.inspect()?] };
     let images: Vec<_> = chain.into_iter().map(|inspection| Described::new(inspection, source.name())).collect();
     match style {

@@ -15,7 +15,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let start = number(parsed, "start-offset", "start offset")?.unwrap_or(0);
     let end = number(parsed, "max-length", "max length")?.map_or(u64::MAX, |len| start.saturating_add(len));
-    let image = Sources::new(parsed)?.source(name, parsed.text("format").as_deref())?.open()?;
+    let image = Sources::new(parsed).source(name, parsed.text("format").as_deref())?.open()?;
     map::print(&image, start..end, style)?;
     Ok(0)
 }

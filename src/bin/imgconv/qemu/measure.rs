@@ -16,7 +16,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         None => None,
         Some(text) => Some(size(&text).map_err(|_| Failed::new(format!("Invalid image size specified: '{text}'.")))?),
     };
-    let sources = Sources::new(parsed)?;
+    let sources = Sources::new(parsed);
     let format = format_for(&parsed.text("target-format").unwrap_or("raw".into()))?;
     let target = Target::new(format, parsed.all("target-options"))?;
     let measured = match (parsed.operands.as_slice(), given_size) {

@@ -144,9 +144,12 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
             format!("Could not create '{name}': {}", system(cause))
         }
         Error::Option { format: "qcow2", name: option, problem } if option == "cluster_size" => {
-            match problem.contains("too small for a disk") {
-                true => "The image size is too large for file format 'qcow2' (try using a larger cluster size)".into(),
-                false => "Cluster size must be a power of two between 512 and 2048k".into(),
+            if problem.contains("too small for a disk") {
+                "The image size is too large for file format 'qcow2' (try using a larger cluster size)".into()
+            } else if problem.contains("power of two") || problem.starts_with("invalid value") {
+                "Cluster size must be a power of two between 512 and 2048k".into()
+            } else {
+                describe(error, name)
             }
         }
         Error::Option { format: "qcow2", name: option, .. } if option == "refcount_bits" => {

@@ -17,7 +17,6 @@ mod measure;
 mod message;
 mod node;
 mod progress;
-mod secrets;
 mod snapshot;
 mod source;
 mod table;

@@ -9,7 +9,6 @@ use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, Refe
 use super::getopt::Parsed;
 use super::message::Failed;
 use super::node::{Node, Storage};
-use super::secrets;
 use crate::location::Location;
 use crate::secrets::SecretArgs;
 
@@ -38,9 +37,13 @@ enum At {
 }
 
 impl Sources {
-    pub fn new(parsed: &Parsed) -> Result<Sources, Failed> {
+    pub fn new(parsed: &Parsed) -> Sources {
         let image_opts = parsed.flag("image-opts") || parsed.flag("source-image-opts");
-        Ok(Sources { secrets: secrets::of(parsed)?, force_share: parsed.flag("force-share"), image_opts })
+        Sources {
+            secrets: SecretArgs::of_objects(parsed.all("object")),
+            force_share: parsed.flag("force-share"),
+            image_opts,
+        }
     }
 
     pub fn secrets(&self) -> &SecretArgs {
