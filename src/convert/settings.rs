@@ -15,7 +15,7 @@ use crate::options::Options;
 use crate::secret::Secret;
 
 impl Converter {
-    /// Sets the format's options, which [`Format::options`] lists.
+    /// Sets the format's options, which [`Format::options`](crate::Format::options) lists.
     #[must_use]
     pub fn options(mut self, options: Options) -> Self {
         self.options = options;
@@ -154,7 +154,7 @@ impl Converter {
     /// been written. A new file has its name from the start, and is removed after a failure. Default: false.
     ///
     /// This is for files that cannot be replaced, because they are mount points or their directory is not writable
-    /// ([`Error::NotReplaceable`]), and for those that must remain the same file. An existing file that is empty and cannot be replaced is
+    /// ([`Error::NotReplaceable`](crate::Error::NotReplaceable)), and for those that must remain the same file. An existing file that is empty and cannot be replaced is
     /// written in place by default. Of an image of several files each one that exists is written in place; the others are created.
     ///
     /// ```
@@ -193,7 +193,7 @@ impl Converter {
         self
     }
 
-    /// Adds a digest of the guest data to the [report](Report::digests): that of a raw disk of the size of the source, whatever the formats are. Each
+    /// Adds a digest of the guest data to the [report](super::Report::digests): that of a raw disk of the size of the source, whatever the formats are. Each
     /// algorithm is computed once.
     ///
     /// It is computed in the same pass, from the bytes that are written. Zeros are part of it and have to be hashed as well, at the speed of
@@ -221,7 +221,7 @@ impl Converter {
         self
     }
 
-    /// Adds a digest of each file that is written to the [report](Report::file_digests). Each algorithm is computed once.
+    /// Adds a digest of each file that is written to the [report](super::Report::file_digests). Each algorithm is computed once.
     ///
     /// A pipe is hashed while it is written. Another file is not written in order: it is read back when it is complete, before it gets
     /// its name. It must be at a path, and is read by one thread.
@@ -263,10 +263,10 @@ impl Converter {
     }
 
     /// Whether what can be read of a damaged source is read. The [pattern](Self::salvage_pattern) replaces the rest, which the
-    /// report [lists](Report::unreadable). Default: false, a source that cannot be read is an error.
+    /// report [lists](super::Report::unreadable). Default: false, a source that cannot be read is an error.
     ///
     /// What cannot be read is a sector, a compressed unit, or the guest range that a damaged part of the metadata maps. Guest
-    /// ranges that share a host range are read as the metadata says, and listed as [doubtful](Report::doubtful). An image that cannot be opened, or whose backing file
+    /// ranges that share a host range are read as the metadata says, and listed as [doubtful](super::Report::doubtful). An image that cannot be opened, or whose backing file
     /// or extents are missing, is an error, and one from a pipe is read up to its first fault.
     ///
     /// ```
@@ -330,7 +330,7 @@ impl Converter {
         self
     }
 
-    /// Stops with [`Error::Cancelled`] soon after `cancel` becomes true.
+    /// Stops with [`Error::Cancelled`](crate::Error::Cancelled) soon after `cancel` becomes true.
     #[must_use]
     pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
         self.cancel = Some(cancel);

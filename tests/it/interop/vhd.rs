@@ -273,7 +273,7 @@ fn written_overlays_are_valid() {
 #[cfg(feature = "cli")]
 mod program {
     use super::*;
-    use crate::cli::{fail, imgconv, succeed};
+    use crate::cli::{imgconv, succeed};
 
     #[test]
     fn info_detects_fixed_disks() {
@@ -306,7 +306,7 @@ mod program {
             [(Pattern::Sparse, 5 << 20), (Pattern::Tail, 1 << 20), (Pattern::Empty, 3 << 20), (Pattern::Empty, 0)]
         {
             dir.file("source.raw", &pattern.make(size));
-            for options in ["subformat=fixed", "subformat=fixed,force_size=off", "preset=azure"] {
+            for options in ["subformat=fixed", "subformat=fixed,force_size=off", "preset=azure", "subformat=dynamic"] {
                 if options == "preset=azure" {
                     sparse_file(&dir.join("source.raw"), (21 << 20) + 512);
                 }
@@ -322,7 +322,5 @@ mod program {
                 }
             }
         }
-        let said = fail(&dir, 1, &["convert", "-O", "vpc", "source.raw", "-"]);
-        assert!(said.contains("standard output: vpc"), "{said}");
     }
 }

@@ -22,11 +22,7 @@ pub(crate) fn measure(cx: &CreateContext<'_>, source: Option<&ImageInfo>) -> Res
     let l2_tables = entries_in_clusters(l2_entries, bits);
     let used = 1 + l2_tables + entries_in_clusters(l2_tables, bits) + guest;
     let area = RefcountArea::after(used, 0, bits, settings.refcount_order);
-    let mut metadata = (area.end - guest) << bits;
-    #[cfg(feature = "crypto")]
-    if let Some(parameters) = &settings.encryption {
-        metadata += new_header_len(parameters).next_multiple_of(settings.cluster_size());
-    }
+    let metadata = ((area.end - guest) << bits) + luks_header_len(&settings).next_multiple_of(settings.cluster_size());
     Ok(FileSize {
         // How much of its data the backing file has is not known.
         dense: matches!(settings.preallocation, Preallocation::Falloc | Preallocation::Full)
@@ -36,4 +32,15 @@ pub(crate) fn measure(cx: &CreateContext<'_>, source: Option<&ImageInfo>) -> Res
             .and_then(|source| lengths_of_bitmaps(source, settings.cluster_size())),
         ..FileSize::new(metadata, settings.virtual_size, settings.cluster_size())
     })
+}
+
+/// Length in bytes of the LUKS header, if there is one.
+#[cfg(feature = "crypto")]
+fn luks_header_len(settings: &Settings) -> u64 {
+    settings.encryption.as_ref().map_or(0, new_header_len)
+}
+
+#[cfg(not(feature = "crypto"))]
+fn luks_header_len(_settings: &Settings) -> u64 {
+    0
 }
