@@ -71,7 +71,7 @@ impl Spool {
         self.target.clone()
     }
 
-    /// Copies the file to `target`, from start to end.
+    /// Copies the file to `target`, from start to end. A target that seeks gets the data without the holes.
     ///
     /// # Errors
     /// Errors of both files; [`Error::Cancelled`] soon after `cancelled` returns true.
@@ -86,7 +86,17 @@ impl Spool {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            piece.truncate((len - at).min(PIECE as u64) as usize);
+            let end = match target.seeks() {
+                false => len,
+                true => match file.next_data(at).map_err(read_error(at)).map_err(|e| e.in_file(&self.directory))? {
+                    Some(data) => {
+                        at = data.start.max(at);
+                        data.end.min(len)
+                    }
+                    None => break,
+                },
+            };
+            piece.resize((end - at).min(PIECE as u64) as usize, 0);
             file.read_exact_at(&mut piece, at).map_err(read_error(at)).map_err(|e| e.in_file(&self.directory))?;
             let what = format!("writing {} bytes", piece.len());
             target.write_all_at(&piece, at).map_err(Error::io(what, at)).map_err(write_error)?;

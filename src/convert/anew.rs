@@ -1,14 +1,17 @@
 //! Guest data into an existing image of a format that drivers write from the start only: the file is written anew, with the
 //! parameters that the image has.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::{Backing, Converter};
+use super::output::Output;
+use super::{Backing, Converter, Report};
 use crate::error::{Error, Result};
 use crate::format::shared::table::Field;
-use crate::image::{Image, Inspection, OpenOptions};
+use crate::image::{Image, Inspection, OpenOptions, SourceFile};
 use crate::info::{ImageInfo, Value};
+use crate::io::{FileStatus, directory_of};
 use crate::options::Options;
+use crate::spool::{self, Spool};
 
 impl Converter {
     /// The converter that writes the image at `target` anew, and the size of its disk in bytes, for `size` bytes of guest data.
@@ -39,13 +42,39 @@ impl Converter {
         let backing = match (&self.backing, &info.backing) {
             // Without one, all data is stored.
             (_, None) => None,
-            (Some(backing), Some(stated)) => Some(Backing { name: stated.name.clone(), ..backing.clone() }),
+            (Some(backing), Some(stated)) => {
+                let is_given = |path: PathBuf| {
+                    let identity = FileStatus::from_path(&path).ok().flatten().map(|status| status.identity);
+                    let given = backing.image.files().next().and_then(SourceFile::identity);
+                    identity.is_some() && identity == given
+                };
+                if !stated.path_from(target).is_some_and(is_given) {
+                    let problem = "the backing file given is not that of the existing image";
+                    return Err(Error::Usage(problem.into()));
+                }
+                Some(Backing { name: stated.name.clone(), ..backing.clone() })
+            }
             (None, Some(_)) => {
                 return Err(Error::Usage("the existing image is an overlay, and its backing file is not given".into()));
             }
         };
         let options = self.options_of(info);
         Ok((Converter { options, backing, existing: false, in_place: true, ..self.clone() }, info.virtual_size))
+    }
+
+    /// Writes the image anew: complete in a temporary file, so that what is wrong with the source does not harm the existing image, and
+    /// then into its file.
+    pub(super) fn rewrite(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
+        self.check_has_path()?;
+        let output = Output::create(target, self.rules(self.in_use(source)))?;
+        // Beside the image, where there is room for one, unless the caller has another place.
+        let spooled = match &self.temporary_directory {
+            Some(directory) => Spool::create(directory)?,
+            None => Spool::create(directory_of(target)).or_else(|_| Spool::create(&spool::default_directory()))?,
+        };
+        let report = self.write_by_copy(source, size, &*output.file(), spooled)?;
+        output.commit()?;
+        Ok(report)
     }
 
     /// The options that create an image like this one: the properties of the same names.

@@ -29,6 +29,7 @@ impl Converter {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn convert_into_existing<F: ReadAt + WriteAt + 'static>(&self, source: &Image, file: Arc<F>) -> Result<Report> {
+        self.check_has_path()?;
         let converter = self.clone().existing(true);
         let out = Arc::new(Existing(file.clone()));
         converter.write(Some(source), source.virtual_size(), out, None, None, Some(file))

@@ -307,6 +307,7 @@ impl Converter {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn convert_to(&self, source: &Image, out: Arc<dyn WriteAt>) -> Result<Report> {
+        self.check_has_path()?;
         self.write_to(Some(source), source.virtual_size(), out)
     }
 
@@ -385,11 +386,9 @@ impl Converter {
     fn make(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
         if self.existing && !self.format.opens_targets() {
             let (anew, size) = self.anew(target, size)?;
-            return anew.make(target, source, size);
+            return anew.rewrite(target, source, size);
         }
-        let backing = self.backing.as_ref().map(|backing| &*backing.image);
-        let in_use: Vec<_> =
-            source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect();
+        let in_use = self.in_use(source);
         let image = self.existing.then(|| self.open_existing(target)).transpose()?;
         let output = Output::create(target, self.rules(in_use))?;
         if self.verify && source.is_some() {
@@ -407,6 +406,12 @@ impl Converter {
         }
         output.commit()?;
         Ok(report)
+    }
+
+    /// The files that must not be written.
+    fn in_use(&self, source: Option<&Image>) -> Vec<FileIdentity> {
+        let backing = self.backing.as_ref().map(|backing| &*backing.image);
+        source.into_iter().chain(backing).flat_map(Image::files).filter_map(SourceFile::identity).collect()
     }
 
     /// The rules for the files of new images.
@@ -526,7 +531,10 @@ impl Converter {
     /// Writes an image whose beginning depends on what follows: to a temporary file, which is then copied to the pipe `out`.
     fn write_spooled(&self, source: Option<&Image>, size: u64, out: &dyn WriteAt) -> Result<Report> {
         let directory = self.temporary_directory.clone().unwrap_or_else(spool::default_directory);
-        let spooled = Spool::create(&directory)?;
+        self.write_by_copy(source, size, out, Spool::create(&directory)?)
+    }
+
+    fn write_by_copy(&self, source: Option<&Image>, size: u64, out: &dyn WriteAt, spooled: Spool) -> Result<Report> {
         let report = self.write(source, size, spooled.file(), None, None, None)?;
         spooled.copy_to(out, &|| self.is_cancelled())?;
         Ok(report)

@@ -325,7 +325,9 @@ mod tests {
     fn images_have_the_properties_of_the_platform() {
         let guest = noise((20 << 20) + 512, 1);
         let disk = raw(&guest);
-        for preset in Preset::ALL {
+        // Some formats may not be part of this build.
+        let is_there = |preset: &Preset| *preset != Preset::Gcp || cfg!(feature = "packages");
+        for preset in Preset::ALL.into_iter().filter(is_there) {
             let directory = MemDirectory::new();
             let report = converter(preset).convert_into(&disk, &directory, "disk.vmdk").unwrap();
             let (alignment, file) = (rules(preset).alignment, directory.open("disk.vmdk").unwrap());

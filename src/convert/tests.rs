@@ -164,6 +164,17 @@ fn a_report_counts_data_and_blocks() {
 }
 
 #[test]
+fn what_cannot_be_read_back_is_not_said_to_be_verified() {
+    let source = raw(&[7; 512]);
+    let verified = qcow2("").verify(true);
+    assert_eq!(verified.convert_to(&source, Arc::new(MemFile::new())).unwrap_err().kind().as_str(), "usage");
+    let existing = Converter::new(Format::RAW).verify(true);
+    let file = Arc::new(MemFile::from(vec![0; 512]));
+    assert_eq!(existing.convert_into_existing(&source, file.clone()).unwrap_err().kind().as_str(), "usage");
+    assert_eq!(file.to_vec(), [0; 512]);
+}
+
+#[test]
 fn the_smallest_run_of_zeros_is_a_power_of_two_within_bounds() {
     for (asked, kept) in [(0, 0), (1, 512), (4095, 2048), (4096, 4096), (u64::MAX, MAX_SPARSE)] {
         assert_eq!(Converter::new(Format::RAW).sparse(asked).sparse, kept);

@@ -31,6 +31,14 @@ impl Converter {
         }
     }
 
+    /// Fails if the new image, which has no path, would have to be read back.
+    pub(super) fn check_has_path(&self) -> Result<()> {
+        match self.verify {
+            true => Err(Error::Usage("only a new image at a path can be verified".into())),
+            false => Ok(()),
+        }
+    }
+
     /// Reads `virtual_size` bytes of the complete image in `output`, whose contents must have the digest `content`.
     pub(super) fn verify_output(&self, output: &Output, target: &Path, virtual_size: u64, content: u128) -> Result<()> {
         let read_back = || {

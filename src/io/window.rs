@@ -37,13 +37,13 @@ struct Part {
 }
 
 impl Window {
-    #[cfg(feature = "packages")]
+    #[cfg(any(test, feature = "packages"))]
     /// `len` bytes, of which `pieces` of `file` are data. They are in ascending order, do not overlap, and end at or before `len`.
     pub fn new(file: Arc<dyn ReadAt>, pieces: Vec<Piece>, len: u64) -> Window {
         Window { parts: vec![Part { file, pieces }], len }
     }
 
-    #[cfg(feature = "packages")]
+    #[cfg(any(test, feature = "packages"))]
     /// The files one after the other, each with its length in bytes.
     pub fn joined(files: Vec<(Arc<dyn ReadAt>, u64)>) -> Window {
         let mut end = 0u64;

@@ -294,3 +294,87 @@ fn the_program_is_qemu_img_by_its_name() {
     assert!(install(&["--force"]).status.success());
     assert_eq!(fs::read_link(&link).unwrap(), Path::new(IMGCONV).canonicalize().unwrap());
 }
+
+/// Runs a line that must fail, and leave the file as it is. Returns the message.
+fn refused(dir: &TempDir, line: &str, file: &str) -> String {
+    let before = fs::read(dir.join(file)).unwrap();
+    let done = run(IMGCONV, &["qemu-img"], dir, line);
+    assert_eq!(done.status.code(), Some(1), "{line}");
+    assert!(fs::read(dir.join(file)).unwrap() == before, "{line}: {file} was changed");
+    String::from_utf8(done.stderr).unwrap()
+}
+
+#[test]
+fn what_would_be_written_in_the_wrong_place_is_refused() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Dense.make(64 << 10));
+    dir.file("large.raw", &Pattern::Dense.make(1 << 20));
+    let convert = |rest: &str| format!("convert -n -f raw {rest}");
+    for (line, word) in [
+        (
+            convert("--target-image-opts disk.raw driver=raw,offset=512k,size=64k,file.filename=large.raw"),
+            "a part of a file",
+        ),
+        (convert(r#"disk.raw json:{"driver":"raw","offset":512,"file":{"filename":"large.raw"}}"#), "a part of a file"),
+        (convert("-O raw --target-image-opts disk.raw file.filename=large.raw"), "mutually exclusive"),
+        (
+            r#"convert -f raw disk.raw json:{"driver":"raw","file":{"filename":"large.raw"}}"#.into(),
+            "Unknown protocol 'json'",
+        ),
+        ("dd if=disk.raw of=nbd:localhost:1".into(), "creates files only"),
+        ("create -f raw nbd:localhost:1 1M".into(), "creates files only"),
+    ] {
+        let said = refused(&dir, &line, "large.raw");
+        assert!(said.contains(word), "{line}: {said}");
+    }
+    assert_eq!(dir.names(), ["disk.raw", "large.raw"]);
+}
+
+#[test]
+fn an_existing_image_is_kept_when_the_source_fails() {
+    let dir = TempDir::new();
+    let bytes = Pattern::Dense.make(1 << 20);
+    dir.file("disk.raw", &bytes);
+    let succeed = |line: &str| {
+        let done = run(IMGCONV, &["qemu-img"], &dir, line);
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    };
+    for name in ["old.qcow2", "damaged.qcow2"] {
+        succeed(&format!("convert -O qcow2 disk.raw {name}"));
+    }
+    let damaged = fs::OpenOptions::new().write(true).open(dir.join("damaged.qcow2")).unwrap();
+    damaged.set_len(700 << 10).unwrap();
+    refused(&dir, "convert -n -O qcow2 damaged.qcow2 old.qcow2", "old.qcow2");
+
+    // The format of an existing image is detected, not that of a new one.
+    succeed("convert -n -f raw --target-image-opts disk.raw file.filename=old.qcow2");
+    assert_eq!(fs::read(dir.join("old.qcow2")).unwrap()[..4], *b"QFI\xfb");
+
+    // Only the backing file that the image names has the data that is left out.
+    dir.file("other.raw", &bytes);
+    succeed("create -q -f qcow2 -b disk.raw -F raw overlay.qcow2");
+    let said = refused(&dir, "convert -n -B other.raw -F raw -f raw -O qcow2 disk.raw overlay.qcow2", "overlay.qcow2");
+    assert!(said.contains("backing file given is not that"), "{said}");
+    succeed("convert -n -B disk.raw -F raw -f raw -O qcow2 disk.raw overlay.qcow2");
+    succeed("compare -f raw -F qcow2 disk.raw overlay.qcow2");
+}
+
+#[test]
+fn secrets_in_urls_are_not_printed() {
+    let dir = TempDir::new();
+    let url = "http://user:passwd@127.0.0.1:1/x?sig=TOPSECRET";
+    for line in [
+        "info URL",
+        "convert URL x",
+        "convert -B URL -F raw -O qcow2 URL x",
+        "create URL 1M",
+        "dd if=URL of=x",
+        "compare URL URL",
+    ] {
+        let done = run(IMGCONV, &["qemu-img"], &dir, &line.replace("URL", url));
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert_ne!(done.status.code(), Some(0), "{line}");
+        assert!(!said.contains("passwd") && !said.contains("TOPSECRET"), "{line}: {said}");
+    }
+    assert!(dir.names().is_empty());
+}

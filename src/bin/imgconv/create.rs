@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::args::{self, BackingArgs, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::location;
 use crate::output::{self, Style, human_size, printable};
 use crate::signals::Interrupt;
 
@@ -72,6 +73,9 @@ An encrypted image takes the secret of -o key-secret=ID (luks) or
 impl Args {
     pub fn run(&self) -> Outcome {
         let interrupt = Interrupt::register()?;
+        if !location::is_file(&self.file) {
+            return Err(Failure::usage("FILE is a URL, expected a file"));
+        }
         let format = args::target_format(self.format, "-f", &self.file)?;
         let mut options = args::format_options(&self.options);
         let secret = self.references.target_secret(format, &mut options)?;

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::{self, Input};
 use crate::failure::Outcome;
+use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
 
@@ -34,7 +35,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let interrupt = Interrupt::register()?;
         let (options, file) = self.input.open()?;
-        let image = options.open(file)?;
+        let image = Location::find(file)?.open(&options)?;
         let converter = Converter::new(Format::RAW).cancel(interrupt.flag());
         let converter = self.algorithm.iter().fold(converter, |converter, algorithm| converter.hash(*algorithm));
         let digests = converter.digests(&image).map_err(|error| interrupt.failure(error))?;
@@ -44,7 +45,7 @@ impl Args {
                 output::print(&digests.iter().map(line).collect::<String>())?;
             }
             Style::Json => output::print_json(&json!({
-                "filename": self.input.file.to_string_lossy(),
+                "filename": location::shown(&self.input.file).to_string_lossy(),
                 "format": image.format().name(),
                 "virtual-size": image.virtual_size(),
                 "digests": output::digests(&digests),

@@ -46,7 +46,8 @@ fn refused(dir: &TempDir, target: impl AsRef<Path>, words: &str) {
 
 /// The number of names that a new file has before it is complete: none where the file system has files without a name.
 fn visible() -> usize {
-    usize::from(FileTarget::create_unnamed(&std::env::temp_dir(), None, None).is_err())
+    let is_linux = cfg!(any(target_os = "linux", target_os = "android"));
+    usize::from(!is_linux || FileTarget::create_unnamed(&std::env::temp_dir(), None, None).is_err())
 }
 
 #[cfg(unix)]

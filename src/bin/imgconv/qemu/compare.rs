@@ -15,7 +15,7 @@ const CANNOT_READ: u8 = 4;
 
 pub fn run(parsed: &Parsed) -> Outcome {
     let [a, b] = parsed.operands.as_slice() else {
-        return Err(Failed::new("Expecting two image file names").see_help("compare").exit(CANNOT_OPEN));
+        return Err(Failed::new("Expecting two image file names").see_help("compare"));
     };
     let sources = Sources::new(parsed);
     let open = |name, format: &str| sources.source(name, parsed.text(format).as_deref())?.open();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diskimage::nbd::{self, Client};
-use diskimage::{Converter, Damage, Error, Format, Image, Options};
+use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions, Options};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
@@ -83,7 +83,19 @@ impl Place {
     fn find(parsed: &Parsed, name: &OsStr) -> Result<Place, Failed> {
         let by_options = parsed.flag("target-image-opts");
         let node = if by_options { Node::from_list(name)? } else { Node::named(name)? };
-        let name = name.to_string_lossy().into_owned();
+        let is_description = by_options || name.to_string_lossy().starts_with("json:");
+        let name = node.shown(name);
+        if is_description && !parsed.flag("no-create") {
+            return Err(Failed::new("Unknown protocol 'json'"));
+        }
+        if by_options && parsed.flag("target-format") {
+            return Err(Failed::new("--image-opts and --format are mutually exclusive"));
+        }
+        if node.window.is_some() || node.header.is_some() {
+            let what = "a part of a file, nor a volume with a detached header";
+            return Err(Failed::new(format!("{name}: imgconv does not write to {what}")));
+        }
+        let mut format = node.format.filter(|_| is_description);
         let (path, client) = match node.storage {
             Storage::File(path) => (path, None),
             Storage::Remote(uri) if nbd::is_uri(&uri) => {
@@ -94,7 +106,11 @@ impl Place {
                 return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
             }
         };
-        Ok(Place { name, path, client, format: node.format.filter(|_| by_options), secret: node.secret })
+        if by_options && format.is_none() && client.is_none() {
+            let image = OpenOptions::new().detect_as_qemu(true).inspect(&path);
+            format = Some(image.map_err(|error| Failed::opening(&name, &error))?.format);
+        }
+        Ok(Place { name, path, client, format, secret: node.secret })
     }
 
     /// Adds the options of the new image, without the name of its secret, and the secret itself.

@@ -6,6 +6,7 @@ use diskimage::{Converter, Format};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
+use super::node::Node;
 use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print, size};
@@ -28,12 +29,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
         }
     };
     let given_size = given_size.map(|text| self::given_size(&text)).transpose()?;
-    let path = match name.to_str().and_then(|name| name.strip_prefix("file:")) {
-        Some(path) => Path::new(path),
-        None => Path::new(name),
-    };
+    let path = Node::new_file(name)?;
+    // As it was given, with its protocol.
     let name = name.to_string_lossy().into_owned();
-    create(parsed, path, &name, &format_name, given_size).map_err(|failed| failed.about(&name))
+    create(parsed, &path, &name, &format_name, given_size).map_err(|failed| failed.about(&name))
 }
 
 fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Option<u64>) -> Outcome {

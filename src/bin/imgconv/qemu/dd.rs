@@ -1,13 +1,13 @@
 //! `qemu-img dd`
 
-use std::path::Path;
 use std::sync::Arc;
 
-use diskimage::{Converter, Format, OpenOptions, io};
+use diskimage::{Converter, Format, Image, OpenOptions, io};
 
 use super::Outcome;
 use super::getopt::Parsed;
 use super::message::Failed;
+use super::node::Node;
 use super::source::Sources;
 use super::target::{Target, format_for};
 use crate::signals::Interrupt;
@@ -27,6 +27,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let interrupt = Interrupt::register()?;
     let sources = Sources::new(parsed);
     let image = sources.source(operands.input.as_ref(), parsed.text("format").as_deref())?.open()?;
+    let target = Node::new_file(operands.output.as_ref())?;
     let format = format_for(&parsed.text("output-format").unwrap_or("raw".into()))?;
 
     let size = image.virtual_size();
@@ -41,9 +42,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
         .format(Format::RAW)
         .open_source(part)
         .map_err(|error| Failed::opening(operands.input, &error))?;
+    // Whole sectors, as in qemu.
+    let part = Image::concatenate(vec![part])?;
     let options = Target::new(format, std::iter::empty())?.options(end - start);
     let converter = Converter::new(format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
-    let target = Path::new(operands.output.strip_prefix("file:").unwrap_or(operands.output));
     converter.convert(&part, target).map_err(|error| Failed::creating(operands.output, &error))?;
     Ok(0)
 }

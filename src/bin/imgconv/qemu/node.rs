@@ -95,6 +95,25 @@ impl Node {
         Node::from_options(pairs.collect())
     }
 
+    /// The name for messages: that of the file, and a URL without secrets.
+    pub fn shown(&self, name: &OsStr) -> String {
+        match &self.storage {
+            Storage::Remote(uri) if remote::is_url(uri) => remote::shown(uri),
+            Storage::File(path) if !name.to_string_lossy().starts_with("json:") => path.to_string_lossy().into_owned(),
+            _ => name.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// The path of a file with this name, for what creates files only.
+    pub fn new_file(name: &OsStr) -> Result<PathBuf, Failed> {
+        let node = Node::named(name)?;
+        let shown = node.shown(name);
+        match node.storage {
+            Storage::File(path) if !shown.starts_with("json:") => Ok(path),
+            _ => Err(Failed::new(format!("{shown}: imgconv creates files only"))),
+        }
+    }
+
     fn file(name: &OsStr) -> Node {
         Node { storage: Storage::File(name.into()), ..Node::default() }
     }
@@ -137,7 +156,8 @@ impl Node {
                     break;
                 }
                 Some("http" | "https") => {
-                    node.storage = Storage::Remote(take("url").unwrap_or_default());
+                    let url = take("url").filter(|url| remote::is_url(url));
+                    node.storage = Storage::Remote(url.ok_or_else(|| Failed::new("Parameter 'url' expects a URL"))?);
                     node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
                     break;
                 }

@@ -66,10 +66,7 @@ impl Sources {
     }
 
     fn of_node(&self, node: Node, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
-        let name = match &node.storage {
-            Storage::File(path) if !name.to_string_lossy().starts_with("json:") => path.to_string_lossy().into_owned(),
-            _ => name.to_string_lossy().into_owned(),
-        };
+        let name = node.shown(name);
         let format = match format {
             Some(format) => Some(
                 format_named(format)
