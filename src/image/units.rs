@@ -144,6 +144,7 @@ mod tests {
         assert_eq!(read(&cache, 1, 10), (1, true));
     }
 
+    #[cfg(not(target_family = "wasm"))] // WASI has no threads.
     #[test]
     fn a_unit_is_decoded_once() {
         let (cache, count) = (UnitCache::default(), AtomicUsize::new(0));
