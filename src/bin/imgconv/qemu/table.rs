@@ -233,7 +233,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: dd::run,
-        imgconv: "none: convert reads a window of an image with --image-opts",
+        imgconv: "none",
     },
     Command {
         name: "info",
@@ -288,7 +288,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: measure::run,
-        imgconv: "measures every format",
+        imgconv: "",
     },
     Command {
         name: "rebase",
