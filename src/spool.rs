@@ -71,7 +71,8 @@ impl Spool {
         self.target.clone()
     }
 
-    /// Copies the file to `target`, from start to end. A target that seeks gets the data without the holes.
+    /// Copies the file to `target`, from start to end. A target that seeks, and has zeros where nothing was written, gets the data
+    /// without the holes.
     ///
     /// # Errors
     /// Errors of both files; [`Error::Cancelled`] soon after `cancelled` returns true.
@@ -80,13 +81,15 @@ impl Spool {
         let read_error = |at: u64| move |e: io::Error| Error::io("reading a temporary file", at)(e);
         let len = ReadAt::size(file).map_err(read_error(0)).map_err(|e| e.in_file(&self.directory))?;
         let write_error = |e: Error| e.in_file_at(target.path());
+        // A device has its old content there.
+        let skips_holes = target.seeks() && target.starts_zeroed();
         let mut piece = vec![0; PIECE];
         let mut at = 0;
         while at < len {
             if cancelled() {
                 return Err(Error::Cancelled);
             }
-            let end = match target.seeks() {
+            let end = match skips_holes {
                 false => len,
                 true => match file.next_data(at).map_err(read_error(at)).map_err(|e| e.in_file(&self.directory))? {
                     Some(data) => {
@@ -190,6 +193,31 @@ mod tests {
         drop((file, spooled));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         assert!(Spool::create(&dir.join("missing")).is_err());
+    }
+
+    #[test]
+    fn old_content_is_overwritten_in_the_holes() {
+        struct Device(MemFile);
+        impl WriteAt for Device {
+            fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+                self.0.write_all_at(buf, offset)
+            }
+            fn set_len(&self, _len: u64) -> io::Result<()> {
+                Ok(())
+            }
+            fn sync(&self) -> io::Result<()> {
+                Ok(())
+            }
+            fn starts_zeroed(&self) -> bool {
+                false
+            }
+        }
+        let dir = TempDir::new();
+        let spooled = Spool::create(dir.path()).unwrap();
+        spooled.file().write_all_at(b"end", 2 * PIECE as u64).unwrap();
+        let device = Device(MemFile::from(vec![7; 2 * PIECE + 10]));
+        spooled.copy_to(&device, &|| false).unwrap();
+        assert!(device.0.to_vec() == [vec![0; 2 * PIECE], b"end".to_vec(), vec![7; 7]].concat());
     }
 
     #[test]

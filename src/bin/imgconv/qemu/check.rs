@@ -1,12 +1,10 @@
 //! `qemu-img check`
 
-use std::io::{self, Write};
-
 use diskimage::{CheckReport, Error, Format};
 use serde_json::Value;
 
 use super::getopt::Parsed;
-use super::message::Failed;
+use super::message::{self, Failed};
 use super::source::Sources;
 use super::{Outcome, style};
 use crate::check;
@@ -42,9 +40,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         Style::Json => output::print_json_indented(&json(&report, source.name()))?,
         Style::Human => {
             for message in &report.messages {
-                let line = refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message));
-                // A closed standard error cannot be reported anywhere.
-                let _ = writeln!(io::stderr(), "{line}");
+                message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
             }
             if !parsed.flag("quiet") {
                 output::print(&check::human(&report))?;

@@ -1,21 +1,19 @@
 //! `qemu-img convert`
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use diskimage::nbd::{self, Client};
-use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions, Options};
+use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions};
 
 use super::getopt::Parsed;
-use super::message::{Failed, describe};
+use super::message::{self, Failed, NAME, describe};
 use super::node::{Node, Storage};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print};
-use crate::args::key_of_target;
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
@@ -49,9 +47,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
 
     let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
     let bar = printer.clone();
-    let converter = settings.converter(parsed, &target, image.virtual_size());
+    let converter = place.converter(parsed, &sources, &target, image.virtual_size())?;
+    let converter = settings.apply(parsed, &target, converter);
     let converter = converter.cancel(interrupt.flag()).progress(move |progress| bar.update(progress));
-    let converter = place.with_secret(parsed, &sources, &target, converter, image.virtual_size())?;
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
         None => converter.convert(&image, &place.path),
@@ -61,9 +59,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
     printer.finish();
     for Damage { range, message, .. } in &report.unreadable.ranges {
-        let line = format!("qemu-img: warning: error while reading offset {}: {message}\n", range.start);
-        // A closed standard error cannot be reported anywhere.
-        let _ = io::stderr().write_all(line.as_bytes());
+        message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
     Ok(0)
 }
@@ -113,25 +109,13 @@ impl Place {
         Ok(Place { name, path, client, format, secret: node.secret })
     }
 
-    /// Adds the options of the new image, without the name of its secret, and the secret itself.
-    fn with_secret(
-        &self,
-        parsed: &Parsed,
-        sources: &Sources,
-        target: &Target,
-        converter: Converter,
-        size: u64,
-    ) -> Result<Converter, Failed> {
-        let mut options = target.options(size);
-        let secret = match parsed.flag("no-create") {
-            true => {
-                options = Options::new();
-                sources.secrets().of_target(self.secret.as_deref())?
-            }
-            false => key_of_target(sources.secrets(), target.format, &mut options)?,
-        };
-        let converter = converter.options(options);
-        Ok(match secret {
+    /// A converter to the new image, or into the existing one, with its secret.
+    fn converter(&self, parsed: &Parsed, sources: &Sources, target: &Target, size: u64) -> Result<Converter, Failed> {
+        if !parsed.flag("no-create") {
+            return target.converter(sources, target.options(size));
+        }
+        let converter = Converter::new(target.format).existing(true);
+        Ok(match sources.secrets().of_target(self.secret.as_deref())? {
             Some(secret) => converter.secret(secret),
             None => converter,
         })
@@ -226,15 +210,13 @@ impl Settings {
         Ok(Settings { durable, sparse, threads, rate })
     }
 
-    /// A converter for a disk of this size.
-    fn converter(&self, parsed: &Parsed, target: &Target, size: u64) -> Converter {
+    fn apply(&self, parsed: &Parsed, target: &Target, converter: Converter) -> Converter {
         // Where the subformat has no compressed units, data is stored as it is.
-        let is_stream = || target.options(size).value("subformat") == Some("streamOptimized");
-        let mut converter = Converter::new(target.format)
-            .compress(parsed.flag("compress") && (target.format != Format::VMDK || is_stream()))
+        let is_stream = target.option("subformat") == Some("streamOptimized");
+        let mut converter = converter
+            .compress(parsed.flag("compress") && (target.format != Format::VMDK || is_stream))
             .sync(self.durable)
             .in_place(true)
-            .existing(parsed.flag("no-create"))
             .salvage(parsed.flag("salvage"))
             .rate(self.rate.unwrap_or(0));
         if let Some(sparse) = self.sparse {
@@ -328,7 +310,7 @@ fn failure(error: &Error, name: &str, format: Format, parsed: &Parsed) -> Failed
         Error::Usage(problem) if problem.contains("also an input file") => {
             format!("Failed to get \"write\" lock\nIs another process using the image [{}]?", Path::new(name).display())
         }
-        _ => super::message::creation_problem(name, error),
+        _ => message::creation_problem(name, error),
     };
     Failed::new(format!("{name}: error while converting {}: {problem}", format.name()))
 }

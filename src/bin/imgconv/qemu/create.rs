@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use diskimage::{Converter, Format};
+use diskimage::Format;
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
@@ -10,7 +10,6 @@ use super::node::Node;
 use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print, size};
-use crate::args::key_of_target;
 use crate::output;
 use crate::signals::Interrupt;
 
@@ -71,22 +70,19 @@ fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Op
         output::print(&format!("{}\n", output::printable(&target.announcement(name, size))))?;
     }
     let mut options = target.options(size);
-    let secret = key_of_target(sources.secrets(), target.format, &mut options)?;
-    let mut converter = Converter::new(target.format).sync(false).in_place(true).cancel(interrupt.flag());
-    match (backing, &target.backing, &target.backing_format) {
+    let parent = match (backing, &target.backing, &target.backing_format) {
         // The overlay records the identity of its parent.
-        (Some((source, _)), Some(name), _) if target.format == Format::VMDK => {
-            converter = converter.backing(source.open()?, name.as_str());
-        }
+        (Some((source, _)), Some(name), _) if target.format == Format::VMDK => Some((source.open()?, name.as_str())),
         (_, Some(file), Some(format)) => {
             options.set("backing_file", file);
             options.set("backing_fmt", format);
+            None
         }
-        _ => {}
-    }
-    converter = converter.options(options);
-    if let Some(secret) = secret {
-        converter = converter.secret(secret);
+        _ => None,
+    };
+    let mut converter = target.converter(&sources, options)?.sync(false).in_place(true).cancel(interrupt.flag());
+    if let Some((image, name)) = parent {
+        converter = converter.backing(image, name);
     }
     converter
         .create(size.next_multiple_of(SECTOR), path)

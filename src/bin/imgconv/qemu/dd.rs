@@ -6,7 +6,7 @@ use diskimage::{Converter, Format, Image, OpenOptions, io};
 
 use super::Outcome;
 use super::getopt::Parsed;
-use super::message::Failed;
+use super::message::{self, Failed, NAME};
 use super::node::Node;
 use super::source::Sources;
 use super::target::{Target, format_for};
@@ -35,7 +35,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let end = operands.count.map_or(size, |count| start.saturating_add(count.saturating_mul(operands.block)).min(size));
     if operands.skip.saturating_mul(operands.block) > size {
         // As in qemu-img, which then copies nothing.
-        eprintln!("qemu-img: {}: cannot skip to specified offset", operands.input);
+        message::line(&format!("{NAME}: {}: cannot skip to specified offset", operands.input));
     }
     let part = io::range_of(Arc::new(image), start..end);
     let part = OpenOptions::new()

@@ -1,13 +1,10 @@
 //! `qemu-img measure`
 
-use diskimage::Converter;
-
 use super::getopt::Parsed;
 use super::message::{Failed, creation_problem};
 use super::source::{SECTOR, Sources};
 use super::target::{Target, format_for};
 use super::{Outcome, convert, size, style};
-use crate::args::key_of_target;
 use crate::measure;
 
 pub fn run(parsed: &Parsed) -> Outcome {
@@ -20,14 +17,16 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let format = format_for(&parsed.text("target-format").unwrap_or("raw".into()))?;
     let target = Target::new(format, parsed.all("target-options"))?;
     let measured = match (parsed.operands.as_slice(), given_size) {
-        ([], Some(size)) => converter(&target, &sources, size)?.measure_size(size.next_multiple_of(SECTOR)),
+        ([], Some(size)) => {
+            target.converter(&sources, target.options(size))?.measure_size(size.next_multiple_of(SECTOR))
+        }
         ([name], None) => {
             let source = sources.source(name, parsed.text("format").as_deref())?;
             let image = match parsed.text("snapshot") {
                 Some(selector) => convert::open_snapshot(source, &selector)?,
                 None => source.open()?,
             };
-            converter(&target, &sources, image.virtual_size())?.measure(&image)
+            target.converter(&sources, target.options(image.virtual_size()))?.measure(&image)
         }
         ([], None) => return Err(Failed::new("Either --size N or one filename must be specified").see_help("measure")),
         ([_], Some(_)) => return Err(Failed::new("--size N cannot be used together with a filename")),
@@ -35,14 +34,4 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     measure::print(&measured.map_err(|error| Failed::new(creation_problem("", &error)))?, style)?;
     Ok(0)
-}
-
-fn converter(target: &Target, sources: &Sources, size: u64) -> Result<Converter, Failed> {
-    let mut options = target.options(size);
-    let secret = key_of_target(sources.secrets(), target.format, &mut options)?;
-    let converter = Converter::new(target.format).options(options);
-    Ok(match secret {
-        Some(secret) => converter.secret(secret),
-        None => converter,
-    })
 }

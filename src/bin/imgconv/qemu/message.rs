@@ -64,8 +64,7 @@ impl Failed {
     }
 
     pub fn report(self) -> ExitCode {
-        // A closed standard error cannot be reported anywhere.
-        let _ = io::stderr().write_all(format!("{self}\n").as_bytes());
+        line(&self.to_string());
         ExitCode::from(self.exit)
     }
 }
@@ -92,6 +91,12 @@ impl From<Failure> for Failed {
     fn from(failure: Failure) -> Failed {
         Failed::new(failure.message())
     }
+}
+
+/// Prints a line to standard error.
+pub fn line(text: &str) {
+    // A closed standard error cannot be reported anywhere.
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// The error in the words of qemu-img, where callers look for them. `name` is that of the image, whose file it may be in.

@@ -74,8 +74,7 @@ impl Node {
         if nbd::is_uri(text) || remote::is_url(text) {
             return Ok(Node { storage: Storage::Remote(text.to_owned()), ..Node::default() });
         }
-        // As in qemu: a colon after a slash is a part of the path.
-        let Some((protocol, rest)) = text.split_once(':').filter(|(before, _)| !before.contains('/')) else {
+        let Some((protocol, rest)) = split_protocol(text) else {
             return Ok(Node::file(name));
         };
         match protocol {
@@ -206,11 +205,16 @@ impl Node {
     }
 }
 
+/// The protocol of a name, and the rest. A colon after a slash is a part of a path, as in qemu.
+pub fn split_protocol(name: &str) -> Option<(&str, &str)> {
+    name.split_once(':').filter(|(before, _)| !before.contains('/'))
+}
+
 /// A path in which a colon does not end a protocol, as qemu writes it.
 fn unambiguous(path: &str) -> Cow<'_, str> {
-    match path.split_once(':') {
-        Some((before, _)) if !before.contains('/') => format!("./{path}").into(),
-        _ => path.into(),
+    match split_protocol(path) {
+        Some(_) => format!("./{path}").into(),
+        None => path.into(),
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use diskimage::{Format, Options};
+use diskimage::{Converter, Format, Options};
 
 use super::message::Failed;
+use super::node::split_protocol;
 use super::source::{Source, Sources, format_named};
+use crate::args::key_of_target;
 
 /// An image to be created, as the command line describes it.
 pub struct Target {
@@ -174,6 +176,16 @@ impl Target {
         options
     }
 
+    /// A converter to the new image with these options, and with its secret, whose ID is one of them.
+    pub fn converter(&self, sources: &Sources, mut options: Options) -> Result<Converter, Failed> {
+        let secret = key_of_target(sources.secrets(), self.format, &mut options)?;
+        let converter = Converter::new(self.format).options(options);
+        Ok(match secret {
+            Some(secret) => converter.secret(secret),
+            None => converter,
+        })
+    }
+
     /// The line that qemu-img prints before it creates an image.
     pub fn announcement(&self, name: &str, size: u64) -> String {
         let mut line = format!("Formatting '{name}', fmt={}", self.format.name());
@@ -199,7 +211,7 @@ impl Target {
         if backing.starts_with("json:") {
             return sources.file(backing.as_ref(), format).map(Some);
         }
-        let path = match backing.split_once(':').filter(|(before, _)| !before.contains('/')) {
+        let path = match split_protocol(backing) {
             Some(_) => backing.into(),
             None => image.with_file_name("").join(backing),
         };
