@@ -200,8 +200,9 @@ fn package_input() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// Few cases: the fuzz targets try many more of the same, optimized.
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 #[test]
