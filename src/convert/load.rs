@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Job;
 use super::digest;
 use super::plan::Work;
+use super::reflink::{Part, SystemFile};
 use super::report::Damage;
 use super::salvage::Salvage;
 use crate::codec::Encoder;
@@ -60,6 +61,8 @@ pub(super) enum ItemKind {
         /// Whether the payload is a passthrough of the source's.
         passthrough: bool,
     },
+    /// Not loaded: the new image shares its blocks with this file of the source, from a byte on.
+    Cloned(SystemFile, u64),
     /// Zeros where the backing image has data.
     Zero,
 }
@@ -95,6 +98,8 @@ impl<'a> Loader<'a> {
             sum.wrapping_add(match kind {
                 ItemKind::Zero => digest::of_zeros(guest),
                 // Of the decoded bytes, also for a passthrough.
+                // Nothing is cloned where there is a digest.
+                ItemKind::Cloned(..) => 0,
                 ItemKind::Data | ItemKind::Encoded { .. } => digest::of_data(self.data(start, guest), guest.start),
             })
         })
@@ -130,10 +135,7 @@ impl<'a> Loader<'a> {
         }
         for segment in segments {
             match (self.job.base, self.encoder.is_some()) {
-                (None, false) => {
-                    self.read_source(work, &segment)?;
-                    self.find_data(work, segment);
-                }
+                (None, false) => self.load_or_clone(work, segment)?,
                 (None, true) => self.encode_segment(work, segment)?,
                 (Some(base), encode) => {
                     self.base.resize(chunk_size, 0);
@@ -149,6 +151,32 @@ impl<'a> Loader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Loads what is not cloned of a segment.
+    fn load_or_clone(&mut self, work: &Work, segment: Range<u64>) -> Result<()> {
+        let parts = match &self.job.reflinks {
+            Some(reflinks) => reflinks.split(&work.source, &segment),
+            None => vec![Part::Copy(segment)],
+        };
+        for part in parts {
+            match part {
+                Part::Copy(segment) => {
+                    self.read_source(work, &segment)?;
+                    self.find_data(work, segment);
+                }
+                Part::Clone(guest, file, offset) => {
+                    self.items.push(Item { guest, kind: ItemKind::Cloned(file, offset) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The data of a range that was to be cloned, in the work range.
+    pub fn load_instead(&mut self, work: &Work, guest: &Range<u64>) -> Result<&[u8]> {
+        self.read_source(work, guest)?;
+        Ok(self.data(work.range.start, guest))
     }
 
     /// Zeroes what is between the segments, so that the buffer has all of the work range.

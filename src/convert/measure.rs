@@ -116,11 +116,11 @@ impl Converter {
     fn allocate(&self, cx: &CreateContext<'_>, files: &Lengths, source: Option<&Image>, whole: bool) -> Result<u64> {
         let mut writer = self.format.create(cx)?;
         let spec = writer.spec().clone();
-        let unit = spec.block_size.max(self.sparse).max(SECTOR);
+        let unit = spec.block_size.max(self.sparse_size()).max(SECTOR);
         let mut place = |range| self.place(&mut *writer, range, CHUNK_SIZE.max(unit));
         match source {
             // How much of its data the backing file has is not known.
-            Some(_) if spec.dense || spec.over_backing || self.sparse == 0 => place(0..spec.virtual_size)?,
+            Some(_) if spec.dense || spec.over_backing || self.sparse == Some(0) => place(0..spec.virtual_size)?,
             Some(source) => self.data_of(source, unit, spec.virtual_size, &mut place)?,
             None if whole => place(0..spec.virtual_size)?,
             None => {}

@@ -29,6 +29,7 @@ mod pipeline;
 mod plan;
 mod preset;
 mod rate;
+mod reflink;
 mod report;
 mod salvage;
 mod settings;
@@ -68,10 +69,14 @@ use output::{Output, Rules};
 use pipeline::Sums;
 pub use preset::Preset;
 use rate::Throttle;
+pub use reflink::Reflink;
+use reflink::Reflinks;
 pub use report::{Damage, DamageList, Progress, Report};
 
 /// Guest bytes that one thread loads, places and writes at once. Larger chunks are not faster and take more memory.
 const CHUNK_SIZE: u64 = 1 << 20;
+/// Default of [`Converter::sparse`], as in qemu-img.
+const DEFAULT_SPARSE: u64 = 4096;
 /// Largest accepted [`Converter::sparse`], as in qemu-img.
 const MAX_SPARSE: u64 = 16 << 20;
 /// Largest default number of threads. Each takes some MiB of memory.
@@ -115,8 +120,9 @@ pub struct Converter {
     backing: Option<Backing>,
     secret: Option<Secret>,
     existing: bool,
-    /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros.
-    sparse: u64,
+    /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros; `None` for the default.
+    sparse: Option<u64>,
+    reflink: Reflink,
     threads: usize,
     sync: bool,
     clobber: bool,
@@ -160,7 +166,8 @@ impl Converter {
             backing: None,
             secret: None,
             existing: false,
-            sparse: 4096,
+            sparse: None,
+            reflink: Reflink::default(),
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
             clobber: true,
@@ -422,7 +429,7 @@ impl Converter {
             clobber: self.clobber,
             in_place: self.in_place || self.existing,
             existing: self.existing,
-            holes: self.sparse != 0,
+            holes: self.sparse != Some(0),
         }
     }
 
@@ -462,6 +469,7 @@ impl Converter {
         }
         let target = target.or(out.path());
         let backing = self.backing.as_ref();
+        let cloneable = source.map(|source| self.cloneable(source, &*out)).unwrap_or_default();
         let cx = CreateContext {
             size,
             options: &self.options,
@@ -500,19 +508,21 @@ impl Converter {
                     "the backing file must be opened to convert to an overlay: data that equals it is not stored";
                 return Err(Error::Usage(problem.into()));
             }
-            let job = Job {
+            let mut job = Job {
                 source,
                 base: backing.map(|backing| &*backing.image),
                 spec: writer.spec().clone(),
-                sparse: self.sparse,
+                sparse: self.sparse_size(),
                 starts_zeroed: out.starts_zeroed(),
                 digests: identifiers != Identifiers::Random,
                 verifies: self.verify,
                 #[cfg(feature = "hash")]
                 hashes: &self.hashes,
                 salvage: self.salvage.then_some(self),
+                reflinks: None,
                 target,
             };
+            job.reflinks = Reflinks::new(self, &job, cloneable).map_err(|e| e.in_file_at(target))?;
             sums = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
             source.check_unchanged()?;
             #[cfg(feature = "packages")]
@@ -586,6 +596,11 @@ impl Converter {
         }
     }
 
+    /// Smallest run of zeros in bytes that becomes a hole.
+    fn sparse_size(&self) -> u64 {
+        self.sparse.unwrap_or(DEFAULT_SPARSE)
+    }
+
     fn is_cancelled(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(std::sync::atomic::Ordering::Relaxed))
     }
@@ -606,6 +621,8 @@ struct Job<'a> {
     hashes: &'a [HashAlgorithm],
     /// The settings, if damage of the source is not an error.
     salvage: Option<&'a Converter>,
+    /// What is shared with the source instead of being copied.
+    reflinks: Option<Reflinks<'a>>,
     /// Path of the new image, for messages.
     target: Option<&'a Path>,
 }

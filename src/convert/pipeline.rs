@@ -1,6 +1,7 @@
 //! The worker threads. Each takes a work range, loads it, places it in its turn, and writes it.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -8,6 +9,7 @@ use std::thread;
 use super::hashing::Hashing;
 use super::load::{Item, ItemKind, Loaded, Loader};
 use super::plan::{Planner, Work};
+use super::reflink::SystemFile;
 use super::{Converter, Job, Progress, Report};
 use crate::driver::{Placement, SparseWrite};
 use crate::error::{Error, Result};
@@ -38,6 +40,7 @@ pub(super) fn run(
         turn: Mutex::new(Turn { seq: 0, writer, report, sums: Sums::default(), failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         reported: Mutex::default(),
+        cloned: AtomicU64::new(0),
         #[cfg(feature = "hash")]
         hashing: Hashing::new(job.hashes, job.source.virtual_size()),
     };
@@ -62,6 +65,8 @@ pub(super) fn run(
     let turn = &mut *lock(&pipeline.turn);
     unreadable.into_iter().for_each(|lost| turn.report.unreadable.add(lost));
     turn.report.doubtful = doubtful;
+    turn.report.cloned_bytes = pipeline.cloned.load(Ordering::Relaxed);
+    turn.report.written_bytes -= turn.report.cloned_bytes;
     #[cfg(feature = "hash")]
     {
         turn.report.digests = pipeline.hashing.finish();
@@ -89,6 +94,8 @@ struct Pipeline<'a> {
     next_turn: Condvar,
     /// The last reported progress in bytes.
     reported: Mutex<u64>,
+    /// Bytes that share the blocks of the source.
+    cloned: AtomicU64,
     #[cfg(feature = "hash")]
     hashing: Hashing,
 }
@@ -122,6 +129,8 @@ enum Source {
     Data(Range<u64>),
     /// A range of the buffer of encoded blocks.
     Encoded(Range<usize>),
+    /// A guest range whose data is in a file of the source, from a byte on.
+    Cloned(Range<u64>, SystemFile, u64),
 }
 
 impl Pipeline<'_> {
@@ -138,7 +147,7 @@ impl Pipeline<'_> {
             let loaded = loaded.and_then(|loaded| self.limit_rate(loader.items()).map(|()| loaded));
             // The turn is taken after a failure too, since later work ranges wait for it.
             let placed = self.place(&work, loaded, loader.items(), &mut writes);
-            let done = placed && self.write(&work, &loader, &writes) && self.hash(&work, &loader);
+            let done = placed && self.write(&work, &mut loader, &writes) && self.hash(&work, &loader);
             if !done {
                 return self.stop_hashing();
             }
@@ -225,21 +234,46 @@ impl Pipeline<'_> {
         }
     }
 
-    fn write(&self, work: &Work, loader: &Loader<'_>, writes: &[Write]) -> bool {
+    fn write(&self, work: &Work, loader: &mut Loader<'_>, writes: &[Write]) -> bool {
         for Write { out, offset, source } in writes {
             let bytes = match source {
-                Source::Metadata(bytes) => bytes,
-                Source::Data(guest) => loader.data(work.range.start, guest),
-                Source::Encoded(bytes) => loader.encoded(bytes),
+                Source::Metadata(bytes) => Ok(&bytes[..]),
+                Source::Data(guest) => Ok(loader.data(work.range.start, guest)),
+                Source::Encoded(bytes) => Ok(loader.encoded(bytes)),
+                Source::Cloned(guest, file, from) => match self.clone(&**out, *offset, guest, *file, *from) {
+                    Ok(true) => continue,
+                    Ok(false) => loader.load_instead(work, guest),
+                    Err(error) => Err(error.in_file_at(out.path().or(self.job.target))),
+                },
             };
-            if let Err(e) = out.write_all_at(bytes, *offset) {
-                let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
-                let path = out.path().or(self.job.target);
-                self.fail(work.seq, error.in_file_at(path).in_guest(work.range.clone()));
+            let written = bytes.and_then(|bytes| {
+                out.write_all_at(bytes, *offset).map_err(|e| {
+                    let error = Error::io(format!("writing {} bytes", bytes.len()), *offset)(e);
+                    error.in_file_at(out.path().or(self.job.target)).in_guest(work.range.clone())
+                })
+            });
+            if let Err(error) = written {
+                self.fail(work.seq, error);
                 return false;
             }
         }
         true
+    }
+
+    /// Whether `guest` shares the blocks of the source now. Where the file system does not do it after all, it is copied.
+    fn clone(&self, out: &dyn WriteAt, offset: u64, guest: &Range<u64>, file: SystemFile, from: u64) -> Result<bool> {
+        let Some((reflinks, source)) = self.job.reflinks.as_ref().and_then(|all| Some((all, all.file(file)?))) else {
+            return Ok(false);
+        };
+        let len = guest.end - guest.start;
+        match out.clone_range(source, from, offset..offset + len) {
+            Ok(()) => {
+                self.cloned.fetch_add(len, Ordering::Relaxed);
+                Ok(true)
+            }
+            Err(error) if reflinks.always => Err(Error::io(format!("sharing {len} bytes"), offset)(error)),
+            Err(_) => Ok(false),
+        }
     }
 
     fn fail(&self, seq: u64, error: Error) {
@@ -276,12 +310,16 @@ impl Turn<'_> {
         for Item { guest, kind } in items {
             match kind {
                 ItemKind::Zero => self.writer.zero(guest.clone())?,
-                ItemKind::Data => {
+                ItemKind::Data | ItemKind::Cloned(..) => {
                     let mut at = guest.start;
                     while at < guest.end {
                         let placement = self.writer.place(at..guest.end)?;
                         let next = at + placement.len;
-                        push_placed(writes, placement, Source::Data(at..next));
+                        let source = match kind {
+                            ItemKind::Cloned(file, from) => Source::Cloned(at..next, *file, from + (at - guest.start)),
+                            _ => Source::Data(at..next),
+                        };
+                        push_placed(writes, placement, source);
                         at = next;
                     }
                     self.report.data_bytes += guest.end - guest.start;
@@ -330,6 +368,12 @@ fn push(writes: &mut Vec<Write>, out: Arc<dyn WriteAt>, offset: u64, source: Sou
                 a.end = b.end;
                 return;
             }
+            (Source::Cloned(a, file, from), Source::Cloned(b, next, at))
+                if a.end == b.start && file == next && *from + (a.end - a.start) == *at =>
+            {
+                a.end = b.end;
+                return;
+            }
             _ => {}
         }
     }
@@ -340,7 +384,7 @@ impl Source {
     fn len(&self) -> u64 {
         match self {
             Source::Metadata(bytes) => bytes.len() as u64,
-            Source::Data(guest) => guest.end - guest.start,
+            Source::Data(guest) | Source::Cloned(guest, ..) => guest.end - guest.start,
             Source::Encoded(bytes) => bytes.len() as u64,
         }
     }

@@ -66,6 +66,8 @@ pub struct Report {
     pub passthrough_bytes: u64,
     /// Bytes of payload written.
     pub written_bytes: u64,
+    /// Guest bytes whose blocks are shared with the source, so that nothing was written for them. See [`Reflink`](crate::Reflink).
+    pub cloned_bytes: u64,
     /// The digests of the guest data for which [`Converter::hash`](crate::Converter::hash) asks, in the same order. None for a created image.
     #[cfg(feature = "hash")]
     pub digests: Vec<Digest>,
@@ -163,6 +165,7 @@ impl Report {
             passthrough_blocks: 0,
             passthrough_bytes: 0,
             written_bytes: 0,
+            cloned_bytes: 0,
             #[cfg(feature = "hash")]
             digests: Vec::new(),
             #[cfg(feature = "hash")]
@@ -175,7 +178,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { source_format, format, virtual_size, data_bytes, written_bytes, .. } = self;
+        let Report { source_format, format, virtual_size, data_bytes, written_bytes, cloned_bytes, .. } = self;
         match source_format {
             None => write!(f, "created an empty {format} image of {virtual_size} bytes")?,
             Some(source) => write!(
@@ -183,6 +186,9 @@ impl fmt::Display for Report {
                 "converted {source} to {format}: virtual size {virtual_size} bytes, {data_bytes} bytes of data, \
                  {written_bytes} bytes written"
             )?,
+        }
+        if *cloned_bytes > 0 {
+            write!(f, ", {cloned_bytes} bytes shared")?;
         }
         if self.padding > 0 {
             write!(f, "; padded with {} bytes of zeros", self.padding)?;

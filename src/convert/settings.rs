@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::rate::Throttle;
-use super::{Backing, Converter, MAX_SPARSE, OutputCompression, Progress, SECTOR};
+use super::{Backing, Converter, MAX_SPARSE, OutputCompression, Progress, Reflink, SECTOR};
 #[cfg(feature = "hash")]
 use crate::hash::HashAlgorithm;
 use crate::identifiers::Identifiers;
@@ -117,12 +117,32 @@ impl Converter {
     /// [`FileTarget::without_holes`](crate::io::FileTarget::without_holes).
     ///
     /// In a compressed image only whole blocks of zeros become holes.
+    ///
+    /// Data is looked at for zeros only where it is read: see [`Reflink::Auto`](crate::Reflink::Auto).
     #[must_use]
     pub fn sparse(mut self, bytes: u64) -> Self {
-        self.sparse = match bytes {
+        self.sparse = Some(match bytes {
             0 => 0,
             bytes => 1 << bytes.clamp(SECTOR, MAX_SPARSE).ilog2(),
-        };
+        });
+        self
+    }
+
+    /// Whether the new image shares blocks with its source. Default: where that is possible.
+    ///
+    /// ```no_run
+    /// use std::path::Path;
+    ///
+    /// use diskimage::{Converter, Format, OpenOptions, Reflink};
+    ///
+    /// let disk = OpenOptions::new().open("disk.qcow2")?;
+    /// let report = Converter::new(Format::RAW).reflink(Reflink::Always).convert(&disk, Path::new("disk.raw"))?;
+    /// println!("{} of {} bytes are shared", report.cloned_bytes, report.data_bytes);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reflink(mut self, reflink: Reflink) -> Self {
+        self.reflink = reflink;
         self
     }
 

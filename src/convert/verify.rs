@@ -89,6 +89,7 @@ impl Converter {
             #[cfg(feature = "hash")]
             hashes: if verifies { &[] } else { &self.hashes },
             salvage: None,
+            reflinks: None,
             target: None,
         };
         let mut report = Report::new(Some(image.format()), self.format, size, 0);

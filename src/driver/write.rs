@@ -76,6 +76,9 @@ pub struct WriteSpec {
     pub dense: bool,
     /// Whether guest ranges that are not placed read as the backing file.
     pub over_backing: bool,
+    /// What divides the host offset of the data of each placement whose guest offset it divides, in bytes: a power of two, or 0 if that is not known.
+    /// Blocks of a file system can be shared with the source where they divide it, if the host range holds the guest data as it is.
+    pub host_alignment: u64,
 }
 
 impl WriteSpec {

@@ -134,6 +134,7 @@ impl Writer {
             // A pipe cannot have holes.
             dense: preallocation == Preallocation::Full || !cx.out.seeks(),
             sequential: true,
+            host_alignment: 1 << 63,
             ..WriteSpec::default()
         };
         Ok(Writer { spec, out: cx.out.clone(), preallocation, existing: false, done: 0 })

@@ -20,6 +20,7 @@ mod units;
 mod url;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -279,6 +280,22 @@ impl Image {
     /// All files that hold guest data.
     pub(crate) fn files(&self) -> impl Iterator<Item = &SourceFile> {
         self.layers.iter().flat_map(|layer| &layer.files)
+    }
+
+    /// The files of the operating system that hold guest data, with their layers.
+    pub(crate) fn system_files(&self) -> impl Iterator<Item = ((usize, FileId), &File)> {
+        self.layers.iter().enumerate().flat_map(|(layer, Layer { files, .. })| {
+            let files = files.iter().zip(0..);
+            files.filter_map(move |(file, id)| Some(((layer, FileId(id)), file.source.as_file()?)))
+        })
+    }
+
+    /// Where the data of `span` is stored as it is, neither compressed nor encrypted nor a hole.
+    pub(crate) fn stored_at(&self, span: &Span) -> Option<Location> {
+        match span.kind {
+            ExtentKind::Data(at) if !span.host_hole && self.decrypted_file(span, at).is_none() => Some(at),
+            _ => None,
+        }
     }
 
     /// Checks that no file has grown or shrunk since it was opened.

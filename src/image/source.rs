@@ -1,5 +1,6 @@
 //! The files that hold the guest data of an image.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,10 @@ impl ReadAt for SizedFile {
 
     fn name(&self) -> Option<&Path> {
         self.file.name()
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        self.file.as_file()
     }
 }
 

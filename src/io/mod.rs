@@ -28,6 +28,7 @@ mod sys;
 mod window;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -139,6 +140,11 @@ pub trait ReadAt: Send + Sync {
     fn name(&self) -> Option<&Path> {
         None
     }
+
+    /// The file of the operating system that holds these bytes at the same offsets, if there is one. Its blocks can be shared.
+    fn as_file(&self) -> Option<&File> {
+        None
+    }
 }
 
 /// A file that is written at offsets.
@@ -188,6 +194,21 @@ pub trait WriteAt: Send + Sync {
     /// Makes `range` read as zeros in the cheapest way.
     fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
         write_zeros(self, range)
+    }
+
+    /// The unit in bytes in which ranges of `source` can be cloned into this file, which is empty; `None` if they cannot. A later
+    /// [`clone_range`](Self::clone_range) may fail nevertheless.
+    fn clone_unit(&self, _source: &File) -> Option<u64> {
+        None
+    }
+
+    /// Makes `range` share the blocks of `source` from `offset` on, which therefore move no data. Both ends of both ranges are multiples of the
+    /// [unit](Self::clone_unit).
+    ///
+    /// # Errors
+    /// Those of the system. The range is as before then, and can be written.
+    fn clone_range(&self, _source: &File, _offset: u64, _range: Range<u64>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Preallocates space for `range`, which holds no data yet: where the system cannot preallocate, zeros are written.
@@ -271,6 +292,10 @@ macro_rules! impl_for_pointer {
             fn name(&self) -> Option<&Path> {
                 (**self).name()
             }
+
+            fn as_file(&self) -> Option<&File> {
+                (**self).as_file()
+            }
         }
 
         impl<T: WriteAt + ?Sized> WriteAt for $pointer {
@@ -308,6 +333,14 @@ macro_rules! impl_for_pointer {
 
             fn allocate(&self, range: Range<u64>) -> io::Result<()> {
                 (**self).allocate(range)
+            }
+
+            fn clone_unit(&self, source: &File) -> Option<u64> {
+                (**self).clone_unit(source)
+            }
+
+            fn clone_range(&self, source: &File, offset: u64, range: Range<u64>) -> io::Result<()> {
+                (**self).clone_range(source, offset, range)
             }
         }
     };

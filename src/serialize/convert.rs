@@ -30,6 +30,7 @@ impl Serialize for Report {
         map.serialize_entry("passthrough-blocks", &self.passthrough_blocks)?;
         map.serialize_entry("passthrough-bytes", &self.passthrough_bytes)?;
         map.serialize_entry("written-bytes", &self.written_bytes)?;
+        map.serialize_entry("cloned-bytes", &self.cloned_bytes)?;
         #[cfg(feature = "hash")]
         if !self.digests.is_empty() {
             map.serialize_entry("digests", &Digests(&self.digests))?;

@@ -35,6 +35,8 @@ mod pipes;
 #[cfg(all(unix, feature = "cli"))]
 mod qemu_img;
 mod references;
+#[cfg(target_os = "linux")]
+mod reflink;
 #[cfg(feature = "remote")]
 mod remote;
 mod salvage;

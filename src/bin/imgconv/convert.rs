@@ -15,7 +15,9 @@ use std::time::Instant;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use diskimage::driver::FileId;
-use diskimage::{Converter, Error, Format, HashAlgorithm, Image, OpenOptions, OutputCompression, Preset, parse_size};
+use diskimage::{
+    Converter, Error, Format, HashAlgorithm, Image, OpenOptions, OutputCompression, Preset, Reflink, parse_size,
+};
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
@@ -93,6 +95,13 @@ pub struct Args {
     /// [default: 4k]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, verbatim_doc_comment)]
     sparse_size: Option<u64>,
+
+    /// Share blocks with the source instead of copying, as cp does, where
+    /// the file system can (XFS, btrfs): auto, always (or fail), never.
+    /// With auto, zeros in what is shared remain data; -S turns it off
+    /// [default: auto]
+    #[arg(long, value_name = "WHEN", hide_possible_values = true, verbatim_doc_comment)]
+    reflink: Option<ReflinkWhen>,
 
     /// Number of threads, 1 to 64 [default: cores, at most 16]
     #[arg(short = 'm', long = "parallel", value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
@@ -178,6 +187,24 @@ pub struct Args {
     /// a package with -O ova and ovf, else one disk one after another
     #[arg(value_name = "FILE", value_parser = args::endpoint(), verbatim_doc_comment)]
     more: Vec<Endpoint>,
+}
+
+/// `--reflink`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReflinkWhen {
+    Auto,
+    Always,
+    Never,
+}
+
+impl From<ReflinkWhen> for Reflink {
+    fn from(when: ReflinkWhen) -> Reflink {
+        match when {
+            ReflinkWhen::Auto => Reflink::Auto,
+            ReflinkWhen::Always => Reflink::Always,
+            ReflinkWhen::Never => Reflink::Never,
+        }
+    }
 }
 
 /// `--compress-output`.
@@ -637,6 +664,9 @@ impl Args {
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {
             converter = converter.sparse(size);
+        }
+        if let Some(when) = self.reflink {
+            converter = converter.reflink(when.into());
         }
         if let Some(secret) = secret {
             converter = converter.secret(secret);

@@ -1,6 +1,6 @@
 //! Files that are written in place.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -151,5 +151,14 @@ impl WriteAt for Existing {
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
         self.empty()?;
         self.file.allocate(range)
+    }
+
+    fn clone_unit(&self, source: &File) -> Option<u64> {
+        self.file.clone_unit(source)
+    }
+
+    fn clone_range(&self, source: &File, offset: u64, range: Range<u64>) -> io::Result<()> {
+        self.empty()?;
+        self.file.clone_range(source, offset, range)
     }
 }

@@ -26,7 +26,13 @@ impl Writer {
         // Without a backing file, parts of a cluster can be placed: the rest stays a hole of the file, or is zeroed.
         let over_backing = header.backing_file.is_some();
         let granule = if over_backing { shape.cluster_size() } else { SECTOR };
-        let spec = WriteSpec { granule, encoding, over_backing, ..WriteSpec::new(header.size, shape.cluster_size()) };
+        let spec = WriteSpec {
+            granule,
+            encoding,
+            over_backing,
+            host_alignment: shape.cluster_size(),
+            ..WriteSpec::new(header.size, shape.cluster_size())
+        };
         Ok(Writer { spec, header, map })
     }
 }

@@ -83,6 +83,8 @@ impl Writer {
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
+                // What is encrypted is not the guest data.
+                host_alignment: if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 },
                 ..WriteSpec::default()
             },
             preallocation: settings.preallocation,

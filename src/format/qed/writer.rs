@@ -25,7 +25,8 @@ impl Writer {
         // Without a backing file, parts of a cluster can be placed: the rest stays a hole of the file, or is zeroed.
         let over_backing = header.backing.is_some();
         let unit = if over_backing { shape.cluster_size() } else { SECTOR };
-        let spec = WriteSpec { over_backing, ..WriteSpec::new(header.image_size, unit) };
+        let spec =
+            WriteSpec { over_backing, host_alignment: shape.cluster_size(), ..WriteSpec::new(header.image_size, unit) };
         Ok(Writer { spec, header, map })
     }
 }

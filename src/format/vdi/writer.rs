@@ -51,6 +51,7 @@ impl Writer {
                 // Parts of a block can be placed: the rest stays a hole of the file, or is zeroed.
                 block_size: SECTOR,
                 granule: SECTOR,
+                host_alignment: 1 << header.data_offset.trailing_zeros().min(header.block_size.trailing_zeros()),
                 ..WriteSpec::default()
             },
             header,

@@ -173,6 +173,10 @@ impl ReadAt for FileSource {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         run_of_data(sys::next_data(&self.file, offset), offset, || self.size())
     }
+
+    fn as_file(&self) -> Option<&File> {
+        (self.kind == FileKind::Regular).then_some(&self.file)
+    }
 }
 
 /// An open file as it is. [`FileSource`] also reads devices at any offset, and refuses pipes.
@@ -195,6 +199,10 @@ impl ReadAt for File {
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         run_of_data(sys::next_data(self, offset), offset, || self.size())
+    }
+
+    fn as_file(&self) -> Option<&File> {
+        Some(self)
     }
 }
 

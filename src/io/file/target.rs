@@ -10,6 +10,10 @@ use crate::io::filler::Filler;
 use crate::io::sys::{self, FileKind};
 use crate::io::{WriteAt, write_zeros};
 
+/// Writes of at least so many bytes go to the device while more is prepared, and not only when the file is synced. Shorter ones are
+/// metadata, which may be written again.
+const EARLY: usize = 256 << 10;
+
 /// A regular file or block device, opened for writing.
 ///
 /// # Examples
@@ -224,9 +228,13 @@ impl FileTarget {
 impl WriteAt for FileTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         match &self.filler {
-            Some(filler) => filler.write_all_at(&self.file, buf, offset),
-            None => sys::write_all_at(&self.file, buf, offset),
+            Some(filler) => filler.write_all_at(&self.file, buf, offset)?,
+            None => sys::write_all_at(&self.file, buf, offset)?,
         }
+        if self.sync && buf.len() >= EARLY {
+            sys::start_write_back(&self.file, &(offset..offset + buf.len() as u64));
+        }
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -259,6 +267,15 @@ impl WriteAt for FileTarget {
             None => allocate(&self.file, self.device, range),
         }
     }
+
+    fn clone_unit(&self, source: &File) -> Option<u64> {
+        // What has no holes keeps count of what is written.
+        if self.device || self.filler.is_some() { None } else { clone_unit(&self.file, source) }
+    }
+
+    fn clone_range(&self, source: &File, offset: u64, range: Range<u64>) -> io::Result<()> {
+        sys::clone_range(&self.file, source, offset, &range)
+    }
 }
 
 /// An open file as it is: a regular file must be new or empty, since its old content is taken for zeros.
@@ -286,6 +303,19 @@ impl WriteAt for File {
     fn allocate(&self, range: Range<u64>) -> io::Result<()> {
         allocate(self, sys::kind(self)?.is_device(), range)
     }
+}
+
+/// Finds out by a trial, which a file system without shared blocks refuses, and one without room for them too.
+fn clone_unit(file: &File, source: &File) -> Option<u64> {
+    let unit = sys::block_size(source).ok()?;
+    let source_len = sys::size(source, false).ok()?;
+    if unit == 0 || source_len < unit || sys::size(file, false).ok()? != 0 {
+        return None;
+    }
+    let cloned = sys::clone_range(file, source, 0, &(0..unit));
+    // Whatever it did.
+    let emptied = file.set_len(0);
+    (cloned.is_ok() && emptied.is_ok()).then_some(unit)
 }
 
 fn set_len(file: &File, device: bool, len: u64) -> io::Result<()> {

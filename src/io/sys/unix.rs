@@ -184,6 +184,31 @@ fn fallocate(file: &File, mode: rustix::fs::FallocateFlags, range: &Range<u64>) 
     Ok(rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, mode, range.start, len))?)
 }
 
+/// Makes `range` of `file` share the blocks of `source` from `offset` on (`FICLONERANGE`).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn clone_range(file: &File, source: &File, offset: u64, range: &Range<u64>) -> io::Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    calls::clone_range(file, source, offset, range)
+}
+
+// macOS clones whole files only, and FreeBSD does it within copy_file_range, which does not tell.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Asks the system to begin to store what was written in `range`, without waiting for it, so that [`sync`] finds little to do.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(crate) fn start_write_back(file: &File, range: &Range<u64>) {
+    // Only a hint: `sync` reports what fails.
+    let _ = calls::start_write_back(file, range);
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
+
 /// Places a shared lock on `bytes`, or removes it. It belongs to the open file.
 pub(crate) fn set_lock(file: &File, bytes: &Range<u64>, locked: bool) -> io::Result<()> {
     calls::set_lock(file, bytes, locked)

@@ -95,6 +95,12 @@ pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
+
 /// WASI has no locks.
 pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

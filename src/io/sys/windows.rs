@@ -139,6 +139,14 @@ pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// ReFS shares blocks (`FSCTL_DUPLICATE_EXTENTS_TO_FILE`); NTFS does not.
+pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The system has no such request for a part of a file.
+pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
+
 /// A locked byte cannot be read by others here, so that no program marks images in this way.
 pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

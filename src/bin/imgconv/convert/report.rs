@@ -93,6 +93,7 @@ pub fn json(source: &Path, target: &Path, report: &Report) -> Value {
         "passthrough-blocks": report.passthrough_blocks,
         "passthrough-bytes": report.passthrough_bytes,
         "written-bytes": report.written_bytes,
+        "cloned-bytes": report.cloned_bytes,
     });
     if !report.digests.is_empty() {
         value["digests"] = output::digests(&report.digests);

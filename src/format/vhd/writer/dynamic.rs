@@ -92,6 +92,7 @@ impl DynamicWriter {
             // Unplaced parts of a block are holes of a new file, or read from the parent.
             granule: if out.starts_zeroed() { SECTOR } else { block_size.into() },
             over_backing: differencing,
+            host_alignment: ALIGNMENT,
             ..WriteSpec::default()
         };
         Ok(DynamicWriter {

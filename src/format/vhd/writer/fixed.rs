@@ -36,6 +36,7 @@ impl FixedWriter {
             sequential: true,
             // A pipe has no holes.
             dense: !out.seeks(),
+            host_alignment: 1 << 63,
             ..WriteSpec::default()
         };
         Ok(FixedWriter { spec, out, settings })

@@ -82,6 +82,8 @@ impl Writer {
             block_size: granule,
             granule,
             over_backing: differencing,
+            // Blocks begin at multiples of 1 MiB ([MS-VHDX] 2.5.1.1).
+            host_alignment: 1 << 20,
             ..WriteSpec::default()
         };
         let next = regions.bat.range.end;

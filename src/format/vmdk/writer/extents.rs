@@ -58,6 +58,7 @@ impl ExtentsWriter {
             // In a new file, unwritten parts of a grain read as zeros.
             granule: if over_backing || !cx.out.starts_zeroed() { grain } else { SECTOR },
             over_backing,
+            host_alignment: grain,
             ..WriteSpec::default()
         };
         Ok(ExtentsWriter { spec, settings, extents, lines, descriptor_file })

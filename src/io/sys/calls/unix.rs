@@ -1,4 +1,4 @@
-//! `close` with its error; size of disks; `F_PUNCHHOLE` of macOS; locks of open files of Linux.
+//! `close` with its error; size of disks; `F_PUNCHHOLE` of macOS; shared blocks, early write-back and locks of open files of Linux.
 
 use std::fs::File;
 use std::io;
@@ -63,6 +63,51 @@ pub(in super::super) fn punch_hole(file: &File, range: &std::ops::Range<u64>) ->
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// `sync_file_range` with `SYNC_FILE_RANGE_WRITE`.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(in super::super) fn start_write_back(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    let signed = |value: u64| libc::off64_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
+    let (offset, len) = (signed(range.start)?, signed(range.end - range.start)?);
+    // SAFETY: no memory is passed, and the descriptor is open.
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// `FICLONERANGE` of `<linux/fs.h>`.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(in super::super) fn clone_range(
+    file: &File,
+    source: &File,
+    offset: u64,
+    range: &std::ops::Range<u64>,
+) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    use rustix::ioctl::{Setter, ioctl, opcode};
+
+    /// `struct file_clone_range`.
+    #[repr(C)]
+    struct FileCloneRange {
+        source: i64,
+        source_offset: u64,
+        len: u64,
+        offset: u64,
+    }
+    const REQUEST: rustix::ioctl::Opcode = opcode::write::<FileCloneRange>(0x94, 13);
+    let clone = FileCloneRange {
+        source: source.as_raw_fd().into(),
+        source_offset: offset,
+        len: range.end - range.start,
+        offset: range.start,
+    };
+    // SAFETY: the request reads the structure that it is declared with, and both descriptors are open.
+    Ok(unsafe { ioctl(file, Setter::<REQUEST, FileCloneRange>::new(clone)) }?)
 }
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
