@@ -10,6 +10,7 @@ mod compressed;
 mod concatenation;
 mod corpus;
 mod counts;
+mod data_files;
 mod detection;
 mod determinism;
 mod faults;

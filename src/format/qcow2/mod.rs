@@ -29,7 +29,7 @@
 //! | zero clusters, preallocated clusters | yes | yes |
 //! | reference counts of 1 to 64 bits | yes | yes |
 //! | backing file | yes | yes |
-//! | external data file | yes | no |
+//! | external data file | yes | yes |
 //! | internal snapshots | yes | no |
 //! | bitmaps | listed | no |
 //! | encryption (LUKS), with the feature `crypto` | yes | yes |
