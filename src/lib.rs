@@ -112,7 +112,7 @@ pub use compare::{Comparison, compare};
 #[cfg(feature = "hash")]
 pub use convert::FileDigest;
 #[cfg(feature = "write")]
-pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
+pub use convert::{BitmapPolicy, Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

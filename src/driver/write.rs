@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::DirtyBitmap;
 use crate::codec::Encoding;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
@@ -33,6 +34,14 @@ pub trait SparseWrite: Send {
 
     /// Makes `guest` read as zeros, whatever a backing file holds. Both ends, and errors, are as in [`place`](Self::place).
     fn zero(&mut self, guest: Range<u64>) -> Result<()>;
+
+    /// Adds a copy of a bitmap, after all guest data, if [`WriteSpec::bitmaps`] is set.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the bitmap; [`Error::Usage`] if the format cannot have such a bitmap.
+    fn add_bitmap(&mut self, bitmap: &DirtyBitmap) -> Result<()> {
+        Err(Error::Usage(format!("the format has no bitmaps: '{}'", bitmap.name)))
+    }
 
     /// Writes and syncs the tables, then writes and syncs the header, so that an incomplete image has no valid header.
     /// `identifiers` follow from the content; they replace those of the context, except in what a pipe has got already.
@@ -76,6 +85,8 @@ pub struct WriteSpec {
     pub dense: bool,
     /// Whether guest ranges that are not placed read as the backing file.
     pub over_backing: bool,
+    /// Whether the image can have bitmaps.
+    pub bitmaps: bool,
 }
 
 impl WriteSpec {

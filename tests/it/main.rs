@@ -4,6 +4,7 @@
 //! with `DISKIMAGE_INTEROP=required` in the environment they fail.
 
 #[cfg(feature = "cli")]
+mod bitmaps;
 mod cli;
 #[cfg(feature = "compressed")]
 mod compressed;

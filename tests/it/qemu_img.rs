@@ -109,8 +109,9 @@ fn image(dir: &TempDir, name: &str) -> Option<(String, Vec<u8>)> {
     }
     let info = run("qemu-img", &[], dir, &format!("info --output=json {name}"));
     let info = String::from_utf8(info.stdout).unwrap();
-    let keys = ["\"virtual-size\"", "\"format\"", "\"cluster-size\"", "\"backing-filename\"", "\"compat\""];
-    let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(key)));
+    let keys = ["virtual-size", "format", "cluster-size", "backing-filename", "compat", "granularity", "name"];
+    let keys = keys.map(|key| format!("\"{key}\":"));
+    let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(&**key)));
     // The size of the file is that of its own format.
     let described = top.filter(|line| !line.starts_with("                ")).collect::<Vec<_>>().join("\n");
     let raw = format!("{name}.as-raw");
@@ -200,6 +201,8 @@ fn what_is_written_is_the_same_image() {
         ("convert disk.qcow2 x", "x"),
         ("convert -O qcow2 overlay.qcow2 x", "x"),
         ("convert -p -t none -W -m 4 -c -O qcow2 disk.raw x", "x"),
+        ("convert --bitmaps -O qcow2 disk.qcow2 x", "x"),
+        ("convert --bitmaps --skip-broken-bitmaps -O qcow2 -o cluster_size=4k disk.qcow2 x", "x"),
         ("convert -O qcow2 odd.raw x", "x"),
         ("convert odd.raw x", "x"),
         ("convert small.raw odd.raw disk.qcow2 -O qcow2 x", "x"),
@@ -304,6 +307,11 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "convert --target-is-zero disk.raw x",
         "convert -l nothing disk.qcow2 x",
         "convert vol.luks x",
+        "convert --bitmaps -O raw disk.qcow2 x",
+        "convert --bitmaps -O qcow2 -o compat=0.10 disk.qcow2 x",
+        "convert --bitmaps -O qcow2 disk.raw x",
+        "convert --bitmaps -O qcow2 disk.qcow2 disk.qcow2 x",
+        "convert --skip-broken-bitmaps -O qcow2 disk.qcow2 x",
     ] {
         assert_same(&dir, line, None);
     }

@@ -2,6 +2,7 @@
 
 mod package;
 mod preset;
+mod qemu_args;
 mod report;
 
 use std::env;
@@ -27,6 +28,7 @@ use crate::signals::Interrupt;
 use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
+use qemu_args::{BitmapArgs, ScriptArgs};
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -163,6 +165,12 @@ pub struct Args {
 
     #[command(flatten)]
     output: Output,
+
+    #[command(flatten)]
+    bitmaps: BitmapArgs,
+
+    #[command(flatten)]
+    _scripts: ScriptArgs,
 
     /// Image to convert, an NBD URI, an http or https URL, or - for standard input
     #[arg(value_parser = args::endpoint())]
@@ -633,6 +641,7 @@ impl Args {
             .verify(self.verify)
             .salvage(self.salvage)
             .salvage_pattern(self.salvage_pattern.unwrap_or_default())
+            .bitmaps(self.bitmaps.policy())
             .rate(self.rate_limit.unwrap_or_default())
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {

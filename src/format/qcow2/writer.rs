@@ -1,10 +1,11 @@
 //! Writes the metadata of an image in one pass, while the caller writes guest data.
 //!
 //! Order of the clusters in the file: header; first refcount block; LUKS header, if the image is encrypted; L2 tables, guest clusters, compressed payloads and further
-//! refcount blocks as needed; L1 table; refcount table; refcount blocks of the end of the file. Every byte is written once.
+//! refcount blocks as needed; bits of bitmaps; L1 table; tables and directory of bitmaps; refcount table; refcount blocks of the end of the file. Every byte is written once.
 //! The L1 table, the refcount table, one L2 table and one refcount block are in memory.
 
 mod alloc;
+mod bitmaps;
 #[cfg(feature = "crypto")]
 mod encrypted;
 mod mapping;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::alloc::Allocator;
+use self::bitmaps::Bitmaps;
 #[cfg(feature = "crypto")]
 use self::encrypted::Encrypted;
 use self::mapping::Mapping;
@@ -25,7 +27,7 @@ use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed
 use super::extension::{Extensions, Feature};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_LENGTH, V3_WRITTEN_LENGTH};
 use super::options::{DataFile, Preallocation, Settings};
-use crate::driver::CreateContext;
+use crate::driver::{CreateContext, DirtyBitmap};
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::identifiers::ImageIdentifiers;
@@ -50,6 +52,7 @@ pub(crate) struct Writer {
     header: Header,
     alloc: Allocator,
     mapping: Mapping,
+    bitmaps: Bitmaps,
     /// With preallocation, all guest clusters below this one have host clusters.
     preallocated: u64,
     /// End of the last compressed payload, if it is within a cluster. The next payload may follow it.
@@ -87,6 +90,7 @@ impl Writer {
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
+                bitmaps: settings.version >= 3,
                 ..WriteSpec::default()
             },
             preallocation: settings.preallocation,
@@ -95,6 +99,7 @@ impl Writer {
             #[cfg(feature = "crypto")]
             encryption,
             mapping: Mapping::new(out.clone(), &header),
+            bitmaps: Bitmaps::default(),
             header,
             preallocated: 0,
             open_end: None,
@@ -312,12 +317,24 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
+    fn add_bitmap(&mut self, bitmap: &DirtyBitmap) -> Result<()> {
+        let (size, bits) = (self.spec.virtual_size, self.header.cluster_bits);
+        self.bitmaps.add(bitmap, size, bits, &mut self.alloc, &*self.out)
+    }
+
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         self.preallocate(self.clusters_end(self.spec.virtual_size))?;
         self.mapping.flush()?;
         let l1_clusters = self.alloc.entries_in_clusters(self.mapping.l1_len());
-        let tail = self.alloc.close(l1_clusters)?;
-        self.mapping.write_l1(tail.l1_offset, l1_clusters << self.header.cluster_bits)?;
+        let bits = self.header.cluster_bits;
+        let tail = self.alloc.close(l1_clusters + self.bitmaps.clusters(bits))?;
+        self.mapping.write_l1(tail.l1_offset, l1_clusters << bits)?;
+        if !self.bitmaps.is_empty() {
+            let directory = self.bitmaps.write(tail.l1_offset + (l1_clusters << bits), bits, &*self.out)?;
+            self.header.extensions.bitmaps = Some(Ok(directory));
+            self.header.autoclear |= Autoclear::BITMAPS;
+            check_header_len(&self.header)?;
+        }
         let what = format!("setting the length to {}", tail.file_len);
         self.out.set_len(tail.file_len).map_err(Error::io(what, None))?;
         #[cfg(feature = "crypto")]
@@ -401,13 +418,19 @@ fn header(settings: &Settings) -> Result<Header> {
     };
     // The settings limit this to `MAX_L1_ENTRIES`.
     header.l1_size = header.l1_entries_for(header.size) as u32;
-    let (len, room) = (header.encode().len() as u64, header.cluster_size());
-    if len > room {
-        let problem =
-            format!("the header with this name has {len} bytes, a cluster only {room}; use a larger cluster_size");
-        return Err(wrong(FORMAT_NAME, "backing_file", problem));
-    }
+    check_header_len(&header)?;
     Ok(header)
+}
+
+/// Checks that the header fits into its cluster.
+fn check_header_len(header: &Header) -> Result<()> {
+    let (len, room) = (header.encode().len() as u64, header.cluster_size());
+    if len <= room {
+        return Ok(());
+    }
+    let problem =
+        format!("the header with this name has {len} bytes, a cluster only {room}; use a larger cluster_size");
+    Err(wrong(FORMAT_NAME, "backing_file", problem))
 }
 
 fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64) -> Result<()> {

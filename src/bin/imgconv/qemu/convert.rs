@@ -13,7 +13,7 @@ use super::node::{Node, Storage};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
-use super::{Outcome, print};
+use super::{Outcome, bitmaps, print};
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
@@ -44,11 +44,12 @@ pub fn run(parsed: &Parsed) -> Outcome {
     target.backing = parsed.text("backing").or_else(|| parsed.text("backing-file")).or(target.backing);
     target.backing_format = parsed.text("backing-format").or(target.backing_format);
     check_target(parsed, &target, source_names.len())?;
+    let bitmaps = bitmaps::policy(parsed, &image, &target)?;
 
     let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
     let bar = printer.clone();
     let converter = place.converter(parsed, &sources, &target, image.virtual_size())?;
-    let converter = settings.apply(parsed, &target, converter);
+    let converter = settings.apply(parsed, &target, converter).bitmaps(bitmaps);
     let converter = converter.cancel(interrupt.flag()).progress(move |progress| bar.update(progress));
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
@@ -58,6 +59,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
     printer.finish();
+    bitmaps::warn(&report);
     for Damage { range, message, .. } in &report.unreadable.ranges {
         message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
