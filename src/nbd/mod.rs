@@ -21,7 +21,7 @@ mod server;
 mod socket;
 
 pub use address::{PORT, is_uri, tcp_uri, unix_uri};
-pub use client::Client;
+pub use client::{Client, Connector};
 pub use server::Server;
 
 use crate::error::Result;
@@ -39,5 +39,5 @@ use crate::error::Result;
 /// [`Error::Usage`](crate::Error::Usage) for what is not such a URI, [`Error::Unsupported`](crate::Error::Unsupported) for one with TLS
 /// (`nbds:`), and errors of the system and of the server, which does not answer for 30 seconds, or has no such export.
 pub fn connect(uri: &str) -> Result<Client> {
-    Client::connect(uri)
+    Connector::new().connect(uri)
 }

@@ -407,13 +407,8 @@ fn servers_that_fail_are_named() {
     }
 }
 
-/// A server that ends in the middle of a conversion.
-#[test]
-fn a_lost_connection_leaves_no_file() {
-    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
-    image(&dir, &guest);
-    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
-    // A relay that passes 3 MiB.
+/// A server that passes `len` bytes of that at `uri` to each client, and leaves the client to `then`.
+fn relay(uri: &str, len: u64, then: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let relay = nbd::tcp_uri("127.0.0.1", listener.local_addr().unwrap().port(), "");
     let address = uri.trim_start_matches("nbd://").trim_end_matches('/').to_owned();
@@ -421,16 +416,59 @@ fn a_lost_connection_leaves_no_file() {
         for client in listener.incoming() {
             let (mut client, server) = (client.unwrap(), TcpStream::connect(&address).unwrap());
             let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let then = then.clone();
             thread::spawn(move || std::io::copy(&mut from, &mut to));
             thread::spawn(move || {
-                let _ = std::io::copy(&mut (&server).take(3 << 20), &mut client);
-                let _ = client.shutdown(std::net::Shutdown::Both);
+                let _ = std::io::copy(&mut (&server).take(len), &mut client);
+                then(client);
             });
         }
     });
+    relay
+}
+
+/// A server that ends in the middle of a conversion.
+#[test]
+fn a_lost_connection_leaves_no_file() {
+    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
+    image(&dir, &guest);
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let relay = relay(&uri, 3 << 20, |client| client.shutdown(std::net::Shutdown::Both).unwrap());
     let message = fail(&dir, 1, &["convert", "-m", "1", &relay, "copy.raw"]);
     assert!(message.contains(&relay) && message.contains("closed the connection"), "{message}");
     assert!(!dir.join("copy.raw").exists());
+}
+
+/// A server that stops answering, in the handshake or later.
+#[test]
+fn a_silent_server_does_not_keep_the_program_from_ending() {
+    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
+    image(&dir, &guest);
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let before = dir.names();
+    for (len, program) in [(10, &["convert"][..]), (3 << 20, &["convert"]), (3 << 20, &["qemu-img", "convert"])] {
+        let (silent, is_silent) = std::sync::mpsc::channel();
+        let relay = relay(&uri, len, move |client| {
+            silent.send(()).unwrap();
+            // The connection remains open.
+            std::mem::forget(client);
+        });
+        let mut command = Command::new(IMGCONV);
+        command.args(program).args(["-m", "2", &relay, "copy.raw"]).current_dir(dir.path()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        is_silent.recv().unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("sh").args(["-c", "kill -s TERM $0", &id]).status().unwrap().success());
+        let done = child.wait_with_output().unwrap();
+        let message = String::from_utf8(done.stderr).unwrap();
+        // Otherwise the message would be that the server does not answer.
+        assert!(!message.contains("does not answer"), "{message}");
+        if program.len() == 1 {
+            assert_eq!(done.status.code(), Some(128 + 15), "{message}");
+            assert!(message.contains("cancelled by signal 15"), "{message}");
+        }
+        assert_eq!(dir.names(), before);
+    }
 }
 
 /// From an export to another one, with our program on both sides.

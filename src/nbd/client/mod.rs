@@ -1,6 +1,7 @@
 //! A client: an export of a server as a file.
 
 mod connection;
+mod connector;
 mod handshake;
 mod pool;
 mod status;
@@ -10,7 +11,8 @@ mod tests;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::address::Address;
@@ -19,6 +21,7 @@ use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::io::{ReadAt, WriteAt, write_zeros};
 use connection::{Connection, Failure};
+pub use connector::Connector;
 use handshake::Export;
 use pool::Pool;
 use status::Extents;
@@ -54,12 +57,14 @@ pub struct Client {
 
 impl Client {
     /// Connects to the server that `uri` names, and opens the export.
-    pub(super) fn connect(uri: &str) -> Result<Client> {
+    pub(super) fn connect(uri: &str, settings: &Connector) -> Result<Client> {
         let address = Address::parse(uri)?;
+        let cancel = settings.cancel.clone();
+        let connect = move |time| connect(&address, time, cancel.clone());
         let connection =
-            connect(&address, HANDSHAKE).map_err(Error::io("connecting", None)).map_err(|e| e.in_file(uri.as_ref()))?;
+            connect(HANDSHAKE).map_err(Error::io("connecting", None)).map_err(|e| e.in_file(uri.as_ref()))?;
         let most = if connection.export().has(transmission::CAN_MULTI_CONN) { MAX_CONNECTIONS } else { 1 };
-        let reconnect = move || connect(&address, FURTHER_HANDSHAKE);
+        let reconnect = move || connect(FURTHER_HANDSHAKE);
         Ok(Client::new(uri.into(), *connection.export(), Pool::new(connection, most, reconnect)))
     }
 
@@ -311,8 +316,8 @@ impl WriteAt for Client {
 }
 
 /// Connects, and opens the export within `time`.
-fn connect(address: &Address, time: Duration) -> io::Result<Connection> {
-    let mut socket = Socket::connect(&address.server, Instant::now() + time)?;
+fn connect(address: &Address, time: Duration, cancel: Option<Arc<AtomicBool>>) -> io::Result<Connection> {
+    let mut socket = Socket::connect(&address.server, Instant::now() + time)?.cancelled_by(cancel);
     let export = handshake::negotiate(&mut socket, &address.export).map_err(protocol::closed)?;
     socket.set_timeouts(Some(ANSWER), Some(ANSWER))?;
     Ok(Connection::new(Box::new(socket), export))

@@ -32,10 +32,10 @@ pub fn policy(parsed: &Parsed, source: &Image, target: &Target) -> Result<Bitmap
     Ok(if skip { BitmapPolicy::SkipInconsistent } else { BitmapPolicy::Copy })
 }
 
-/// The name of the first bitmap whose bits are wrong.
+/// The name of a bitmap whose bits are wrong. The order of qemu-img is from the last one to the first.
 fn inconsistent(image: &Image) -> Option<String> {
     let Some(Value::List(bitmaps)) = property(&image.info().specific, "bitmaps") else { return None };
-    bitmaps.iter().find_map(|bitmap| {
+    bitmaps.iter().rev().find_map(|bitmap| {
         let Value::Map(properties) = bitmap else { return None };
         match (property(properties, "flags"), property(properties, "name")) {
             (Some(Value::List(flags)), Some(Value::Text(name))) if flags.contains(&Value::from("in-use")) => {
@@ -52,7 +52,7 @@ fn property<'a>(properties: &'a [(&'static str, Value)], name: &str) -> Option<&
 
 /// Warns of what was left out.
 pub fn warn(report: &Report) {
-    for name in &report.skipped_bitmaps {
+    for name in report.skipped_bitmaps.iter().rev() {
         message::line(&format!("{NAME}: warning: Skipping inconsistent bitmap '{name}'"));
     }
 }

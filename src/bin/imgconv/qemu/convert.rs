@@ -14,6 +14,7 @@ use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, bitmaps, print};
+use crate::location;
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
@@ -97,8 +98,8 @@ impl Place {
         let (path, client) = match node.storage {
             Storage::File(path) => (path, None),
             Storage::Remote(uri) if nbd::is_uri(&uri) => {
-                let client = nbd::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
-                (PathBuf::from(&name), Some(Arc::new(client)))
+                let client = location::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
+                (PathBuf::from(&name), Some(client))
             }
             Storage::Remote(_) | Storage::Null(_) => {
                 return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));
