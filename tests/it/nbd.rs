@@ -388,7 +388,6 @@ fn servers_that_fail_are_named() {
     let nothing = nbd::unix_uri(dir.join("nothing"), "x");
     let message = fail(&dir, 1, &["info", &nothing]);
     assert!(message.contains(&nothing) && message.contains("No such file"), "{message}");
-    assert!(fail(&dir, 1, &["info", "nbds://localhost/x"]).contains("TLS"));
     assert!(fail(&dir, 1, &["info", "nbd://localhost:x/"]).contains("invalid port"));
     // A file is named with its directory.
     dir.file("nbd:x", &[7; 512]);
@@ -489,4 +488,109 @@ fn an_export_is_converted_to_another() {
     drop(out);
     process.ends();
     assert_same(&fs::read(&target).unwrap(), &guest, "target");
+}
+
+/// A directory with the certificates of an authority, and of a server and a client that it has signed.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn certificates(openssl: &str) -> TempDir {
+    let dir = TempDir::new();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let new = |name: &str, more: &[&str]| {
+        let (subject, key, certificate) =
+            (format!("/CN={name}"), path(&format!("{name}-key.pem")), path(&format!("{name}-cert.pem")));
+        let args = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", &subject];
+        run(openssl, &[&args[..], &["-keyout", &key, "-out", &certificate], more].concat());
+    };
+    let extension = |text| ["-addext", text];
+    new("ca", &[extension("basicConstraints=critical,CA:TRUE"), extension("keyUsage=critical,keyCertSign")].concat());
+    let (authority, key) = (path("ca-cert.pem"), path("ca-key.pem"));
+    for (name, usage) in [("server", "extendedKeyUsage=serverAuth"), ("client", "extendedKeyUsage=clientAuth")] {
+        let constraints = extension("basicConstraints=critical,CA:FALSE");
+        let names = extension("subjectAltName=DNS:localhost,IP:127.0.0.1");
+        let signed = ["-CA", &authority, "-CAkey", &key];
+        let usages = [extension("keyUsage=digitalSignature,keyEncipherment"), extension(usage)].concat();
+        new(name, &[&signed[..], &constraints, &names, &usages].concat());
+    }
+    dir
+}
+
+/// The directory without the certificate of the client.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn without_identity(certificates: &TempDir) -> TempDir {
+    let dir = TempDir::new();
+    fs::copy(certificates.join("ca-cert.pem"), dir.join("ca-cert.pem")).unwrap();
+    dir
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[test]
+fn servers_with_tls_are_read() {
+    needs_qemu!("servers_with_tls_are_read");
+    needs!("servers_with_tls_are_read", "qemu-nbd", "openssl");
+    let (dir, guest) = (TempDir::new(), guest());
+    let file = image(&dir, &guest);
+    let (known, others) = (certificates("openssl"), certificates("openssl"));
+    let unknown = without_identity(&known);
+    let object = format!("tls-creds-x509,id=t,endpoint=server,dir={}", known.path().display());
+    let args = ["--object", &object, "--tls-creds", "t", "-t", "-e", "8", "-r", "-f", "qcow2"];
+    let (_server, plain) = qemu_nbd(&dir, &args, &file);
+    let uri = |directory: &TempDir, host| nbd::tls_uri(&plain, Some(directory.path()), host).unwrap();
+    for host in [None, Some("127.0.0.1")] {
+        let client = Arc::new(nbd::connect(&uri(&known, host)).unwrap());
+        let disk = OpenOptions::new().format(Format::RAW).open_source(client).unwrap();
+        assert_same(&content(&disk).unwrap(), &guest, "over TLS");
+    }
+    for (uri, problem) in [
+        (plain.clone(), "use nbds:"),
+        (uri(&others, None), "certificate"),
+        (uri(&known, Some("example.com")), "certificate"),
+        (uri(&unknown, None), ""),
+    ] {
+        let message = fail(&dir, 1, &["info", &uri]);
+        assert!(message.contains(problem), "{uri}: {message}");
+    }
+    // With the options of qemu-img.
+    let object = format!("tls-creds-x509,id=t,endpoint=client,dir={}", known.path().display());
+    let socket = dir.join("s");
+    let node =
+        format!("driver=nbd,server.type=unix,server.path={},tls-creds=t,tls-hostname=localhost", socket.display());
+    let words = ["compare", "--object", &object, "--image-opts", &node, &node];
+    for (program, first) in [("qemu-img", &[][..]), (IMGCONV, &["qemu-img"])] {
+        let said = run(program, &[first, &words[..]].concat());
+        assert_eq!(String::from_utf8(said).unwrap(), "Images are identical.\n", "{program}");
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[test]
+fn our_server_requires_tls() {
+    needs!("our_server_requires_tls", "openssl", "nbdinfo");
+    let (dir, guest) = (TempDir::new(), guest());
+    image(&dir, &guest);
+    let known = certificates("openssl");
+    let unknown = without_identity(&known);
+    let directory = known.path().to_str().unwrap();
+    let (_server, uri) = serve(&dir, &["--port", "0", "--tls-certificates", directory, "source.qcow2"]);
+    assert!(uri.starts_with("nbds://127.0.0.1:"), "{uri}");
+    let with = |directory: &TempDir| nbd::tls_uri(&uri, Some(directory.path()), None).unwrap();
+    let disk = OpenOptions::new().format(Format::RAW);
+    let disk = disk.open_source(Arc::new(nbd::connect(&with(&known)).unwrap())).unwrap();
+    assert_same(&content(&disk).unwrap(), &guest, "from our server");
+    let size = run("nbdinfo", &["--size", &with(&known)]);
+    assert_eq!(String::from_utf8(size).unwrap().trim(), guest.len().to_string());
+    // Neither without TLS nor without a certificate.
+    let plain = uri.replace("nbds:", "nbd:");
+    assert!(fail(&dir, 1, &["info", &plain]).contains("use nbds:"));
+    assert!(!output("nbdinfo", &["--size", &plain]).status.success());
+    assert!(!output("nbdinfo", &["--size", &with(&unknown)]).status.success());
+    fail(&dir, 1, &["info", &with(&unknown)]);
+    // A server of its own certificate only has any client.
+    fs::remove_file(known.join("ca-cert.pem")).unwrap();
+    let (_server, uri) = serve(&dir, &["--port", "0", "--tls-certificates", directory, "source.qcow2"]);
+    assert!(nbd::connect(&nbd::tls_uri(&uri, Some(unknown.path()), None).unwrap()).is_ok());
+    // And one without TLS has none.
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let message = fail(&dir, 1, &["info", &nbd::tls_uri(&uri, Some(unknown.path()), None).unwrap()]);
+    assert!(message.contains("does not support TLS"), "{message}");
+    fail(&dir, 1, &["serve", "--port", "0", "--tls-certificates", "/nonexistent", "source.qcow2"]);
 }

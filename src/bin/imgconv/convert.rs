@@ -239,8 +239,10 @@ controller, nic, guest_os, hwversion and compression_level; see imgconv formats.
 padded to whole GiB, and is the sparse file disk.raw in a tar.gz.
 
 SOURCE can be an export of an NBD server, and TARGET one to write to: nbd://HOST[:PORT]/NAME,
-nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. A file of
-such a name is ./nbd:x. An export is written in place like a block device, raw unless -O
+nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. With TLS:
+nbds://HOST[:PORT]/NAME?tls-certificates=DIR, with ca-cert.pem in DIR, and, for a server
+that has to know its clients, client-cert.pem and client-key.pem. A file of such a name
+is ./nbd:x. An export is written in place like a block device, raw unless -O
 says otherwise, and keeps its size.
 
 The digest of --hash is that of the raw disk: of what sha256sum would say of the file that

@@ -36,7 +36,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let sources = Sources::new(parsed);
     let image = open_all(parsed, &sources, source_names)?;
 
-    let place = Place::find(parsed, target_name)?;
+    let place = Place::find(parsed, &sources, target_name)?;
     let format = match place.format {
         Some(format) => format,
         None => format_for(&format_name)?,
@@ -79,11 +79,12 @@ struct Place {
 }
 
 impl Place {
-    fn find(parsed: &Parsed, name: &OsStr) -> Result<Place, Failed> {
+    fn find(parsed: &Parsed, sources: &Sources, name: &OsStr) -> Result<Place, Failed> {
         let by_options = parsed.flag("target-image-opts");
         let node = if by_options { Node::from_list(name)? } else { Node::named(name)? };
         let is_description = by_options || name.to_string_lossy().starts_with("json:");
         let name = node.shown(name);
+        let node = node.secured(sources.secrets())?;
         if is_description && !parsed.flag("no-create") {
             return Err(Failed::new("Unknown protocol 'json'"));
         }

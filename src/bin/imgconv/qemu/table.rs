@@ -62,7 +62,12 @@ const QUIET: Row = row('q', "quiet", "", "print errors only");
 const PROGRESS: Row = row('p', "progress", "", "print the progress in percent to standard output")
     .imgconv("a bar on standard error, if that is a terminal");
 const SHARE: Row = row('U', "force-share", "", "open the image even if another program writes to it");
-const OBJECT: Row = row(' ', "object", "OBJDEF", "a secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT");
+const OBJECT: Row = row(
+    ' ',
+    "object",
+    "OBJDEF",
+    "a secret or certificates: secret,id=ID,file=PATH or secret,id=ID,data=TEXT or tls-creds-x509,id=ID,endpoint=client,dir=PATH",
+);
 const IMAGE_OPTS: Row =
     row(' ', "image-opts", "", "the name of the image is a list of options: driver=FMT,file.filename=PATH");
 const OUTPUT: Row = row(' ', "output", "human|json", "style of the output");
