@@ -43,7 +43,7 @@
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  hash  remote/  nbd/client  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -106,13 +106,18 @@ mod spool;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod testing;
+#[cfg(any(feature = "nbd", feature = "remote"))]
+#[cfg_attr(not(feature = "nbd"), allow(dead_code, unused_imports))]
+mod tls;
 pub mod zero;
 
 pub use compare::{Comparison, compare};
 #[cfg(feature = "hash")]
 pub use convert::FileDigest;
 #[cfg(feature = "write")]
-pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Reflink, Report};
+pub use convert::{
+    BitmapPolicy, Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Reflink, Report,
+};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

@@ -10,6 +10,7 @@
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
 mod anew;
+mod bitmaps;
 mod compressed_raw;
 mod digest;
 mod directory;
@@ -57,6 +58,7 @@ use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
 use crate::spool::{self, Spool};
+pub use bitmaps::BitmapPolicy;
 use compressed_raw::Content;
 pub use compressed_raw::OutputCompression;
 use directory::DirectoryFiles;
@@ -119,6 +121,7 @@ pub struct Converter {
     google_image: bool,
     backing: Option<Backing>,
     secret: Option<Secret>,
+    bitmaps: BitmapPolicy,
     existing: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros; `None` for the default.
     sparse: Option<u64>,
@@ -165,6 +168,7 @@ impl Converter {
             google_image: false,
             backing: None,
             secret: None,
+            bitmaps: BitmapPolicy::Omit,
             existing: false,
             sparse: None,
             reflink: Reflink::default(),
@@ -523,7 +527,9 @@ impl Converter {
                 target,
             };
             job.reflinks = Reflinks::new(self, &job, cloneable).map_err(|e| e.in_file_at(target))?;
+            let bitmaps = self.bitmaps_of(source, writer.spec(), &mut report)?;
             sums = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
+            bitmaps.iter().try_for_each(|bitmap| writer.add_bitmap(bitmap)).map_err(|e| e.in_file_at(target))?;
             source.check_unchanged()?;
             #[cfg(feature = "packages")]
             source.verify_unless(&|| self.is_cancelled())?;

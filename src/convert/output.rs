@@ -6,6 +6,7 @@ mod temporary;
 mod tests;
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -114,7 +115,15 @@ impl Output {
         self.image.file()
     }
 
-    fn add_at(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
+    fn check_takes_parts(&self) -> Result<()> {
+        if self.old.as_ref().is_some_and(|old| old.kind.is_device()) {
+            let problem = "an image of several files cannot be written to a device";
+            return Err(Error::Usage(problem.into()).in_file(&self.image.path));
+        }
+        Ok(())
+    }
+
+    fn add_part(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
         // It holds data that may have been in the old target, which not everybody was allowed to read.
         let within = self.old.as_ref();
         let part = match self.rules.replaced(path)? {
@@ -189,10 +198,14 @@ impl Output {
             let error = placed.into_iter().rev().fold(error, |error, placed| placed.take_back().err().unwrap_or(error));
             return Err(old.and_then(|old| old.put_back(&target).err()).unwrap_or(error));
         }
-        // Removes the old files.
-        drop((placed, old));
         if rules.sync && renames {
-            sync_directory(directory_of(&target)).map_err(Error::io("syncing the directory", None))?;
+            let files = placed.iter().map(|placed| &placed.path).chain([&target]);
+            let directories: BTreeSet<_> = files.map(|path| directory_of(path).to_owned()).collect();
+            // Removes the old files.
+            drop((placed, old));
+            for directory in directories {
+                sync_directory(&directory).map_err(Error::io("syncing the directory", None))?;
+            }
         }
         Ok(())
     }
@@ -261,14 +274,29 @@ impl TargetFiles for Output {
     /// Errors of the system, and [`Error::Usage`] if the target is a device, if the name is taken by another file of the
     /// output, or if it names something that must not be replaced.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>> {
-        if self.old.as_ref().is_some_and(|old| old.kind.is_device()) {
-            let problem = "an image of several files cannot be written to a device";
-            return Err(Error::Usage(problem.into()).in_file(&self.image.path));
-        }
+        self.check_takes_parts()?;
         self.names.add(name).map_err(|e| e.in_file(&self.image.path))?;
         let path = self.image.path.with_file_name(name);
-        self.add_at(&path).map_err(|e| e.in_file(&path))
+        self.add_part(&path).map_err(|e| e.in_file(&path))
     }
+
+    fn add_at(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
+        self.check_takes_parts()?;
+        let path = self.image.path.with_file_name("").join(path);
+        let is_beside = is_same_directory(directory_of(&path), directory_of(&self.image.path))
+            .map_err(Error::io("finding the directory", None))
+            .map_err(|e| e.in_file(&path))?;
+        match path.file_name() {
+            Some(name) if is_beside => self.add(name),
+            Some(_) => self.add_part(&path).map_err(|e| e.in_file(&path)),
+            None => Err(Error::Usage("not the name of a file".into()).in_file(&path)),
+        }
+    }
+}
+
+/// Whether both paths are the same directory, which has to exist.
+fn is_same_directory(a: &Path, b: &Path) -> io::Result<bool> {
+    Ok(fs::canonicalize(a)? == fs::canonicalize(b)?)
 }
 
 fn close<T>(file: Arc<T>, close: impl FnOnce(T) -> io::Result<()>) -> Result<()> {

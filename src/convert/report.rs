@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::Format;
 #[cfg(feature = "hash")]
 use crate::hash::Digest;
+use crate::name::Name;
 
 /// Progress of a conversion.
 ///
@@ -79,6 +80,8 @@ pub struct Report {
     /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
     /// its own. Of several guest ranges with one host range, the first one is not listed.
     pub doubtful: DamageList,
+    /// The names of the inconsistent bitmaps that [`BitmapPolicy::SkipInconsistent`](crate::BitmapPolicy::SkipInconsistent) left out.
+    pub skipped_bitmaps: Vec<Name>,
 }
 
 /// Damage of an image, in ascending order of the guest ranges.
@@ -172,6 +175,7 @@ impl Report {
             file_digests: Vec::new(),
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),
+            skipped_bitmaps: Vec::new(),
         }
     }
 }

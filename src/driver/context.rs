@@ -243,6 +243,15 @@ pub trait TargetFiles {
     /// # Errors
     /// Errors of the storage, and [`Error::Usage`] if the name is taken or is not a plain file name.
     fn add(&self, name: &OsStr) -> Result<Arc<dyn WriteAt>>;
+
+    /// Creates a file whose path the caller has given in an option. A relative one starts at the directory of the image. By default it has to be
+    /// a plain file name, as for [`add`](Self::add).
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    fn add_at(&self, path: &Path) -> Result<Arc<dyn WriteAt>> {
+        self.add(path.as_os_str())
+    }
 }
 
 impl fmt::Debug for dyn TargetFiles + '_ {

@@ -118,6 +118,7 @@
 //! # Ok::<(), diskimage::Error>(())
 //! ```
 
+mod bitmap;
 mod check;
 mod context;
 mod extent;
@@ -128,6 +129,7 @@ mod write;
 use std::io::Read;
 use std::sync::Arc;
 
+pub use bitmap::DirtyBitmap;
 pub use check::CheckReport;
 pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Extent, FileId, Location};
+use super::{DirtyBitmap, Extent, FileId, Location};
 use crate::error::Result;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
@@ -43,6 +43,14 @@ pub trait SparseRead: Send + Sync {
     /// Reference count of the host cluster at `offset` of the image file; 1 for formats without reference counts.
     fn refcount(&self, _offset: u64) -> u64 {
         1
+    }
+
+    /// The bitmaps of writes that the image holds, in its order. Outdated ones are left out.
+    ///
+    /// # Errors
+    /// If they cannot be read or are corrupt.
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        Ok(Vec::new())
     }
 
     /// Reports each range of the image's files that holds metadata to `claim`, which returns whether the range was free.

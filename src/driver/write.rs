@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::DirtyBitmap;
 use crate::codec::Encoding;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::identifiers::ImageIdentifiers;
 use crate::io::WriteAt;
 
@@ -33,6 +34,14 @@ pub trait SparseWrite: Send {
 
     /// Makes `guest` read as zeros, whatever a backing file holds. Both ends, and errors, are as in [`place`](Self::place).
     fn zero(&mut self, guest: Range<u64>) -> Result<()>;
+
+    /// Adds a copy of a bitmap, after all guest data, if [`WriteSpec::bitmaps`] is set.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the bitmap; [`Error::Usage`] if the format cannot have such a bitmap.
+    fn add_bitmap(&mut self, bitmap: &DirtyBitmap) -> Result<()> {
+        Err(Error::Usage(format!("the format has no bitmaps: '{}'", bitmap.name)))
+    }
 
     /// Writes and syncs the tables, then writes and syncs the header, so that an incomplete image has no valid header.
     /// `identifiers` follow from the content; they replace those of the context, except in what a pipe has got already.
@@ -79,6 +88,8 @@ pub struct WriteSpec {
     /// What divides the host offset of the data of each placement whose guest offset it divides, in bytes: a power of two, or 0 if that is not known.
     /// Blocks of a file system can be shared with the source where they divide it, if the host range holds the guest data as it is.
     pub host_alignment: u64,
+    /// Whether the image can have bitmaps.
+    pub bitmaps: bool,
 }
 
 impl WriteSpec {

@@ -27,6 +27,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use crate::codec::{DecodeError, Decoder};
+#[cfg(feature = "write")]
+use crate::driver::DirtyBitmap;
 use crate::driver::{Compressed, ExtentKind, FileId, Location, SparseRead};
 use crate::error::{Error, Problem, Result};
 use crate::format::Format;
@@ -90,6 +92,18 @@ impl Image {
     /// Virtual size in bytes.
     pub fn virtual_size(&self) -> u64 {
         self.info().virtual_size
+    }
+
+    /// The bitmaps of the top layer.
+    #[cfg(feature = "write")]
+    pub(crate) fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        match self.layers.first() {
+            Some(_) if self.parts.len() > 1 => {
+                Err(Error::Usage("the bitmaps of several images cannot be combined".into()))
+            }
+            Some(top) => top.reader.bitmaps().map_err(|e| e.in_file_at(self.files().next().and_then(SourceFile::path))),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The properties of the top layer.

@@ -18,7 +18,7 @@ pub const PORT: u16 = 10809;
 /// assert_eq!(tcp_uri("::1", 10809, "my disk"), "nbd://[::1]:10809/my%20disk");
 /// ```
 pub fn tcp_uri(host: &str, port: u16, export: &str) -> String {
-    Address { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into() }.to_string()
+    Address { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into(), tls: None }.to_string()
 }
 
 /// Returns the URI of an export over a Unix socket.
@@ -29,7 +29,27 @@ pub fn tcp_uri(host: &str, port: u16, export: &str) -> String {
 /// assert_eq!(unix_uri("/run/nbd.sock", "disk"), "nbd+unix:///disk?socket=/run/nbd.sock");
 /// ```
 pub fn unix_uri(socket: impl AsRef<Path>, export: &str) -> String {
-    Address { server: ServerAddress::Unix(socket.as_ref().into()), export: export.into() }.to_string()
+    Address { server: ServerAddress::Unix(socket.as_ref().into()), export: export.into(), tls: None }.to_string()
+}
+
+/// Returns the URI of the same export over TLS. `certificates` is the directory with the certificates, instead of those of the system; `hostname`
+/// is the name that the certificate of the server has to be for, if it is not that of the host.
+///
+/// # Errors
+/// [`Error::Usage`] for what is not an NBD URI.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use diskimage::nbd::tls_uri;
+///
+/// let uri = tls_uri("nbd://backup/disk", Some(Path::new("/etc/pki/nbd")), None)?;
+/// assert_eq!(uri, "nbds://backup:10809/disk?tls-certificates=/etc/pki/nbd");
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+pub fn tls_uri(uri: &str, certificates: Option<&Path>, hostname: Option<&str>) -> Result<String> {
+    let tls = Tls { certificates: certificates.map(Path::to_owned), hostname: hostname.map(str::to_owned) };
+    Ok(Address { tls: Some(tls), ..Address::parse(uri)? }.to_string())
 }
 
 /// Where an export is, from one of:
@@ -37,6 +57,8 @@ pub fn unix_uri(socket: impl AsRef<Path>, export: &str) -> String {
 /// ```text
 /// nbd://HOST[:PORT]/EXPORT                 doc/uri.md of NetworkBlockDevice/nbd
 /// nbd+unix:///EXPORT?socket=PATH
+/// nbds://HOST[:PORT]/EXPORT?tls-certificates=DIRECTORY&tls-hostname=NAME
+/// nbds+unix:///EXPORT?socket=PATH&tls-hostname=NAME
 /// nbd:HOST:PORT[:exportname=EXPORT]        qemu
 /// nbd:unix:PATH[:exportname=EXPORT]
 /// ```
@@ -45,6 +67,28 @@ pub struct Address {
     pub server: ServerAddress,
     /// The name of the export; empty for the default export.
     pub export: String,
+    /// `None` for a connection without TLS.
+    pub tls: Option<Tls>,
+}
+
+/// Whom a client trusts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The directory with certificates; `None` for those of the system.
+    pub certificates: Option<PathBuf>,
+    /// The name of the server in its certificate; `None` for that of the host.
+    pub hostname: Option<String>,
+}
+
+impl Tls {
+    /// The name that the certificate of the server has to be for.
+    pub fn host(&self, server: &ServerAddress) -> String {
+        match (&self.hostname, server) {
+            (Some(name), _) => name.clone(),
+            (None, ServerAddress::Tcp { host, .. }) => host.clone(),
+            (None, ServerAddress::Unix(_)) => "localhost".into(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,20 +112,21 @@ pub fn is_uri(name: impl AsRef<Path>) -> bool {
     scheme.is_some_and(|scheme| SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known.as_bytes())))
 }
 
-/// The last three are refused.
+/// The last one is refused.
 const SCHEMES: [&str; 5] = ["nbd", "nbd+unix", "nbds", "nbds+unix", "nbd+vsock"];
 
 impl Address {
     /// # Errors
-    /// [`Error::Usage`] for what is not an NBD URI, [`Error::Unsupported`] for TLS and for other kinds of sockets.
+    /// [`Error::Usage`] for what is not an NBD URI, [`Error::Unsupported`] for other kinds of sockets.
     pub fn parse(text: &str) -> Result<Address> {
         let (scheme, rest) = text.split_once(':').ok_or_else(|| invalid("it has no scheme"))?;
         let scheme = scheme.to_ascii_lowercase();
         let address = match (scheme.as_str(), rest.strip_prefix("//")) {
-            ("nbds" | "nbds+unix", _) => return Err(Error::unsupported("NBD", "TLS (nbds)")),
             ("nbd+vsock", _) => return Err(Error::unsupported("NBD", "vsock sockets")),
-            ("nbd", Some(rest)) => Address::tcp(rest)?,
-            ("nbd+unix", Some(rest)) => Address::unix(rest)?,
+            ("nbd", Some(rest)) => Address::tcp(Parts::split(rest, false)?)?,
+            ("nbd+unix", Some(rest)) => Address::unix(Parts::split(rest, false)?)?,
+            ("nbds", Some(rest)) => Address::tcp(Parts::split(rest, true)?)?,
+            ("nbds+unix", Some(rest)) => Address::unix(Parts::split(rest, true)?)?,
             ("nbd", None) => Address::of_qemu(rest)?,
             _ => return Err(invalid("expected nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH")),
         };
@@ -91,8 +136,7 @@ impl Address {
         }
     }
 
-    fn tcp(rest: &str) -> Result<Address> {
-        let Parts { authority, export, socket } = Parts::split(rest)?;
+    fn tcp(Parts { authority, export, socket, tls }: Parts<'_>) -> Result<Address> {
         if socket.is_some() {
             return Err(invalid("a socket needs the scheme nbd+unix"));
         }
@@ -110,18 +154,17 @@ impl Address {
         }
         let port = port.filter(|port| !port.is_empty()).map_or(Ok(PORT), number)?;
         let host = if host.is_empty() { "localhost".into() } else { text(&decode(host)?)? };
-        Ok(Address { server: ServerAddress::Tcp { host, port }, export })
+        Ok(Address { server: ServerAddress::Tcp { host, port }, export, tls })
     }
 
-    fn unix(rest: &str) -> Result<Address> {
-        let Parts { authority, export, socket } = Parts::split(rest)?;
+    fn unix(Parts { authority, export, socket, tls }: Parts<'_>) -> Result<Address> {
         if !authority.is_empty() {
             return Err(invalid("a Unix socket has no host; expected nbd+unix:///EXPORT?socket=PATH"));
         }
         let socket = socket
             .filter(|path| !path.as_os_str().is_empty())
             .ok_or_else(|| invalid("the parameter socket is missing"))?;
-        Ok(Address { server: ServerAddress::Unix(socket), export })
+        Ok(Address { server: ServerAddress::Unix(socket), export, tls })
     }
 
     fn of_qemu(rest: &str) -> Result<Address> {
@@ -139,7 +182,7 @@ impl Address {
                 }
             }
         };
-        Ok(Address { server, export: export.into() })
+        Ok(Address { server, export: export.into(), tls: None })
     }
 }
 
@@ -147,13 +190,27 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = encode(self.export.as_bytes());
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let mut parameters = Vec::new();
         match &self.server {
-            ServerAddress::Tcp { host, port } if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{export}"),
-            ServerAddress::Tcp { host, port } => write!(f, "nbd://{host}:{port}/{export}"),
+            ServerAddress::Tcp { host, port } if host.contains(':') => {
+                write!(f, "{scheme}://[{host}]:{port}/{export}")?
+            }
+            ServerAddress::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}/{export}")?,
             ServerAddress::Unix(path) => {
-                write!(f, "nbd+unix:///{export}?socket={}", encode(path.as_os_str().as_encoded_bytes()))
+                write!(f, "{scheme}+unix:///{export}")?;
+                parameters.push(("socket", encode(path.as_os_str().as_encoded_bytes())));
             }
         }
+        if let Some(Tls { certificates, hostname }) = &self.tls {
+            let certificates = certificates.as_ref().map(|path| encode(path.as_os_str().as_encoded_bytes()));
+            parameters.extend(certificates.map(|value| ("tls-certificates", value)));
+            parameters.extend(hostname.as_ref().map(|name| ("tls-hostname", encode(name.as_bytes()))));
+        }
+        for (index, (name, value)) in parameters.iter().enumerate() {
+            write!(f, "{}{name}={value}", if index == 0 { '?' } else { '&' })?;
+        }
+        Ok(())
     }
 }
 
@@ -162,21 +219,28 @@ struct Parts<'a> {
     authority: &'a str,
     export: String,
     socket: Option<PathBuf>,
+    tls: Option<Tls>,
 }
 
 impl Parts<'_> {
-    fn split(rest: &str) -> Result<Parts<'_>> {
+    /// With the parameters of TLS, if it is `secure`.
+    fn split(rest: &str, secure: bool) -> Result<Parts<'_>> {
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, export) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut socket = None;
+        let (mut socket, mut tls) = (None, secure.then(Tls::default));
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-            match parameter.split_once('=') {
-                Some(("socket", path)) => socket = Some(path_from(decode(path)?)?),
+            match (parameter.split_once('='), &mut tls) {
+                (Some(("socket", path)), _) => socket = Some(path_from(decode(path)?)?),
+                (Some(("tls-certificates", path)), Some(tls)) => tls.certificates = Some(path_from(decode(path)?)?),
+                (Some(("tls-hostname", name)), Some(tls)) => tls.hostname = Some(text(&decode(name)?)?),
                 // doc/uri.md, "Other NBD URI query parameters": an unknown one is diagnosed.
-                _ => return Err(invalid(format!("unknown parameter '{parameter}'; supported: socket"))),
+                _ => {
+                    let known = "socket, and of nbds: tls-certificates and tls-hostname";
+                    return Err(invalid(format!("unknown parameter '{parameter}'; supported: {known}")));
+                }
             }
         }
-        Ok(Parts { authority, export: text(&decode(export)?)?, socket })
+        Ok(Parts { authority, export: text(&decode(export)?)?, socket, tls })
     }
 }
 
@@ -241,16 +305,24 @@ mod tests {
     use super::*;
 
     fn tcp(host: &str, port: u16, export: &str) -> Address {
-        Address { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into() }
+        Address { server: ServerAddress::Tcp { host: host.into(), port }, export: export.into(), tls: None }
     }
 
     fn unix(path: &str, export: &str) -> Address {
-        Address { server: ServerAddress::Unix(path.into()), export: export.into() }
+        Address { server: ServerAddress::Unix(path.into()), export: export.into(), tls: None }
+    }
+
+    fn secure(address: Address, certificates: Option<&str>, hostname: Option<&str>) -> Address {
+        let tls = Tls { certificates: certificates.map(PathBuf::from), hostname: hostname.map(str::to_owned) };
+        Address { tls: Some(tls), ..address }
     }
 
     #[test]
     fn uris() {
         for (text, address) in [
+            ("nbds://host/x", secure(tcp("host", PORT, "x"), None, None)),
+            ("nbds://host:1?tls-certificates=/a%20b", secure(tcp("host", 1, ""), Some("/a b"), None)),
+            ("nbds+unix:///x?tls-hostname=h&socket=s", secure(unix("s", "x"), None, Some("h"))),
             // The table of doc/uri.md, "NBD URI export name".
             ("nbd://example.com/disk", tcp("example.com", PORT, "disk")),
             ("nbd+unix:///disk?socket=sock", unix("sock", "disk")),
@@ -278,8 +350,9 @@ mod tests {
     fn other_uris_are_refused_with_the_reason() {
         let long = format!("nbd://host/{}", "x".repeat(4097));
         for (text, reason) in [
-            ("nbds://host/x", "TLS"),
-            ("nbds+unix:///x?socket=s", "TLS"),
+            ("nbds://host/x?tls-psk-file=p", "unknown parameter 'tls-psk-file=p'"),
+            ("nbd://host/x?tls-hostname=h", "unknown parameter"),
+            ("nbds+unix:///x", "socket is missing"),
             ("nbd+vsock://1:2/x", "vsock"),
             ("nbd://host/x?tls-type=x509", "unknown parameter 'tls-type=x509'"),
             ("nbd://host/x?socket=s", "nbd+unix"),
@@ -317,7 +390,9 @@ mod tests {
     proptest! {
         #[test]
         fn addresses_are_read_as_written(host in "[a-z0-9:.]{1,20}", port: u16, export in "[^\0]{0,40}", path in "[^\0]{1,40}") {
-            for address in [tcp(&host, port, &export), unix(&path, &export)] {
+            let (plain, local) = (tcp(&host, port, &export), unix(&path, &export));
+            let (trusting, named) = (secure(plain.clone(), None, None), secure(local.clone(), Some(&path), Some(&host)));
+            for address in [plain, local, trusting, named] {
                 prop_assert_eq!(Address::parse(&address.to_string()).unwrap(), address);
             }
         }

@@ -12,7 +12,7 @@
 //! | replies | structured, if the other side can |
 //! | holes | `base:allocation`; they are not read |
 //! | several connections | with `NBD_FLAG_CAN_MULTI_CONN` |
-//! | TLS | no; [`Client::from_stream`] takes a stream of the caller |
+//! | TLS | with the feature `tls`, which `remote` includes, on x86-64 and aarch64; certificates are those of a directory, with the names that QEMU and libnbd have for them (`ca-cert.pem`, `client-cert.pem` and `client-key.pem`, `server-cert.pem` and `server-key.pem`), or a client has those of the system; [`Client::from_stream`] takes a stream of the caller |
 
 mod address;
 mod client;
@@ -20,8 +20,8 @@ mod protocol;
 mod server;
 mod socket;
 
-pub use address::{PORT, is_uri, tcp_uri, unix_uri};
-pub use client::Client;
+pub use address::{PORT, is_uri, tcp_uri, tls_uri, unix_uri};
+pub use client::{Client, Connector};
 pub use server::Server;
 
 use crate::error::Result;
@@ -31,13 +31,15 @@ use crate::error::Result;
 /// ```text
 /// nbd://HOST[:PORT]/EXPORT
 /// nbd+unix:///EXPORT?socket=PATH
+/// nbds://HOST[:PORT]/EXPORT?tls-certificates=DIRECTORY&tls-hostname=NAME
+/// nbds+unix:///EXPORT?socket=PATH&tls-certificates=DIRECTORY&tls-hostname=NAME
 /// nbd:HOST:PORT[:exportname=EXPORT]        as in qemu
 /// nbd:unix:PATH[:exportname=EXPORT]
 /// ```
 ///
 /// # Errors
 /// [`Error::Usage`](crate::Error::Usage) for what is not such a URI, [`Error::Unsupported`](crate::Error::Unsupported) for one with TLS
-/// (`nbds:`), and errors of the system and of the server, which does not answer for 30 seconds, or has no such export.
+/// (`nbds:`) where there is none, and errors of the system and of the server, which does not answer for 30 seconds, or has no such export.
 pub fn connect(uri: &str) -> Result<Client> {
-    Client::connect(uri)
+    Connector::new().connect(uri)
 }

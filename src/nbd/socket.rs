@@ -1,12 +1,18 @@
-//! Sockets of both kinds, with a deadline for the handshake.
+//! Sockets of both kinds, with a deadline for the handshake, and of clients that can be cancelled.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::address::ServerAddress;
+use crate::error::Error;
+
+/// How often a socket that waits looks whether the caller has cancelled.
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A connected socket.
 #[derive(Debug)]
@@ -14,6 +20,16 @@ pub struct Socket {
     stream: Stream,
     /// The time at which reads and writes have to be over, all together.
     deadline: Option<Instant>,
+    /// The time for each read and for each write, without a deadline.
+    timeouts: [Option<Duration>; 2],
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+/// What is timed.
+#[derive(Clone, Copy)]
+enum Action {
+    Read,
+    Write,
 }
 
 #[derive(Debug)]
@@ -36,7 +52,12 @@ impl Socket {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
             }
         };
-        Ok(Socket { stream, deadline: Some(deadline) })
+        Ok(Socket { deadline: Some(deadline), ..stream.into() })
+    }
+
+    /// Ends reads and writes soon after `cancel` becomes true.
+    pub fn cancelled_by(self, cancel: Option<Arc<AtomicBool>>) -> Socket {
+        Socket { cancel, ..self }
     }
 
     /// Limits the time for all that is read and written from now on.
@@ -47,7 +68,17 @@ impl Socket {
     /// Limits the time of each read and of each write, in place of a deadline.
     pub fn set_timeouts(&mut self, read: Option<Duration>, write: Option<Duration>) -> io::Result<()> {
         self.deadline = None;
+        self.timeouts = [read, write];
+        let [read, write] = self.timeouts.map(|time| self.interval(time));
         self.stream.set_timeouts(read, write)
+    }
+
+    /// The time to wait at once, of all the time.
+    fn interval(&self, time: Option<Duration>) -> Option<Duration> {
+        match self.cancel {
+            None => time,
+            Some(_) => Some(time.map_or(INTERVAL, |time| time.min(INTERVAL))),
+        }
     }
 
     /// A second handle of the same socket.
@@ -57,7 +88,8 @@ impl Socket {
             #[cfg(unix)]
             Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
         };
-        Ok(Socket { stream, deadline: self.deadline })
+        let (timeouts, cancel) = (self.timeouts, self.cancel.clone());
+        Ok(Socket { stream, deadline: self.deadline, timeouts, cancel })
     }
 
     /// Ends reads and writes of all handles.
@@ -73,21 +105,49 @@ impl Socket {
     /// Sets the time that is left before the deadline.
     fn before_deadline(&self) -> io::Result<()> {
         let Some(deadline) = self.deadline else { return Ok(()) };
-        let left = time_left(deadline)?;
-        self.stream.set_timeouts(Some(left), Some(left))
+        let left = self.interval(Some(time_left(deadline)?));
+        self.stream.set_timeouts(left, left)
+    }
+
+    /// Reads or writes, as long as there is time and the caller has not cancelled.
+    fn wait_for<T>(&mut self, action: Action, mut try_it: impl FnMut(&mut Stream) -> io::Result<T>) -> io::Result<T> {
+        let start = self.cancel.as_ref().map(|_| Instant::now());
+        loop {
+            if self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled.into());
+            }
+            self.before_deadline()?;
+            let error = match try_it(&mut self.stream) {
+                Err(error) if is_pause(&error) => error,
+                result => return result,
+            };
+            let limit = self.timeouts[action as usize].filter(|_| self.deadline.is_none());
+            let is_over = |start: Instant| limit.is_some_and(|limit| start.elapsed() >= limit);
+            match start {
+                _ if error.kind() == io::ErrorKind::Interrupted => {}
+                Some(start) if !is_over(start) => {}
+                _ => return Err(no_answer()),
+            }
+        }
+    }
+}
+
+impl From<Stream> for Socket {
+    fn from(stream: Stream) -> Socket {
+        Socket { stream, deadline: None, timeouts: [None; 2], cancel: None }
     }
 }
 
 impl From<TcpStream> for Socket {
     fn from(stream: TcpStream) -> Socket {
-        Socket { stream: Stream::Tcp(stream), deadline: None }
+        Stream::Tcp(stream).into()
     }
 }
 
 #[cfg(unix)]
 impl From<UnixStream> for Socket {
     fn from(stream: UnixStream) -> Socket {
-        Socket { stream: Stream::Unix(stream), deadline: None }
+        Stream::Unix(stream).into()
     }
 }
 
@@ -125,35 +185,28 @@ fn no_answer() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the peer does not answer")
 }
 
-/// An expired timeout is one of these, depending on the system.
-fn timed_out(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => no_answer(),
-        _ => error,
-    }
+/// Whether nothing has happened yet: an expired timeout is one of these, depending on the system.
+fn is_pause(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.before_deadline()?;
-        match &mut self.stream {
+        self.wait_for(Action::Read, |stream| match stream {
             Stream::Tcp(stream) => stream.read(buf),
             #[cfg(unix)]
             Stream::Unix(stream) => stream.read(buf),
-        }
-        .map_err(timed_out)
+        })
     }
 }
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.before_deadline()?;
-        match &mut self.stream {
+        self.wait_for(Action::Write, |stream| match stream {
             Stream::Tcp(stream) => stream.write(buf),
             #[cfg(unix)]
             Stream::Unix(stream) => stream.write(buf),
-        }
-        .map_err(timed_out)
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -4,6 +4,7 @@ use ureq::config::ConfigBuilder;
 use ureq::typestate::AgentScope;
 
 use crate::error::{Error, Result};
+use crate::tls::missing;
 
 /// Adds TLS to the settings of connections. A server can redirect from http to https, so that it is not only for https.
 ///
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 /// [`Error::Unsupported`] for https where there is no TLS, and if the system has no certificates.
 pub(super) fn add(config: ConfigBuilder<AgentScope>, is_https: bool) -> Result<ConfigBuilder<AgentScope>> {
     match missing() {
-        Some(problem) if is_https => Err(Error::unsupported("https", problem)),
+        Some(problem) if is_https => Err(Error::unsupported("https", format!("{problem}; use http"))),
         Some(_) => Ok(config),
         None => with_tls(config, is_https),
     }
@@ -37,26 +38,4 @@ fn with_tls(config: ConfigBuilder<AgentScope>, is_https: bool) -> Result<ConfigB
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn with_tls(config: ConfigBuilder<AgentScope>, _is_https: bool) -> Result<ConfigBuilder<AgentScope>> {
     Ok(config)
-}
-
-/// Why there is no TLS: the crate of the ciphers requires these instructions, and would end the process without them.
-#[cfg(target_arch = "x86_64")]
-fn missing() -> Option<&'static str> {
-    use std::arch::is_x86_feature_detected as has;
-
-    let all = has!("aes") && has!("pclmulqdq") && has!("bmi1") && has!("bmi2") && has!("adx") && has!("avx2");
-    (!all).then_some("TLS on a processor without AES, ADX and AVX2; use http")
-}
-
-#[cfg(target_arch = "aarch64")]
-fn missing() -> Option<&'static str> {
-    use std::arch::is_aarch64_feature_detected as has;
-
-    let all = has!("neon") && has!("aes") && has!("pmull") && has!("sha2");
-    (!all).then_some("TLS on a processor without AES and SHA-2; use http")
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn missing() -> Option<&'static str> {
-    Some("TLS on this kind of processor; use http")
 }

@@ -282,6 +282,12 @@ fn conversions() {
     succeed(&dir, &["convert", "-S", "0", "-q", "--no-sync", "b", "c.img"]);
     assert_same(&std::fs::read(dir.join("c.img")).unwrap(), &guest, "back to raw");
 
+    // As scripts call qemu-img.
+    succeed(&dir, &["convert", "-t", "none", "-T", "writeback", "-W", "-C", "b", "script.qcow2"]);
+    let image = Image::open(dir.join("script.qcow2")).unwrap();
+    assert_same(&content(&image).unwrap(), &guest, "with options of qemu-img");
+    assert!(fail(&dir, 1, &["convert", "-t", "sometimes", "b", "f.qcow2"]).contains("sometimes"));
+
     // An overlay of a base with one difference.
     let mut base = guest.clone();
     base[1 << 19] ^= 1;

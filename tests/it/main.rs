@@ -4,12 +4,14 @@
 //! with `DISKIMAGE_INTEROP=required` in the environment they fail.
 
 #[cfg(feature = "cli")]
+mod bitmaps;
 mod cli;
 #[cfg(feature = "compressed")]
 mod compressed;
 mod concatenation;
 mod corpus;
 mod counts;
+mod data_files;
 mod detection;
 mod determinism;
 mod faults;

@@ -388,7 +388,6 @@ fn servers_that_fail_are_named() {
     let nothing = nbd::unix_uri(dir.join("nothing"), "x");
     let message = fail(&dir, 1, &["info", &nothing]);
     assert!(message.contains(&nothing) && message.contains("No such file"), "{message}");
-    assert!(fail(&dir, 1, &["info", "nbds://localhost/x"]).contains("TLS"));
     assert!(fail(&dir, 1, &["info", "nbd://localhost:x/"]).contains("invalid port"));
     // A file is named with its directory.
     dir.file("nbd:x", &[7; 512]);
@@ -407,13 +406,8 @@ fn servers_that_fail_are_named() {
     }
 }
 
-/// A server that ends in the middle of a conversion.
-#[test]
-fn a_lost_connection_leaves_no_file() {
-    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
-    image(&dir, &guest);
-    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
-    // A relay that passes 3 MiB.
+/// A server that passes `len` bytes of that at `uri` to each client, and leaves the client to `then`.
+fn relay(uri: &str, len: u64, then: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let relay = nbd::tcp_uri("127.0.0.1", listener.local_addr().unwrap().port(), "");
     let address = uri.trim_start_matches("nbd://").trim_end_matches('/').to_owned();
@@ -421,16 +415,59 @@ fn a_lost_connection_leaves_no_file() {
         for client in listener.incoming() {
             let (mut client, server) = (client.unwrap(), TcpStream::connect(&address).unwrap());
             let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let then = then.clone();
             thread::spawn(move || std::io::copy(&mut from, &mut to));
             thread::spawn(move || {
-                let _ = std::io::copy(&mut (&server).take(3 << 20), &mut client);
-                let _ = client.shutdown(std::net::Shutdown::Both);
+                let _ = std::io::copy(&mut (&server).take(len), &mut client);
+                then(client);
             });
         }
     });
+    relay
+}
+
+/// A server that ends in the middle of a conversion.
+#[test]
+fn a_lost_connection_leaves_no_file() {
+    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
+    image(&dir, &guest);
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let relay = relay(&uri, 3 << 20, |client| client.shutdown(std::net::Shutdown::Both).unwrap());
     let message = fail(&dir, 1, &["convert", "-m", "1", &relay, "copy.raw"]);
     assert!(message.contains(&relay) && message.contains("closed the connection"), "{message}");
     assert!(!dir.join("copy.raw").exists());
+}
+
+/// A server that stops answering, in the handshake or later.
+#[test]
+fn a_silent_server_does_not_keep_the_program_from_ending() {
+    let (dir, guest) = (TempDir::new(), Pattern::Dense.make(8 << 20));
+    image(&dir, &guest);
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let before = dir.names();
+    for (len, program) in [(10, &["convert"][..]), (3 << 20, &["convert"]), (3 << 20, &["qemu-img", "convert"])] {
+        let (silent, is_silent) = std::sync::mpsc::channel();
+        let relay = relay(&uri, len, move |client| {
+            silent.send(()).unwrap();
+            // The connection remains open.
+            std::mem::forget(client);
+        });
+        let mut command = Command::new(IMGCONV);
+        command.args(program).args(["-m", "2", &relay, "copy.raw"]).current_dir(dir.path()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        is_silent.recv().unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("sh").args(["-c", "kill -s TERM $0", &id]).status().unwrap().success());
+        let done = child.wait_with_output().unwrap();
+        let message = String::from_utf8(done.stderr).unwrap();
+        // Otherwise the message would be that the server does not answer.
+        assert!(!message.contains("does not answer"), "{message}");
+        if program.len() == 1 {
+            assert_eq!(done.status.code(), Some(128 + 15), "{message}");
+            assert!(message.contains("cancelled by signal 15"), "{message}");
+        }
+        assert_eq!(dir.names(), before);
+    }
 }
 
 /// From an export to another one, with our program on both sides.
@@ -451,4 +488,109 @@ fn an_export_is_converted_to_another() {
     drop(out);
     process.ends();
     assert_same(&fs::read(&target).unwrap(), &guest, "target");
+}
+
+/// A directory with the certificates of an authority, and of a server and a client that it has signed.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn certificates(openssl: &str) -> TempDir {
+    let dir = TempDir::new();
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let new = |name: &str, more: &[&str]| {
+        let (subject, key, certificate) =
+            (format!("/CN={name}"), path(&format!("{name}-key.pem")), path(&format!("{name}-cert.pem")));
+        let args = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", &subject];
+        run(openssl, &[&args[..], &["-keyout", &key, "-out", &certificate], more].concat());
+    };
+    let extension = |text| ["-addext", text];
+    new("ca", &[extension("basicConstraints=critical,CA:TRUE"), extension("keyUsage=critical,keyCertSign")].concat());
+    let (authority, key) = (path("ca-cert.pem"), path("ca-key.pem"));
+    for (name, usage) in [("server", "extendedKeyUsage=serverAuth"), ("client", "extendedKeyUsage=clientAuth")] {
+        let constraints = extension("basicConstraints=critical,CA:FALSE");
+        let names = extension("subjectAltName=DNS:localhost,IP:127.0.0.1");
+        let signed = ["-CA", &authority, "-CAkey", &key];
+        let usages = [extension("keyUsage=digitalSignature,keyEncipherment"), extension(usage)].concat();
+        new(name, &[&signed[..], &constraints, &names, &usages].concat());
+    }
+    dir
+}
+
+/// The directory without the certificate of the client.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn without_identity(certificates: &TempDir) -> TempDir {
+    let dir = TempDir::new();
+    fs::copy(certificates.join("ca-cert.pem"), dir.join("ca-cert.pem")).unwrap();
+    dir
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[test]
+fn servers_with_tls_are_read() {
+    needs_qemu!("servers_with_tls_are_read");
+    needs!("servers_with_tls_are_read", "qemu-nbd", "openssl");
+    let (dir, guest) = (TempDir::new(), guest());
+    let file = image(&dir, &guest);
+    let (known, others) = (certificates("openssl"), certificates("openssl"));
+    let unknown = without_identity(&known);
+    let object = format!("tls-creds-x509,id=t,endpoint=server,dir={}", known.path().display());
+    let args = ["--object", &object, "--tls-creds", "t", "-t", "-e", "8", "-r", "-f", "qcow2"];
+    let (_server, plain) = qemu_nbd(&dir, &args, &file);
+    let uri = |directory: &TempDir, host| nbd::tls_uri(&plain, Some(directory.path()), host).unwrap();
+    for host in [None, Some("127.0.0.1")] {
+        let client = Arc::new(nbd::connect(&uri(&known, host)).unwrap());
+        let disk = OpenOptions::new().format(Format::RAW).open_source(client).unwrap();
+        assert_same(&content(&disk).unwrap(), &guest, "over TLS");
+    }
+    for (uri, problem) in [
+        (plain.clone(), "use nbds:"),
+        (uri(&others, None), "certificate"),
+        (uri(&known, Some("example.com")), "certificate"),
+        (uri(&unknown, None), ""),
+    ] {
+        let message = fail(&dir, 1, &["info", &uri]);
+        assert!(message.contains(problem), "{uri}: {message}");
+    }
+    // With the options of qemu-img.
+    let object = format!("tls-creds-x509,id=t,endpoint=client,dir={}", known.path().display());
+    let socket = dir.join("s");
+    let node =
+        format!("driver=nbd,server.type=unix,server.path={},tls-creds=t,tls-hostname=localhost", socket.display());
+    let words = ["compare", "--object", &object, "--image-opts", &node, &node];
+    for (program, first) in [("qemu-img", &[][..]), (IMGCONV, &["qemu-img"])] {
+        let said = run(program, &[first, &words[..]].concat());
+        assert_eq!(String::from_utf8(said).unwrap(), "Images are identical.\n", "{program}");
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[test]
+fn our_server_requires_tls() {
+    needs!("our_server_requires_tls", "openssl", "nbdinfo");
+    let (dir, guest) = (TempDir::new(), guest());
+    image(&dir, &guest);
+    let known = certificates("openssl");
+    let unknown = without_identity(&known);
+    let directory = known.path().to_str().unwrap();
+    let (_server, uri) = serve(&dir, &["--port", "0", "--tls-certificates", directory, "source.qcow2"]);
+    assert!(uri.starts_with("nbds://127.0.0.1:"), "{uri}");
+    let with = |directory: &TempDir| nbd::tls_uri(&uri, Some(directory.path()), None).unwrap();
+    let disk = OpenOptions::new().format(Format::RAW);
+    let disk = disk.open_source(Arc::new(nbd::connect(&with(&known)).unwrap())).unwrap();
+    assert_same(&content(&disk).unwrap(), &guest, "from our server");
+    let size = run("nbdinfo", &["--size", &with(&known)]);
+    assert_eq!(String::from_utf8(size).unwrap().trim(), guest.len().to_string());
+    // Neither without TLS nor without a certificate.
+    let plain = uri.replace("nbds:", "nbd:");
+    assert!(fail(&dir, 1, &["info", &plain]).contains("use nbds:"));
+    assert!(!output("nbdinfo", &["--size", &plain]).status.success());
+    assert!(!output("nbdinfo", &["--size", &with(&unknown)]).status.success());
+    fail(&dir, 1, &["info", &with(&unknown)]);
+    // A server of its own certificate only has any client.
+    fs::remove_file(known.join("ca-cert.pem")).unwrap();
+    let (_server, uri) = serve(&dir, &["--port", "0", "--tls-certificates", directory, "source.qcow2"]);
+    assert!(nbd::connect(&nbd::tls_uri(&uri, Some(unknown.path()), None).unwrap()).is_ok());
+    // And one without TLS has none.
+    let (_server, uri) = serve(&dir, &["--port", "0", "source.qcow2"]);
+    let message = fail(&dir, 1, &["info", &nbd::tls_uri(&uri, Some(unknown.path()), None).unwrap()]);
+    assert!(message.contains("does not support TLS"), "{message}");
+    fail(&dir, 1, &["serve", "--port", "0", "--tls-certificates", "/nonexistent", "source.qcow2"]);
 }

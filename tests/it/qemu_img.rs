@@ -109,8 +109,9 @@ fn image(dir: &TempDir, name: &str) -> Option<(String, Vec<u8>)> {
     }
     let info = run("qemu-img", &[], dir, &format!("info --output=json {name}"));
     let info = String::from_utf8(info.stdout).unwrap();
-    let keys = ["\"virtual-size\"", "\"format\"", "\"cluster-size\"", "\"backing-filename\"", "\"compat\""];
-    let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(key)));
+    let keys = ["virtual-size", "format", "cluster-size", "backing-filename", "compat", "granularity", "name"];
+    let keys = keys.map(|key| format!("\"{key}\":"));
+    let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(&**key)));
     // The size of the file is that of its own format.
     let described = top.filter(|line| !line.starts_with("                ")).collect::<Vec<_>>().join("\n");
     let raw = format!("{name}.as-raw");
@@ -121,8 +122,9 @@ fn image(dir: &TempDir, name: &str) -> Option<(String, Vec<u8>)> {
     Some((described, bytes))
 }
 
-/// Runs a line with both programs. They must print the same, end with the same code, and leave the same `target`.
-fn assert_same(dir: &TempDir, line: &str, target: Option<&str>) {
+/// Runs a line with both programs. They must print the same, end with the same code, and leave the same `target`. Returns the directories
+/// of qemu-img and of this program.
+fn assert_same(dir: &TempDir, line: &str, target: Option<&str>) -> [TempDir; 2] {
     let [theirs, ours] = twins(dir);
     let (a, b) = (run("qemu-img", &[], &theirs, line), run(IMGCONV, &["qemu-img"], &ours, line));
     assert_eq!(b.status.code(), a.status.code(), "{line}: {}", String::from_utf8_lossy(&b.stderr));
@@ -132,6 +134,7 @@ fn assert_same(dir: &TempDir, line: &str, target: Option<&str>) {
         assert_eq!(ours.names(), theirs.names(), "{line}");
         assert!(image(&theirs, target) == image(&ours, target), "{line}: {target} differs");
     }
+    [theirs, ours]
 }
 
 #[test]
@@ -198,6 +201,8 @@ fn what_is_written_is_the_same_image() {
         ("convert disk.qcow2 x", "x"),
         ("convert -O qcow2 overlay.qcow2 x", "x"),
         ("convert -p -t none -W -m 4 -c -O qcow2 disk.raw x", "x"),
+        ("convert --bitmaps -O qcow2 disk.qcow2 x", "x"),
+        ("convert --bitmaps --skip-broken-bitmaps -O qcow2 -o cluster_size=4k disk.qcow2 x", "x"),
         ("convert -O qcow2 odd.raw x", "x"),
         ("convert odd.raw x", "x"),
         ("convert small.raw odd.raw disk.qcow2 -O qcow2 x", "x"),
@@ -216,9 +221,40 @@ fn what_is_written_is_the_same_image() {
         ("convert --image-opts driver=raw,offset=64k,size=128k,file.filename=disk.raw x", "x"),
         ("dd if=disk.qcow2 of=x bs=64k skip=7", "x"),
         ("dd if=disk.raw of=x bs=64k count=3", "x"),
+        ("dd if=disk.raw of=x bs=64k count=9 skip=7", "x"),
+        ("dd if=disk.raw of=x bs=64k count=2 skip=7", "x"),
+        ("dd if=odd.raw of=x bs=1000 count=0x3", "x"),
         ("dd -O qcow2 if=disk.raw of=x bs=1M", "x"),
     ] {
         assert_same(&dir, line, Some(target));
+    }
+}
+
+#[test]
+fn data_files_are_the_same() {
+    needs_qemu!("data files of qemu-img");
+    let dir = directory();
+    for line in [
+        "create -f qcow2 -o data_file=data x 3M",
+        "create -f qcow2 -o data_file=data,data_file_raw=on,preallocation=full x 3M",
+        "convert -O qcow2 -o data_file=data disk.raw x",
+        "convert -O qcow2 -o data_file=data,data_file_raw=on,cluster_size=4k odd.raw x",
+        "convert -O qcow2 -o data_file=data,extended_l2=on -B disk.qcow2 -F qcow2 overlay.qcow2 x",
+    ] {
+        let [theirs, ours] = assert_same(&dir, line, Some("x"));
+        let data = |dir: &TempDir| fs::read(dir.join("data")).unwrap();
+        // A raw data file of qemu-img ends with a whole cluster, not with the disk.
+        let (theirs_data, ours_data) = (data(&theirs), data(&ours));
+        assert!(theirs_data.starts_with(&ours_data), "{line}: the data files differ");
+        assert!(theirs_data[ours_data.len()..].iter().all(|&byte| byte == 0), "{line}: the data files differ");
+        // Each program checks and reads what the other one has written.
+        for (program, first, dir) in [("qemu-img", &[][..], &ours), (IMGCONV, &["qemu-img"][..], &theirs)] {
+            for line in ["check x", "compare -f qcow2 x x", "convert -O raw x back"] {
+                let done = run(program, first, dir, line);
+                assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+            }
+        }
+        assert!(fs::read(theirs.join("back")).unwrap() == fs::read(ours.join("back")).unwrap(), "{line}");
     }
 }
 
@@ -241,6 +277,18 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "create -f qcow2 -b nothing -F raw x 1M",
         "create -f qcow2 -b disk.raw x 1M",
         "create -u -f qcow2 -b nothing -F raw x",
+        "create -f qcow2 -o compat=0.10,refcount_bits=8 x 1M",
+        "create -f qcow2 -o compat=0.10,lazy_refcounts=on x 1M",
+        "create -f qcow2 -o cluster_size=4k,extended_l2=on x 1M",
+        "create -f qcow2 -o data_file_raw=on x 1M",
+        "create -f qcow2 -o data_file=y,compat=0.10 x 1M",
+        "create -f qcow2 -o data_file=y,data_file_raw=on -b disk.raw -F raw x 1M",
+        "dd if=disk.raw",
+        "dd if=disk.raw of=x bs=0",
+        "dd if=disk.raw of=x bs=x",
+        "dd if=disk.raw of=x count=1k",
+        "dd if=disk.raw of=x skip=-1",
+        "dd if=disk.raw of=x y",
         "create -f raw -b disk.raw -F raw x",
         "create -f qcow2 nothing/x 1M",
         "convert disk.raw",
@@ -259,6 +307,11 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "convert --target-is-zero disk.raw x",
         "convert -l nothing disk.qcow2 x",
         "convert vol.luks x",
+        "convert --bitmaps -O raw disk.qcow2 x",
+        "convert --bitmaps -O qcow2 -o compat=0.10 disk.qcow2 x",
+        "convert --bitmaps -O qcow2 disk.raw x",
+        "convert --bitmaps -O qcow2 disk.qcow2 disk.qcow2 x",
+        "convert --skip-broken-bitmaps -O qcow2 disk.qcow2 x",
     ] {
         assert_same(&dir, line, None);
     }

@@ -2,6 +2,7 @@
 
 mod package;
 mod preset;
+mod qemu_args;
 mod report;
 
 use std::env;
@@ -29,6 +30,7 @@ use crate::signals::Interrupt;
 use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
+use qemu_args::{BitmapArgs, ScriptArgs};
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -173,6 +175,12 @@ pub struct Args {
     #[command(flatten)]
     output: Output,
 
+    #[command(flatten)]
+    bitmaps: BitmapArgs,
+
+    #[command(flatten)]
+    _scripts: ScriptArgs,
+
     /// Image to convert, an NBD URI, an http or https URL, or - for standard input
     #[arg(value_parser = args::endpoint())]
     source: Endpoint,
@@ -258,8 +266,10 @@ controller, nic, guest_os, hwversion and compression_level; see imgconv formats.
 padded to whole GiB, and is the sparse file disk.raw in a tar.gz.
 
 SOURCE can be an export of an NBD server, and TARGET one to write to: nbd://HOST[:PORT]/NAME,
-nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. A file of
-such a name is ./nbd:x. An export is written in place like a block device, raw unless -O
+nbd+unix:///NAME?socket=PATH, or as in qemu-img, nbd:unix:PATH:exportname=NAME. With TLS:
+nbds://HOST[:PORT]/NAME?tls-certificates=DIR, with ca-cert.pem in DIR, and, for a server
+that has to know its clients, client-cert.pem and client-key.pem. A file of such a name
+is ./nbd:x. An export is written in place like a block device, raw unless -O
 says otherwise, and keeps its size.
 
 The digest of --hash is that of the raw disk: of what sha256sum would say of the file that
@@ -660,6 +670,7 @@ impl Args {
             .verify(self.verify)
             .salvage(self.salvage)
             .salvage_pattern(self.salvage_pattern.unwrap_or_default())
+            .bitmaps(self.bitmaps.policy())
             .rate(self.rate_limit.unwrap_or_default())
             .progress(move |progress| bar.update(progress));
         if let Some(size) = self.sparse_size {

@@ -4,8 +4,15 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use diskimage::nbd::{self, Client};
+use diskimage::nbd::{self, Client, Connector};
 use diskimage::{CheckReport, Image, Inspection, OpenOptions, Package, Result, remote};
+
+use crate::signals;
+
+/// Connects to a server. A signal that ends the program also ends waiting for the server.
+pub fn connect(uri: &str) -> Result<Arc<Client>> {
+    Connector::new().cancel(signals::cancelled()).connect(uri).map(Arc::new)
+}
 
 /// The place of an image.
 pub enum Location {
@@ -21,7 +28,7 @@ impl Location {
     pub fn find(name: impl Into<PathBuf>) -> Result<Location> {
         let name = name.into();
         match name.to_str() {
-            Some(uri) if nbd::is_uri(uri) => Ok(Location::Nbd(Arc::new(nbd::connect(uri)?))),
+            Some(uri) if nbd::is_uri(uri) => Ok(Location::Nbd(connect(uri)?)),
             Some(url) if remote::is_url(url) => Ok(Location::Url(url.to_owned())),
             _ => Ok(Location::File(name)),
         }

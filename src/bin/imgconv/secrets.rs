@@ -33,6 +33,9 @@ pub struct SecretArgs {
     loaded: OnceCell<Vec<Named>>,
 }
 
+/// The beginning of an object with certificates.
+const CERTIFICATES: &str = "tls-creds-x509,";
+
 /// Text that may contain a secret, and is not printed.
 #[derive(Clone, Debug)]
 struct Text(Secret);
@@ -54,6 +57,26 @@ impl SecretArgs {
     pub fn of_objects(objects: impl Iterator<Item = String>) -> SecretArgs {
         let objects = objects.map(|object| Text(Secret::new(object))).collect();
         SecretArgs { objects, files: Vec::new(), quiet: true, loaded: OnceCell::new() }
+    }
+
+    /// The directory of the certificates called `id`, which are an object of the type tls-creds-x509.
+    pub fn certificates(&self, id: &str) -> Result<PathBuf, Failure> {
+        for Text(object) in &self.objects {
+            let text = String::from_utf8_lossy(object.as_bytes()).into_owned();
+            let Some(rest) = text.strip_prefix(CERTIFICATES) else { continue };
+            let mut options = Options::new();
+            options.add_list(rest);
+            if options.value("id") != Some(id) {
+                continue;
+            }
+            return match (options.value("endpoint"), options.value("dir")) {
+                (Some("client"), Some(directory)) => Ok(directory.into()),
+                _ => Err(Failure::usage(format!(
+                    "--object: certificates {id}: expected endpoint=client and dir=DIRECTORY"
+                ))),
+            };
+        }
+        Err(Failure::usage(format!("No TLS credentials with id '{id}'")))
     }
 
     /// Adds all secrets to the options for opening an image, the one called `first` before the others.
@@ -88,7 +111,9 @@ impl SecretArgs {
             return Ok(loaded);
         }
         let mut all: Vec<Named> = Vec::new();
-        for Text(object) in &self.objects {
+        for Text(object) in
+            self.objects.iter().filter(|Text(object)| !object.as_bytes().starts_with(CERTIFICATES.as_bytes()))
+        {
             let named = Named::parse(&String::from_utf8_lossy(object.as_bytes()), self.quiet)?;
             if all.iter().any(|other| other.id == named.id) {
                 return Err(Failure::usage(format!(

@@ -37,6 +37,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     export_name: String,
 
+    /// Require TLS, with server-cert.pem and server-key.pem in DIR; if it has
+    /// ca-cert.pem, clients need a certificate which that one has signed
+    #[arg(long, value_name = "DIR", verbatim_doc_comment)]
+    tls_certificates: Option<PathBuf>,
+
     /// Export an internal snapshot: its ID or name
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -59,8 +64,8 @@ The guest data of FILE is exported, whatever its format is, with its backing fil
 as --references allows. Clients can ask which parts are holes. The URI of the export is
 printed when clients can connect.
 
-There is no authentication and no encryption: every program that can connect can read the
-disk.
+Without --tls-certificates there is no authentication and no encryption: every program
+that can connect can read the disk.
 
 SIGINT, SIGTERM and SIGHUP end the server; the exit code is 0 then.
 
@@ -86,6 +91,9 @@ impl Args {
             .on_error(|error| output::note(&error.to_string()));
         if let Some(connections) = self.connections {
             server = server.connections(connections);
+        }
+        if let Some(directory) = &self.tls_certificates {
+            server = server.tls(directory)?;
         }
         match &self.socket {
             Some(path) => self.serve_unix(&server, path)?,
@@ -123,6 +131,10 @@ impl Args {
     }
 
     fn print(&self, uri: &str) -> diskimage::Result<()> {
+        let uri = match self.tls_certificates {
+            Some(_) => nbd::tls_uri(uri, None, None)?,
+            None => uri.to_owned(),
+        };
         match self.input.output.style {
             Style::Json => output::print_json(&json!({ "uri": uri })),
             Style::Human => output::print(&format!("{uri}\n")),

@@ -3,8 +3,8 @@
 
 #[cfg(any(unix, windows))]
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use diskimage::Error;
 #[cfg(unix)]
@@ -23,6 +23,12 @@ const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 /// Ctrl-C is SIGINT here.
 #[cfg(windows)]
 const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
+
+/// The flag that a caught signal sets. Signals are those of the process, so there is only one.
+pub fn cancelled() -> Arc<AtomicBool> {
+    static CANCELLED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+    Arc::clone(&CANCELLED)
+}
 
 /// Whether a signal asked the program to end, and which.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl Interrupt {
     /// Catches the signals; one that finds `at_once` set ends the program.
     #[cfg(any(unix, windows))]
     fn catch_all(at_once: &Arc<AtomicBool>) -> Result<Self, Failure> {
-        let interrupt = Interrupt { cancelled: Arc::default(), signal: Arc::default() };
+        let interrupt = Interrupt { cancelled: cancelled(), signal: Arc::default() };
         let ignored = ignored_signals();
         for signal in SIGNALS {
             if ignored & signal_bit(signal) == 0 {

@@ -1,5 +1,7 @@
-//! Persistent bitmaps (qcow2 specification, "Bitmaps extension" and "Bitmaps"), which track writes between backups. Only the
-//! directory is read; the bits are not needed to read the disk.
+//! Persistent bitmaps (qcow2 specification, "Bitmaps extension" and "Bitmaps"), which track writes between backups. The disk is read
+//! without them: an opened image has the directory only, and the [`bits`] are for copies.
+
+mod bits;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,20 +9,23 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
+use self::bits::Bits;
+pub(super) use self::bits::Part;
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};
 use super::{FIELDS, FORMAT_NAME, until_nul};
+use crate::driver::DirtyBitmap;
 use crate::error::{Error, Fault, Problem, Result};
 use crate::format::shared::table;
 use crate::info::{ImageInfo, Value};
-use crate::io::ReadAt;
+use crate::io::{MemFile, ReadAt};
 use crate::limits::Budget;
 use crate::name::Name;
 
 /// Largest number of bitmaps in qemu.
-const MAX_BITMAPS: u64 = 65535;
+pub(super) const MAX_BITMAPS: u64 = 65535;
 /// Longest bitmap name in qemu, in bytes.
-const MAX_NAME: u64 = 1023;
+pub(super) const MAX_NAME: u64 = 1023;
 /// Length of a directory entry in bytes, without extra data and name.
 const FIXED_LENGTH: usize = 24;
 /// The only defined bitmap type.
@@ -53,6 +58,8 @@ pub(super) struct Bitmap {
     pub table_offset: u64,
     /// Number of table entries of 8 bytes.
     pub table_size: u32,
+    /// Whether flags and extra data allow its use.
+    pub is_usable: bool,
     /// File offset of the directory entry, for errors.
     pub at: u64,
 }
@@ -110,14 +117,19 @@ fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, R
         let problem = Problem::Range { value: name_len.into(), min: 1, max: MAX_NAME };
         return Err(FIELDS.at("bitmap name_size", at + 18).fault(problem));
     }
-    let name_start = FIXED_LENGTH as u64 + u64::from(BigEndian::read_u32(&rest[20..]));
+    let extra_len = BigEndian::read_u32(&rest[20..]);
+    let name_start = FIXED_LENGTH as u64 + u64::from(extra_len);
     let len = (name_start + u64::from(name_len)).next_multiple_of(8);
     FIELDS.at("bitmap directory entry", at).within(0, len, rest.len() as u64)?;
     let name = &rest[name_start as usize..][..name_len.into()];
+    let flags = BitmapFlags::from_bits_retain(BigEndian::read_u32(&rest[12..]));
+    let is_usable = (flags & BitmapFlags::RESERVED).is_empty()
+        && (extra_len == 0 || flags.contains(BitmapFlags::EXTRA_DATA_COMPATIBLE));
     let bitmap = Bitmap {
         name: Name::from(until_nul(name)),
         granularity: 1 << granularity_bits,
-        flags: BitmapFlags::from_bits_retain(BigEndian::read_u32(&rest[12..])),
+        flags,
+        is_usable,
         table_offset: BigEndian::read_u64(rest),
         table_size: BigEndian::read_u32(&rest[8..]),
         at,
@@ -125,7 +137,41 @@ fn parse_entry(directory: &[u8], start: usize, offset: u64) -> Result<(Bitmap, R
     Ok((bitmap, start..start + len as usize))
 }
 
+/// The bitmaps with their bits, which are read on demand.
+pub(super) fn open_bitmaps(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<DirtyBitmap>> {
+    let open = |bitmap: Bitmap| {
+        let name = bitmap.name.clone();
+        let inconsistent = bitmap.flags.contains(BitmapFlags::IN_USE);
+        let bits: Arc<dyn ReadAt> = match inconsistent {
+            true => Arc::new(MemFile::new()),
+            false if !bitmap.is_usable => {
+                let feature = format!("bitmap '{name}' with unknown flags or extra data").into();
+                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(bitmap.at) });
+            }
+            false => Arc::new(Bits::open(file, header, &bitmap, budget)?),
+        };
+        let recording = bitmap.flags.contains(BitmapFlags::AUTO);
+        Ok(DirtyBitmap { recording, inconsistent, ..DirtyBitmap::new(name, bitmap.granularity, bits) })
+    };
+    read_bitmaps(file, header, budget)?.into_iter().map(open).collect()
+}
+
 impl Bitmap {
+    /// Encodes the directory entry.
+    pub fn encode(&self) -> Vec<u8> {
+        let name = self.name.as_bytes();
+        let mut bytes = vec![0; FIXED_LENGTH];
+        BigEndian::write_u64(&mut bytes, self.table_offset);
+        BigEndian::write_u32(&mut bytes[8..], self.table_size);
+        BigEndian::write_u32(&mut bytes[12..], self.flags.bits());
+        bytes[16] = DIRTY_TRACKING;
+        bytes[17] = self.granularity.ilog2() as u8;
+        BigEndian::write_u16(&mut bytes[18..], name.len() as u16);
+        bytes.extend(name);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
     /// The bitmap with the keys of qemu-img info.
     pub fn to_value(&self) -> Value {
         let named = [(BitmapFlags::IN_USE, "in-use"), (BitmapFlags::AUTO, "auto")];
@@ -211,9 +257,16 @@ mod tests {
         let directory = [entry(), with_extra].concat();
         let bitmaps = read(&directory, 2, 72, Autoclear::BITMAPS).unwrap();
         let flags = BitmapFlags::IN_USE | BitmapFlags::AUTO;
-        let first =
-            Bitmap { name: "name".into(), granularity: 65536, flags, table_offset: 0x4000, table_size: 3, at: 1024 };
-        let second = Bitmap { name: "second".into(), at: 1024 + 32, ..first.clone() };
+        let first = Bitmap {
+            name: "name".into(),
+            granularity: 65536,
+            flags,
+            table_offset: 0x4000,
+            table_size: 3,
+            is_usable: true,
+            at: 1024,
+        };
+        let second = Bitmap { name: "second".into(), is_usable: false, at: 1024 + 32, ..first.clone() };
         assert_eq!(bitmaps, [first, second]);
         let expected = Value::Map(vec![
             ("flags", Value::List(vec!["in-use".into(), "auto".into()])),
@@ -221,6 +274,63 @@ mod tests {
             ("granularity", 65536u64.into()),
         ]);
         assert_eq!(bitmaps[0].to_value(), expected);
+    }
+
+    #[test]
+    fn entries_round_trip() {
+        for name in ["a", "seven..", "eight...", &"x".repeat(1023)] {
+            let flags = BitmapFlags::AUTO;
+            let bitmap = Bitmap {
+                name: name.into(),
+                granularity: 1 << 31,
+                flags,
+                table_offset: 1 << 55,
+                table_size: 7,
+                is_usable: true,
+                at: 1024,
+            };
+            let bytes = bitmap.encode();
+            assert_eq!(read(&bytes, 1, bytes.len() as u64, Autoclear::BITMAPS).unwrap(), [bitmap]);
+        }
+    }
+
+    /// The bits of a bitmap of granularity 512 on a disk of 4 MiB: 1024 bytes in two clusters of 512.
+    fn bits(entries: [u64; 2], table_size: u32) -> Result<Vec<u8>, String> {
+        let mut image = vec![0; 2048];
+        image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        image[20..24].copy_from_slice(&9u32.to_be_bytes());
+        image[24..32].copy_from_slice(&(4u64 << 20).to_be_bytes());
+        image[36..40].copy_from_slice(&128u32.to_be_bytes());
+        image[40..48].copy_from_slice(&1536u64.to_be_bytes());
+        image[100..104].copy_from_slice(&104u32.to_be_bytes());
+        image[512..528].copy_from_slice(&entries.map(u64::to_be_bytes).concat());
+        image[1024..1536].fill(0x5a);
+        let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(image));
+        let header = Header::read_for_check(&file, &Limits::default()).unwrap();
+        let flags = BitmapFlags::empty();
+        let bitmap =
+            Bitmap { name: "a".into(), granularity: 512, flags, table_offset: 512, table_size, is_usable: true, at: 0 };
+        let bits = Bits::open(&file, &header, &bitmap, &Budget::new(1 << 20)).map_err(|error| error.to_string())?;
+        let mut found = vec![0xee; bits.size().unwrap() as usize];
+        bits.read_exact_at(&mut found, 0).unwrap();
+        assert_eq!(bits.read_at(&mut [0], 1024).unwrap(), 0);
+        Ok(found)
+    }
+
+    #[test]
+    fn bits_with_and_without_data() {
+        assert_eq!(bits([0, 1], 2).unwrap(), [[0; 512], [0xff; 512]].concat());
+        assert_eq!(bits([1024, 0], 2).unwrap(), [[0x5a; 512], [0; 512]].concat());
+        for (entries, table_size, part) in [
+            ([0, 0], 1, "bitmap_table_size is out of bounds"),
+            ([1025, 0], 2, "reserved bits 0x1"),
+            ([2, 0], 2, "reserved bits 0x2"),
+            ([0, 1 << 56], 2, "reserved bits"),
+            ([0, 2048], 2, "out of bounds"),
+        ] {
+            let error = bits(entries, table_size).unwrap_err();
+            assert!(error.contains(part), "{entries:?}: {error}");
+        }
     }
 
     #[test]

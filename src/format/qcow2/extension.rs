@@ -102,7 +102,7 @@ impl Extensions {
                 unique().map_err(Error::Corrupt)?;
                 self.data_file = Some(Name::from(data));
             }
-            FEATURE_NAMES => self.features = data.as_chunks().0.iter().map(Feature::parse).collect(),
+            FEATURE_NAMES => self.features = Feature::parse_table(data),
             CRYPTO => self.crypto = Some(unique().and_then(|()| CryptoHeader::parse(data, at))),
             BITMAPS => self.bitmaps = Some(unique().and_then(|()| BitmapDirectory::parse(data, at))),
             _ => {}
@@ -184,8 +184,13 @@ impl Feature {
         .into()
     }
 
-    fn parse(record: &[u8; FEATURE_RECORD]) -> Feature {
-        Feature { kind: record[0], bit: record[1], name: Name::from(until_nul(&record[2..])) }
+    /// Parses the feature name table. As in qemu, the padding of the last name may be missing.
+    fn parse_table(data: &[u8]) -> Vec<Feature> {
+        let records = data.chunks(FEATURE_RECORD).filter_map(|record| match record {
+            [kind, bit, name @ ..] => Some(Feature { kind: *kind, bit: *bit, name: Name::from(until_nul(name)) }),
+            _ => None,
+        });
+        records.collect()
     }
 
     fn encode(&self) -> [u8; FEATURE_RECORD] {
@@ -316,11 +321,11 @@ pub(super) mod tests {
     #[test]
     fn feature_names() {
         let full = [b'n'; 46];
-        // A truncated record is ignored.
-        let table = [&[0, 63][..], &full, &[2, 1], b"short\0no", &[0; 38], &[1; 47]].concat();
+        // The last record is cut short.
+        let table = [&[0, 63][..], &full, &[2, 1], b"short\0no", &[0; 38], &[0, 62], b"end"].concat();
         let extensions = Extensions::parse(&extension(FEATURE_NAMES, table.len() as u32, &table), 0).unwrap();
         let feature = |kind, bit, name: &[u8]| Feature { kind, bit, name: Name::from(name) };
-        assert_eq!(extensions.features, [feature(0, 63, &full), feature(2, 1, b"short")]);
+        assert_eq!(extensions.features, [feature(0, 63, &full), feature(2, 1, b"short"), feature(0, 62, b"end")]);
         assert_eq!(extensions.feature_name(0, 63), format!("63 ({})", "n".repeat(46)));
         assert_eq!(extensions.feature_name(1, 63), "63");
         // A long name is truncated.

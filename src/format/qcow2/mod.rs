@@ -29,9 +29,9 @@
 //! | zero clusters, preallocated clusters | yes | yes |
 //! | reference counts of 1 to 64 bits | yes | yes |
 //! | backing file | yes | yes |
-//! | external data file | yes | no |
+//! | external data file | yes | yes |
 //! | internal snapshots | yes | no |
-//! | bitmaps | listed | no |
+//! | bitmaps | listed, and copied on request | yes |
 //! | encryption (LUKS), with the feature `crypto` | yes | yes |
 //! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |

@@ -9,6 +9,8 @@ use crate::format::shared::backing::{Backing, backing_file};
 #[cfg(feature = "crypto")]
 use crate::format::shared::luks::Parameters;
 use crate::format::shared::whole_sectors;
+use crate::info::FileReference;
+use crate::name::Name;
 use crate::options::{OptionSpec, Options, wrong};
 
 pub(crate) const OPTIONS: &[OptionSpec] = &[
@@ -93,6 +95,16 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
     },
     OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
     OptionSpec { name: "backing_fmt", values: "format", help: "format of the backing file" },
+    OptionSpec {
+        name: "data_file",
+        values: "name",
+        help: "file for the guest data, stored as given; needs version 3; a relative name starts at the directory of the image",
+    },
+    OptionSpec {
+        name: "data_file_raw",
+        values: "on|off",
+        help: "keep the data file readable as a raw disk; needs data_file [default: off]",
+    },
 ];
 
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
@@ -120,8 +132,18 @@ pub(super) struct Settings {
     /// Encoding of compressed clusters; `None` without compression.
     pub encoding: Option<Encoding>,
     pub backing: Option<Backing>,
+    pub data_file: Option<DataFile>,
     #[cfg(feature = "crypto")]
     pub encryption: Option<Parameters>,
+}
+
+/// The file for guest data.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct DataFile {
+    /// As it is stored.
+    pub name: Name,
+    /// Whether it is also a raw disk.
+    pub raw: bool,
 }
 
 /// Preallocation of guest clusters.
@@ -146,8 +168,9 @@ impl Settings {
         let codec = codec(options, version)?;
         let encoding = encoding(options, codec)?;
         let backing = backing(cx)?;
+        let data_file = data_file(cx, version, backing.is_some())?;
         #[cfg(feature = "crypto")]
-        let encryption = encryption(cx)?;
+        let encryption = encryption(cx, data_file.is_some())?;
         Ok(Settings {
             #[cfg(feature = "crypto")]
             encryption,
@@ -157,10 +180,15 @@ impl Settings {
             refcount_order: refcount_order(options, version)?,
             extended_l2,
             lazy_refcounts: version_3_flag(options, "lazy_refcounts", version)?,
-            preallocation: preallocation(cx, extended_l2, backing.is_some())?,
+            preallocation: match preallocation(cx, extended_l2, backing.is_some())? {
+                // A reader of the raw disk knows no unallocated clusters.
+                Preallocation::Off if data_file.as_ref().is_some_and(|file| file.raw) => Preallocation::Metadata,
+                preallocation => preallocation,
+            },
             codec,
             encoding: cx.compress.then_some(encoding),
             backing,
+            data_file,
         })
     }
 
@@ -171,7 +199,7 @@ impl Settings {
 
 /// The parameters of the encryption, if guest data is encrypted.
 #[cfg(feature = "crypto")]
-fn encryption(cx: &CreateContext<'_>) -> Result<Option<Parameters>> {
+fn encryption(cx: &CreateContext<'_>, has_data_file: bool) -> Result<Option<Parameters>> {
     const PREFIX: &str = "encrypt.";
     let options = cx.options;
     if options.choice(FORMAT_NAME, "encrypt.format", &[("luks", ())])?.is_none() {
@@ -182,6 +210,9 @@ fn encryption(cx: &CreateContext<'_>) -> Result<Option<Parameters>> {
     }
     if cx.compress {
         return Err(Error::unsupported(FORMAT_NAME, "compression of an encrypted image"));
+    }
+    if has_data_file {
+        return Err(Error::unsupported(FORMAT_NAME, "creating an encrypted image with a data file"));
     }
     if !matches!(options.value("preallocation"), None | Some("off" | "full")) {
         // A cluster that was never written decrypts to garbage.
@@ -260,6 +291,28 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
         ));
     }
     Ok(backing)
+}
+
+fn data_file(cx: &CreateContext<'_>, version: u32, has_backing: bool) -> Result<Option<DataFile>> {
+    let name = cx.options.value("data_file").filter(|name| !name.is_empty());
+    let raw = cx.options.flag(FORMAT_NAME, "data_file_raw")?.unwrap_or(false);
+    let Some(name) = name else {
+        return if raw { Err(invalid("data_file_raw", "requires data_file")) } else { Ok(None) };
+    };
+    if version < 3 {
+        return Err(invalid("data_file", "requires version 3; use compat=1.1"));
+    }
+    if cx.compress {
+        return Err(invalid("data_file", "compressed clusters cannot be in a data file"));
+    }
+    if raw && has_backing {
+        return Err(invalid("data_file_raw", "a raw disk has no backing file"));
+    }
+    let name = Name::from(name);
+    if !FileReference::new("data file", name.clone(), None).is_file_name() {
+        return Err(invalid("data_file", format!("'{name}' is read as a URL, './{name}' is a file")));
+    }
+    Ok(Some(DataFile { name, raw }))
 }
 
 fn preallocation(cx: &CreateContext<'_>, extended_l2: bool, has_backing: bool) -> Result<Preallocation> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::bitmap::{Bitmap, read_bitmaps};
+use super::bitmap::{Bitmap, open_bitmaps, read_bitmaps};
 use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
 use super::extension::CryptoHeader;
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
@@ -12,7 +12,7 @@ use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FIELDS, FORMAT_NAME, luks};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
-use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
+use crate::driver::{Compressed, DirtyBitmap, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::decryption::{Decryption, LEGACY_AES_WARNING};
 use crate::format::shared::table::Field;
@@ -20,6 +20,7 @@ use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::format::shared::{run, table};
 use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
+use crate::limits::Budget;
 use crate::name::Name;
 
 /// The image file itself.
@@ -39,6 +40,10 @@ pub(crate) struct Reader {
     decryption: Option<Decryption>,
     l1: Vec<u64>,
     l1_table_offset: u64,
+    /// Whether this is the state of a snapshot.
+    is_snapshot: bool,
+    /// Memory for the directory and the tables of bitmaps, in bytes.
+    metadata_limit: u64,
     table_cache: TableCache,
 }
 
@@ -97,6 +102,8 @@ impl Reader {
             decryption,
             l1,
             l1_table_offset,
+            is_snapshot: cx.snapshot.is_some(),
+            metadata_limit: cx.limits.metadata,
             table_cache: TableCache::default(),
         })
     }
@@ -195,6 +202,13 @@ impl Reader {
 impl SparseRead for Reader {
     fn info(&self) -> &ImageInfo {
         &self.info
+    }
+
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        if self.is_snapshot {
+            return Err(Error::Usage("the bitmaps of an image are not those of its snapshots".into()));
+        }
+        open_bitmaps(&self.file, &self.header, &Budget::new(self.metadata_limit))
     }
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {

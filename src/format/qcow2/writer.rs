@@ -1,10 +1,11 @@
 //! Writes the metadata of an image in one pass, while the caller writes guest data.
 //!
 //! Order of the clusters in the file: header; first refcount block; LUKS header, if the image is encrypted; L2 tables, guest clusters, compressed payloads and further
-//! refcount blocks as needed; L1 table; refcount table; refcount blocks of the end of the file. Every byte is written once.
+//! refcount blocks as needed; bits of bitmaps; L1 table; tables and directory of bitmaps; refcount table; refcount blocks of the end of the file. Every byte is written once.
 //! The L1 table, the refcount table, one L2 table and one refcount block are in memory.
 
 mod alloc;
+mod bitmaps;
 #[cfg(feature = "crypto")]
 mod encrypted;
 mod mapping;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use self::alloc::Allocator;
+use self::bitmaps::Bitmaps;
 #[cfg(feature = "crypto")]
 use self::encrypted::Encrypted;
 use self::mapping::Mapping;
@@ -24,8 +26,8 @@ use super::FORMAT_NAME;
 use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
 use super::extension::{Extensions, Feature};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_LENGTH, V3_WRITTEN_LENGTH};
-use super::options::{Preallocation, Settings};
-use crate::driver::CreateContext;
+use super::options::{DataFile, Preallocation, Settings};
+use crate::driver::{CreateContext, DirtyBitmap};
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
 use crate::identifiers::ImageIdentifiers;
@@ -39,8 +41,8 @@ const SECTOR: u64 = 512;
 /// A new image.
 pub(crate) struct Writer {
     out: Arc<dyn WriteAt>,
-    /// The same file for guest data, which encrypts it if the image is encrypted. It is always the same one: writes are merged where the file
-    /// is.
+    /// The file for guest data: the data file, or the same file, which encrypts it if the image is encrypted. It is always the same one: writes
+    /// are merged where the file is.
     data: Arc<dyn WriteAt>,
     #[cfg(feature = "crypto")]
     encryption: Option<Encrypted>,
@@ -50,6 +52,7 @@ pub(crate) struct Writer {
     header: Header,
     alloc: Allocator,
     mapping: Mapping,
+    bitmaps: Bitmaps,
     /// With preallocation, all guest clusters below this one have host clusters.
     preallocated: u64,
     /// End of the last compressed payload, if it is within a cluster. The next payload may follow it.
@@ -71,6 +74,10 @@ impl Writer {
         let data = encryption.as_ref().map_or_else(|| out.clone(), |encryption| encryption.data.clone());
         #[cfg(not(feature = "crypto"))]
         let data = out.clone();
+        let data = match &settings.data_file {
+            Some(file) => create_data_file(file, cx)?,
+            None => data,
+        };
         if !out.starts_zeroed() {
             // An old header must not be taken for the new one if writing is interrupted.
             out.zero_range(0..cluster_size).map_err(Error::io("clearing the header", 0))?;
@@ -85,6 +92,7 @@ impl Writer {
                 over_backing: settings.backing.is_some(),
                 // What is encrypted is not the guest data.
                 host_alignment: if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 },
+                bitmaps: settings.version >= 3,
                 ..WriteSpec::default()
             },
             preallocation: settings.preallocation,
@@ -93,6 +101,7 @@ impl Writer {
             #[cfg(feature = "crypto")]
             encryption,
             mapping: Mapping::new(out.clone(), &header),
+            bitmaps: Bitmaps::default(),
             header,
             preallocated: 0,
             open_end: None,
@@ -107,6 +116,9 @@ impl Writer {
         self.preallocate(first)?;
         self.mapping.open(first, &mut self.alloc)?;
         let last = self.clusters_end(guest.end).min(self.mapping.mapped().end);
+        if self.header.has_data_file() {
+            return self.map_in_data_file(guest, first..last);
+        }
         let mut host_start = None;
         let mut at = first;
         while at < last {
@@ -132,14 +144,35 @@ impl Writer {
         Ok(start..start + (guest.end.min(at << bits) - guest.start))
     }
 
+    /// Maps a first part of `guest`, in these clusters, to the same range of the data file.
+    fn map_in_data_file(&mut self, guest: &Range<u64>, clusters: Range<u64>) -> Result<Range<u64>> {
+        let bits = self.header.cluster_bits;
+        // What has been preallocated is mapped already.
+        self.mapping.set_run(clusters.start, clusters.start << bits..clusters.end << bits);
+        self.preallocated = self.preallocated.max(clusters.end);
+        Ok(guest.start..guest.end.min(clusters.end << bits))
+    }
+
     /// Allocates at most `wanted` contiguous host clusters for guest data.
     fn take_data(&mut self, wanted: u64) -> Result<Range<u64>> {
         let run = self.alloc.take(wanted)?;
+        self.reserve(&run)?;
+        Ok(run)
+    }
+
+    /// Takes these guest clusters of the data file, whose last one ends with the disk.
+    fn take_in_data_file(&self, clusters: Range<u64>) -> Result<Range<u64>> {
+        let run = clusters.start << self.header.cluster_bits..clusters.end << self.header.cluster_bits;
+        self.reserve(&(run.start..run.end.min(self.spec.virtual_size)))?;
+        Ok(run)
+    }
+
+    fn reserve(&self, run: &Range<u64>) -> Result<()> {
         if self.preallocation == Preallocation::Falloc {
             let what = format!("allocating {} bytes", run.end - run.start);
-            self.out.allocate(run.clone()).map_err(Error::io(what, run.start))?;
+            self.data.allocate(run.clone()).map_err(Error::io(what, run.start))?;
         }
-        Ok(run)
+        Ok(())
     }
 
     /// With preallocation, allocates host clusters for all guest clusters below `until` that have none.
@@ -147,7 +180,11 @@ impl Writer {
         while self.preallocation != Preallocation::Off && self.preallocated < until {
             let cluster = self.preallocated;
             self.mapping.open(cluster, &mut self.alloc)?;
-            let run = self.take_data(until.min(self.mapping.mapped().end) - cluster)?;
+            let end = until.min(self.mapping.mapped().end);
+            let run = match self.header.has_data_file() {
+                true => self.take_in_data_file(cluster..end)?,
+                false => self.take_data(end - cluster)?,
+            };
             // Guests read the content of the cluster, unless an extended entry marks no subcluster as allocated.
             if self.preallocation == Preallocation::Full {
                 write_zeros(&*self.data, run.clone()).map_err(Error::io("writing zeros", run.start))?;
@@ -282,17 +319,34 @@ impl SparseWrite for Writer {
         Ok(())
     }
 
+    fn add_bitmap(&mut self, bitmap: &DirtyBitmap) -> Result<()> {
+        let (size, bits) = (self.spec.virtual_size, self.header.cluster_bits);
+        self.bitmaps.add(bitmap, size, bits, &mut self.alloc, &*self.out)
+    }
+
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         self.preallocate(self.clusters_end(self.spec.virtual_size))?;
         self.mapping.flush()?;
         let l1_clusters = self.alloc.entries_in_clusters(self.mapping.l1_len());
-        let tail = self.alloc.close(l1_clusters)?;
-        self.mapping.write_l1(tail.l1_offset, l1_clusters << self.header.cluster_bits)?;
+        let bits = self.header.cluster_bits;
+        let tail = self.alloc.close(l1_clusters + self.bitmaps.clusters(bits))?;
+        self.mapping.write_l1(tail.l1_offset, l1_clusters << bits)?;
+        if !self.bitmaps.is_empty() {
+            let directory = self.bitmaps.write(tail.l1_offset + (l1_clusters << bits), bits, &*self.out)?;
+            self.header.extensions.bitmaps = Some(Ok(directory));
+            self.header.autoclear |= Autoclear::BITMAPS;
+            check_header_len(&self.header)?;
+        }
         let what = format!("setting the length to {}", tail.file_len);
         self.out.set_len(tail.file_len).map_err(Error::io(what, None))?;
         #[cfg(feature = "crypto")]
         if let Some(encryption) = &self.encryption {
             encryption.write(&*self.out)?;
+        }
+        if self.header.has_data_file() {
+            let size = self.spec.virtual_size;
+            self.data.set_len(size).map_err(Error::io(format!("setting the length to {size}"), None))?;
+            self.data.sync().map_err(Error::io("syncing", None))?;
         }
         self.sync()?;
         self.header.l1_table_offset = tail.l1_offset;
@@ -307,6 +361,13 @@ impl Writer {
     fn sync(&self) -> Result<()> {
         self.out.sync().map_err(Error::io("syncing", None))
     }
+}
+
+/// Creates the data file. It has the guest data at its guest offsets.
+fn create_data_file(file: &DataFile, cx: &CreateContext<'_>) -> Result<Arc<dyn WriteAt>> {
+    let files = cx.files.ok_or_else(|| Error::unsupported(FORMAT_NAME, "a data file of an image without a path"))?;
+    let path = file.name.as_path().ok_or_else(|| wrong(FORMAT_NAME, "data_file", "not a file name"))?;
+    files.add_at(path)
 }
 
 /// Smallest range in bytes that can be placed: a subcluster with extended L2 entries. Otherwise a cluster, if the rest of it
@@ -328,6 +389,9 @@ fn header(settings: &Settings) -> Result<Header> {
     incompatible.set(Incompatible::EXTENDED_L2, settings.extended_l2);
     let mut compatible = Compatible::empty();
     compatible.set(Compatible::LAZY_REFCOUNTS, settings.lazy_refcounts);
+    incompatible.set(Incompatible::DATA_FILE, settings.data_file.is_some());
+    let mut autoclear = Autoclear::empty();
+    autoclear.set(Autoclear::RAW_DATA_FILE, settings.data_file.as_ref().is_some_and(|file| file.raw));
     let names_features = settings.version >= 3 && settings.cluster_size() > FEATURE_NAMES_ABOVE;
     let mut header = Header {
         version: settings.version,
@@ -343,25 +407,32 @@ fn header(settings: &Settings) -> Result<Header> {
         snapshots_offset: 0,
         incompatible,
         compatible,
-        autoclear: Autoclear::empty(),
+        autoclear,
         refcount_order: settings.refcount_order,
         header_length: if settings.version >= 3 { V3_WRITTEN_LENGTH } else { V2_LENGTH },
         compression: settings.codec,
         extensions: Extensions {
             backing_format: settings.backing.as_ref().map(|backing| backing.format.clone()),
+            data_file: settings.data_file.as_ref().map(|file| file.name.clone()),
             features: if names_features { Feature::known() } else { Vec::new() },
             ..Extensions::default()
         },
     };
     // The settings limit this to `MAX_L1_ENTRIES`.
     header.l1_size = header.l1_entries_for(header.size) as u32;
-    let (len, room) = (header.encode().len() as u64, header.cluster_size());
-    if len > room {
-        let problem =
-            format!("the header with this name has {len} bytes, a cluster only {room}; use a larger cluster_size");
-        return Err(wrong(FORMAT_NAME, "backing_file", problem));
-    }
+    check_header_len(&header)?;
     Ok(header)
+}
+
+/// Checks that the header fits into its cluster.
+fn check_header_len(header: &Header) -> Result<()> {
+    let (len, room) = (header.encode().len() as u64, header.cluster_size());
+    if len <= room {
+        return Ok(());
+    }
+    let problem =
+        format!("the header with this name has {len} bytes, a cluster only {room}; use a larger cluster_size");
+    Err(wrong(FORMAT_NAME, "backing_file", problem))
 }
 
 fn write(out: &dyn WriteAt, bytes: &[u8], offset: u64) -> Result<()> {

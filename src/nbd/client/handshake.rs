@@ -36,9 +36,19 @@ impl Export {
 /// Opens the export `name`.
 ///
 /// # Errors
-/// Those of the stream; [`io::ErrorKind::NotFound`] if the server has no such export; [`io::ErrorKind::InvalidData`] if it breaks the
-/// protocol.
-pub fn negotiate<S: Read + Write + ?Sized>(mut stream: &mut S, name: &str) -> io::Result<Export> {
+/// As [`greet`] and [`Greeting::open`].
+pub fn negotiate<S: Read + Write + ?Sized>(stream: &mut S, name: &str) -> io::Result<Export> {
+    greet(stream)?.open(stream, name)
+}
+
+/// The flags that client and server have in common.
+pub struct Greeting(u16);
+
+/// The beginning of the negotiation.
+///
+/// # Errors
+/// Those of the stream; [`io::ErrorKind::InvalidData`] if the server breaks the protocol.
+pub fn greet<S: Read + Write + ?Sized>(mut stream: &mut S) -> io::Result<Greeting> {
     let magic = protocol::u64(&mut stream)?;
     if magic != protocol::MAGIC {
         return Err(violation("the peer is not an NBD server"));
@@ -51,18 +61,45 @@ pub fn negotiate<S: Read + Write + ?Sized>(mut stream: &mut S, name: &str) -> io
     let flags = protocol::u16(&mut stream)?;
     let common = flags & (handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES);
     stream.write_all(&u32::from(common).to_be_bytes())?;
-    let mut options = Options { stream, zeroes: common & handshake::NO_ZEROES == 0 };
-    if common & handshake::FIXED_NEWSTYLE == 0 {
-        return options.export_name(name);
+    Ok(Greeting(common))
+}
+
+impl Greeting {
+    fn has(&self, flag: u16) -> bool {
+        self.0 & flag != 0
     }
-    let structured = options.is_accepted(option::STRUCTURED_REPLY)?;
-    let allocation = if structured { options.set_meta_context(name)? } else { None };
-    let export = options.go(name)?;
-    let export = match export {
-        Some(export) => export,
-        None => options.export_name(name)?,
-    };
-    Ok(Export { structured, allocation, ..export })
+
+    /// Agrees on TLS, whose handshake is the next in the stream ("NBD_OPT_STARTTLS").
+    ///
+    /// # Errors
+    /// Those of the stream, and of a server without TLS.
+    pub fn start_tls<S: Read + Write + ?Sized>(&self, stream: &mut S) -> io::Result<()> {
+        let mut options = Options { stream, zeroes: false };
+        if !self.has(handshake::FIXED_NEWSTYLE) || !options.is_accepted(option::STARTTLS)? {
+            return Err(unsupported("the server does not support TLS"));
+        }
+        Ok(())
+    }
+
+    /// Opens the export `name`.
+    ///
+    /// # Errors
+    /// Those of the stream; [`io::ErrorKind::NotFound`] if the server has no such export; [`io::ErrorKind::InvalidData`] if it breaks the
+    /// protocol.
+    pub fn open<S: Read + Write + ?Sized>(&self, stream: &mut S, name: &str) -> io::Result<Export> {
+        let mut options = Options { stream, zeroes: !self.has(handshake::NO_ZEROES) };
+        if !self.has(handshake::FIXED_NEWSTYLE) {
+            return options.export_name(name);
+        }
+        let structured = options.is_accepted(option::STRUCTURED_REPLY)?;
+        let allocation = if structured { options.set_meta_context(name)? } else { None };
+        let export = options.go(name)?;
+        let export = match export {
+            Some(export) => export,
+            None => options.export_name(name)?,
+        };
+        Ok(Export { structured, allocation, ..export })
+    }
 }
 
 /// The options phase.
@@ -225,7 +262,7 @@ impl Reply {
     fn into_error(self) -> io::Error {
         let (kind, problem) = match self.kind {
             reply::ERR_UNKNOWN => (io::ErrorKind::NotFound, "the server has no such export".to_owned()),
-            reply::ERR_TLS_REQD => return unsupported("the server requires TLS"),
+            reply::ERR_TLS_REQD => return unsupported("the server requires TLS; use nbds:"),
             reply::ERR_POLICY => (io::ErrorKind::PermissionDenied, "refused by the policy of the server".to_owned()),
             reply::ERR_SHUTDOWN => (io::ErrorKind::ConnectionAborted, "the server is shutting down".to_owned()),
             reply::ERR_PLATFORM => (io::ErrorKind::Unsupported, "not supported by the server".to_owned()),

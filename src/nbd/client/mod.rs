@@ -1,6 +1,7 @@
 //! A client: an export of a server as a file.
 
 mod connection;
+mod connector;
 mod handshake;
 mod pool;
 mod status;
@@ -10,15 +11,18 @@ mod tests;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::address::Address;
+use super::address::{Address, Tls};
 use super::protocol::{self, command, transmission};
 use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::io::{ReadAt, WriteAt, write_zeros};
+use crate::tls;
 use connection::{Connection, Failure};
+pub use connector::Connector;
 use handshake::Export;
 use pool::Pool;
 use status::Extents;
@@ -54,12 +58,12 @@ pub struct Client {
 
 impl Client {
     /// Connects to the server that `uri` names, and opens the export.
-    pub(super) fn connect(uri: &str) -> Result<Client> {
-        let address = Address::parse(uri)?;
-        let connection =
-            connect(&address, HANDSHAKE).map_err(Error::io("connecting", None)).map_err(|e| e.in_file(uri.as_ref()))?;
+    pub(super) fn connect(uri: &str, settings: &Connector) -> Result<Client> {
+        let failed = |error: Error| error.in_file(uri.as_ref());
+        let target = Target::new(uri, settings)?;
+        let connection = target.connect(HANDSHAKE).map_err(Error::io("connecting", None)).map_err(failed)?;
         let most = if connection.export().has(transmission::CAN_MULTI_CONN) { MAX_CONNECTIONS } else { 1 };
-        let reconnect = move || connect(&address, FURTHER_HANDSHAKE);
+        let reconnect = move || target.connect(FURTHER_HANDSHAKE);
         Ok(Client::new(uri.into(), *connection.export(), Pool::new(connection, most, reconnect)))
     }
 
@@ -310,12 +314,39 @@ impl WriteAt for Client {
     }
 }
 
-/// Connects, and opens the export within `time`.
-fn connect(address: &Address, time: Duration) -> io::Result<Connection> {
-    let mut socket = Socket::connect(&address.server, Instant::now() + time)?;
-    let export = handshake::negotiate(&mut socket, &address.export).map_err(protocol::closed)?;
-    socket.set_timeouts(Some(ANSWER), Some(ANSWER))?;
-    Ok(Connection::new(Box::new(socket), export))
+/// Where to connect to, and how.
+struct Target {
+    address: Address,
+    /// TLS, and the name that the certificate of the server has to be for.
+    tls: Option<(tls::Client, String)>,
+    cancel: Option<Arc<AtomicBool>>,
+}
+
+impl Target {
+    fn new(uri: &str, settings: &Connector) -> Result<Target> {
+        let address = Address::parse(uri)?;
+        let secure = |tls: &Tls| Ok((tls::Client::new(tls.certificates.as_deref())?, tls.host(&address.server)));
+        let tls = address.tls.as_ref().map(secure).transpose()?;
+        Ok(Target { tls, address, cancel: settings.cancel.clone() })
+    }
+
+    /// Connects, and opens the export within `time`.
+    fn connect(&self, time: Duration) -> io::Result<Connection> {
+        let socket = Socket::connect(&self.address.server, Instant::now() + time)?;
+        let mut socket = socket.cancelled_by(self.cancel.clone());
+        let greeting = handshake::greet(&mut socket).map_err(protocol::closed)?;
+        let name = &self.address.export;
+        let Some((tls, host)) = &self.tls else {
+            let export = greeting.open(&mut socket, name).map_err(protocol::closed)?;
+            socket.set_timeouts(Some(ANSWER), Some(ANSWER))?;
+            return Ok(Connection::new(Box::new(socket), export));
+        };
+        greeting.start_tls(&mut socket).map_err(protocol::closed)?;
+        let mut secured = tls.connect(socket, host).map_err(protocol::closed)?;
+        let export = greeting.open(&mut secured, name).map_err(protocol::closed)?;
+        secured.stream().set_timeouts(Some(ANSWER), Some(ANSWER))?;
+        Ok(Connection::new(Box::new(secured), export))
+    }
 }
 
 /// Calls `each` with pieces of the range, and their lengths.

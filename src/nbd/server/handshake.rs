@@ -19,34 +19,80 @@ pub struct Session {
     pub allocation: bool,
 }
 
-/// Negotiates with a client until it opens the export; `None` if it leaves without.
+/// Where the negotiation leads.
+pub enum Outcome {
+    /// The client leaves without opening the export.
+    Leaves,
+    /// The client has opened the export.
+    Opens(Session),
+    /// The handshake of TLS is the next in the stream, and the negotiation goes on after it.
+    Secures,
+}
+
+/// The flags of the client.
+#[derive(Clone, Copy)]
+pub struct Greeting(u32);
+
+/// The beginning of the negotiation.
 ///
 /// # Errors
 /// Those of the stream; [`io::ErrorKind::InvalidData`] if the client breaks the protocol.
-pub fn negotiate<S: Read + Write>(stream: &mut S, server: &Server) -> io::Result<Option<Session>> {
+pub fn greet<S: Read + Write>(stream: &mut S) -> io::Result<Greeting> {
     let mut hello = [protocol::MAGIC, protocol::OPTION_MAGIC].map(u64::to_be_bytes).concat();
     hello.extend((handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES).to_be_bytes());
     stream.write_all(&hello)?;
     let flags = protocol::u32(stream)?;
-    let (fixed, no_zeroes) = (u32::from(handshake::FIXED_NEWSTYLE), u32::from(handshake::NO_ZEROES));
-    if flags & !(fixed | no_zeroes) != 0 {
+    let known = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
+    if flags & !u32::from(known) != 0 {
         return Err(violation(format!("unknown client flags {flags:#x}")));
     }
+    Ok(Greeting(flags))
+}
+
+impl Greeting {
+    fn has(self, flag: u16) -> bool {
+        self.0 & u32::from(flag) != 0
+    }
+}
+
+/// Negotiates with a client until it opens the export. A client that `must_secure` the connection can do nothing else.
+///
+/// # Errors
+/// Those of the stream; [`io::ErrorKind::InvalidData`] if the client breaks the protocol.
+pub fn negotiate<S: Read + Write>(
+    stream: &mut S,
+    greeting: Greeting,
+    server: &Server,
+    must_secure: bool,
+) -> io::Result<Outcome> {
     let mut haggling = Haggling { stream, server, session: Session::default() };
     loop {
         let (option, data) = haggling.option()?;
         match option {
-            option::EXPORT_NAME => return haggling.export_name(&data, flags & no_zeroes == 0),
+            // There is no way to refuse it.
+            option::EXPORT_NAME if must_secure => return Ok(Outcome::Leaves),
+            option::EXPORT_NAME => {
+                let opened = haggling.export_name(&data, !greeting.has(handshake::NO_ZEROES))?;
+                return Ok(opened.map_or(Outcome::Leaves, Outcome::Opens));
+            }
             // The only option of the unfixed negotiation is that one.
-            _ if flags & fixed == 0 => return Err(violation("an option without fixed newstyle negotiation")),
+            _ if !greeting.has(handshake::FIXED_NEWSTYLE) => {
+                return Err(violation("an option without fixed newstyle negotiation"));
+            }
             option::ABORT => {
                 // The client may have closed the connection already.
                 let _ = haggling.reply(option, reply::ACK, &[]);
-                return Ok(None);
+                return Ok(Outcome::Leaves);
             }
+            option::STARTTLS if must_secure && data.is_empty() => {
+                haggling.reply(option, reply::ACK, &[])?;
+                return Ok(Outcome::Secures);
+            }
+            option::STARTTLS if server.tls.is_some() => haggling.invalid(option)?,
+            _ if must_secure => haggling.reply(option, reply::ERR_TLS_REQD, b"TLS is required")?,
             option::GO => {
                 if haggling.inform(option, &data)? {
-                    return Ok(Some(haggling.session));
+                    return Ok(Outcome::Opens(haggling.session));
                 }
             }
             option::INFO => {

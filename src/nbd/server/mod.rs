@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpListener;
 #[cfg(unix)]
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
@@ -20,6 +21,8 @@ use super::protocol::{self, MAX_STRING};
 use super::socket::Socket;
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::tls;
+use handshake::Outcome;
 use listener::Listener;
 
 /// Time for the handshake.
@@ -33,8 +36,8 @@ const CONNECTIONS: usize = 16;
 
 /// Exports an image to NBD clients: read-only, over any number of connections, with its map of data, holes and zeros.
 ///
-/// Each connection is served by a thread, in about 1 MiB of memory. There is no authentication and no encryption: let a TCP listener be one of
-/// the loopback address, or let a Unix socket be in a directory that only the clients can enter.
+/// Each connection is served by a thread, in about 1 MiB of memory. Without [TLS](Server::tls) there is no authentication and no encryption: let a TCP
+/// listener be one of the loopback address, or let a Unix socket be in a directory that only the clients can enter.
 ///
 /// ```
 /// use std::net::TcpListener;
@@ -71,6 +74,7 @@ pub struct Server {
     name: String,
     connections: usize,
     once: bool,
+    tls: Option<tls::Server>,
     cancel: Option<Arc<AtomicBool>>,
     on_error: Option<Arc<ReportError>>,
 }
@@ -87,7 +91,7 @@ impl Server {
             return Err(Error::Usage("an image that is read in one pass cannot be exported".into()));
         }
         let name = String::new();
-        Ok(Server { image, name, connections: CONNECTIONS, once: false, cancel: None, on_error: None })
+        Ok(Server { image, name, connections: CONNECTIONS, once: false, tls: None, cancel: None, on_error: None })
     }
 
     /// Sets the name of the export, which clients can leave empty as well.
@@ -117,6 +121,26 @@ impl Server {
     pub fn once(mut self, once: bool) -> Server {
         self.once = once;
         self
+    }
+
+    /// Requires TLS of all clients that connect to a socket. The directory has the certificate of the server and its key, `server-cert.pem` and
+    /// `server-key.pem`. If it has a `ca-cert.pem`, clients are known by a certificate which that authority has signed; otherwise everyone can connect.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without the feature `tls`, and for a processor without TLS; [`Error::Usage`] for what is no certificate; errors of the
+    /// files.
+    ///
+    /// ```no_run
+    /// use diskimage::Image;
+    /// use diskimage::nbd::Server;
+    ///
+    /// let server = Server::new(Image::open("disk.qcow2")?)?.tls("/etc/pki/nbd")?;
+    /// # let _ = server;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn tls(mut self, certificates: impl AsRef<Path>) -> Result<Server> {
+        self.tls = Some(tls::Server::new(certificates.as_ref())?);
+        Ok(self)
     }
 
     /// Ends the server, and all its connections, soon after `cancel` becomes true.
@@ -151,7 +175,8 @@ impl Server {
         self.serve(&Listener::Unix(listener))
     }
 
-    /// Serves the client at the other end of a stream until it disconnects. Time limits are those of the stream.
+    /// Serves the client at the other end of a stream until it disconnects. Time limits are those of the stream, and TLS is an affair of the
+    /// caller.
     ///
     /// # Errors
     /// Errors of the stream, and of the kind [`io::ErrorKind::InvalidData`] if the client breaks the protocol.
@@ -174,11 +199,14 @@ impl Server {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn serve_stream(&self, mut stream: impl Read + Write) -> io::Result<()> {
-        let ended = match handshake::negotiate(&mut stream, self) {
-            Ok(Some(session)) => transmission::run(stream, session, self),
-            other => other.map(drop),
+        let serve = || {
+            let greeting = handshake::greet(&mut stream)?;
+            match handshake::negotiate(&mut stream, greeting, self, false)? {
+                Outcome::Opens(session) => transmission::run(stream, session, self),
+                Outcome::Leaves | Outcome::Secures => Ok(()),
+            }
         };
-        ended.map_err(protocol::closed)
+        serve().map_err(protocol::closed)
     }
 
     fn serve(&self, listener: &Listener) -> Result<()> {
@@ -229,10 +257,24 @@ impl Server {
 
     fn serve_socket(&self, socket: Socket, clients: &Clients) -> io::Result<()> {
         let mut socket = socket.with_deadline(Instant::now() + HANDSHAKE);
-        let Some(session) = handshake::negotiate(&mut socket, self)? else { return Ok(()) };
-        clients.lock().opened = true;
-        socket.set_timeouts(None, Some(TAKES_REPLY))?;
-        transmission::run(socket, session, self)
+        let greeting = handshake::greet(&mut socket)?;
+        match (handshake::negotiate(&mut socket, greeting, self, self.tls.is_some())?, &self.tls) {
+            (Outcome::Opens(session), _) => {
+                clients.lock().opened = true;
+                socket.set_timeouts(None, Some(TAKES_REPLY))?;
+                transmission::run(socket, session, self)
+            }
+            (Outcome::Secures, Some(tls)) => {
+                let mut secured = tls.accept(socket)?;
+                let Outcome::Opens(session) = handshake::negotiate(&mut secured, greeting, self, false)? else {
+                    return Ok(());
+                };
+                clients.lock().opened = true;
+                secured.stream().set_timeouts(None, Some(TAKES_REPLY))?;
+                transmission::run(secured, session, self)
+            }
+            (Outcome::Leaves | Outcome::Secures, _) => Ok(()),
+        }
     }
 
     fn is_cancelled(&self) -> bool {

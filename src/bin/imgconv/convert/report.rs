@@ -8,6 +8,7 @@ use std::time::Duration;
 use diskimage::{Damage, Name, Report};
 use serde_json::{Value, json};
 
+use super::qemu_args::BitmapArgs;
 use super::{Args, DAMAGED};
 use crate::args::Endpoint;
 use crate::failure::{Failure, Outcome};
@@ -42,6 +43,7 @@ impl Args {
                 output::note(&format!("{source}: {what} guest offsets {start:#x} to {end:#x}: {message}"));
             }
         }
+        BitmapArgs::note_skipped(report);
         if report.doubtful.bytes > 0 {
             let doubtful = report.doubtful.bytes;
             output::note(&format!("{target}: {doubtful} bytes may be those of other guest offsets"));
@@ -100,6 +102,9 @@ pub fn json(source: &Path, target: &Path, report: &Report) -> Value {
     }
     if !report.file_digests.is_empty() {
         value["file-digests"] = json!(report.file_digests);
+    }
+    if !report.skipped_bitmaps.is_empty() {
+        value["skipped-bitmaps"] = json!(report.skipped_bitmaps);
     }
     value
 }

@@ -13,7 +13,8 @@ use super::node::{Node, Storage};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
-use super::{Outcome, print};
+use super::{Outcome, bitmaps, print};
+use crate::location;
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
@@ -35,7 +36,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let sources = Sources::new(parsed);
     let image = open_all(parsed, &sources, source_names)?;
 
-    let place = Place::find(parsed, target_name)?;
+    let place = Place::find(parsed, &sources, target_name)?;
     let format = match place.format {
         Some(format) => format,
         None => format_for(&format_name)?,
@@ -44,11 +45,12 @@ pub fn run(parsed: &Parsed) -> Outcome {
     target.backing = parsed.text("backing").or_else(|| parsed.text("backing-file")).or(target.backing);
     target.backing_format = parsed.text("backing-format").or(target.backing_format);
     check_target(parsed, &target, source_names.len())?;
+    let bitmaps = bitmaps::policy(parsed, &image, &target)?;
 
     let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
     let bar = printer.clone();
     let converter = place.converter(parsed, &sources, &target, image.virtual_size())?;
-    let converter = settings.apply(parsed, &target, converter);
+    let converter = settings.apply(parsed, &target, converter).bitmaps(bitmaps);
     let converter = converter.cancel(interrupt.flag()).progress(move |progress| bar.update(progress));
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
@@ -58,6 +60,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
     printer.finish();
+    bitmaps::warn(&report);
     for Damage { range, message, .. } in &report.unreadable.ranges {
         message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
@@ -76,11 +79,12 @@ struct Place {
 }
 
 impl Place {
-    fn find(parsed: &Parsed, name: &OsStr) -> Result<Place, Failed> {
+    fn find(parsed: &Parsed, sources: &Sources, name: &OsStr) -> Result<Place, Failed> {
         let by_options = parsed.flag("target-image-opts");
         let node = if by_options { Node::from_list(name)? } else { Node::named(name)? };
         let is_description = by_options || name.to_string_lossy().starts_with("json:");
         let name = node.shown(name);
+        let node = node.secured(sources.secrets())?;
         if is_description && !parsed.flag("no-create") {
             return Err(Failed::new("Unknown protocol 'json'"));
         }
@@ -95,8 +99,8 @@ impl Place {
         let (path, client) = match node.storage {
             Storage::File(path) => (path, None),
             Storage::Remote(uri) if nbd::is_uri(&uri) => {
-                let client = nbd::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
-                (PathBuf::from(&name), Some(Arc::new(client)))
+                let client = location::connect(&uri).map_err(|error| Failed::opening(&name, &error))?;
+                (PathBuf::from(&name), Some(client))
             }
             Storage::Remote(_) | Storage::Null(_) => {
                 return Err(Failed::new(format!("{name}: imgconv does not write to this kind of target")));

@@ -21,6 +21,9 @@ struct Operands<'a> {
     skip: u64,
 }
 
+/// The largest block in bytes.
+const MAX_BLOCK: u64 = i32::MAX as u64;
+
 pub fn run(parsed: &Parsed) -> Outcome {
     let words: Vec<_> = parsed.operands.iter().map(|word| word.to_string_lossy()).collect();
     let operands = Operands::parse(words.iter().map(AsRef::as_ref))?;
@@ -30,13 +33,14 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let target = Node::new_file(operands.output.as_ref())?;
     let format = format_for(&parsed.text("output-format").unwrap_or("raw".into()))?;
 
-    let size = image.virtual_size();
-    let start = operands.skip.saturating_mul(operands.block).min(size);
-    let end = operands.count.map_or(size, |count| start.saturating_add(count.saturating_mul(operands.block)).min(size));
-    if operands.skip.saturating_mul(operands.block) > size {
+    // The count includes what is skipped, unlike that of dd(1).
+    let end = operands.count.map_or(u64::MAX, |count| count.saturating_mul(operands.block)).min(image.virtual_size());
+    let skipped = operands.skip.saturating_mul(operands.block);
+    if skipped > end {
         // As in qemu-img, which then copies nothing.
         message::line(&format!("{NAME}: {}: cannot skip to specified offset", operands.input));
     }
+    let start = skipped.min(end);
     let part = io::range_of(Arc::new(image), start..end);
     let part = OpenOptions::new()
         .format(Format::RAW)
@@ -55,22 +59,39 @@ impl<'a> Operands<'a> {
         let mut operands = Operands { input: "", output: "", block: 512, count: None, skip: 0 };
         for word in words {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
-            let number = || super::size(value).map_err(|_| Failed::new(format!("invalid number: '{value}'")));
             match name {
+                _ if !word.contains('=') => return Err(Failed::new(format!("unrecognized operand {word}"))),
                 "if" => operands.input = value,
                 "of" => operands.output = value,
-                "bs" => operands.block = number()?,
-                "count" => operands.count = Some(number()?),
-                "skip" => operands.skip = number()?,
+                "bs" => operands.block = block_size(value)?,
+                "count" => operands.count = Some(blocks(name, value)?),
+                "skip" => operands.skip = blocks(name, value)?,
                 _ => return Err(Failed::new(format!("unrecognized operand {name}"))),
             }
         }
         if operands.input.is_empty() || operands.output.is_empty() {
-            return Err(Failed::new("Must specify both input and output file names"));
-        }
-        if operands.block == 0 {
-            return Err(Failed::new("invalid number: '0'"));
+            return Err(Failed::new("Must specify both input and output files"));
         }
         Ok(operands)
+    }
+}
+
+fn block_size(text: &str) -> Result<u64, Failed> {
+    match super::size(text) {
+        Ok(size @ 1..=MAX_BLOCK) => Ok(size),
+        Ok(_) | Err(true) => Err(Failed::new(format!("Invalid bs specified. Must be between 1 and {MAX_BLOCK}."))),
+        Err(false) => Err(Failed::new(format!("Invalid bs specified: '{text}'."))),
+    }
+}
+
+/// A number without a suffix.
+fn blocks(name: &str, text: &str) -> Result<u64, Failed> {
+    let is_plain = !text.ends_with(|c: char| c.is_ascii_alphabetic()) || text.starts_with("0x");
+    match super::size(text) {
+        Ok(count) if is_plain => Ok(count),
+        Err(true) if is_plain => {
+            Err(Failed::new(format!("Invalid {name} specified. Must be between 0 and {}.", i64::MAX)))
+        }
+        _ => Err(Failed::new(format!("Invalid {name} specified: '{text}'."))),
     }
 }

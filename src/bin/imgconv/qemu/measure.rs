@@ -6,6 +6,7 @@ use super::source::{SECTOR, Sources};
 use super::target::{Target, format_for};
 use super::{Outcome, convert, size, style};
 use crate::measure;
+use crate::output::{self, Style};
 
 pub fn run(parsed: &Parsed) -> Outcome {
     let style = style(parsed)?;
@@ -32,6 +33,12 @@ pub fn run(parsed: &Parsed) -> Outcome {
         ([_], Some(_)) => return Err(Failed::new("--size N cannot be used together with a filename")),
         _ => return Err(Failed::new("At most one filename argument is allowed.").see_help("measure")),
     };
-    measure::print(&measured.map_err(|error| Failed::new(creation_problem("", &error)))?, style)?;
+    let measured = measured.map_err(|error| {
+        Failed::new(creation_problem("", &error).replace(&format!(" for file format '{}'", format.name()), ""))
+    })?;
+    match style {
+        Style::Json => output::print_json_indented(&measured)?,
+        Style::Human => measure::print(&measured, style)?,
+    }
     Ok(0)
 }

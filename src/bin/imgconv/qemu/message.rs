@@ -44,8 +44,9 @@ impl Failed {
 
     /// An image that could not be opened.
     pub fn opening(name: &str, error: &Error) -> Failed {
-        if let (Error::Reference { problem: ReferenceProblem::Loop, .. }, Some(path)) = (error.root(), error.path()) {
-            return Failed::new(format!("Backing file '{}' creates an infinite loop.", path.display()));
+        if let Error::Reference { problem: ReferenceProblem::Loop, name, .. } = error.root() {
+            let name = error.path().map_or_else(|| name.to_text().into_owned(), |path| path.display().to_string());
+            return Failed::new(format!("Backing file '{name}' creates an infinite loop."));
         }
         Failed::new(format!("Could not open '{name}': {}", describe(error, name)))
     }
@@ -136,10 +137,31 @@ pub fn describe(error: &Error, name: &str) -> String {
         Error::Corrupt(Fault { field, problem: Problem::Range { value, min, .. }, .. })
             if field == "l1_size" && value < min =>
         {
-            "L1 table is too small".to_owned()
+            let fits = i32::try_from(*min).is_ok();
+            if fits { "L1 table is too small" } else { "Image is too big" }.to_owned()
         }
+        Error::Unsupported { format, feature, .. } => match feature.strip_prefix("incompatible feature ") {
+            Some(bits) => format!("Unsupported {format} feature(s): {}", features(bits)),
+            None => error.to_string(),
+        },
         error => error.to_string(),
     }
+}
+
+/// The names of features from a list such as "60 (name), 61", and a mask of those without a name.
+fn features(list: &str) -> String {
+    let (mut names, mut mask) = (Vec::new(), 0u64);
+    for feature in list.split(", ") {
+        match (feature.split_once(" ("), feature.parse::<u32>()) {
+            (Some((_, name)), _) => names.push(name.trim_end_matches(')').to_owned()),
+            (None, Ok(bit)) => mask |= 1u64.checked_shl(bit).unwrap_or(0),
+            (None, Err(_)) => names.push(feature.to_owned()),
+        }
+    }
+    if mask != 0 {
+        names.push(format!("Unknown incompatible feature: {mask:x}"));
+    }
+    names.join(", ")
 }
 
 /// Why an image could not be created.
@@ -148,26 +170,49 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
         Error::Io { cause, action, .. } if action.contains("creating") || action.contains("opening") => {
             format!("Could not create '{name}': {}", system(cause))
         }
-        Error::Option { format: "qcow2", name: option, problem } if option == "cluster_size" => {
-            if problem.contains("too small for a disk") {
-                "The image size is too large for file format 'qcow2' (try using a larger cluster size)".into()
-            } else if problem.contains("power of two") || problem.starts_with("invalid value") {
-                "Cluster size must be a power of two between 512 and 2048k".into()
-            } else {
-                describe(error, name)
-            }
-        }
-        Error::Option { format: "qcow2", name: option, .. } if option == "refcount_bits" => {
-            "Refcount width must be a power of two and may not exceed 64 bits".into()
-        }
         Error::Option { name: option, problem, .. } if option == "preallocation" => match problem.split('"').nth(1) {
             None => describe(error, name),
             Some(mode @ ("off" | "metadata" | "falloc" | "full")) => format!("Unsupported preallocation mode: {mode}"),
             Some(mode) => format!("Parameter 'preallocation' does not accept value '{mode}'"),
         },
+        Error::Option { name: option, problem, .. } => {
+            let known = OPTION_PROBLEMS.iter().find(|(name, part, _)| name == option && problem.contains(part));
+            known.map_or_else(|| describe(error, name), |(_, _, words)| (*words).to_owned())
+        }
         _ => describe(error, name),
     }
 }
+
+/// Options of new images with a part of what is wrong with them, and the words of qemu-img for it.
+const OPTION_PROBLEMS: [(&str, &str, &str); 11] = [
+    (
+        "cluster_size",
+        "too small for a disk",
+        "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+    ),
+    ("cluster_size", "power of two", "Cluster size must be a power of two between 512 and 2048k"),
+    ("cluster_size", "invalid value", "Cluster size must be a power of two between 512 and 2048k"),
+    (
+        "refcount_bits",
+        "requires version 3",
+        "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+    ),
+    ("refcount_bits", "", "Refcount width must be a power of two and may not exceed 64 bits"),
+    ("extended_l2", "16k", "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes"),
+    (
+        "data_file",
+        "version 3",
+        "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+    ),
+    ("data_file_raw", "requires data_file", "data-file-raw requires data-file"),
+    ("data_file_raw", "backing", "Backing file and data-file-raw cannot be used at the same time"),
+    (
+        "lazy_refcounts",
+        "version 3",
+        "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+    ),
+    ("zeroed_grain", "monolithicFlat", "Flat image can't enable zeroed grain"),
+];
 
 fn is_signature(field: &str) -> bool {
     ["magic", "signature", "cookie"].iter().any(|word| field.contains(word))

@@ -8,6 +8,7 @@ use diskimage::{Format, Options, nbd, parse_size, remote};
 use serde_json::Value;
 
 use super::message::Failed;
+use crate::secrets::SecretArgs;
 
 /// What a name stands for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub struct Node {
     /// The file of a detached header.
     pub header: Option<PathBuf>,
     pub force_share: bool,
+    /// ID of the certificates for a connection with TLS, and the name of the server in its certificate.
+    pub tls: Option<(String, Option<String>)>,
 }
 
 /// Where the bytes of an image are.
@@ -103,6 +106,15 @@ impl Node {
         }
     }
 
+    /// With the certificates in the URI of an NBD server.
+    pub fn secured(mut self, secrets: &SecretArgs) -> Result<Node, Failed> {
+        if let (Some((id, hostname)), Storage::Remote(uri)) = (&self.tls, &self.storage) {
+            let certificates = secrets.certificates(id)?;
+            self.storage = Storage::Remote(nbd::tls_uri(uri, Some(&certificates), hostname.as_deref())?);
+        }
+        Ok(self)
+    }
+
     /// The path of a file with this name, for what creates files only.
     pub fn new_file(name: &OsStr) -> Result<PathBuf, Failed> {
         let node = Node::named(name)?;
@@ -144,6 +156,8 @@ impl Node {
                     let mut either = |key: &str| take(&format!("server.{key}")).or_else(|| take(key));
                     let (path, host, port) = (either("path"), either("host"), either("port"));
                     take("server.type");
+                    let hostname = take("tls-hostname");
+                    node.tls = take("tls-creds").map(|id| (id, hostname));
                     let export = take("export").unwrap_or_default();
                     let port = port.map_or(Ok(nbd::PORT), |port| port.parse());
                     let port = port.map_err(|_| Failed::new("Parameter 'port' expects a port number"))?;

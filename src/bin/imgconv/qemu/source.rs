@@ -67,6 +67,7 @@ impl Sources {
 
     fn of_node(&self, node: Node, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
         let name = node.shown(name);
+        let node = node.secured(&self.secrets)?;
         let format = match format {
             Some(format) => Some(
                 format_named(format)

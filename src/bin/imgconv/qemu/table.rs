@@ -62,13 +62,18 @@ const QUIET: Row = row('q', "quiet", "", "print errors only");
 const PROGRESS: Row = row('p', "progress", "", "print the progress in percent to standard output")
     .imgconv("a bar on standard error, if that is a terminal");
 const SHARE: Row = row('U', "force-share", "", "open the image even if another program writes to it");
-const OBJECT: Row = row(' ', "object", "OBJDEF", "a secret: secret,id=ID,file=PATH or secret,id=ID,data=TEXT");
+const OBJECT: Row = row(
+    ' ',
+    "object",
+    "OBJDEF",
+    "a secret or certificates: secret,id=ID,file=PATH or secret,id=ID,data=TEXT or tls-creds-x509,id=ID,endpoint=client,dir=PATH",
+);
 const IMAGE_OPTS: Row =
     row(' ', "image-opts", "", "the name of the image is a list of options: driver=FMT,file.filename=PATH");
 const OUTPUT: Row = row(' ', "output", "human|json", "style of the output");
 const CACHE: Note = Note::NoEffect("the page cache is used");
 const SOURCE_CACHE: Row =
-    row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE).imgconv("none");
+    row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE).imgconv("no effect");
 const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE).imgconv("none");
 
 pub static COMMANDS: &[Command] = &[
@@ -177,27 +182,24 @@ pub static COMMANDS: &[Command] = &[
             row('n', "no-create", "", "write into an existing target"),
             row(' ', "target-is-zero", "", "the target reads as zeros; needs -n")
                 .note(Note::NoEffect("zeros are written as holes where the target can have them"))
-                .imgconv("none"),
+                .imgconv("no effect"),
             row('S', "sparse-size", "SIZE", "omit runs of zeros of at least SIZE [default: 4k]"),
             row(' ', "bitmaps", "", "copy the bitmaps of the source")
-                .note(Note::Refused("bitmaps are not copied"))
-                .imgconv("not copied"),
-            row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones")
-                .note(Note::Refused("bitmaps are not copied"))
-                .imgconv("not copied"),
+                .note(Note::Differs("not with -l: a snapshot has no bitmaps")),
+            row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones"),
             SHARE,
             row('r', "rate", "RATE", "limit of bytes per second"),
             row('m', "parallel", "N", "number of threads")
                 .note(Note::Differs("threads, not coroutines; the result is the same")),
             row('C', "copy-range-offloading", "", "copy within the file system where it can")
                 .note(Note::NoEffect("data is read and written"))
-                .imgconv("none"),
+                .imgconv("no effect"),
             row(' ', "salvage", "", "read what can be read of a damaged source")
                 .note(Note::Differs("a warning for each unreadable range"))
                 .imgconv("the same; exit code 3"),
             row('W', "oob-writes", "", "write out of order")
                 .note(Note::NoEffect("all threads write, whatever the order"))
-                .imgconv("none"),
+                .imgconv("no effect"),
             OBJECT,
         ],
         run: convert::run,

@@ -7,6 +7,7 @@ use super::layout::Layout;
 use super::refcounts::Refcounts;
 use super::{Findings, Work};
 use crate::error::{Problem, Result};
+use crate::format::qcow2::bitmap::Part;
 use crate::format::qcow2::entry::{COPIED, L2Entry, OFFSET_MASK, SUBCLUSTERS, parse_l1_entry};
 use crate::format::qcow2::header::Header;
 use crate::format::shared::table;
@@ -195,20 +196,13 @@ fn l2_table(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
 
 /// Returns the host offset of the data of a bitmap table entry. Its first byte is within the file.
 fn bitmap_data(entry: u64, layout: &Layout<'_>) -> Result<Option<u64>, Problem> {
-    let (offset, cluster_size) = (entry & OFFSET_MASK, layout.header.cluster_size());
-    // Without data, bit 0 is the value of all bits.
-    let reserved = entry & !OFFSET_MASK & !u64::from(offset == 0);
-    if reserved != 0 {
-        return Err(Problem::Reserved { value: entry, bits: reserved });
+    match Part::parse(entry, layout.header.cluster_size())? {
+        Part::Same(_) => Ok(None),
+        Part::At(offset) => {
+            within(offset, 1, layout.file_len)?;
+            Ok(Some(offset))
+        }
     }
-    if !offset.is_multiple_of(cluster_size) {
-        return Err(Problem::Misaligned { value: entry, alignment: cluster_size });
-    }
-    if offset == 0 {
-        return Ok(None);
-    }
-    within(offset, 1, layout.file_len)?;
-    Ok(Some(offset))
 }
 
 fn within(offset: u64, len: u64, file_len: u64) -> Result<(), Problem> {

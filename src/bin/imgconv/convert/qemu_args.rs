@@ -1,0 +1,72 @@
+//! Options that the program has with the meaning, or only for the scripts, of qemu-img.
+
+use clap::ValueEnum;
+use diskimage::{BitmapPolicy, Report};
+
+use crate::output;
+
+/// Copying bitmaps.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BitmapArgs {
+    /// Copy the persistent bitmaps of SOURCE, for incremental backups; from
+    /// qcow2 to qcow2
+    #[arg(long, verbatim_doc_comment)]
+    bitmaps: bool,
+
+    /// Leave out inconsistent bitmaps instead of failing
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
+}
+
+impl BitmapArgs {
+    pub fn policy(&self) -> BitmapPolicy {
+        match (self.bitmaps, self.skip_broken_bitmaps) {
+            (false, _) => BitmapPolicy::Omit,
+            (true, false) => BitmapPolicy::Copy,
+            (true, true) => BitmapPolicy::SkipInconsistent,
+        }
+    }
+
+    /// Prints notes about what was left out.
+    pub fn note_skipped(report: &Report) {
+        for name in &report.skipped_bitmaps {
+            output::note(&format!("the inconsistent bitmap '{name}' is not copied"));
+        }
+    }
+}
+
+const WITHOUT_EFFECT: &str = "Options without effect, for scripts of qemu-img";
+
+/// Options that scripts pass to qemu-img, and that ask for nothing here.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ScriptArgs {
+    /// Cache mode of TARGET, which is synced unless --no-sync is given
+    #[arg(short = 't', long = "target-cache", value_name = "CACHE", hide_possible_values = true, help_heading = WITHOUT_EFFECT)]
+    _target_cache: Option<Cache>,
+
+    /// Cache mode of SOURCE
+    #[arg(short = 'T', long = "source-cache", value_name = "CACHE", hide_possible_values = true, help_heading = WITHOUT_EFFECT)]
+    _source_cache: Option<Cache>,
+
+    /// Write out of order, as all threads do anyway
+    #[arg(short = 'W', long = "oob-writes", help_heading = WITHOUT_EFFECT)]
+    _oob_writes: bool,
+
+    /// Copy within the file system; data is read and written
+    #[arg(short = 'C', long = "copy-range-offloading", help_heading = WITHOUT_EFFECT)]
+    _copy_range_offloading: bool,
+
+    /// TARGET reads as zeros, which become holes anyway; needs -n
+    #[arg(long = "target-is-zero", requires = "no_create", help_heading = WITHOUT_EFFECT)]
+    _target_is_zero: bool,
+}
+
+/// A cache mode of QEMU.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Cache {
+    None,
+    Writeback,
+    Writethrough,
+    Directsync,
+    Unsafe,
+}

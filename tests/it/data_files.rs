@@ -1,0 +1,124 @@
+//! qcow2 with the guest data in a data file.
+
+use std::fs;
+use std::sync::Arc;
+
+use diskimage::io::{MemDirectory, MemFile};
+use diskimage::{Converter, Error, Format, Image, OpenOptions, Options, ReferencePolicy};
+
+use crate::support::TempDir;
+use crate::support::pattern::Pattern;
+
+const SIZE: u64 = (3 << 20) + 512;
+
+fn options(list: &str) -> Options {
+    let mut options = Options::new();
+    options.add_list(list);
+    options
+}
+
+fn raw(bytes: &[u8]) -> Image {
+    OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
+}
+
+#[test]
+fn data_is_at_its_guest_offset() {
+    let bytes = Pattern::Islands.make(SIZE as usize);
+    for (list, base) in [
+        ("", None),
+        ("data_file_raw=on", None),
+        ("cluster_size=512", None),
+        ("cluster_size=2M,refcount_bits=1", None),
+        ("extended_l2=on", None),
+        ("extended_l2=on,preallocation=metadata", None),
+        ("preallocation=falloc", None),
+        ("preallocation=full,data_file_raw=on", None),
+        ("", Some(Pattern::Dense)),
+        ("extended_l2=on", Some(Pattern::Dense)),
+    ] {
+        let directory = Arc::new(MemDirectory::new());
+        let mut converter = Converter::new(Format::QCOW2).options(options(&format!("data_file=data,{list}")));
+        if let Some(base) = base {
+            let base = base.make(SIZE as usize);
+            directory.insert("base", Arc::new(MemFile::from(base.clone())));
+            converter = converter.backing(raw(&base), "base");
+        }
+        converter.convert_into(&raw(&bytes), &*directory, "image").unwrap();
+        let file = directory.open("data").unwrap();
+        assert_eq!(file.size().unwrap(), SIZE, "{list}");
+        let mut data = vec![0; SIZE as usize];
+        file.read_exact_at(&mut data, 0).unwrap();
+        if base.is_none() {
+            assert!(data == bytes, "{list}: the data file is not the disk");
+        }
+        let (image, resolver) = (directory.open("image").unwrap(), directory.clone());
+        let opened = OpenOptions::new()
+            .reference_policy(ReferencePolicy::Beside)
+            .resolver(move |request| resolver.open(request.path).map(|file| file as _));
+        let disk = opened.open_source(image.clone()).unwrap();
+        let mut found = vec![0; SIZE as usize];
+        disk.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == bytes, "{list}: other content");
+        let report = opened.check_source(image).unwrap();
+        assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{list}: {report:?}");
+    }
+}
+
+#[test]
+fn the_data_file_may_be_in_another_directory() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("there")).unwrap();
+    let bytes = Pattern::Dense.make(1 << 20);
+    for name in ["there/data".to_owned(), dir.join("there/data").to_str().unwrap().to_owned(), "./beside".into()] {
+        let converter = Converter::new(Format::QCOW2).options(options(&format!("data_file={name}")));
+        converter.convert(&raw(&bytes), dir.join("image")).unwrap();
+        assert!(fs::read(dir.path().join(&name)).unwrap() == bytes, "{name}");
+        let image = OpenOptions::new().reference_policy(ReferencePolicy::Any).open(dir.join("image")).unwrap();
+        let mut found = vec![0; bytes.len()];
+        image.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == bytes, "{name}");
+    }
+}
+
+#[test]
+fn a_failure_leaves_neither_file() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("there")).unwrap();
+    dir.file("there/old", b"old");
+    let bytes = Pattern::Dense.make(1 << 20);
+    let cancel = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    for (name, left) in [("data", None), ("there/old", Some(b"old".to_vec()))] {
+        let converter = Converter::new(Format::QCOW2).options(options(&format!("data_file={name}")));
+        let failed = converter.cancel(cancel.clone()).convert(&raw(&bytes), dir.join("image"));
+        assert!(matches!(failed.unwrap_err().root(), Error::Cancelled), "{name}");
+        assert_eq!(fs::read(dir.join(name)).ok(), left, "{name}");
+        assert!(!dir.join("image").exists());
+    }
+}
+
+#[test]
+fn what_has_no_data_file_is_refused() {
+    let dir = TempDir::new();
+    fs::create_dir(dir.join("taken")).unwrap();
+    let create =
+        |list: &str, name: &str| Converter::new(Format::QCOW2).options(options(list)).create(SIZE, dir.join(name));
+    for (list, word) in [
+        ("data_file=image", "two files"),
+        ("data_file=./image", "two files"),
+        ("data_file=none/data", "finding the directory"),
+        ("data_file=taken", "not a regular file"),
+        ("data_file=nbd:host", "read as a URL"),
+        ("data_file=data,compat=0.10", "version 3"),
+        ("data_file_raw=on", "requires data_file"),
+        ("data_file=data,data_file_raw=on,backing_file=b,backing_fmt=raw", "no backing file"),
+    ] {
+        let said = create(list, "image").unwrap_err().to_string();
+        assert!(said.contains(word), "{list}: {said}");
+        assert_eq!(dir.names(), ["taken"], "{list}");
+    }
+    let compressed = Converter::new(Format::QCOW2).compress(true).options(options("data_file=data"));
+    assert!(compressed.create(SIZE, dir.join("image")).unwrap_err().to_string().contains("compressed"));
+    let single = Converter::new(Format::QCOW2).options(options("data_file=data"));
+    let error = single.create_to(SIZE, Arc::new(MemFile::new())).unwrap_err();
+    assert!(matches!(error.root(), Error::Unsupported { .. }), "{error}");
+}
