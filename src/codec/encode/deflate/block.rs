@@ -3,7 +3,8 @@
 use super::bits::BitWriter;
 use super::huffman::Code;
 use super::symbols::{
-    DISTANCE_EXTRA, DISTANCE_SYMBOLS, END_OF_BLOCK, Histogram, LENGTH_BASE, LENGTH_EXTRA, LENGTH_SLOT, LITERAL_SYMBOLS, SLOTS, TOKEN_SYMBOLS, Token,
+    DISTANCE_EXTRA, DISTANCE_SYMBOLS, END_OF_BLOCK, Histogram, LENGTH_BASE, LENGTH_EXTRA, LENGTH_SLOT, LITERAL_SYMBOLS,
+    SLOTS, TOKEN_SYMBOLS, Token,
 };
 use crate::codec::zlib::MAX_STORED_BLOCK;
 
@@ -71,11 +72,16 @@ pub(super) fn write_stored(out: &mut BitWriter<'_>, data: &[u8], is_last: bool) 
 
 /// Extra bits of all lengths and distances.
 fn extra_bits(histogram: &Histogram) -> usize {
-    let lengths = histogram.literals.iter().skip(END_OF_BLOCK + 1).zip(LENGTH_EXTRA).map(|(count, extra)| *count as usize * usize::from(extra));
-    let distances = histogram.distances.iter().zip(DISTANCE_EXTRA).map(|(count, extra)| *count as usize * usize::from(extra));
+    let lengths = histogram
+        .literals
+        .iter()
+        .skip(END_OF_BLOCK + 1)
+        .zip(LENGTH_EXTRA)
+        .map(|(count, extra)| *count as usize * usize::from(extra));
+    let distances =
+        histogram.distances.iter().zip(DISTANCE_EXTRA).map(|(count, extra)| *count as usize * usize::from(extra));
     lengths.sum::<usize>() + distances.sum::<usize>()
 }
-
 
 /// Lengths of the fixed codes (section 3.2.6).
 fn fixed_literal_length(symbol: usize) -> u8 {
@@ -88,7 +94,8 @@ fn fixed_literal_length(symbol: usize) -> u8 {
 }
 
 fn fixed_cost(literals: &[u32; LITERAL_SYMBOLS], distances: &[u32; DISTANCE_SYMBOLS]) -> usize {
-    let literals = literals.iter().enumerate().map(|(symbol, count)| *count as usize * usize::from(fixed_literal_length(symbol)));
+    let literals =
+        literals.iter().enumerate().map(|(symbol, count)| *count as usize * usize::from(fixed_literal_length(symbol)));
     literals.sum::<usize>() + distances.iter().map(|count| *count as usize * 5).sum::<usize>()
 }
 
@@ -102,7 +109,10 @@ impl Codes {
     /// The fixed codes. Two symbols never occur, but take part in the code.
     fn fixed() -> Self {
         let all = Code::<{ LITERAL_SYMBOLS + 2 }>::from_lengths(std::array::from_fn(fixed_literal_length));
-        let literals = Code { lengths: std::array::from_fn(|symbol| all.lengths[symbol]), codes: std::array::from_fn(|symbol| all.codes[symbol]) };
+        let literals = Code {
+            lengths: std::array::from_fn(|symbol| all.lengths[symbol]),
+            codes: std::array::from_fn(|symbol| all.codes[symbol]),
+        };
         Codes { literals, distances: Code::from_lengths([5; DISTANCE_SYMBOLS]) }
     }
 
@@ -112,15 +122,19 @@ impl Codes {
             0..=255 => Bits::new(self.literals.codes[symbol].into(), self.literals.lengths[symbol].into()),
             length => self.length(length - 256),
         });
-        let slots: [Bits; SLOTS] = std::array::from_fn(|slot| match self.distances.codes.get(slot).zip(self.distances.lengths.get(slot)) {
-            Some((code, length)) => Bits::new((*code).into(), (*length).into()),
-            None => Bits::new(0, 0),
+        // The bits that a slot counts include the extra bits.
+        let slots: [Bits; SLOTS] = std::array::from_fn(|slot| {
+            let code =
+                self.distances.codes.get(slot).zip(self.distances.lengths.get(slot)).zip(DISTANCE_EXTRA.get(slot));
+            code.map_or(Bits::new(0, 0), |((code, length), extra)| {
+                Bits::new(u32::from(*code) | u32::from(*length) << 16, u32::from(*length + *extra))
+            })
         });
         // Literals and matches alike, without a branch: which one is next is hard to predict.
         let encoded = |token: Token| {
             let (symbol, slot) = (symbols[token.symbol()], slots[token.slot()]);
-            let bits = symbol.bits() | (slot.bits() | u64::from(token.extra()) << slot.count()) << symbol.count();
-            (bits, symbol.count() + slot.count() + u32::from(DISTANCE_EXTRA[token.slot()]))
+            let distance = slot.bits() & 0xffff | u64::from(token.extra()) << (slot.bits() >> 16);
+            (symbol.bits() | distance << symbol.count(), symbol.count() + slot.count())
         };
         let (pairs, rest) = tokens.as_chunks::<2>();
         for [first, second] in pairs {
@@ -183,12 +197,15 @@ struct Header {
 
 impl Header {
     fn of(codes: &Codes) -> Self {
-        let used = |lengths: &[u8], least: usize| lengths.iter().rposition(|length| *length > 0).map_or(least, |last| least.max(last + 1));
+        let used = |lengths: &[u8], least: usize| {
+            lengths.iter().rposition(|length| *length > 0).map_or(least, |last| least.max(last + 1))
+        };
         let literal_count = used(&codes.literals.lengths, END_OF_BLOCK + 1);
         let distance_count = used(&codes.distances.lengths, 1);
         let mut lengths = [0; LITERAL_SYMBOLS + DISTANCE_SYMBOLS];
         lengths[..literal_count].copy_from_slice(&codes.literals.lengths[..literal_count]);
-        lengths[literal_count..literal_count + distance_count].copy_from_slice(&codes.distances.lengths[..distance_count]);
+        lengths[literal_count..literal_count + distance_count]
+            .copy_from_slice(&codes.distances.lengths[..distance_count]);
 
         let mut items = [(0, 0); LITERAL_SYMBOLS + DISTANCE_SYMBOLS];
         let mut item_count = 0;
@@ -212,7 +229,10 @@ impl Header {
 
     /// Length in bits.
     fn cost(&self) -> usize {
-        let items = self.items().iter().map(|(symbol, _)| usize::from(self.precode.lengths[usize::from(*symbol)]) + repeat_bits(*symbol) as usize);
+        let items = self
+            .items()
+            .iter()
+            .map(|(symbol, _)| usize::from(self.precode.lengths[usize::from(*symbol)]) + repeat_bits(*symbol) as usize);
         5 + 5 + 4 + 3 * self.precode_count + items.sum::<usize>()
     }
 

@@ -39,7 +39,6 @@ macro_rules! bucket {
 
 bucket!(u32);
 bucket!(u64);
-bucket!(u128);
 
 /// `COUNT` buckets, a power of two.
 pub(super) struct Buckets<B, const COUNT: usize> {

@@ -39,7 +39,15 @@ impl Chains {
     ///
     /// `left` bytes follow `at`, four at least.
     #[inline(always)]
-    pub(super) fn find(&mut self, data: &Window, at: u16, left: usize, search: Search, least: u16, mut found: impl FnMut(Match)) {
+    pub(super) fn find(
+        &mut self,
+        data: &Window,
+        at: u16,
+        left: usize,
+        search: Search,
+        least: u16,
+        mut found: impl FnMut(Match),
+    ) {
         let here = data.word(at);
         let (mut position, short) = self.insert(at, here);
         let max = left.min(MAX_MATCH) as u16;

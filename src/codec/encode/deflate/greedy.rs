@@ -40,10 +40,10 @@ pub(super) fn parse<B: Bucket, const COUNT: usize>(
         }
         at += usize::from(found.length);
         if found.length > 5 {
-        let last = (at - 1) as u16;
-        buckets.insert(last, data.word(last));
-        let last = (at - 2) as u16;
-        buckets.insert(last, data.word(last));
+            let last = (at - 1) as u16;
+            buckets.insert(last, data.word(last));
+            let last = (at - 2) as u16;
+            buckets.insert(last, data.word(last));
         }
         run = at;
     }

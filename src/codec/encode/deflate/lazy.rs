@@ -61,7 +61,6 @@ impl<B: Bucket, const COUNT: usize> Finder for ShortBuckets<B, COUNT> {
     fn insert(&mut self, data: &Window, at: u16) {
         let here = data.word(at);
         self.buckets.insert(at, here);
-        self.short[short_hash(here, SHORT_BITS)] = at;
     }
 
     #[inline(always)]
@@ -86,7 +85,14 @@ fn gain(found: Match) -> u32 {
 }
 
 /// Adds the tokens of `range`; the finder knows of what comes before. `tries` positions are tried for a better match.
-pub(super) fn parse(finder: &mut impl Finder, data: &Window, range: Range<usize>, search: Search, tries: u16, tokens: &mut Tokens) {
+pub(super) fn parse(
+    finder: &mut impl Finder,
+    data: &Window,
+    range: Range<usize>,
+    search: Search,
+    tries: u16,
+    tokens: &mut Tokens,
+) {
     let (mut at, mut run) = (range.start, range.start);
     // Bytes that follow each position: enough for a word to compare.
     let end = range.end.saturating_sub(HASHED.into());

@@ -14,8 +14,8 @@ use super::{greedy, lazy};
 enum Parser {
     Greedy2(Buckets<u32, { 1 << 13 }>),
     Greedy4(Buckets<u64, { 1 << 13 }>),
+    Lazy2(ShortBuckets<u32, { 1 << 13 }>),
     Lazy4(ShortBuckets<u64, { 1 << 13 }>),
-    Lazy8(ShortBuckets<u128, { 1 << 13 }>),
     LazyChains(Chains),
     Optimal(Optimal),
 }
@@ -42,13 +42,13 @@ impl Level {
             data: Window::new(),
         };
         match level {
-            ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 3000),
-            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 48, 2000),
-            3 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 1500),
-            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 1500),
-            5 => settings(Parser::Lazy8(ShortBuckets::new()), 0, 0, 64, 1500),
-            6 => settings(Parser::LazyChains(Chains::new()), 1, 24, 128, 1000),
-            7 => settings(Parser::LazyChains(Chains::new()), 2, 100, 200, 1000),
+            ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 5000),
+            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 48, 3000),
+            3 => settings(Parser::Lazy2(ShortBuckets::new()), 0, 0, 32, 2500),
+            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
+            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 64, 1500),
+            6 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 64, 1500),
+            7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 1000),
             8 => settings(Parser::Optimal(Optimal::new()), 1, 16, 64, 1000),
             9.. => settings(Parser::Optimal(Optimal::new()), 2, 64, 128, 1000),
         }
@@ -59,8 +59,8 @@ impl Level {
         match &mut self.parser {
             Parser::Greedy2(buckets) => buckets.reset(),
             Parser::Greedy4(buckets) => buckets.reset(),
+            Parser::Lazy2(buckets) => buckets.reset(),
             Parser::Lazy4(buckets) => buckets.reset(),
-            Parser::Lazy8(buckets) => buckets.reset(),
             Parser::LazyChains(chains) => chains.reset(),
             Parser::Optimal(optimal) => optimal.reset(),
         }
@@ -79,8 +79,8 @@ impl Level {
             match &mut self.parser {
                 Parser::Greedy2(buckets) => greedy::parse(buckets, data, range, search, tokens),
                 Parser::Greedy4(buckets) => greedy::parse(buckets, data, range, search, tokens),
+                Parser::Lazy2(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
                 Parser::Lazy4(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
-                Parser::Lazy8(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
                 Parser::LazyChains(chains) => lazy::parse(chains, data, range, search, self.tries, tokens),
                 Parser::Optimal(optimal) => optimal.find(data, range, search),
             }

@@ -8,7 +8,8 @@ use std::ops::Range;
 use super::chains::{Chains, Search};
 use super::split::{Block, SCALE, log2, split};
 use super::symbols::{
-    DISTANCE_EXTRA, END_OF_BLOCK, Histogram, LENGTH_EXTRA, LENGTH_SLOT, MIN_MATCH, Match, SLOTS, Token, Tokens, distance_slot,
+    DISTANCE_EXTRA, END_OF_BLOCK, Histogram, LENGTH_EXTRA, LENGTH_SLOT, MIN_MATCH, Match, SLOTS, Token, Tokens,
+    distance_slot,
 };
 use super::window::{HASHED, Window};
 
@@ -28,7 +29,14 @@ pub(super) struct Optimal {
 
 impl Optimal {
     pub(super) fn new() -> Self {
-        Optimal { chains: Chains::new(), matches: Vec::new(), starts: Vec::new(), costs: Vec::new(), choices: Vec::new(), blocks: Vec::new() }
+        Optimal {
+            chains: Chains::new(),
+            matches: Vec::new(),
+            starts: Vec::new(),
+            costs: Vec::new(),
+            choices: Vec::new(),
+            blocks: Vec::new(),
+        }
     }
 
     /// Forgets the data before.
@@ -45,7 +53,8 @@ impl Optimal {
             self.starts.push(first as u32);
             self.chains.find(data, at as u16, range.end - at, search, 2, |found| self.matches.push(found));
             at += 1;
-            let long = self.matches.get(first..).and_then(|matches| matches.last()).filter(|last| last.length >= search.nice);
+            let long =
+                self.matches.get(first..).and_then(|matches| matches.last()).filter(|last| last.length >= search.nice);
             if let Some(long) = long.copied() {
                 // It will be taken.
                 let next = (at - 1 + usize::from(long.length)).min(end);
@@ -116,15 +125,19 @@ impl Optimal {
         self.choices.clear();
         self.choices.resize(data.len(), 0);
         for (at, literal) in data.iter().enumerate().rev() {
-            let Some((here, after)) = self.costs.get_mut(at..).and_then(|costs| costs.split_first_mut()) else { return };
+            let Some((here, after)) = self.costs.get_mut(at..).and_then(|costs| costs.split_first_mut()) else {
+                return;
+            };
             let mut best = costs.literals[usize::from(*literal)] + after.first().copied().unwrap_or_default();
             // What follows matches of each length, from the shortest.
             let after = after.get(MIN_MATCH - 1..).unwrap_or_default();
             let mut done = 0;
             let range = self.starts.get(block.start + at).zip(self.starts.get(block.start + at + 1));
-            let matches = range.and_then(|(start, end)| self.matches.get(*start as usize..*end as usize)).unwrap_or_default();
+            let matches =
+                range.and_then(|(start, end)| self.matches.get(*start as usize..*end as usize)).unwrap_or_default();
             for found in matches {
-                let distance = costs.distances[distance_slot(found.distance.into()).0 % SLOTS] | u64::from(found.distance);
+                let distance =
+                    costs.distances[distance_slot(found.distance.into()).0 % SLOTS] | u64::from(found.distance);
                 let end = (usize::from(found.length) + 1 - MIN_MATCH).min(after.len());
                 // Of long matches, the other lengths are seldom better.
                 let some = end.min(SHORTER);
@@ -184,19 +197,23 @@ impl Costs {
             let all = log2(counts.iter().sum());
             // Half of a symbol that did not occur: it may be useful after all. No code is shorter than one bit.
             move |count: u32, extra: u8| {
-                let bits = all.saturating_sub(log2(2 * count)).saturating_add(1 << SCALE).clamp(1 << SCALE, 14 << SCALE);
+                let bits =
+                    all.saturating_sub(log2(2 * count)).saturating_add(1 << SCALE).clamp(1 << SCALE, 14 << SCALE);
                 u64::from(bits + (u32::from(extra) << SCALE)) << 32
             }
         };
         let (literal, distance) = (of(&histogram.literals), of(&histogram.distances));
         let length = |length: usize| {
             let slot = usize::from(LENGTH_SLOT[length]);
-            literal(histogram.literals[END_OF_BLOCK + 1 + slot], LENGTH_EXTRA[slot]) | ((length + MIN_MATCH) as u64) << 16
+            literal(histogram.literals[END_OF_BLOCK + 1 + slot], LENGTH_EXTRA[slot])
+                | ((length + MIN_MATCH) as u64) << 16
         };
         Costs {
             literals: std::array::from_fn(|symbol| literal(histogram.literals[symbol], 0)),
             lengths: std::array::from_fn(length),
-            distances: std::array::from_fn(|slot| distance(histogram.distances.get(slot).copied().unwrap_or_default(), DISTANCE_EXTRA[slot])),
+            distances: std::array::from_fn(|slot| {
+                distance(histogram.distances.get(slot).copied().unwrap_or_default(), DISTANCE_EXTRA[slot])
+            }),
         }
     }
 }

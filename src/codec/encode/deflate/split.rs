@@ -61,7 +61,9 @@ fn best(blocks: &[Block]) -> Option<(usize, u64)> {
 /// Estimates what merging a block with the next one saves.
 fn update(blocks: &mut [Block], index: usize) {
     let saving = match blocks.get(index..index + 2) {
-        Some([first, second]) => (first.cost + second.cost).saturating_sub(merged_cost(&first.histogram, &second.histogram)),
+        Some([first, second]) => {
+            (first.cost + second.cost).saturating_sub(merged_cost(&first.histogram, &second.histogram))
+        }
         _ => 0,
     };
     blocks[index].saving = saving;

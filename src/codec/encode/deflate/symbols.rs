@@ -12,7 +12,8 @@ pub(super) const LITERAL_SYMBOLS: usize = 286;
 pub(super) const DISTANCE_SYMBOLS: usize = 30;
 
 /// Extra bits of each length symbol, from 257.
-pub(super) const LENGTH_EXTRA: [u8; 29] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0];
+pub(super) const LENGTH_EXTRA: [u8; 29] =
+    [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 0];
 
 /// Extra bits of each distance symbol; none for what is not a symbol.
 pub(super) const DISTANCE_EXTRA: [u8; SLOTS] =
