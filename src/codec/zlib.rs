@@ -7,6 +7,22 @@ pub(super) const MAX_WINDOW_BITS: u8 = 15;
 #[cfg(feature = "deflate")]
 pub(super) const HEADER: [u8; 2] = [0x78, 0x9c];
 
+/// Header of a zlib stream (RFC 1950, section 2.2) for a window of 2^`window_bits` bytes, 8 to 15, with the FLEVEL that zlib has for `level`.
+#[cfg(all(feature = "deflate", feature = "write"))]
+pub(super) fn header(level: i32, window_bits: u8) -> [u8; 2] {
+    let cmf = (window_bits.saturating_sub(8) & 7) << 4 | 8;
+    let flevel = match level {
+        ..=1 => 0,
+        2..=5 => 1,
+        6 => 2,
+        7.. => 3,
+    };
+    let flg = flevel << 6;
+    // FCHECK makes the header a multiple of 31.
+    let rest = (u16::from_be_bytes([cmf, flg]) % 31) as u8;
+    [cmf, flg + (31 - rest) % 31]
+}
+
 /// Bytes of the header and the checksum of zlib.
 pub(super) const OVERHEAD: usize = 6;
 
