@@ -76,6 +76,8 @@ mod compressed;
 mod convert;
 #[cfg(feature = "crypto")]
 mod crypto;
+#[cfg(feature = "disk")]
+mod disk;
 pub mod driver;
 #[doc = include_str!("design.md")]
 // Tests the README's Rust block.
@@ -113,6 +115,8 @@ pub use compare::{Comparison, compare};
 pub use convert::FileDigest;
 #[cfg(feature = "write")]
 pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
+#[cfg(feature = "disk")]
+pub use disk::{Disk, DiskStream};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
-pub use file::{FileIdentity, FileSource, FileTarget};
+pub use file::{FileIdentity, FileSource, FileStorage, FileTarget};
 pub(crate) use lock::{WriteLock, is_in_use};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
@@ -196,6 +196,28 @@ pub trait WriteAt: Send + Sync {
     }
 }
 
+/// A file that is both read and written at offsets. Every type that implements [`ReadAt`] and [`WriteAt`] is one.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::{MemFile, Storage};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let storage: Arc<dyn Storage> = Arc::new(MemFile::from(b"content".to_vec()));
+/// storage.write_all_at(b"trol", 3)?;
+/// let mut bytes = [0; 7];
+/// storage.read_exact_at(&mut bytes, 0)?;
+/// assert_eq!(&bytes, b"control");
+/// # Ok(())
+/// # }
+/// ```
+pub trait Storage: ReadAt + WriteAt {}
+
+impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
+
 /// Writes zeros as data, so that space is allocated.
 pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 256 << 10];
@@ -320,6 +342,12 @@ impl_for_pointer!(Box<T>);
 impl fmt::Debug for dyn ReadAt + '_ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ReadAt")
+    }
+}
+
+impl fmt::Debug for dyn Storage + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Storage")
     }
 }
 
