@@ -138,11 +138,6 @@ impl TablePages {
         self.changed * self.page_size >= Self::CHANGED
     }
 
-    /// Whether there are changes to be written in this step.
-    pub fn has_changes(&self, step: Step) -> bool {
-        self.changed > 0 && self.pages.values().any(|page| page.changed != 0 && page.step == step)
-    }
-
     /// Writes the changes of a step to the file, adjacent ones at once. Returns whether there were any.
     ///
     /// # Errors
@@ -279,7 +274,7 @@ mod tests {
             file.to_vec()[4096..5120] == [7; 1024]
                 && file.to_vec()[8192..8201] == *b"\x02\x02\x02\x02\x02\x02\x02\x02\x07"
         );
-        assert!(pages.has_changes(TABLES) && pages.write_back(TABLES).unwrap() && !pages.has_changes(TABLES));
+        assert!(pages.write_back(TABLES).unwrap() && !pages.write_back(TABLES).unwrap());
         let bytes = file.to_vec();
         assert_eq!((&bytes[4096 + 507..4096 + 517], bytes[4096 + 1024]), (&[7, 1, 1, 1, 1, 1, 1, 1, 1, 7][..], 5));
     }
@@ -294,7 +289,6 @@ mod tests {
         expected[4] = 3;
         assert!(file.to_vec()[4096..] == expected);
         pages.write(&[4], 4100, TABLES).unwrap();
-        assert!(pages.has_changes(TABLES));
         pages.forget(&(4096..12_288));
         assert!(!pages.write_back(TABLES).unwrap());
         assert_eq!(pages.read_array(4100).unwrap(), [3]);
