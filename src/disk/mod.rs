@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::driver::{Extent, SparseRead, SparseUpdate, UpdateSpec};
+use crate::driver::{Extent, ExtentKind, SparseRead, SparseUpdate, UpdateSpec};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::Image;
@@ -35,6 +35,7 @@ use crate::info::ImageInfo;
 use crate::io::Storage;
 use ranges::{RangeGuard, RangeLocks, Use};
 pub use stream::DiskStream;
+use write::Payload;
 
 /// The metadata of the top image, shared by the disk and by the reader of its chain.
 type Driver = Arc<Mutex<Box<dyn SparseUpdate>>>;
@@ -137,15 +138,21 @@ impl Disk {
     pub fn resize(&self, size: u64) -> Result<()> {
         // Nobody else has a request under way.
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
-        let old = image.virtual_size();
-        self.driver().resize(size).map_err(|e| self.locate(e))?;
-        image.replace_top(Top::boxed(&self.driver));
-        let (size, block) = (image.virtual_size(), self.spec.block_size);
-        // What is after the former end in its block, and what lower layers have there.
+        let (old, block) = (image.virtual_size(), self.spec.block_size);
+        // Lower layers may have data after the end.
         let below = image.layers().skip(1).map(|layer| layer.virtual_size).max().unwrap_or(0);
-        let hidden = below.max(old.checked_next_multiple_of(block).unwrap_or(size)).min(size);
-        if old < hidden {
-            self.zero_pieces(&image, old..hidden, false)?;
+        if size > old && !old.is_multiple_of(block) {
+            let last = self.driver().extent_at(old - 1..old).map_err(|e| self.locate(e))?;
+            if matches!(last.kind, ExtentKind::Data(_) | ExtentKind::Compressed(_)) {
+                self.write_piece(&image, old..old.saturating_add(block - old % block), Payload::Zeros)?;
+            }
+        }
+        self.flush()?;
+        self.driver().resize(size, below).map_err(|e| self.locate(e))?;
+        image.replace_top(Top::boxed(&self.driver));
+        let below = below.min(image.virtual_size());
+        if old < below {
+            self.zero_pieces(&image, old..below, false)?;
         }
         self.flush()
     }

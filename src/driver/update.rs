@@ -47,7 +47,8 @@ pub trait SparseUpdate: Send {
 
     /// Allocates a host range for the start of `guest`, as much as is contiguous in a file, or returns the one that it has.
     ///
-    /// `guest` is not empty and ends at or before the virtual size; it need not be aligned.
+    /// `guest` is not empty and ends at or before the virtual size; it need not be aligned. Before the disk grows, the rest of its last block is
+    /// written too.
     ///
     /// # Errors
     /// Errors of the storage and of the image, and [`Error::Limit`] when the format cannot address more.
@@ -79,12 +80,15 @@ pub trait SparseUpdate: Send {
     /// Errors of the storage and of the image.
     fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed>;
 
-    /// Sets the virtual size in bytes, which may be rounded up. What is added reads as zeros; the core has made sure that it does not read as
-    /// a backing file that is longer. No other request is under way.
+    /// Sets the virtual size in bytes, which may be rounded up, and makes it durable. No other request is under way, and everything before is
+    /// flushed. The rest of the last block after the former end has been cleared by the core, if it has data.
+    ///
+    /// What is added must read as zeros also where lower layers, the largest of which has `below` bytes, have data. A driver that can makes it so
+    /// before it changes the size; the core does it afterwards where it is not.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The image is unchanged then.
-    fn resize(&mut self, size: u64) -> Result<()>;
+    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.
+    fn resize(&mut self, size: u64, below: u64) -> Result<()>;
 
     /// Writes all changed tables in order, and makes them and the payload durable. What was freed may be used again after that.
     ///

@@ -218,12 +218,12 @@ pub trait Storage: ReadAt + WriteAt {}
 
 impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
 
-/// Writes zeros as data, so that space is allocated.
+/// Writes zeros as data, so that space is allocated. No sector is written in two parts.
 pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 256 << 10];
     let mut at = range.start;
     while at < range.end {
-        let len = (range.end - at).min(ZEROS.len() as u64);
+        let len = (range.end - at).min(ZEROS.len() as u64 - at % ZEROS.len() as u64);
         file.write_all_at(&ZEROS[..len as usize], at)?;
         at += len;
     }

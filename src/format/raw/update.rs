@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{FIELDS, FORMAT_NAME, SECTOR};
+use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{
     Allocation, Extent, ExtentKind, FileId, Location, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
 };
@@ -36,7 +36,7 @@ impl SparseUpdate for Update {
     }
 
     fn spec(&self) -> UpdateSpec {
-        UpdateSpec { granule: 1, ..UpdateSpec::new(SECTOR) }
+        UpdateSpec::new(1)
     }
 
     fn files(&self) -> Vec<Arc<dyn Storage>> {
@@ -68,7 +68,7 @@ impl SparseUpdate for Update {
     }
 
     /// A device keeps its size.
-    fn resize(&mut self, size: u64) -> Result<()> {
+    fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         if !self.file.starts_zeroed() {
             return match size == self.virtual_size {
                 true => Ok(()),
@@ -77,7 +77,7 @@ impl SparseUpdate for Update {
         }
         self.file.set_len(size).map_err(Error::io("setting the length", size))?;
         self.virtual_size = size;
-        Ok(())
+        self.flush()
     }
 
     fn flush(&mut self) -> Result<()> {

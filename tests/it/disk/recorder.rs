@@ -121,8 +121,15 @@ impl ReadAt for Recorder {
 
 impl WriteAt for Recorder {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.events().push(Event::Write(offset, buf.to_vec()));
-        self.file.write_all_at(buf, offset)
+        let mut events = self.events();
+        self.file.write_all_at(buf, offset)?;
+        // Whole sectors: a part of one reaches the storage with the rest of it.
+        let start = offset - offset % SECTOR as u64;
+        let end = (offset + buf.len() as u64).next_multiple_of(SECTOR as u64).min(self.file.size()?);
+        let mut sectors = vec![0; (end - start) as usize];
+        self.file.read_exact_at(&mut sectors, start)?;
+        events.push(Event::Write(start, sectors));
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

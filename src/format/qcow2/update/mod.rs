@@ -206,9 +206,9 @@ impl SparseUpdate for Update {
         self.discard_clusters(guest)
     }
 
-    fn resize(&mut self, size: u64) -> Result<()> {
+    fn resize(&mut self, size: u64, below: u64) -> Result<()> {
         self.begin()?;
-        self.set_size(size)
+        self.set_size(size, below)
     }
 
     fn flush(&mut self) -> Result<()> {

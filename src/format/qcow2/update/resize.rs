@@ -11,8 +11,8 @@ use crate::format::qcow2::header::MAX_L1_ENTRIES;
 use crate::format::shared::{table, whole_sectors};
 
 impl Update {
-    /// Sets the virtual size, rounded up to sectors.
-    pub(super) fn set_size(&mut self, size: u64) -> Result<()> {
+    /// Sets the virtual size, rounded up to sectors. Lower layers have `below` bytes.
+    pub(super) fn set_size(&mut self, size: u64, below: u64) -> Result<()> {
         let size = whole_sectors(FORMAT_NAME, size)?;
         if self.header.version == 2 && self.header.nb_snapshots > 0 {
             return Err(Error::unsupported(FORMAT_NAME, "resizing an image of version 2 with internal snapshots"));
@@ -25,26 +25,40 @@ impl Update {
             let (field, limit) = ("virtual size".into(), MAX_L1_ENTRIES.saturating_mul(self.header.l2_coverage()));
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
-        self.flush()?;
         if size > old {
-            self.load_l1(needed.min(self.header.l1_size.into()))?;
-            // What a shrinking that was interrupted has left.
-            self.clear(old.next_multiple_of(self.cluster_size())..size)?;
-            self.flush()?;
+            self.prepare_growth(old, size, below)?;
         }
-        let (l1_offset, l1_size) = self.grow_l1(needed)?;
-        let encryption = (self.header.encryption as u32).to_be_bytes();
-        let fields = [&size.to_be_bytes()[..], &encryption, &l1_size.to_be_bytes(), &l1_offset.to_be_bytes()];
-        self.write_header(24, &fields.concat())?;
+        self.flush()?;
+        self.write_header(24, &size.to_be_bytes())?;
         self.header.size = size;
-        self.use_l1(l1_offset, l1_size);
         self.info.virtual_size = size;
         if size < old {
             self.clear(size.next_multiple_of(self.cluster_size())..old)?;
-            self.flush()?;
             self.l1.truncate(needed as usize);
+            self.flush()?;
         }
         self.grow_raw_data_file()
+    }
+
+    /// Makes what is beyond the end of the disk read as zeros, and has L1 entries for it.
+    fn prepare_growth(&mut self, old: u64, size: u64, below: u64) -> Result<()> {
+        let needed = self.header.l1_entries_for(size);
+        self.load_l1(needed.min(self.header.l1_size.into()))?;
+        // What a shrinking that was interrupted has left.
+        let end = old.next_multiple_of(self.cluster_size());
+        self.clear(end..size)?;
+        self.flush()?;
+        self.grow_l1(needed)?;
+        self.l1.resize(needed as usize, 0);
+        let mut range = old.next_multiple_of(self.granule())..below.min(size).next_multiple_of(self.cluster_size());
+        if self.header.extended_l2() {
+            range.end = range.end.max(end);
+        }
+        while range.start < range.end && (self.header.version > 2 || self.header.backing_file.is_none()) {
+            range.start += self.zero_clusters(range.clone(), false)?.len();
+            self.begin()?;
+        }
+        Ok(())
     }
 
     /// Reads the L1 entries up to this number.
@@ -56,11 +70,10 @@ impl Update {
         Ok(())
     }
 
-    /// Writes the L1 table to where it has room for this many entries, and returns its host offset and number of entries. It is that of the
-    /// image when the header says so.
-    fn grow_l1(&mut self, entries: u64) -> Result<(u64, u32)> {
+    /// Moves the L1 table to where it has room for this many entries.
+    fn grow_l1(&mut self, entries: u64) -> Result<()> {
         if entries <= self.header.l1_size.into() {
-            return Ok((self.header.l1_table_offset, self.header.l1_size));
+            return Ok(());
         }
         let bits = self.header.cluster_bits;
         let run = self.allocate_clusters((entries * 8).div_ceil(self.cluster_size()), true)?;
@@ -72,21 +85,14 @@ impl Update {
             *place = entry.to_be_bytes();
         }
         self.file.write_all_at(&bytes, offset).map_err(Error::io("writing the L1 table", offset))?;
-        // Its refcounts are durable before it is used.
+        // The table and its refcounts are durable before it is used.
         self.flush()?;
-        Ok((offset, entries as u32))
-    }
-
-    /// Goes on with the L1 table that the header now names, and frees the former one.
-    fn use_l1(&mut self, offset: u64, entries: u32) {
-        let (old, bits) = (self.header.l1_table_offset, self.header.cluster_bits);
-        let end = old + u64::from(self.header.l1_size) * 8;
-        if offset != old {
-            self.pages.forget(&(old..end.next_multiple_of(self.cluster_size())));
-            self.freed.extend(old >> bits..end.div_ceil(self.cluster_size()));
-            (self.header.l1_table_offset, self.header.l1_size) = (offset, entries);
-        }
-        self.l1.resize(self.l1.len().max(self.header.l1_entries_for(self.header.size) as usize), 0);
+        self.write_header(36, &[&(entries as u32).to_be_bytes()[..], &offset.to_be_bytes()].concat())?;
+        let (old, old_end) = (self.header.l1_table_offset, self.header.l1_table_offset + u64::from(self.header.l1_size) * 8);
+        self.pages.forget(&(old..old_end.next_multiple_of(self.cluster_size())));
+        self.freed.extend(old >> bits..old_end.div_ceil(self.cluster_size()));
+        (self.header.l1_table_offset, self.header.l1_size) = (offset, entries as u32);
+        Ok(())
     }
 
     /// Removes the mapping of a guest range of whole clusters.
