@@ -10,6 +10,8 @@ use crate::io::{Storage, write_zeros};
 
 /// Most guest bytes that a request holds at a time, as far as blocks are smaller.
 const PIECE: u64 = 2 << 20;
+/// What storage writes as a whole, in bytes.
+const SECTOR: u64 = 512;
 /// Most bytes of old content that are in memory at a time.
 const CHUNK: u64 = 1 << 20;
 /// Zeros up to this length in bytes are written; a longer range becomes a hole where the storage has such.
@@ -68,12 +70,57 @@ impl Disk {
             return self.write_payload(allocation, part, payload, false);
         }
         let write = || {
-            self.fill(image, allocation, allocation.guest.start..part.start)?;
-            self.write_payload(allocation, part.clone(), payload, allocation.reads_as_zeros)?;
-            self.fill(image, allocation, part.end..allocation.guest.end)?;
+            let sectors = self.sectors_around(allocation, &part);
+            self.fill(image, allocation, allocation.guest.start..sectors.start)?;
+            self.write_sectors(image, allocation, sectors.clone(), part, payload)?;
+            self.fill(image, allocation, sectors.end..allocation.guest.end)?;
             self.driver().publish(allocation).map_err(|e| self.locate(e))
         };
         write().inspect_err(|_| self.driver().release(allocation))
+    }
+
+    /// The whole sectors of the allocation that `part` touches. A host range that is new for the format may be in the tables on the storage yet,
+    /// with former content, so that a sector is written with its new content only.
+    fn sectors_around(&self, allocation: &Allocation, part: &Range<u64>) -> Range<u64> {
+        let end = part.end.checked_next_multiple_of(SECTOR).unwrap_or(part.end).min(allocation.guest.end);
+        (part.start - part.start % SECTOR).max(allocation.guest.start)..end
+    }
+
+    /// Writes `part`, with the old content around it in its first and last sector.
+    fn write_sectors(
+        &self,
+        image: &Image,
+        allocation: &Allocation,
+        sectors: Range<u64>,
+        part: Range<u64>,
+        payload: Payload<'_>,
+    ) -> Result<()> {
+        if sectors == part {
+            return self.write_payload(allocation, part, payload, allocation.reads_as_zeros);
+        }
+        let write = |range: Range<u64>| {
+            let mut buf = vec![0; (range.end - range.start) as usize];
+            let inner = part.start.max(range.start)..part.end.min(range.end);
+            let (head, rest) = buf.split_at_mut((inner.start - range.start) as usize);
+            let (middle, tail) = rest.split_at_mut((inner.end - inner.start) as usize);
+            read_old(image, head, range.start)?;
+            if let Payload::Bytes(bytes) = payload {
+                let from = (inner.start - part.start) as usize;
+                middle.copy_from_slice(bytes.get(from..from + middle.len()).unwrap_or_default());
+            }
+            read_old(image, tail, inner.end)?;
+            self.write_payload(allocation, range, Payload::Bytes(&buf), false)
+        };
+        // The parts of a long range of zeros need no memory.
+        let zeros = part.start.next_multiple_of(SECTOR)..part.end - part.end % SECTOR;
+        if matches!(payload, Payload::Bytes(_)) || zeros.is_empty() {
+            return write(sectors);
+        }
+        if sectors.start < zeros.start {
+            write(sectors.start..zeros.start)?;
+        }
+        self.write_payload(allocation, zeros.clone(), Payload::Zeros, allocation.reads_as_zeros)?;
+        if zeros.end < sectors.end { write(zeros.end..sectors.end) } else { Ok(()) }
     }
 
     fn write_payload(
@@ -127,6 +174,12 @@ impl Disk {
         let file = self.files.get(at.file.0 as usize);
         file.ok_or_else(|| Error::Usage("a referenced file has not been opened for writing".into()))
     }
+}
+
+/// Reads what the disk had at a guest offset; zeros after its end.
+fn read_old(image: &Image, buf: &mut [u8], offset: u64) -> Result<()> {
+    let len = image.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
+    image.read_exact_at(buf.get_mut(..len).unwrap_or_default(), offset.min(image.virtual_size()))
 }
 
 /// Cuts a guest range at the multiples of `size`.
