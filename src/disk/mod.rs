@@ -8,6 +8,7 @@
 //! | `open` | [`OpenOptions::open_disk`](crate::OpenOptions::open_disk) |
 //! | `write` | writes: allocate, write and fill, publish |
 //! | `zero` | zeros and discards |
+//! | `preallocate` | growing with allocated space |
 //! | `ranges` | guest ranges that requests have to themselves |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
@@ -17,6 +18,7 @@
 //! request holds the guest blocks that it is about: readers share them, a change has them alone.
 
 mod open;
+mod preallocate;
 mod ranges;
 mod stream;
 mod write;
@@ -33,6 +35,7 @@ use crate::format::Format;
 use crate::image::Image;
 use crate::info::ImageInfo;
 use crate::io::Storage;
+pub use preallocate::Preallocation;
 use ranges::{RangeGuard, RangeLocks, Use};
 pub use stream::DiskStream;
 use write::Payload;

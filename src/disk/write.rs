@@ -151,7 +151,7 @@ impl Disk {
     }
 
     /// Writes the old content of `part` to its new place. After the end of the disk it is zeros.
-    fn fill(&self, image: &Image, allocation: &Allocation, part: Range<u64>) -> Result<()> {
+    pub(super) fn fill(&self, image: &Image, allocation: &Allocation, part: Range<u64>) -> Result<()> {
         let zeros = |part| self.write_payload(allocation, part, Payload::Zeros, allocation.reads_as_zeros);
         let old = part.start..part.end.min(image.virtual_size()).max(part.start);
         let spans: Vec<_> = image.spans(old.clone()).without_holes().collect::<Result<_>>()?;

@@ -25,7 +25,7 @@ pub(crate) type TopOpener<'a> = dyn Fn(Format, Arc<dyn Storage>, &UpdateContext<
 impl OpenOptions {
     /// Opens and locks the file at `path`, which the caller names, for reading and writing.
     pub(crate) fn open_storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
-        let file = FileStorage::open(path).map_err(Error::io("opening for writing", None))?;
+        let file = FileStorage::open(path).map_err(Error::io("opening", None))?;
         self.lock_storage(&file)?;
         Ok(Arc::new(file))
     }
@@ -82,7 +82,7 @@ impl OpenOptions {
             return Err(Error::unsupported(image.format.name(), "writing to a data file that is not at a path"));
         }
         let open = || {
-            let file = FileStorage::open(&path).map_err(Error::io("opening for writing", None))?;
+            let file = FileStorage::open(&path).map_err(Error::io("opening", None))?;
             if file.identity().map_err(Error::io("reading the file identity", None))? != identity {
                 return Err(Error::Usage("the file was replaced meanwhile".into()));
             }

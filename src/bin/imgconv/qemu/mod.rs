@@ -17,6 +17,7 @@ mod measure;
 mod message;
 mod node;
 mod progress;
+mod resize;
 mod snapshot;
 mod source;
 mod table;
@@ -67,7 +68,7 @@ fn dispatch(words: &[OsString]) -> Outcome {
         name => match table::COMMANDS.iter().find(|command| command.name == name) {
             None => Err(Failed::new(format!("Command not found: {name}")).see_help("")),
             Some(command) => {
-                let parsed = getopt::parse(command, rest)?;
+                let parsed = getopt::parse(command, &resize::without_options(name, rest))?;
                 if parsed.flag("help") { print(&command.help()) } else { (command.run)(&parsed) }
             }
         },

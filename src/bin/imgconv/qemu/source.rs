@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
-use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
+use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
-use super::message::Failed;
+use super::message::{self, Failed};
 use super::node::{Node, Storage};
 use crate::location::Location;
 use crate::secrets::SecretArgs;
@@ -28,6 +28,8 @@ pub struct Source {
     at: At,
     /// As in messages.
     name: String,
+    /// Whether the format is detected.
+    is_probed: bool,
 }
 
 enum At {
@@ -107,7 +109,7 @@ impl Sources {
                 At::Storage(part(io::zeros(size), offset, len)?)
             }
         };
-        Ok(Source { options, at, name })
+        Ok(Source { options, at, name, is_probed: format.is_none() })
     }
 }
 
@@ -154,6 +156,28 @@ impl Source {
             At::Location(location) => location.open(&self.options),
             At::Storage(storage) => self.options.open_source(storage.clone()),
         }
+    }
+
+    /// Opens the image for changes. `unsupported` says that images of its format cannot be changed.
+    pub fn open_disk(&self, unsupported: &str) -> Result<Disk, Failed> {
+        let At::Location(Location::File(path)) = &self.at else {
+            return Err(Failed::new(format!("{}: imgconv changes files only", self.name)));
+        };
+        let disk = self.options.open_disk(path).map_err(|error| match error.root() {
+            Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_update()) => {
+                Failed::new(unsupported)
+            }
+            _ => Failed::opening(&self.name, &error),
+        })?;
+        if self.is_probed && disk.format() == Format::RAW {
+            message::line(&format!(
+                "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically detecting the format is \
+                 dangerous for raw images, write operations on block 0 will be restricted.\n         Specify the 'raw' format explicitly to \
+                 remove the restrictions.",
+                self.name
+            ));
+        }
+        Ok(disk)
     }
 
     /// The properties of the image.

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::getopt::Parsed;
-use super::{Outcome, check, compare, convert, create, dd, info, map, measure, refused, snapshot};
+use super::{Outcome, check, compare, convert, create, dd, info, map, measure, refused, resize, snapshot};
 
 /// A command of qemu-img.
 pub struct Command {
@@ -301,10 +301,18 @@ pub static COMMANDS: &[Command] = &[
     Command {
         name: "resize",
         purpose: "change the size of an image",
-        operands: "FILENAME SIZE",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        operands: "FILENAME [+-]SIZE",
+        rows: &[
+            HELP,
+            QUIET,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row(' ', "preallocation", "MODE", "allocate what is added: off, metadata, falloc or full"),
+            row(' ', "shrink", "", "allow a smaller size"),
+            OBJECT,
+        ],
+        run: resize::run,
+        imgconv: "none",
     },
     Command {
         name: "snapshot",

@@ -10,6 +10,13 @@ use crate::format::qcow2::header::MAX_REFCOUNT_TABLE;
 use crate::format::qcow2::refcount::{count_at, max_count, set_count};
 use crate::format::qcow2::{FIELDS, FORMAT_NAME};
 
+/// Where a refcount table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RefcountTable {
+    pub offset: u64,
+    pub clusters: u32,
+}
+
 impl Update {
     /// Allocates up to `wanted` contiguous clusters, each with a refcount of 1; all of them if `whole`.
     pub(super) fn allocate_clusters(&mut self, wanted: u64, whole: bool) -> Result<Range<u64>> {
@@ -56,8 +63,21 @@ impl Update {
 
     /// The refcount of a cluster; 0 without a refcount block.
     pub(super) fn refcount(&mut self, cluster: u64) -> Result<u64> {
+        self.refcount_in(self.refcounts, cluster)
+    }
+
+    /// Whether a cluster is used neither by the image on the storage nor by what is going to take its place.
+    fn is_free(&mut self, cluster: u64) -> Result<bool> {
+        let published = match self.published_refcounts {
+            Some(table) => self.refcount_in(table, cluster)?,
+            None => 0,
+        };
+        Ok(published == 0 && self.refcount(cluster)? == 0)
+    }
+
+    fn refcount_in(&mut self, table: RefcountTable, cluster: u64) -> Result<u64> {
         let per_block = self.header.refcount_block_entries();
-        let Some(block) = self.block(cluster / per_block)? else { return Ok(0) };
+        let Some(block) = self.block_in(table, cluster / per_block)? else { return Ok(0) };
         let (at, index) = self.position(block, cluster % per_block);
         let bytes = self.pages.read_array::<8>(at)?;
         Ok(count_at(&bytes, self.header.refcount_order, index).unwrap_or(0))
@@ -89,11 +109,15 @@ impl Update {
     }
 
     /// Host offset of a refcount block, if there is one.
-    fn block(&mut self, index: u64) -> Result<Option<u64>> {
-        if index >= self.table_entries() {
+    pub(super) fn block(&mut self, index: u64) -> Result<Option<u64>> {
+        self.block_in(self.refcounts, index)
+    }
+
+    fn block_in(&mut self, table: RefcountTable, index: u64) -> Result<Option<u64>> {
+        if index >= self.entries_of(table) {
             return Ok(None);
         }
-        let at = self.header.refcount_table_offset + index * 8;
+        let at = table.offset + index * 8;
         let entry = u64::from_be_bytes(self.pages.read_array(at)?);
         if entry == 0 {
             return Ok(None);
@@ -106,12 +130,16 @@ impl Update {
         }
     }
 
-    fn table_entries(&self) -> u64 {
-        u64::from(self.header.refcount_table_clusters) * (self.cluster_size() / 8)
+    pub(super) fn table_entries(&self) -> u64 {
+        self.entries_of(self.refcounts)
+    }
+
+    fn entries_of(&self, table: RefcountTable) -> u64 {
+        u64::from(table.clusters) * (self.cluster_size() / 8)
     }
 
     /// Finds free clusters: the first ones, or the first `wanted` contiguous ones.
-    fn find_free(&mut self, wanted: u64, whole: bool) -> Result<Range<u64>> {
+    pub(super) fn find_free(&mut self, wanted: u64, whole: bool) -> Result<Range<u64>> {
         let mut at = self.first_free;
         loop {
             let start = self.next_free(at)?;
@@ -119,7 +147,7 @@ impl Update {
                 self.first_free = start;
             }
             let mut end = start + 1;
-            while end - start < wanted && self.refcount(end)? == 0 {
+            while end - start < wanted && self.is_free(end)? {
                 end += 1;
             }
             let limit = OFFSET_MASK >> self.header.cluster_bits;
@@ -148,7 +176,8 @@ impl Update {
             let free = (first..per_page).find(|index| count_at(&bytes, order, *index as usize) == Some(0));
             cluster -= first;
             match free {
-                Some(index) => return Ok(cluster + index),
+                Some(index) if self.is_free(cluster + index)? => return Ok(cluster + index),
+                Some(index) => cluster += index + 1,
                 None => cluster += per_page,
             }
         }
@@ -177,7 +206,7 @@ impl Update {
         let offset = cluster << self.header.cluster_bits;
         self.pages.create(offset..offset + self.cluster_size(), NEW);
         self.grow_file(offset + self.cluster_size())?;
-        let entry = self.header.refcount_table_offset + index * 8;
+        let entry = self.refcounts.offset + index * 8;
         self.pages.write(&offset.to_be_bytes(), entry, REFCOUNT_TABLE)?;
         self.set_refcount(cluster, 1)
     }
@@ -185,10 +214,13 @@ impl Update {
     /// Replaces the refcount table by a larger one, with the entry `index` at least. The new one, and the refcount blocks that count it, are in
     /// the first clusters that the old one has no entries for.
     fn grow_refcount_table(&mut self, index: u64) -> Result<()> {
+        if self.published_refcounts.is_some() {
+            let finding = "there is no room for more entries";
+            return Err(FIELDS.at("refcount table", self.refcounts.offset).fault(Problem::Conflict { value: index, finding }));
+        }
         self.flush()?;
         let (bits, per_block) = (self.header.cluster_bits, self.header.refcount_block_entries());
-        let old = self.header.refcount_table_offset;
-        let old_clusters = u64::from(self.header.refcount_table_clusters);
+        let (old, old_clusters) = (self.refcounts.offset, u64::from(self.refcounts.clusters));
         let first_index = self.table_entries();
         let first = first_index * per_block;
         // The table and the blocks need entries and blocks themselves.
@@ -228,6 +260,7 @@ impl Update {
 
         let fields = [&offset.to_be_bytes()[..], &(clusters as u32).to_be_bytes()].concat();
         self.write_header(48, &fields)?;
+        self.refcounts = RefcountTable { offset, clusters: clusters as u32 };
         (self.header.refcount_table_offset, self.header.refcount_table_clusters) = (offset, clusters as u32);
         self.pages.forget(&(old..old + (old_clusters << bits)));
         (old >> bits..(old >> bits) + old_clusters).try_for_each(|cluster| self.count_use_less(cluster))

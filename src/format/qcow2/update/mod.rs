@@ -32,6 +32,7 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
+use clusters::RefcountTable;
 use crate::driver::{Allocation, Extent, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
@@ -62,6 +63,9 @@ pub(super) struct Update {
     /// The entries that the virtual size needs.
     l1: Vec<u64>,
     pages: TablePages,
+    refcounts: RefcountTable,
+    /// The refcount table of the image on the storage, while another one is made: what either counts is not free.
+    published_refcounts: Option<RefcountTable>,
     /// Former uses of clusters, which are counted until the tables without them are durable.
     freed: Vec<u64>,
     /// No cluster below is free.
@@ -93,6 +97,8 @@ impl Update {
             u64::from(header.refcount_table_clusters) << header.cluster_bits,
             file_len,
         )?;
+        let refcounts =
+            RefcountTable { offset: header.refcount_table_offset, clusters: header.refcount_table_clusters };
         let page_size = header.cluster_size().min(PAGE) as usize;
         let pages = TablePages::new(file.clone(), FORMAT_NAME, page_size);
         Ok(Update {
@@ -104,6 +110,8 @@ impl Update {
             data_file_len,
             l1,
             pages,
+            refcounts,
+            published_refcounts: None,
             freed: Vec::new(),
             first_free: 0,
             is_announced: false,
