@@ -10,6 +10,7 @@
 //! | `zero` | zeros and discards |
 //! | `preallocate` | growing with allocated space |
 //! | `ranges` | guest ranges that requests have to themselves |
+//! | `snapshots` | internal snapshots |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
 //! # Threads
@@ -20,6 +21,7 @@
 mod open;
 mod preallocate;
 mod ranges;
+mod snapshots;
 mod stream;
 mod write;
 mod zero;

@@ -90,6 +90,11 @@ pub trait SparseUpdate: Send {
     /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.
     fn resize(&mut self, size: u64, below: u64) -> Result<()>;
 
+    /// The internal snapshots, if the format has them.
+    fn snapshots(&mut self) -> Option<&mut dyn SnapshotUpdate> {
+        None
+    }
+
     /// Writes all changed tables in order, and makes them and the payload durable. What was freed may be used again after that.
     ///
     /// # Errors
@@ -103,6 +108,28 @@ pub trait SparseUpdate: Send {
     fn close(&mut self) -> Result<()> {
         self.flush()
     }
+}
+
+/// Changes the internal snapshots of an image. Everything before is flushed, and no other request is under way. A change is durable on return,
+/// and made as a whole: a power cut leaves the image with it or without it.
+pub trait SnapshotUpdate {
+    /// Makes a snapshot of the disk as it is now. Its date is in seconds since 1970 and nanoseconds.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image; [`Error::Limit`] if the image cannot have another one.
+    fn create(&mut self, name: &str, date: (u32, u32)) -> Result<()>;
+
+    /// Gives the disk the content and the size that it had, given by ID or name.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an unknown snapshot; errors of the storage and of the image.
+    fn apply(&mut self, snapshot: &str) -> Result<()>;
+
+    /// Deletes a snapshot, given by ID or name.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    fn delete(&mut self, snapshot: &str) -> Result<()>;
 }
 
 /// The requirements of an image that changes.

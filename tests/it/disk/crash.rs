@@ -32,6 +32,7 @@ fn a_power_cut_leaves_old_or_new_sectors_and_leaks_at_most() {
                 let flushed = before.iter().rposition(|state| state.step != Step::Changed).unwrap_or(0);
                 let possible = &states[flushed..=now];
                 let context = || format!("{}, seed {seed}, {events} events, {cut:?}", start.name);
+                start.check_snapshots(&file, &model.snapshots);
                 check_content(&start.read(file.clone()), possible, &context);
                 if let Ok(report) = OpenOptions::new().check_source(Arc::new(MemFile::from(file))) {
                     assert_eq!((report.corruptions, report.check_errors), (0, 0), "{}: {:?}", context(), report.messages);

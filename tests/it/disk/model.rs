@@ -18,6 +18,8 @@ pub struct Start {
     pub content: Vec<u8>,
     /// Whether the size can be changed.
     pub resizes: bool,
+    /// Whether it has internal snapshots.
+    pub snapshots: bool,
 }
 
 impl Start {
@@ -40,6 +42,19 @@ impl Start {
         image.read_exact_at(&mut content, 0).unwrap();
         content
     }
+
+    /// Checks the contents of the snapshots that an image file lists.
+    pub fn check_snapshots(&self, file: &[u8], known: &[Snapshot]) {
+        let source = Arc::new(MemFile::from(file.to_vec()));
+        for listed in self.options().inspect_source(source.clone()).unwrap().info.snapshots {
+            let name = listed.name.to_string();
+            let snapshot = known.iter().find(|snapshot| snapshot.name == name).unwrap();
+            let image = self.options().snapshot(name).open_source(source.clone()).unwrap();
+            let mut content = vec![0; image.virtual_size() as usize];
+            image.read_exact_at(&mut content, 0).unwrap();
+            assert!(content == snapshot.content, "{}: {} differs", self.name, snapshot.name);
+        }
+    }
 }
 
 /// A disk and what it must contain.
@@ -48,7 +63,17 @@ pub struct Model {
     pub file: Arc<Recorder>,
     disk: Option<Disk>,
     pub content: Vec<u8>,
+    /// All snapshots that were ever made, by name.
+    pub snapshots: Vec<Snapshot>,
     random: Random,
+}
+
+/// A snapshot and its content.
+#[derive(Clone)]
+pub struct Snapshot {
+    pub name: String,
+    pub content: Vec<u8>,
+    is_deleted: bool,
 }
 
 /// What a step has done.
@@ -63,7 +88,7 @@ impl Model {
     pub fn new(start: &Start, seed: u64) -> Model {
         let file = Arc::new(Recorder::new(start.file.clone()));
         let content = start.content.clone();
-        let mut model = Model { start: start.clone(), file, disk: None, content, random: Random::new(seed) };
+        let mut model = Model { start: start.clone(), file, disk: None, content, snapshots: Vec::new(), random: Random::new(seed) };
         model.open();
         model
     }
@@ -113,6 +138,7 @@ impl Model {
                 self.content.resize(size as usize, 0);
                 return Step::Resized;
             }
+            36 | 37 if self.start.snapshots => return self.change_snapshots(),
             36 => {
                 self.disk.take().unwrap().close().unwrap();
                 self.check();
@@ -128,6 +154,30 @@ impl Model {
         Step::Changed
     }
 
+    /// Makes a snapshot, or goes back to one, or deletes one.
+    fn change_snapshots(&mut self) -> Step {
+        let present: Vec<usize> = (0..self.snapshots.len()).filter(|index| !self.snapshots[*index].is_deleted).collect();
+        let chosen = present.get(self.random.below(4) as usize).copied();
+        match (self.random.below(3), chosen) {
+            (0, Some(index)) => {
+                self.disk().apply_snapshot(&self.snapshots[index].name).unwrap();
+                self.content = self.snapshots[index].content.clone();
+                return Step::Resized;
+            }
+            (1, Some(index)) => {
+                self.disk().delete_snapshot(&self.snapshots[index].name).unwrap();
+                self.snapshots[index].is_deleted = true;
+            }
+            _ => {
+                let name = format!("snapshot {}", self.snapshots.len());
+                self.disk().create_snapshot(&name).unwrap();
+                self.snapshots.push(Snapshot { name, content: self.content.clone(), is_deleted: false });
+            }
+        }
+        self.check();
+        Step::Flushed
+    }
+
     /// Checks what others see of the image after a flush.
     fn check(&self) {
         let file = self.file.to_vec();
@@ -135,6 +185,10 @@ impl Model {
         assert_eq!(found.len(), self.content.len(), "{}", self.start.name);
         let wrong = found.iter().zip(&self.content).position(|(found, expected)| found != expected);
         assert_eq!(wrong, None, "{}: wrong content", self.start.name);
+        self.start.check_snapshots(&file, &self.snapshots);
+        let listed = self.disk.as_ref().map(|disk| disk.info().snapshots.len());
+        let present = self.snapshots.iter().filter(|snapshot| !snapshot.is_deleted).count();
+        assert!(listed.is_none_or(|listed| listed == present), "{}: {listed:?}", self.start.name);
         if let Ok(report) = OpenOptions::new().check_source(Arc::new(MemFile::from(file))) {
             let counts = (report.corruptions, report.leaks, report.check_errors);
             assert_eq!(counts, (0, 0, 0), "{}: {:?}", self.start.name, report.messages);

@@ -36,7 +36,7 @@ fn content(seed: u64) -> Vec<u8> {
 
 fn raw() -> Start {
     let content = content(1);
-    Start { name: "raw".into(), file: content.clone(), backing: None, content, resizes: true }
+    Start { name: "raw".into(), file: content.clone(), backing: None, content, resizes: true, snapshots: false }
 }
 
 /// An image of `content` with these options.
@@ -53,7 +53,10 @@ fn qcow2() -> Vec<Start> {
         let content = content(list.len() as u64);
         let file = image(Format::QCOW2, list, compress, &content);
         let name = format!("qcow2 {list}{}", if compress { ", compressed" } else { "" });
-        Start { name, file, backing: None, content, resizes: true }
+        // Version 2 cannot be resized with snapshots, and refcounts of one bit cannot have any.
+        let is_version_2 = list.starts_with("compat=0.10");
+        let snapshots = !list.contains("refcount_bits=1");
+        Start { name, file, backing: None, content, resizes: !is_version_2, snapshots }
     };
     let mut starts = vec![
         start("", false),
@@ -87,5 +90,5 @@ fn overlay(list: &str) -> Start {
     let content = backing[..SIZE as usize].to_vec();
     // Version 2 has no zero clusters: when the disk grows, its new part is zeroed after the size has changed.
     let resizes = !list.starts_with("compat=0.10");
-    Start { name: format!("qcow2 overlay {list}"), file, backing: Some(backing), content, resizes }
+    Start { name: format!("qcow2 overlay {list}"), file, backing: Some(backing), content, resizes, snapshots: true }
 }

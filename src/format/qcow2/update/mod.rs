@@ -5,6 +5,8 @@
 //! | `clusters` | refcounts: allocating and freeing host clusters |
 //! | `mapping` | L2 entries: where writes go, and what they become |
 //! | `resize` | the virtual size and the L1 table |
+//! | `replace` | refcounts, tables and snapshots, all at once |
+//! | `snapshots` | internal snapshots |
 //! | `bitmaps` | what other programs are told before the first change |
 //!
 //! # Order
@@ -23,7 +25,9 @@
 mod bitmaps;
 mod clusters;
 mod mapping;
+mod replace;
 mod resize;
+mod snapshots;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -33,7 +37,7 @@ use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
 use clusters::RefcountTable;
-use crate::driver::{Allocation, Extent, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{Allocation, Extent, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
@@ -217,6 +221,10 @@ impl SparseUpdate for Update {
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
         self.begin()?;
         self.set_size(size, below)
+    }
+
+    fn snapshots(&mut self) -> Option<&mut dyn SnapshotUpdate> {
+        Some(self)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -62,7 +62,7 @@ impl Update {
     }
 
     /// Reads the L1 entries up to this number.
-    fn load_l1(&mut self, entries: u64) -> Result<()> {
+    pub(super) fn load_l1(&mut self, entries: u64) -> Result<()> {
         while (self.l1.len() as u64) < entries {
             let at = self.header.l1_table_offset + self.l1.len() as u64 * 8;
             self.l1.push(u64::from_be_bytes(self.pages.read_array(at)?));
