@@ -316,7 +316,7 @@ pub static COMMANDS: &[Command] = &[
     },
     Command {
         name: "snapshot",
-        purpose: "list the snapshots of an image",
+        purpose: "list and change the snapshots of an image",
         operands: "FILENAME",
         rows: &[
             HELP,
@@ -326,16 +326,14 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OBJECT,
             row('l', "list", "", "list the snapshots (the default)").imgconv("has to be given"),
-            row('c', "create", "NAME", "create a snapshot").note(WRITES).imgconv("none"),
-            row('a', "apply", "SNAPSHOT", "go back to a snapshot").note(WRITES).imgconv("none"),
-            row('d', "delete", "SNAPSHOT", "delete a snapshot").note(WRITES).imgconv("none"),
+            row('c', "create", "NAME", "create a snapshot").imgconv("none"),
+            row('a', "apply", "SNAPSHOT", "go back to a snapshot").imgconv("none"),
+            row('d', "delete", "SNAPSHOT", "delete a snapshot").imgconv("none"),
         ],
         run: snapshot::run,
         imgconv: "",
     },
 ];
-
-const WRITES: Note = Note::Refused("images are not changed in place");
 
 impl Command {
     /// The options.

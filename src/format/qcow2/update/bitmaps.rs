@@ -26,7 +26,9 @@ impl Update {
                 continue;
             }
             let (flags, at) = (bitmap.flags | BitmapFlags::IN_USE, bitmap.at + BITMAP_FLAGS);
-            self.file.write_all_at(&flags.bits().to_be_bytes(), at).map_err(Error::io("writing the bitmap flags", at))?;
+            self.file
+                .write_all_at(&flags.bits().to_be_bytes(), at)
+                .map_err(Error::io("writing the bitmap flags", at))?;
             is_changed = true;
         }
         let known = self.header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);

@@ -216,7 +216,9 @@ impl Update {
     fn grow_refcount_table(&mut self, index: u64) -> Result<()> {
         if self.published_refcounts.is_some() {
             let finding = "there is no room for more entries";
-            return Err(FIELDS.at("refcount table", self.refcounts.offset).fault(Problem::Conflict { value: index, finding }));
+            return Err(FIELDS
+                .at("refcount table", self.refcounts.offset)
+                .fault(Problem::Conflict { value: index, finding }));
         }
         self.flush()?;
         let (bits, per_block) = (self.header.cluster_bits, self.header.refcount_block_entries());

@@ -206,8 +206,8 @@ impl Update {
             let coverage = self.header.l2_coverage();
             return Ok(Zeroed::ByMetadata((coverage - at % coverage).min(guest.end - at)));
         }
-        let is_whole =
-            at.is_multiple_of(self.cluster_size()) && (len == self.cluster_size() || at + len == self.info.virtual_size);
+        let is_whole = at.is_multiple_of(self.cluster_size())
+            && (len == self.cluster_size() || at + len == self.info.virtual_size);
         let is_hidden = self.header.backing_file.is_some();
         match self.parse(old)? {
             _ if !is_whole || self.is_raw_data_file() => {}
@@ -260,9 +260,7 @@ impl Update {
                     _ => Target::Unused { host, until },
                 }
             }
-            L2Entry::Unallocated | L2Entry::Zero { .. } | L2Entry::Compressed { .. } => {
-                Target::Unused { host, until }
-            }
+            L2Entry::Unallocated | L2Entry::Zero { .. } | L2Entry::Compressed { .. } => Target::Unused { host, until },
         })
     }
 
@@ -399,4 +397,3 @@ impl Update {
         Ok(())
     }
 }
-

@@ -36,13 +36,13 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
-use clusters::RefcountTable;
 use crate::driver::{Allocation, Extent, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
+use clusters::RefcountTable;
 
 /// Refcount blocks, and tables that nothing points to yet.
 const NEW: Step = Step(0);

@@ -164,7 +164,8 @@ impl Update {
             }
             match L2Entry::parse(entry, bitmap, &self.header) {
                 Ok(L2Entry::Compressed { host, len }) => {
-                    (host >> bits..=(host + u64::from(len) - 1) >> bits).try_for_each(|cluster| self.count(cluster, uses))?;
+                    (host >> bits..=(host + u64::from(len) - 1) >> bits)
+                        .try_for_each(|cluster| self.count(cluster, uses))?;
                 }
                 Ok(_) => self.count((entry & OFFSET_MASK) >> bits, uses)?,
                 Err(problem) => return Err(Error::corrupt(FORMAT_NAME, "L2 entry", 0, problem)),
@@ -230,7 +231,8 @@ impl Update {
     /// Counts the clusters of a table no longer.
     pub(super) fn drop_table(&mut self, offset: u64, len: u64) -> Result<()> {
         let bits = self.header.cluster_bits;
-        (offset >> bits..(offset + len).div_ceil(self.cluster_size())).try_for_each(|cluster| self.count(cluster, Uses::Less))
+        (offset >> bits..(offset + len).div_ceil(self.cluster_size()))
+            .try_for_each(|cluster| self.count(cluster, Uses::Less))
     }
 
     pub(super) fn l2_offset(&self, entry: u64) -> Result<Option<u64>> {

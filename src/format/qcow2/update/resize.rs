@@ -88,7 +88,8 @@ impl Update {
         // The table and its refcounts are durable before it is used.
         self.flush()?;
         self.write_header(36, &[&(entries as u32).to_be_bytes()[..], &offset.to_be_bytes()].concat())?;
-        let (old, old_end) = (self.header.l1_table_offset, self.header.l1_table_offset + u64::from(self.header.l1_size) * 8);
+        let (old, old_end) =
+            (self.header.l1_table_offset, self.header.l1_table_offset + u64::from(self.header.l1_size) * 8);
         self.pages.forget(&(old..old_end.next_multiple_of(self.cluster_size())));
         self.freed.extend(old >> bits..old_end.div_ceil(self.cluster_size()));
         (self.header.l1_table_offset, self.header.l1_size) = (offset, entries as u32);
@@ -135,7 +136,8 @@ impl Update {
         let mut bytes = vec![0; self.cluster_size() as usize];
         self.pages.read(&mut bytes, offset)?;
         for entry in bytes.chunks_exact(entry_size) {
-            let word = |at: usize| entry.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let word =
+                |at: usize| entry.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_be_bytes);
             self.drop_entry(Entry { entry: word(0), bitmap: word(8), at: None });
         }
         self.freed.push(offset >> self.header.cluster_bits);

@@ -6,9 +6,9 @@ use super::replace::{Replacement, Uses};
 use super::{FORMAT_NAME, Update};
 use crate::driver::SnapshotUpdate;
 use crate::error::{Error, Result};
+use crate::format::qcow2::FIELDS;
 use crate::format::qcow2::entry::COPIED;
 use crate::format::qcow2::snapshot::{SnapshotEntry, read_snapshots};
-use crate::format::qcow2::FIELDS;
 use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Budget;
@@ -197,8 +197,8 @@ fn new_entry(l1_table_offset: u64, l1_size: u32, id: &str, name: &str, time: (u3
     bytes.extend(24_u32.to_be_bytes());
     bytes.extend(0_u64.to_be_bytes());
     bytes.extend(size.to_be_bytes());
-    // The instruction count is unknown.
-    bytes.extend(u64::MAX.to_be_bytes());
+    // The instruction count, as qemu-img writes it.
+    bytes.extend(0_u64.to_be_bytes());
     bytes.extend(id.as_bytes());
     bytes.extend(name.as_bytes());
     bytes.resize(bytes.len().next_multiple_of(8), 0);
