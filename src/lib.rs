@@ -116,7 +116,7 @@ pub use convert::FileDigest;
 #[cfg(feature = "write")]
 pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
 #[cfg(feature = "disk")]
-pub use disk::{Disk, DiskStream, Preallocation};
+pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

@@ -10,6 +10,7 @@
 //! | `zero` | zeros and discards |
 //! | `preallocate` | growing with allocated space |
 //! | `ranges` | guest ranges that requests have to themselves |
+//! | `commit`, `rebase` | overlays |
 //! | `snapshots` | internal snapshots |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
@@ -18,9 +19,11 @@
 //! The driver is behind a mutex, which is held while it looks into its tables, and while it flushes. Payload is read and written without it. A
 //! request holds the guest blocks that it is about: readers share them, a change has them alone.
 
+mod commit;
 mod open;
 mod preallocate;
 mod ranges;
+mod rebase;
 mod snapshots;
 mod stream;
 mod write;
@@ -37,8 +40,10 @@ use crate::format::Format;
 use crate::image::Image;
 use crate::info::ImageInfo;
 use crate::io::Storage;
+pub use commit::Commit;
 pub use preallocate::Preallocation;
 use ranges::{RangeGuard, RangeLocks, Use};
+pub use rebase::RebaseTo;
 pub use stream::DiskStream;
 use write::Payload;
 

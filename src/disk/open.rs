@@ -43,6 +43,21 @@ impl OpenOptions {
         self.open_disk_at(storage, None)
     }
 
+    /// Opens the image at `path` for reading and writing, without its backing file: what the image does not have reads as zeros. For changes of
+    /// its header, also if there is no such file.
+    ///
+    /// # Errors
+    /// As [`open_disk`](Self::open_disk).
+    pub fn open_disk_alone(&self, path: impl AsRef<Path>) -> Result<Disk> {
+        self.clone().alone(true).open_disk(path)
+    }
+
+    /// Opens an image whose backing file is going to be changed by another [`Disk`], which locks it.
+    pub(super) fn open_disk_of_chain(&self, path: &Path) -> Result<Disk> {
+        let open = || self.clone().force_share(true).open_disk_at(self.open_storage(path)?, Some(path));
+        open().map_err(|e| e.in_file(path))
+    }
+
     fn open_disk_at(&self, storage: Arc<dyn Storage>, path: Option<&Path>) -> Result<Disk> {
         let opened = Mutex::new(None);
         let open = |format: Format, storage: Arc<dyn Storage>, cx: &UpdateContext<'_>| {

@@ -8,6 +8,7 @@ use super::{Extent, Location, OpenContext};
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
+use crate::name::Name;
 
 /// An image of one file format that is open for reading and writing: its metadata. The payload is read and written by the core
 /// (`Disk`, with the feature `disk`).
@@ -89,6 +90,22 @@ pub trait SparseUpdate: Send {
     /// # Errors
     /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.
     fn resize(&mut self, size: u64, below: u64) -> Result<()>;
+
+    /// Writes another name and format of the backing file into the image, or removes them, and makes that durable. Everything before is flushed.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the format has no backing files, or not such a name; errors of the storage.
+    fn set_backing(&mut self, _name: Option<&Name>, _format: Option<&Name>) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "changing the backing file"))
+    }
+
+    /// Removes all data, so that the backing file shows through, and makes that durable.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the format does not allow it; errors of the storage.
+    fn empty(&mut self) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "removing all data of an image"))
+    }
 
     /// The internal snapshots, if the format has them.
     fn snapshots(&mut self) -> Option<&mut dyn SnapshotUpdate> {

@@ -252,7 +252,7 @@ impl OpenOptions {
         }
         if let Some(open) = open {
             let layer = open(opened, &self.context(budget, layers.len(), &|_| Ok(None)))?;
-            let backing = layer.reader.info().backing.clone();
+            let backing = layer.reader.info().backing.clone().filter(|_| !self.alone);
             layers.push(layer);
             return Ok(backing);
         }

@@ -5,6 +5,7 @@
 //! read is [`source`], what is created is [`target`].
 
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -17,6 +18,7 @@ mod measure;
 mod message;
 mod node;
 mod progress;
+mod rebase;
 mod resize;
 mod snapshot;
 mod source;
@@ -82,6 +84,21 @@ fn print(text: &str) -> Outcome {
 
 fn version() -> String {
     format!("qemu-img version {VERSION} (imgconv {})\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The cache modes, and whether written data is durable at the end.
+const CACHES: [(&str, bool); 5] =
+    [("none", true), ("writeback", true), ("writethrough", true), ("directsync", true), ("unsafe", false)];
+
+/// Whether the cache mode that an option states makes written data durable; false without the option.
+fn cache(parsed: &getopt::Parsed, option: &str, what: &str) -> Result<bool, Failed> {
+    match parsed.text(option) {
+        None => Ok(false),
+        Some(mode) => match CACHES.iter().find(|(name, _)| *name == mode) {
+            Some((_, durable)) => Ok(*durable),
+            None => Err(Failed::new(format!("Invalid {what} option: {mode}"))),
+        },
+    }
 }
 
 /// The style of `--output`.

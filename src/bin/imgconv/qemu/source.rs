@@ -1,6 +1,7 @@
 //! The images that a command reads.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
@@ -158,18 +159,30 @@ impl Source {
         }
     }
 
+    /// The path of the file, and how it is opened, for what changes it.
+    pub fn path_and_options(&self) -> Result<(&Path, &OpenOptions), Failed> {
+        match &self.at {
+            At::Location(Location::File(path)) => Ok((path, &self.options)),
+            _ => Err(Failed::new(format!("{}: imgconv changes files only", self.name))),
+        }
+    }
+
     /// Opens the image for changes. `unsupported` says that images of its format cannot be changed.
     pub fn open_disk(&self, unsupported: &str) -> Result<Disk, Failed> {
-        let At::Location(Location::File(path)) = &self.at else {
-            return Err(Failed::new(format!("{}: imgconv changes files only", self.name)));
-        };
-        let disk = self.options.open_disk(path).map_err(|error| match error.root() {
+        let (path, options) = self.path_and_options()?;
+        let disk = options.open_disk(path).map_err(|error| match error.root() {
             Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_update()) => {
                 Failed::new(unsupported)
             }
             _ => Failed::opening(&self.name, &error),
         })?;
-        if self.is_probed && disk.format() == Format::RAW {
+        self.warn_of_probing(disk.format());
+        Ok(disk)
+    }
+
+    /// Warns where a raw disk was detected that is going to be changed.
+    pub fn warn_of_probing(&self, format: Format) {
+        if self.is_probed && format == Format::RAW {
             message::line(&format!(
                 "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically detecting the format is \
                  dangerous for raw images, write operations on block 0 will be restricted.\n         Specify the 'raw' format explicitly to \
@@ -177,7 +190,6 @@ impl Source {
                 self.name
             ));
         }
-        Ok(disk)
     }
 
     /// The properties of the image.

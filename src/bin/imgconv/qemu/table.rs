@@ -5,7 +5,9 @@
 use std::fmt::Write as _;
 
 use super::getopt::Parsed;
-use super::{Outcome, check, compare, convert, create, dd, info, map, measure, refused, resize, snapshot};
+use super::{
+    Outcome, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+};
 
 /// A command of qemu-img.
 pub struct Command {
@@ -71,6 +73,8 @@ const SOURCE_CACHE: Row =
     row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE).imgconv("none");
 const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE).imgconv("none");
 
+const CHANGED_CACHE: Note = Note::NoEffect("the page cache is used, and the image is synced at the end");
+
 pub static COMMANDS: &[Command] = &[
     Command {
         name: "amend",
@@ -120,9 +124,20 @@ pub static COMMANDS: &[Command] = &[
         name: "commit",
         purpose: "write the data of an overlay into its backing file",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the images").note(CHANGED_CACHE),
+            row('b', "base", "BASE", "the image of the backing chain that is written to; implies -d"),
+            row('d', "drop", "", "do not empty the overlay afterwards"),
+            row('r', "rate-limit", "RATE", "limit of bytes per second").note(Note::Refused("there is no limit")),
+            OBJECT,
+        ],
+        run: commit::run,
+        imgconv: "none",
     },
     Command {
         name: "compare",
@@ -294,9 +309,24 @@ pub static COMMANDS: &[Command] = &[
         name: "rebase",
         purpose: "change the backing file of an overlay",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the image").note(CHANGED_CACHE),
+            SOURCE_CACHE,
+            row('b', "backing", "FILE", "the new backing file, or \"\" for none"),
+            row('B', "backing-file", "FILE", "as -b"),
+            row('F', "backing-format", "FMT", "format of the new backing file"),
+            row('u', "backing-unsafe", "", "change the name of the backing file only"),
+            row('c', "compress", "", "compress what is written").note(Note::Refused("clusters are not compressed")),
+            SHARE,
+            OBJECT,
+        ],
+        run: rebase::run,
+        imgconv: "none",
     },
     Command {
         name: "resize",

@@ -7,6 +7,7 @@
 //! | `resize` | the virtual size and the L1 table |
 //! | `replace` | refcounts, tables and snapshots, all at once |
 //! | `snapshots` | internal snapshots |
+//! | `backing` | the name of the backing file |
 //! | `bitmaps` | what other programs are told before the first change |
 //!
 //! # Order
@@ -22,6 +23,7 @@
 //! that are too high at most. Tables that are replaced as a whole (L1, refcount table, snapshot table) are written elsewhere, and become those of
 //! the image by a write to the first sector of the header.
 
+mod backing;
 mod bitmaps;
 mod clusters;
 mod mapping;
@@ -42,6 +44,7 @@ use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
+use crate::name::Name;
 use clusters::RefcountTable;
 
 /// Refcount blocks, and tables that nothing points to yet.
@@ -221,6 +224,17 @@ impl SparseUpdate for Update {
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
         self.begin()?;
         self.set_size(size, below)
+    }
+
+    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
+        self.begin()?;
+        self.replace_backing(name, format)
+    }
+
+    fn empty(&mut self) -> Result<()> {
+        self.begin()?;
+        self.clear(0..self.info.virtual_size)?;
+        self.flush()
     }
 
     fn snapshots(&mut self) -> Option<&mut dyn SnapshotUpdate> {

@@ -97,7 +97,7 @@ impl Update {
     }
 
     /// Removes the mapping of a guest range of whole clusters.
-    fn clear(&mut self, guest: Range<u64>) -> Result<()> {
+    pub(super) fn clear(&mut self, guest: Range<u64>) -> Result<()> {
         let (coverage, cluster_size) = (self.header.l2_coverage(), self.cluster_size());
         let mut at = guest.start;
         while at < guest.end {
