@@ -76,6 +76,8 @@ mod compressed;
 mod convert;
 #[cfg(feature = "crypto")]
 mod crypto;
+#[cfg(feature = "disk")]
+mod disk;
 pub mod driver;
 #[doc = include_str!("design.md")]
 // Tests the README's Rust block.
@@ -118,6 +120,8 @@ pub use convert::FileDigest;
 pub use convert::{
     BitmapPolicy, Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Reflink, Report,
 };
+#[cfg(feature = "disk")]
+pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
 pub use driver::CheckReport;
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};

@@ -117,6 +117,23 @@
 //! assert_eq!(file.to_vec(), [&b"TOY\0"[..], &[7; 512]].concat());
 //! # Ok::<(), diskimage::Error>(())
 //! ```
+//!
+//! # Images that change
+//!
+//! A guest that writes, and every change in place, goes through [`SparseUpdate`] and `Disk` (feature `disk`). The driver answers where a write goes
+//! and makes its tables point there afterwards; the core moves the payload in between.
+//!
+//! ```text
+//! write 512 bytes             allocate(guest) -> Allocation { guest: the whole block, at, is_new: true, .. }
+//!                             the core writes the 512 bytes, and around them what extent_at() still tells of the block
+//!                             publish(allocation): the entry of the table, in memory
+//! write to the same block     allocate(guest) -> Allocation { guest, at, is_new: false, .. }, and that is all
+//! flush                       what counts uses; sync; tables; sync; then what is no longer used becomes free
+//! ```
+//!
+//! A driver of this crate has an `update` module, with `Update::open` in its [`FormatDriver::update`], and keeps changed tables in
+//! `format::shared::table_pages`: `write` changes bytes of a table for a step, and `flush` writes the steps in order, with a sync after each. What
+//! the tables on the storage may still point to must not be allocated again before `flush` has written them.
 
 mod bitmap;
 mod check;
@@ -124,6 +141,7 @@ mod context;
 mod extent;
 mod measure;
 mod read;
+mod update;
 mod write;
 
 use std::io::Read;
@@ -135,11 +153,12 @@ pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenCon
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use measure::FileSize;
 pub use read::SparseRead;
+pub use update::{Allocation, SnapshotUpdate, SparseUpdate, StorageOpener, UpdateContext, UpdateSpec, Zeroed};
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 
 use crate::error::Result;
 use crate::info::ImageInfo;
-use crate::io::ReadAt;
+use crate::io::{ReadAt, Storage};
 use crate::options::OptionSpec;
 
 /// The first and last bytes of a file, from which drivers detect their format.
@@ -195,6 +214,9 @@ pub type OpenTargetFn = fn(Arc<dyn ReadAt>, &CreateContext<'_>) -> Result<Box<dy
 /// source whose data is going to be written, if there is one.
 pub type MeasureFn = fn(&CreateContext<'_>, Option<&ImageInfo>) -> Result<FileSize>;
 
+/// Opens an existing image for a guest that writes to it.
+pub type OpenUpdateFn = fn(Arc<dyn Storage>, &UpdateContext<'_>) -> Result<Box<dyn SparseUpdate>>;
+
 /// Checks the metadata of an image file.
 pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 
@@ -230,6 +252,7 @@ pub struct FormatDriver {
     pub(crate) check: Option<CheckFn>,
     pub(crate) open_target: Option<OpenTargetFn>,
     pub(crate) measure: Option<MeasureFn>,
+    pub(crate) open_update: Option<OpenUpdateFn>,
     pub(crate) detached_headers: bool,
 }
 
@@ -249,6 +272,7 @@ impl FormatDriver {
             check: None,
             open_target: None,
             measure: None,
+            open_update: None,
             detached_headers: false,
         }
     }
@@ -301,6 +325,15 @@ impl FormatDriver {
     pub const fn open_target(mut self, open_target: OpenTargetFn) -> Self {
         if cfg!(feature = "write") {
             self.open_target = Some(open_target);
+        }
+        self
+    }
+
+    /// Adds changing existing images in place, for `Disk`. Without the feature `disk` it does nothing.
+    #[must_use]
+    pub const fn update(mut self, open_update: OpenUpdateFn) -> Self {
+        if cfg!(feature = "disk") {
+            self.open_update = Some(open_update);
         }
         self
     }

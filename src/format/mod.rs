@@ -37,9 +37,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::driver::{CheckReport, CreateContext, FileSize, FormatDriver, OpenContext, Probe, SparseRead, SparseWrite};
+use crate::driver::{SparseUpdate, UpdateContext};
 use crate::error::{Error, Result};
 use crate::info::ImageInfo;
-use crate::io::ReadAt;
+use crate::io::{ReadAt, Storage};
 use crate::options::{OptionSpec, wrong};
 use shared::signature::Signature;
 
@@ -340,6 +341,21 @@ impl Format {
         // The options are those of a new image.
         cx.options.check(self.name(), &[])?;
         open(file, cx)
+    }
+
+    /// Whether images of this format, or some of them, can be changed in place, by `Disk`.
+    pub fn can_update(&self) -> bool {
+        self.0.open_update.is_some()
+    }
+
+    pub(crate) fn open_update(
+        &self,
+        storage: Arc<dyn Storage>,
+        cx: &UpdateContext<'_>,
+    ) -> Result<Box<dyn SparseUpdate>> {
+        let open = self.0.open_update.ok_or_else(|| Error::unsupported(self.name(), "writing to an image in place"))?;
+        cx.open.refuse_snapshots(self.name())?;
+        open(storage, cx)
     }
 
     pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {

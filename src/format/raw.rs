@@ -11,7 +11,10 @@
 //! | files of any length in bytes | yes | yes |
 //! | holes | yes | yes |
 //! | writing into an existing disk | | yes; zeros too, because of old content |
+//! | writing by a guest, resizing | | yes; devices keep their size |
 //! | block devices | yes | yes; zeros are discarded or written, because of old content |
+
+mod update;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,7 +22,7 @@ use std::sync::Arc;
 use crate::driver::{CreateContext, Extent, ExtentKind, FileId, FileSize, FormatDriver, Location, OpenContext};
 use crate::driver::{Placement, SparseRead, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
-use crate::format::shared::table::{self, Field};
+use crate::format::shared::table::{self, Fields};
 use crate::format::shared::whole_sectors;
 use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
@@ -33,7 +36,8 @@ pub(crate) static DRIVER: FormatDriver =
         .description("the bytes of the disk, without metadata")
         .create(|cx| Ok(Box::new(Writer::create(cx)?)), OPTIONS)
         .measure(measure)
-        .open_target(|file, cx| Ok(Box::new(Writer::open(&*file, cx)?)));
+        .open_target(|file, cx| Ok(Box::new(Writer::open(&*file, cx)?)))
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 static OPTIONS: &[OptionSpec] = &[OptionSpec {
     name: "preallocation",
@@ -44,13 +48,16 @@ static OPTIONS: &[OptionSpec] = &[OptionSpec {
 const FORMAT_NAME: &str = "raw";
 const SECTOR: u64 = 512;
 
+/// Names the fields of this format in errors.
+const FIELDS: Fields = Fields(FORMAT_NAME);
+
 struct Reader(ImageInfo);
 
 impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Self> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let virtual_size = table::length(&*file)?;
-        Field { format: FORMAT_NAME, name: "size", at: 0 }.at_most(virtual_size, cx.limits.virtual_size)?;
+        FIELDS.at("size", 0).at_most(virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
         Ok(Reader(info))
     }
@@ -116,7 +123,7 @@ impl Writer {
     /// Writes into an existing disk, the same file as the output.
     fn open(file: &dyn ReadAt, cx: &CreateContext<'_>) -> Result<Self> {
         let len = table::length(file)?;
-        Field { format: FORMAT_NAME, name: "size of the source", at: 0 }.at_most(cx.size, len)?;
+        FIELDS.at("size of the source", 0).at_most(cx.size, len)?;
         Ok(Writer { existing: true, ..Writer::new(cx, Preallocation::Off)? })
     }
 

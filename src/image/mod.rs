@@ -16,6 +16,8 @@ mod references;
 mod source;
 mod span;
 mod units;
+#[cfg(feature = "disk")]
+mod update;
 #[cfg(feature = "remote")]
 mod url;
 
@@ -45,6 +47,8 @@ pub(crate) use source::{SizedFile, SourceFile};
 pub(crate) use span::Unmapped;
 pub use span::{Span, Spans};
 use units::UnitCache;
+#[cfg(feature = "disk")]
+pub(crate) use update::TopLayer;
 
 /// An opened image with its backing chain: the disk as the guest sees it.
 ///

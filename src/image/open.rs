@@ -212,6 +212,11 @@ impl OpenOptions {
     }
 
     fn open_chain(&self, top: Opened) -> Result<Image> {
+        self.open_chain_by(top, None)
+    }
+
+    /// Opens a chain, the top image by `open_top` if it is given.
+    pub(super) fn open_chain_by(&self, top: Opened, mut open_top: Option<&LayerOpener<'_>>) -> Result<Image> {
         #[cfg(feature = "packages")]
         let mut origin = None;
         let budget = Budget::new(self.limits.metadata);
@@ -219,7 +224,7 @@ impl OpenOptions {
         let mut next = Some(top);
         while let Some(opened) = next {
             next = self
-                .add_layer(&mut layers, &opened, &budget)
+                .add_layer(&mut layers, &opened, &budget, open_top.take())
                 .and_then(|backing| backing.map(|r| self.open_backing(&opened, &r, layers.len())).transpose())
                 .map_err(|e| e.in_file_at(opened.name()))?;
             // Only the top is the disk of a package.
@@ -235,9 +240,21 @@ impl OpenOptions {
     }
 
     /// Adds the opened file to the chain, and returns the reference to its backing file.
-    fn add_layer(&self, layers: &mut Vec<Layer>, opened: &Opened, budget: &Budget) -> Result<Option<FileReference>> {
+    fn add_layer(
+        &self,
+        layers: &mut Vec<Layer>,
+        opened: &Opened,
+        budget: &Budget,
+        open: Option<&LayerOpener<'_>>,
+    ) -> Result<Option<FileReference>> {
         if layers.iter().flat_map(|layer| &layer.files).any(|other| other.is_same(&opened.source)) {
             return Err(opened.closes_loop());
+        }
+        if let Some(open) = open {
+            let layer = open(opened, &self.context(budget, layers.len(), &|_| Ok(None)))?;
+            let backing = layer.reader.info().backing.clone().filter(|_| !self.alone);
+            layers.push(layer);
+            return Ok(backing);
         }
         let file = SourceFile::new(opened.source.clone(), opened.path.clone());
         let data_files = RefCell::new(Vec::new());
@@ -373,6 +390,9 @@ pub(super) fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
     #[cfg(not(feature = "packages"))]
     Ok(Cow::Borrowed(path))
 }
+
+/// Opens an image in another way than for reading.
+pub(super) type LayerOpener<'a> = dyn Fn(&Opened, &OpenContext<'_>) -> Result<Layer> + 'a;
 
 /// Why an image is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]

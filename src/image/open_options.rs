@@ -43,6 +43,8 @@ pub struct OpenOptions {
     /// The disk of a package.
     #[cfg(feature = "packages")]
     pub(super) member: Option<String>,
+    /// Whether the backing file of an image that changes is left alone.
+    pub(super) alone: bool,
     pub(super) limits: Limits,
     pub(super) secrets: Vec<Secret>,
     pub(super) detached_header: Option<HeaderLocation>,
@@ -248,6 +250,15 @@ impl OpenOptions {
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+}
+
+impl OpenOptions {
+    /// Whether the backing file of an image that changes is not opened, so that holes read as zeros.
+    #[must_use]
+    pub(crate) fn alone(mut self, alone: bool) -> Self {
+        self.alone = alone;
         self
     }
 }

@@ -119,7 +119,7 @@ impl<'a> Spans<'a> {
     }
 
     /// Takes holes of the files for data: for a single read, to look for holes costs more than to read them.
-    pub(super) fn without_holes(self) -> Self {
+    pub(crate) fn without_holes(self) -> Self {
         Spans { finds_holes: false, ..self }
     }
 

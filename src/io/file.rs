@@ -1,6 +1,7 @@
 //! Files and block devices of the operating system.
 
 mod source;
+mod storage;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use super::sys::{self, FileAccess, FileKind};
 pub use source::FileSource;
+pub use storage::FileStorage;
 pub use target::FileTarget;
 
 /// Distinguishes a file from every other one on this machine: device and inode on Unix, volume serial number and file ID on

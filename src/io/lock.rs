@@ -43,6 +43,12 @@ static WRITER: Marks = Marks {
     contradicting: &[UNSHARED + WRITE, UNSHARED + RESIZE, USED + CONSISTENT_READ, USED + WRITE, USED + RESIZE],
 };
 
+/// A writer that changes an image shares reading with nobody that relies on the data or the size.
+static UPDATER: Marks = Marks {
+    own: &[USED + CONSISTENT_READ, USED + WRITE, USED + RESIZE, UNSHARED + WRITE, UNSHARED + RESIZE],
+    contradicting: &[UNSHARED + CONSISTENT_READ, UNSHARED + WRITE, UNSHARED + RESIZE, USED + WRITE, USED + RESIZE],
+};
+
 impl Marks {
     /// Sets the marks, until [`stop`].
     ///
@@ -66,6 +72,14 @@ impl Marks {
 /// [`io::ErrorKind::ResourceBusy`] if another program has marked it for writing.
 pub(super) fn start_reading(file: &File) -> io::Result<()> {
     READER.set(file)
+}
+
+/// Marks an image as read and changed, until [`stop`].
+///
+/// # Errors
+/// [`io::ErrorKind::ResourceBusy`] if another program has marked it for writing, or relies on it as it is.
+pub(super) fn start_updating(file: &File) -> io::Result<()> {
+    UPDATER.set(file)
 }
 
 /// Removes all marks. Closing the file is not enough: a process that was started meanwhile may still have it open.
@@ -125,6 +139,9 @@ mod tests {
             assert!(is_in_use(&path), "{byte}");
             let started = start_reading(&file);
             assert_eq!(started.is_err(), [101, 103, 200].contains(&byte), "{byte}: {started:?}");
+            stop(&file);
+            let started = start_updating(&file);
+            assert_eq!(started.is_err(), [101, 103, 200, 201, 203].contains(&byte), "{byte}: {started:?}");
             stop(&file);
             let writing = WriteLock::new(&path, &FileIdentity::from_file(&file).unwrap());
             assert_eq!(writing.is_err(), [100, 101, 103, 201, 203].contains(&byte), "{byte}: {writing:?}");

@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
-pub use file::{FileIdentity, FileSource, FileTarget};
+pub use file::{FileIdentity, FileSource, FileStorage, FileTarget};
 pub(crate) use lock::{WriteLock, is_in_use};
 pub use mem::MemFile;
 #[cfg(feature = "mmap")]
@@ -217,12 +217,34 @@ pub trait WriteAt: Send + Sync {
     }
 }
 
-/// Writes zeros as data, so that space is allocated.
+/// A file that is both read and written at offsets. Every type that implements [`ReadAt`] and [`WriteAt`] is one.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::{MemFile, Storage};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let storage: Arc<dyn Storage> = Arc::new(MemFile::from(b"content".to_vec()));
+/// storage.write_all_at(b"trol", 3)?;
+/// let mut bytes = [0; 7];
+/// storage.read_exact_at(&mut bytes, 0)?;
+/// assert_eq!(&bytes, b"control");
+/// # Ok(())
+/// # }
+/// ```
+pub trait Storage: ReadAt + WriteAt {}
+
+impl<T: ReadAt + WriteAt + ?Sized> Storage for T {}
+
+/// Writes zeros as data, so that space is allocated. No sector is written in two parts.
 pub(crate) fn write_zeros<W: WriteAt + ?Sized>(file: &W, range: Range<u64>) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 256 << 10];
     let mut at = range.start;
     while at < range.end {
-        let len = (range.end - at).min(ZEROS.len() as u64);
+        let len = (range.end - at).min(ZEROS.len() as u64 - at % ZEROS.len() as u64);
         file.write_all_at(&ZEROS[..len as usize], at)?;
         at += len;
     }
@@ -353,6 +375,12 @@ impl_for_pointer!(Box<T>);
 impl fmt::Debug for dyn ReadAt + '_ {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ReadAt")
+    }
+}
+
+impl fmt::Debug for dyn Storage + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Storage")
     }
 }
 

@@ -312,6 +312,18 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "convert --bitmaps -O qcow2 disk.raw x",
         "convert --bitmaps -O qcow2 disk.qcow2 disk.qcow2 x",
         "convert --skip-broken-bitmaps -O qcow2 disk.qcow2 x",
+        "resize",
+        "resize disk.qcow2",
+        "resize disk.qcow2 1M 2M",
+        "resize disk.qcow2 many",
+        "resize disk.qcow2 1M",
+        "resize disk.qcow2 -10G",
+        "resize --shrink disk.qcow2 0",
+        "resize disk.qcow2 +100",
+        "resize --preallocation=some disk.qcow2 4M",
+        "resize --preallocation=full disk.qcow2 3M",
+        "resize --preallocation=metadata -f raw disk.raw 4M",
+        "resize nothing 4M",
     ] {
         assert_same(&dir, line, None);
     }
@@ -430,4 +442,26 @@ fn secrets_in_urls_are_not_printed() {
         assert!(!said.contains("passwd") && !said.contains("TOPSECRET"), "{line}: {said}");
     }
     assert!(dir.names().is_empty());
+}
+
+#[test]
+fn what_is_changed_in_place_is_the_same_image() {
+    needs_qemu!("what qemu-img changes");
+    let dir = directory();
+    for (line, target) in [
+        ("resize disk.qcow2 4M", "disk.qcow2"),
+        ("resize -f qcow2 tuned.qcow2 +1G", "tuned.qcow2"),
+        ("resize --shrink disk.qcow2 -1M", "disk.qcow2"),
+        ("resize -q --shrink overlay.qcow2 1M", "overlay.qcow2"),
+        ("resize overlay.qcow2 5M", "overlay.qcow2"),
+        ("resize --preallocation=metadata tuned.qcow2 6M", "tuned.qcow2"),
+        ("resize --preallocation full existing.qcow2 +1M", "existing.qcow2"),
+        ("resize -f raw disk.raw 4M", "disk.raw"),
+        ("resize -f raw odd.raw +100", "odd.raw"),
+        ("resize --shrink odd.raw 2000", "odd.raw"),
+        ("resize --preallocation=falloc -f raw small.raw +1M", "small.raw"),
+        ("resize -f raw disk.raw 3M", "disk.raw"),
+    ] {
+        assert_same(&dir, line, Some(target));
+    }
 }

@@ -58,12 +58,14 @@ mod check;
 mod crypt;
 mod entry;
 mod extension;
+mod extent;
 mod header;
 mod luks;
 mod options;
 mod reader;
 mod refcount;
 mod snapshot;
+mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -76,7 +78,8 @@ pub(crate) static DRIVER: FormatDriver =
         .description("QEMU copy-on-write image, version 2 and 3")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .measure(writer::measure)
-        .check(check::check);
+        .check(check::check)
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "qcow2";
 

@@ -4,15 +4,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::bitmap::{Bitmap, open_bitmaps, read_bitmaps};
-use super::entry::{L2Entry, SUBCLUSTERS, parse_l1_entry};
+use super::entry::{SUBCLUSTERS, parse_l1_entry};
 use super::extension::CryptoHeader;
+use super::extent::{Bounds, IMAGE};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible};
 use super::refcount::count_at;
 use super::snapshot::{SnapshotEntry, read_snapshots};
 use super::{FIELDS, FORMAT_NAME, luks};
 use crate::driver::OpenContext;
 use crate::driver::SparseRead;
-use crate::driver::{Compressed, DirtyBitmap, Extent, ExtentKind, FileId, Location};
+use crate::driver::{DirtyBitmap, Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::decryption::{Decryption, LEGACY_AES_WARNING};
 use crate::format::shared::table::Field;
@@ -23,22 +24,17 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 
-/// The image file itself.
-const IMAGE: FileId = FileId(0);
-/// The external data file.
-const DATA: FileId = FileId(1);
-
 /// An opened image.
 pub(crate) struct Reader {
-    info: ImageInfo,
-    header: Header,
+    pub(super) info: ImageInfo,
+    pub(super) header: Header,
     file: Arc<dyn ReadAt>,
     file_len: u64,
     /// Length of the external data file in bytes, if it is open.
     data_file_len: Option<u64>,
     /// If the image is encrypted and unlocked.
     decryption: Option<Decryption>,
-    l1: Vec<u64>,
+    pub(super) l1: Vec<u64>,
     l1_table_offset: u64,
     /// Whether this is the state of a snapshot.
     is_snapshot: bool,
@@ -119,68 +115,14 @@ impl Reader {
 
     /// Returns the extent at `offset` by a single L2 entry; it ends at the end of the cluster at the latest.
     fn extent_in_cluster(&self, slice: &L2Slice, index: u64, offset: u64) -> Result<Extent> {
-        let (entry, bitmap) = slice.entry(index, &self.header);
         let at = slice.0.offset() + index * self.header.l2_entry_size();
-        let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", at, problem);
-        let cluster_size = self.header.cluster_size();
-        let within = offset % cluster_size;
-        let mut to = cluster_size;
-        let kind = match L2Entry::parse(entry, bitmap, &self.header).map_err(fault)? {
-            L2Entry::Unallocated => ExtentKind::Hole,
-            L2Entry::Zero { host } => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
-            L2Entry::Data { host } => ExtentKind::Data(self.location(host + within)),
-            L2Entry::Compressed { host, .. } if self.header.encryption != Encryption::None => {
-                let feature = "compressed clusters of an encrypted image".into();
-                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(host) });
-            }
-            L2Entry::Compressed { host, len } => {
-                if host >= self.file_len {
-                    return Err(fault(Problem::OutOfBounds { offset: host, len: len.into(), file_len: self.file_len }));
-                }
-                // The last payload may end with the file, within its last sector.
-                let stored_len = u64::from(len).min(self.file_len - host) as u32;
-                ExtentKind::Compressed(Compressed {
-                    at: Location { file: IMAGE, offset: host },
-                    stored_len,
-                    codec: self.header.compression,
-                    unit: offset - within,
-                    unit_len: cluster_size as u32,
-                    min_len: cluster_size as u32,
-                })
-            }
-            L2Entry::Subclusters { host, allocated, zero } => {
-                let size = cluster_size / u64::from(SUBCLUSTERS);
-                let state = |index: u64| (allocated >> index & 1, zero >> index & 1);
-                let first = within / size;
-                let next = (first..SUBCLUSTERS.into()).find(|&index| state(index) != state(first));
-                to = next.unwrap_or(SUBCLUSTERS.into()) * size;
-                match state(first) {
-                    (0, 0) => ExtentKind::Hole,
-                    (0, _) => ExtentKind::Zero { allocated: host.map(|host| self.location(host + within)) },
-                    _ => ExtentKind::Data(self.location(host.unwrap_or_default() + within)),
-                }
-            }
+        let bounds = Bounds {
+            header: &self.header,
+            virtual_size: self.info.virtual_size,
+            file_len: self.file_len,
+            data_file_len: self.data_file_len,
         };
-        let len = (to - within).min(self.info.virtual_size - offset);
-        if let ExtentKind::Data(Location { file, offset: host }) = kind {
-            if file == DATA && host != offset {
-                // "The offset field in the Standard Cluster Descriptor must match the guest offset."
-                let rule = "must equal the guest offset in a data file";
-                return Err(fault(Problem::Rule { value: host, rule }));
-            }
-            let file_len = if file == IMAGE { Some(self.file_len) } else { self.data_file_len };
-            match file_len {
-                Some(file_len) if host.checked_add(len).is_none_or(|end| end > file_len) => {
-                    return Err(fault(Problem::OutOfBounds { offset: host, len, file_len }));
-                }
-                _ => {}
-            }
-        }
-        Ok(Extent { offset, len, kind })
-    }
-
-    fn location(&self, host: u64) -> Location {
-        Location { file: if self.header.has_data_file() { DATA } else { IMAGE }, offset: host }
+        bounds.extent(slice.entry(index, &self.header), at, offset)
     }
 
     fn l1_field(&self, index: usize) -> Field {

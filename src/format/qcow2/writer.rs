@@ -74,6 +74,8 @@ impl Writer {
         let data = encryption.as_ref().map_or_else(|| out.clone(), |encryption| encryption.data.clone());
         #[cfg(not(feature = "crypto"))]
         let data = out.clone();
+        // What is encrypted is not the guest data.
+        let host_alignment = if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 };
         let data = match &settings.data_file {
             Some(file) => create_data_file(file, cx)?,
             None => data,
@@ -90,8 +92,7 @@ impl Writer {
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
-                // What is encrypted is not the guest data.
-                host_alignment: if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 },
+                host_alignment,
                 bitmaps: settings.version >= 3,
                 ..WriteSpec::default()
             },

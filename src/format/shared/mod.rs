@@ -20,6 +20,8 @@ pub(crate) mod signature;
 pub(crate) mod table;
 /// The table parts read last.
 pub(crate) mod table_cache;
+/// Pages of tables that change.
+pub(crate) mod table_pages;
 /// Maps of an L1 table and L2 tables.
 pub(crate) mod two_level;
 /// Zeros between what a writer places.

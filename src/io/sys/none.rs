@@ -37,6 +37,10 @@ pub(crate) fn open_existing(_path: &Path) -> io::Result<File> {
     unsupported()
 }
 
+pub(crate) fn open_writable(_path: &Path) -> io::Result<File> {
+    unsupported()
+}
+
 pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
     unsupported()
 }

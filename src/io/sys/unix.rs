@@ -56,6 +56,11 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
 }
 
+/// Opens an existing file for reading and writing. Does not wait for the other end of a FIFO.
+pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
 /// The limit of the address space of this process in bytes (`ulimit -v`, `RLIMIT_AS`), if it has one.
 pub(crate) fn address_space() -> Option<u64> {
     getrlimit(Resource::As).current

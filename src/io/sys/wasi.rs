@@ -40,6 +40,10 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)
 }
 
+pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
 /// Files have no such attribute.
 pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
     Ok(())

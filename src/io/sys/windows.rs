@@ -63,6 +63,11 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).open(path)
 }
 
+/// Opens an existing file for reading and writing.
+pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).security_qos_flags(SECURITY_ANONYMOUS).open(path)
+}
+
 /// Removes the sparse attribute of a file that has no holes yet.
 pub(crate) fn clear_sparse(file: &File) -> io::Result<()> {
     match file.metadata()?.file_attributes() & FILE_ATTRIBUTE_SPARSE_FILE {

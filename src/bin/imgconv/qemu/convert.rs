@@ -18,10 +18,6 @@ use crate::location;
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
-/// The cache modes, and whether written data is durable at the end.
-const CACHES: [(&str, bool); 5] =
-    [("none", true), ("writeback", true), ("writethrough", true), ("directsync", true), ("unsafe", false)];
-
 pub fn run(parsed: &Parsed) -> Outcome {
     let format_name = parsed.text("target-format").unwrap_or("raw".into());
     if asks_for_help(parsed.all("target-options")) {
@@ -159,15 +155,8 @@ struct Settings {
 
 impl Settings {
     fn new(parsed: &Parsed) -> Result<Settings, Failed> {
-        let cache = |option: &str, what: &str| match parsed.text(option) {
-            None => Ok(false),
-            Some(mode) => match CACHES.iter().find(|(name, _)| *name == mode) {
-                Some((_, durable)) => Ok(*durable),
-                None => Err(Failed::new(format!("Invalid {what} option: {mode}"))),
-            },
-        };
-        let durable = cache("target-cache", "cache")?;
-        cache("source-cache", "source cache")?;
+        let durable = super::cache(parsed, "target-cache", "cache")?;
+        super::cache(parsed, "source-cache", "source cache")?;
         let sparse = match parsed.text("sparse-size") {
             None => None,
             Some(text) => match super::size(&text) {

@@ -64,6 +64,11 @@ impl Failed {
         self
     }
 
+    /// The message, without the name of the program.
+    pub fn message(&self) -> String {
+        self.message.clone()
+    }
+
     pub fn report(self) -> ExitCode {
         line(&self.to_string());
         ExitCode::from(self.exit)

@@ -6,6 +6,7 @@
 
 mod bitmaps;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -18,6 +19,8 @@ mod measure;
 mod message;
 mod node;
 mod progress;
+mod rebase;
+mod resize;
 mod snapshot;
 mod source;
 mod table;
@@ -68,7 +71,7 @@ fn dispatch(words: &[OsString]) -> Outcome {
         name => match table::COMMANDS.iter().find(|command| command.name == name) {
             None => Err(Failed::new(format!("Command not found: {name}")).see_help("")),
             Some(command) => {
-                let parsed = getopt::parse(command, rest)?;
+                let parsed = getopt::parse(command, &resize::without_options(name, rest))?;
                 if parsed.flag("help") { print(&command.help()) } else { (command.run)(&parsed) }
             }
         },
@@ -82,6 +85,21 @@ fn print(text: &str) -> Outcome {
 
 fn version() -> String {
     format!("qemu-img version {VERSION} (imgconv {})\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The cache modes, and whether written data is durable at the end.
+const CACHES: [(&str, bool); 5] =
+    [("none", true), ("writeback", true), ("writethrough", true), ("directsync", true), ("unsafe", false)];
+
+/// Whether the cache mode that an option states makes written data durable; false without the option.
+fn cache(parsed: &getopt::Parsed, option: &str, what: &str) -> Result<bool, Failed> {
+    match parsed.text(option) {
+        None => Ok(false),
+        Some(mode) => match CACHES.iter().find(|(name, _)| *name == mode) {
+            Some((_, durable)) => Ok(*durable),
+            None => Err(Failed::new(format!("Invalid {what} option: {mode}"))),
+        },
+    }
 }
 
 /// The style of `--output`.

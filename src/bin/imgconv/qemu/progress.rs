@@ -25,9 +25,12 @@ impl Printer {
     }
 
     pub fn update(&self, progress: Progress) {
-        self.show(
-            u64::try_from(u128::from(progress.done) * 10_000 / u128::from(progress.total.max(1))).unwrap_or(10_000),
-        );
+        self.of(progress.done, progress.total);
+    }
+
+    /// As [`update`](Self::update), from the number of bytes done and their total.
+    pub fn of(&self, done: u64, total: u64) {
+        self.show(u64::try_from(u128::from(done) * 10_000 / u128::from(total.max(1))).unwrap_or(10_000));
     }
 
     /// Everything is done, and results can be printed.

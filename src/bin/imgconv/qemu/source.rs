@@ -1,13 +1,14 @@
 //! The images that a command reads.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
-use diskimage::{CheckReport, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
+use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
-use super::message::Failed;
+use super::message::{self, Failed};
 use super::node::{Node, Storage};
 use crate::location::Location;
 use crate::secrets::SecretArgs;
@@ -28,6 +29,8 @@ pub struct Source {
     at: At,
     /// As in messages.
     name: String,
+    /// Whether the format is detected.
+    is_probed: bool,
 }
 
 enum At {
@@ -108,7 +111,7 @@ impl Sources {
                 At::Storage(part(io::zeros(size), offset, len)?)
             }
         };
-        Ok(Source { options, at, name })
+        Ok(Source { options, at, name, is_probed: format.is_none() })
     }
 }
 
@@ -154,6 +157,39 @@ impl Source {
         match &self.at {
             At::Location(location) => location.open(&self.options),
             At::Storage(storage) => self.options.open_source(storage.clone()),
+        }
+    }
+
+    /// The path of the file, and how it is opened, for what changes it.
+    pub fn path_and_options(&self) -> Result<(&Path, &OpenOptions), Failed> {
+        match &self.at {
+            At::Location(Location::File(path)) => Ok((path, &self.options)),
+            _ => Err(Failed::new(format!("{}: imgconv changes files only", self.name))),
+        }
+    }
+
+    /// Opens the image for changes. `unsupported` says that images of its format cannot be changed.
+    pub fn open_disk(&self, unsupported: &str) -> Result<Disk, Failed> {
+        let (path, options) = self.path_and_options()?;
+        let disk = options.open_disk(path).map_err(|error| match error.root() {
+            Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_update()) => {
+                Failed::new(unsupported)
+            }
+            _ => Failed::opening(&self.name, &error),
+        })?;
+        self.warn_of_probing(disk.format());
+        Ok(disk)
+    }
+
+    /// Warns where a raw disk was detected that is going to be changed.
+    pub fn warn_of_probing(&self, format: Format) {
+        if self.is_probed && format == Format::RAW {
+            message::line(&format!(
+                "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically detecting the format is \
+                 dangerous for raw images, write operations on block 0 will be restricted.\n         Specify the 'raw' format explicitly to \
+                 remove the restrictions.",
+                self.name
+            ));
         }
     }
 

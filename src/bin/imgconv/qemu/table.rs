@@ -5,7 +5,9 @@
 use std::fmt::Write as _;
 
 use super::getopt::Parsed;
-use super::{Outcome, check, compare, convert, create, dd, info, map, measure, refused, snapshot};
+use super::{
+    Outcome, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+};
 
 /// A command of qemu-img.
 pub struct Command {
@@ -76,6 +78,8 @@ const SOURCE_CACHE: Row =
     row('T', "source-cache", "CACHE", "cache mode of the images that are read").note(CACHE).imgconv("no effect");
 const CACHE_READ: Row = row('T', "cache", "CACHE", "cache mode of the image").note(CACHE).imgconv("none");
 
+const CHANGED_CACHE: Note = Note::NoEffect("the page cache is used, and the image is synced at the end");
+
 pub static COMMANDS: &[Command] = &[
     Command {
         name: "amend",
@@ -125,9 +129,20 @@ pub static COMMANDS: &[Command] = &[
         name: "commit",
         purpose: "write the data of an overlay into its backing file",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the images").note(CHANGED_CACHE),
+            row('b', "base", "BASE", "the image of the backing chain that is written to; implies -d"),
+            row('d', "drop", "", "do not empty the overlay afterwards"),
+            row('r', "rate-limit", "RATE", "limit of bytes per second").note(Note::Refused("there is no limit")),
+            OBJECT,
+        ],
+        run: commit::run,
+        imgconv: "none",
     },
     Command {
         name: "compare",
@@ -296,21 +311,44 @@ pub static COMMANDS: &[Command] = &[
         name: "rebase",
         purpose: "change the backing file of an overlay",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the image").note(CHANGED_CACHE),
+            SOURCE_CACHE,
+            row('b', "backing", "FILE", "the new backing file, or \"\" for none"),
+            row('B', "backing-file", "FILE", "as -b"),
+            row('F', "backing-format", "FMT", "format of the new backing file"),
+            row('u', "backing-unsafe", "", "change the name of the backing file only"),
+            row('c', "compress", "", "compress what is written").note(Note::Refused("clusters are not compressed")),
+            SHARE,
+            OBJECT,
+        ],
+        run: rebase::run,
+        imgconv: "none",
     },
     Command {
         name: "resize",
         purpose: "change the size of an image",
-        operands: "FILENAME SIZE",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        operands: "FILENAME [+-]SIZE",
+        rows: &[
+            HELP,
+            QUIET,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row(' ', "preallocation", "MODE", "allocate what is added: off, metadata, falloc or full"),
+            row(' ', "shrink", "", "allow a smaller size"),
+            OBJECT,
+        ],
+        run: resize::run,
+        imgconv: "none",
     },
     Command {
         name: "snapshot",
-        purpose: "list the snapshots of an image",
+        purpose: "list and change the snapshots of an image",
         operands: "FILENAME",
         rows: &[
             HELP,
@@ -320,16 +358,14 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OBJECT,
             row('l', "list", "", "list the snapshots (the default)").imgconv("has to be given"),
-            row('c', "create", "NAME", "create a snapshot").note(WRITES).imgconv("none"),
-            row('a', "apply", "SNAPSHOT", "go back to a snapshot").note(WRITES).imgconv("none"),
-            row('d', "delete", "SNAPSHOT", "delete a snapshot").note(WRITES).imgconv("none"),
+            row('c', "create", "NAME", "create a snapshot").imgconv("none"),
+            row('a', "apply", "SNAPSHOT", "go back to a snapshot").imgconv("none"),
+            row('d', "delete", "SNAPSHOT", "delete a snapshot").imgconv("none"),
         ],
         run: snapshot::run,
         imgconv: "",
     },
 ];
-
-const WRITES: Note = Note::Refused("images are not changed in place");
 
 impl Command {
     /// The options.

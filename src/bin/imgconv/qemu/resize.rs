@@ -1,0 +1,117 @@
+//! `qemu-img resize`
+
+use std::borrow::Cow;
+use std::ffi::OsString;
+
+use diskimage::{Disk, Error, Format, Preallocation};
+
+use super::Outcome;
+use super::getopt::Parsed;
+use super::message::Failed;
+use super::source::{SECTOR, Sources};
+use crate::output;
+
+pub fn run(parsed: &Parsed) -> Outcome {
+    let (name, size) = match parsed.operands.as_slice() {
+        [name, size] => (name, size),
+        [_, _, _, ..] => return Err(Failed::new("Extra argument(s) in command line").see_help("resize")),
+        _ => return Err(Failed::new("Expecting image file name and size").see_help("resize")),
+    };
+    let size = NewSize::parse(size)?;
+    let preallocation = preallocation(parsed.text("preallocation").as_deref())?;
+    let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
+    let disk = source.open_disk("Image format driver does not support resize")?;
+    let old = disk.size().next_multiple_of(SECTOR);
+    let new = size.from(old).filter(|size| *size > 0).ok_or_else(|| Failed::new("New image size must be positive"))?;
+    if new <= old && preallocation.is_some() {
+        return Err(Failed::new("Preallocation can only be used for growing images"));
+    }
+    if new < old && !parsed.flag("shrink") {
+        return Err(Failed::new(
+            "Use the --shrink option to perform a shrink operation.\nqemu-img: warning: Shrinking an image will delete all data beyond the \
+             shrunken image's end. Before performing such an operation, make sure there is no important data there.",
+        ));
+    }
+    resize(disk, new, preallocation)?;
+    if !parsed.flag("quiet") {
+        output::print("Image resized.\n")?;
+    }
+    Ok(0)
+}
+
+/// The words of a command line, in which a negative size is no option.
+pub fn without_options<'a>(command: &str, words: &'a [OsString]) -> Cow<'a, [OsString]> {
+    let is_negative = |word: &OsString| {
+        let word = word.to_string_lossy();
+        word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    match words.split_last() {
+        Some((last, others)) if command == "resize" && is_negative(last) && !others.iter().any(|word| word == "--") => {
+            Cow::Owned([others, &["--".into(), last.clone()]].concat())
+        }
+        _ => Cow::Borrowed(words),
+    }
+}
+
+fn resize(disk: Disk, size: u64, preallocation: Option<Preallocation>) -> Result<(), Failed> {
+    if disk.format() == Format::QCOW2 && !size.is_multiple_of(SECTOR) {
+        return Err(Failed::new("The new size must be a multiple of 512"));
+    }
+    let resized = match preallocation {
+        None => disk.resize(size),
+        Some(how) => disk.grow_allocated(size, how),
+    };
+    resized.and_then(|()| disk.close()).map_err(|error| match error.root() {
+        Error::Unsupported { format: "qcow2", feature, .. } if feature.contains("version 2") => {
+            Failed::new("Can't resize a v2 image which has snapshots")
+        }
+        Error::Unsupported { feature, .. } if feature.contains("preallocation of metadata") => {
+            Failed::new("Unsupported preallocation mode: metadata")
+        }
+        _ => error.into(),
+    })
+}
+
+/// A size, or by how much the old one changes.
+enum NewSize {
+    Is(u64),
+    Larger(u64),
+    Smaller(u64),
+}
+
+impl NewSize {
+    fn parse(text: &OsString) -> Result<NewSize, Failed> {
+        let text = text.to_string_lossy();
+        let (new, rest): (fn(u64) -> NewSize, &str) = match text.split_at_checked(1) {
+            Some(("+", rest)) => (NewSize::Larger, rest),
+            Some(("-", rest)) => (NewSize::Smaller, rest),
+            _ => (NewSize::Is, &text),
+        };
+        let size = super::size(rest).map_err(|_| {
+            Failed::new(
+                "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, \
+                 tera-, peta-\nand exabytes, respectively.",
+            )
+        })?;
+        Ok(new(size))
+    }
+
+    /// The new size, if there is one.
+    fn from(&self, old: u64) -> Option<u64> {
+        match *self {
+            NewSize::Is(size) => Some(size),
+            NewSize::Larger(by) => old.checked_add(by),
+            NewSize::Smaller(by) => old.checked_sub(by),
+        }
+    }
+}
+
+fn preallocation(mode: Option<&str>) -> Result<Option<Preallocation>, Failed> {
+    match mode {
+        None | Some("off") => Ok(None),
+        Some("metadata") => Ok(Some(Preallocation::Metadata)),
+        Some("falloc") => Ok(Some(Preallocation::Space)),
+        Some("full") => Ok(Some(Preallocation::Full)),
+        Some(other) => Err(Failed::new(format!("Invalid preallocation mode '{other}'"))),
+    }
+}

@@ -1,0 +1,119 @@
+//! Changing the backing file of an overlay.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use super::write::{Payload, pieces};
+use super::{Disk, Top};
+use crate::driver::ExtentKind;
+use crate::error::Result;
+use crate::format::Format;
+use crate::image::Image;
+use crate::name::Name;
+use crate::zero::is_zero;
+
+/// Most guest bytes that are compared at a time.
+const CHUNK: u64 = 2 << 20;
+
+/// The new backing file of an overlay.
+#[derive(Clone, Copy, Debug)]
+pub struct RebaseTo<'a> {
+    /// The image that is going to be the backing file.
+    pub image: &'a Image,
+    /// Its name, as it is written into the overlay.
+    pub name: &'a Name,
+}
+
+impl Disk {
+    /// Changes the backing file, or removes it, and keeps the content of the disk: what differs between the backing files is written to the overlay
+    /// before. `progress` is called with the number of guest bytes done and their total.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the format has no backing files; errors of the storage and of the images.
+    pub fn rebase(&self, to: Option<RebaseTo<'_>>, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        // Nobody else has a request under way.
+        let image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let size = image.virtual_size();
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        for chunk in pieces(0..size, CHUNK.max(self.spec.block_size)) {
+            progress(chunk.start, size);
+            // Blocks that the overlay has are not looked at.
+            let spans: Vec<_> = image.spans(chunk).without_holes().collect::<Result<_>>()?;
+            for span in spans.into_iter().filter(|span| span.layer > 0 || span.kind == ExtentKind::Hole) {
+                if span.is_zero() && is_known_zero(to.map(|to| to.image), span.offset..span.end())? {
+                    continue;
+                }
+                for part in pieces(span.offset..span.end(), CHUNK) {
+                    let len = (part.end - part.start) as usize;
+                    old.resize(len, 0);
+                    new.resize(len, 0);
+                    image.read_exact_at(&mut old, part.start)?;
+                    read_backing(to.map(|to| to.image), &mut new, part.start)?;
+                    self.keep_differences(&image, &old, &new, part)?;
+                }
+            }
+        }
+        progress(size, size);
+        drop(image);
+        self.flush()?;
+        let format = to.map(|to| to.image.format());
+        self.set_backing(to.map(|to| to.name), format)
+    }
+
+    /// Writes the name and format of the backing file into the overlay, whatever they are, or removes them. The disk has the content of the new
+    /// backing file wherever the overlay has none, when it is opened again.
+    ///
+    /// # Errors
+    /// As [`rebase`](Self::rebase).
+    pub fn set_backing(&self, name: Option<&Name>, format: Option<Format>) -> Result<()> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let format = format.map(|format| Name::from(format.name()));
+        let set = self.driver().set_backing(name, format.as_ref());
+        image.replace_top(Top::boxed(&self.driver));
+        set.map_err(|e| self.locate(e))
+    }
+
+    /// Writes the blocks that differ to the overlay.
+    fn keep_differences(&self, image: &Image, old: &[u8], new: &[u8], range: Range<u64>) -> Result<()> {
+        let slice = |bytes: &'_ [u8], part: &Range<u64>| -> Vec<u8> {
+            bytes
+                .get((part.start - range.start) as usize..(part.end - range.start) as usize)
+                .unwrap_or_default()
+                .to_vec()
+        };
+        for block in pieces(range.clone(), self.spec.block_size) {
+            let (old, new) = (slice(old, &block), slice(new, &block));
+            if old == new {
+                continue;
+            }
+            if is_zero(&old) {
+                self.zero_pieces(image, block, false)?;
+            } else {
+                self.write_piece(image, block, Payload::Bytes(&old))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a range of a backing file is known to be zeros without reading it.
+fn is_known_zero(backing: Option<&Image>, range: Range<u64>) -> Result<bool> {
+    let Some(backing) = backing else { return Ok(true) };
+    for span in backing.spans(range) {
+        if !span?.is_zero() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Reads a backing file, which may be shorter than its overlay.
+fn read_backing(backing: Option<&Image>, buf: &mut [u8], offset: u64) -> Result<()> {
+    buf.fill(0);
+    let Some(backing) = backing else { return Ok(()) };
+    let len = backing.virtual_size().saturating_sub(offset).min(buf.len() as u64) as usize;
+    if len == 0 {
+        return Ok(());
+    }
+    backing.read_exact_at(buf.get_mut(..len).unwrap_or_default(), offset)
+}

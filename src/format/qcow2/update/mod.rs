@@ -1,0 +1,255 @@
+//! Changing an image in place.
+//!
+//! | module | content |
+//! |---|---|
+//! | `clusters` | refcounts: allocating and freeing host clusters |
+//! | `mapping` | L2 entries: where writes go, and what they become |
+//! | `resize` | the virtual size and the L1 table |
+//! | `replace` | refcounts, tables and snapshots, all at once |
+//! | `snapshots` | internal snapshots |
+//! | `backing` | the name of the backing file |
+//! | `bitmaps` | what other programs are told before the first change |
+//!
+//! # Order
+//!
+//! Tables are changed in memory, and written by [`Update::flush`] in these steps, with a sync after each that has something to write:
+//!
+//! 1. refcount blocks, in which new uses are counted; tables that nothing points to yet; payload, which the core has written before;
+//! 2. refcount table entries of new refcount blocks;
+//! 3. L2 tables and the L1 table;
+//! 4. refcount blocks, in which former uses are no longer counted.
+//!
+//! A cluster that is no longer used is not used again before the third step has made that durable. So a power cut at any time leaves refcounts
+//! that are too high at most. Tables that are replaced as a whole (L1, refcount table, snapshot table) are written elsewhere, and become those of
+//! the image by a write to the first sector of the header.
+
+mod backing;
+mod bitmaps;
+mod clusters;
+mod mapping;
+mod replace;
+mod resize;
+mod snapshots;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::extent::{Bounds, DATA};
+use super::header::{Autoclear, Encryption, Header, Incompatible};
+use super::reader::Reader;
+use super::{FIELDS, FORMAT_NAME};
+use crate::driver::{Allocation, Extent, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::error::{Error, Result};
+use crate::format::shared::table;
+use crate::format::shared::table_pages::{Step, TablePages};
+use crate::info::ImageInfo;
+use crate::io::{ReadAt, Storage};
+use crate::name::Name;
+use clusters::RefcountTable;
+
+/// Refcount blocks, and tables that nothing points to yet.
+const NEW: Step = Step(0);
+/// The refcount table.
+const REFCOUNT_TABLE: Step = Step(1);
+/// L1 and L2 tables in use.
+const TABLES: Step = Step(2);
+/// Largest page of tables in bytes. Tables of different steps are in different clusters.
+const PAGE: u64 = 4096;
+/// Most clusters that wait for being free.
+const MAX_FREED: usize = 64 << 10;
+
+/// An image that changes.
+pub(super) struct Update {
+    info: ImageInfo,
+    header: Header,
+    file: Arc<dyn Storage>,
+    data_file: Option<Arc<dyn Storage>>,
+    /// Lengths in bytes.
+    file_len: u64,
+    data_file_len: u64,
+    /// The entries that the virtual size needs.
+    l1: Vec<u64>,
+    pages: TablePages,
+    refcounts: RefcountTable,
+    /// The refcount table of the image on the storage, while another one is made: what either counts is not free.
+    published_refcounts: Option<RefcountTable>,
+    /// Former uses of clusters, which are counted until the tables without them are durable.
+    freed: Vec<u64>,
+    /// No cluster below is free.
+    first_free: u64,
+    /// Whether other programs have been told that the image changes.
+    is_announced: bool,
+}
+
+impl Update {
+    pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
+        let source: Arc<dyn ReadAt> = file.clone();
+        let header = Header::read(&source, cx.open.limits)?;
+        if header.encryption != Encryption::None {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
+        }
+        if header.incompatible.contains(Incompatible::CORRUPT) {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an image that is marked as corrupt"));
+        }
+        if header.incompatible.contains(Incompatible::DIRTY) {
+            let feature = "writing to an image whose refcounts may be out of date: it was not closed cleanly";
+            return Err(Error::unsupported(FORMAT_NAME, feature));
+        }
+        let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
+        let data_file = info.files.first().map(cx.storage).transpose()?;
+        let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
+        let file_len = table::length(&*file)?;
+        FIELDS.at("refcount_table_offset", 48).within(
+            header.refcount_table_offset,
+            u64::from(header.refcount_table_clusters) << header.cluster_bits,
+            file_len,
+        )?;
+        let refcounts =
+            RefcountTable { offset: header.refcount_table_offset, clusters: header.refcount_table_clusters };
+        let page_size = header.cluster_size().min(PAGE) as usize;
+        let pages = TablePages::new(file.clone(), FORMAT_NAME, page_size);
+        Ok(Update {
+            info,
+            header,
+            file,
+            data_file,
+            file_len,
+            data_file_len,
+            l1,
+            pages,
+            refcounts,
+            published_refcounts: None,
+            freed: Vec::new(),
+            first_free: 0,
+            is_announced: false,
+        })
+    }
+
+    /// Prepares for a change of tables.
+    fn begin(&mut self) -> Result<()> {
+        if !self.is_announced {
+            self.announce()?;
+            self.is_announced = true;
+        }
+        if self.pages.is_full() || self.freed.len() >= MAX_FREED {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn cluster_size(&self) -> u64 {
+        self.header.cluster_size()
+    }
+
+    /// Whether the data file has the guest data also without this image.
+    fn is_raw_data_file(&self) -> bool {
+        self.header.has_data_file() && self.header.autoclear.contains(Autoclear::RAW_DATA_FILE)
+    }
+
+    fn sync(&self) -> Result<()> {
+        if let Some(data_file) = &self.data_file {
+            data_file.sync().map_err(Error::io("syncing the data file", None))?;
+        }
+        self.file.sync().map_err(Error::io("syncing", None))
+    }
+
+    /// Writes fields in the first sector of the header, all at once, after all tables, and makes them durable.
+    fn write_header(&mut self, at: u64, fields: &[u8]) -> Result<()> {
+        self.file.write_all_at(fields, at).map_err(Error::io("writing the header", at))?;
+        self.sync()
+    }
+
+    /// Makes the file at least this long, in bytes.
+    fn grow_file(&mut self, len: u64) -> Result<()> {
+        if len > self.file_len {
+            self.file.set_len(len).map_err(Error::io("setting the length", len))?;
+            self.file_len = len;
+        }
+        Ok(())
+    }
+
+    fn bounds(&self) -> Bounds<'_> {
+        Bounds {
+            header: &self.header,
+            virtual_size: self.info.virtual_size,
+            file_len: self.file_len,
+            data_file_len: self.data_file.as_ref().map(|_| self.data_file_len),
+        }
+    }
+}
+
+impl SparseUpdate for Update {
+    fn info(&self) -> ImageInfo {
+        self.info.clone()
+    }
+
+    fn spec(&self) -> UpdateSpec {
+        UpdateSpec { granule: self.granule(), ..UpdateSpec::new(self.cluster_size()) }
+    }
+
+    fn files(&self) -> Vec<Arc<dyn Storage>> {
+        [Some(self.file.clone()), self.data_file.clone()].into_iter().flatten().collect()
+    }
+
+    fn extent_at(&mut self, range: Range<u64>) -> Result<Extent> {
+        self.info.check_offset(range.start)?;
+        self.map(range)
+    }
+
+    fn allocate(&mut self, guest: Range<u64>) -> Result<Allocation> {
+        self.begin()?;
+        self.place(guest)
+    }
+
+    fn publish(&mut self, allocation: &Allocation) -> Result<()> {
+        self.point_to(allocation)
+    }
+
+    fn release(&mut self, allocation: &Allocation) {
+        if allocation.at.file != DATA {
+            self.give_up(allocation);
+        }
+    }
+
+    fn zero(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {
+        self.begin()?;
+        self.zero_clusters(guest, keep)
+    }
+
+    fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        self.begin()?;
+        self.discard_clusters(guest)
+    }
+
+    fn resize(&mut self, size: u64, below: u64) -> Result<()> {
+        self.begin()?;
+        self.set_size(size, below)
+    }
+
+    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
+        self.begin()?;
+        self.replace_backing(name, format)
+    }
+
+    fn empty(&mut self) -> Result<()> {
+        self.begin()?;
+        self.clear(0..self.info.virtual_size)?;
+        self.flush()
+    }
+
+    fn snapshots(&mut self) -> Option<&mut dyn SnapshotUpdate> {
+        Some(self)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.pages.write_back(NEW)?;
+        self.sync()?;
+        if self.pages.write_back(REFCOUNT_TABLE)? {
+            self.sync()?;
+        }
+        if self.pages.write_back(TABLES)? {
+            self.sync()?;
+        }
+        self.free_clusters()
+    }
+}

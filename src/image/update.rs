@@ -1,0 +1,102 @@
+//! Opening a chain whose top image is going to be changed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::open::{Opened, cannot_open};
+use super::references::Found;
+use super::{Image, Layer, OpenOptions, SizedFile, SourceFile};
+use crate::driver::{OpenContext, SparseRead, UpdateContext};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::info::FileReference;
+use crate::io::{FileStorage, ReadAt, Storage};
+
+/// The top image of a chain: its metadata, as it is now, and its files.
+pub(crate) struct TopLayer {
+    pub reader: Box<dyn SparseRead>,
+    /// Indexed by [`FileId`](crate::driver::FileId).
+    pub files: Vec<Arc<dyn Storage>>,
+}
+
+/// Opens the top image of a chain.
+pub(crate) type TopOpener<'a> = dyn Fn(Format, Arc<dyn Storage>, &UpdateContext<'_>) -> Result<TopLayer> + 'a;
+
+impl OpenOptions {
+    /// Opens and locks the file at `path`, which the caller names, for reading and writing.
+    pub(crate) fn open_storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
+        let file = FileStorage::open(path).map_err(Error::io("opening", None))?;
+        self.lock_storage(&file)?;
+        Ok(Arc::new(file))
+    }
+
+    fn lock_storage(&self, file: &FileStorage) -> Result<()> {
+        let locked = if self.force_share { Ok(()) } else { file.lock() };
+        locked.map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::ResourceBusy => Error::InUse { for_writing: false },
+            _ => cannot_open("locking")(cause),
+        })
+    }
+
+    /// Opens the image in `storage`, by `open`, with its backing chain.
+    pub(crate) fn open_chain_over(
+        &self,
+        storage: Arc<dyn Storage>,
+        path: Option<&Path>,
+        open: &TopOpener<'_>,
+    ) -> Result<Image> {
+        let source = Arc::new(SizedFile::new(storage.clone())?);
+        // What is inside of another file cannot be changed: nothing is decompressed or unpacked.
+        let format = self.format.map_or_else(|| self.detect(&source, path), Ok)?;
+        if self.detached_header.is_some() {
+            return Err(Error::unsupported(format.name(), "writing with a detached header"));
+        }
+        let top = Opened::new(path.map(Path::to_owned), source, format)?;
+        self.open_chain_by(top, Some(&|top, cx| self.open_top_layer(top, cx, storage.clone(), open)))
+    }
+
+    fn open_top_layer(
+        &self,
+        top: &Opened,
+        cx: &OpenContext<'_>,
+        storage: Arc<dyn Storage>,
+        open: &TopOpener<'_>,
+    ) -> Result<Layer> {
+        let data_file = |reference: &FileReference| self.open_data_storage(top, reference);
+        let cx = UpdateContext { storage: &data_file, ..UpdateContext::new(*cx) };
+        let TopLayer { reader, files } = open(top.format, storage, &cx)?;
+        let files = files.into_iter().enumerate().map(|(index, file)| match index {
+            0 => Ok(SourceFile::new(top.source.clone(), top.path.clone())),
+            _ => SourceFile::from_file(file, None),
+        });
+        Ok(Layer { reader, format: top.format, files: files.collect::<Result<_>>()? })
+    }
+
+    /// Opens a data file for writing: the one that the reference policy lets be opened for reading.
+    fn open_data_storage(&self, image: &Opened, reference: &FileReference) -> Result<Arc<dyn Storage>> {
+        let Found { path, source, .. } = self.open_reference(image, reference)?;
+        let identity = source.identity().map_err(Error::io("reading the file identity", None))?;
+        // Its lock is that of a reader.
+        drop(source);
+        if identity.is_none() {
+            return Err(Error::unsupported(image.format.name(), "writing to a data file that is not at a path"));
+        }
+        let open = || {
+            let file = FileStorage::open(&path).map_err(Error::io("opening", None))?;
+            if file.identity().map_err(Error::io("reading the file identity", None))? != identity {
+                return Err(Error::Usage("the file was replaced meanwhile".into()));
+            }
+            self.lock_storage(&file)?;
+            Ok(Arc::new(file) as Arc<dyn Storage>)
+        };
+        open().map_err(|e| e.in_file(&path))
+    }
+}
+
+impl Image {
+    /// Replaces the metadata of the top image, whose size has changed.
+    pub(crate) fn replace_top(&mut self, reader: Box<dyn SparseRead>) {
+        self.layers[0].reader = reader;
+        self.parts = vec![super::Part::whole(&self.layers)];
+    }
+}
