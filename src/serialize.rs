@@ -313,7 +313,7 @@ mod tests {
             concat!(
                 r#"{"source-format":"vpc","target-format":"raw","virtual-size":1024,"padding":0,"data-bytes":0,"#,
                 r#""zero-bytes":1024,"compressed-blocks":0,"compressed-bytes":0,"passthrough-blocks":0,"#,
-                r#""passthrough-bytes":0,"written-bytes":0}"#,
+                r#""passthrough-bytes":0,"written-bytes":0,"cloned-bytes":0}"#,
             )
         );
     }

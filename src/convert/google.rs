@@ -87,6 +87,7 @@ mod tests {
 
     use super::*;
     use crate::format::Format;
+    use crate::identifiers::Identifiers;
     use crate::image::OpenOptions;
     use crate::io::{MemFile, Piece, ReadAt, Window};
     use crate::testing::noise;
@@ -125,7 +126,9 @@ mod tests {
 
     fn written(source: &Image, threads: usize) -> Vec<u8> {
         let file = Arc::new(MemFile::new());
-        let report = converter().threads(threads).convert_to(source, file.clone()).unwrap();
+        // The archive has a date.
+        let converter = converter().identifiers(Identifiers::Reproducible { time: 1 });
+        let report = converter.threads(threads).convert_to(source, file.clone()).unwrap();
         assert_eq!(report.virtual_size, source.virtual_size().next_multiple_of(1 << 30));
         assert_eq!(report.padding, report.virtual_size - source.virtual_size());
         file.to_vec()
