@@ -174,7 +174,7 @@ mod tests {
 
     #[cfg(feature = "compressed")]
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(12))]
+        #![proptest_config(ProptestConfig::with_cases(4))]
         #[test]
         fn what_is_written_reads_back(gaps in prop::collection::vec(1u64..6, 0..30), len in 1001u64..2000) {
             let mut blocks: Vec<u64> = Vec::new();
