@@ -6,10 +6,10 @@ use diskimage::Format;
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
-use super::node::Node;
 use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print, size};
+use crate::node::Node;
 use crate::output;
 use crate::signals::Interrupt;
 

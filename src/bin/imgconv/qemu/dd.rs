@@ -7,9 +7,9 @@ use diskimage::{Converter, Format, Image, OpenOptions, io};
 use super::Outcome;
 use super::getopt::Parsed;
 use super::message::{self, Failed, NAME};
-use super::node::Node;
 use super::source::Sources;
 use super::target::{Target, format_for};
+use crate::node::Node;
 use crate::signals::Interrupt;
 
 /// The operands, in bytes and blocks.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
 
 use crate::failure::Failure;
+use crate::node;
 use crate::output;
 
 /// The name of the program in messages, whatever it is called.
@@ -85,6 +86,12 @@ impl fmt::Display for Failed {
 impl From<Error> for Failed {
     fn from(error: Error) -> Failed {
         Failed::new(describe(&error, ""))
+    }
+}
+
+impl From<node::Invalid> for Failed {
+    fn from(invalid: node::Invalid) -> Failed {
+        Failed::new(invalid.to_string())
     }
 }
 

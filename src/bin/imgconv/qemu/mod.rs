@@ -16,7 +16,6 @@ mod links;
 mod map;
 mod measure;
 mod message;
-mod node;
 mod progress;
 mod snapshot;
 mod source;

@@ -5,9 +5,9 @@ use std::path::Path;
 use diskimage::{Converter, Format, Options};
 
 use super::message::Failed;
-use super::node::split_protocol;
 use super::source::{Source, Sources, format_named};
 use crate::args::key_of_target;
+use crate::node::split_protocol;
 
 /// An image to be created, as the command line describes it.
 pub struct Target {
