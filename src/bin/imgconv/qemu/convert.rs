@@ -58,7 +58,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
         Some(client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client),
         Some(client) => converter.convert_to(&image, client),
     };
-    let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
+    let report = report.map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| failure(error, &place.name, format, parsed))
+    })?;
     printer.finish();
     bitmaps::warn(&report);
     for Damage { range, message, .. } in &report.unreadable.ranges {

@@ -84,9 +84,9 @@ fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Op
     if let Some((image, name)) = parent {
         converter = converter.backing(image, name);
     }
-    converter
-        .create(size.next_multiple_of(SECTOR), path)
-        .map_err(|error| Failed::creating(&path.to_string_lossy(), &error))?;
+    converter.create(size.next_multiple_of(SECTOR), path).map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(&path.to_string_lossy(), error))
+    })?;
     Ok(0)
 }
 

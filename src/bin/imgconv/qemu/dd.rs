@@ -50,7 +50,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let part = Image::concatenate(vec![part])?;
     let options = Target::new(format, std::iter::empty())?.options(end - start);
     let converter = Converter::new(format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
-    converter.convert(&part, target).map_err(|error| Failed::creating(operands.output, &error))?;
+    converter.convert(&part, target).map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(operands.output, error))
+    })?;
     Ok(0)
 }
 

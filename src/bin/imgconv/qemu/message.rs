@@ -10,6 +10,7 @@ use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
 use crate::failure::Failure;
 use crate::node;
 use crate::output;
+use crate::signals::Interrupt;
 
 /// The name of the program in messages, whatever it is called.
 pub const NAME: &str = "qemu-img";
@@ -57,6 +58,14 @@ impl Failed {
         Failed::new(creation_problem(name, error))
     }
 
+    /// Why work ended: as `other` says, unless a signal has cancelled it.
+    pub fn unless_cancelled(interrupt: &Interrupt, error: Error, other: impl FnOnce(&Error) -> Failed) -> Failed {
+        match error.root() {
+            Error::Cancelled => interrupt.failure(error).into(),
+            _ => other(&error),
+        }
+    }
+
     /// Names the image that the failure is about.
     pub fn about(mut self, name: &str) -> Failed {
         if self.help.is_none() {
@@ -97,7 +106,7 @@ impl From<node::Invalid> for Failed {
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Failed {
-        Failed::new(failure.message())
+        Failed::new(failure.message()).exit(failure.exit_code())
     }
 }
 
