@@ -191,7 +191,7 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
             Some(mode @ ("off" | "metadata" | "falloc" | "full")) => format!("Unsupported preallocation mode: {mode}"),
             Some(mode) => format!("Parameter 'preallocation' does not accept value '{mode}'"),
         },
-        Error::Option { name: option, problem, .. } => {
+        Error::Option { format: "qcow2" | "vmdk", name: option, problem } => {
             let known = OPTION_PROBLEMS.iter().find(|(name, part, _)| name == option && problem.contains(part));
             known.map_or_else(|| describe(error, name), |(_, _, words)| (*words).to_owned())
         }
@@ -199,7 +199,7 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
     }
 }
 
-/// Options of new images with a part of what is wrong with them, and the words of qemu-img for it.
+/// Options of new qcow2 and VMDK images with a part of what is wrong with them, and the words of qemu-img for it.
 const OPTION_PROBLEMS: [(&str, &str, &str); 11] = [
     (
         "cluster_size",
