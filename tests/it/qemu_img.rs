@@ -198,6 +198,7 @@ fn what_is_written_is_the_same_image() {
         ("create -f vdi x 10M", "x"),
         ("create -f qed x 10M", "x"),
         ("create -f parallels x 10M", "x"),
+        ("create -f vhdx -o preallocation=off x 10M", "x"),
         ("create -f qcow2 -o size=3M,nocow=off x", "x"),
         ("convert disk.qcow2 x", "x"),
         ("convert -O qcow2 overlay.qcow2 x", "x"),

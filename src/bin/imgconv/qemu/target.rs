@@ -159,6 +159,10 @@ impl Target {
         for name in ["nocow", "extent_size_hint", "size"] {
             options.take(name);
         }
+        let preallocates = self.format.options().iter().any(|option| option.name == "preallocation");
+        if !preallocates && options.value("preallocation") == Some("off") {
+            options.take("preallocation");
+        }
         if options.value("hwversion") == Some("undefined") {
             options.take("hwversion");
         }
