@@ -1,5 +1,7 @@
 //! Format options as `key=value` text, and sizes with a unit.
 
+pub(crate) mod json;
+
 use std::ops::RangeInclusive;
 
 use crate::error::{Error, Result};
@@ -44,6 +46,36 @@ pub struct OptionSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options(Vec<(String, String)>);
 
+/// Options of qemu for running an image, by their beginning: `cache.direct`, `cache-size`.
+const RUNTIME_OPTIONS: [&str; 17] = [
+    "aio",
+    "auto-read-only",
+    "cache",
+    "detect-zeroes",
+    "discard",
+    "drop-cache",
+    "l2-cache",
+    "latency-ns",
+    "lazy-refcounts",
+    "locking",
+    "node-name",
+    "overlap-check",
+    "pass-discard",
+    "pr-manager",
+    "read-only",
+    "read-zeroes",
+    "refcount-cache",
+];
+
+/// Whether this is a runtime option of an image or of the file below it.
+fn is_runtime_option(name: &str) -> bool {
+    let mut name = name;
+    while let Some(inner) = name.strip_prefix("file.") {
+        name = inner;
+    }
+    RUNTIME_OPTIONS.iter().any(|option| name.starts_with(option))
+}
+
 impl Options {
     /// No options: all have their default.
     pub fn new() -> Self {
@@ -59,6 +91,31 @@ impl Options {
             let (name, value) = item.split_once('=').unwrap_or((&item, "on"));
             self.0.push((name.to_owned(), value.to_owned()));
         }
+    }
+
+    /// Adds the members of a JSON object, as qemu does for the description of an image: the names of nested objects are joined by dots, all values
+    /// are text, and `null` is an empty one.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what is not such an object, or has a list or a name twice.
+    ///
+    /// ```
+    /// use diskimage::Options;
+    ///
+    /// let mut options = Options::new();
+    /// options.add_json(r#"{"driver": "qcow2", "file": {"filename": "a"}}"#)?;
+    /// assert_eq!(options.value("file.filename"), Some("a"));
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn add_json(&mut self, object: &str) -> Result<()> {
+        let options = json::flatten(object.as_bytes());
+        self.0.extend(options.map_err(|invalid| Error::Usage(format!("JSON options: {invalid}")))?);
+        Ok(())
+    }
+
+    /// Removes options of a description of an image that change neither what is read nor where it is, such as `cache.direct` and `file.locking`.
+    pub fn remove_runtime_options(&mut self) {
+        self.0.retain(|(name, _)| !is_runtime_option(name));
     }
 
     /// Sets one option, in place of an earlier value.

@@ -529,7 +529,12 @@ impl Converter {
             job.reflinks = Reflinks::new(self, &job, cloneable).map_err(|e| e.in_file_at(target))?;
             let bitmaps = self.bitmaps_of(source, writer.spec(), &mut report)?;
             sums = pipeline::run(&job, self, &*out, &mut *writer, &mut report)?;
-            bitmaps.iter().try_for_each(|bitmap| writer.add_bitmap(bitmap)).map_err(|e| e.in_file_at(target))?;
+            for bitmap in &bitmaps {
+                if self.is_cancelled() {
+                    return Err(Error::Cancelled);
+                }
+                writer.add_bitmap(bitmap).map_err(|e| e.in_file_at(target))?;
+            }
             source.check_unchanged()?;
             #[cfg(feature = "packages")]
             source.verify_unless(&|| self.is_cancelled())?;

@@ -287,10 +287,12 @@ impl TargetFiles for Output {
             .map_err(Error::io("finding the directory", None))
             .map_err(|e| e.in_file(&path))?;
         match path.file_name() {
-            Some(name) if is_beside => self.add(name),
-            Some(_) => self.add_part(&path).map_err(|e| e.in_file(&path)),
-            None => Err(Error::Usage("not the name of a file".into()).in_file(&path)),
+            None => return Err(Error::Usage("not the name of a file".into()).in_file(&path)),
+            Some(name) if is_beside => self.names.add(name).map_err(|e| e.in_file(&self.image.path))?,
+            Some(_) => {}
         }
+        // By the path that was given, under which the image is going to find it.
+        self.add_part(&path).map_err(|e| e.in_file(&path))
     }
 }
 

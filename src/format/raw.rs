@@ -120,10 +120,15 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Writes into an existing disk, the same file as the output.
+    /// Writes into an existing disk, the same file as the output. A last sector that is not whole is completed, as in qemu.
     fn open(file: &dyn ReadAt, cx: &CreateContext<'_>) -> Result<Self> {
         let len = table::length(file)?;
-        FIELDS.at("size of the source", 0).at_most(cx.size, len)?;
+        let whole = len.checked_next_multiple_of(SECTOR).unwrap_or(len);
+        FIELDS.at("size of the source", 0).at_most(cx.size, whole)?;
+        if cx.size > len {
+            let what = format!("setting the length to {}", cx.size);
+            cx.out.set_len(cx.size).map_err(Error::io(what, None))?;
+        }
         Ok(Writer { existing: true, ..Writer::new(cx, Preallocation::Off)? })
     }
 

@@ -272,7 +272,7 @@ impl OpenOptions {
         files.append(&mut data_files.into_inner());
         files.extend(opened.header.as_ref().map(HeaderFile::as_source_file));
         self.check_identity(opened, reader.info())?;
-        let backing = reader.info().backing.clone();
+        let backing = reader.info().backing.clone().filter(|_| !self.without_backing);
         layers.push(Layer { reader, format: opened.format, files });
         Ok(backing)
     }

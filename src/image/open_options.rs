@@ -36,6 +36,7 @@ pub struct OpenOptions {
     pub(super) policy: ReferencePolicy,
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
+    pub(super) without_backing: bool,
     pub(super) temporary_directory: Option<PathBuf>,
     pub(super) one_pass: bool,
     pub(super) cancel: Option<Arc<AtomicBool>>,
@@ -161,6 +162,31 @@ impl OpenOptions {
     #[must_use]
     pub fn allow_changed_backing(mut self, allow: bool) -> Self {
         self.changed_backing = allow;
+        self
+    }
+
+    /// Whether the backing file is left out: what the image itself does not hold reads as zeros then. Default: false.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{Converter, Format, OpenOptions, Options};
+    ///
+    /// let mut options = Options::new();
+    /// options.add_list("backing_file=base.raw,backing_fmt=raw");
+    /// let overlay = Arc::new(MemFile::new());
+    /// Converter::new(Format::QCOW2).options(options).create_to(512, overlay.clone())?;
+    ///
+    /// let alone = OpenOptions::new().without_backing(true).open_source(overlay)?;
+    /// let mut bytes = [7; 512];
+    /// alone.read_exact_at(&mut bytes, 0)?;
+    /// assert_eq!(bytes, [0; 512]);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn without_backing(mut self, without: bool) -> Self {
+        self.without_backing = without;
         self
     }
 

@@ -7,33 +7,17 @@ use super::detect::is_local_protocol;
 use crate::error::ReferenceProblem;
 use crate::info::FileReference;
 use crate::name::Name;
-
-mod json;
-
-/// Options that change neither what is read nor where it is, by their beginning: `cache.direct`, `cache-size`.
-const HARMLESS: [&str; 14] = [
-    "aio",
-    "auto-read-only",
-    "cache",
-    "detect-zeroes",
-    "discard",
-    "l2-cache",
-    "lazy-refcounts",
-    "locking",
-    "node-name",
-    "overlap-check",
-    "pass-discard",
-    "pr-manager",
-    "read-only",
-    "refcount-cache",
-];
+use crate::options::{Options, json};
 
 /// The reference with a plain file name and the format that a description states, where the image states none.
 pub(super) fn resolve(reference: &FileReference) -> Result<FileReference, ReferenceProblem> {
     let name = reference.name.as_bytes();
     let mut resolved = reference.clone();
     if let Some(description) = name.strip_prefix(b"json:") {
-        let options = json::flatten(description).map_err(not_one_file)?;
+        let text = std::str::from_utf8(description).map_err(not_one_file)?;
+        let mut options = Options::new();
+        options.add_json(text).map_err(not_one_file)?;
+        options.remove_runtime_options();
         (resolved.name, resolved.format) = local_file(options, reference.format.as_ref())?;
     } else {
         resolved.name = without_protocol(&reference.name);
@@ -43,16 +27,12 @@ pub(super) fn resolve(reference: &FileReference) -> Result<FileReference, Refere
 
 /// The file and the format of a description: nodes nested by the key `file`, the format on the outside. The format that the
 /// image states, `outer`, replaces the outermost one, as in qemu.
-fn local_file(
-    mut options: Vec<(String, String)>,
-    outer: Option<&Name>,
-) -> Result<(Name, Option<Name>), ReferenceProblem> {
-    let mut take = |key: &str| options.iter().position(|(other, _)| other == key).map(|at| options.swap_remove(at).1);
+fn local_file(mut options: Options, outer: Option<&Name>) -> Result<(Name, Option<Name>), ReferenceProblem> {
     let mut drivers = Vec::new();
     let mut node = String::new();
     let filename = loop {
-        drivers.push(take(&format!("{node}driver")));
-        match take(&format!("{node}filename")) {
+        drivers.push(options.take(&format!("{node}driver")));
+        match options.take(&format!("{node}filename")) {
             Some(filename) => break Name::from(filename),
             // The depth of the description is limited.
             None if node.len() < 5 * json::MAX_DEPTH => node.push_str("file."),
@@ -62,7 +42,7 @@ fn local_file(
             }
         }
     };
-    if let Some((key, _)) = options.iter().find(|(key, _)| !is_harmless(key)) {
+    if let Some(key) = options.names().next() {
         return Err(not_one_file(format!("key '{key}'")));
     }
     // The innermost node is the file, if it has a driver of its own; a name without one can begin with a protocol.
@@ -81,15 +61,6 @@ fn local_file(
         (None, _) => drivers.first().and_then(Option::as_ref).map(|_| Name::from("raw")),
     };
     Ok((filename, format))
-}
-
-/// Whether an option of any node can be skipped.
-fn is_harmless(key: &str) -> bool {
-    let mut key = key;
-    while let Some(inner) = key.strip_prefix("file.") {
-        key = inner;
-    }
-    HARMLESS.iter().any(|harmless| key.starts_with(harmless))
 }
 
 /// The name without the prefix of a local protocol. Other protocols stay, and are refused as no file names.

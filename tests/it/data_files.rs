@@ -71,7 +71,7 @@ fn the_data_file_may_be_in_another_directory() {
     let bytes = Pattern::Dense.make(1 << 20);
     for name in ["there/data".to_owned(), dir.join("there/data").to_str().unwrap().to_owned(), "./beside".into()] {
         let converter = Converter::new(Format::QCOW2).options(options(&format!("data_file={name}")));
-        converter.convert(&raw(&bytes), dir.join("image")).unwrap();
+        converter.verify(true).convert(&raw(&bytes), dir.join("image")).unwrap();
         assert!(fs::read(dir.path().join(&name)).unwrap() == bytes, "{name}");
         let image = OpenOptions::new().reference_policy(ReferencePolicy::Any).open(dir.join("image")).unwrap();
         let mut found = vec![0; bytes.len()];
@@ -109,6 +109,7 @@ fn what_has_no_data_file_is_refused() {
         ("data_file=taken", "not a regular file"),
         ("data_file=nbd:host", "read as a URL"),
         ("data_file=data,compat=0.10", "version 3"),
+        ("data_file=taken,backing_file=taken,backing_fmt=raw", "the backing file, too"),
         ("data_file_raw=on", "requires data_file"),
         ("data_file=data,data_file_raw=on,backing_file=b,backing_fmt=raw", "no backing file"),
     ] {

@@ -29,6 +29,8 @@ mod mmap;
 mod nbd;
 #[cfg(feature = "cli")]
 mod old_formats;
+#[cfg(all(unix, feature = "cli"))]
+mod openstack;
 mod output;
 #[cfg(feature = "packages")]
 mod packages;

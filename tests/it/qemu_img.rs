@@ -19,6 +19,7 @@ fn directory() -> TempDir {
     dir.file("disk.raw", &Pattern::Islands.make(3 << 20));
     dir.file("small.raw", &Pattern::Dense.make(64 << 10));
     dir.file("odd.raw", &Pattern::Dense.make(70_000));
+    dir.file("shorter.raw", &Pattern::Dense.make(69_999));
     dir.file("pass", b"secret");
     for line in [
         "convert -f raw -O qcow2 disk.raw disk.qcow2",
@@ -197,6 +198,7 @@ fn what_is_written_is_the_same_image() {
         ("create -f vdi x 10M", "x"),
         ("create -f qed x 10M", "x"),
         ("create -f parallels x 10M", "x"),
+        ("create -f vhdx -o preallocation=off x 10M", "x"),
         ("create -f qcow2 -o size=3M,nocow=off x", "x"),
         ("convert disk.qcow2 x", "x"),
         ("convert -O qcow2 overlay.qcow2 x", "x"),
@@ -218,6 +220,10 @@ fn what_is_written_is_the_same_image() {
         ("convert -n -O vpc small.raw existing.vpc", "existing.vpc"),
         ("convert -n -O qed small.raw existing.qed", "existing.qed"),
         ("convert -n -O raw small.raw disk.raw", "disk.raw"),
+        ("convert -n -O raw odd.raw shorter.raw", "shorter.raw"),
+        ("convert -n -O raw shorter.raw odd.raw", "odd.raw"),
+        ("convert -O raw json:{'driver':'qcow2','backing':null,'file.filename':'overlay.qcow2'} x", "x"),
+        ("convert -O raw --image-opts driver=qcow2,file.filename=overlay.qcow2,file.locking=off x", "x"),
         ("convert --image-opts driver=raw,offset=64k,size=128k,file.filename=disk.raw x", "x"),
         ("dd if=disk.qcow2 of=x bs=64k skip=7", "x"),
         ("dd if=disk.raw of=x bs=64k count=3", "x"),
@@ -307,6 +313,8 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "convert --target-is-zero disk.raw x",
         "convert -l nothing disk.qcow2 x",
         "convert vol.luks x",
+        "info --image-opts driver=raw",
+        "info --image-opts driver=nonsense,file.filename=disk.raw",
         "convert --bitmaps -O raw disk.qcow2 x",
         "convert --bitmaps -O qcow2 -o compat=0.10 disk.qcow2 x",
         "convert --bitmaps -O qcow2 disk.raw x",

@@ -11,8 +11,8 @@ use diskimage::Limits;
 use diskimage::{Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
-use crate::image_opts::ImageOpts;
 use crate::location;
+use crate::node::{Node, Plain};
 use crate::output::{self, Style};
 use crate::secrets::SecretArgs;
 
@@ -238,8 +238,10 @@ impl ReferenceArgs {
         if format.is_some() {
             return Err(Failure::usage("the format of an image given by options is set with driver="));
         }
-        let opts = ImageOpts::parse(&file.to_string_lossy())?;
-        let options = self.secrets.add_to(self.without_secrets(opts.format), opts.secret.as_deref())?;
+        let opts = plain_image(file)?;
+        let options = self.without_secrets(opts.format).without_backing(opts.without_backing);
+        let options = if opts.force_share { options.force_share(true) } else { options };
+        let options = self.secrets.add_to(options, opts.secret.as_deref())?;
         Ok((with_header(options, opts.header), opts.path))
     }
 
@@ -440,6 +442,12 @@ pub fn file() -> impl TypedValueParser<Value = PathBuf> {
         true => Err("only SOURCE and TARGET of convert can be streams; for a file named -, use ./-"),
         false => Ok(path),
     })
+}
+
+/// The image that a list of options describes.
+pub fn plain_image(list: &Path) -> Result<Plain, Failure> {
+    let node = Node::from_list(list.as_os_str()).and_then(Node::into_plain);
+    node.map_err(|invalid| Failure::usage(format!("image options: {invalid}")))
 }
 
 #[cfg(test)]

@@ -22,7 +22,6 @@ use diskimage::{
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
-use crate::image_opts::ImageOpts;
 use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::progress::{self, Bar, When};
@@ -330,7 +329,7 @@ impl Args {
     /// Replaces a target that is a list of options by its path.
     fn parse_target_opts(&mut self) -> Result<(), Failure> {
         if self.target_image_opts {
-            let opts = ImageOpts::parse(&self.target_name().to_string_lossy())?;
+            let opts = args::plain_image(self.target_name())?;
             if opts.header.is_some() {
                 return Err(Failure::usage("a TARGET with a detached header is not supported"));
             }

@@ -77,7 +77,7 @@ impl Failure {
         self
     }
 
-    #[cfg(test)]
+    /// The exit code of the program.
     pub fn exit_code(&self) -> u8 {
         self.exit
     }

@@ -168,7 +168,7 @@ impl Settings {
         let codec = codec(options, version)?;
         let encoding = encoding(options, codec)?;
         let backing = backing(cx)?;
-        let data_file = data_file(cx, version, backing.is_some())?;
+        let data_file = data_file(cx, version, backing.as_ref())?;
         #[cfg(feature = "crypto")]
         let encryption = encryption(cx, data_file.is_some())?;
         Ok(Settings {
@@ -293,7 +293,7 @@ fn backing(cx: &CreateContext<'_>) -> Result<Option<Backing>> {
     Ok(backing)
 }
 
-fn data_file(cx: &CreateContext<'_>, version: u32, has_backing: bool) -> Result<Option<DataFile>> {
+fn data_file(cx: &CreateContext<'_>, version: u32, backing: Option<&Backing>) -> Result<Option<DataFile>> {
     let name = cx.options.value("data_file").filter(|name| !name.is_empty());
     let raw = cx.options.flag(FORMAT_NAME, "data_file_raw")?.unwrap_or(false);
     let Some(name) = name else {
@@ -305,10 +305,13 @@ fn data_file(cx: &CreateContext<'_>, version: u32, has_backing: bool) -> Result<
     if cx.compress {
         return Err(invalid("data_file", "compressed clusters cannot be in a data file"));
     }
-    if raw && has_backing {
+    if raw && backing.is_some() {
         return Err(invalid("data_file_raw", "a raw disk has no backing file"));
     }
     let name = Name::from(name);
+    if backing.is_some_and(|backing| backing.file == name) {
+        return Err(invalid("data_file", "it is the backing file, too"));
+    }
     if !FileReference::new("data file", name.clone(), None).is_file_name() {
         return Err(invalid("data_file", format!("'{name}' is read as a URL, './{name}' is a file")));
     }

@@ -6,6 +6,7 @@
 
 mod alloc;
 mod bitmaps;
+mod data_file;
 #[cfg(feature = "crypto")]
 mod encrypted;
 mod mapping;
@@ -26,7 +27,7 @@ use super::FORMAT_NAME;
 use super::entry::{SUBCLUSTERS, ZERO, compressed_offset_limit, encode_compressed};
 use super::extension::{Extensions, Feature};
 use super::header::{Autoclear, Compatible, Encryption, Header, Incompatible, V2_LENGTH, V3_WRITTEN_LENGTH};
-use super::options::{DataFile, Preallocation, Settings};
+use super::options::{Preallocation, Settings};
 use crate::driver::{CreateContext, DirtyBitmap};
 use crate::driver::{Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
@@ -77,7 +78,7 @@ impl Writer {
         // What is encrypted is not the guest data.
         let host_alignment = if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 };
         let data = match &settings.data_file {
-            Some(file) => create_data_file(file, cx)?,
+            Some(file) => data_file::create(file, cx)?,
             None => data,
         };
         if !out.starts_zeroed() {
@@ -145,26 +146,10 @@ impl Writer {
         Ok(start..start + (guest.end.min(at << bits) - guest.start))
     }
 
-    /// Maps a first part of `guest`, in these clusters, to the same range of the data file.
-    fn map_in_data_file(&mut self, guest: &Range<u64>, clusters: Range<u64>) -> Result<Range<u64>> {
-        let bits = self.header.cluster_bits;
-        // What has been preallocated is mapped already.
-        self.mapping.set_run(clusters.start, clusters.start << bits..clusters.end << bits);
-        self.preallocated = self.preallocated.max(clusters.end);
-        Ok(guest.start..guest.end.min(clusters.end << bits))
-    }
-
     /// Allocates at most `wanted` contiguous host clusters for guest data.
     fn take_data(&mut self, wanted: u64) -> Result<Range<u64>> {
         let run = self.alloc.take(wanted)?;
         self.reserve(&run)?;
-        Ok(run)
-    }
-
-    /// Takes these guest clusters of the data file, whose last one ends with the disk.
-    fn take_in_data_file(&self, clusters: Range<u64>) -> Result<Range<u64>> {
-        let run = clusters.start << self.header.cluster_bits..clusters.end << self.header.cluster_bits;
-        self.reserve(&(run.start..run.end.min(self.spec.virtual_size)))?;
         Ok(run)
     }
 
@@ -344,11 +329,7 @@ impl SparseWrite for Writer {
         if let Some(encryption) = &self.encryption {
             encryption.write(&*self.out)?;
         }
-        if self.header.has_data_file() {
-            let size = self.spec.virtual_size;
-            self.data.set_len(size).map_err(Error::io(format!("setting the length to {size}"), None))?;
-            self.data.sync().map_err(Error::io("syncing", None))?;
-        }
+        self.finish_data_file()?;
         self.sync()?;
         self.header.l1_table_offset = tail.l1_offset;
         self.header.refcount_table_offset = tail.table_offset;
@@ -362,13 +343,6 @@ impl Writer {
     fn sync(&self) -> Result<()> {
         self.out.sync().map_err(Error::io("syncing", None))
     }
-}
-
-/// Creates the data file. It has the guest data at its guest offsets.
-fn create_data_file(file: &DataFile, cx: &CreateContext<'_>) -> Result<Arc<dyn WriteAt>> {
-    let files = cx.files.ok_or_else(|| Error::unsupported(FORMAT_NAME, "a data file of an image without a path"))?;
-    let path = file.name.as_path().ok_or_else(|| wrong(FORMAT_NAME, "data_file", "not a file name"))?;
-    files.add_at(path)
 }
 
 /// Smallest range in bytes that can be placed: a subcluster with extended L2 entries. Otherwise a cluster, if the rest of it

@@ -233,7 +233,7 @@ fn wrong_requests() {
         (&["convert", "--target-image-opts", "disk.raw", "driver=luks,file.filename=vol"], "-n"),
         (&["convert", "-n", "-O", "raw", "-f", "raw", "disk.raw", "disk.raw"], "input file"),
         (&["convert", "-n", "-O", "qcow2", "disk.raw", "disk.raw"], "magic"),
-        (&["info", "--image-opts", "driver=luks"], "file.filename is missing"),
+        (&["info", "--image-opts", "driver=luks"], "must be specified"),
     ] {
         let said = fail(&dir, 1, args);
         assert!(said.contains(message), "{args:?}: {said}");

@@ -18,7 +18,7 @@ pub fn find(test: &str, names: &[&str]) -> Option<String> {
 
 /// Says that `test` is skipped because something is missing, or fails if it must not be.
 #[track_caller]
-fn skip(test: &str, missing: &str) {
+pub fn skip(test: &str, missing: &str) {
     let line = format!("SKIPPED: {test}: {missing} not found");
     assert!(std::env::var("DISKIMAGE_INTEROP").as_deref() != Ok("required"), "{line}");
     // Straight to the terminal: the test harness swallows what `eprintln` writes.

@@ -9,12 +9,12 @@ use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions};
 
 use super::getopt::Parsed;
 use super::message::{self, Failed, NAME, describe};
-use super::node::{Node, Storage};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, bitmaps, print};
 use crate::location;
+use crate::node::{Node, Storage};
 use crate::signals::Interrupt;
 use crate::snapshot_selector::SnapshotSelector;
 
@@ -54,7 +54,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
         Some(client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client),
         Some(client) => converter.convert_to(&image, client),
     };
-    let report = report.map_err(|error| failure(&error, &place.name, format, parsed))?;
+    let report = report.map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| failure(error, &place.name, format, parsed))
+    })?;
     printer.finish();
     bitmaps::warn(&report);
     for Damage { range, message, .. } in &report.unreadable.ranges {
@@ -80,7 +82,7 @@ impl Place {
         let node = if by_options { Node::from_list(name)? } else { Node::named(name)? };
         let is_description = by_options || name.to_string_lossy().starts_with("json:");
         let name = node.shown(name);
-        let node = node.secured(sources.secrets())?;
+        let node = sources.secured(node)?;
         if is_description && !parsed.flag("no-create") {
             return Err(Failed::new("Unknown protocol 'json'"));
         }

@@ -6,10 +6,10 @@ use diskimage::Format;
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
-use super::node::Node;
 use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, print, size};
+use crate::node::Node;
 use crate::output;
 use crate::signals::Interrupt;
 
@@ -84,9 +84,9 @@ fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Op
     if let Some((image, name)) = parent {
         converter = converter.backing(image, name);
     }
-    converter
-        .create(size.next_multiple_of(SECTOR), path)
-        .map_err(|error| Failed::creating(&path.to_string_lossy(), &error))?;
+    converter.create(size.next_multiple_of(SECTOR), path).map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(&path.to_string_lossy(), error))
+    })?;
     Ok(0)
 }
 

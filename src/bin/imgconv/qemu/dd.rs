@@ -7,9 +7,9 @@ use diskimage::{Converter, Format, Image, OpenOptions, io};
 use super::Outcome;
 use super::getopt::Parsed;
 use super::message::{self, Failed, NAME};
-use super::node::Node;
 use super::source::Sources;
 use super::target::{Target, format_for};
+use crate::node::Node;
 use crate::signals::Interrupt;
 
 /// The operands, in bytes and blocks.
@@ -50,7 +50,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let part = Image::concatenate(vec![part])?;
     let options = Target::new(format, std::iter::empty())?.options(end - start);
     let converter = Converter::new(format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
-    converter.convert(&part, target).map_err(|error| Failed::creating(operands.output, &error))?;
+    converter.convert(&part, target).map_err(|error| {
+        Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(operands.output, error))
+    })?;
     Ok(0)
 }
 

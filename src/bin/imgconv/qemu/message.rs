@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use diskimage::{Error, Fault, Problem, ReferenceProblem, SecretProblem};
 
 use crate::failure::Failure;
+use crate::node;
 use crate::output;
+use crate::signals::Interrupt;
 
 /// The name of the program in messages, whatever it is called.
 pub const NAME: &str = "qemu-img";
@@ -56,6 +58,14 @@ impl Failed {
         Failed::new(creation_problem(name, error))
     }
 
+    /// Why work ended: as `other` says, unless a signal has cancelled it.
+    pub fn unless_cancelled(interrupt: &Interrupt, error: Error, other: impl FnOnce(&Error) -> Failed) -> Failed {
+        match error.root() {
+            Error::Cancelled => interrupt.failure(error).into(),
+            _ => other(&error),
+        }
+    }
+
     /// Names the image that the failure is about.
     pub fn about(mut self, name: &str) -> Failed {
         if self.help.is_none() {
@@ -93,9 +103,15 @@ impl From<Error> for Failed {
     }
 }
 
+impl From<node::Invalid> for Failed {
+    fn from(invalid: node::Invalid) -> Failed {
+        Failed::new(invalid.to_string())
+    }
+}
+
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Failed {
-        Failed::new(failure.message())
+        Failed::new(failure.message()).exit(failure.exit_code())
     }
 }
 
@@ -180,7 +196,7 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
             Some(mode @ ("off" | "metadata" | "falloc" | "full")) => format!("Unsupported preallocation mode: {mode}"),
             Some(mode) => format!("Parameter 'preallocation' does not accept value '{mode}'"),
         },
-        Error::Option { name: option, problem, .. } => {
+        Error::Option { format: "qcow2" | "vmdk", name: option, problem } => {
             let known = OPTION_PROBLEMS.iter().find(|(name, part, _)| name == option && problem.contains(part));
             known.map_or_else(|| describe(error, name), |(_, _, words)| (*words).to_owned())
         }
@@ -188,7 +204,7 @@ pub fn creation_problem(name: &str, error: &Error) -> String {
     }
 }
 
-/// Options of new images with a part of what is wrong with them, and the words of qemu-img for it.
+/// Options of new qcow2 and VMDK images with a part of what is wrong with them, and the words of qemu-img for it.
 const OPTION_PROBLEMS: [(&str, &str, &str); 11] = [
     (
         "cluster_size",

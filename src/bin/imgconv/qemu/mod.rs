@@ -17,7 +17,6 @@ mod links;
 mod map;
 mod measure;
 mod message;
-mod node;
 mod progress;
 mod rebase;
 mod resize;

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
+use diskimage::nbd;
 use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
 use super::message::{self, Failed};
-use super::node::{Node, Storage};
 use crate::location::Location;
+use crate::node::{Node, Storage};
 use crate::secrets::SecretArgs;
 
 /// The size of a raw disk is a multiple of it, in qemu.
@@ -57,10 +58,23 @@ impl Sources {
     pub fn source(&self, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
         let node = match self.image_opts {
             true if format.is_some() => return Err(Failed::new("--image-opts and --format are mutually exclusive")),
-            true => Node::from_list(name)?,
-            false => Node::named(name)?,
+            true => Node::from_list(name),
+            false => Node::named(name),
         };
+        let node = node.map_err(|invalid| {
+            let problem = format!("Could not open '{}': {invalid}", name.to_string_lossy());
+            Failed::new(problem)
+        })?;
         self.of_node(node, name, format)
+    }
+
+    /// The node with the certificates in the URI of an NBD server.
+    pub fn secured(&self, mut node: Node) -> Result<Node, Failed> {
+        if let (Some((id, hostname)), Storage::Remote(uri)) = (&node.tls, &node.storage) {
+            let certificates = self.secrets.certificates(id)?;
+            node.storage = Storage::Remote(nbd::tls_uri(uri, Some(&certificates), hostname.as_deref())?);
+        }
+        Ok(node)
     }
 
     /// A file that is named without options, such as a backing file.
@@ -70,7 +84,7 @@ impl Sources {
 
     fn of_node(&self, node: Node, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
         let name = node.shown(name);
-        let node = node.secured(&self.secrets)?;
+        let node = self.secured(node)?;
         let format = match format {
             Some(format) => Some(
                 format_named(format)
@@ -80,6 +94,7 @@ impl Sources {
         };
         let options = OpenOptions::new()
             .force_share(self.force_share || node.force_share)
+            .without_backing(node.without_backing)
             .reference_policy(ReferencePolicy::Any)
             .detect_as_qemu(true);
         let options = self.secrets.add_to(options, node.secret.as_deref())?;

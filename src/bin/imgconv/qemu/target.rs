@@ -5,9 +5,9 @@ use std::path::Path;
 use diskimage::{Converter, Format, Options};
 
 use super::message::Failed;
-use super::node::split_protocol;
 use super::source::{Source, Sources, format_named};
 use crate::args::key_of_target;
+use crate::node::split_protocol;
 
 /// An image to be created, as the command line describes it.
 pub struct Target {
@@ -158,6 +158,10 @@ impl Target {
         let mut options = self.given.clone();
         for name in ["nocow", "extent_size_hint", "size"] {
             options.take(name);
+        }
+        let preallocates = self.format.options().iter().any(|option| option.name == "preallocation");
+        if !preallocates && options.value("preallocation") == Some("off") {
+            options.take("preallocation");
         }
         if options.value("hwversion") == Some("undefined") {
             options.take("hwversion");

@@ -1,13 +1,14 @@
-//! JSON objects (RFC 8259) as qemu takes them for options: nested keys are joined by dots, and all values are text.
+//! JSON objects (RFC 8259) as qemu takes them for options: nested keys are joined by dots, all values are text, and strings may be in single
+//! quotes.
 
 use std::fmt;
 
 /// Largest depth of nested objects.
-pub(super) const MAX_DEPTH: usize = 8;
+pub(crate) const MAX_DEPTH: usize = 8;
 
 /// Why a description cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Invalid {
+pub(crate) enum Invalid {
     /// Not JSON from this byte on.
     Syntax(usize),
     Depth,
@@ -17,8 +18,8 @@ pub(super) enum Invalid {
     Twice(String),
 }
 
-/// The options of an object: `{"file": {"filename": "a"}}` is `file.filename` = `a`.
-pub(super) fn flatten(text: &[u8]) -> Result<Vec<(String, String)>, Invalid> {
+/// The options of an object: `{"file": {"filename": "a"}}` is `file.filename` = `a`. The value `null` is an empty text.
+pub(crate) fn flatten(text: &[u8]) -> Result<Vec<(String, String)>, Invalid> {
     let text = std::str::from_utf8(text).map_err(|e| Invalid::Syntax(e.valid_up_to()))?;
     let mut parser = Parser { text, at: 0, options: Vec::new() };
     parser.object("", MAX_DEPTH)?;
@@ -55,9 +56,12 @@ impl Parser<'_> {
         let value = match self.rest().chars().next() {
             Some('{') => return self.object(&format!("{key}."), depth),
             Some('[') => return Err(Invalid::List(key)),
-            Some('"') => self.string()?,
+            Some('"' | '\'') => self.string()?,
             // A number, `true`, `false` or `null`.
-            _ => self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'))?,
+            _ => match self.take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'))? {
+                null if null == "null" => String::new(),
+                word => word,
+            },
         };
         if self.options.iter().any(|(other, _)| *other == key) {
             return Err(Invalid::Twice(key));
@@ -68,14 +72,12 @@ impl Parser<'_> {
 
     /// A string in quotes.
     fn string(&mut self) -> Result<String, Invalid> {
-        if !self.rest().starts_with('"') {
-            return Err(self.syntax());
-        }
+        let quote = self.rest().chars().next().filter(|c| matches!(c, '"' | '\'')).ok_or(self.syntax())?;
         let mut text = String::new();
         self.at += 1;
         loop {
             match self.next()? {
-                '"' => return Ok(text),
+                end if end == quote => return Ok(text),
                 '\\' => text.push(self.escape()?),
                 '\0'..='\x1f' => return Err(self.syntax()),
                 c => text.push(c),
@@ -86,7 +88,7 @@ impl Parser<'_> {
     /// The rest of an escape sequence.
     fn escape(&mut self) -> Result<char, Invalid> {
         Ok(match self.next()? {
-            c @ ('"' | '\\' | '/') => c,
+            c @ ('"' | '\'' | '\\' | '/') => c,
             'b' => '\x08',
             'f' => '\x0c',
             'n' => '\n',

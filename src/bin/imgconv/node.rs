@@ -4,11 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use diskimage::{Format, Options, nbd, parse_size, remote};
-use serde_json::Value;
-
-use super::message::Failed;
-use crate::secrets::SecretArgs;
+use diskimage::{Error, Format, Options, nbd, parse_size, remote};
 
 /// What a name stands for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,8 +19,26 @@ pub struct Node {
     /// The file of a detached header.
     pub header: Option<PathBuf>,
     pub force_share: bool,
+    /// Whether the image is read without its backing file.
+    pub without_backing: bool,
     /// ID of the certificates for a connection with TLS, and the name of the server in its certificate.
     pub tls: Option<(String, Option<String>)>,
+}
+
+/// An image of the command line that has options for the rest.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Plain {
+    /// The format, unless it is to be detected.
+    pub format: Option<Format>,
+    /// The path, or the name of a remote image.
+    pub path: PathBuf,
+    /// The file of a detached header.
+    pub header: Option<PathBuf>,
+    /// ID of the secret.
+    pub secret: Option<String>,
+    pub force_share: bool,
+    /// Whether the image is read without its backing file.
+    pub without_backing: bool,
 }
 
 /// Where the bytes of an image are.
@@ -43,36 +57,34 @@ impl Default for Storage {
     }
 }
 
+/// Why a name stands for no image.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+impl Invalid {
+    fn new(problem: impl Into<String>) -> Invalid {
+        Invalid(problem.into())
+    }
+}
+
+impl From<Error> for Invalid {
+    fn from(error: Error) -> Invalid {
+        Invalid(error.to_string())
+    }
+}
+
 /// The size of `null-co` by default, as in qemu-img.
 const NULL_SIZE: u64 = 1 << 30;
 
-/// Options that change neither what is read nor where it is.
-const HARMLESS: [&str; 17] = [
-    "aio",
-    "auto-read-only",
-    "cache",
-    "detect-zeroes",
-    "discard",
-    "drop-cache",
-    "l2-cache",
-    "lazy-refcounts",
-    "latency-ns",
-    "locking",
-    "node-name",
-    "overlap-check",
-    "pass-discard",
-    "pr-manager",
-    "read-only",
-    "read-zeroes",
-    "refcount-cache",
-];
-
 impl Node {
     /// The image with this name.
-    pub fn named(name: &OsStr) -> Result<Node, Failed> {
+    pub fn named(name: &OsStr) -> Result<Node, Invalid> {
         let Some(text) = name.to_str() else { return Ok(Node::file(name)) };
         if let Some(json) = text.strip_prefix("json:") {
-            return Node::from_options(flatten(json)?);
+            let mut options = Options::new();
+            options.add_json(json)?;
+            return Node::from_options(options);
         }
         if nbd::is_uri(text) || remote::is_url(text) {
             return Ok(Node { storage: Storage::Remote(text.to_owned()), ..Node::default() });
@@ -85,16 +97,33 @@ impl Node {
             "null-co" | "null-aio" => {
                 Ok(Node { storage: Storage::Null(NULL_SIZE), format: Some(Format::RAW), ..Node::default() })
             }
-            other => Err(Failed::new(format!("Could not open '{text}': Unknown protocol '{other}'"))),
+            other => Err(Invalid::new(format!("Could not open '{text}': Unknown protocol '{other}'"))),
         }
     }
 
     /// The image that a list of options describes.
-    pub fn from_list(list: &OsStr) -> Result<Node, Failed> {
+    pub fn from_list(list: &OsStr) -> Result<Node, Invalid> {
         let mut options = Options::new();
         options.add_list(&list.to_string_lossy());
-        let pairs = options.names().map(|name| (name.to_owned(), options.value(name).unwrap_or_default().to_owned()));
-        Node::from_options(pairs.collect())
+        Node::from_options(options)
+    }
+
+    /// The image as a file or a remote one.
+    pub fn into_plain(self) -> Result<Plain, Invalid> {
+        let only_qemu_img = |what: &str| Err(Invalid::new(format!("{what} is known to imgconv qemu-img only")));
+        let path = match self.storage {
+            Storage::File(path) => path,
+            Storage::Remote(uri) => uri.into(),
+            Storage::Null(_) => return only_qemu_img("null-co"),
+        };
+        if self.window.is_some() {
+            return only_qemu_img("a part of a file");
+        }
+        if self.tls.is_some() {
+            return Err(Invalid::new("tls-creds is not supported: name the server by a URI, as in nbds://HOST/EXPORT"));
+        }
+        let Node { format, header, secret, force_share, without_backing, .. } = self;
+        Ok(Plain { format, path, header, secret, force_share, without_backing })
     }
 
     /// The name for messages: that of the file, and a URL without secrets.
@@ -106,22 +135,13 @@ impl Node {
         }
     }
 
-    /// With the certificates in the URI of an NBD server.
-    pub fn secured(mut self, secrets: &SecretArgs) -> Result<Node, Failed> {
-        if let (Some((id, hostname)), Storage::Remote(uri)) = (&self.tls, &self.storage) {
-            let certificates = secrets.certificates(id)?;
-            self.storage = Storage::Remote(nbd::tls_uri(uri, Some(&certificates), hostname.as_deref())?);
-        }
-        Ok(self)
-    }
-
     /// The path of a file with this name, for what creates files only.
-    pub fn new_file(name: &OsStr) -> Result<PathBuf, Failed> {
+    pub fn new_file(name: &OsStr) -> Result<PathBuf, Invalid> {
         let node = Node::named(name)?;
         let shown = node.shown(name);
         match node.storage {
             Storage::File(path) if !shown.starts_with("json:") => Ok(path),
-            _ => Err(Failed::new(format!("{shown}: imgconv creates files only"))),
+            _ => Err(Invalid::new(format!("{shown}: imgconv creates files only"))),
         }
     }
 
@@ -129,14 +149,18 @@ impl Node {
         Node { storage: Storage::File(name.into()), ..Node::default() }
     }
 
-    fn from_options(mut options: Vec<(String, String)>) -> Result<Node, Failed> {
+    fn from_options(mut options: Options) -> Result<Node, Invalid> {
+        options.remove_runtime_options();
         let mut node = Node::default();
+        if let Some(backing) = options.take("backing") {
+            if !backing.is_empty() {
+                return Err(Invalid::new("option 'backing' of an image is not supported by imgconv, except null"));
+            }
+            node.without_backing = true;
+        }
         let mut prefix = String::new();
         loop {
-            let mut take = |key: &str| {
-                let key = format!("{prefix}{key}");
-                options.iter().position(|(other, _)| *other == key).map(|at| options.swap_remove(at).1)
-            };
+            let mut take = |key: &str| options.take(&format!("{prefix}{key}"));
             let driver = take("driver");
             node.secret = node.secret.or_else(|| take("key-secret").or_else(|| take("encrypt.key-secret")));
             take("encrypt.format");
@@ -160,7 +184,7 @@ impl Node {
                     node.tls = take("tls-creds").map(|id| (id, hostname));
                     let export = take("export").unwrap_or_default();
                     let port = port.map_or(Ok(nbd::PORT), |port| port.parse());
-                    let port = port.map_err(|_| Failed::new("Parameter 'port' expects a port number"))?;
+                    let port = port.map_err(|_| Invalid::new("Parameter 'port' expects a port number"))?;
                     node.storage = Storage::Remote(match path {
                         Some(path) => nbd::unix_uri(path, &export),
                         None => nbd::tcp_uri(&host.unwrap_or("localhost".into()), port, &export),
@@ -170,12 +194,12 @@ impl Node {
                 }
                 Some("http" | "https") => {
                     let url = take("url").filter(|url| remote::is_url(url));
-                    node.storage = Storage::Remote(url.ok_or_else(|| Failed::new("Parameter 'url' expects a URL"))?);
+                    node.storage = Storage::Remote(url.ok_or_else(|| Invalid::new("Parameter 'url' expects a URL"))?);
                     node.format = node.format.or(if prefix.is_empty() { Some(Format::RAW) } else { None });
                     break;
                 }
                 Some("raw") if node.format.is_some_and(|format| format == Format::RAW) => {
-                    return Err(Failed::new("raw over raw is not supported by imgconv"));
+                    return Err(Invalid::new("raw over raw is not supported by imgconv"));
                 }
                 Some("raw") => {
                     let (offset, size) = (take("offset"), take("size"));
@@ -192,10 +216,10 @@ impl Node {
                     break;
                 }
                 Some(name) => {
-                    let format = Format::by_name(name).map_err(|_| Failed::new(format!("Unknown driver '{name}'")))?;
+                    let format = Format::by_name(name).map_err(|_| Invalid::new(format!("Unknown driver '{name}'")))?;
                     if let Some(outer) = node.format {
                         let problem = format!("{} over {name} is not supported by imgconv", outer.name());
-                        return Err(Failed::new(problem));
+                        return Err(Invalid::new(problem));
                     }
                     node.format = Some(format);
                 }
@@ -207,13 +231,13 @@ impl Node {
                 node.format = node.format.or(inner.format);
                 break;
             }
-            if prefix.len() > 5 * 8 || !options.iter().any(|(key, _)| key.starts_with(&format!("{prefix}file."))) {
-                return Err(Failed::new("A block device must be specified for \"file\""));
+            if prefix.len() > 5 * 8 || !options.names().any(|key| key.starts_with(&format!("{prefix}file."))) {
+                return Err(Invalid::new("A block device must be specified for \"file\""));
             }
             prefix.push_str("file.");
         }
-        match options.iter().find(|(key, _)| !is_harmless(key)) {
-            Some((key, _)) => Err(Failed::new(format!("option '{key}' of an image is not supported by imgconv"))),
+        match options.names().next() {
+            Some(key) => Err(Invalid::new(format!("option '{key}' of an image is not supported by imgconv"))),
             None => Ok(node),
         }
     }
@@ -232,74 +256,8 @@ fn unambiguous(path: &str) -> Cow<'_, str> {
     }
 }
 
-fn is_harmless(key: &str) -> bool {
-    let mut key = key;
-    while let Some(inner) = key.strip_prefix("file.") {
-        key = inner;
-    }
-    HARMLESS.iter().any(|harmless| key.starts_with(harmless))
-}
-
-fn number(text: &str) -> Result<u64, Failed> {
-    parse_size(text).map_err(|_| Failed::new(format!("Parameter 'size' expects a size, not '{text}'")))
-}
-
-/// The options of a JSON object, with the names of nested ones joined by dots.
-fn flatten(json: &str) -> Result<Vec<(String, String)>, Failed> {
-    let value =
-        serde_json::from_str(&double_quoted(json)).map_err(|_| Failed::new("Could not parse the JSON options"))?;
-    let mut options = Vec::new();
-    add(&mut options, "", &value)?;
-    Ok(options)
-}
-
-/// The JSON with double quotes: qemu takes single ones, too.
-fn double_quoted(json: &str) -> String {
-    let mut quoted = String::with_capacity(json.len());
-    let (mut quote, mut escaped) = (None, false);
-    for c in json.chars() {
-        match (quote, c) {
-            (Some(_), _) if escaped => {
-                escaped = false;
-                if c == '\'' {
-                    quoted.pop();
-                }
-                quoted.push(c);
-            }
-            (Some(_), '\\') => {
-                escaped = true;
-                quoted.push(c);
-            }
-            (None, '\'' | '"') => {
-                quote = Some(c);
-                quoted.push('"');
-            }
-            (Some(open), _) if open == c => {
-                quote = None;
-                quoted.push('"');
-            }
-            (Some('\''), '"') => quoted.push_str("\\\""),
-            _ => quoted.push(c),
-        }
-    }
-    quoted
-}
-
-fn add(options: &mut Vec<(String, String)>, name: &str, value: &Value) -> Result<(), Failed> {
-    let text = match value {
-        Value::Object(members) => {
-            let dot = if name.is_empty() { "" } else { "." };
-            return members.iter().try_for_each(|(key, value)| add(options, &format!("{name}{dot}{key}"), value));
-        }
-        Value::String(text) => text.clone(),
-        Value::Bool(value) => (if *value { "on" } else { "off" }).to_owned(),
-        Value::Number(number) => number.to_string(),
-        Value::Null | Value::Array(_) => {
-            return Err(Failed::new(format!("option '{name}' of an image is not supported by imgconv")));
-        }
-    };
-    options.push((name.to_owned(), text));
-    Ok(())
+fn number(text: &str) -> Result<u64, Invalid> {
+    parse_size(text).map_err(|_| Invalid::new(format!("Parameter 'size' expects a size, not '{text}'")))
 }
 
 #[cfg(test)]
@@ -361,11 +319,52 @@ mod tests {
         assert_eq!(list("driver=null-co,size=4k").unwrap().storage, Storage::Null(4096));
         for (text, reason) in [
             ("driver=qcow2", "must be specified"),
+            ("x.img", "must be specified"),
+            ("driver=qcow2,file.filename=a,size=1", "option 'size'"),
             ("driver=nope,file.filename=a", "Unknown driver 'nope'"),
             ("driver=qcow2,file.driver=vmdk,file.file.filename=a", "qcow2 over vmdk"),
             ("driver=qcow2,file.filename=a,backing.file.filename=b", "backing.file.filename"),
         ] {
             assert!(list(text).unwrap_err().contains(reason), "{text}");
+        }
+    }
+
+    #[test]
+    fn backing_files_are_left_out_on_request() {
+        for name in [
+            r#"json:{"driver":"qcow2","backing":null,"file.filename":"a"}"#,
+            "json:{'backing':'','file':{'filename':'a'}}",
+        ] {
+            assert!(named(name).unwrap().without_backing, "{name}");
+        }
+        assert!(named(r#"json:{"driver":"raw","driver":"qcow2","file.filename":"a"}"#).unwrap_err().contains("twice"));
+        assert!(named(r#"json:{"file":{"filename":"a"},"file.filename":"b"}"#).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn plain_images() {
+        let plain = |list: &str| {
+            let node = Node::from_list(OsStr::new(list)).and_then(Node::into_plain);
+            node.map_err(|invalid| invalid.to_string())
+        };
+        let found =
+            plain("driver=luks,file.filename=a,,b.img,key-secret=sec0,header.filename=h,force-share=on").unwrap();
+        let expected = Plain {
+            format: Some(Format::LUKS),
+            path: "a,b.img".into(),
+            header: Some("h".into()),
+            secret: Some("sec0".into()),
+            force_share: true,
+            without_backing: false,
+        };
+        assert_eq!(found, expected);
+        assert_eq!(plain("driver=nbd,host=h,port=1").unwrap().path, PathBuf::from("nbd://h:1/"));
+        for (list, reason) in [
+            ("driver=raw,offset=512,file.filename=a", "a part of a file"),
+            ("driver=null-co", "null-co"),
+            ("driver=nbd,host=h,tls-creds=t", "nbds://"),
+        ] {
+            assert!(plain(list).unwrap_err().contains(reason), "{list}");
         }
     }
 }
