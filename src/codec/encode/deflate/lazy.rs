@@ -9,8 +9,9 @@ use super::window::{HASHED, Window, short_hash};
 
 /// The longest distance for a match of three bytes: its symbols and extra bits take more than three literals beyond.
 const SHORT_DISTANCE: u16 = 4096;
-/// Literals in a row after which positions are left out, one more for each so many.
+/// Literals in a row after which positions are left out, one more for each so many, and the most of them.
 const SKIP_AFTER: usize = 512;
+const MOST_SKIPPED: usize = 3;
 
 /// A match finder for this parse.
 pub(super) trait Finder {
@@ -102,7 +103,7 @@ pub(super) fn parse(
             tokens.push(Token::literal(data.byte(at as u16)));
             at += 1;
             if at - run >= SKIP_AFTER {
-                let next = (at + (at - run) / SKIP_AFTER).min(range.end);
+                let next = (at + ((at - run) / SKIP_AFTER).min(MOST_SKIPPED)).min(range.end);
                 tokens.extend((at..next).map(|literal| Token::literal(data.byte(literal as u16))));
                 at = next;
             }
