@@ -7,8 +7,9 @@ use super::chains::{Chains, Search};
 use super::symbols::{MIN_MATCH, Match, Token, Tokens};
 use super::window::{HASHED, Window, short_hash};
 
-/// The longest distance for a match of three bytes: its symbols and extra bits take more than three literals beyond.
-const SHORT_DISTANCE: u16 = 4096;
+/// The longest distances for a match of three bytes. Beyond, it takes about as much as three literals; to look further for it costs time.
+const SHORT_DISTANCE: u16 = 1024;
+const SHORT_CHAIN_DISTANCE: u16 = 4096;
 /// Literals in a row after which positions are left out, one more for each so many, and the most of them.
 const SKIP_AFTER: usize = 512;
 const MOST_SKIPPED: usize = 3;
@@ -33,7 +34,7 @@ impl Finder for Chains {
         let mut best = Match::NONE;
         let least = if usize::from(least) <= MIN_MATCH { 2 } else { least };
         Chains::find(self, data, at, left, search, least, |found| best = found);
-        if best.length == 3 && best.distance > SHORT_DISTANCE { Match::NONE } else { best }
+        if usize::from(best.length) == MIN_MATCH && best.distance > SHORT_CHAIN_DISTANCE { Match::NONE } else { best }
     }
 }
 

@@ -42,14 +42,14 @@ impl Level {
         };
         match level {
             ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 5000),
-            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 48, 3000),
-            3 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 16, 4000),
-            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
-            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 64, 1500),
+            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 32, 4000),
+            3 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 64, 2000),
+            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 16, 4000),
+            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
             6 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 64, 1500),
             7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 1000),
-            8 => settings(Parser::Optimal(Optimal::new()), 1, 16, 64, 1000),
-            9.. => settings(Parser::Optimal(Optimal::new()), 2, 64, 128, 1000),
+            8 => settings(Parser::LazyChains(Chains::new()), 2, 40, 128, 1000),
+            9.. => settings(Parser::Optimal(Optimal::new()), 1, 24, 48, 1000),
         }
     }
 
