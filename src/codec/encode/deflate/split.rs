@@ -87,7 +87,7 @@ fn entropy(frequencies: impl Iterator<Item = u32>) -> u64 {
         weighted += u64::from(frequency) * u64::from(log2(frequency));
         used += u64::from(frequency > 0);
     }
-    (u64::from(total) * u64::from(log2(total))).saturating_sub(weighted) + (used * SYMBOL << SCALE)
+    (u64::from(total) * u64::from(log2(total))).saturating_sub(weighted) + ((used * SYMBOL) << SCALE)
 }
 
 /// The logarithm to base 2, in 2^-[`SCALE`]; 0 of 0.
@@ -117,7 +117,7 @@ const fn fractions() -> [u8; 256] {
             }
             bit += 1;
         }
-        let rounded = (log + 1) / 2;
+        let rounded = log.div_ceil(2);
         table[index] = if rounded > 255 { 255 } else { rounded as u8 };
         index += 1;
     }
