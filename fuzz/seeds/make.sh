@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any bochs cloop compressed dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
-mkdir any bochs cloop compressed dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop compressed deflate dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop compressed deflate dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -322,6 +322,11 @@ cp parallels/sectors any/parallels
 cp bochs/version-1 any/bochs
 cp cloop/blocks any/cloop
 cp dmg/zlib any/dmg
+
+# Level and wrapper, window and copies (tests/fuzzing/deflate.rs), and data.
+{ printf '\005\006' && cat "$tmp/disk"; } >deflate/deflate
+{ printf '\211\003' && seq 1 300; } >deflate/zlib
+{ printf '\001\055' && seq 1 60; } >deflate/copies
 
 # 16 bytes choose format, settings and options (tests/fuzzing/roundtrip.rs); 200 leaves an option at its default, 255 a size.
 # Then runs of guest bytes: a kind, a length of two bytes, and for kind 3 the bytes.

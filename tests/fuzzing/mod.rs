@@ -4,6 +4,7 @@
 //! They iterate the registry, so a new format needs no change here. Code for single formats only improves their
 //! input.
 
+pub mod deflate;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;
 #[cfg(any(fuzzing, feature = "packages"))]
@@ -20,6 +21,7 @@ use diskimage::{
     Secret, compare,
 };
 
+pub use deflate::deflate;
 pub use roundtrip::roundtrip;
 
 /// The secret of encrypted seeds.

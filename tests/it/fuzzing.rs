@@ -272,6 +272,12 @@ proptest! {
         targets::roundtrip(&bytes);
     }
 
+    #[test]
+    fn deflate(bytes in prop::collection::vec(any::<u8>(), 0..600), few in prop::collection::vec(0_u8..4, 2..600)) {
+        targets::deflate(&bytes);
+        targets::deflate(&few);
+    }
+
     #[cfg(feature = "nbd")]
     #[test]
     fn nbd_servers(input in damaged(stored("nbd_client"), 400)) {

@@ -7,8 +7,9 @@ use super::chains::Search;
 use super::symbols::{Token, Tokens};
 use super::window::{HASHED, Window};
 
-/// A literal run of this length doubles the steps.
+/// Literals in a row after which positions are left out, one more for each so many, and the most of them.
 const SKIP_AFTER: usize = 256;
+const MOST_SKIPPED: usize = 7;
 
 /// Adds the tokens of `range`; the finder knows of what comes before.
 pub(super) fn parse<B: Bucket, const COUNT: usize>(
@@ -27,7 +28,7 @@ pub(super) fn parse<B: Bucket, const COUNT: usize>(
             tokens.push(Token::literal(data.byte(at as u16)));
             at += 1;
             if at - run >= SKIP_AFTER {
-                let next = (at + (at - run) / SKIP_AFTER).min(range.end);
+                let next = (at + ((at - run) / SKIP_AFTER).min(MOST_SKIPPED)).min(range.end);
                 tokens.extend((at..next).map(|literal| Token::literal(data.byte(literal as u16))));
                 at = next;
             }

@@ -173,3 +173,84 @@ fn package_merge(work: &mut [u32], limit: usize) {
         taken = (taken - symbols) * 2;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const N: usize = 30;
+
+    fn frequencies() -> impl Strategy<Value = [u32; N]> {
+        // From even to steep distributions.
+        (prop::array::uniform::<_, N>(any::<u32>()), 8_u32..28, prop::array::uniform::<_, N>(0_u32..28))
+            .prop_map(|(values, bits, shifts)| std::array::from_fn(|at| values[at] >> (32 - bits) >> shifts[at]))
+    }
+
+    fn kraft(code: &Code<N>) -> u32 {
+        code.lengths.iter().filter(|length| **length > 0).map(|length| 1 << (MAX_LENGTH - usize::from(*length))).sum()
+    }
+
+    /// The cost of an optimal code: the sum of the weights of the inner nodes (D. A. Huffman, 1952).
+    fn optimal(frequencies: &[u32; N]) -> usize {
+        let mut nodes: Vec<usize> =
+            frequencies.iter().filter(|frequency| **frequency > 0).map(|frequency| *frequency as usize).collect();
+        let mut cost = 0;
+        while nodes.len() > 1 {
+            nodes.sort_by(|a, b| b.cmp(a));
+            let pair = nodes.pop().unwrap() + nodes.pop().unwrap();
+            nodes.push(pair);
+            cost += pair;
+        }
+        cost
+    }
+
+    #[test]
+    fn the_code_of_the_specification() {
+        // RFC 1951, section 3.2.2: A to H with these lengths.
+        let code = Code::from_lengths([3, 3, 3, 3, 3, 2, 4, 4]);
+        let forwards: [u16; 8] = std::array::from_fn(|at| code.codes[at].reverse_bits() >> (16 - code.lengths[at]));
+        assert_eq!(forwards, [0b010, 0b011, 0b100, 0b101, 0b110, 0b00, 0b1110, 0b1111]);
+    }
+
+    #[test]
+    fn one_symbol_or_none_has_a_complete_code() {
+        for used in [None, Some(0), Some(1), Some(29)] {
+            let frequencies = std::array::from_fn(|symbol| u32::from(Some(symbol) == used) * 5);
+            let code = Code::<N>::from_frequencies(&frequencies, 15);
+            assert_eq!(kraft(&code), 1 << MAX_LENGTH);
+            assert!(used.is_none_or(|used| code.lengths[used] == 1));
+        }
+    }
+
+    #[test]
+    fn a_limit_costs_as_little_as_possible() {
+        // Fibonacci numbers have an unlimited code of 29 bits. With five bits for 30 symbols, two have a code of four.
+        let mut frequencies = [1; N];
+        (2..N).for_each(|at| frequencies[at] = frequencies[at - 1] + frequencies[at - 2]);
+        let code = Code::from_frequencies(&frequencies, 5);
+        assert_eq!(code.lengths, std::array::from_fn(|at| if at < 28 { 5 } else { 4 }));
+    }
+
+    proptest! {
+        #[test]
+        fn codes_are_complete_and_optimal(frequencies in frequencies(), limit in 5_usize..=15) {
+            let code = Code::<N>::from_frequencies(&frequencies, limit);
+            prop_assert_eq!(kraft(&code), 1 << MAX_LENGTH);
+            prop_assert!(code.lengths.iter().all(|length| usize::from(*length) <= limit));
+            if frequencies.iter().filter(|frequency| **frequency > 0).count() > 1 {
+                prop_assert!(code.lengths.iter().zip(&frequencies).all(|(length, frequency)| (*length > 0) == (*frequency > 0)));
+                let unlimited = optimal(&frequencies);
+                prop_assert!(code.cost(&frequencies) >= unlimited);
+                let (mut sorted, count) = (frequencies.to_vec(), frequencies.iter().filter(|frequency| **frequency > 0).count());
+                sorted.sort_unstable();
+                let mut work = sorted.split_off(N - count);
+                let ascending = work.clone();
+                // Package-merge and the in-place algorithm agree where the limit does not matter.
+                package_merge(&mut work, limit);
+                let merged: usize = work.iter().zip(&ascending).map(|(length, frequency)| *length as usize * *frequency as usize).sum();
+                prop_assert_eq!(code.cost(&frequencies), merged);
+            }
+        }
+    }
+}

@@ -7,10 +7,12 @@ use super::chains::{Chains, Search};
 use super::symbols::{MIN_MATCH, Match, Token, Tokens};
 use super::window::{HASHED, Window, short_hash};
 
-/// The longest distance for a match of three bytes: its symbols and extra bits take more than three literals beyond.
-const SHORT_DISTANCE: u16 = 4096;
-/// Literals in a row after which positions are left out, one more for each so many.
+/// The longest distances for a match of three bytes. Beyond, it takes about as much as three literals; to look further for it costs time.
+const SHORT_DISTANCE: u16 = 1024;
+const SHORT_CHAIN_DISTANCE: u16 = 4096;
+/// Literals in a row after which positions are left out, one more for each so many, and the most of them.
 const SKIP_AFTER: usize = 512;
+const MOST_SKIPPED: usize = 3;
 
 /// A match finder for this parse.
 pub(super) trait Finder {
@@ -32,7 +34,7 @@ impl Finder for Chains {
         let mut best = Match::NONE;
         let least = if usize::from(least) <= MIN_MATCH { 2 } else { least };
         Chains::find(self, data, at, left, search, least, |found| best = found);
-        if best.length == 3 && best.distance > SHORT_DISTANCE { Match::NONE } else { best }
+        if usize::from(best.length) == MIN_MATCH && best.distance > SHORT_CHAIN_DISTANCE { Match::NONE } else { best }
     }
 }
 
@@ -102,7 +104,7 @@ pub(super) fn parse(
             tokens.push(Token::literal(data.byte(at as u16)));
             at += 1;
             if at - run >= SKIP_AFTER {
-                let next = (at + (at - run) / SKIP_AFTER).min(range.end);
+                let next = (at + ((at - run) / SKIP_AFTER).min(MOST_SKIPPED)).min(range.end);
                 tokens.extend((at..next).map(|literal| Token::literal(data.byte(literal as u16))));
                 at = next;
             }

@@ -14,7 +14,6 @@ use super::{greedy, lazy};
 enum Parser {
     Greedy2(Buckets<u32, { 1 << 13 }>),
     Greedy4(Buckets<u64, { 1 << 13 }>),
-    Lazy2(ShortBuckets<u32, { 1 << 13 }>),
     Lazy4(ShortBuckets<u64, { 1 << 13 }>),
     LazyChains(Chains),
     Optimal(Optimal),
@@ -43,14 +42,14 @@ impl Level {
         };
         match level {
             ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 5000),
-            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 48, 3000),
-            3 => settings(Parser::Lazy2(ShortBuckets::new()), 0, 0, 32, 2500),
-            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
-            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 64, 1500),
+            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 32, 4000),
+            3 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 64, 2000),
+            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 16, 4000),
+            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
             6 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 64, 1500),
             7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 1000),
-            8 => settings(Parser::Optimal(Optimal::new()), 1, 16, 64, 1000),
-            9.. => settings(Parser::Optimal(Optimal::new()), 2, 64, 128, 1000),
+            8 => settings(Parser::LazyChains(Chains::new()), 2, 40, 128, 1000),
+            9.. => settings(Parser::Optimal(Optimal::new()), 1, 24, 48, 1000),
         }
     }
 
@@ -59,7 +58,6 @@ impl Level {
         match &mut self.parser {
             Parser::Greedy2(buckets) => buckets.reset(),
             Parser::Greedy4(buckets) => buckets.reset(),
-            Parser::Lazy2(buckets) => buckets.reset(),
             Parser::Lazy4(buckets) => buckets.reset(),
             Parser::LazyChains(chains) => chains.reset(),
             Parser::Optimal(optimal) => optimal.reset(),
@@ -79,7 +77,6 @@ impl Level {
             match &mut self.parser {
                 Parser::Greedy2(buckets) => greedy::parse(buckets, data, range, search, tokens),
                 Parser::Greedy4(buckets) => greedy::parse(buckets, data, range, search, tokens),
-                Parser::Lazy2(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
                 Parser::Lazy4(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
                 Parser::LazyChains(chains) => lazy::parse(chains, data, range, search, self.tries, tokens),
                 Parser::Optimal(optimal) => optimal.find(data, range, search),

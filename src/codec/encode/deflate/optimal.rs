@@ -56,13 +56,14 @@ impl Optimal {
             let long =
                 self.matches.get(first..).and_then(|matches| matches.last()).filter(|last| last.length >= search.nice);
             if let Some(long) = long.copied() {
-                // It will be taken.
+                // The rest of it is as good a match as any.
                 let next = (at - 1 + usize::from(long.length)).min(end);
-                for inside in at..next {
+                for (inside, rest) in (at..next).zip((MIN_MATCH as u16..long.length).rev()) {
                     self.starts.push(self.matches.len() as u32);
+                    self.matches.push(Match { length: rest, ..long });
                     self.chains.insert(inside as u16, data.word(inside as u16));
                 }
-                at = at.max(next);
+                at = at.max((at - 1 + usize::from(long.length)).saturating_sub(MIN_MATCH - 1).min(end));
             }
         }
         for _ in at..range.end {
@@ -141,13 +142,9 @@ impl Optimal {
                 let end = (usize::from(found.length) + 1 - MIN_MATCH).min(after.len());
                 // Of long matches, the other lengths are seldom better.
                 let some = end.min(SHORTER);
-                if done < some {
-                    let lengths = costs.lengths.get(done..some).unwrap_or_default();
-                    let rest = after.get(done..some).unwrap_or_default();
-                    for (length, rest) in lengths.iter().zip(rest) {
-                        best = best.min(distance + length + rest);
-                    }
-                    done = some;
+                while done < some {
+                    best = best.min(distance + costs.lengths[done] + after[done]);
+                    done += 1;
                 }
                 if end > SHORTER {
                     let length = end - 1;
@@ -181,7 +178,7 @@ impl Optimal {
 /// The bits of a cost in which the match is not.
 const COST: u64 = !0xffff_ffff;
 /// Number of lengths that are tried for each match.
-const SHORTER: usize = 40;
+const SHORTER: usize = 24;
 
 /// Bits of symbols with their extra bits, in 2^-[`SCALE`], above a match.
 struct Costs {

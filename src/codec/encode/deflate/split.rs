@@ -123,3 +123,18 @@ const fn fractions() -> [u8; 256] {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logarithms_are_rounded_to_the_nearest() {
+        assert_eq!(log2(0), 0);
+        for value in (1..2000).chain([65_535, 65_536, 1 << 20, u32::MAX]) {
+            let exact = f64::from(value).log2() * f64::from(1 << SCALE);
+            assert!((f64::from(log2(value)) - exact).abs() < 2.0, "{value}");
+        }
+        assert!((0..=31).all(|log| log2(1 << log) == log << SCALE));
+    }
+}
