@@ -4,6 +4,8 @@
 //! They iterate the registry, so a new format needs no change here. Code for single formats only improves their
 //! input.
 
+#[cfg(any(fuzzing, feature = "disk"))]
+pub mod disk;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;
 #[cfg(any(fuzzing, feature = "packages"))]

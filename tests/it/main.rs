@@ -12,6 +12,8 @@ mod corpus;
 mod counts;
 mod detection;
 mod determinism;
+#[cfg(feature = "disk")]
+mod disk;
 mod faults;
 mod fuzzing;
 #[cfg(feature = "hash")]

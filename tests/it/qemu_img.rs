@@ -271,6 +271,24 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "resize --preallocation=full disk.qcow2 3M",
         "resize --preallocation=metadata -f raw disk.raw 4M",
         "resize nothing 4M",
+        "resize existing.qed 4M extra",
+        "snapshot -a none disk.qcow2",
+        "snapshot -d none disk.qcow2",
+        "snapshot -d 1 disk.qcow2",
+        "snapshot -c x disk.raw",
+        "snapshot -c x -l disk.qcow2",
+        "snapshot -U -c x disk.qcow2",
+        "commit",
+        "commit disk.qcow2",
+        "commit nothing",
+        "commit -b nothing overlay.qcow2",
+        "commit -t sometimes overlay.qcow2",
+        "rebase overlay.qcow2",
+        "rebase -b disk.raw overlay.qcow2",
+        "rebase -b nothing -F raw overlay.qcow2",
+        "rebase -b disk.raw -F nonsense overlay.qcow2",
+        "rebase -u -b disk.raw -F raw nothing",
+        "rebase -f raw -u -b disk.raw -F raw disk.raw",
     ] {
         assert_same(&dir, line, None);
     }
@@ -408,6 +426,16 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("resize --shrink odd.raw 2000", "odd.raw"),
         ("resize --preallocation=falloc -f raw small.raw +1M", "small.raw"),
         ("resize -f raw disk.raw 3M", "disk.raw"),
+        ("snapshot -c two disk.qcow2", "disk.qcow2"),
+        ("snapshot -a 1 disk.qcow2", "disk.qcow2"),
+        ("snapshot -q -d before disk.qcow2", "disk.qcow2"),
+        ("commit overlay.qcow2", "disk.qcow2"),
+        ("commit -d -q top.qcow2", "disk.raw"),
+        ("commit top.qcow2", "top.qcow2"),
+        ("commit -b disk.qcow2 -t none overlay.qcow2", "overlay.qcow2"),
+        ("rebase -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
+        ("rebase -b disk.qcow2 -F qcow2 -f qcow2 top.qcow2", "top.qcow2"),
+        ("rebase -u -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
     ] {
         assert_same(&dir, line, Some(target));
     }
