@@ -117,7 +117,7 @@ pub use convert::FileDigest;
 pub use convert::{Converter, Damage, DamageList, Measure, OutputCompression, Preset, Progress, Report};
 #[cfg(feature = "disk")]
 pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
-pub use driver::CheckReport;
+pub use driver::{CheckReport, Repair, RepairReport};
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;

@@ -79,7 +79,8 @@ pub(crate) static DRIVER: FormatDriver =
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .measure(writer::measure)
         .check(check::check)
-        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)))
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "qcow2";
 

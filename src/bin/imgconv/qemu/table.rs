@@ -113,7 +113,7 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OUTPUT,
             row('r', "repair", "leaks|all", "repair the image")
-                .note(Note::Refused("nothing is repaired"))
+                .note(Note::Differs("qcow2 only; refcounts and flags, not what would have to be guessed"))
                 .imgconv("none"),
             OBJECT,
         ],

@@ -5,6 +5,7 @@
 //! | `clusters` | refcounts: allocating and freeing host clusters |
 //! | `mapping` | L2 entries: where writes go, and what they become |
 //! | `resize` | the virtual size and the L1 table |
+//! | `repair` | wrong refcounts and flags |
 //! | `replace` | refcounts, tables and snapshots, all at once |
 //! | `snapshots` | internal snapshots |
 //! | `backing` | the name of the backing file |
@@ -27,6 +28,7 @@ mod backing;
 mod bitmaps;
 mod clusters;
 mod mapping;
+mod repair;
 mod replace;
 mod resize;
 mod snapshots;
@@ -46,6 +48,7 @@ use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
 use crate::name::Name;
 use clusters::RefcountTable;
+pub(super) use repair::repair;
 
 /// Refcount blocks, and tables that nothing points to yet.
 const NEW: Step = Step(0);
@@ -85,15 +88,22 @@ impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
         let header = Header::read(&source, cx.open.limits)?;
-        if header.encryption != Encryption::None {
-            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
-        }
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::unsupported(FORMAT_NAME, "writing to an image that is marked as corrupt"));
         }
         if header.incompatible.contains(Incompatible::DIRTY) {
             let feature = "writing to an image whose refcounts may be out of date: it was not closed cleanly";
             return Err(Error::unsupported(FORMAT_NAME, feature));
+        }
+        Update::open_for_repair(file, cx)
+    }
+
+    /// As [`open`](Self::open), whatever the refcounts are.
+    fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
+        let source: Arc<dyn ReadAt> = file.clone();
+        let header = Header::read(&source, cx.open.limits)?;
+        if header.encryption != Encryption::None {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
         }
         let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
         let data_file = info.files.first().map(cx.storage).transpose()?;

@@ -52,6 +52,9 @@ impl SnapshotUpdate for Update {
         let index = find(&entries, snapshot)?;
         let Some(entry) = entries.get(index) else { return Err(unknown(snapshot)) };
         entry.check(&self.header, self.file_len)?;
+        if self.header.extensions.bitmaps.is_some() {
+            return Err(Error::unsupported(FORMAT_NAME, "going back to a snapshot in an image with bitmaps"));
+        }
         let size = entry.info.virtual_size;
         self.replace(|image| {
             let (active, wanted) = (image.whole_l1()?, image.l1_of(entry)?);
@@ -98,7 +101,7 @@ impl Update {
     }
 
     /// All entries of the active L1 table, also those beyond the end of the disk.
-    fn whole_l1(&mut self) -> Result<Vec<u64>> {
+    pub(super) fn whole_l1(&mut self) -> Result<Vec<u64>> {
         self.read_l1(self.header.l1_table_offset, self.header.l1_size)
     }
 
@@ -120,7 +123,7 @@ impl Update {
 
     /// The entries of an active L1 table for these tables, whose uses are counted: with the flags that go with the counts. A table in which
     /// flags are wrong is copied, and `moved` of its uses go to the copy.
-    fn shared_tables(&mut self, entries: &[u64], moved: u64) -> Result<Vec<u64>> {
+    pub(super) fn shared_tables(&mut self, entries: &[u64], moved: u64) -> Result<Vec<u64>> {
         let mut own = Vec::with_capacity(entries.len());
         for entry in entries {
             self.make_room()?;
@@ -141,7 +144,7 @@ impl Update {
         Ok(own)
     }
 
-    fn drop_active_l1(&mut self) -> Result<()> {
+    pub(super) fn drop_active_l1(&mut self) -> Result<()> {
         self.drop_table(self.header.l1_table_offset, u64::from(self.header.l1_size) * 8)
     }
 
