@@ -5,6 +5,8 @@
 mod crash;
 mod model;
 mod recorder;
+#[cfg(feature = "qcow2")]
+mod repair;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;

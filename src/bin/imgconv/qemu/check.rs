@@ -28,6 +28,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
             return Err(Failed::new(format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")).see_help("check"));
         }
     };
+    if repair.is_some() {
+        source.warn_of_probing(source.inspect()?.format);
+    }
     let repaired = repair.map(|repair| repaired(&source, repair)).transpose()?.flatten();
     let checked = repaired.as_ref().map_or_else(|| source.check(), |repaired| Ok(repaired.after.clone()));
     let report = match checked {

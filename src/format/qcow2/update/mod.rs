@@ -40,7 +40,7 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{Allocation, Extent, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{Allocation, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
@@ -91,11 +91,16 @@ impl Update {
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::unsupported(FORMAT_NAME, "writing to an image that is marked as corrupt"));
         }
+        // Its refcounts may be out of date. They are repaired, as by qemu.
         if header.incompatible.contains(Incompatible::DIRTY) {
-            let feature = "writing to an image whose refcounts may be out of date: it was not closed cleanly";
+            repair(file.clone(), cx, Repair::All)?;
+        }
+        let image = Update::open_for_repair(file, cx)?;
+        if image.header.incompatible.contains(Incompatible::DIRTY) {
+            let feature = "writing to an image that was not closed cleanly, and whose refcounts cannot be repaired";
             return Err(Error::unsupported(FORMAT_NAME, feature));
         }
-        Update::open_for_repair(file, cx)
+        Ok(image)
     }
 
     /// As [`open`](Self::open), whatever the refcounts are.
