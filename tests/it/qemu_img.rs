@@ -288,6 +288,13 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "commit nothing",
         "commit -b nothing overlay.qcow2",
         "commit -t sometimes overlay.qcow2",
+        "amend",
+        "amend -o nonsense=1 existing.qcow2",
+        "amend -o cluster_size=4k existing.qcow2",
+        "amend -o backing_file=x existing.qcow2",
+        "amend -f raw -o size=1M disk.raw",
+        "amend -o compat=0.11 existing.qcow2",
+        "amend -o compat=0.10 tuned.qcow2",
         "rebase overlay.qcow2",
         "rebase -b disk.raw overlay.qcow2",
         "rebase -b nothing -F raw overlay.qcow2",
@@ -442,6 +449,8 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("rebase -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
         ("rebase -b disk.qcow2 -F qcow2 -f qcow2 top.qcow2", "top.qcow2"),
         ("rebase -u -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
+        ("amend -o compat=0.10 overlay.qcow2", "overlay.qcow2"),
+        ("amend -f qcow2 -o lazy_refcounts=on,size=6M existing.qcow2", "existing.qcow2"),
     ] {
         assert_same(&dir, line, Some(target));
     }

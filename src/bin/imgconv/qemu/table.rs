@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::getopt::Parsed;
 use super::{
-    Outcome, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+    Outcome, amend, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
 };
 
 /// A command of qemu-img.
@@ -80,9 +80,20 @@ pub static COMMANDS: &[Command] = &[
         name: "amend",
         purpose: "change options of an image",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('o', "options", "K=V,...", "options of the format")
+                .note(Note::Differs("compat, lazy_refcounts, data_file, data_file_raw and size of qcow2")),
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the image").note(CHANGED_CACHE),
+            row(' ', "force", "", "allow unsafe changes").note(Note::NoEffect("none of them is made")),
+            OBJECT,
+        ],
+        run: amend::run,
+        imgconv: "none",
     },
     Command {
         name: "bench",

@@ -8,7 +8,7 @@
 //! | `repair` | wrong refcounts and flags |
 //! | `replace` | refcounts, tables and snapshots, all at once |
 //! | `snapshots` | internal snapshots |
-//! | `backing` | the name of the backing file |
+//! | `header` | the backing file, the version and features |
 //! | `bitmaps` | what other programs are told before the first change |
 //!
 //! # Order
@@ -24,9 +24,9 @@
 //! that are too high at most. Tables that are replaced as a whole (L1, refcount table, snapshot table) are written elsewhere, and become those of
 //! the image by a write to the first sector of the header.
 
-mod backing;
 mod bitmaps;
 mod clusters;
+mod header;
 mod mapping;
 mod repair;
 mod replace;
@@ -47,6 +47,7 @@ use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
 use crate::name::Name;
+use crate::options::Options;
 use clusters::RefcountTable;
 pub(super) use repair::repair;
 
@@ -244,6 +245,15 @@ impl SparseUpdate for Update {
     fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
         self.begin()?;
         self.replace_backing(name, format)
+    }
+
+    fn check_amend(&mut self, options: &Options) -> Result<bool> {
+        self.check_options(options)
+    }
+
+    fn amend(&mut self, options: &Options) -> Result<()> {
+        self.begin()?;
+        self.change_options(options)
     }
 
     fn empty(&mut self) -> Result<()> {

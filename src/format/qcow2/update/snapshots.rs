@@ -88,7 +88,7 @@ impl SnapshotUpdate for Update {
 
 impl Update {
     /// The entries of the snapshot table.
-    fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
+    pub(super) fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
         let source: Arc<dyn ReadAt> = self.file.clone();
         let entries = read_snapshots(&source, &self.header, &Budget::new(MEMORY))?;
         entries.iter().try_for_each(|entry| entry.check_fields(&self.header))?;
