@@ -443,7 +443,9 @@ fn differences() -> String {
             let here = if is_refused { "refused" } else { "same" };
             let _ = writeln!(text, "| `{}` | {here} | {} |", command.name, or_same(command.imgconv));
         }
-        for row in command.rows().filter(|row| row.note != Note::Same || !row.imgconv.is_empty()) {
+        // A command without a counterpart has no options there.
+        let is_alone = command.imgconv == "none";
+        for row in command.rows().filter(|row| row.note != Note::Same || !is_alone && !row.imgconv.is_empty()) {
             let here = match row.note {
                 Note::Same => "same".to_owned(),
                 Note::NoEffect(why) => format!("no effect: {why}"),
@@ -451,7 +453,12 @@ fn differences() -> String {
                 Note::Refused(why) => format!("refused: {why}"),
             };
             let option = row.short.map_or(format!("--{}", row.long), |short| format!("-{short}"));
-            let _ = writeln!(text, "| `{} {option}` | {here} | {} |", command.name, or_same(row.imgconv));
+            let _ = writeln!(
+                text,
+                "| `{} {option}` | {here} | {} |",
+                command.name,
+                if is_alone { "none" } else { or_same(row.imgconv) }
+            );
         }
     }
     text
