@@ -51,7 +51,7 @@ fn apply(disk: &Disk, step: &[u8]) -> Result<()> {
         7 => disk.resize(number(1) << 12 | number(2) << 9),
         8 => disk.create_snapshot("snapshot"),
         9 => disk.apply_snapshot("snapshot"),
-        _ => disk.delete_snapshot(if step[5] % 2 == 0 { "1" } else { "snapshot" }),
+        _ => disk.delete_snapshot(if step[5] < 128 { "1" } else { "snapshot" }),
     }
 }
 
