@@ -48,16 +48,24 @@ fn qemu_and_this_crate_write_in_turns() {
         "extended_l2=on,cluster_size=16k",
         "lazy_refcounts=on,cluster_size=2k",
         "refcount_bits=64,cluster_size=1k",
+        "data_file=disk.data,cluster_size=4k",
+        "data_file=disk.data,extended_l2=on,cluster_size=16k",
+        "data_file=disk.data,data_file_raw=on",
     ] {
         let dir = TempDir::new();
+        let has_data_file = options.starts_with("data_file");
         let mut content: Vec<u8> = (0..SIZE).map(|at| if at < SIZE / 2 { 1 } else { 0 }).collect();
         dir.file("base.raw", &content);
-        run(
-            "qemu-img",
-            &["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.raw", "-F", "raw", "disk.qcow2"],
-            &dir,
-        );
-        run("qemu-img", &["snapshot", "-c", "kept", "disk.qcow2"], &dir);
+        let create = ["create", "-q", "-f", "qcow2", "-o", options];
+        if options.ends_with("data_file_raw=on") {
+            content.fill(0);
+            run("qemu-img", &[&create[..], &["disk.qcow2", "3M"]].concat(), &dir);
+        } else {
+            run("qemu-img", &[&create[..], &["-b", "base.raw", "-F", "raw", "disk.qcow2"]].concat(), &dir);
+        }
+        if !has_data_file {
+            run("qemu-img", &["snapshot", "-c", "kept", "disk.qcow2"], &dir);
+        }
         let mut random = Random::new(options.len() as u64);
         for round in 0..10 {
             let start = random.below(SIZE / 512) * 512;
@@ -67,13 +75,16 @@ fn qemu_and_this_crate_write_in_turns() {
                 by_qemu(&dir, &range, pattern);
             } else {
                 let name = format!("snapshot {round}");
-                by_us(&dir.join("disk.qcow2"), &range, pattern, (round % 5 == 0).then_some(&name));
+                by_us(&dir.join("disk.qcow2"), &range, pattern, (round % 5 == 0 && !has_data_file).then_some(&name));
             }
             content[range.start as usize..range.end as usize].fill(pattern);
             run("qemu-img", &["check", "-q", "disk.qcow2"], &dir);
         }
         dir.file("expected.raw", &content);
         run("qemu-img", &["compare", "-F", "raw", "disk.qcow2", "expected.raw"], &dir);
+        if options.ends_with("data_file_raw=on") {
+            run("qemu-img", &["compare", "-f", "raw", "-F", "raw", "disk.data", "expected.raw"], &dir);
+        }
     }
 }
 

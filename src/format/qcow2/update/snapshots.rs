@@ -23,6 +23,9 @@ const MEMORY: u64 = 128 << 20;
 
 impl SnapshotUpdate for Update {
     fn create(&mut self, name: &str, time: (u32, u32)) -> Result<()> {
+        if self.header.has_data_file() {
+            return Err(Error::unsupported(FORMAT_NAME, "internal snapshots of an image with a data file"));
+        }
         let entries = self.snapshots()?;
         if entries.len() >= MAX_SNAPSHOTS {
             return Err(Error::unsupported(FORMAT_NAME, "more than 65536 internal snapshots"));
