@@ -16,6 +16,7 @@
 //!   [`Image::spans`] lists the data, zero and compressed ranges with their host offsets.
 //! - [`OpenOptions`] sets the format, snapshot, limits and reference policy.
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
+//! - With the feature `disk`, `Disk` is an image that a guest writes to, and that is changed in place: resized, committed, rebased.
 //! - [`compare`] compares the contents of two disks. [`io`] has the storage traits, [`driver`] those for adding formats.
 //! - With the feature `nbd`, disks are read from and written to NBD servers, and exported by one.
 //!
@@ -39,10 +40,11 @@
 //! ```text
 //! bin/imgconv
 //! convert/  compare  nbd/server      Converter, Preset, the pipeline; the NBD server (the only threads)
+//! disk/                              Disk, Commit: writing by a guest, and changes in place
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
-//! driver/                            FormatDriver, SparseRead, SparseWrite, Extent, Placement, contexts
+//! driver/                            FormatDriver, SparseRead, SparseWrite, SparseUpdate, Extent, Placement, contexts
 //! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
@@ -122,7 +124,7 @@ pub use convert::{
 };
 #[cfg(feature = "disk")]
 pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
-pub use driver::CheckReport;
+pub use driver::{CheckReport, Repair, RepairReport};
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;

@@ -11,6 +11,7 @@
 //! | `preallocate` | growing with allocated space |
 //! | `ranges` | guest ranges that requests have to themselves |
 //! | `commit`, `rebase` | overlays |
+//! | `amend` | options of the image |
 //! | `snapshots` | internal snapshots |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
@@ -19,6 +20,7 @@
 //! The driver is behind a mutex, which is held while it looks into its tables, and while it flushes. Payload is read and written without it. A
 //! request holds the guest blocks that it is about: readers share them, a change has them alone.
 
+mod amend;
 mod commit;
 mod open;
 mod preallocate;

@@ -59,6 +59,37 @@ impl CheckReport {
     }
 }
 
+/// What is repaired of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Host clusters that are allocated but not used become free.
+    Leaks,
+    /// Also what loses or mixes up guest data when the image is written to, as far as the right value follows from the rest of the metadata.
+    All,
+}
+
+/// The result of a repair.
+///
+/// ```
+/// use diskimage::RepairReport;
+///
+/// let report = RepairReport::default();
+/// assert_eq!((report.leaks_fixed, report.corruptions_fixed), (0, 0));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RepairReport {
+    /// What a check found before.
+    pub before: CheckReport,
+    /// Number of leaked clusters that are free now.
+    pub leaks_fixed: u64,
+    /// Number of other faults that were repaired.
+    pub corruptions_fixed: u64,
+    /// What a check finds now.
+    pub after: CheckReport,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

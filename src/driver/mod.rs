@@ -148,7 +148,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 pub use bitmap::DirtyBitmap;
-pub use check::CheckReport;
+pub use check::{CheckReport, Repair, RepairReport};
 pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use measure::FileSize;
@@ -220,6 +220,9 @@ pub type OpenUpdateFn = fn(Arc<dyn Storage>, &UpdateContext<'_>) -> Result<Box<d
 /// Checks the metadata of an image file.
 pub type CheckFn = fn(Arc<dyn ReadAt>, &OpenContext<'_>) -> Result<CheckReport>;
 
+/// Repairs the metadata of an image file, and makes that durable.
+pub type RepairFn = fn(Arc<dyn Storage>, &UpdateContext<'_>, Repair) -> Result<RepairReport>;
+
 /// A format: its names, its options and its entry points.
 ///
 /// Opening is mandatory; creating, streams and checks are optional.
@@ -253,6 +256,7 @@ pub struct FormatDriver {
     pub(crate) open_target: Option<OpenTargetFn>,
     pub(crate) measure: Option<MeasureFn>,
     pub(crate) open_update: Option<OpenUpdateFn>,
+    pub(crate) repair: Option<RepairFn>,
     pub(crate) detached_headers: bool,
 }
 
@@ -273,6 +277,7 @@ impl FormatDriver {
             open_target: None,
             measure: None,
             open_update: None,
+            repair: None,
             detached_headers: false,
         }
     }
@@ -334,6 +339,15 @@ impl FormatDriver {
     pub const fn update(mut self, open_update: OpenUpdateFn) -> Self {
         if cfg!(feature = "disk") {
             self.open_update = Some(open_update);
+        }
+        self
+    }
+
+    /// Adds repairs of the metadata. Without the feature `disk` it does nothing.
+    #[must_use]
+    pub const fn repair(mut self, repair: RepairFn) -> Self {
+        if cfg!(feature = "disk") {
+            self.repair = Some(repair);
         }
         self
     }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
 use crate::name::Name;
+use crate::options::Options;
 
 /// An image of one file format that is open for reading and writing: its metadata. The payload is read and written by the core
 /// (`Disk`, with the feature `disk`).
@@ -97,6 +98,23 @@ pub trait SparseUpdate: Send {
     /// [`Error::Unsupported`] if the format has no backing files, or not such a name; errors of the storage.
     fn set_backing(&mut self, _name: Option<&Name>, _format: Option<&Name>) -> Result<()> {
         Err(Error::unsupported(self.info().format, "changing the backing file"))
+    }
+
+    /// Checks options for [`amend`](Self::amend). Returns whether the core has to replace zero blocks before, since the format does not have them
+    /// with these options: by unallocated ones, or in an overlay by data.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the format has no such option, or the image cannot have this value; [`Error::Option`] for an invalid value.
+    fn check_amend(&mut self, _options: &Options) -> Result<bool> {
+        Err(Error::unsupported(self.info().format, "changing options of an existing image"))
+    }
+
+    /// Changes options of the image, which have been checked, and makes that durable. Everything before is flushed.
+    ///
+    /// # Errors
+    /// As [`check_amend`](Self::check_amend), and errors of the storage.
+    fn amend(&mut self, options: &Options) -> Result<()> {
+        self.check_amend(options).map(drop)
     }
 
     /// Removes all data, so that the backing file shows through, and makes that durable.

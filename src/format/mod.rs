@@ -37,7 +37,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::driver::{CheckReport, CreateContext, FileSize, FormatDriver, OpenContext, Probe, SparseRead, SparseWrite};
-use crate::driver::{SparseUpdate, UpdateContext};
+use crate::driver::{Repair, RepairReport, SparseUpdate, UpdateContext};
 use crate::error::{Error, Result};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
@@ -356,6 +356,23 @@ impl Format {
         let open = self.0.open_update.ok_or_else(|| Error::unsupported(self.name(), "writing to an image in place"))?;
         cx.open.refuse_snapshots(self.name())?;
         open(storage, cx)
+    }
+
+    /// Whether images of this format can be repaired, by `OpenOptions::repair`.
+    pub fn can_repair(&self) -> bool {
+        self.0.repair.is_some()
+    }
+
+    pub(crate) fn repair(
+        &self,
+        storage: Arc<dyn Storage>,
+        cx: &UpdateContext<'_>,
+        what: Repair,
+    ) -> Result<RepairReport> {
+        let repair = self.0.repair.ok_or_else(|| Error::unsupported(self.name(), "repairs"))?;
+        let mut report = repair(storage, cx, what)?;
+        (report.before.format, report.after.format) = (self.name(), self.name());
+        Ok(report)
     }
 
     pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::open::{Opened, cannot_open};
 use super::references::Found;
 use super::{Image, Layer, OpenOptions, SizedFile, SourceFile};
-use crate::driver::{OpenContext, SparseRead, UpdateContext};
+use crate::driver::{OpenContext, Repair, RepairReport, SparseRead, UpdateContext};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::info::FileReference;
 use crate::io::{FileStorage, ReadAt, Storage};
+use crate::limits::Budget;
 
 /// The top image of a chain: its metadata, as it is now, and its files.
 pub(crate) struct TopLayer {
@@ -53,6 +54,22 @@ impl OpenOptions {
         }
         let top = Opened::new(path.map(Path::to_owned), source, format)?;
         self.open_chain_by(top, Some(&|top, cx| self.open_top_layer(top, cx, storage.clone(), open)))
+    }
+
+    /// Repairs the image in `storage`, which is at `path`. The backing file is not opened.
+    pub(crate) fn repair_in(
+        &self,
+        storage: Arc<dyn Storage>,
+        path: Option<&Path>,
+        what: Repair,
+    ) -> Result<RepairReport> {
+        let source = Arc::new(SizedFile::new(storage.clone())?);
+        let format = self.format.map_or_else(|| self.detect(&source, path), Ok)?;
+        let top = Opened::new(path.map(Path::to_owned), source, format)?;
+        let budget = Budget::new(self.limits.metadata);
+        let data_file = |reference: &FileReference| self.open_data_storage(&top, reference);
+        let cx = self.context(&budget, 0, &|_| Ok(None));
+        format.repair(storage, &UpdateContext { storage: &data_file, ..UpdateContext::new(cx) }, what)
     }
 
     fn open_top_layer(

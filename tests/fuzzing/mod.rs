@@ -5,6 +5,8 @@
 //! input.
 
 pub mod deflate;
+#[cfg(any(fuzzing, feature = "disk"))]
+pub mod disk;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;
 #[cfg(any(fuzzing, feature = "packages"))]

@@ -222,6 +222,25 @@ fn damaged_images_of_every_format() {
     });
 }
 
+/// Damaged images that are written to, each by a random script.
+#[cfg(feature = "disk")]
+#[test]
+fn damaged_images_that_are_written() {
+    thread::scope(|scope| {
+        for format in Format::all().filter(Format::can_update) {
+            scope.spawn(move || {
+                let input = (inputs(format), prop::collection::vec(any::<u8>(), 240));
+                let target = |(image, script): (Vec<u8>, Vec<u8>)| {
+                    targets::disk::disk(Some(format), &[image, script].concat());
+                    Ok(())
+                };
+                let result = TestRunner::new(config()).run(&input, target);
+                assert!(result.is_ok(), "{format}: {}", result.unwrap_err());
+            });
+        }
+    });
+}
+
 /// Every format has valid seeds, so mutations start from valid images.
 #[test]
 fn seeds_of_every_format_can_be_opened() {

@@ -14,6 +14,8 @@ mod counts;
 mod data_files;
 mod detection;
 mod determinism;
+#[cfg(feature = "disk")]
+mod disk;
 mod faults;
 mod fuzzing;
 #[cfg(feature = "hash")]

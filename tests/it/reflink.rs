@@ -116,7 +116,7 @@ fn other_file_systems_copy() {
     let report = raw().convert(&open_raw(&source), &target).unwrap();
     assert_eq!((report.cloned_bytes, report.data_bytes), (0, 8 * MIB - 65536));
     assert_eq!(std::fs::read(&target).unwrap(), bytes);
-    let error = raw().reflink(Reflink::Always).convert(&open_raw(&source), &mount.join("other.raw")).unwrap_err();
+    let error = raw().reflink(Reflink::Always).convert(&open_raw(&source), mount.join("other.raw")).unwrap_err();
     assert!(error.to_string().contains("cannot share blocks"), "{error}");
     assert!(!mount.join("other.raw").exists());
 

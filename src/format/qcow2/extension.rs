@@ -13,7 +13,7 @@ pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
 const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO: u32 = 0x0537_be77;
-const DATA_FILE: u32 = 0x4441_5441;
+pub(super) const DATA_FILE: u32 = 0x4441_5441;
 
 /// Length of a record of the feature name table: type, bit, 46 bytes of name.
 const FEATURE_RECORD: usize = 48;

@@ -16,27 +16,30 @@
 //! | LUKS header | encryption header extension | parameters of the encryption | `luks` |
 //!
 //! `reader` maps guest ranges through these tables, `writer` builds them in one pass, `check` verifies the reference counts.
-//! `options` are the options of a new image.
+//! `options` are the options of a new image. `update` changes an image in place.
 //!
 //! # Support
 //!
-//! | feature | read | write |
-//! |---|---|---|
-//! | version 2, version 3 | yes | yes |
-//! | clusters of 512 B to 2 MiB | yes | yes |
-//! | extended L2 entries | yes | yes |
-//! | compressed clusters: deflate (any window), zstd | yes | yes |
-//! | zero clusters, preallocated clusters | yes | yes |
-//! | reference counts of 1 to 64 bits | yes | yes |
-//! | backing file | yes | yes |
-//! | external data file | yes | yes |
-//! | internal snapshots | yes | no |
-//! | bitmaps | listed, and copied on request | yes |
-//! | encryption (LUKS), with the feature `crypto` | yes | yes |
-//! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | no |
-//! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | |
-//! | version 1 | another driver, `qcow` | |
-//! | unknown incompatible features | refused | no |
+//! | feature | read | create | change in place |
+//! |---|---|---|---|
+//! | version 2, version 3 | yes | yes | yes |
+//! | clusters of 512 B to 2 MiB | yes | yes | yes |
+//! | extended L2 entries | yes | yes | yes |
+//! | compressed clusters: deflate (any window), zstd | yes | yes | written anew, uncompressed |
+//! | zero clusters, preallocated clusters | yes | yes | yes |
+//! | reference counts of 1 to 64 bits | yes | yes | yes |
+//! | backing file | yes | yes | yes; another one, or none |
+//! | external data file | yes | yes | yes |
+//! | internal snapshots | yes | no | made, gone back to, deleted; never changed by a guest |
+//! | bitmaps | listed, and copied on request | yes | marked as in use, which means that they lack changes |
+//! | resizing | | | yes; not with bitmaps, and in version 2 not with snapshots |
+//! | encryption (LUKS), with the feature `crypto` | yes | yes | no |
+//! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | no | no |
+//! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | | refused |
+//! | an image that was not closed cleanly | yes | | its refcounts are repaired first |
+//! | an image that is marked as corrupt | yes | | refused |
+//! | version 1 | another driver, `qcow` | | |
+//! | unknown incompatible features | refused | no | no |
 //!
 //! # Differences from qemu-img
 //!
@@ -45,6 +48,10 @@
 //! - A file that ends before its L1 table is refused, because it cannot be told from a truncated image. qemu-img reads it as
 //!   zeros.
 //! - A damaged snapshot table or bitmap directory is a warning, and the active state is read. qemu-img refuses the image.
+//! - Refcounts are written before each flush, also with lazy refcounts, so that an image is never left with refcounts that are out of date.
+//! - A snapshot is made, gone back to or deleted by one write to the header; qemu-img changes refcounts and flags in place before it.
+//! - When an overlay of version 2 grows below a longer backing file, its new part is zeroed after its size has changed: version 2 has no
+//!   other zeros. A power cut in between shows data of the backing file there.
 //! - `check` calls no clusters leaked while a table that may use them cannot be read.
 //!
 //! # References
@@ -79,7 +86,8 @@ pub(crate) static DRIVER: FormatDriver =
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .measure(writer::measure)
         .check(check::check)
-        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)))
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "qcow2";
 

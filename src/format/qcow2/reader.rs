@@ -322,7 +322,7 @@ fn or_warning<T: Default>(loaded: Result<T>, effect: &str, info: &mut ImageInfo)
 }
 
 /// Describes the header with the keys of qemu-img info.
-fn describe(header: &Header) -> ImageInfo {
+pub(super) fn describe(header: &Header) -> ImageInfo {
     let extensions = &header.extensions;
     let backing = header
         .backing_file

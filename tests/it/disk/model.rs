@@ -88,7 +88,8 @@ impl Model {
     pub fn new(start: &Start, seed: u64) -> Model {
         let file = Arc::new(Recorder::new(start.file.clone()));
         let content = start.content.clone();
-        let mut model = Model { start: start.clone(), file, disk: None, content, snapshots: Vec::new(), random: Random::new(seed) };
+        let mut model =
+            Model { start: start.clone(), file, disk: None, content, snapshots: Vec::new(), random: Random::new(seed) };
         model.open();
         model
     }
@@ -156,7 +157,8 @@ impl Model {
 
     /// Makes a snapshot, or goes back to one, or deletes one.
     fn change_snapshots(&mut self) -> Step {
-        let present: Vec<usize> = (0..self.snapshots.len()).filter(|index| !self.snapshots[*index].is_deleted).collect();
+        let present: Vec<usize> =
+            (0..self.snapshots.len()).filter(|index| !self.snapshots[*index].is_deleted).collect();
         let chosen = present.get(self.random.below(4) as usize).copied();
         match (self.random.below(3), chosen) {
             (0, Some(index)) => {

@@ -1,11 +1,11 @@
 //! `qemu-img check`
 
-use diskimage::{CheckReport, Error, Format};
+use diskimage::{CheckReport, Error, Format, Repair, RepairReport};
 use serde_json::Value;
 
 use super::getopt::Parsed;
 use super::message::{self, Failed};
-use super::source::Sources;
+use super::source::{Source, Sources};
 use super::{Outcome, style};
 use crate::check;
 use crate::output::{self, Style};
@@ -20,7 +20,20 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     let unsupported = || Failed::new("This image format does not support checks").exit(check::NO_CHECKS);
-    let report = match source.check() {
+    let repair = match parsed.text("repair").as_deref() {
+        None => None,
+        Some("leaks") => Some(Repair::Leaks),
+        Some("all") => Some(Repair::All),
+        Some(other) => {
+            return Err(Failed::new(format!("--repair (-r) expects 'leaks' or 'all' not '{other}'")).see_help("check"));
+        }
+    };
+    if repair.is_some() {
+        source.warn_of_probing(source.inspect()?.format);
+    }
+    let repaired = repair.map(|repair| repaired(&source, repair)).transpose()?.flatten();
+    let checked = repaired.as_ref().map_or_else(|| source.check(), |repaired| Ok(repaired.after.clone()));
+    let report = match checked {
         Ok(report) if CHECKED.contains(&report.format) => report,
         Ok(_) => return Err(unsupported()),
         Err(error) => {
@@ -37,8 +50,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
         false => source.try_inspect().ok().and_then(|image| image.info.block_size),
     };
     match style {
-        Style::Json => output::print_json_indented(&json(&report, source.name()))?,
+        Style::Json => output::print_json_indented(&json(&report, repaired.as_ref(), source.name()))?,
         Style::Human => {
+            if let Some(repaired) = &repaired {
+                print_repairs(repaired, source.try_inspect().ok().and_then(|image| image.info.block_size))?;
+            }
             for message in &report.messages {
                 message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
             }
@@ -48,6 +64,33 @@ pub fn run(parsed: &Parsed) -> Outcome {
         }
     }
     Ok(check::exit_code(&report))
+}
+
+/// Repairs the image, unless it has no faults or there are no repairs for its format.
+fn repaired(source: &Source, repair: Repair) -> Result<Option<RepairReport>, Failed> {
+    let Ok(report) = source.check() else { return Ok(None) };
+    let format = Format::by_name(report.format).ok();
+    if !format.is_some_and(|format| format.can_repair()) {
+        return match report.leaks + report.corruptions {
+            0 => Ok(None),
+            _ => Err(Failed::new(format!("imgconv does not repair images of the format {}", report.format))),
+        };
+    }
+    let (path, options) = source.path_and_options()?;
+    let repaired = options.repair(path, repair).map_err(|error| Failed::opening(source.name(), &error))?;
+    Ok((repaired.leaks_fixed + repaired.corruptions_fixed > 0).then_some(repaired))
+}
+
+fn print_repairs(repaired: &RepairReport, cluster_size: Option<u32>) -> Result<(), Failed> {
+    for message in &repaired.before.messages {
+        message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
+    }
+    output::print(&format!(
+        "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
+         Double checking the fixed image now...\n",
+        repaired.leaks_fixed, repaired.corruptions_fixed
+    ))?;
+    Ok(())
 }
 
 /// The line of qemu-img for a wrong refcount, which is made from the words of the library.
@@ -60,7 +103,7 @@ fn refcount_line(message: &str, cluster_size: Option<u32>) -> Option<String> {
 }
 
 /// In the order of qemu-img.
-fn json(report: &CheckReport, name: &str) -> Value {
+fn json(report: &CheckReport, repaired: Option<&RepairReport>, name: &str) -> Value {
     let mut object = serde_json::Map::new();
     let mut add = |key: &str, count: u64| (count > 0).then(|| object.insert(key.to_owned(), count.into()));
     add("image-end-offset", report.image_end_offset);
@@ -70,6 +113,8 @@ fn json(report: &CheckReport, name: &str) -> Value {
     add("compressed-clusters", report.compressed_clusters);
     add("leaks", report.leaks);
     add("corruptions", report.corruptions);
+    add("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed));
+    add("corruptions-fixed", repaired.map_or(0, |repaired| repaired.corruptions_fixed));
     object.insert("check-errors".into(), report.check_errors.into());
     object.insert("filename".into(), name.into());
     object.insert("format".into(), report.format.into());

@@ -4,6 +4,7 @@
 //! [`table`] lists the options of every command, with what differs. A command is one file, as in the other command line. What is
 //! read is [`source`], what is created is [`target`].
 
+mod amend;
 mod bitmaps;
 mod check;
 mod commit;

@@ -52,6 +52,9 @@ fn change(source: &Source, change: Change, snapshot: &str, force_share: bool) ->
         Change::Delete => delete(&disk, snapshot),
     };
     changed.and_then(|()| disk.close()).map_err(|error| match (change, error.root()) {
+        (Change::Apply, Error::Unsupported { feature, .. }) if feature.contains("bitmaps") => {
+            failed("Device has active dirty bitmaps")
+        }
         (_, Error::Unsupported { .. }) => failed(unsupported),
         (Change::Create, Error::Limit { .. }) => failed("Invalid argument"),
         (Change::Apply, Error::Usage(_)) => failed("Failed to load snapshot: No such file or directory"),

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::getopt::Parsed;
 use super::{
-    Outcome, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+    Outcome, amend, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
 };
 
 /// A command of qemu-img.
@@ -85,9 +85,20 @@ pub static COMMANDS: &[Command] = &[
         name: "amend",
         purpose: "change options of an image",
         operands: "FILENAME",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            QUIET,
+            PROGRESS,
+            row('o', "options", "K=V,...", "options of the format")
+                .note(Note::Differs("compat, lazy_refcounts, data_file, data_file_raw and size of qcow2")),
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row('t', "cache", "CACHE", "cache mode of the image").note(CHANGED_CACHE),
+            row(' ', "force", "", "allow unsafe changes").note(Note::NoEffect("none of them is made")),
+            OBJECT,
+        ],
+        run: amend::run,
+        imgconv: "none",
     },
     Command {
         name: "bench",
@@ -118,7 +129,7 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OUTPUT,
             row('r', "repair", "leaks|all", "repair the image")
-                .note(Note::Refused("nothing is repaired"))
+                .note(Note::Differs("qcow2 only; refcounts and flags, not what would have to be guessed"))
                 .imgconv("none"),
             OBJECT,
         ],
@@ -434,7 +445,9 @@ fn differences() -> String {
             let here = if is_refused { "refused" } else { "same" };
             let _ = writeln!(text, "| `{}` | {here} | {} |", command.name, or_same(command.imgconv));
         }
-        for row in command.rows().filter(|row| row.note != Note::Same || !row.imgconv.is_empty()) {
+        // A command without a counterpart has no options there.
+        let is_alone = command.imgconv == "none";
+        for row in command.rows().filter(|row| row.note != Note::Same || !is_alone && !row.imgconv.is_empty()) {
             let here = match row.note {
                 Note::Same => "same".to_owned(),
                 Note::NoEffect(why) => format!("no effect: {why}"),
@@ -442,7 +455,12 @@ fn differences() -> String {
                 Note::Refused(why) => format!("refused: {why}"),
             };
             let option = row.short.map_or(format!("--{}", row.long), |short| format!("-{short}"));
-            let _ = writeln!(text, "| `{} {option}` | {here} | {} |", command.name, or_same(row.imgconv));
+            let _ = writeln!(
+                text,
+                "| `{} {option}` | {here} | {} |",
+                command.name,
+                if is_alone { "none" } else { or_same(row.imgconv) }
+            );
         }
     }
     text

@@ -32,18 +32,49 @@ const L2_WINDOW: u64 = 1 << 20;
 /// # Errors
 /// When the header is invalid or not supported, or when the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
+    check_with(file, cx, &mut |_| ()).map(|checked| checked.report)
+}
+
+/// A host cluster whose refcount is not the number of its uses, which do not contradict each other.
+pub(super) struct WrongCount {
+    pub cluster: u64,
+    pub refcount: u64,
+    pub uses: u64,
+}
+
+/// The result of a check, with the faults whose repair is known.
+pub(super) struct Checked {
+    pub report: CheckReport,
+    /// Number of clusters with a refcount that is too low.
+    pub low: u64,
+    /// Number of entries in which only bit 63 is wrong.
+    pub flags: u64,
+}
+
+/// As [`check`]. Calls `wrong` with each wrong refcount.
+pub(super) fn check_with(
+    file: Arc<dyn ReadAt>,
+    cx: &OpenContext<'_>,
+    wrong: &mut dyn FnMut(WrongCount),
+) -> Result<Checked> {
     let header = Header::read_for_check(&file, cx.limits)?;
     let mut findings = Findings::default();
     findings.report.total_clusters = header.size.div_ceil(header.cluster_size());
     findings.note_state(&header);
-    match check_layout(file, &header, cx, &mut findings) {
+    match check_layout(file, &header, cx, &mut findings, wrong) {
         Err(error @ Error::Limit { .. }) => findings.not_checked(&error),
         other => other?,
     }
-    Ok(findings.report)
+    Ok(Checked { report: findings.report, low: findings.low, flags: findings.flags })
 }
 
-fn check_layout(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_>, findings: &mut Findings) -> Result<()> {
+fn check_layout(
+    file: Arc<dyn ReadAt>,
+    header: &Header,
+    cx: &OpenContext<'_>,
+    findings: &mut Findings,
+    wrong: &mut dyn FnMut(WrongCount),
+) -> Result<()> {
     let layout = Layout::collect(file, header, cx, findings)?;
     let refcounts = Refcounts::read(&layout.file, layout.file_len, header, cx.budget, findings)?;
     let clusters = layout.file_len.div_ceil(layout.header.cluster_size());
@@ -54,7 +85,7 @@ fn check_layout(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_>, fi
     let mut first = true;
     loop {
         Walk::new(&layout, first, findings, &mut work).run(&refcounts, &mut counts, &mut l2_tables)?;
-        compare(&layout, &refcounts, &counts, findings, &mut work)?;
+        compare(&layout, &refcounts, &counts, findings, wrong, &mut work)?;
         first = false;
         let counted = refcounts.next_covered(counts.window().end).filter(|cluster| *cluster < clusters);
         match counts.beyond().into_iter().chain(counted).min() {
@@ -70,6 +101,7 @@ fn compare(
     refcounts: &Refcounts,
     counts: &Counts,
     findings: &mut Findings,
+    wrong: &mut dyn FnMut(WrongCount),
     work: &mut Work,
 ) -> Result<()> {
     let cluster_size = layout.header.cluster_size();
@@ -88,9 +120,14 @@ fn compare(
             Some(conflict) => {
                 findings.report.corruption(|| format!("cluster at host offset {offset:#x}: {conflict}"));
             }
-            None if count > refcount => findings.report.corruption(differs),
+            None if count > refcount => {
+                findings.report.corruption(differs);
+                findings.low += 1;
+                wrong(WrongCount { cluster, refcount, uses: count });
+            }
             None if refcount > count && uses.count() < Uses::MAX_COUNT && !findings.uses_unknown => {
                 findings.report.leak(differs);
+                wrong(WrongCount { cluster, refcount, uses: count });
             }
             None => {}
         }
@@ -103,6 +140,9 @@ struct Findings {
     report: CheckReport,
     /// Whether clusters may be in use by a structure that cannot be read. Nothing is called leaked then: freeing it could lose data.
     uses_unknown: bool,
+    /// Refcounts that are too low, and entries in which only bit 63 is wrong, among the corruptions.
+    low: u64,
+    flags: u64,
 }
 
 impl Findings {

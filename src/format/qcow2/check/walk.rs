@@ -260,6 +260,7 @@ impl Walk<'_> {
             _ => return,
         };
         self.findings.fault(name, at, Problem::Rule { value: entry, rule });
+        self.findings.flags += 1;
     }
 
     /// Checks that the needed bytes of a guest cluster are within the file. Those beyond the end of the disk may be missing.

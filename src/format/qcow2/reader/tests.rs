@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
+use super::super::extent::DATA;
 use super::*;
 use crate::codec::Codec;
 use crate::driver::Compressed;
 use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
-use crate::format::qcow2::extent::DATA;
 use crate::format::qcow2::refcount::{max_count, set_count};
 use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};

@@ -5,9 +5,10 @@
 //! | `clusters` | refcounts: allocating and freeing host clusters |
 //! | `mapping` | L2 entries: where writes go, and what they become |
 //! | `resize` | the virtual size and the L1 table |
+//! | `repair` | wrong refcounts and flags |
 //! | `replace` | refcounts, tables and snapshots, all at once |
 //! | `snapshots` | internal snapshots |
-//! | `backing` | the name of the backing file |
+//! | `header` | the backing file, the version and features |
 //! | `bitmaps` | what other programs are told before the first change |
 //!
 //! # Order
@@ -23,10 +24,11 @@
 //! that are too high at most. Tables that are replaced as a whole (L1, refcount table, snapshot table) are written elsewhere, and become those of
 //! the image by a write to the first sector of the header.
 
-mod backing;
 mod bitmaps;
 mod clusters;
+mod header;
 mod mapping;
+mod repair;
 mod replace;
 mod resize;
 mod snapshots;
@@ -38,14 +40,16 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{Allocation, Extent, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{Allocation, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
 use crate::name::Name;
+use crate::options::Options;
 use clusters::RefcountTable;
+pub(super) use repair::repair;
 
 /// Refcount blocks, and tables that nothing points to yet.
 const NEW: Step = Step(0);
@@ -85,15 +89,27 @@ impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
         let header = Header::read(&source, cx.open.limits)?;
-        if header.encryption != Encryption::None {
-            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
-        }
         if header.incompatible.contains(Incompatible::CORRUPT) {
             return Err(Error::unsupported(FORMAT_NAME, "writing to an image that is marked as corrupt"));
         }
+        // Its refcounts may be out of date. They are repaired, as by qemu.
         if header.incompatible.contains(Incompatible::DIRTY) {
-            let feature = "writing to an image whose refcounts may be out of date: it was not closed cleanly";
+            repair(file.clone(), cx, Repair::All)?;
+        }
+        let image = Update::open_for_repair(file, cx)?;
+        if image.header.incompatible.contains(Incompatible::DIRTY) {
+            let feature = "writing to an image that was not closed cleanly, and whose refcounts cannot be repaired";
             return Err(Error::unsupported(FORMAT_NAME, feature));
+        }
+        Ok(image)
+    }
+
+    /// As [`open`](Self::open), whatever the refcounts are.
+    fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
+        let source: Arc<dyn ReadAt> = file.clone();
+        let header = Header::read(&source, cx.open.limits)?;
+        if header.encryption != Encryption::None {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
         }
         let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
@@ -229,6 +245,15 @@ impl SparseUpdate for Update {
     fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
         self.begin()?;
         self.replace_backing(name, format)
+    }
+
+    fn check_amend(&mut self, options: &Options) -> Result<bool> {
+        self.check_options(options)
+    }
+
+    fn amend(&mut self, options: &Options) -> Result<()> {
+        self.begin()?;
+        self.change_options(options)
     }
 
     fn empty(&mut self) -> Result<()> {

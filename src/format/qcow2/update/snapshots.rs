@@ -23,6 +23,9 @@ const MEMORY: u64 = 128 << 20;
 
 impl SnapshotUpdate for Update {
     fn create(&mut self, name: &str, time: (u32, u32)) -> Result<()> {
+        if self.header.has_data_file() {
+            return Err(Error::unsupported(FORMAT_NAME, "internal snapshots of an image with a data file"));
+        }
         let entries = self.snapshots()?;
         if entries.len() >= MAX_SNAPSHOTS {
             return Err(Error::unsupported(FORMAT_NAME, "more than 65536 internal snapshots"));
@@ -52,6 +55,9 @@ impl SnapshotUpdate for Update {
         let index = find(&entries, snapshot)?;
         let Some(entry) = entries.get(index) else { return Err(unknown(snapshot)) };
         entry.check(&self.header, self.file_len)?;
+        if self.header.extensions.bitmaps.is_some() {
+            return Err(Error::unsupported(FORMAT_NAME, "going back to a snapshot in an image with bitmaps"));
+        }
         let size = entry.info.virtual_size;
         self.replace(|image| {
             let (active, wanted) = (image.whole_l1()?, image.l1_of(entry)?);
@@ -85,7 +91,7 @@ impl SnapshotUpdate for Update {
 
 impl Update {
     /// The entries of the snapshot table.
-    fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
+    pub(super) fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
         let source: Arc<dyn ReadAt> = self.file.clone();
         let entries = read_snapshots(&source, &self.header, &Budget::new(MEMORY))?;
         entries.iter().try_for_each(|entry| entry.check_fields(&self.header))?;
@@ -98,7 +104,7 @@ impl Update {
     }
 
     /// All entries of the active L1 table, also those beyond the end of the disk.
-    fn whole_l1(&mut self) -> Result<Vec<u64>> {
+    pub(super) fn whole_l1(&mut self) -> Result<Vec<u64>> {
         self.read_l1(self.header.l1_table_offset, self.header.l1_size)
     }
 
@@ -120,7 +126,7 @@ impl Update {
 
     /// The entries of an active L1 table for these tables, whose uses are counted: with the flags that go with the counts. A table in which
     /// flags are wrong is copied, and `moved` of its uses go to the copy.
-    fn shared_tables(&mut self, entries: &[u64], moved: u64) -> Result<Vec<u64>> {
+    pub(super) fn shared_tables(&mut self, entries: &[u64], moved: u64) -> Result<Vec<u64>> {
         let mut own = Vec::with_capacity(entries.len());
         for entry in entries {
             self.make_room()?;
@@ -141,7 +147,7 @@ impl Update {
         Ok(own)
     }
 
-    fn drop_active_l1(&mut self) -> Result<()> {
+    pub(super) fn drop_active_l1(&mut self) -> Result<()> {
         self.drop_table(self.header.l1_table_offset, u64::from(self.header.l1_size) * 8)
     }
 

@@ -1,0 +1,116 @@
+//! Repairs of wrong refcounts, and of flags that do not go with them.
+//!
+//! The right refcount of a cluster is the number of its uses. It is repaired if all uses are known; an entry that cannot be right is left for
+//! someone who knows more than the image says.
+
+use std::sync::Arc;
+
+use super::Update;
+use super::replace::Replacement;
+use crate::driver::{Repair, RepairReport, SparseUpdate, UpdateContext};
+use crate::error::{Error, Result};
+use crate::format::qcow2::check::{Checked, WrongCount, check_with};
+use crate::format::qcow2::header::Incompatible;
+use crate::io::{ReadAt, Storage};
+
+/// Offset of the incompatible features in the header, in bytes.
+const INCOMPATIBLE: u64 = 72;
+
+/// Repairs an image.
+pub(in crate::format::qcow2) fn repair(
+    file: Arc<dyn Storage>,
+    cx: &UpdateContext<'_>,
+    what: Repair,
+) -> Result<RepairReport> {
+    let source: Arc<dyn ReadAt> = file.clone();
+    let found = check_with(source.clone(), &cx.open, &mut |_| ())?;
+    let mut report =
+        RepairReport { before: found.report.clone(), after: found.report.clone(), ..RepairReport::default() };
+    let is_marked = |image: &Update| image.header.incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT);
+    let mut image = Update::open_for_repair(file, cx)?;
+    if found.report.leaks + found.report.corruptions == 0 && !is_marked(&image) {
+        return Ok(report);
+    }
+    // Clusters that seem to be unused may be those of a damaged entry.
+    let frees = found.is_understood();
+    let raises = what == Repair::All;
+    let (mut leaks, mut low, mut failed) = (0, 0, None);
+    check_with(source.clone(), &cx.open, &mut |wrong: WrongCount| {
+        let is_leak = wrong.refcount > wrong.uses;
+        if failed.is_some() || !(if is_leak { frees } else { raises }) {
+            return;
+        }
+        match image.correct(&wrong) {
+            Ok(true) if is_leak => leaks += 1,
+            Ok(true) => low += 1,
+            Ok(false) => {}
+            Err(error) => failed = Some(error),
+        }
+    })?;
+    failed.map_or(Ok(()), Err)?;
+    image.flush()?;
+
+    let mut counted = check_with(source.clone(), &cx.open, &mut |_| ())?;
+    (report.leaks_fixed, report.corruptions_fixed) = (leaks, low);
+    if what == Repair::All && counted.flags > 0 && counted.is_understood() && counted.low == 0 {
+        image.correct_flags()?;
+        report.corruptions_fixed += counted.flags;
+        counted = check_with(source.clone(), &cx.open, &mut |_| ())?;
+    }
+    if what == Repair::All && counted.report.corruptions + counted.report.check_errors == 0 && is_marked(&image) {
+        image.clear_marks()?;
+        counted = check_with(source, &cx.open, &mut |_| ())?;
+    }
+    report.after = counted.report;
+    Ok(report)
+}
+
+impl Checked {
+    /// Whether nothing but refcounts and flags is wrong.
+    fn is_understood(&self) -> bool {
+        self.report.check_errors == 0 && self.report.corruptions == self.low + self.flags
+    }
+}
+
+impl Update {
+    /// Sets the refcount of a cluster to the number of its uses, unless there is no refcount block for it, or no room for the number.
+    fn correct(&mut self, wrong: &WrongCount) -> Result<bool> {
+        if self.block(wrong.cluster / self.header.refcount_block_entries())?.is_none() {
+            return Ok(false);
+        }
+        match self.set_refcount(wrong.cluster, wrong.uses) {
+            Err(Error::Limit { .. }) => return Ok(false),
+            other => other?,
+        }
+        // A power cut between two parts leaves what is not repaired yet.
+        self.make_room()?;
+        Ok(true)
+    }
+
+    /// Replaces the active L1 table and those L2 tables in which flags are wrong.
+    fn correct_flags(&mut self) -> Result<()> {
+        self.replace(|image| {
+            let active = image.whole_l1()?;
+            let own = image.shared_tables(&active, 1)?;
+            let bytes: Vec<u8> = own.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            let l1_table_offset = image.write_table(&bytes, "the L1 table")?;
+            image.drop_active_l1()?;
+            Ok(Replacement {
+                size: image.header.size,
+                l1_table_offset,
+                l1_size: own.len() as u32,
+                snapshot_count: image.header.nb_snapshots,
+                snapshots_offset: image.header.snapshots_offset,
+            })
+        })
+    }
+
+    /// Marks the image as closed, and as not corrupt.
+    fn clear_marks(&mut self) -> Result<()> {
+        self.header.incompatible -= Incompatible::DIRTY | Incompatible::CORRUPT;
+        let bits = self.header.incompatible.bits().to_be_bytes();
+        self.write_header(INCOMPATIBLE, &bits)?;
+        (self.info.dirty, self.info.corrupt) = (false, false);
+        Ok(())
+    }
+}
