@@ -8,10 +8,9 @@ use diskimage::{Commit, Format};
 use crate::args::{self, Output, ReferenceArgs};
 use crate::failure::Outcome;
 
-/// Write the data of an overlay into its backing file, which grows if it is
-/// smaller
+/// Write the data of an overlay into its backing file
 #[derive(Debug, clap::Args)]
-#[command(after_help = AFTER_HELP, verbatim_doc_comment)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Format of FILE [default: detected]
     #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
@@ -38,7 +37,7 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-An interrupted commit can be run again: FILE is emptied when its data is durable elsewhere.
+The backing file grows if it is smaller. An interrupted commit can be run again: FILE is emptied when its data is durable elsewhere.
 
 Examples:
   imgconv commit --references beside overlay.qcow2
