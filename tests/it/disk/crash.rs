@@ -71,13 +71,25 @@ type Change = (&'static str, fn(&diskimage::Disk) -> diskimage::Result<()>);
 #[cfg(feature = "qcow2")]
 #[test]
 fn a_power_cut_during_a_change_of_the_image_is_not_seen() {
+    use diskimage::driver::BitmapChange;
     use diskimage::{Name, Options};
     fn amend(disk: &diskimage::Disk, option: &str, value: &str) -> diskimage::Result<()> {
         let mut options = Options::new();
         options.set(option, value);
         disk.amend(&options)
     }
-    let changes: [Change; 7] = [
+    let changes: [Change; 8] = [
+        ("bitmap", |disk| {
+            let add = BitmapChange::Add { granularity: None, enabled: true };
+            for change in [add, BitmapChange::Disable, BitmapChange::Clear, BitmapChange::Remove] {
+                disk.change_bitmap("marks", change)?;
+                disk.change_bitmap("others", add).or_else(|error| match error.kind() {
+                    diskimage::ErrorKind::Usage => Ok(()),
+                    _ => Err(error),
+                })?;
+            }
+            Ok(())
+        }),
         ("rebase -u", |disk| disk.set_backing(Some(&Name::from("a longer name")), Some(diskimage::Format::RAW))),
         ("amend to version 2", |disk| amend(disk, "compat", "0.10")),
         ("amend to version 3", |disk| amend(disk, "compat", "1.1")),

@@ -5,6 +5,7 @@
 //! read is [`source`], what is created is [`target`].
 
 mod amend;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use super::getopt::Parsed;
 use super::{
-    Outcome, amend, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+    Outcome, amend, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize,
+    snapshot,
 };
 
 /// A command of qemu-img.
@@ -107,9 +108,24 @@ pub static COMMANDS: &[Command] = &[
         name: "bitmap",
         purpose: "change the bitmaps of an image",
         operands: "FILENAME BITMAP",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row(' ', "add", "", "add the bitmap"),
+            row('g', "granularity", "SIZE", "bytes per bit of a new bitmap"),
+            row(' ', "remove", "", "remove the bitmap"),
+            row(' ', "clear", "", "clear all bits"),
+            row(' ', "enable", "", "track writes"),
+            row(' ', "disable", "", "track no more writes"),
+            row(' ', "merge", "SOURCE", "add the bits of another bitmap").note(Note::Refused("bits are not copied")),
+            row('b', "source-file", "FILE", "the image with the other bitmap")
+                .note(Note::Refused("bits are not copied")),
+            row('F', "source-format", "FMT", "format of the other image").note(Note::Refused("bits are not copied")),
+            OBJECT,
+        ],
+        run: bitmap::run,
+        imgconv: "none",
     },
     Command {
         name: "check",
