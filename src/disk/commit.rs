@@ -72,7 +72,7 @@ impl Commit {
         let top = self.options.open_disk_of_chain(path.as_ref())?;
         let (layer, base, format) = {
             let image = top.image();
-            let layer = self.find_base(&top)?;
+            let layer = self.find_base(&top).map_err(|e| e.in_file(path.as_ref()))?;
             let base = image.file_path(layer, FileId::default()).map(Path::to_owned);
             (layer, base, image.format_of(layer))
         };

@@ -11,7 +11,7 @@
 //! | `preallocate` | growing with allocated space |
 //! | `ranges` | guest ranges that requests have to themselves |
 //! | `commit`, `rebase` | overlays |
-//! | `amend` | options of the image |
+//! | `amend`, `bitmaps` | options and bitmaps of the image |
 //! | `snapshots` | internal snapshots |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
@@ -21,6 +21,7 @@
 //! request holds the guest blocks that it is about: readers share them, a change has them alone.
 
 mod amend;
+mod bitmaps;
 mod commit;
 mod open;
 mod preallocate;

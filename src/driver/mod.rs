@@ -153,7 +153,9 @@ pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenCon
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use measure::FileSize;
 pub use read::SparseRead;
-pub use update::{Allocation, SnapshotUpdate, SparseUpdate, StorageOpener, UpdateContext, UpdateSpec, Zeroed};
+pub use update::{
+    Allocation, BitmapChange, SnapshotUpdate, SparseUpdate, StorageOpener, UpdateContext, UpdateSpec, Zeroed,
+};
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 
 use crate::error::Result;

@@ -117,6 +117,15 @@ pub trait SparseUpdate: Send {
         self.check_amend(options).map(drop)
     }
 
+    /// Adds or changes a persistent bitmap, and makes that durable. No other request is under way.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the image cannot have bitmaps; [`Error::Usage`] if there is no such bitmap, or one to be added is there; errors of
+    /// the storage.
+    fn change_bitmap(&mut self, _name: &str, _change: BitmapChange) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "bitmaps"))
+    }
+
     /// Removes all data, so that the backing file shows through, and makes that durable.
     ///
     /// # Errors
@@ -165,6 +174,27 @@ pub trait SnapshotUpdate {
     /// # Errors
     /// As [`apply`](Self::apply).
     fn delete(&mut self, snapshot: &str) -> Result<()>;
+}
+
+/// A change of a persistent bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BitmapChange {
+    /// It is added, without a bit set.
+    Add {
+        /// Guest bytes per bit, a power of two; `None` for the default of the format.
+        granularity: Option<u64>,
+        /// Whether it tracks writes.
+        enabled: bool,
+    },
+    /// It is removed, also if it is inconsistent.
+    Remove,
+    /// No bit is set.
+    Clear,
+    /// It tracks writes.
+    Enable,
+    /// It tracks no more writes.
+    Disable,
 }
 
 /// The requirements of an image that changes.

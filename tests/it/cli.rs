@@ -1,5 +1,6 @@
 //! Runs the program, and compares it with `qemu-img` where that has the same command.
 
+mod changes;
 mod content;
 mod in_place;
 mod luks;

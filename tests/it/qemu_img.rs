@@ -112,7 +112,16 @@ fn image(dir: &TempDir, name: &str) -> Option<(String, Vec<u8>)> {
     }
     let info = run("qemu-img", &[], dir, &format!("info --output=json {name}"));
     let info = String::from_utf8(info.stdout).unwrap();
-    let keys = ["virtual-size", "format", "cluster-size", "backing-filename", "compat", "granularity", "name"];
+    let keys = [
+        "virtual-size",
+        "format",
+        "cluster-size",
+        "backing-filename",
+        "compat",
+        "granularity",
+        "name",
+        "lazy-refcounts",
+    ];
     let keys = keys.map(|key| format!("\"{key}\":"));
     let top = info.lines().filter(|line| keys.iter().any(|key| line.trim_start().starts_with(&**key)));
     // The size of the file is that of its own format.
@@ -356,6 +365,12 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "amend -f raw -o size=1M disk.raw",
         "amend -o compat=0.11 existing.qcow2",
         "amend -o compat=0.10 tuned.qcow2",
+        "bitmap disk.qcow2 marks",
+        "bitmap --add disk.qcow2",
+        "bitmap --add disk.qcow2 marks",
+        "bitmap --remove disk.qcow2 other",
+        "bitmap --add -g 3k disk.qcow2 other",
+        "bitmap -g 64k --remove disk.qcow2 marks",
         "rebase overlay.qcow2",
         "rebase -b disk.raw overlay.qcow2",
         "rebase -b nothing -F raw overlay.qcow2",
@@ -511,6 +526,9 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("rebase -b disk.qcow2 -F qcow2 -f qcow2 top.qcow2", "top.qcow2"),
         ("rebase -u -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
         ("amend -o compat=0.10 overlay.qcow2", "overlay.qcow2"),
+        ("bitmap --add -g 32k --disable existing.qcow2 new", "existing.qcow2"),
+        ("bitmap --clear --disable disk.qcow2 marks", "disk.qcow2"),
+        ("bitmap --remove disk.qcow2 marks", "disk.qcow2"),
         ("amend -f qcow2 -o lazy_refcounts=on,size=6M existing.qcow2", "existing.qcow2"),
     ] {
         assert_same(&dir, line, Some(target));

@@ -9,7 +9,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
-use crate::{check, compare, convert, create, formats, hash, info, manual, map, measure, qemu, serve, snapshot};
+use crate::{
+    check, commit, compare, convert, create, formats, hash, info, manual, map, measure, qemu, resize, serve, snapshot,
+};
 
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
@@ -44,6 +46,8 @@ pub enum Command {
     Measure(measure::Args),
     Hash(hash::Args),
     Snapshot(snapshot::Args),
+    Resize(resize::Args),
+    Commit(commit::Args),
     Serve(serve::Args),
     Formats(formats::Args),
     InstallLinks(qemu::InstallLinks),
@@ -64,6 +68,8 @@ impl Command {
             Command::Measure(args) => args.run(),
             Command::Hash(args) => args.run(),
             Command::Snapshot(args) => args.run(),
+            Command::Resize(args) => args.run(),
+            Command::Commit(args) => args.run(),
             Command::Serve(args) => args.run(),
             Command::Formats(args) => args.run(),
             Command::InstallLinks(args) => args.run(),
@@ -84,6 +90,8 @@ impl Command {
             Command::Measure(args) => args.output.style,
             Command::Hash(args) => args.input.output.style,
             Command::Snapshot(args) => args.output.style,
+            Command::Resize(args) => args.output.style,
+            Command::Commit(args) => args.output.style,
             Command::Serve(args) => args.input.output.style,
             Command::Formats(args) => args.output.style,
             Command::InstallLinks(_) => Style::Human,

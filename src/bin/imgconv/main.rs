@@ -8,6 +8,7 @@
 mod args;
 mod check;
 mod cli;
+mod commit;
 mod compare;
 mod convert;
 mod create;
@@ -23,6 +24,7 @@ mod node;
 mod output;
 mod progress;
 mod qemu;
+mod resize;
 mod secrets;
 mod serve;
 mod signals;

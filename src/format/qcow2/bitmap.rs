@@ -27,9 +27,9 @@ pub(super) const MAX_BITMAPS: u64 = 65535;
 /// Longest bitmap name in qemu, in bytes.
 pub(super) const MAX_NAME: u64 = 1023;
 /// Length of a directory entry in bytes, without extra data and name.
-const FIXED_LENGTH: usize = 24;
+pub(super) const FIXED_LENGTH: usize = 24;
 /// The only defined bitmap type.
-const DIRTY_TRACKING: u8 = 1;
+pub(super) const DIRTY_TRACKING: u8 = 1;
 
 bitflags! {
     /// Flags of a bitmap.

@@ -11,7 +11,7 @@ use crate::name::Name;
 pub(super) const END: u32 = 0;
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 const CRYPTO: u32 = 0x0537_be77;
 pub(super) const DATA_FILE: u32 = 0x4441_5441;
 
@@ -132,8 +132,7 @@ impl Extensions {
             put(FEATURE_NAMES, self.features.iter().map(Feature::encode).collect::<Vec<_>>().as_flattened());
         }
         if let Some(Ok(directory)) = &self.bitmaps {
-            let count = u64::from(directory.count) << 32;
-            put(BITMAPS, [count, directory.len, directory.offset].map(u64::to_be_bytes).as_flattened());
+            put(BITMAPS, &directory.encode());
         }
         put(END, &[]);
         bytes
@@ -156,6 +155,11 @@ impl CryptoHeader {
 }
 
 impl BitmapDirectory {
+    pub fn encode(&self) -> Vec<u8> {
+        let count = u64::from(self.count) << 32;
+        [count, self.len, self.offset].map(u64::to_be_bytes).concat()
+    }
+
     fn parse(data: &[u8], at: u64) -> Result<BitmapDirectory, Fault> {
         exact_length("bitmaps", data, 24, at)?;
         Ok(BitmapDirectory {

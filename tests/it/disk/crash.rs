@@ -62,3 +62,63 @@ fn check_content(found: &[u8], possible: &[State], context: &dyn Fn() -> String)
         assert!(is_known, "{}: sector {index} is neither old nor new", context());
     }
 }
+
+/// A change of the whole image, which must be there or not.
+#[cfg(feature = "qcow2")]
+type Change = (&'static str, fn(&diskimage::Disk) -> diskimage::Result<()>);
+
+/// Changes of the header and of all tables: after a power cut the content is the same, and no structure contradicts another.
+#[cfg(feature = "qcow2")]
+#[test]
+fn a_power_cut_during_a_change_of_the_image_is_not_seen() {
+    use diskimage::driver::BitmapChange;
+    use diskimage::{Name, Options};
+    fn amend(disk: &diskimage::Disk, option: &str, value: &str) -> diskimage::Result<()> {
+        let mut options = Options::new();
+        options.set(option, value);
+        disk.amend(&options)
+    }
+    let changes: [Change; 8] = [
+        ("bitmap", |disk| {
+            let add = BitmapChange::Add { granularity: None, enabled: true };
+            for change in [add, BitmapChange::Disable, BitmapChange::Clear, BitmapChange::Remove] {
+                disk.change_bitmap("marks", change)?;
+                disk.change_bitmap("others", add).or_else(|error| match error.kind() {
+                    diskimage::ErrorKind::Usage => Ok(()),
+                    _ => Err(error),
+                })?;
+            }
+            Ok(())
+        }),
+        ("rebase -u", |disk| disk.set_backing(Some(&Name::from("a longer name")), Some(diskimage::Format::RAW))),
+        ("amend to version 2", |disk| amend(disk, "compat", "0.10")),
+        ("amend to version 3", |disk| amend(disk, "compat", "1.1")),
+        ("amend lazy_refcounts", |disk| amend(disk, "lazy_refcounts", "on")),
+        ("snapshot -c", |disk| disk.create_snapshot("one")),
+        ("snapshot -c, -d", |disk| disk.create_snapshot("one").and_then(|()| disk.delete_snapshot("one"))),
+        ("snapshot -c, -a", |disk| disk.create_snapshot("one").and_then(|()| disk.apply_snapshot("one"))),
+    ];
+    for start in starts::all().into_iter().filter(|start| start.snapshots) {
+        for (name, change) in changes {
+            // Holes of the image itself would show another backing file.
+            if name == "rebase -u" && start.backing.is_none() {
+                continue;
+            }
+            let file = Arc::new(super::recorder::Recorder::new(start.file.clone()));
+            let storage: Arc<dyn diskimage::io::Storage> = file.clone();
+            let disk = start.options().open_disk_in(storage).unwrap();
+            match change(&disk) {
+                // Not every image can have every feature.
+                Err(error) if error.kind() == diskimage::ErrorKind::Unsupported => {}
+                changed => changed.unwrap(),
+            }
+            disk.close().unwrap();
+            file.replay(1, |events, cut, file| {
+                let context = || format!("{}, {name}, {events} events, {cut:?}", start.name);
+                assert!(start.read(file.clone()) == start.content, "{}", context());
+                let report = OpenOptions::new().check_source(Arc::new(MemFile::from(file))).unwrap();
+                assert_eq!((report.corruptions, report.check_errors), (0, 0), "{}: {:?}", context(), report.messages);
+            });
+        }
+    }
+}

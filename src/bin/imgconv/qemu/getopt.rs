@@ -19,6 +19,11 @@ impl Parsed {
         self.options.iter().any(|(other, _)| *other == name)
     }
 
+    /// The options in the order of the command line.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.options.iter().map(|(name, _)| *name)
+    }
+
     /// The value of an option, which replaces those before it.
     pub fn last(&self, name: &str) -> Option<&OsStr> {
         self.options.iter().rev().find(|(other, _)| *other == name).map(|(_, value)| value.as_os_str())

@@ -5,6 +5,7 @@
 //! read is [`source`], what is created is [`target`].
 
 mod amend;
+mod bitmap;
 mod bitmaps;
 mod check;
 mod commit;

@@ -10,6 +10,7 @@ use super::getopt::Parsed;
 use super::message::Failed;
 use super::source::{SECTOR, Sources};
 use crate::output;
+use crate::resize::NewSize;
 
 pub fn run(parsed: &Parsed) -> Outcome {
     let (name, size) = match parsed.operands.as_slice() {
@@ -17,7 +18,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         [_, _, _, ..] => return Err(Failed::new("Extra argument(s) in command line").see_help("resize")),
         _ => return Err(Failed::new("Expecting image file name and size").see_help("resize")),
     };
-    let size = NewSize::parse(size)?;
+    let size = new_size(size)?;
     let preallocation = preallocation(parsed.text("preallocation").as_deref())?;
     let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     let disk = source.open_disk("Image format driver does not support resize")?;
@@ -72,38 +73,13 @@ fn resize(disk: Disk, size: u64, preallocation: Option<Preallocation>) -> Result
     })
 }
 
-/// A size, or by how much the old one changes.
-enum NewSize {
-    Is(u64),
-    Larger(u64),
-    Smaller(u64),
-}
-
-impl NewSize {
-    fn parse(text: &OsString) -> Result<NewSize, Failed> {
-        let text = text.to_string_lossy();
-        let (new, rest): (fn(u64) -> NewSize, &str) = match text.split_at_checked(1) {
-            Some(("+", rest)) => (NewSize::Larger, rest),
-            Some(("-", rest)) => (NewSize::Smaller, rest),
-            _ => (NewSize::Is, &text),
-        };
-        let size = super::size(rest).map_err(|_| {
-            Failed::new(
-                "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, \
-                 tera-, peta-\nand exabytes, respectively.",
-            )
-        })?;
-        Ok(new(size))
-    }
-
-    /// The new size, if there is one.
-    fn from(&self, old: u64) -> Option<u64> {
-        match *self {
-            NewSize::Is(size) => Some(size),
-            NewSize::Larger(by) => old.checked_add(by),
-            NewSize::Smaller(by) => old.checked_sub(by),
-        }
-    }
+fn new_size(text: &OsString) -> Result<NewSize, Failed> {
+    NewSize::parse(&text.to_string_lossy(), super::size).map_err(|_| {
+        Failed::new(
+            "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means kilo-, mega-, giga-, \
+             tera-, peta-\nand exabytes, respectively.",
+        )
+    })
 }
 
 fn preallocation(mode: Option<&str>) -> Result<Option<Preallocation>, Failed> {

@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 
 use super::getopt::Parsed;
 use super::{
-    Outcome, amend, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize, snapshot,
+    Outcome, amend, bitmap, check, commit, compare, convert, create, dd, info, map, measure, rebase, refused, resize,
+    snapshot,
 };
 
 /// A command of qemu-img.
@@ -112,9 +113,24 @@ pub static COMMANDS: &[Command] = &[
         name: "bitmap",
         purpose: "change the bitmaps of an image",
         operands: "FILENAME BITMAP",
-        rows: &[],
-        run: refused,
-        imgconv: "refused",
+        rows: &[
+            HELP,
+            row('f', "format", "FMT", "format of the image"),
+            IMAGE_OPTS,
+            row(' ', "add", "", "add the bitmap"),
+            row('g', "granularity", "SIZE", "bytes per bit of a new bitmap"),
+            row(' ', "remove", "", "remove the bitmap"),
+            row(' ', "clear", "", "clear all bits"),
+            row(' ', "enable", "", "track writes"),
+            row(' ', "disable", "", "track no more writes"),
+            row(' ', "merge", "SOURCE", "add the bits of another bitmap").note(Note::Refused("bits are not copied")),
+            row('b', "source-file", "FILE", "the image with the other bitmap")
+                .note(Note::Refused("bits are not copied")),
+            row('F', "source-format", "FMT", "format of the other image").note(Note::Refused("bits are not copied")),
+            OBJECT,
+        ],
+        run: bitmap::run,
+        imgconv: "none",
     },
     Command {
         name: "check",
@@ -143,17 +159,19 @@ pub static COMMANDS: &[Command] = &[
         rows: &[
             HELP,
             QUIET,
-            PROGRESS,
+            PROGRESS.imgconv("none"),
             row('f', "format", "FMT", "format of the image"),
-            IMAGE_OPTS,
-            row('t', "cache", "CACHE", "cache mode of the images").note(CHANGED_CACHE),
+            IMAGE_OPTS.imgconv("none"),
+            row('t', "cache", "CACHE", "cache mode of the images").note(CHANGED_CACHE).imgconv("none"),
             row('b', "base", "BASE", "the image of the backing chain that is written to; implies -d"),
             row('d', "drop", "", "do not empty the overlay afterwards"),
-            row('r', "rate-limit", "RATE", "limit of bytes per second").note(Note::Refused("there is no limit")),
+            row('r', "rate-limit", "RATE", "limit of bytes per second")
+                .note(Note::Refused("there is no limit"))
+                .imgconv("none"),
             OBJECT,
         ],
         run: commit::run,
-        imgconv: "none",
+        imgconv: "prints nothing; needs --references",
     },
     Command {
         name: "compare",
@@ -349,13 +367,13 @@ pub static COMMANDS: &[Command] = &[
             HELP,
             QUIET,
             row('f', "format", "FMT", "format of the image"),
-            IMAGE_OPTS,
+            IMAGE_OPTS.imgconv("none"),
             row(' ', "preallocation", "MODE", "allocate what is added: off, metadata, falloc or full"),
             row(' ', "shrink", "", "allow a smaller size"),
             OBJECT,
         ],
         run: resize::run,
-        imgconv: "none",
+        imgconv: "",
     },
     Command {
         name: "snapshot",

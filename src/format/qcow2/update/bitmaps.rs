@@ -17,7 +17,7 @@ const BITMAP_FLAGS: u64 = 12;
 const MEMORY: u64 = 128 << 20;
 
 impl Update {
-    /// Marks enabled bitmaps as in use, which means that they may lack changes, and clears unknown autoclear features.
+    /// Marks enabled bitmaps as in use, which means that they may lack changes.
     pub(super) fn announce(&mut self) -> Result<()> {
         let source: Arc<dyn ReadAt> = self.file.clone();
         let mut is_changed = false;
@@ -31,13 +31,19 @@ impl Update {
                 .map_err(Error::io("writing the bitmap flags", at))?;
             is_changed = true;
         }
-        let known = self.header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
-        if self.header.version >= 3 && known != self.header.autoclear {
-            self.header.autoclear = known;
-            let bits = known.bits().to_be_bytes();
-            self.file.write_all_at(&bits, AUTOCLEAR).map_err(Error::io("writing the header", AUTOCLEAR))?;
-            is_changed = true;
+        if is_changed {
+            self.sync()?;
         }
-        if is_changed { self.sync() } else { Ok(()) }
+        self.clear_unknown_features()
+    }
+
+    /// Clears the autoclear features that this program does not know, before any change.
+    pub(super) fn clear_unknown_features(&mut self) -> Result<()> {
+        let known = self.header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if self.header.version == 2 || known == self.header.autoclear {
+            return Ok(());
+        }
+        self.header.autoclear = known;
+        self.write_header(AUTOCLEAR, &known.bits().to_be_bytes())
     }
 }

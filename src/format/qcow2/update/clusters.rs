@@ -39,8 +39,11 @@ impl Update {
     /// Counts a former use of each of these clusters no longer, now that the tables without them are durable.
     pub(super) fn free_clusters(&mut self) -> Result<()> {
         while let Some(&cluster) = self.freed.last() {
-            self.count_use_less(cluster)?;
-            self.freed.pop();
+            match self.count_use_less(cluster) {
+                // It was not counted: there is nothing to free.
+                Ok(()) | Err(Error::Corrupt(_)) => self.freed.pop(),
+                Err(error) => return Err(error),
+            };
         }
         // What is lost of this is a leak.
         self.pages.write_back(NEW).map(drop)

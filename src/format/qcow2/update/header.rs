@@ -6,7 +6,7 @@ use super::{FORMAT_NAME, Update};
 use crate::codec::Codec;
 use crate::driver::SparseUpdate;
 use crate::error::{Error, Result};
-use crate::format::qcow2::extension::{BACKING_FORMAT, DATA_FILE, END, FEATURE_NAMES};
+use crate::format::qcow2::extension::{BACKING_FORMAT, BITMAPS, DATA_FILE, END, FEATURE_NAMES};
 use crate::format::qcow2::header::{
     Autoclear, Compatible, Header, Incompatible, MAX_BACKING_NAME, V2_LENGTH, V3_WRITTEN_LENGTH,
 };
@@ -114,7 +114,9 @@ impl Update {
     }
 
     /// Replaces the header, in one sector where it fits in it, if need be without the table of the names of features, which is for messages only.
-    fn replace_header(&mut self, header: Header) -> Result<()> {
+    pub(super) fn replace_header(&mut self, header: Header) -> Result<()> {
+        self.clear_unknown_features()?;
+        let header = Header { autoclear: header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE), ..header };
         let mut cluster = vec![0; self.cluster_size().min(self.file_len) as usize];
         table::read(&*self.file, &mut cluster, 0)?;
         let whole = self.encode_header(&header, &cluster, true);
@@ -155,6 +157,9 @@ impl Update {
         if let Some(name) = &header.extensions.data_file {
             put(DATA_FILE, name.as_bytes());
         }
+        if let Some(Ok(directory)) = &header.extensions.bitmaps {
+            put(BITMAPS, &directory.encode());
+        }
         let mut at = self.header.header_length as usize;
         while let Some(head) = cluster.get(at..at + 8) {
             let (kind, len) = (BigEndian::read_u32(head), BigEndian::read_u32(&head[4..]) as usize);
@@ -162,6 +167,8 @@ impl Update {
             match kind {
                 END => break,
                 BACKING_FORMAT | DATA_FILE => {}
+                // A damaged one stays as it is.
+                BITMAPS if !matches!(header.extensions.bitmaps, Some(Err(_))) => {}
                 FEATURE_NAMES if !with_features => {}
                 _ => put(kind, data),
             }

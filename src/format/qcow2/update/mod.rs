@@ -9,6 +9,7 @@
 //! | `replace` | refcounts, tables and snapshots, all at once |
 //! | `snapshots` | internal snapshots |
 //! | `header` | the backing file, the version and features |
+//! | `bitmap_changes` | persistent bitmaps: added, removed, cleared |
 //! | `bitmaps` | what other programs are told before the first change |
 //!
 //! # Order
@@ -24,6 +25,7 @@
 //! that are too high at most. Tables that are replaced as a whole (L1, refcount table, snapshot table) are written elsewhere, and become those of
 //! the image by a write to the first sector of the header.
 
+mod bitmap_changes;
 mod bitmaps;
 mod clusters;
 mod header;
@@ -40,7 +42,9 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{Allocation, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{
+    Allocation, BitmapChange, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
@@ -243,7 +247,6 @@ impl SparseUpdate for Update {
     }
 
     fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
-        self.begin()?;
         self.replace_backing(name, format)
     }
 
@@ -252,8 +255,11 @@ impl SparseUpdate for Update {
     }
 
     fn amend(&mut self, options: &Options) -> Result<()> {
-        self.begin()?;
         self.change_options(options)
+    }
+
+    fn change_bitmap(&mut self, name: &str, change: BitmapChange) -> Result<()> {
+        self.change_bitmaps(name, change)
     }
 
     fn empty(&mut self) -> Result<()> {

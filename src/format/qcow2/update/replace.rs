@@ -34,7 +34,7 @@ pub(super) enum Uses {
 impl Update {
     /// Makes new refcount blocks by `change`, which also writes new tables, and replaces those of the image. If it fails, the image is as before.
     pub(super) fn replace(&mut self, change: impl FnOnce(&mut Self) -> Result<Replacement>) -> Result<()> {
-        self.begin()?;
+        self.clear_unknown_features()?;
         self.flush()?;
         let l1 = self.l1.clone();
         let replaced = self.copy_refcounts().and_then(|()| {
