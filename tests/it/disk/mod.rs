@@ -10,6 +10,8 @@ mod repair;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;
+#[cfg(feature = "vdi")]
+mod vdi;
 
 use std::sync::Arc;
 
