@@ -12,6 +12,8 @@ mod starts;
 mod turns;
 #[cfg(feature = "vdi")]
 mod vdi;
+#[cfg(feature = "vhd")]
+mod vhd;
 
 use std::sync::Arc;
 

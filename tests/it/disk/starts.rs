@@ -17,6 +17,8 @@ pub fn all() -> Vec<Start> {
     starts.extend(qcow2());
     #[cfg(feature = "vdi")]
     starts.extend(super::vdi::starts());
+    #[cfg(feature = "vhd")]
+    starts.extend(super::vhd::starts());
     starts
 }
 
