@@ -19,6 +19,8 @@ pub fn all() -> Vec<Start> {
     starts.extend(super::vdi::starts());
     #[cfg(feature = "vhd")]
     starts.extend(super::vhd::starts());
+    #[cfg(feature = "vmdk")]
+    starts.extend(super::vmdk::starts());
     starts
 }
 
