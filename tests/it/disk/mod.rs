@@ -14,6 +14,8 @@ mod turns;
 mod vdi;
 #[cfg(feature = "vhd")]
 mod vhd;
+#[cfg(feature = "vhdx")]
+mod vhdx;
 #[cfg(feature = "vmdk")]
 mod vmdk;
 

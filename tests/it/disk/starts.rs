@@ -21,6 +21,8 @@ pub fn all() -> Vec<Start> {
     starts.extend(super::vhd::starts());
     #[cfg(feature = "vmdk")]
     starts.extend(super::vmdk::starts());
+    #[cfg(feature = "vhdx")]
+    starts.extend(super::vhdx::starts());
     starts
 }
 
