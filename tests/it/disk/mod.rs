@@ -4,6 +4,8 @@
 
 mod crash;
 mod model;
+#[cfg(feature = "qed")]
+mod qed;
 mod recorder;
 #[cfg(feature = "qcow2")]
 mod repair;
