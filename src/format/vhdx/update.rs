@@ -199,7 +199,8 @@ impl Update {
     /// # Errors
     /// If an entry is corrupt: a new block could be where it points to.
     fn end_of_blocks(&mut self) -> Result<u64> {
-        let mut end = self.structure.ranges().map(|(range, _)| range.end).fold(0, u64::max);
+        let regions = self.structure.ranges().map(|(range, _)| range.end).fold(0, u64::max);
+        let mut end = 0;
         for block in 0..self.bat.block_count {
             if let BlockState::FullyPresent(at) | BlockState::PartiallyPresent(at) | BlockState::Unmapped(at) =
                 self.state(block)?
@@ -212,6 +213,8 @@ impl Update {
             let (entry, field) = self.entry(self.bat.first_entry(chunk) + self.bat.chunk_ratio)?;
             end = end.max(self.bat.parse_sector_bitmap(entry, field)?.map_or(0, |at| at + MIB));
         }
+        // qemu leaves room after the regions, which is not for blocks.
+        let end = if end == 0 { regions.max(self.bat.file_len) } else { end.max(regions) };
         Ok(end.next_multiple_of(MIB))
     }
 
