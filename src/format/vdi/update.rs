@@ -49,7 +49,8 @@ impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         cx.open.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.open.limits)?;
-        if (header.map_offset | header.data_offset | header.stride() | u64::from(header.block_extra)) % SECTOR != 0 {
+        let offsets = header.map_offset | header.data_offset | header.stride() | u64::from(header.block_extra);
+        if !offsets.is_multiple_of(SECTOR) {
             return Err(Error::unsupported(FORMAT_NAME, "writing to an image whose blocks are not aligned to sectors"));
         }
         let page_size = 1 << header.map_offset.trailing_zeros().min(PAGE.ilog2());

@@ -27,7 +27,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::table::Field;
 use crate::format::shared::table_pages::{Step, TablePages};
-use crate::format::shared::{new_identifier, run, table};
+use crate::format::shared::{new_identifier, run};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
 

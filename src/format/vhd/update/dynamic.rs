@@ -70,7 +70,7 @@ impl Dynamic {
         };
         let header_at = footers.footer.data_offset;
         let header = read_header(&*file, blocks.file_len, footers.at, header_at)?;
-        if (header_at | header.table_offset) % SECTOR != 0 {
+        if !(header_at | header.table_offset).is_multiple_of(SECTOR) {
             return Err(Error::unsupported(FORMAT_NAME, "writing to an image whose tables are not aligned to sectors"));
         }
         let footer = FooterBytes::read(&*file, footers.at)?;

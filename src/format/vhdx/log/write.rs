@@ -64,3 +64,63 @@ pub(in super::super) fn encode(entry: &NewEntry<'_>) -> Vec<u8> {
     seal(&mut bytes);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::format::vhdx::MIB;
+    use crate::format::vhdx::header::Header;
+    use crate::format::vhdx::log::replay;
+    use crate::io::{MemFile, ReadAt, WriteAt};
+    use crate::limits::Budget;
+
+    fn sector() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![Just(vec![0; 4096]), vec(any::<u8>(), 4096)]
+    }
+
+    proptest! {
+        /// Entries that are written one after the other, also around the end of the log: a replay applies the last one.
+        #[test]
+        fn the_last_entry_is_replayed(
+            start in 0_u64..256,
+            entries in vec(btree_map(0_u64..512, sector(), 0..5), 1..4),
+        ) {
+            let log_guid = Uuid::from_u128(7);
+            let file = Arc::new(MemFile::from(vec![0xdd; 4 << 20]));
+            let mut expected = file.to_vec();
+            let mut offset = start * SECTOR;
+            for (sequence_number, changes) in (1..).zip(&entries) {
+                let sectors: Vec<_> = changes.iter().map(|(at, bytes)| (2 * MIB + at * SECTOR, &bytes[..])).collect();
+                let entry = encode(&NewEntry { log_guid, sequence_number, tail: offset as u32, file_len: 4 << 20, sectors: &sectors });
+                for (piece, at) in entry.chunks(SECTOR as usize).zip((offset..).step_by(SECTOR as usize)) {
+                    file.write_all_at(piece, MIB + at % MIB).unwrap();
+                }
+                offset = (offset + entry.len() as u64) % MIB;
+            }
+            for (at, bytes) in entries.last().unwrap() {
+                let at = (2 * MIB + at * SECTOR) as usize;
+                expected[at..at + 4096].copy_from_slice(bytes);
+            }
+            let header = Header {
+                sequence_number: 1,
+                file_write_guid: Uuid::nil(),
+                data_write_guid: Uuid::nil(),
+                log_guid,
+                log: MIB..2 * MIB,
+            };
+            let source: Arc<dyn ReadAt> = file.clone();
+            let replayed = replay(&source, 4 << 20, (&header, 0), &[], &Budget::new(1 << 20)).unwrap().unwrap();
+            prop_assert_eq!(replayed.entries, 1);
+            let mut bytes = vec![0; 2 << 20];
+            replayed.file.read_exact_at(&mut bytes, 2 * MIB).unwrap();
+            prop_assert!(bytes == expected[2 << 20..]);
+            replayed.overlay.unwrap().write_to(&*file).unwrap();
+            prop_assert!(file.to_vec()[2 << 20..] == expected[2 << 20..]);
+        }
+    }
+}

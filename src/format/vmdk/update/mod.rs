@@ -17,7 +17,7 @@ use super::hosted::{Hosted, REDUNDANT_USED};
 use super::reader::{self, Content, DiskExtent, IMAGE, Reader};
 use super::{FORMAT_NAME, SparseKind};
 use crate::driver::{
-    Allocation, Extent, ExtentKind, Location, OpenContext, SparseRead, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+    Allocation, Extent, ExtentKind, Location, OpenContext, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
 };
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
