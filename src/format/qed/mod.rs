@@ -19,7 +19,7 @@
 //! | clusters of 4 KiB to 64 MiB, tables of 1 to 16 clusters | yes | what qemu opens: up to 4 MiB, tables of 2 clusters and more |
 //! | zero clusters | yes | yes, in overlays |
 //! | backing file | yes | yes |
-//! | writing in place, by a guest | | yes; disks grow |
+//! | writing in place, by a guest | | yes; disks grow, and shrink where they have no data |
 //! | an image that needs a check (`QED_F_NEED_CHECK`) | yes, reported as dirty | no |
 //! | unknown features | refused | no |
 //! | unknown compatible and autoclear features | ignored | none |

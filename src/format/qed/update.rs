@@ -21,7 +21,7 @@ use crate::driver::{Allocation, Extent, ExtentKind, Location, SparseUpdate, Upda
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::two_level::{ENTRY, IMAGE, Shape};
-use crate::format::shared::{run, table, whole_sectors};
+use crate::format::shared::{end_is_allocated, run, table, whole_sectors};
 use crate::info::ImageInfo;
 use crate::io::{Storage, write_zeros};
 use crate::name::Name;
@@ -241,6 +241,22 @@ impl Update {
         Ok(())
     }
 
+    /// Checks that a guest range has neither data nor tables of its own.
+    fn check_unused(&mut self, guest: Range<u64>) -> Result<()> {
+        let (coverage, mut offset) = (self.shape().l2_coverage(), guest.start);
+        while offset < guest.end {
+            let is_own = offset.is_multiple_of(coverage);
+            match self.l2_entry_at(offset)? {
+                None => offset = (offset / coverage + 1).saturating_mul(coverage),
+                Some(_) if is_own || matches!(self.entry(offset)?.0, L2Entry::Data(_)) => {
+                    return Err(end_is_allocated(FORMAT_NAME));
+                }
+                Some(_) => offset += self.cluster_size(),
+            }
+        }
+        Ok(())
+    }
+
     fn one_cluster(&self, guest: &Range<u64>) -> u64 {
         (self.cluster_size() - guest.start % self.cluster_size()).min(guest.end - guest.start)
     }
@@ -336,10 +352,8 @@ impl SparseUpdate for Update {
 
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
         let (size, old) = (whole_sectors(FORMAT_NAME, size)?, self.header.image_size);
-        if size < old {
-            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller"));
-        }
         let shape = self.shape();
+        self.check_unused(size.next_multiple_of(self.cluster_size())..old)?;
         let limit = shape.l2_coverage().saturating_mul(shape.l2_entries);
         if size > limit {
             let field = "virtual size".into();

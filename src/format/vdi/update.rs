@@ -18,7 +18,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR, reader};
 use crate::driver::{Allocation, Extent, Location, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
-use crate::format::shared::{new_identifier, run, table, whole_sectors};
+use crate::format::shared::{end_is_allocated, new_identifier, run, table, whole_sectors};
 use crate::info::ImageInfo;
 use crate::io::Storage;
 
@@ -239,12 +239,14 @@ impl SparseUpdate for Update {
         }
     }
 
-    /// The map grows up to the data area.
+    /// The map grows up to the data area. A disk becomes smaller only where it has no data.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         let size = whole_sectors(FORMAT_NAME, size)?;
         let (old, needed) = (self.header.disk_size, size.div_ceil(self.block_size()));
-        if size < old {
-            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller"));
+        for index in needed..old.div_ceil(self.block_size()) {
+            if let BlockMapEntry::Block(_) = self.entry(index)? {
+                return Err(end_is_allocated(FORMAT_NAME));
+            }
         }
         let room = (self.header.data_offset - self.header.map_offset) / BlockMapEntry::LEN;
         if needed > room {
@@ -257,7 +259,8 @@ impl SparseUpdate for Update {
         self.clear_entries(old.div_ceil(self.block_size())..needed)?;
         self.flush()?;
         // All in one sector.
-        self.header.blocks = self.header.blocks.max(needed as u32);
+        let is_larger = size > old;
+        self.header.blocks = if is_larger { self.header.blocks.max(needed as u32) } else { needed as u32 };
         self.header.disk_size = size;
         for (at, field) in self.header.size_fields() {
             self.pages.write(&field, at, HEADER)?;

@@ -27,7 +27,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::table::Field;
 use crate::format::shared::table_pages::{Step, TablePages};
-use crate::format::shared::{new_identifier, run};
+use crate::format::shared::{end_is_allocated, new_identifier, run};
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, Storage};
 
@@ -407,18 +407,23 @@ impl SparseUpdate for Update {
         }
     }
 
-    /// The BAT grows up to the end of its region.
+    /// The BAT grows up to the end of its region. A disk becomes smaller only where it has no data.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
-        let (old, size) = (self.bat.disk_size, size.checked_next_multiple_of(self.sector_size()).unwrap_or(u64::MAX));
+        let size = size.checked_next_multiple_of(self.sector_size()).unwrap_or(u64::MAX);
         let field = || "virtual size".into();
         if size > MAX_DISK_SIZE {
             let limit = MAX_DISK_SIZE;
             return Err(Error::Limit { format: FORMAT_NAME, field: field(), at: None, value: size, limit });
         }
-        if size < old {
-            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller"));
-        }
         let (old_count, count) = (self.bat.block_count, size.div_ceil(self.block_size()));
+        for block in count..old_count {
+            if !matches!(self.state(block)?, BlockState::NotPresent | BlockState::Zero) {
+                return Err(end_is_allocated(FORMAT_NAME));
+            }
+        }
+        if self.bat.differencing && count.div_ceil(self.bat.chunk_ratio) < self.bat.chunk_count() {
+            return Err(Error::unsupported(FORMAT_NAME, "making a differencing disk smaller by whole chunks"));
+        }
         let room = (self.structure.regions.bat.range.end - self.structure.regions.bat.range.start) / 8;
         let chunks = count.div_ceil(self.bat.chunk_ratio);
         let needed = if self.bat.differencing { chunks * (self.bat.chunk_ratio + 1) } else { count + chunks };

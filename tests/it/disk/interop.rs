@@ -226,12 +226,50 @@ fn images_that_cannot_be_changed_are_refused() {
     converter.create(SIZE, &path).unwrap();
     let error = OpenOptions::new().open_disk(&path).unwrap_err();
     assert!(error.to_string().contains("streamOptimized"), "{error}");
-    for (name, format) in [("disk.vdi", Format::VDI), ("disk.vhd", Format::VHD), ("disk.vhdx", Format::VHDX)] {
-        let path = dir.join(name);
-        Converter::new(format).create(SIZE, &path).unwrap();
+    assert_eq!(disk_of_vmdk(&dir).resize(SIZE / 2).unwrap_err().kind().as_str(), "unsupported");
+}
+
+fn disk_of_vmdk(dir: &TempDir) -> diskimage::Disk {
+    Converter::new(Format::VMDK).create(SIZE, dir.join("sparse.vmdk")).unwrap();
+    OpenOptions::new().open_disk(dir.join("sparse.vmdk")).unwrap()
+}
+
+/// What has no data can be cut off, and reads as zeros when the disk grows again.
+#[test]
+fn disks_become_smaller_where_they_have_no_data() {
+    for (format, list) in [
+        (Format::VDI, "block_size=1M"),
+        (Format::VHD, "block_size=1M"),
+        (Format::VHDX, "block_size=1M"),
+        (Format::QED, ""),
+    ] {
+        let dir = TempDir::new();
+        let path = dir.join("disk");
+        Converter::new(format).options(options(list)).create(SIZE, &path).unwrap();
         let disk = OpenOptions::new().open_disk(&path).unwrap();
-        assert_eq!(disk.resize(SIZE / 2).unwrap_err().kind().as_str(), "unsupported", "{name}");
+        let mut content = vec![0; SIZE as usize];
+        disk.write_all_at(&[5; 700_000], 600_000).unwrap();
+        content[600_000..1_300_000].fill(5);
+        let size = 1_000_448;
+        assert_eq!(disk.resize(size).unwrap_err().kind().as_str(), "unsupported", "{format}");
         assert_eq!(disk.size(), SIZE);
+        let size = if format == Format::QED { 1_300_992 } else { 1_048_576 + 100_352 };
+        disk.resize(size).unwrap();
+        assert_eq!(disk.size(), size, "{format}");
+        content[size.min(SIZE) as usize..].fill(0);
         disk.close().unwrap();
+        let report = OpenOptions::new().check(&path).unwrap();
+        assert_eq!(
+            (report.corruptions, report.leaks, report.check_errors),
+            (0, 0, 0),
+            "{format}: {:?}",
+            report.messages
+        );
+        let disk = OpenOptions::new().open_disk(&path).unwrap();
+        disk.resize(SIZE).unwrap();
+        disk.close().unwrap();
+        let mut now = vec![9; SIZE as usize];
+        OpenOptions::new().open(&path).unwrap().read_exact_at(&mut now, 0).unwrap();
+        assert!(now == content, "{format}");
     }
 }

@@ -6,7 +6,7 @@ use super::dynamic::{Dynamic, NEW};
 use super::sync;
 use crate::driver::SparseUpdate;
 use crate::error::{Error, Result};
-use crate::format::shared::{table, whole_sectors};
+use crate::format::shared::{end_is_allocated, table, whole_sectors};
 use crate::format::vhd::blocks::UNALLOCATED;
 use crate::format::vhd::footer::Footer;
 use crate::format::vhd::header::{CHECKSUM_AT, Header};
@@ -16,16 +16,18 @@ use crate::info::ImageInfo;
 use crate::io::write_zeros;
 
 impl Dynamic {
-    /// Makes the disk larger. Lower layers have `below` bytes.
+    /// Makes the disk larger, or smaller where it has no data. Lower layers have `below` bytes.
     pub(super) fn set_size(&mut self, size: u64, below: u64) -> Result<()> {
         let (size, old) = (whole_sectors(FORMAT_NAME, size)?, self.blocks.size);
         if size == old {
             return Ok(());
         }
-        if size < old {
-            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller that is not fixed"));
+        for index in size.div_ceil(self.blocks.block_size)..old.div_ceil(self.blocks.block_size) {
+            if self.entry(index)?.block.is_some() {
+                return Err(end_is_allocated(FORMAT_NAME));
+            }
         }
-        if old < below {
+        if size > old && old < below {
             return Err(Error::unsupported(FORMAT_NAME, "making a differencing disk larger whose parent is larger"));
         }
         let needed = size.div_ceil(self.blocks.block_size);
