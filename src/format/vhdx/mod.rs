@@ -70,7 +70,7 @@
 //! |---|---|---|---|
 //! | 2.2 | alignment to 1 MiB, no overlaps | `region::parse_range`, `region::check_overlaps`, `check::Allocations` | `writer::regions` |
 //! | 2.2.1 | file type identifier | `header::read_creator` | `header::encode_identifier` |
-//! | 2.2.2 | headers, the current header | `Header::parse`, `header::current` | `Header::encode`, `Writer::finish`, `Update::write_header` |
+//! | 2.2.2 | headers, the current header | `Header::parse`, `header::current` | `Header::encode`, `Writer::finish`, `update::journal` |
 //! | 2.2.3 | region table | `Regions::read`, `region::parse` | `Regions::encode` |
 //! | 2.3.1 | log entries | `LogEntry::read` | `log::encode` |
 //! | 2.3.1.1 | entry header | `LogEntry::parse` | `log::encode` |

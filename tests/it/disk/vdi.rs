@@ -33,7 +33,7 @@ fn packed(extra: u32, has_parent: bool) -> Start {
     let blocks = content.chunks(BLOCK);
     let count = blocks.len() as u32;
     // The parent has some of the blocks, all of them in the last third.
-    let in_parent = |index: usize| has_parent && (index % 3 == 0 || index > 100);
+    let in_parent = |index: usize| has_parent && (index.is_multiple_of(3) || index > 100);
     let mut parent = vec![if has_parent { 3 } else { 0 }; SIZE as usize];
     for (index, block) in blocks.enumerate().collect::<Vec<_>>().into_iter().rev() {
         if in_parent(index) {

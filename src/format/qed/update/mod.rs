@@ -8,6 +8,8 @@
 //!
 //! A cluster keeps its place: zeros and discards are holes in it.
 
+mod resize;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -21,7 +23,7 @@ use crate::driver::{Allocation, Extent, ExtentKind, Location, SparseUpdate, Upda
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::two_level::{ENTRY, IMAGE, Shape};
-use crate::format::shared::{end_is_allocated, run, table, whole_sectors};
+use crate::format::shared::{run, table};
 use crate::info::ImageInfo;
 use crate::io::{Storage, write_zeros};
 use crate::name::Name;
@@ -216,47 +218,6 @@ impl Update {
         Ok(())
     }
 
-    /// Makes guest clusters that the disk gets read as zeros, also where the backing file, which has `below` bytes, has data.
-    fn clear_entries(&mut self, guest: Range<u64>, below: u64) -> Result<()> {
-        let (coverage, cluster_size) = (self.shape().l2_coverage(), self.cluster_size());
-        let mut offset = guest.start;
-        while offset < guest.end {
-            let hides = offset < below && self.header.backing.is_some();
-            match self.l2_entry_at(offset)? {
-                None if !hides => {
-                    offset = (offset / coverage + 1).saturating_mul(coverage);
-                    continue;
-                }
-                _ => {}
-            }
-            let value = if hides { ZERO } else { 0 };
-            if self.entry(offset)?.0 != L2Entry::parse(value) {
-                self.set_entry(offset, value)?;
-            }
-            if self.pages.is_full() {
-                self.flush()?;
-            }
-            offset += cluster_size;
-        }
-        Ok(())
-    }
-
-    /// Checks that a guest range has neither data nor tables of its own.
-    fn check_unused(&mut self, guest: Range<u64>) -> Result<()> {
-        let (coverage, mut offset) = (self.shape().l2_coverage(), guest.start);
-        while offset < guest.end {
-            let is_own = offset.is_multiple_of(coverage);
-            match self.l2_entry_at(offset)? {
-                None => offset = (offset / coverage + 1).saturating_mul(coverage),
-                Some(_) if is_own || matches!(self.entry(offset)?.0, L2Entry::Data(_)) => {
-                    return Err(end_is_allocated(FORMAT_NAME));
-                }
-                Some(_) => offset += self.cluster_size(),
-            }
-        }
-        Ok(())
-    }
-
     fn one_cluster(&self, guest: &Range<u64>) -> u64 {
         (self.cluster_size() - guest.start % self.cluster_size()).min(guest.end - guest.start)
     }
@@ -351,20 +312,7 @@ impl SparseUpdate for Update {
     }
 
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
-        let (size, old) = (whole_sectors(FORMAT_NAME, size)?, self.header.image_size);
-        let shape = self.shape();
-        self.check_unused(size.next_multiple_of(self.cluster_size())..old)?;
-        let limit = shape.l2_coverage().saturating_mul(shape.l2_entries);
-        if size > limit {
-            let field = "virtual size".into();
-            return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
-        }
-        self.begin()?;
-        self.clear_entries(old.next_multiple_of(self.cluster_size())..size, below)?;
-        self.flush()?;
-        self.write_header(&size.to_le_bytes(), IMAGE_SIZE_AT)?;
-        self.header.image_size = size;
-        self.sync()
+        self.set_size(size, below)
     }
 
     /// The name is written after the header, all in one sector.
