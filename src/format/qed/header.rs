@@ -23,11 +23,11 @@ pub(super) const TABLE_SIZES: RangeInclusive<u64> = 1..=16;
 pub(super) const MAX_BACKING_NAME: u64 = 1023;
 
 /// `QED_F_BACKING_FILE`
-const BACKING_FILE: u64 = 1;
+pub(super) const BACKING_FILE: u64 = 1;
 /// `QED_F_NEED_CHECK`
-const NEED_CHECK: u64 = 2;
+pub(super) const NEED_CHECK: u64 = 2;
 /// `QED_F_BACKING_FORMAT_NO_PROBE`: the backing file is raw.
-const BACKING_IS_RAW: u64 = 4;
+pub(super) const BACKING_IS_RAW: u64 = 4;
 
 /// A valid header.
 #[derive(Clone, Debug, PartialEq, Eq)]

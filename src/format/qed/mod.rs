@@ -19,6 +19,7 @@
 //! | clusters of 4 KiB to 64 MiB, tables of 1 to 16 clusters | yes | what qemu opens: up to 4 MiB, tables of 2 clusters and more |
 //! | zero clusters | yes | yes, in overlays |
 //! | backing file | yes | yes |
+//! | writing in place, by a guest | | yes; disks grow, and shrink where they have no data |
 //! | an image that needs a check (`QED_F_NEED_CHECK`) | yes, reported as dirty | no |
 //! | unknown features | refused | no |
 //! | unknown compatible and autoclear features | ignored | none |
@@ -38,6 +39,7 @@ mod entry;
 mod header;
 mod options;
 mod reader;
+mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -49,7 +51,8 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["qed"])
         .description("QEMU enhanced disk, a former format of QEMU")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
-        .check(check::check);
+        .check(check::check)
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "qed";
 /// Bytes in a sector of the disk.

@@ -42,7 +42,7 @@ impl Reader {
 }
 
 /// The properties of the image, from its header.
-fn describe(header: &Header) -> ImageInfo {
+pub(super) fn describe(header: &Header) -> ImageInfo {
     let reference = |Backing { name, is_raw }: &Backing| {
         FileReference::new("backing file", name.clone(), is_raw.then(|| Name::from("raw")))
     };

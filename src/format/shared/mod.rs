@@ -31,6 +31,18 @@ pub(crate) mod written;
 pub(crate) mod xml;
 
 use crate::error::{Error, Result};
+use crate::identifiers::Identifiers;
+use crate::options::Options;
+
+/// The error for making a disk smaller whose end is allocated: the space would be lost.
+pub(crate) fn end_is_allocated(format: &'static str) -> Error {
+    Error::unsupported(format, "making a disk smaller in place that has data after the new end")
+}
+
+/// A new identifier of an image whose content changes, in place of the `old` one.
+pub(crate) fn new_identifier(format: &'static str, old: &[u8]) -> [u8; 16] {
+    Identifiers::Random.for_image(format, 0, &Options::new()).with(old).bytes("modification")
+}
 
 /// Rounds the size of a new disk up to sectors.
 ///

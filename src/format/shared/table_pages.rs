@@ -138,6 +138,19 @@ impl TablePages {
         self.changed * self.page_size >= Self::CHANGED
     }
 
+    /// The number of changed pages.
+    pub fn changed_count(&self) -> usize {
+        self.changed
+    }
+
+    /// The changed pages with their offsets, for a log.
+    pub fn changed_pages(&self) -> Vec<(u64, &[u8])> {
+        let changed = self.pages.iter().filter(|(_, page)| page.changed != 0);
+        let mut pages: Vec<_> = changed.map(|(number, page)| (number * self.page_size as u64, &*page.bytes)).collect();
+        pages.sort_unstable_by_key(|(at, _)| *at);
+        pages
+    }
+
     /// Writes the changes of a step to the file, adjacent ones at once. Returns whether there were any.
     ///
     /// # Errors

@@ -17,6 +17,8 @@ use crate::name::Name;
 pub(super) use crate::format::shared::signature::{VDI as SIGNATURE, VDI_AT as SIGNATURE_AT};
 /// Host offset of `cBlocksAllocated`, for messages.
 pub(super) const BLOCKS_ALLOCATED_AT: u64 = 388;
+/// Host offset of `uuidModify`.
+pub(super) const MODIFICATION_AT: u64 = 408;
 /// Host offset of `cbHeader`, from which the header size counts.
 const START: u64 = 72;
 /// Sizes in bytes of `VDIHEADER1` and of `VDIHEADER1PLUS`, which adds the LCHS geometry.
@@ -149,7 +151,7 @@ impl Header {
             blocks: u32_at(384),
             blocks_allocated: u32_at(BLOCKS_ALLOCATED_AT as usize),
             uuid: uuid_at(392),
-            modification: uuid_at(408),
+            modification: uuid_at(MODIFICATION_AT as usize),
             linkage: uuid_at(424),
             parent_modification: uuid_at(440),
             lchs_sector_size: (header_size >= SIZES[1]).then(|| u32_at(468)),
@@ -202,6 +204,19 @@ impl Header {
         u64::from(self.block_size) + u64::from(self.block_extra)
     }
 
+    /// The fields of the size of the disk with their host offsets, all in the first sector. The geometries become unknown, as in new images.
+    pub fn size_fields(&self) -> Vec<(u64, Vec<u8>)> {
+        let mut fields = vec![
+            // `LegacyGeometry`, but for its sector size.
+            (348, vec![0; 12]),
+            (368, self.disk_size.to_le_bytes().to_vec()),
+            (384, self.blocks.to_le_bytes().to_vec()),
+        ];
+        // `LCHSGeometry`
+        fields.extend(self.lchs_sector_size.map(|_| (456, vec![0; 12])));
+        fields
+    }
+
     /// Problems that do not affect reading; VirtualBox refuses most of them.
     pub fn warnings(&self) -> Vec<Cow<'static, str>> {
         let checks = [
@@ -244,9 +259,12 @@ impl Header {
         ] {
             put(offset, &number.to_le_bytes());
         }
-        for (offset, uuid) in
-            [(392, self.uuid), (408, self.modification), (424, self.linkage), (440, self.parent_modification)]
-        {
+        for (offset, uuid) in [
+            (392, self.uuid),
+            (MODIFICATION_AT as usize, self.modification),
+            (424, self.linkage),
+            (440, self.parent_modification),
+        ] {
             put(offset, &uuid.to_bytes_le());
         }
         bytes

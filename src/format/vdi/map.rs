@@ -6,7 +6,7 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::FIELDS;
 use super::header::Header;
-use crate::driver::FileId;
+use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::Result;
 use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table;
@@ -58,7 +58,7 @@ pub(super) type BlockMapPage = TablePage<{ BlockMapEntry::LEN as usize }>;
 
 /// The block map of an open image.
 pub(super) struct BlockMap {
-    file_len: u64,
+    pub file_len: u64,
     pub header: Header,
     entries: PagedTable<{ BlockMapEntry::LEN as usize }>,
 }
@@ -77,24 +77,62 @@ impl BlockMap {
 
     /// The host offset of the guest data in block `number` of the data area. It is not checked.
     pub fn host_offset(&self, number: u32) -> u64 {
-        let before = u64::from(number).saturating_mul(self.header.stride());
-        before.saturating_add(self.header.data_offset + u64::from(self.header.block_extra))
+        self.header.host_offset(number)
     }
 
     /// Checks that the `len` bytes at `host_offset`, to which entry `index` points, lie within the file. The last block may end
     /// with the disk.
     pub fn check(&self, index: u64, host_offset: u64, len: u64) -> Result<()> {
-        FIELDS.at("block map entry", self.entries.host_offset(index)).within(host_offset, len, self.file_len)
+        self.header.check_block(index, host_offset, len, self.file_len)
     }
 
     /// Bytes of the disk in block `index`: a whole block, or less at the end of the disk.
     pub fn visible_len(&self, index: u64) -> u64 {
-        let block_size = u64::from(self.header.block_size);
-        self.header.disk_size.saturating_sub(index * block_size).min(block_size)
+        self.header.visible_len(index)
     }
 
     /// Number of blocks that the data area of the file can hold, a partial one included.
     pub fn capacity(&self) -> u64 {
         self.file_len.saturating_sub(self.header.data_offset).div_ceil(self.header.stride())
+    }
+}
+
+impl Header {
+    /// The host offset of entry `index` of the block map.
+    pub fn entry_at(&self, index: u64) -> u64 {
+        self.map_offset + index * BlockMapEntry::LEN
+    }
+
+    /// The host offset of the guest data in block `number` of the data area. It is not checked.
+    pub fn host_offset(&self, number: u32) -> u64 {
+        let before = u64::from(number).saturating_mul(self.stride());
+        before.saturating_add(self.data_offset + u64::from(self.block_extra))
+    }
+
+    /// Bytes of the disk in block `index`: a whole block, or less at the end of the disk.
+    pub fn visible_len(&self, index: u64) -> u64 {
+        let block_size = u64::from(self.block_size);
+        self.disk_size.saturating_sub(index * block_size).min(block_size)
+    }
+
+    /// The kind and length of the extent from guest offset `offset` to the end of its block, which has this entry in a file of `file_len`
+    /// bytes.
+    pub fn extent(&self, entry: BlockMapEntry, offset: u64, file_len: u64) -> Result<(ExtentKind, u64)> {
+        let (index, within) = (offset / u64::from(self.block_size), offset % u64::from(self.block_size));
+        let len = self.visible_len(index).saturating_sub(within);
+        let kind = match entry {
+            BlockMapEntry::Free if self.kind.has_parent() => ExtentKind::Hole,
+            BlockMapEntry::Free | BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
+            BlockMapEntry::Block(number) => {
+                let host_offset = self.host_offset(number);
+                self.check_block(index, host_offset, within + len, file_len)?;
+                ExtentKind::Data(Location { file: IMAGE, offset: host_offset + within })
+            }
+        };
+        Ok((kind, len))
+    }
+
+    fn check_block(&self, index: u64, host_offset: u64, len: u64, file_len: u64) -> Result<()> {
+        FIELDS.at("block map entry", self.entry_at(index)).within(host_offset, len, file_len)
     }
 }

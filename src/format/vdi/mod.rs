@@ -23,6 +23,7 @@
 //! | block sizes: powers of two from 512 bytes | yes | 128 KiB to 128 MiB, as VirtualBox 7.2 accepts |
 //! | bytes before each block (`cbBlockExtra`) | yes, skipped | none |
 //! | disk sizes that are not a multiple of 512 | yes, exact | rounded up |
+//! | writing in place, by a guest | | yes, if blocks are aligned to sectors; disks grow, as far as the map has room, and shrink where they have no data |
 //! | empty disks | yes | no: VirtualBox reports them as damaged |
 //!
 //! Images are written in the layout of VirtualBox: the map at 1 MiB, then the data area, aligned to 1 MiB, with blocks in guest
@@ -49,6 +50,7 @@ mod header;
 mod map;
 mod options;
 mod reader;
+mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -60,7 +62,8 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["vdi"])
         .description("VirtualBox virtual disk, dynamic or static; differencing ones are read")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
-        .check(check::check);
+        .check(check::check)
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "vdi";
 /// Bytes in a sector of the disk.

@@ -83,6 +83,6 @@ fn parse_uuid(text: &str) -> Result<Uuid> {
 }
 
 /// A version 4 UUID from pseudo-random bytes in on-disk order.
-fn random(bytes: [u8; 16]) -> Uuid {
+pub(super) fn random(bytes: [u8; 16]) -> Uuid {
     Builder::from_bytes_le(bytes).with_variant(Variant::RFC4122).with_version(Version::Random).into_uuid()
 }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use super::FORMAT_NAME;
 use super::header::Header;
-use super::map::{BlockMap, BlockMapEntry, BlockMapPage, IMAGE};
-use crate::driver::{Extent, ExtentKind, Location, OpenContext, SparseRead};
+use super::map::{BlockMap, BlockMapEntry, BlockMapPage};
+use crate::driver::{Extent, ExtentKind, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::shared::run;
 use crate::info::{FileReference, ImageInfo, Value};
@@ -30,23 +30,12 @@ impl Reader {
 
     /// The kind and length of the extent from guest offset `offset` to the end of its block, block `index` on `page`.
     fn block(&self, page: &BlockMapPage, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
-        let within = offset % u64::from(self.map.header.block_size);
-        let len = self.map.visible_len(index) - within;
-        let kind = match BlockMapEntry::from_page(page, index) {
-            BlockMapEntry::Free if self.map.header.kind.has_parent() => ExtentKind::Hole,
-            BlockMapEntry::Free | BlockMapEntry::Zero => ExtentKind::Zero { allocated: None },
-            BlockMapEntry::Block(number) => {
-                let host_offset = self.map.host_offset(number);
-                self.map.check(index, host_offset, within + len)?;
-                ExtentKind::Data(Location { file: IMAGE, offset: host_offset + within })
-            }
-        };
-        Ok((kind, len))
+        self.map.header.extent(BlockMapEntry::from_page(page, index), offset, self.map.file_len)
     }
 }
 
 /// The properties of the image, from its header.
-fn describe(header: &Header) -> ImageInfo {
+pub(super) fn describe(header: &Header) -> ImageInfo {
     let mut specific = vec![
         ("type", header.kind.name().into()),
         ("uuid", text(header.uuid)),

@@ -15,7 +15,7 @@ use crate::format::shared::table_cache::TableCache;
 use crate::io::ReadAt;
 
 /// The image file.
-const IMAGE: FileId = FileId(0);
+pub(super) const IMAGE: FileId = FileId(0);
 /// The entry of an unallocated block.
 pub(super) const UNALLOCATED: u32 = !0;
 /// Bytes of an entry.
@@ -26,12 +26,12 @@ pub(super) struct Blocks {
     file: Arc<dyn ReadAt>,
     pub file_len: u64,
     /// Size of the disk in bytes.
-    size: u64,
+    pub size: u64,
     entries: PagedTable<ENTRY_LEN>,
     pub block_size: u64,
     pub bitmap_len: u64,
     /// Whether sectors that were never written read from the parent, not as zeros.
-    differencing: bool,
+    pub differencing: bool,
     bitmaps: TableCache,
     /// Host ranges of the table and all metadata outside the blocks.
     pub metadata: Vec<Range<u64>>,
@@ -153,17 +153,33 @@ impl Blocks {
 
     /// The kind and the length of the extent at guest offset `offset`, in the block at host offset `block`.
     fn block(&self, entry: BatEntry, block: u64, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
-        let field = FIELDS.at("block allocation table entry", entry.at);
+        self.check_bitmap(entry.at, block)?;
+        let bitmap =
+            self.bitmaps.get(&*self.file, Location { file: IMAGE, offset: block }, self.bitmap_len as usize)?;
+        self.in_block(entry, block, &bitmap.bytes, offset, end)
+    }
+
+    /// Checks that the bitmap of the block at host offset `block`, to which the entry at `at` points, is within the file.
+    pub fn check_bitmap(&self, at: u64, block: u64) -> Result<()> {
+        let field = FIELDS.at("block allocation table entry", at);
         if block < Footer::LEN {
             return Err(field.fault(Problem::Overlap { offset: block, with: "the copy of the footer" }));
         }
-        field.within(block, self.bitmap_len, self.file_len)?;
-        let bitmap =
-            self.bitmaps.get(&*self.file, Location { file: IMAGE, offset: block }, self.bitmap_len as usize)?;
+        field.within(block, self.bitmap_len, self.file_len)
+    }
+
+    /// The kind and the length of the extent at guest offset `offset`, in the block at host offset `block` with this bitmap.
+    pub fn in_block(
+        &self,
+        entry: BatEntry,
+        block: u64,
+        bitmap: &[u8],
+        offset: u64,
+        end: u64,
+    ) -> Result<(ExtentKind, u64)> {
         let within = offset % self.block_size;
-        let order = BitOrder::HighestFirst;
         let end = (within + (end - offset)).min(self.block_size).div_ceil(SECTOR);
-        let (written, end) = bits::run(&bitmap.bytes, order, within / SECTOR, end);
+        let (written, end) = bits::run(bitmap, BitOrder::HighestFirst, within / SECTOR, end);
         let len = (end * SECTOR).min(self.used_len(entry.index)).saturating_sub(within);
         let location = Location { file: IMAGE, offset: block + self.bitmap_len + within };
         let kind = match (written, self.differencing) {
@@ -171,7 +187,7 @@ impl Blocks {
             (false, true) => return Ok((ExtentKind::Hole, len)),
             (false, false) => ExtentKind::Zero { allocated: Some(location) },
         };
-        field.within(location.offset, len, self.file_len)?;
+        FIELDS.at("block allocation table entry", entry.at).within(location.offset, len, self.file_len)?;
         Ok((kind, len))
     }
 }

@@ -73,7 +73,8 @@ fn not_checked(uses: Vec<Use>, cause: &Error, report: &mut CheckReport) -> Resul
 fn compare(mut uses: Vec<Use>, blocks: &Blocks, report: &mut CheckReport) {
     uses.sort_by_key(|it| it.range.start);
     let whole_block = blocks.bitmap_len + blocks.block_size;
-    let mut end = 0;
+    // The last block has space beyond the end of the disk.
+    let (mut end, mut end_of_space) = (0, 0);
     let (mut last_entry, mut reported) = (None, None);
     for Use { range, entry } in uses {
         let offset = range.start;
@@ -90,7 +91,7 @@ fn compare(mut uses: Vec<Use>, blocks: &Blocks, report: &mut CheckReport) {
             }
         } else {
             // Smaller gaps come from alignment.
-            let unused = (offset - end) / whole_block;
+            let unused = offset.saturating_sub(end_of_space) / whole_block;
             if unused > 0 {
                 report.leak(|| format!("space for {unused} blocks at file offset {end:#x} is not referenced"));
                 report.leaks += unused - 1;
@@ -99,6 +100,7 @@ fn compare(mut uses: Vec<Use>, blocks: &Blocks, report: &mut CheckReport) {
         if range.end > end {
             (end, last_entry) = (range.end, entry);
         }
+        end_of_space = end_of_space.max(if entry.is_some() { offset + whole_block } else { range.end });
         if entry.is_some() {
             report.image_end_offset = report.image_end_offset.max(range.end);
         }

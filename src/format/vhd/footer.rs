@@ -15,7 +15,7 @@ use crate::limits::Limits;
 
 pub(super) use crate::format::shared::signature::VHD as COOKIE;
 /// Offset of the checksum in the footer.
-const CHECKSUM_AT: usize = 64;
+pub(super) const CHECKSUM_AT: usize = 64;
 /// Offset of `current size` in the footer, for messages.
 pub(super) const CURRENT_SIZE_AT: u64 = 48;
 /// Bit 1 is always set; bit 0 marks a temporary disk.

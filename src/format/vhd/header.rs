@@ -12,7 +12,7 @@ use crate::name::{Name, utf16, utf16_text};
 
 const COOKIE: &[u8; 8] = b"cxsparse";
 /// Offset of the checksum in the header.
-const CHECKSUM_AT: usize = 36;
+pub(super) const CHECKSUM_AT: usize = 36;
 /// 1.0
 const VERSION: u32 = 0x0001_0000;
 /// `data offset`, which is reserved. The document has 32 one bits, Microsoft writes 64.

@@ -60,7 +60,7 @@ impl Reader {
 }
 
 /// Reads the header at host offset `header_at`, to which the footer at `footer_at` points.
-fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64) -> Result<Header> {
+pub(super) fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64) -> Result<Header> {
     let field = FIELDS.at("data offset", footer_at + 16);
     if header_at < Footer::LEN {
         return Err(field.fault(Problem::Overlap { offset: header_at, with: "the copy of the footer" }));
@@ -72,7 +72,7 @@ fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, header_at: u64)
 }
 
 /// The properties of a disk of `virtual_size` bytes, from its footer.
-fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>; 2]) -> ImageInfo {
+pub(super) fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>; 2]) -> ImageInfo {
     let subformat = match footer.disk_type {
         DiskType::Fixed => "fixed",
         DiskType::Dynamic => "dynamic",

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::structure::Structure;
 use super::{FIELDS, HEADER_SECTION, MIB};
-use crate::driver::FileId;
+use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table::Field;
@@ -33,7 +33,7 @@ pub(super) mod state {
 /// The state bits of an entry.
 const STATE_BITS: u64 = 7;
 /// The host offset bits of an entry. The offset is in bytes.
-const OFFSET_BITS: u64 = !(MIB - 1);
+pub(super) const OFFSET_BITS: u64 = !(MIB - 1);
 
 /// The state of a payload block, with its host offset (2.5.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,9 @@ pub(super) enum BlockState {
 
 /// The table of an open image.
 pub(super) struct Bat {
-    file_len: u64,
+    pub file_len: u64,
     entries: PagedTable<{ ENTRY_LEN as usize }>,
-    disk_size: u64,
+    pub disk_size: u64,
     pub block_size: u64,
     /// Number of payload blocks.
     pub block_count: u64,
@@ -97,7 +97,7 @@ impl Bat {
     }
 
     /// Number of entries: up to the last sector bitmap block of a differencing disk, else up to the last payload block.
-    fn entry_count(&self) -> u64 {
+    pub fn entry_count(&self) -> u64 {
         if self.differencing {
             self.chunk_count() * (self.chunk_ratio + 1)
         } else {
@@ -111,7 +111,7 @@ impl Bat {
     }
 
     /// The index of the first entry of a chunk.
-    fn first_entry(&self, chunk: u64) -> u64 {
+    pub fn first_entry(&self, chunk: u64) -> u64 {
         chunk * (self.chunk_ratio + 1)
     }
 
@@ -132,10 +132,15 @@ impl Bat {
         let page = self.entries.page(index, index..index + 1)?;
         let field = FIELDS.at("sector bitmap BAT entry", page.host_offset(index));
         let entry = page.entry(index).map_or(state::NOT_PRESENT, u64::from_le_bytes);
+        Ok((self.parse_sector_bitmap(entry, field)?, field))
+    }
+
+    /// The host offset of a sector bitmap block by its entry, which is `field`.
+    pub fn parse_sector_bitmap(&self, entry: u64, field: Field) -> Result<Option<u64>> {
         let (state, host_offset) = split(entry, field)?;
         match state {
-            state::NOT_PRESENT => Ok((None, field)),
-            state::FULLY_PRESENT => self.check(host_offset, MIB, field).map(|()| (Some(host_offset), field)),
+            state::NOT_PRESENT => Ok(None),
+            state::FULLY_PRESENT => self.check(host_offset, MIB, field).map(|()| Some(host_offset)),
             _ => {
                 let rule = "must be in state 0 or 6";
                 Err(field.fault(Problem::Rule { value: entry, rule }))
@@ -147,6 +152,17 @@ impl Bat {
     pub fn missing_bitmap(field: Field) -> Error {
         let rule = "must be present for a partially present block";
         field.fault(Problem::Rule { value: state::NOT_PRESENT, rule })
+    }
+
+    /// The extent kind of a block whose bytes all have the same kind.
+    pub fn kind(&self, state: BlockState) -> ExtentKind {
+        match state {
+            BlockState::NotPresent if self.differencing => ExtentKind::Hole,
+            BlockState::NotPresent | BlockState::Zero | BlockState::Unmapped(_) => ExtentKind::Zero { allocated: None },
+            BlockState::FullyPresent(offset) | BlockState::PartiallyPresent(offset) => {
+                ExtentKind::Data(Location { file: IMAGE, offset })
+            }
+        }
     }
 
     /// Bytes of the disk in payload block `block`: a whole block, or less at the end of the disk.
@@ -173,16 +189,22 @@ impl BatPage<'_> {
     /// be truncated after them.
     pub fn block_state(&self, block: u64) -> Result<BlockState> {
         let entry = self.entries.entry(block + self.chunk).map_or(state::NOT_PRESENT, u64::from_le_bytes);
+        self.bat.parse(entry, block, self.field(block))
+    }
+}
+
+impl Bat {
+    /// The state of payload block `block` by its entry, which is `field`.
+    pub fn parse(&self, entry: u64, block: u64, field: Field) -> Result<BlockState> {
         // Most entries of a large disk are one of these.
         match entry {
             state::NOT_PRESENT => return Ok(BlockState::NotPresent),
             state::ZERO => return Ok(BlockState::Zero),
             _ => {}
         }
-        let field = self.field(block);
         let (state, host_offset) = split(entry, field)?;
         let broken = |rule| Err(field.fault(Problem::Rule { value: entry, rule }));
-        let present = |state| self.bat.check(host_offset, self.bat.visible_len(block), field).map(|()| state);
+        let present = |state| self.check(host_offset, self.visible_len(block), field).map(|()| state);
         match state {
             state::NOT_PRESENT => Ok(BlockState::NotPresent),
             state::UNDEFINED | state::UNMAPPED | state::OLD_UNMAPPED if host_offset != 0 => {
@@ -190,7 +212,7 @@ impl BatPage<'_> {
             }
             state::UNDEFINED | state::ZERO | state::UNMAPPED | state::OLD_UNMAPPED => Ok(BlockState::Zero),
             state::FULLY_PRESENT => present(BlockState::FullyPresent(host_offset)),
-            state::PARTIALLY_PRESENT if self.bat.differencing => present(BlockState::PartiallyPresent(host_offset)),
+            state::PARTIALLY_PRESENT if self.differencing => present(BlockState::PartiallyPresent(host_offset)),
             state::PARTIALLY_PRESENT => broken("must not be partially present without a parent"),
             _ => broken("must not be in the reserved state 4"),
         }

@@ -27,6 +27,7 @@
 //! | empty disks | yes | no: neither qemu nor 7-Zip opens them |
 //! | sectors of 512 and of 4096 bytes | yes | yes |
 //! | a log to replay | yes, in memory | the log is empty |
+//! | writing in place, by a guest | | yes, with the log; disks grow, as far as the BAT region has room, and shrink where they have no data |
 //! | a damaged header or region table | yes, from the other one, with a warning | |
 //! | two identical headers (disk2vhd), regions in any order or not marked as required (qemu) | yes | |
 //! | a last block truncated at the end of the disk (old versions of qemu) | yes | whole blocks |
@@ -69,19 +70,19 @@
 //! |---|---|---|---|
 //! | 2.2 | alignment to 1 MiB, no overlaps | `region::parse_range`, `region::check_overlaps`, `check::Allocations` | `writer::regions` |
 //! | 2.2.1 | file type identifier | `header::read_creator` | `header::encode_identifier` |
-//! | 2.2.2 | headers, the current header | `Header::parse`, `header::current` | `Header::encode`, `Writer::finish` |
+//! | 2.2.2 | headers, the current header | `Header::parse`, `header::current` | `Header::encode`, `Writer::finish`, `update::journal` |
 //! | 2.2.3 | region table | `Regions::read`, `region::parse` | `Regions::encode` |
-//! | 2.3.1 | log entries | `LogEntry::read` | |
-//! | 2.3.1.1 | entry header | `LogEntry::parse` | |
-//! | 2.3.1.2, 2.3.1.3 | zero and data descriptors | `is_data_descriptor`, `LogEntry::descriptors` | |
-//! | 2.3.1.4 | data sectors | `entry::is_data_sector`, `Overlay::sector` | |
-//! | 2.3.2 | log sequences | `sequence::active` | |
-//! | 2.3.3 | log replay | `log::replay`, `Overlay::put` | |
+//! | 2.3.1 | log entries | `LogEntry::read` | `log::encode` |
+//! | 2.3.1.1 | entry header | `LogEntry::parse` | `log::encode` |
+//! | 2.3.1.2, 2.3.1.3 | zero and data descriptors | `is_data_descriptor`, `LogEntry::descriptors` | `log::encode` |
+//! | 2.3.1.4 | data sectors | `entry::is_data_sector`, `Overlay::sector` | `log::encode` |
+//! | 2.3.2 | log sequences | `sequence::active` | `Update::flush` |
+//! | 2.3.3 | log replay | `log::replay`, `Overlay::put` | `Overlay::write_to` |
 //! | 2.4 | payload blocks, sector bitmaps, chunks | `Metadata::chunk_ratio`, `Reader::partial` | `SectorBitmap` |
 //! | 2.5 | BAT, interleaved entries | `Bat::new`, `Bat::page` | `Table`, `Writer::map` |
 //! | 2.5.1 | BAT entries | `bat::split` | `Writer::close` |
-//! | 2.5.1.1 | states of payload blocks | `BatPage::block_state`, `Reader::whole` | `Writer::close` |
-//! | 2.5.1.2 | states of sector bitmap blocks | `Bat::sector_bitmap` | `Writer::end_chunk` |
+//! | 2.5.1.1 | states of payload blocks | `Bat::parse`, `Bat::kind` | `Writer::close` |
+//! | 2.5.1.2 | states of sector bitmap blocks | `Bat::parse_sector_bitmap` | `Writer::end_chunk` |
 //! | 2.6.1 | metadata table | `metadata::Table` | `Metadata::encode` |
 //! | 2.6.2.1 to 2.6.2.5 | file parameters, sizes, identity | `Metadata::read` | `Settings::parse` |
 //! | 2.6.2.6 | parent locator | `ParentLocator::parse` | `ParentLocator::encode` |
@@ -100,6 +101,7 @@ mod region;
 #[cfg(test)]
 mod sample;
 mod structure;
+mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -111,7 +113,8 @@ pub(crate) static DRIVER: FormatDriver =
         .extensions(&["vhdx", "avhdx"])
         .description("virtual hard disk of Hyper-V and Windows, fixed, dynamic or differencing")
         .create(writer::create, options::OPTIONS)
-        .check(check::check);
+        .check(check::check)
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "vhdx";
 /// Alignment of all structures after the header section (2.2).

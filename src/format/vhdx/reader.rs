@@ -65,7 +65,7 @@ impl Reader {
             BlockState::PartiallyPresent(host_offset) => {
                 return self.partial(block, host_offset, within, end - offset);
             }
-            first => self.whole(first).advance(within),
+            first => self.bat.kind(first).advance(within),
         };
         let first = Extent { offset, len: self.bat.visible_len(block) - within, kind: first };
         let extent = run::merge(first, end, |at| {
@@ -75,21 +75,10 @@ impl Reader {
             }
             match page.block_state(block) {
                 Ok(BlockState::PartiallyPresent(_)) | Err(_) => None,
-                Ok(next) => Some((self.whole(next), self.bat.visible_len(block))),
+                Ok(next) => Some((self.bat.kind(next), self.bat.visible_len(block))),
             }
         });
         Ok((extent.kind, extent.len))
-    }
-
-    /// The extent kind of a block whose bytes all have the same kind, by its entry.
-    fn whole(&self, state: BlockState) -> ExtentKind {
-        match state {
-            BlockState::NotPresent if self.bat.differencing => ExtentKind::Hole,
-            BlockState::NotPresent | BlockState::Zero | BlockState::Unmapped(_) => ExtentKind::Zero { allocated: None },
-            BlockState::FullyPresent(offset) | BlockState::PartiallyPresent(offset) => {
-                ExtentKind::Data(Location { file: IMAGE, offset })
-            }
-        }
     }
 
     /// The kind and the length of the extent at byte `within` of the partially present block at `host_offset`, at most `max_len`
@@ -157,7 +146,7 @@ impl SparseRead for Reader {
 }
 
 /// The properties of the image.
-fn describe(structure: &Structure) -> ImageInfo {
+pub(super) fn describe(structure: &Structure) -> ImageInfo {
     let Structure { creator, header, metadata, replay, .. } = structure;
     let Metadata { block_size, leave_block_allocated, virtual_disk_size, parent, .. } = metadata;
     let subformat = match (parent, leave_block_allocated) {

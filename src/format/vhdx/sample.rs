@@ -111,9 +111,11 @@ impl Sample {
             file_len: self.file_len,
             creator: Name::from("a test"),
             header,
+            header_at: super::header::HEADERS_AT[0],
             regions,
             metadata: self.metadata(),
             replay: None,
+            overlay: None,
             header_warning: None,
             table_warning: None,
         }

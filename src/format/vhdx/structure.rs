@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::HEADER_SECTION;
 use super::header::{Header, Headers};
-use super::log::{self, Replayed};
+use super::log::{self, Overlay, Replayed};
 use super::metadata::Metadata;
 use super::region::{self, Regions};
 use crate::driver::OpenContext;
@@ -22,10 +22,14 @@ pub(super) struct Structure {
     pub file_len: u64,
     pub creator: Name,
     pub header: Header,
+    /// Host offset of the header.
+    pub header_at: u64,
     pub regions: Regions,
     pub metadata: Metadata,
     /// The log replay, if the log was not empty.
     pub replay: Option<Replay>,
+    /// The file with the changes of the log, if it has any.
+    pub overlay: Option<Arc<Overlay>>,
     /// A warning if the other header is damaged.
     pub header_warning: Option<String>,
     /// A warning if the other region table is damaged or differs.
@@ -50,9 +54,11 @@ impl Structure {
         // The headers are written in place, and a reader must find the same log before and after the replay.
         let fixed = [(0..region::TABLES_AT[0], "the headers"), (header.log.clone(), "the log")];
         let on_disk = file.clone();
-        let (file, replay) = match log::replay(&file, file_len_on_disk, (&header, at), &fixed, cx.budget)? {
-            Some(Replayed { file, entries, bytes, skipped }) => (file, Some(Replay { entries, bytes, skipped })),
-            None => (file, None),
+        let (file, overlay, replay) = match log::replay(&file, file_len_on_disk, (&header, at), &fixed, cx.budget)? {
+            Some(Replayed { file, overlay, entries, bytes, skipped }) => {
+                (file, overlay, Some(Replay { entries, bytes, skipped }))
+            }
+            None => (file, None, None),
         };
         let file_len = table::length(&*file)?;
         let (regions, table_warning) = Regions::read(&*file, file_len, &header.log)?;
@@ -65,9 +71,11 @@ impl Structure {
             file_len,
             creator,
             header,
+            header_at: at,
             regions,
             metadata,
             replay,
+            overlay,
             header_warning: warning,
             table_warning,
         })

@@ -20,7 +20,7 @@ use crate::format::shared::table::Field;
 use crate::io::ReadAt;
 
 /// Warning for an extent that is read by its redundant grain directory.
-const REDUNDANT_USED: &str = "the grain directory is damaged; using the redundant grain directory";
+pub(super) const REDUNDANT_USED: &str = "the grain directory is damaged; using the redundant grain directory";
 
 /// A grain directory: the host offset of each grain table, 0 if unallocated, and the host range of the directory
 /// itself.

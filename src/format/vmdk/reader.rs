@@ -20,7 +20,7 @@ use crate::io::ReadAt;
 use crate::name::Name;
 
 /// The image file.
-const IMAGE: FileId = FileId(0);
+pub(super) const IMAGE: FileId = FileId(0);
 /// Largest descriptor in bytes: four times the length that the largest number of extents needs.
 pub(super) const MAX_DESCRIPTOR: u64 = 4 << 20;
 /// Warning for an extent that is opened by itself.
@@ -29,19 +29,19 @@ const NO_DESCRIPTOR: &str =
 
 /// An opened image.
 pub(super) struct Reader {
-    info: ImageInfo,
-    extents: Vec<DiskExtent>,
+    pub info: ImageInfo,
+    pub extents: Vec<DiskExtent>,
     table_cache: TableCache,
 }
 
 /// An extent as in the document: a contiguous range of the disk.
-struct DiskExtent {
-    guest_range: Range<u64>,
-    storage: Storage,
+pub(super) struct DiskExtent {
+    pub guest_range: Range<u64>,
+    pub storage: Content,
 }
 
 /// The storage of an extent.
-enum Storage {
+pub(super) enum Content {
     /// Not stored: reads as zeros.
     Zero,
     Flat {
@@ -94,7 +94,7 @@ impl Reader {
     /// Returns the reader of an image with one sparse extent.
     fn from_grains(grains: GrainMap, info: ImageInfo) -> Reader {
         let extents =
-            vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Storage::Sparse(Box::new(grains)) }];
+            vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Content::Sparse(Box::new(grains)) }];
         Reader { info, extents, table_cache: TableCache::default() }
     }
 
@@ -112,7 +112,7 @@ impl Reader {
         }
         let listed = descriptor.extents.iter().zip(&extents).map(|(line, extent)| {
             let grain_bytes = match &extent.storage {
-                Storage::Sparse(grains) => Some(grains.grain_bytes),
+                Content::Sparse(grains) => Some(grains.grain_bytes),
                 _ => None,
             };
             let full_name = |name: &Name| match cx.path {
@@ -137,10 +137,14 @@ pub(super) fn sparse_kind(file: &dyn ReadAt) -> Result<Option<SparseKind>> {
 
 /// Reads a descriptor file.
 pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Descriptor> {
+    Descriptor::parse(&read_descriptor_text(file, cx)?, 0, cx.limits)
+}
+
+/// Reads the text of a descriptor file.
+pub(super) fn read_descriptor_text(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Vec<u8>> {
     let len = table::length(file)?;
     FIELDS.at("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
-    let text = table::read_table(file, 0, len, FIELDS.at("descriptor", 0), cx.budget)?;
-    Descriptor::parse(&text, 0, cx.limits)
+    table::read_table(file, 0, len, FIELDS.at("descriptor", 0), cx.budget)
 }
 
 /// The files of the extents in a descriptor, opened on demand.
@@ -171,24 +175,24 @@ impl ExtentFiles<'_, '_> {
     }
 
     /// Opens an extent of `len` bytes.
-    fn open_extent(&mut self, line: &ExtentLine, len: u64) -> Result<Storage> {
-        let Some(name) = &line.file else { return Ok(Storage::Zero) };
-        let (Some(file), id) = self.file(name)? else { return Ok(Storage::Unopened) };
+    fn open_extent(&mut self, line: &ExtentLine, len: u64) -> Result<Content> {
+        let Some(name) = &line.file else { return Ok(Content::Zero) };
+        let (Some(file), id) = self.file(name)? else { return Ok(Content::Unopened) };
         self.open(file, id, line, len).map_err(|error| in_extent(error, name))
     }
 
-    fn open(&mut self, file: Arc<dyn ReadAt>, id: FileId, line: &ExtentLine, len: u64) -> Result<Storage> {
+    fn open(&mut self, file: Arc<dyn ReadAt>, id: FileId, line: &ExtentLine, len: u64) -> Result<Content> {
         let is_sparse = !matches!(line.kind, ExtentType::Zero | ExtentType::Flat | ExtentType::Vmfs);
         if is_sparse && !self.sparse.insert(id) {
             // Its metadata would be read once for each extent.
             return Err(FIELDS.at("file range", line.at).fault(Problem::Overlap { offset: 0, with: "another extent" }));
         }
         let grains = match line.kind {
-            ExtentType::Zero => return Ok(Storage::Zero),
+            ExtentType::Zero => return Ok(Content::Zero),
             ExtentType::Flat | ExtentType::Vmfs => {
                 let host_offset = line.offset * SECTOR;
                 FIELDS.at("file range", line.at).within(host_offset, len, table::length(&*file)?)?;
-                return Ok(Storage::Flat { start: Location { file: id, offset: host_offset } });
+                return Ok(Content::Flat { start: Location { file: id, offset: host_offset } });
             }
             ExtentType::Sparse => {
                 let hosted = Hosted::read(file, id, self.cx)?;
@@ -211,7 +215,7 @@ impl ExtentFiles<'_, '_> {
                 grains
             }
         };
-        Ok(Storage::Sparse(Box::new(grains)))
+        Ok(Content::Sparse(Box::new(grains)))
     }
 }
 
@@ -342,7 +346,7 @@ fn uuid_identity(text: &str) -> Option<Name> {
 }
 
 /// Returns the identity by a content ID.
-fn content_id(cid: u32) -> Name {
+pub(super) fn content_id(cid: u32) -> Name {
     Name::from(format!("CID {cid:08x}"))
 }
 
@@ -359,13 +363,13 @@ impl SparseRead for Reader {
         };
         let end = end.min(guest_range.end);
         let (kind, len) = match storage {
-            Storage::Zero => (ExtentKind::Zero { allocated: None }, guest_range.end - offset),
-            Storage::Flat { start } => (ExtentKind::Data(start.advance(offset - guest_range.start)), end - offset),
-            Storage::Sparse(grains) => {
+            Content::Zero => (ExtentKind::Zero { allocated: None }, guest_range.end - offset),
+            Content::Flat { start } => (ExtentKind::Data(start.advance(offset - guest_range.start)), end - offset),
+            Content::Sparse(grains) => {
                 let extent = grains.extent(&self.table_cache, offset - guest_range.start, end - guest_range.start);
                 extent.map_err(|error| self.in_file(error, grains.id))?
             }
-            Storage::Unopened => return Err(Error::Usage("the file of the extent was not opened".into())),
+            Content::Unopened => return Err(Error::Usage("the file of the extent was not opened".into())),
         };
         let kind = match kind {
             ExtentKind::Compressed(mut payload) => {
@@ -383,7 +387,7 @@ impl SparseRead for Reader {
 
     fn metadata(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
         self.extents.iter().try_for_each(|extent| match &extent.storage {
-            Storage::Sparse(grains) => grains.metadata(claim).map_err(|error| self.in_file(error, grains.id)),
+            Content::Sparse(grains) => grains.metadata(claim).map_err(|error| self.in_file(error, grains.id)),
             _ => Ok(()),
         })
     }

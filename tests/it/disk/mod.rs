@@ -3,13 +3,25 @@
 //! The tests of a format are a list of [images to start with](model::Start); the rest is the same for all of them.
 
 mod crash;
+#[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
+mod interop;
 mod model;
+#[cfg(feature = "qed")]
+mod qed;
 mod recorder;
 #[cfg(feature = "qcow2")]
 mod repair;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;
+#[cfg(feature = "vdi")]
+mod vdi;
+#[cfg(feature = "vhd")]
+mod vhd;
+#[cfg(feature = "vhdx")]
+mod vhdx;
+#[cfg(feature = "vmdk")]
+mod vmdk;
 
 use std::sync::Arc;
 

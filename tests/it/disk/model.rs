@@ -18,6 +18,8 @@ pub struct Start {
     pub content: Vec<u8>,
     /// Whether the size can be changed.
     pub resizes: bool,
+    /// Whether the disk can become smaller.
+    pub shrinks: bool,
     /// Whether it has internal snapshots.
     pub snapshots: bool,
 }
@@ -133,7 +135,8 @@ impl Model {
             }
             34 | 35 if self.start.resizes => {
                 let size = (self.content.len() as u64 / 2 + self.random.below(self.content.len() as u64)) & !511;
-                let size = size.clamp(4096, 4 << 20);
+                let least = if self.start.shrinks { 4096 } else { self.content.len() as u64 };
+                let size = size.clamp(least, 4 << 20);
                 self.disk().resize(size).unwrap();
                 assert_eq!(self.disk().size(), size);
                 self.content.resize(size as usize, 0);

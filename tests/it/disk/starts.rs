@@ -8,18 +8,28 @@ use diskimage::{Converter, Format, OpenOptions};
 use super::model::Start;
 use crate::support::{Random, options};
 
-const SIZE: u64 = 600 << 10;
+pub const SIZE: u64 = 600 << 10;
 
 /// All images of all formats that can be written.
 pub fn all() -> Vec<Start> {
     let mut starts = vec![raw()];
     #[cfg(feature = "qcow2")]
     starts.extend(qcow2());
+    #[cfg(feature = "vdi")]
+    starts.extend(super::vdi::starts());
+    #[cfg(feature = "vhd")]
+    starts.extend(super::vhd::starts());
+    #[cfg(feature = "vmdk")]
+    starts.extend(super::vmdk::starts());
+    #[cfg(feature = "vhdx")]
+    starts.extend(super::vhdx::starts());
+    #[cfg(feature = "qed")]
+    starts.extend(super::qed::starts());
     starts
 }
 
 /// Guest data with runs of noise, of compressible bytes and of zeros.
-fn content(seed: u64) -> Vec<u8> {
+pub fn content(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut content = vec![0; SIZE as usize];
     for _ in 0..6 {
@@ -36,11 +46,19 @@ fn content(seed: u64) -> Vec<u8> {
 
 fn raw() -> Start {
     let content = content(1);
-    Start { name: "raw".into(), file: content.clone(), backing: None, content, resizes: true, snapshots: false }
+    Start {
+        name: "raw".into(),
+        file: content.clone(),
+        backing: None,
+        content,
+        resizes: true,
+        shrinks: true,
+        snapshots: false,
+    }
 }
 
 /// An image of `content` with these options.
-fn image(format: Format, list: &str, compress: bool, content: &[u8]) -> Vec<u8> {
+pub fn image(format: Format, list: &str, compress: bool, content: &[u8]) -> Vec<u8> {
     let source = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(content.to_vec()))).unwrap();
     let file = Arc::new(MemFile::new());
     Converter::new(format).options(options(list)).compress(compress).convert_to(&source, file.clone()).unwrap();
@@ -56,7 +74,7 @@ fn qcow2() -> Vec<Start> {
         // Version 2 cannot be resized with snapshots, and refcounts of one bit cannot have any.
         let is_version_2 = list.starts_with("compat=0.10");
         let snapshots = !list.contains("refcount_bits=1");
-        Start { name, file, backing: None, content, resizes: !is_version_2, snapshots }
+        Start { name, file, backing: None, content, resizes: !is_version_2, shrinks: true, snapshots }
     };
     let mut starts = vec![
         start("", false),
@@ -90,5 +108,13 @@ fn overlay(list: &str) -> Start {
     let content = backing[..SIZE as usize].to_vec();
     // Version 2 has no zero clusters: when the disk grows, its new part is zeroed after the size has changed.
     let resizes = !list.starts_with("compat=0.10");
-    Start { name: format!("qcow2 overlay {list}"), file, backing: Some(backing), content, resizes, snapshots: true }
+    Start {
+        name: format!("qcow2 overlay {list}"),
+        file,
+        backing: Some(backing),
+        content,
+        resizes,
+        shrinks: true,
+        snapshots: true,
+    }
 }

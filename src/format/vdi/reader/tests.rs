@@ -5,8 +5,10 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::*;
+use crate::driver::Location;
 use crate::format::Format;
 use crate::format::vdi::header::Kind;
+use crate::format::vdi::map::IMAGE;
 use crate::io::{MemFile, ReadAt, WriteAt};
 use crate::limits::{Budget, Limits};
 

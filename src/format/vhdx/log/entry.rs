@@ -11,14 +11,14 @@ use crate::zero;
 
 type Sector = [u8; SECTOR as usize];
 
-const SIGNATURE: &[u8; 4] = b"loge";
-const ZERO_SIGNATURE: &[u8; 4] = b"zero";
-const DATA_SIGNATURE: &[u8; 4] = b"desc";
-const SECTOR_SIGNATURE: &[u8; 4] = b"data";
+pub(super) const SIGNATURE: &[u8; 4] = b"loge";
+pub(super) const ZERO_SIGNATURE: &[u8; 4] = b"zero";
+pub(super) const DATA_SIGNATURE: &[u8; 4] = b"desc";
+pub(super) const SECTOR_SIGNATURE: &[u8; 4] = b"data";
 
 /// Bytes of an entry header, before the first descriptor (2.3.1.1).
-const HEADER_LEN: u64 = 64;
-const DESCRIPTOR_LEN: u64 = 32;
+pub(super) const HEADER_LEN: u64 = 64;
+pub(super) const DESCRIPTOR_LEN: u64 = 32;
 
 /// A valid entry. A log can have a million entries, so the fields have their on-disk size.
 #[derive(Clone, Debug)]

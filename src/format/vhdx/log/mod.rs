@@ -7,13 +7,17 @@ mod entry;
 mod overlay;
 mod ring;
 mod sequence;
+mod write;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use self::entry::{Descriptor, LogEntries, LogEntry, Update};
-use self::overlay::{Content, Overlay};
-use self::ring::{Ring, SECTOR};
+use self::overlay::Content;
+pub(super) use self::overlay::Overlay;
+use self::ring::Ring;
+pub(super) use self::ring::SECTOR;
+pub(super) use self::write::{NewEntry, encode};
 use super::FIELDS;
 use super::header::Header;
 use crate::error::{Problem, Result};
@@ -26,6 +30,8 @@ const GROWTH: u64 = 512 * (256 << 20);
 /// A file with its log replayed in memory.
 pub(super) struct Replayed {
     pub file: Arc<dyn ReadAt>,
+    /// The same, if the log has entries.
+    pub overlay: Option<Arc<Overlay>>,
     /// Number of replayed log entries. 0 if the header marks the log as not empty, but its writer was killed before the first one.
     pub entries: u64,
     /// Bytes of the file that they change.
@@ -55,7 +61,7 @@ pub(super) fn replay(
     let active = sequence::active(&mut entries, ring.len());
     let Some(head) = active.last() else {
         if !has_remains {
-            return Ok(Some(Replayed { file: file.clone(), entries: 0, bytes: 0, skipped: 0 }));
+            return Ok(Some(Replayed { file: file.clone(), overlay: None, entries: 0, bytes: 0, skipped: 0 }));
         }
         let finding = "the log is not empty and has no valid sequence of entries";
         return Err(FIELDS
@@ -76,7 +82,8 @@ pub(super) fn replay(
     overlay.grow(head.last_file_offset);
     let (replayed, bytes, newest) = (active.len() as u64, overlay.changed(), head.sequence_number);
     let skipped = entries.iter().filter(|entry| entry.sequence_number > newest).count() as u64;
-    Ok(Some(Replayed { file: Arc::new(overlay), entries: replayed, bytes, skipped }))
+    let overlay = Arc::new(overlay);
+    Ok(Some(Replayed { file: overlay.clone(), overlay: Some(overlay), entries: replayed, bytes, skipped }))
 }
 
 /// Applies one descriptor. The file may grow to at most `max_len` bytes, and the `fixed` ranges do not change.

@@ -10,11 +10,11 @@ use super::entry::{Data, is_data_sector};
 use super::ring::SECTOR;
 use crate::error::Result;
 use crate::format::shared::table::Field;
-use crate::io::ReadAt;
+use crate::io::{ReadAt, Storage};
 use crate::limits::Budget;
 
 /// A file with zeros and sectors from its log. Bytes beyond the end of the file on disk are zeros.
-pub(super) struct Overlay {
+pub(in super::super) struct Overlay {
     file: Arc<dyn ReadAt>,
     /// Length of the file on disk in bytes.
     disk_len: u64,
@@ -45,7 +45,7 @@ impl Overlay {
 
     /// Replaces `len` bytes at `offset`. Both are multiples of a sector, and their sum does not overflow. `field` is the field of
     /// the change, for messages.
-    pub fn put(&mut self, offset: u64, len: u64, content: Content, field: Field, budget: &Budget) -> Result<()> {
+    pub(super) fn put(&mut self, offset: u64, len: u64, content: Content, field: Field, budget: &Budget) -> Result<()> {
         // The nodes of a tree are at least half full.
         const COST: u64 = 2 * size_of::<(u64, Data)>() as u64;
         let range = offset..offset.saturating_add(len);
@@ -84,6 +84,17 @@ impl Overlay {
     /// Makes the file at least `len` bytes long.
     pub fn grow(&mut self, len: u64) {
         self.len = self.len.max(len);
+    }
+
+    /// Writes the changes to the file itself. The log is as before.
+    pub fn write_to(&self, file: &dyn Storage) -> io::Result<()> {
+        if self.len > self.disk_len {
+            file.set_len(self.len)?;
+        }
+        for (start, end) in &self.zeros {
+            file.zero_range(*start..*end)?;
+        }
+        self.sectors.iter().try_for_each(|(at, data)| file.write_all_at(&self.sector(*data)?, *at))
     }
 
     /// Number of changed bytes.

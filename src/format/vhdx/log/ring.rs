@@ -7,7 +7,7 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 
 /// Bytes of a log sector, the alignment of all offsets and lengths in the log (2.3.1).
-pub(super) const SECTOR: u64 = 4096;
+pub(in super::super) const SECTOR: u64 = 4096;
 
 /// The log of a file. Offsets count from its start and wrap around at its end.
 pub(super) struct Ring<'a> {

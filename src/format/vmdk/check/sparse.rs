@@ -41,7 +41,7 @@ pub(super) fn check_hosted(hosted: Hosted, len: u64, cx: &OpenContext<'_>, findi
     let mut redundant_tables = Vec::new();
     if let Some(redundant) = redundant.filter(|redundant| redundant.1 != range) {
         metadata.push(redundant.1.clone());
-        redundant_tables = compare_directories((&mut directory, &range), redundant, findings);
+        redundant_tables = compare_directories((&mut directory, &range), redundant, hosted.header.unclean, findings);
     }
     if hosted.header.directory == Directory::AtEnd {
         let footer = hosted.footer().ok();
@@ -49,11 +49,12 @@ pub(super) fn check_hosted(hosted: Hosted, len: u64, cx: &OpenContext<'_>, findi
         footer.and_then(Footer::warning).into_iter().for_each(|warning| findings.note(&warning));
     }
     // The overhead tells where grains begin. Space between compressed grains is too small to be reused.
-    let Header { flags, overhead, .. } = hosted.header;
+    let Header { flags, overhead, unclean, .. } = hosted.header;
     let detects_leaks = overhead > 0 && !flags.contains(Flags::COMPRESSED);
     let mut grains = hosted.with_directory(len, (directory, range));
     grains.metadata.extend(metadata);
     let mut check = SparseCheck::new(grains, redundant_tables, findings);
+    check.is_unclean = unclean;
     check.unused.from = detects_leaks.then(|| overhead.saturating_mul(SECTOR));
     check.run()
 }
@@ -68,6 +69,7 @@ pub(super) fn check_grains(grains: GrainMap, findings: &mut Findings) -> Result<
 fn compare_directories(
     (directory, range): (&mut [u64], &Range<u64>),
     (redundant, redundant_range): GrainDirectory,
+    is_unclean: bool,
     findings: &mut Findings,
 ) -> Vec<u64> {
     let mut copies = vec![0; directory.len()];
@@ -81,6 +83,8 @@ fn compare_directories(
                 findings.fault("grain directory entry", range.start + at, Problem::Conflict { value: 0, finding });
                 *table = redundant;
             }
+            // The copies are written last.
+            (_, 0) if is_unclean => {}
             (_, 0) => {
                 let finding = "the grain directory has a table";
                 let problem = Problem::Conflict { value: 0, finding };
@@ -98,6 +102,8 @@ struct SparseCheck<'a> {
     grains: GrainMap,
     /// Host offset of the redundant copy of each grain table, 0 if there is none to compare.
     redundant_directory: Vec<u64>,
+    /// Whether the extent was not closed, so that the copies may lack what was written last.
+    is_unclean: bool,
     unused: UnusedSpace,
     used: SectorTracker,
     findings: &'a mut Findings,
@@ -108,7 +114,7 @@ impl<'a> SparseCheck<'a> {
         findings.report.total_clusters += grains.len.div_ceil(grains.grain_bytes);
         let used = SectorTracker::new(grains.file_len, SectorTracker::WINDOW);
         let unused = UnusedSpace { from: None, grain_bytes: grains.grain_bytes };
-        SparseCheck { grains, redundant_directory, unused, used, findings }
+        SparseCheck { grains, redundant_directory, is_unclean: false, unused, used, findings }
     }
 
     fn run(mut self) -> Result<()> {
@@ -191,7 +197,9 @@ impl<'a> SparseCheck<'a> {
                 let entries = |page: &[u8]| page.as_chunks::<4>().0.to_vec();
                 let zeros = vec![0; page_len as usize];
                 let [table, copy] = [table, copy].map(|page| entries(page.unwrap_or(&zeros)));
-                for (index, _) in table.iter().zip(&copy).enumerate().filter(|(_, (entry, copy))| entry != copy) {
+                let is_wrong = |entry: &[u8; 4], copy: &[u8; 4]| entry != copy && !(self.is_unclean && *copy == [0; 4]);
+                for (index, _) in table.iter().zip(&copy).enumerate().filter(|(_, (entry, copy))| is_wrong(entry, copy))
+                {
                     if differing == 0 {
                         first = at + index as u64 * 4;
                     }
