@@ -9,6 +9,7 @@
 //!
 //! Since host ranges are allocated in guest order, the output does not depend on the number of threads.
 
+mod amount;
 mod anew;
 mod bitmaps;
 mod compressed_raw;
@@ -40,6 +41,7 @@ mod verify;
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -266,24 +268,26 @@ impl Converter {
         let (mut outputs, mut reports, mut done) = (Vec::new(), Vec::new(), 0);
         for (image, target) in targets {
             let output = Output::create(target, self.rules(in_use()))?;
-            let (part, size) = (self.part_of(done, total), image.virtual_size());
+            let size = image.virtual_size();
+            let part = self.part_of(done..done.saturating_add(size), total);
             reports.push(part.write(Some(image), size, output.file(), Some(target), Some(&output), None)?);
-            done += image.virtual_size();
+            done = done.saturating_add(size);
             outputs.push(output);
         }
         outputs.into_iter().try_for_each(Output::commit)?;
         Ok(reports)
     }
 
-    /// The converter of an image after `done` of `total` bytes of all images.
-    fn part_of(&self, done: u64, total: u64) -> Converter {
-        let mut part = self.clone();
+    /// The converter of an image that is the part `part` of the `total` bytes of all images.
+    fn part_of(&self, part: Range<u64>, total: u64) -> Converter {
+        let mut converter = self.clone();
         if let Some(report) = self.progress.clone() {
-            part.progress = Some(Arc::new(move |own: Progress| {
-                report(Progress { done: done.saturating_add(own.done).min(total), total });
+            converter.progress = Some(Arc::new(move |own: Progress| {
+                let own = own.scaled_to(part.end.saturating_sub(part.start));
+                report(Progress { done: part.start.saturating_add(own).min(total), total });
             }));
         }
-        part
+        converter
     }
 
     /// Creates an empty image of `size` bytes at the path `target`, as [`convert`](Self::convert) does.

@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -149,9 +150,10 @@ impl Converter {
             let (out, start) = files.open(&name)?;
             let state = Arc::new(Mutex::new((0, settings.hasher())));
             let pipe = PipeTarget::new(Section { out, start, state: state.clone() }).with_path(&name);
-            let report =
-                self.for_disk(settings, done, total).write_to(Some(disk), disk.virtual_size(), Arc::new(pipe))?;
-            done += disk.virtual_size();
+            let part = done..u64::saturating_add(done, disk.virtual_size());
+            done = part.end;
+            let converter = self.for_disk(settings, part, total);
+            let report = converter.write_to(Some(disk), disk.virtual_size(), Arc::new(pipe))?;
             let (size, hasher) = std::mem::replace(&mut *lock(&state), (0, settings.hasher()));
             files.close(&name, size)?;
             entries.push(Disk { capacity: report.virtual_size, size, populated: report.data_bytes });
@@ -170,8 +172,8 @@ impl Converter {
         Ok(reports)
     }
 
-    /// The converter for a disk, after `done` of `total` bytes of all disks.
-    fn for_disk(&self, settings: &Settings, done: u64, total: u64) -> Converter {
+    /// The converter for a disk that is the part `part` of the `total` bytes of all disks.
+    fn for_disk(&self, settings: &Settings, part: Range<u64>, total: u64) -> Converter {
         Converter {
             format: Format::VMDK,
             options: settings.disk_options(&self.options),
@@ -179,7 +181,7 @@ impl Converter {
             compress_output: None,
             google_image: false,
             backing: None,
-            ..self.part_of(done, total)
+            ..self.part_of(part, total)
         }
     }
 }

@@ -32,11 +32,13 @@ pub(super) fn run(
     writer: &mut dyn SparseWrite,
     report: &mut Report,
 ) -> Result<Sums> {
+    let planner = Planner::new(job, settings)?;
     let pipeline = Pipeline {
         job,
         out,
         settings,
-        planner: Mutex::new(Planner::new(job, settings)?),
+        total: planner.total(),
+        planner: Mutex::new(planner),
         turn: Mutex::new(Turn { seq: 0, writer, report, sums: Sums::default(), failure: None, abandoned: false }),
         next_turn: Condvar::new(),
         reported: Mutex::default(),
@@ -56,7 +58,7 @@ pub(super) fn run(
     if let Some((_, error)) = lock(&pipeline.turn).failure.take() {
         return Err(error);
     }
-    pipeline.report(job.spec.virtual_size);
+    pipeline.report(pipeline.total);
     // At the end of the disk, and after the last work range.
     let (unreadable, doubtful) = {
         let mut planner = lock(&pipeline.planner);
@@ -92,6 +94,8 @@ struct Pipeline<'a> {
     planner: Mutex<Planner<'a>>,
     turn: Mutex<Turn<'a>>,
     next_turn: Condvar,
+    /// How much there is to do, as the planner counts it.
+    total: u64,
     /// The last reported progress in bytes.
     reported: Mutex<u64>,
     /// Bytes that share the blocks of the source.
@@ -218,7 +222,7 @@ impl Pipeline<'_> {
         drop(turn);
         self.next_turn.notify_all();
         if !failed {
-            self.report(work.range.end);
+            self.report(work.done);
         }
         !failed
     }
@@ -229,7 +233,7 @@ impl Pipeline<'_> {
             let mut reported = lock(&self.reported);
             if done > *reported {
                 *reported = done;
-                progress(Progress { done, total: self.job.spec.virtual_size });
+                progress(Progress { done, total: self.total });
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::amount::{Amount, data_len};
 use super::report::{Damage, DamageList};
 use super::{Converter, Job};
 use crate::error::{Error, Result};
@@ -13,6 +14,8 @@ pub(super) struct Work {
     pub seq: u64,
     /// Guest offsets. The last work range ends at the virtual size of the new image.
     pub range: Range<u64>,
+    /// How much is done with this work range, by [`Amount`].
+    pub done: u64,
     /// Spans of the source that are not zeros, in ascending order.
     pub source: Vec<Span>,
     /// Spans of the backing image that are not zeros, in ascending order.
@@ -29,6 +32,9 @@ pub(super) struct Planner<'a> {
     settings: &'a Converter,
     source: SpanCursor<'a>,
     base: Option<SpanCursor<'a>>,
+    amount: Amount,
+    /// Bytes of data in the work ranges so far.
+    data: u64,
     at: u64,
     seq: u64,
 }
@@ -47,6 +53,8 @@ impl<'a> Planner<'a> {
             settings,
             source,
             base: job.base.map(|base| SpanCursor::new(base.spans(0..u64::MAX))),
+            amount: Amount::of(job, settings),
+            data: 0,
             at: 0,
             seq: 0,
         })
@@ -67,7 +75,14 @@ impl<'a> Planner<'a> {
         let (base, _) = self.base.as_mut().map(|base| base.spans(&range)).transpose()?.unwrap_or_default();
         self.at = range.end;
         self.seq += 1;
-        Ok(Some(Work { seq: self.seq - 1, range, source, base, unmapped, unreadable: self.take_unreadable() }))
+        self.data += source.iter().chain(&base).map(data_len).sum::<u64>();
+        let (seq, done) = (self.seq - 1, self.amount.done(self.data, range.end));
+        Ok(Some(Work { seq, range, done, source, base, unmapped, unreadable: self.take_unreadable() }))
+    }
+
+    /// What [`Work::done`] is at the end.
+    pub fn total(&self) -> u64 {
+        self.amount.total(self.job.spec.virtual_size)
     }
 
     /// What could not be mapped since the last work range.

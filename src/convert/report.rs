@@ -27,8 +27,21 @@ use crate::name::Name;
 pub struct Progress {
     /// Guest bytes done. The last call has `total`.
     pub done: u64,
-    /// Virtual size in bytes of the new image.
+    /// Guest bytes to convert.
+    ///
+    /// This is the data of the source by its metadata, with that of the backing image of a new overlay, to which it is compared: what is known to be
+    /// zeros takes no time. It is the virtual size of the new image instead if zeros are stored or hashed too, if there is no data, or if a
+    /// map of the source would take long: of several hundred thousand fragments, of a file that is not a local one, or of a streamOptimized
+    /// VMDK. Of several images in one conversion it is the sum of the virtual sizes, of which the share of each image is done in proportion.
     pub total: u64,
+}
+
+impl Progress {
+    /// The same share of `size` bytes.
+    pub(super) fn scaled_to(self, size: u64) -> u64 {
+        let done = u128::from(self.done) * u128::from(size) / u128::from(self.total.max(1));
+        u64::try_from(done).unwrap_or(size)
+    }
 }
 
 /// Result of a conversion, or of the creation of an image.

@@ -25,6 +25,12 @@ pub trait SparseRead: Send + Sync {
     /// If the metadata cannot be read or is corrupt. A host offset out of bounds of its file is corruption.
     fn extent_at(&self, range: Range<u64>) -> Result<Extent>;
 
+    /// Whether [`extent_at`](Self::extent_at) reads a part of the payload of each compressed unit, so that a map of the disk can take as
+    /// long as reading it.
+    fn reads_payload(&self) -> bool {
+        false
+    }
+
     /// The image file with pending log entries applied, where the format has a log and it is not empty.
     fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
         None

@@ -283,6 +283,13 @@ impl Image {
         self.in_order
     }
 
+    /// Whether a map of the whole disk costs little beside reading it: only tables are read, of local files.
+    pub(crate) fn is_mapped_cheaply(&self) -> bool {
+        !self.in_order
+            && self.layers.iter().all(|layer| !layer.reader.reads_payload())
+            && self.files().all(SourceFile::is_local)
+    }
+
     /// The same image as the disk of a package.
     #[cfg(feature = "packages")]
     fn with_origin(mut self, mut origin: Option<package::Origin>) -> Image {

@@ -143,6 +143,11 @@ impl SourceFile {
         self.stored.verify().map_err(Error::io("reading", None)).map_err(|e| e.in_file_at(self.path.as_deref()))
     }
 
+    /// Whether it is stored in a file of the operating system.
+    pub fn is_local(&self) -> bool {
+        self.stored.as_file().is_some()
+    }
+
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

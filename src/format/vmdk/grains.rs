@@ -143,6 +143,11 @@ impl GrainMap {
         Ok(())
     }
 
+    /// Whether grains are compressed, so that the length of each is at its payload.
+    pub fn is_marked(&self) -> bool {
+        matches!(self.entry_format, EntryFormat::Sectors { framing: Some(_), .. })
+    }
+
     /// Number of entries in use of grain table `table`: the last one may end after the last grain of the extent.
     pub fn table_entries(&self, table: usize) -> u64 {
         let grains = self.len.div_ceil(self.grain_bytes);

@@ -381,6 +381,10 @@ impl SparseRead for Reader {
         Ok(Extent { offset, len, kind })
     }
 
+    fn reads_payload(&self) -> bool {
+        self.extents.iter().any(|extent| matches!(&extent.storage, Storage::Sparse(grains) if grains.is_marked()))
+    }
+
     fn host_alignment(&self) -> Option<u64> {
         Some(SECTOR)
     }
