@@ -382,7 +382,7 @@ impl SparseRead for Reader {
     }
 
     fn reads_payload(&self) -> bool {
-        self.extents.iter().any(|extent| matches!(&extent.storage, Storage::Sparse(grains) if grains.is_marked()))
+        self.extents.iter().any(|extent| matches!(&extent.storage, Content::Sparse(grains) if grains.is_marked()))
     }
 
     fn host_alignment(&self) -> Option<u64> {

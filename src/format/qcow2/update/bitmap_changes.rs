@@ -175,7 +175,10 @@ impl Update {
         entry.extend(name.as_bytes());
         entry.resize(entry.len().next_multiple_of(8), 0);
         let (table_size, name) = (table_size as u32, name.into());
-        Ok(Entry { bitmap: Bitmap { name, granularity, flags, table_offset, table_size, at: 0 }, bytes: entry })
+        Ok(Entry {
+            bitmap: Bitmap { name, granularity, flags, table_offset, table_size, is_usable: true, at: 0 },
+            bytes: entry,
+        })
     }
 }
 
