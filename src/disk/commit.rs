@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::write::pieces;
 use super::{Disk, Use};
 use crate::driver::FileId;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::image::OpenOptions;
 use crate::io::FileStatus;
 
@@ -14,7 +14,7 @@ use crate::io::FileStatus;
 const CHUNK: u64 = 2 << 20;
 
 /// A function that is called with the number of guest bytes done and their total.
-pub(super) type OnProgress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+type OnProgress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// Writes the data of an overlay into its backing file, or into one further down.
 ///
@@ -84,7 +84,10 @@ impl Commit {
         // The overlay is emptied when its data is durable elsewhere.
         base.close()?;
         if !self.keep {
-            top.empty()?;
+            match top.empty() {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {}
+                emptied => emptied?,
+            }
         }
         top.close()
     }

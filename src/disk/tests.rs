@@ -1,4 +1,4 @@
-//! The core, over the raw driver, and over a driver that allocates blocks.
+//! The core over the raw driver; the integration tests have the other formats.
 
 use std::sync::Arc;
 
