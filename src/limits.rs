@@ -1,7 +1,8 @@
 //! Limits for untrusted images.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::{Error, Result};
 
@@ -80,12 +81,13 @@ impl Default for Limits {
 pub struct Budget {
     limit: u64,
     left: AtomicU64,
+    tables: Arc<TableRoom>,
 }
 
 impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        Budget { limit, left: AtomicU64::new(limit) }
+        Budget { limit, left: AtomicU64::new(limit), tables: Arc::new(TableRoom::new(TableRoom::BYTES)) }
     }
 
     /// Takes `bytes` bytes for the table `field` at file offset `at`.
@@ -107,10 +109,36 @@ impl Budget {
     /// Loads a table that can be done without. If that fails, nothing is taken: what was loaded is dropped.
     pub(crate) fn attempt<T>(&self, load: impl FnOnce(&Budget) -> Result<T>) -> Result<T> {
         let before = self.left.load(Ordering::Relaxed);
-        let part = Budget { limit: self.limit, left: AtomicU64::new(before) };
+        let part = Budget { limit: self.limit, left: AtomicU64::new(before), tables: self.table_room() };
         let loaded = load(&part)?;
         self.left.fetch_sub(before - part.left.into_inner(), Ordering::Relaxed);
         Ok(loaded)
+    }
+
+    /// The memory for cached tables of the same images.
+    pub(crate) fn table_room(&self) -> Arc<TableRoom> {
+        self.tables.clone()
+    }
+}
+
+/// Memory for parts of tables that are cached after they were read, shared by all images of a chain. It does not depend on the image, so that
+/// it is not of the budget.
+#[derive(Debug)]
+pub(crate) struct TableRoom(AtomicUsize);
+
+impl TableRoom {
+    /// The L2 tables of 32 GiB of qcow2 with the default cluster size.
+    const BYTES: usize = 4 << 20;
+
+    /// Room for `bytes` bytes.
+    pub fn new(bytes: usize) -> TableRoom {
+        TableRoom(AtomicUsize::new(bytes))
+    }
+
+    /// Takes `new` bytes in exchange for `old` that were taken before, and returns whether there is room for them. If not, nothing changes.
+    pub fn resize(&self, old: usize, new: usize) -> bool {
+        let change = |left: usize| left.saturating_add(old).checked_sub(new);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
     }
 }
 

@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(calls(overlay, &source, &target), steps.map(|(done, total)| (2 * done, 2 * total)));
         #[cfg(feature = "hash")]
         {
-            let small = islands(3 * MIB, &[0..1]);
+            let small = islands(3 * MIB, std::slice::from_ref(&(0..1)));
             let hashed = qcow2("").hash(crate::hash::HashAlgorithm::Blake3);
             assert_eq!(calls(hashed, &small, &target), [1, 2, 3].map(|done| (done * MIB, 3 * MIB)));
         }
@@ -121,7 +121,7 @@ mod tests {
         let dir = TempDir::new();
         let target = dir.path().join("target");
         // Not a local file.
-        let remote = islands(3 * MIB, &[MIB..MIB + 1]);
+        let remote = islands(3 * MIB, std::slice::from_ref(&(MIB..MIB + 1)));
         assert_eq!(calls(qcow2(""), &remote, &target), [2, 3].map(|done| (done * MIB, 3 * MIB)));
         // Without data.
         let empty = dir.path().join("empty");

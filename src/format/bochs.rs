@@ -189,8 +189,8 @@ impl Reader {
         let file_len = table::length(&*file)?;
         let block_size = Some(header.extent_size);
         let info = ImageInfo { block_size, ..ImageInfo::new(FORMAT_NAME, header.disk_size) };
-        let catalog = PagedTable::new(file.clone(), header.header_size.into());
-        Ok(Reader { info, header, file, file_len, catalog, bitmaps: TableCache::default() })
+        let catalog = PagedTable::new(file.clone(), header.header_size.into(), cx.budget);
+        Ok(Reader { info, header, file, file_len, catalog, bitmaps: TableCache::new(cx.budget) })
     }
 
     /// The kind and length of the range from guest offset `offset` on, in extent `index` on `page`.

@@ -86,7 +86,7 @@ impl Reader {
         cx.check_virtual_size(FORMAT_NAME, virtual_size)?;
         FIELDS.at("number of blocks", 132).within(HEADER, (u64::from(blocks) + 1) * ENTRY as u64, file_len)?;
         let info = ImageInfo { block_size: Some(block_size), ..ImageInfo::new(FORMAT_NAME, virtual_size) };
-        Ok(Reader { info, file_len, block_size, blocks, offsets: PagedTable::new(file, HEADER) })
+        Ok(Reader { info, file_len, block_size, blocks, offsets: PagedTable::new(file, HEADER, cx.budget) })
     }
 
     /// The host range of the payload of block `index`. Since each block ends where the next one begins, no two of them overlap.

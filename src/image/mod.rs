@@ -26,7 +26,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec::{DecodeError, Decoder};
 #[cfg(feature = "write")]
@@ -78,8 +78,8 @@ pub struct Image {
     concatenation: Option<Box<ImageInfo>>,
     /// The units that were read in part.
     units: UnitCache,
-    /// Buffers of small reads.
-    scratch: Mutex<Scratch>,
+    /// Decoders and buffers of reads that are over.
+    scratch: ScratchPool,
     /// Whether it can be read once only, from its beginning to its end.
     in_order: bool,
 }
@@ -171,17 +171,21 @@ impl Image {
             let (len, size) = (buf.len(), self.virtual_size());
             return Err(Error::Usage(format!("cannot read {len} bytes at {offset:#x} of a disk of {size:#x} bytes")));
         };
-        // Small reads share the buffers; concurrent ones have their own.
-        let mut own = Scratch::default();
-        let mut shared = self.scratch.try_lock();
-        let scratch = shared.as_deref_mut().unwrap_or(&mut own);
+        // Only compressed units need it.
+        let mut scratch = None;
         let mut rest = buf;
         for span in self.spans(offset..end).without_holes() {
             let span = span?;
             let (part, after) = rest.split_at_mut(span.len as usize);
-            self.load(&span, part, scratch)?;
+            match span.kind {
+                ExtentKind::Compressed(_) => {
+                    self.load(&span, part, scratch.get_or_insert_with(|| self.scratch.take()))?
+                }
+                _ => self.load(&span, part, &mut Scratch::default())?,
+            }
             rest = after;
         }
+        scratch.into_iter().for_each(|scratch| self.scratch.put_back(scratch));
         Ok(())
     }
 
@@ -268,7 +272,7 @@ impl Image {
             layers,
             concatenation: None,
             units: UnitCache::default(),
-            scratch: Mutex::default(),
+            scratch: ScratchPool::default(),
             in_order: false,
         }
     }
@@ -386,6 +390,25 @@ pub(crate) struct Scratch {
     pub decoder: Decoder,
     /// The payload decoded last, with what follows it in its sectors.
     pub stored: Vec<u8>,
+}
+
+/// Decoders and buffers that wait for the next read: as many as there were reads at once, up to a number.
+#[derive(Default)]
+struct ScratchPool(Mutex<Vec<Scratch>>);
+
+impl ScratchPool {
+    const KEPT: usize = 16;
+
+    fn take(&self) -> Scratch {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn put_back(&self, scratch: Scratch) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < Self::KEPT {
+            kept.push(scratch);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::error::{Problem, Result};
 use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table;
 use crate::io::ReadAt;
+use crate::limits::Budget;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -37,9 +38,9 @@ pub(super) struct Bat {
 }
 
 impl Bat {
-    pub fn new(file: Arc<dyn ReadAt>, header: Header) -> Result<Bat> {
+    pub fn new(file: Arc<dyn ReadAt>, header: Header, budget: &Budget) -> Result<Bat> {
         let file_len = table::length(&*file)?;
-        let entries = PagedTable::new(file, Header::LEN as u64);
+        let entries = PagedTable::new(file, Header::LEN as u64, budget);
         Ok(Bat { header, file_len, entries })
     }
 

@@ -15,7 +15,7 @@ use crate::io::ReadAt;
 /// # Errors
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
-    let bat = Bat::new(file.clone(), Header::read(&*file, cx.limits)?)?;
+    let bat = Bat::new(file.clone(), Header::read(&*file, cx.limits)?, cx.budget)?;
     let mut report = CheckReport { total_clusters: bat.header.clusters(), ..CheckReport::default() };
     report.image_end_offset = bat.header.data_offset();
     if bat.header.is_open() {

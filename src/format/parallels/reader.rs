@@ -25,7 +25,7 @@ impl Reader {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
         let info = describe(&header, read_bitmaps(&*file, &header))?;
-        Ok(Reader { info, bat: Bat::new(file, header)? })
+        Ok(Reader { info, bat: Bat::new(file, header, cx.budget)? })
     }
 
     /// The kind and length of the extent from guest offset `offset` to the end of its cluster, cluster `index` on `page`.

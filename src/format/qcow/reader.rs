@@ -29,7 +29,7 @@ impl Reader {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
         let decryption = if header.is_encrypted && !cx.inspect { unlock(file.clone(), cx)? } else { None };
-        Ok(Reader { info: describe(&header), map: TwoLevelMap::open(file, header.shape())?, decryption })
+        Ok(Reader { info: describe(&header), map: TwoLevelMap::open(file, header.shape(), cx.budget)?, decryption })
     }
 
     fn kind(&self, entry: Entry) -> Result<ExtentKind> {

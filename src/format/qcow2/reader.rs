@@ -100,7 +100,7 @@ impl Reader {
             l1_table_offset,
             is_snapshot: cx.snapshot.is_some(),
             metadata_limit: cx.limits.metadata,
-            table_cache: TableCache::default(),
+            table_cache: TableCache::new(cx.budget),
         })
     }
 

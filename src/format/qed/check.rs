@@ -23,7 +23,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     if header.need_check {
         report.message("Note", || "the image was not closed cleanly".into());
     }
-    let map = TwoLevelMap::open(file, header.shape())?;
+    let map = TwoLevelMap::open(file, header.shape(), cx.budget)?;
     let clusters = map.file_len.div_ceil(map.shape.cluster_size());
     match cx.budget.take(clusters.div_ceil(8), FORMAT_NAME, "the bitmap of clusters in use", 0) {
         Ok(()) => {

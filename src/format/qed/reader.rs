@@ -24,7 +24,7 @@ impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        let map = TwoLevelMap::open(file, header.shape())?;
+        let map = TwoLevelMap::open(file, header.shape(), cx.budget)?;
         Ok(Reader { info: describe(&header), header, map })
     }
 

@@ -7,6 +7,7 @@ use super::table_cache::{CachedTable, TableCache};
 use crate::driver::{FileId, Location};
 use crate::error::Result;
 use crate::io::ReadAt;
+use crate::limits::Budget;
 
 /// A table of entries of `N` bytes in the image file. The pages read last are cached.
 pub(crate) struct PagedTable<const N: usize> {
@@ -29,8 +30,8 @@ impl<const N: usize> PagedTable<N> {
     pub const PAGE_ENTRIES: u64 = (16 << 10) / N as u64;
 
     /// The table at byte `host_offset` of `file`, which is the image file. Nothing is read.
-    pub fn new(file: Arc<dyn ReadAt>, host_offset: u64) -> Self {
-        PagedTable { file, host_offset, table_cache: TableCache::default() }
+    pub fn new(file: Arc<dyn ReadAt>, host_offset: u64, budget: &Budget) -> Self {
+        PagedTable { file, host_offset, table_cache: TableCache::new(budget) }
     }
 
     /// The host offset of entry `index`.
@@ -72,7 +73,7 @@ mod tests {
     fn pages_start_with_their_section_and_end_with_it() {
         let mut bytes = vec![0xee; 8];
         bytes.extend((0..10_000u32).flat_map(u32::to_le_bytes));
-        let table = PagedTable::<4>::new(Arc::new(MemFile::from(bytes)), 8);
+        let table = PagedTable::<4>::new(Arc::new(MemFile::from(bytes)), 8, &Budget::new(0));
         for (index, section, indexes) in [
             (0, 0..10_000, 0..4096),
             (4095, 0..10_000, 0..4096),

@@ -16,7 +16,7 @@ use crate::io::ReadAt;
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let header = Header::read(&*file, cx.limits)?;
-    let map = BlockMap::new(file, header)?;
+    let map = BlockMap::new(file, header, cx.budget)?;
     let mut report = CheckReport { total_clusters: map.header.blocks.into(), ..CheckReport::default() };
     report.image_end_offset = map.header.data_offset;
     match unused_blocks(map.capacity(), cx) {

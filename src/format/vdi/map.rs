@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table;
 use crate::io::ReadAt;
+use crate::limits::Budget;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -64,9 +65,9 @@ pub(super) struct BlockMap {
 }
 
 impl BlockMap {
-    pub fn new(file: Arc<dyn ReadAt>, header: Header) -> Result<BlockMap> {
+    pub fn new(file: Arc<dyn ReadAt>, header: Header, budget: &Budget) -> Result<BlockMap> {
         let file_len = table::length(&*file)?;
-        let entries = PagedTable::new(file, header.map_offset);
+        let entries = PagedTable::new(file, header.map_offset, budget);
         Ok(BlockMap { file_len, header, entries })
     }
 

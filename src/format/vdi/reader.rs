@@ -25,7 +25,7 @@ impl Reader {
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let header = Header::read(&*file, cx.limits)?;
-        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header)? })
+        Ok(Reader { info: describe(&header), map: BlockMap::new(file, header, cx.budget)? })
     }
 
     /// The kind and length of the extent from guest offset `offset` to the end of its block, block `index` on `page`.

@@ -11,8 +11,10 @@ use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::paged_table::PagedTable;
+use crate::format::shared::table;
 use crate::format::shared::table_cache::TableCache;
 use crate::io::ReadAt;
+use crate::limits::Budget;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -56,13 +58,14 @@ impl Blocks {
     /// If the table is out of bounds, or has fewer entries than the disk has blocks.
     pub fn new(
         file: Arc<dyn ReadAt>,
-        file_len: u64,
         size: u64,
         header: &Header,
         header_at: u64,
         differencing: bool,
         mut other: Vec<Range<u64>>,
+        budget: &Budget,
     ) -> Result<Blocks> {
+        let file_len = table::length(&*file)?;
         let entries = FIELDS.at("max table entries", header_at + 28);
         entries.within(header.table_offset, header.table_len(), file_len)?;
         let needed = size.div_ceil(header.block_size.into());
@@ -74,12 +77,12 @@ impl Blocks {
         Ok(Blocks {
             file_len,
             size,
-            entries: PagedTable::new(file.clone(), header.table_offset),
+            entries: PagedTable::new(file.clone(), header.table_offset, budget),
             file,
             block_size: header.block_size.into(),
             bitmap_len: header.bitmap_len(),
             differencing,
-            bitmaps: TableCache::default(),
+            bitmaps: TableCache::new(budget),
             metadata: other,
         })
     }

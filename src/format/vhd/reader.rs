@@ -51,7 +51,7 @@ impl Reader {
         // If the file does not end on a sector boundary, the start of the footer can be in the last sector of a block.
         metadata.extend(end.map(|end| end.next_multiple_of(SECTOR)..file_len).filter(|range| !range.is_empty()));
         let differencing = footer.disk_type == DiskType::Differencing;
-        let blocks = Blocks::new(file.clone(), file_len, size, &header, header_at, differencing, metadata)?;
+        let blocks = Blocks::new(file.clone(), size, &header, header_at, differencing, metadata, cx.budget)?;
         if differencing {
             info.backing = Some(locator::reference(&header.parent, &*file, cx.budget)?);
         }

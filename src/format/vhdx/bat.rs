@@ -11,6 +11,7 @@ use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table::Field;
+use crate::limits::Budget;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
@@ -76,11 +77,11 @@ impl Bat {
     ///
     /// # Errors
     /// If its region is too small for the disk.
-    pub fn new(structure: &Structure) -> Result<Bat> {
+    pub fn new(structure: &Structure, budget: &Budget) -> Result<Bat> {
         let Structure { file, file_len, regions, metadata, .. } = structure;
         let bat = Bat {
             file_len: *file_len,
-            entries: PagedTable::new(file.clone(), regions.bat.range.start),
+            entries: PagedTable::new(file.clone(), regions.bat.range.start, budget),
             disk_size: metadata.virtual_disk_size,
             block_size: metadata.block_size.into(),
             block_count: metadata.payload_block_count(),

@@ -24,7 +24,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
 }
 
 fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckReport> {
-    let bat = Bat::new(structure)?;
+    let bat = Bat::new(structure, cx.budget)?;
     let mut report = CheckReport { total_clusters: bat.block_count, ..CheckReport::default() };
     // A killed writer can leave a damaged header and a log to replay, but no damaged region table: those are written through the
     // log.

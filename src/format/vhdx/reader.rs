@@ -15,6 +15,7 @@ use crate::format::shared::run;
 use crate::format::shared::table_cache::TableCache;
 use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
+use crate::limits::Budget;
 use crate::name::Name;
 
 /// An open image.
@@ -37,16 +38,16 @@ impl Reader {
 
     pub fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         cx.refuse_snapshots(FORMAT_NAME)?;
-        Reader::new(Structure::read(file, cx)?)
+        Reader::new(Structure::read(file, cx)?, cx.budget)
     }
 
-    fn new(structure: Structure) -> Result<Reader> {
+    fn new(structure: Structure, budget: &Budget) -> Result<Reader> {
         Ok(Reader {
             info: describe(&structure),
             replayed: structure.replay.is_some(),
-            bat: Bat::new(&structure)?,
+            bat: Bat::new(&structure, budget)?,
             sector_size: structure.metadata.logical_sector_size.into(),
-            bitmaps: TableCache::default(),
+            bitmaps: TableCache::new(budget),
             metadata: structure.ranges().map(|(range, _)| range).collect(),
             file: structure.file,
         })

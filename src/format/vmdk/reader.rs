@@ -17,6 +17,7 @@ use crate::format::shared::table;
 use crate::format::shared::table_cache::TableCache;
 use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
+use crate::limits::Budget;
 use crate::name::Name;
 
 /// The image file.
@@ -66,7 +67,7 @@ impl Reader {
                 let grains = esxi::open_cowd(file, IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
                 let mut info = describe_without_descriptor(header.capacity_bytes());
                 (info.block_size, info.dirty) = (Some(header.grain_bytes() as u32), header.unclean);
-                Ok(Reader::from_grains(grains, info))
+                Ok(Reader::from_grains(grains, info, cx.budget))
             }
             Some(SparseKind::SeSparse) => Err(esxi::needs_descriptor("a space-efficient sparse extent")),
             None => Self::open_descriptor(file, cx),
@@ -80,7 +81,7 @@ impl Reader {
             hosted.descriptor(cx)?.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
         let mut info = describe_hosted(&hosted.header, descriptor.as_ref(), cx)?;
         let grains = hosted.into_grains(info.virtual_size, cx, &mut info.warnings)?;
-        Ok(Reader::from_grains(grains, info))
+        Ok(Reader::from_grains(grains, info, cx.budget))
     }
 
     /// Adds the name of the file to an error, unless it is the image file.
@@ -92,10 +93,10 @@ impl Reader {
     }
 
     /// Returns the reader of an image with one sparse extent.
-    fn from_grains(grains: GrainMap, info: ImageInfo) -> Reader {
+    fn from_grains(grains: GrainMap, info: ImageInfo, budget: &Budget) -> Reader {
         let extents =
             vec![DiskExtent { guest_range: 0..info.virtual_size, storage: Content::Sparse(Box::new(grains)) }];
-        Reader { info, extents, table_cache: TableCache::default() }
+        Reader { info, extents, table_cache: TableCache::new(budget) }
     }
 
     /// Opens a descriptor file and its extents.
@@ -123,7 +124,7 @@ impl Reader {
         });
         info.specific.push(("extents", Value::List(listed.collect())));
         extents.retain(|extent| !extent.guest_range.is_empty());
-        Ok(Reader { info, extents, table_cache: TableCache::default() })
+        Ok(Reader { info, extents, table_cache: TableCache::new(cx.budget) })
     }
 }
 

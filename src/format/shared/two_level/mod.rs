@@ -16,6 +16,7 @@ use crate::driver::{Extent, ExtentKind, FileId, Location};
 use crate::error::{Error, Problem, Result};
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
+use crate::limits::Budget;
 
 /// The image file.
 pub(crate) const IMAGE: FileId = FileId(0);
@@ -95,12 +96,12 @@ impl TwoLevelMap {
     ///
     /// # Errors
     /// If the part of the L1 table that the disk needs is not within the file.
-    pub fn open(file: Arc<dyn ReadAt>, shape: Shape) -> Result<TwoLevelMap> {
+    pub fn open(file: Arc<dyn ReadAt>, shape: Shape, budget: &Budget) -> Result<TwoLevelMap> {
         let file_len = table::length(&*file)?;
         let field = shape.field("L1 table", shape.l1_offset);
         field.within(shape.l1_offset, shape.l1_entries() * ENTRY, file_len)?;
-        let l1 = PagedTable::new(file.clone(), shape.l1_offset);
-        Ok(TwoLevelMap { shape, file, file_len, l1, l2_cache: TableCache::default() })
+        let l1 = PagedTable::new(file.clone(), shape.l1_offset, budget);
+        Ok(TwoLevelMap { shape, file, file_len, l1, l2_cache: TableCache::new(budget) })
     }
 
     /// Returns the extent at guest offset `range.start`, as [`SparseRead::extent_at`](crate::driver::SparseRead::extent_at).

@@ -12,7 +12,7 @@ const DATA: u64 = 16 * MIB;
 
 impl Sample {
     fn open(&self) -> Reader {
-        Reader::new(self.structure()).unwrap()
+        Reader::new(self.structure(), &Budget::new(0)).unwrap()
     }
 
     /// The extent kind of the byte at guest offset `offset`; `None` if its block is invalid.
@@ -255,7 +255,7 @@ fn the_table_has_an_entry_for_each_block() {
     {
         let mut structure = Sample::new(MIB, differencing, &vec![0; blocks], 1 << 30).structure();
         structure.regions.bat.range.end = BAT + MIB;
-        match Bat::new(&structure) {
+        match Bat::new(&structure, &Budget::new(0)) {
             Ok(_) => assert!(entries <= 131_072, "{blocks}"),
             Err(Error::Corrupt(Fault { at, problem, .. })) => {
                 let (value, min, max) = (MIB, entries * 8, u32::MAX.into());
@@ -308,7 +308,7 @@ fn image_properties() {
     let info = |change: fn(&mut Structure)| {
         let mut structure = Sample::new(MIB, false, &[0], 4 * MIB).structure();
         change(&mut structure);
-        Reader::new(structure).unwrap()
+        Reader::new(structure, &Budget::new(0)).unwrap()
     };
     let fixed = info(|structure| structure.metadata.leave_block_allocated = true).info;
     assert_eq!(get(&fixed, "subformat"), Some("fixed".into()));
