@@ -87,7 +87,7 @@ impl Dynamic {
             next: None,
             released: Vec::new(),
             file,
-            blocks,
+            blocks: *blocks,
         })
     }
 

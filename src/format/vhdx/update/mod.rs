@@ -73,7 +73,7 @@ impl Update {
         if let Some(warning) = &structure.table_warning {
             return Err(Error::unsupported(FORMAT_NAME, format!("writing to a damaged image: {warning}")));
         }
-        let bat = Bat::new(&structure)?;
+        let bat = Bat::new(&structure, cx.open.budget)?;
         Ok(Update {
             pages: TablePages::new(file.clone(), FORMAT_NAME, log::SECTOR as usize),
             file,
