@@ -25,7 +25,7 @@ pub(super) struct Reader {
 pub(super) enum Content {
     /// Guest data from the start of the file.
     Fixed,
-    Blocks(Blocks),
+    Blocks(Box<Blocks>),
 }
 
 impl Reader {
@@ -55,7 +55,7 @@ impl Reader {
         if differencing {
             info.backing = Some(locator::reference(&header.parent, &*file, cx.budget)?);
         }
-        Ok(Reader { info, content: Content::Blocks(blocks) })
+        Ok(Reader { info, content: Content::Blocks(Box::new(blocks)) })
     }
 }
 
