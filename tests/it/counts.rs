@@ -126,32 +126,3 @@ fn a_conversion_reads_each_compressed_run_once() {
         }
     }
 }
-
-/// What a virtual machine or a file system reads, after it has read everything once.
-#[test]
-fn random_reads_of_a_warm_image_read_no_table() {
-    const READS: u64 = 2000;
-    // The bitmaps of so many VHD blocks fit into the cache.
-    const USED: u64 = UNITS / 2;
-    for Case { format, options, unit, .. } in cases() {
-        // It has no table of payload lengths: the marker of each grain is read.
-        let reads_of_each = if options.contains("streamOptimized") { 2 } else { 1 };
-        let (image, file) = convert(format, options, &disk(unit));
-        let read = |index: u64| {
-            let mut sector = [0; 512];
-            image.read_exact_at(&mut sector, index * unit).unwrap();
-            assert_eq!(sector, [index as u8 | 1; 512], "{format} {options}");
-        };
-        (0..USED).for_each(read);
-        file.take_calls();
-        std::thread::scope(|scope| {
-            for first in [1, 2] {
-                let read = &read;
-                // No unit is read twice soon, so that none is in the cache of decoded units.
-                scope.spawn(move || (0..READS / 2).for_each(|number| read((first + number * 2221) % USED)));
-            }
-        });
-        let Calls { reads, queries } = file.take_calls();
-        assert_eq!((reads, queries), (READS * reads_of_each, 0), "{format} {options}");
-    }
-}
