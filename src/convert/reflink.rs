@@ -79,7 +79,7 @@ impl<'a> Reflinks<'a> {
     pub fn new(settings: &Converter, job: &Job<'a>, files: Cloneable<'a>) -> Result<Option<Self>> {
         let block = files.values().fold(SMALLEST_UNIT, |unit, (_, block)| unit.max(*block));
         let obstacle = if files.is_empty() {
-            "the file system does not do that, or they are on two"
+            "the file system does not do that for these files"
         } else if job.spec.encoding.is_some() || job.base.is_some() || job.dense() || job.salvage.is_some() {
             "data is compressed, compared, salvaged or stored with its zeros"
         } else if job.digests || job.fills_gaps() {

@@ -235,7 +235,7 @@ impl OpenOptions {
     ///
     /// It applies to files that are opened by path, on Linux. QEMU locks the images that it has opened. By default its locks are
     /// heeded, and taken: no virtual machine can be started that would write to an opened image, and no [`Converter`](crate::Converter)
-    /// replaces it.
+    /// replaces it. An image that is opened for writing is locked in any case.
     ///
     /// ```no_run
     /// use diskimage::{ErrorKind, Image, OpenOptions};

@@ -31,9 +31,9 @@ impl OpenOptions {
         Ok(Arc::new(file))
     }
 
+    /// Also with [`force_share`](Self::force_share), which is about what is read: two programs that write would destroy the image.
     fn lock_storage(&self, file: &FileStorage) -> Result<()> {
-        let locked = if self.force_share { Ok(()) } else { file.lock() };
-        locked.map_err(|cause| match cause.kind() {
+        file.lock().map_err(|cause| match cause.kind() {
             std::io::ErrorKind::ResourceBusy => Error::InUse { for_writing: false },
             _ => cannot_open("locking")(cause),
         })

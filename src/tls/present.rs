@@ -42,6 +42,11 @@ impl Client {
     pub fn new(certificates: Option<&Path>) -> Result<Client> {
         let builder = ClientConfig::builder_with_provider(provider()?).with_safe_default_protocol_versions();
         let builder = builder.map_err(unusable)?;
+        if let Some(directory) = certificates {
+            // A mistyped name must not mean that other authorities are trusted.
+            let read = std::fs::read_dir(directory).map_err(Error::io("reading the directory of certificates", None));
+            read.map_err(|e| e.in_file(directory))?;
+        }
         let authority = certificates.map(|directory| directory.join(AUTHORITY));
         let roots = match authority.filter(|path| path.exists()) {
             Some(path) => authorities(&path)?,

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, Storage};
-use diskimage::{OpenOptions, Repair};
+use diskimage::{Converter, ErrorKind, Format, OpenOptions, Repair};
 
 use super::starts;
-use crate::support::Random;
+use crate::support::{Random, TempDir};
 
 const REFCOUNT_TABLE: usize = 48;
 
@@ -59,4 +59,44 @@ fn nothing_is_freed_while_an_entry_is_damaged() {
     assert!(report.before.leaks > 0 && report.before.corruptions > 0, "{:?}", report.before);
     assert_eq!((report.leaks_fixed, &report.after), (0, &report.before));
     assert!(storage.to_vec() == file);
+}
+
+/// A snapshot is lost whose clusters are still counted: those of the disk have a count of 2, and no flag that says 1.
+#[test]
+fn flags_follow_from_refcounts_that_were_lowered() {
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::QCOW2).create_to(1 << 20, file.clone()).unwrap();
+    let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+    disk.write_all_at(&[7; 200_000], 1000).unwrap();
+    disk.create_snapshot("lost").unwrap();
+    disk.close().unwrap();
+    let mut bytes = file.to_vec();
+    // nb_snapshots and snapshots_offset.
+    bytes[60..72].fill(0);
+    for what in [Repair::Leaks, Repair::All] {
+        let storage = Arc::new(MemFile::from(bytes.clone()));
+        let report = OpenOptions::new().repair_storage(storage.clone() as Arc<dyn Storage>, what).unwrap();
+        assert!(report.leaks_fixed > 0, "{report:?}");
+        assert_eq!((report.after.leaks, report.after.corruptions, report.corruptions_fixed), (0, 0, 0), "{report:?}");
+        let image = OpenOptions::new().open_source(storage).unwrap();
+        let mut data = [0; 200_000];
+        image.read_exact_at(&mut data, 1000).unwrap();
+        assert!(data.iter().all(|byte| *byte == 7));
+    }
+}
+
+/// What changes an image takes the lock, whatever is read without one.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_two_programs_change_an_image() {
+    let dir = TempDir::new();
+    let path = dir.join("disk.qcow2");
+    Converter::new(Format::QCOW2).create(1 << 20, &path).unwrap();
+    let disk = OpenOptions::new().open_disk(&path).unwrap();
+    let shared = OpenOptions::new().force_share(true);
+    assert_eq!(shared.open_disk(&path).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(shared.repair(&path, Repair::All).unwrap_err().kind(), ErrorKind::InUse);
+    assert_eq!(shared.open(&path).unwrap().virtual_size(), 1 << 20);
+    disk.close().unwrap();
+    shared.open_disk(&path).unwrap().close().unwrap();
 }

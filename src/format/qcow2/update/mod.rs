@@ -145,12 +145,17 @@ impl Update {
         })
     }
 
-    /// Prepares for a change of tables.
+    /// Prepares for a change of guest data.
     fn begin(&mut self) -> Result<()> {
         if !self.is_announced {
             self.announce()?;
             self.is_announced = true;
         }
+        self.make_space()
+    }
+
+    /// Makes space in memory for a change of tables.
+    fn make_space(&mut self) -> Result<()> {
         if self.pages.is_full() || self.freed.len() >= MAX_FREED {
             self.flush()?;
         }
@@ -242,7 +247,6 @@ impl SparseUpdate for Update {
     }
 
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
-        self.begin()?;
         self.set_size(size, below)
     }
 
@@ -263,7 +267,9 @@ impl SparseUpdate for Update {
     }
 
     fn empty(&mut self) -> Result<()> {
-        self.begin()?;
+        // The disk has the same data as before, from its backing file: bitmaps need not know.
+        self.clear_unknown_features()?;
+        self.make_space()?;
         self.clear(0..self.info.virtual_size)?;
         self.flush()
     }

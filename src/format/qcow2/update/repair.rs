@@ -52,9 +52,10 @@ pub(in crate::format::qcow2) fn repair(
 
     let mut counted = check_with(source.clone(), &cx.open, &mut |_| ())?;
     (report.leaks_fixed, report.corruptions_fixed) = (leaks, low);
-    if what == Repair::All && counted.flags > 0 && counted.is_understood() && counted.low == 0 {
+    // Flags follow from the refcounts, also from those that have just been lowered to 1.
+    if counted.flags > 0 && counted.is_understood() && counted.low == 0 {
         image.correct_flags()?;
-        report.corruptions_fixed += counted.flags;
+        report.corruptions_fixed += counted.flags.min(found.flags);
         counted = check_with(source.clone(), &cx.open, &mut |_| ())?;
     }
     if what == Repair::All && counted.report.corruptions + counted.report.check_errors == 0 && is_marked(&image) {

@@ -25,6 +25,7 @@ impl Update {
             let (field, limit) = ("virtual size".into(), MAX_L1_ENTRIES.saturating_mul(self.header.l2_coverage()));
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
+        self.begin()?;
         if size > old {
             self.prepare_growth(old, size, below)?;
         }
