@@ -1,11 +1,11 @@
 //! Writing the data of an overlay into its backing file.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::write::pieces;
 use super::{Disk, Use};
-use crate::driver::FileId;
+use crate::driver::{ExtentKind, FileId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::OpenOptions;
 use crate::io::FileStatus;
@@ -79,8 +79,10 @@ impl Commit {
         let (Some(base), Some(format)) = (base, format) else {
             return Err(Error::Usage("the backing file is not a file".into()));
         };
+        // The tables and the length that the reader of the chain knows of the base are out of date with the first write to it.
+        top.image.write().unwrap_or_else(PoisonError::into_inner).truncate_layers(layer);
         let base = self.options.clone().format(format).open_disk(base)?;
-        self.copy(&top, layer, &base)?;
+        self.copy(&top, &base)?;
         // The overlay is emptied when its data is durable elsewhere.
         base.close()?;
         if !self.keep {
@@ -108,23 +110,23 @@ impl Commit {
         (1..image.layer_count()).find(is_base).ok_or_else(missing)
     }
 
-    /// Writes what the layers before `layer` have to `base`.
-    fn copy(&self, top: &Disk, layer: usize, base: &Disk) -> Result<()> {
+    /// Writes what `top` and the layers between have to `base`, which is not one of the layers of `top` any more.
+    fn copy(&self, top: &Disk, base: &Disk) -> Result<()> {
         let image = top.image();
         let size = image.virtual_size();
         if base.size() < size {
             base.resize(size)?;
         }
+        // A layer that is shorter than its overlay hides those below with zeros.
+        let hidden_from = image.layers().map(|layer| layer.virtual_size).min().unwrap_or(size);
         let mut buf = Vec::new();
         for span in image.spans(0..size).without_holes() {
             let span = span?;
             self.report(span.offset, size);
-            if span.layer >= layer {
-                continue;
-            }
-            // A layer that is shorter than its overlay hides those below with zeros.
             if span.is_zero() {
-                base.write_zeros(span.offset..span.end())?;
+                let is_hole = span.kind == ExtentKind::Hole;
+                let start = if is_hole { span.offset.max(hidden_from).min(span.end()) } else { span.offset };
+                base.write_zeros(start..span.end())?;
                 continue;
             }
             for chunk in pieces(span.offset..span.end(), CHUNK) {

@@ -132,7 +132,7 @@ impl Disk {
     /// return.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage.
+    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -156,17 +156,14 @@ impl Disk {
         let below = image.layers().skip(1).map(|layer| layer.virtual_size).max().unwrap_or(0);
         if size > old && !old.is_multiple_of(block) {
             let last = self.driver().extent_at(old - 1..old).map_err(|e| self.locate(e))?;
-            if matches!(last.kind, ExtentKind::Data(_) | ExtentKind::Compressed(_)) {
+            let shows_below = last.kind == ExtentKind::Hole && below > old;
+            if shows_below || matches!(last.kind, ExtentKind::Data(_) | ExtentKind::Compressed(_)) {
                 self.write_piece(&image, old..old.saturating_add(block - old % block), Payload::Zeros)?;
             }
         }
         self.flush()?;
         self.driver().resize(size, below).map_err(|e| self.locate(e))?;
         image.replace_top(Top::boxed(&self.driver));
-        let below = below.min(image.virtual_size());
-        if old < below {
-            self.zero_pieces(&image, old..below, false)?;
-        }
         self.flush()
     }
 

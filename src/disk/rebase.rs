@@ -35,15 +35,13 @@ impl Disk {
         let image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         let size = image.virtual_size();
         let (mut old, mut new) = (Vec::new(), Vec::new());
-        for chunk in pieces(0..size, CHUNK.max(self.spec.block_size)) {
+        for chunk in pieces(0..size, CHUNK.next_multiple_of(self.spec.block_size)) {
             progress(chunk.start, size);
-            // Blocks that the overlay has are not looked at.
-            let spans: Vec<_> = image.spans(chunk).without_holes().collect::<Result<_>>()?;
-            for span in spans.into_iter().filter(|span| span.layer > 0 || span.kind == ExtentKind::Hole) {
-                if span.is_zero() && is_known_zero(to.map(|to| to.image), span.offset..span.end())? {
+            for Missing { guest, is_zero } in missing(&image, chunk)? {
+                if is_zero && is_known_zero(to.map(|to| to.image), guest.clone())? {
                     continue;
                 }
-                for part in pieces(span.offset..span.end(), CHUNK) {
+                for part in pieces(guest, CHUNK) {
                     let len = (part.end - part.start) as usize;
                     old.resize(len, 0);
                     new.resize(len, 0);
@@ -87,13 +85,39 @@ impl Disk {
                 continue;
             }
             if is_zero(&old) {
-                self.zero_pieces(image, block, false)?;
+                self.store_zeros(image, block)?;
             } else {
                 self.write_piece(image, block, Payload::Bytes(&old))?;
             }
         }
         Ok(())
     }
+}
+
+/// A guest range that an overlay does not have.
+struct Missing {
+    guest: Range<u64>,
+    /// Whether it is known to read as zeros.
+    is_zero: bool,
+}
+
+/// What the top image does not have of a guest range, in whole granules, however the layers below divide it.
+fn missing(image: &Image, guest: Range<u64>) -> Result<Vec<Missing>> {
+    let mut all: Vec<Missing> = Vec::new();
+    for span in image.spans(guest).without_holes() {
+        let span = span?;
+        if span.layer == 0 && span.kind != ExtentKind::Hole {
+            continue;
+        }
+        match all.last_mut().filter(|last| last.guest.end == span.offset) {
+            Some(last) => {
+                last.guest.end = span.end();
+                last.is_zero &= span.is_zero();
+            }
+            None => all.push(Missing { guest: span.offset..span.end(), is_zero: span.is_zero() }),
+        }
+    }
+    Ok(all)
 }
 
 /// Whether a range of a backing file is known to be zeros without reading it.

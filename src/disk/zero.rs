@@ -81,6 +81,37 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes the top image have zeros for a guest range that reads as zeros already, so that they do not depend on lower layers.
+    pub(super) fn store_zeros(&self, image: &Image, range: Range<u64>) -> Result<()> {
+        for piece in pieces(range, PIECE.max(self.spec.block_size)) {
+            let _alone = self.hold(&piece, Use::Change);
+            let (head, mut whole, tail) = self.split(image, piece);
+            self.fill_holes(image, head)?;
+            while !whole.is_empty() {
+                let zeroed = self.driver().zero(whole.clone(), false).map_err(|e| self.locate(e))?;
+                let part = whole.start..checked_end(&whole, zeroed)?;
+                // Without zero blocks, or without a backing file up to now, nothing has been stored.
+                self.fill_holes(image, part.clone())?;
+                whole.start = part.end;
+            }
+            self.fill_holes(image, tail)?;
+        }
+        Ok(())
+    }
+
+    /// Allocates what the top image does not have, as zeros.
+    fn fill_holes(&self, image: &Image, mut range: Range<u64>) -> Result<()> {
+        while !range.is_empty() {
+            let extent = self.driver().extent_at(range.clone()).map_err(|e| self.locate(e))?;
+            let part = extent.clip(range.start, range.end);
+            if part.kind == ExtentKind::Hole {
+                self.write_piece(image, part.offset..part.end(), Payload::Zeros)?;
+            }
+            range.start = part.end();
+        }
+        Ok(())
+    }
+
     /// Splits a guest range into a part of a granule, whole granules, and a part of a granule. A last granule that ends after the disk is
     /// whole.
     fn split(&self, image: &Image, range: Range<u64>) -> (Range<u64>, Range<u64>, Range<u64>) {

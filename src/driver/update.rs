@@ -83,10 +83,10 @@ pub trait SparseUpdate: Send {
     fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed>;
 
     /// Sets the virtual size in bytes, which may be rounded up, and makes it durable. No other request is under way, and everything before is
-    /// flushed. The rest of the last block after the former end has been cleared by the core, if it has data.
+    /// flushed. The rest of the last block after the former end has been cleared by the core, if it has data or lower layers may have.
     ///
-    /// What is added must read as zeros also where lower layers, the largest of which has `below` bytes, have data. A driver that can makes it so
-    /// before it changes the size; the core does it afterwards where it is not.
+    /// What is added must read as zeros also where lower layers, the largest of which has `below` bytes, have data. A driver makes that durable
+    /// before it changes the size, so that an interruption exposes nothing, or refuses.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.

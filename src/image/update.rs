@@ -116,4 +116,10 @@ impl Image {
         self.layers[0].reader = reader;
         self.parts = vec![super::Part::whole(&self.layers)];
     }
+
+    /// Closes the layers from the index `count` on, which is not 0. What they had reads as zeros.
+    pub(crate) fn truncate_layers(&mut self, count: usize) {
+        self.layers.truncate(count.max(1));
+        self.parts = vec![super::Part::whole(&self.layers)];
+    }
 }

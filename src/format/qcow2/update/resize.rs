@@ -10,6 +10,9 @@ use crate::format::qcow2::entry::parse_l1_entry;
 use crate::format::qcow2::header::MAX_L1_ENTRIES;
 use crate::format::shared::{table, whole_sectors};
 
+/// Most guest bytes that are allocated at a time.
+const PIECE: u64 = 64 << 20;
+
 impl Update {
     /// Sets the virtual size, rounded up to sectors. Lower layers have `below` bytes.
     pub(super) fn set_size(&mut self, size: u64, below: u64) -> Result<()> {
@@ -27,7 +30,11 @@ impl Update {
         }
         self.begin()?;
         if size > old {
-            self.prepare_growth(old, size, below)?;
+            let prepared = self.prepare_growth(old, size, below);
+            if prepared.is_err() {
+                self.l1.truncate(self.header.l1_entries_for(old) as usize);
+            }
+            prepared?;
         }
         self.flush()?;
         self.write_header(24, &size.to_be_bytes())?;
@@ -55,11 +62,29 @@ impl Update {
         if self.header.extended_l2() {
             range.end = range.end.max(end);
         }
-        while range.start < range.end && (self.header.version > 2 || self.header.backing_file.is_none()) {
-            range.start += self.zero_clusters(range.clone(), false)?.len();
+        let has_zero_clusters = self.header.version > 2 || self.header.backing_file.is_none();
+        while range.start < range.end {
+            range.start = match has_zero_clusters {
+                true => range.start + self.zero_clusters(range.clone(), false)?.len(),
+                false => self.allocate_zeros(range.clone())?,
+            };
             self.begin()?;
         }
         Ok(())
+    }
+
+    /// Allocates clusters of zeros for the start of a guest range beyond the end of the disk, and returns the end of that part. For overlays of
+    /// version 2, which has no other zeros.
+    fn allocate_zeros(&mut self, guest: Range<u64>) -> Result<u64> {
+        let allocation = self.place(guest.start..guest.end.min(guest.start.saturating_add(PIECE)))?;
+        let start = allocation.at.offset;
+        let end = start + (allocation.guest.end - allocation.guest.start);
+        let zeroed = if allocation.reads_as_zeros { Ok(()) } else { self.file.zero_range(start..end) };
+        let stored = zeroed.map_err(Error::io("writing zeros", start)).and_then(|()| self.point_to(&allocation));
+        if stored.is_err() {
+            self.give_up(&allocation);
+        }
+        stored.map(|()| allocation.guest.end)
     }
 
     /// Reads the L1 entries up to this number.
