@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diskimage::io::{MemFile, ReadAt, WriteAt};
-use diskimage::{Commit, Converter, Format, Image, Name, OpenOptions, RebaseTo, ReferencePolicy};
+use diskimage::{Converter, Format, Image, Name, OpenOptions, RebaseTo, ReferencePolicy};
 
-use crate::support::{TempDir, options};
+use crate::support::options;
 
 const MIB: usize = 1 << 20;
 
@@ -155,6 +155,10 @@ fn an_interrupted_growth_exposes_nothing() {
 #[cfg(unix)]
 #[test]
 fn a_commit_reads_nothing_that_it_has_written() {
+    use diskimage::Commit;
+
+    use crate::support::TempDir;
+
     const BASE: usize = 1_635_328;
     for has_short_layer in [false, true] {
         let dir = TempDir::new();
