@@ -132,7 +132,8 @@ impl Disk {
     /// return.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then.
+    /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then, unless the last
+    /// sync is what failed.
     ///
     /// ```
     /// use std::sync::Arc;

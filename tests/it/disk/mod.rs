@@ -6,6 +6,8 @@ mod crash;
 #[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
 mod interop;
 mod model;
+#[cfg(feature = "qcow2")]
+mod overlays;
 #[cfg(feature = "qed")]
 mod qed;
 mod recorder;

@@ -1,0 +1,197 @@
+//! Overlays whose backing files have other data, or other sizes, than they show.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use diskimage::io::{MemFile, ReadAt, WriteAt};
+use diskimage::{Converter, Format, Image, Name, OpenOptions, RebaseTo, ReferencePolicy};
+
+use crate::support::options;
+
+const MIB: usize = 1 << 20;
+
+/// Options for an overlay whose backing file is this raw disk.
+fn over(backing: &[u8]) -> OpenOptions {
+    let backing: Arc<dyn ReadAt> = Arc::new(MemFile::from(backing.to_vec()));
+    OpenOptions::new().reference_policy(ReferencePolicy::Any).resolver(move |_| Ok(backing.clone()))
+}
+
+fn raw(bytes: &[u8]) -> Image {
+    OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(bytes.to_vec()))).unwrap()
+}
+
+/// An empty overlay of a raw disk.
+fn overlay(list: &str, size: usize, backing: &[u8]) -> Vec<u8> {
+    let file = Arc::new(MemFile::new());
+    let list = options(&format!("{list},backing_fmt=raw"));
+    Converter::new(Format::QCOW2)
+        .options(list)
+        .backing(raw(backing), "base")
+        .create_to(size as u64, file.clone())
+        .unwrap();
+    file.to_vec()
+}
+
+fn content(image: &Image) -> Vec<u8> {
+    let mut content = vec![0; image.virtual_size() as usize];
+    image.read_exact_at(&mut content, 0).unwrap();
+    content
+}
+
+#[test]
+fn a_new_backing_file_does_not_show_through() {
+    let new = vec![7; MIB];
+    let mut holes = vec![0; MIB];
+    holes[..68 << 10].fill(9);
+    holes[100 << 10..140 << 10].fill(9);
+    for list in ["compat=1.1", "compat=0.10", "extended_l2=on,cluster_size=64k", "cluster_size=4k"] {
+        for old in [&holes[..], &vec![8; 262_656], &[]] {
+            let file = Arc::new(MemFile::from(overlay(list, MIB, old)));
+            let expected = content(&over(old).open_source(file.clone()).unwrap());
+            let disk = over(old).open_disk_in(file.clone()).unwrap();
+            let (image, name) = (raw(&new), Name::from("new"));
+            disk.rebase(Some(RebaseTo { image: &image, name: &name }), &|_, _| {}).unwrap();
+            disk.close().unwrap();
+            let found = content(&over(&new).open_source(file).unwrap());
+            assert!(found == expected, "{list}, {} bytes below", old.len());
+        }
+    }
+}
+
+/// An image without a backing file gets one.
+#[test]
+fn a_first_backing_file_does_not_show_through() {
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::QCOW2).create_to(MIB as u64, file.clone()).unwrap();
+    let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+    disk.write_all_at(&[5; 1000], 70_000).unwrap();
+    let (new, name) = (vec![7; MIB + 512], Name::from("new"));
+    disk.rebase(Some(RebaseTo { image: &raw(&new), name: &name }), &|_, _| {}).unwrap();
+    disk.close().unwrap();
+    let mut expected = vec![0; MIB];
+    expected[70_000..71_000].fill(5);
+    assert!(content(&over(&new).open_source(file).unwrap()) == expected);
+}
+
+/// Storage that is full after a number of writes.
+struct Full {
+    file: MemFile,
+    left: AtomicUsize,
+}
+
+impl Full {
+    fn count(&self) -> io::Result<()> {
+        let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        left.map(|_| ()).map_err(|_| io::ErrorKind::StorageFull.into())
+    }
+}
+
+impl ReadAt for Full {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+}
+
+impl WriteAt for Full {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.count()?;
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.count()?;
+        self.file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The backing file is longer than the overlay, which ends within a cluster.
+#[test]
+fn an_interrupted_growth_exposes_nothing() {
+    let (old, new) = (MIB / 4 + 512, MIB);
+    let backing = vec![7; MIB];
+    let mut grown = vec![0; new];
+    grown[..old].fill(7);
+    for list in ["compat=1.1", "compat=0.10,cluster_size=4k", "compat=0.10", "extended_l2=on,cluster_size=64k"] {
+        let image = overlay(list, old, &backing);
+        let mut failures = 0;
+        for writes in 0.. {
+            let file = Arc::new(Full { file: MemFile::from(image.clone()), left: writes.into() });
+            let disk = over(&backing).open_disk_in(file.clone()).unwrap();
+            let resized = disk.resize(new as u64);
+            assert!(resized.is_ok() || disk.size() == old as u64, "{list}, {writes} writes");
+            // Nothing else is written, as if the program were killed.
+            file.left.store(0, Ordering::Relaxed);
+            drop(disk);
+            let cut = Arc::new(MemFile::from(file.file.to_vec()));
+            let found = content(&over(&backing).open_source(cut.clone()).unwrap());
+            assert!(found == grown || found == grown[..old], "{list}, {writes} writes");
+            if resized.is_ok() {
+                assert!(found == grown, "{list}");
+                break;
+            }
+            failures += 1;
+            // A second attempt has the same result as one that was not interrupted.
+            let disk = over(&backing).open_disk_in(cut.clone()).unwrap();
+            disk.resize(new as u64).unwrap();
+            disk.close().unwrap();
+            assert!(content(&over(&backing).open_source(cut.clone()).unwrap()) == grown, "{list}, {writes} writes");
+            let report = over(&backing).check_source(cut).unwrap();
+            assert_eq!((report.corruptions, report.check_errors), (0, 0), "{list}: {:?}", report.messages);
+        }
+        assert!(failures > 5, "{list}: {failures} failures");
+    }
+}
+
+/// The base becomes longer, and its tables change, while the chain is read.
+#[cfg(unix)]
+#[test]
+fn a_commit_reads_nothing_that_it_has_written() {
+    use diskimage::Commit;
+
+    use crate::support::TempDir;
+
+    const BASE: usize = 1_635_328;
+    for has_short_layer in [false, true] {
+        let dir = TempDir::new();
+        let path = |name: &str| dir.path().join(name);
+        let options = OpenOptions::new().reference_policy(ReferencePolicy::Beside);
+        let create = |name: &str, size: usize, backing: &str| {
+            let image = options.open(path(backing)).unwrap();
+            let list = crate::support::options(&format!("backing_fmt={}", image.format().name()));
+            let converter = Converter::new(Format::QCOW2).options(list).backing(image, backing);
+            let file = Arc::new(MemFile::new());
+            converter.create_to(size as u64, file.clone()).unwrap();
+            std::fs::write(path(name), file.to_vec()).unwrap();
+        };
+        let write = |name: &str, byte: u8, at: usize| {
+            let disk = options.open_disk(path(name)).unwrap();
+            disk.write_all_at(&[byte; 64 << 10], at as u64).unwrap();
+            disk.close().unwrap();
+        };
+        std::fs::write(path("lowest.raw"), vec![1; 2 * MIB]).unwrap();
+        create("base.qcow2", BASE, "lowest.raw");
+        write("base.qcow2", 3, MIB);
+        let below = if has_short_layer { "short.qcow2" } else { "base.qcow2" };
+        if has_short_layer {
+            create("short.qcow2", MIB / 2 + 512, "base.qcow2");
+        }
+        create("top.qcow2", 3 * MIB, below);
+        write("top.qcow2", 5, 0);
+        write("top.qcow2", 6, 2 * MIB);
+        let expected = content(&options.open(path("top.qcow2")).unwrap());
+        Commit::new(options.clone()).base(path("base.qcow2")).run(path("top.qcow2")).unwrap();
+        let base = options.open(path("base.qcow2")).unwrap();
+        assert!(content(&base) == expected, "short layer: {has_short_layer}");
+        let report = options.check(path("base.qcow2")).unwrap();
+        assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.messages);
+    }
+}
