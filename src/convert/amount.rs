@@ -63,7 +63,6 @@ pub(super) fn data_len(span: &Span) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::path::{Path, PathBuf};
     use std::sync::{Arc, Mutex};
 
@@ -71,7 +70,6 @@ mod tests {
     use crate::convert::Progress;
     use crate::convert::tests::{KIB, MIB, islands, qcow2};
     use crate::format::Format;
-    use crate::image::OpenOptions;
     use crate::testing::TempDir;
 
     const SIZE: u64 = 1 << 40;
@@ -83,10 +81,6 @@ mod tests {
         let note = move |Progress { done, total }| all.lock().unwrap().push((done, total));
         converter.threads(1).progress(note).convert(source, target).unwrap();
         seen.lock().unwrap().clone()
-    }
-
-    fn raw(path: &Path) -> Image {
-        OpenOptions::new().format(Format::RAW).open(path).unwrap()
     }
 
     /// A qcow2 image of 1 TiB with 64 KiB of data at the start, and twice as much at the end.
@@ -125,8 +119,8 @@ mod tests {
         assert_eq!(calls(qcow2(""), &remote, &target), [2, 3].map(|done| (done * MIB, 3 * MIB)));
         // Without data.
         let empty = dir.path().join("empty");
-        File::create(&empty).unwrap().set_len(SIZE).unwrap();
-        assert_eq!(calls(qcow2(""), &raw(&empty), &target), [(SIZE, SIZE)]);
+        qcow2("").create(SIZE, &empty).unwrap();
+        assert_eq!(calls(qcow2(""), &Image::open(&empty).unwrap(), &target), [(SIZE, SIZE)]);
         // Payloads have to be read for their length.
         let stream = dir.path().join("stream.vmdk");
         Converter::new(Format::VMDK).compress(true).convert(&remote, &stream).unwrap();
