@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::format::Format;
 use crate::image::OpenOptions;
 use crate::io::{FileSource, MemFile, ReadAt};
 use crate::options::Options;
+use crate::testing::{TempDir, noise};
 
 const UNIT: u64 = 4096;
 
@@ -58,14 +60,14 @@ impl WriteAt for Sharing {
 }
 
 /// 5 MiB of data and a last block that is not a whole one, in a file of the system.
-fn disk(name: &str) -> (std::path::PathBuf, Vec<u8>) {
-    let path = std::env::temp_dir().join(format!("diskimage-reflink-{name}-{}", std::process::id()));
-    let data = crate::testing::noise((5 << 20) + 1536, 1);
+fn disk(dir: &TempDir) -> (PathBuf, Vec<u8>) {
+    let path = dir.path().join("disk.raw");
+    let data = noise((5 << 20) + 1536, 1);
     fs::write(&path, &data).unwrap();
     (path, data)
 }
 
-fn open(path: &std::path::Path, format: Format) -> Image {
+fn open(path: &Path, format: Format) -> Image {
     OpenOptions::new().format(format).open_source(Arc::new(FileSource::open(path).unwrap())).unwrap()
 }
 
@@ -79,7 +81,8 @@ fn read(file: &MemFile, format: Format, size: usize) -> Vec<u8> {
 #[test]
 #[cfg_attr(miri, ignore)]
 fn aligned_data_is_cloned_and_the_rest_copied() {
-    let (path, data) = disk("formats");
+    let dir = TempDir::new();
+    let (path, data) = disk(&dir);
     for (format, options) in [("raw", ""), ("qcow2", ""), ("qcow2", "cluster_size=4k"), ("vdi", ""), ("vhdx", "")] {
         for threads in [1, 3] {
             let mut list = Options::new();
@@ -94,13 +97,13 @@ fn aligned_data_is_cloned_and_the_rest_copied() {
             assert_eq!(report.written_bytes + report.cloned_bytes, report.data_bytes);
         }
     }
-    fs::remove_file(path).unwrap();
 }
 
 #[test]
 #[cfg_attr(miri, ignore)]
 fn what_cannot_be_cloned_after_all_is_copied_unless_it_must_be_cloned() {
-    let (path, data) = disk("failure");
+    let dir = TempDir::new();
+    let (path, data) = disk(&dir);
     for most in 0..4 {
         let out = Sharing::new(most);
         let report = Converter::new(Format::RAW).convert_to(&open(&path, Format::RAW), out.clone()).unwrap();
@@ -110,13 +113,13 @@ fn what_cannot_be_cloned_after_all_is_copied_unless_it_must_be_cloned() {
         let error = always.convert_to(&open(&path, Format::RAW), Sharing::new(most)).unwrap_err();
         assert!(error.to_string().contains("sharing 1048576 bytes"), "{error}");
     }
-    fs::remove_file(path).unwrap();
 }
 
 #[test]
 #[cfg_attr(miri, ignore)]
 fn what_has_to_be_read_is_not_cloned() {
-    let (path, data) = disk("settings");
+    let dir = TempDir::new();
+    let (path, data) = disk(&dir);
     let cloned = |converter: Converter| {
         let out = Sharing::new(usize::MAX);
         let report = converter.convert_to(&open(&path, Format::RAW), out.clone()).map(|report| report.cloned_bytes);
@@ -133,13 +136,13 @@ fn what_has_to_be_read_is_not_cloned() {
     }
     assert_eq!(cloned(raw()).unwrap(), 5 << 20);
     assert_eq!(cloned(raw().sparse(4096).reflink(Reflink::Always)).unwrap(), 5 << 20);
-    fs::remove_file(path).unwrap();
 }
 
 #[test]
 #[cfg_attr(miri, ignore)]
 fn segments_are_split_at_aligned_offsets() {
-    let (path, _) = disk("split");
+    let dir = TempDir::new();
+    let (path, _) = disk(&dir);
     let source = open(&path, Format::RAW);
     let (layer, file) = source.system_files().next().unwrap();
     let reflinks = Reflinks {
@@ -171,5 +174,4 @@ fn segments_are_split_at_aligned_offsets() {
     // Two spans that are contiguous, and a third one that is not.
     let spans = [data(512, UNIT, 512), data(512 + UNIT, 2 * UNIT, 512 + UNIT), data(512 + 3 * UNIT, UNIT, UNIT)];
     assert_eq!(split(&spans, 0..5 * UNIT), [(0, 8, None), (8, 24, Some(8)), (24, 40, None)]);
-    fs::remove_file(path).unwrap();
 }
