@@ -102,6 +102,22 @@ impl FileSource {
         Ok(())
     }
 
+    /// Locks the file as QEMU does for writing, as [`lock`](Self::lock) does for reading.
+    pub(super) fn lock_for_update(&self) -> io::Result<()> {
+        lock::start_updating(&self.file)?;
+        self.locked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn is_device(&self) -> bool {
+        self.kind.is_device()
+    }
+
     /// Bytes that the file occupies on its file system; holes do not count. The length, where the system does not tell.
     ///
     /// # Errors
