@@ -69,18 +69,23 @@ pub trait SparseUpdate: Send {
     /// Makes the start of `guest` read as zeros by metadata alone, whatever a backing file holds, or tells that this cannot be done.
     ///
     /// Both ends of `guest` are multiples of [`UpdateSpec::granule`] or the virtual size. With `keep`, space that is allocated stays so, where
-    /// the format has such a state.
+    /// the format has such a state. By default it cannot be done.
     ///
     /// # Errors
     /// Errors of the storage and of the image.
-    fn zero(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed>;
+    fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
+        Ok(Zeroed::Not(guest.end - guest.start))
+    }
 
     /// Gives up the content of the start of `guest`, which then reads as zeros, or as before if nothing can be gained. It must not read as a
-    /// backing file where it did not before. The range is as for [`zero`](Self::zero).
+    /// backing file where it did not before. The range is as for [`zero`](Self::zero). By default the core makes holes in the file, where the
+    /// data is.
     ///
     /// # Errors
     /// Errors of the storage and of the image.
-    fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed>;
+    fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        Ok(Zeroed::Not(guest.end - guest.start))
+    }
 
     /// Sets the virtual size in bytes, which may be rounded up, and makes it durable. No other request is under way, and everything before is
     /// flushed. The rest of the last block after the former end has been cleared by the core, if it has data or lower layers may have.

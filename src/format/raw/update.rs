@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{
-    Allocation, Extent, ExtentKind, FileId, Location, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
-};
+use crate::driver::{Allocation, Extent, ExtentKind, FileId, Location, SparseUpdate, UpdateContext, UpdateSpec};
 use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::info::ImageInfo;
@@ -58,14 +56,6 @@ impl SparseUpdate for Update {
     }
 
     fn release(&mut self, _allocation: &Allocation) {}
-
-    fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
-        Ok(Zeroed::Not(guest.end - guest.start))
-    }
-
-    fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
-        Ok(Zeroed::Not(guest.end - guest.start))
-    }
 
     /// A device keeps its size.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {

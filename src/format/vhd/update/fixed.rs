@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{FooterBytes, sync};
 use crate::driver::{
-    Allocation, Extent, ExtentKind, FileId, Location, SparseRead, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+    Allocation, Extent, ExtentKind, FileId, Location, SparseRead, SparseUpdate, UpdateContext, UpdateSpec,
 };
 use crate::error::{Error, Result};
 use crate::format::shared::whole_sectors;
@@ -86,14 +86,6 @@ impl SparseUpdate for Fixed {
     }
 
     fn release(&mut self, _allocation: &Allocation) {}
-
-    fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
-        Ok(Zeroed::Not(guest.end - guest.start))
-    }
-
-    fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
-        Ok(Zeroed::Not(guest.end - guest.start))
-    }
 
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         let (size, old) = (whole_sectors(FORMAT_NAME, size)?, self.info.virtual_size);
