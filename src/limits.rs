@@ -135,7 +135,7 @@ impl TableRoom {
         TableRoom(AtomicUsize::new(bytes))
     }
 
-    /// Takes `new` bytes in exchange for `old` that were taken before, and returns whether there is room for them. If not, nothing changes.
+    /// Takes `new` bytes in exchange for `old` that were taken before, and returns whether the limit allows them. If not, nothing changes.
     pub fn resize(&self, old: usize, new: usize) -> bool {
         let change = |left: usize| left.saturating_add(old).checked_sub(new);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()

@@ -67,7 +67,7 @@ impl Converter {
     pub(super) fn rewrite(&self, target: &Path, source: Option<&Image>, size: u64) -> Result<Report> {
         self.check_has_path()?;
         let output = Output::create(target, self.rules(self.in_use(source)))?;
-        // Beside the image, where there is room for one, unless the caller has another place.
+        // Beside the image, whose file system has the space for it, unless the caller sets another directory.
         let spooled = match &self.temporary_directory {
             Some(directory) => Spool::create(directory)?,
             None => Spool::create(directory_of(target)).or_else(|_| Spool::create(&spool::default_directory()))?,

@@ -652,7 +652,7 @@ impl Job<'_> {
     fn encoded_limit(&self) -> usize {
         let block = self.spec.block_size as usize;
         match &self.spec.encoding {
-            // Also for passthrough: some readers have no room for more than an encoder would write.
+            // Also for passthrough: some readers do not take more than an encoder would write.
             Some(encoding) if self.spec.always_encoded => encoding.max_len(block).saturating_add(1),
             _ => block,
         }

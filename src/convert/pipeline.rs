@@ -78,8 +78,8 @@ pub(super) fn run(
 
 /// The number of threads that fit into a limit of address space.
 ///
-/// An allocation that fails ends the process. The allocator of glibc reserves 64 MiB for each thread, in a place that takes
-/// 128 MiB while it looks for it, so that many threads under a limit (`ulimit -v`) leave nothing for the memory itself.
+/// An allocation that fails ends the process. The allocator of glibc reserves 64 MiB for each thread, and 128 MiB for a moment to
+/// align them, so that many threads under a limit (`ulimit -v`) leave nothing for the memory itself.
 fn most_threads(address_space: Option<u64>) -> usize {
     /// Of a thread, and of the rest of the process.
     const SHARE: u64 = 128 << 20;

@@ -36,7 +36,7 @@ pub enum Reflink {
     Never,
 }
 
-/// A file of the source: its layer, and its place in it.
+/// A file of the source: its layer, and its index there.
 pub(super) type SystemFile = (usize, FileId);
 
 /// The files of the source whose blocks the new file can share.

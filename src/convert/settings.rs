@@ -198,7 +198,7 @@ impl Converter {
         self
     }
 
-    /// Sets the directory for the temporary file of an image that is written to a pipe, but not in one pass. It has to have room for the image.
+    /// Sets the directory for the temporary file of an image that is written to a pipe, but not in one pass. It needs free space for the whole image.
     /// Default: [`std::env::temp_dir`].
     #[must_use]
     pub fn temporary_directory(mut self, directory: impl Into<PathBuf>) -> Self {

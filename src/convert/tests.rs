@@ -100,7 +100,7 @@ fn content(image: &Image) -> Vec<u8> {
     bytes
 }
 
-/// Both have their payloads in the same places, and a unit of each reaches over several chunks and blocks of the target.
+/// The payloads of both are at the same host offsets, and a unit of each reaches over several chunks and blocks of the target.
 #[test]
 fn units_of_source_and_backing_image_at_one_offset_stay_apart() {
     const UNIT: u64 = 2 * MIB;
@@ -117,7 +117,7 @@ fn units_of_source_and_backing_image_at_one_offset_stay_apart() {
         move || Image::open(&path).unwrap()
     });
     let first = |image: &Image| image.spans(0..UNIT).next().unwrap().unwrap().kind;
-    assert_eq!(first(&source()), first(&base()), "the payloads do not lie in the same place");
+    assert_eq!(first(&source()), first(&base()), "the payloads are at different host offsets");
 
     for compress in [false, true] {
         for options in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on"] {

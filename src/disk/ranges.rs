@@ -37,7 +37,7 @@ impl RangeLocks {
     }
 
     fn held(&self) -> MutexGuard<'_, Vec<(Range<u64>, Use)>> {
-        // A panic elsewhere cannot leave a half-changed list behind.
+        // A panic elsewhere cannot leave a half-changed list.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

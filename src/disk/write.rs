@@ -150,7 +150,7 @@ impl Disk {
         written.map_err(|e| self.locate(Error::io("writing", at.offset)(e)))
     }
 
-    /// Writes the old content of `part` to its new place. After the end of the disk it is zeros.
+    /// Writes the old content of `part` to its new host offset. After the end of the disk it is zeros.
     pub(super) fn fill(&self, image: &Image, allocation: &Allocation, part: Range<u64>) -> Result<()> {
         let zeros = |part| self.write_payload(allocation, part, Payload::Zeros, allocation.reads_as_zeros);
         let old = part.start..part.end.min(image.virtual_size()).max(part.start);

@@ -147,7 +147,7 @@ impl Formats {
     /// build.
     pub fn probe(&self, probe: &Probe<'_>) -> Result<Format> {
         let own: Vec<_> = self.iter().filter(|format| format.matches(probe)).collect();
-        // A driver takes the place of a signature of the same name.
+        // A driver replaces a signature of the same name.
         let is_foreign = |other: &&Signature| !self.iter().any(|format| format.name() == other.name);
         let (images, others): (Vec<_>, Vec<_>) =
             Signature::matching(probe).filter(is_foreign).partition(|signature| signature.is_image());

@@ -148,7 +148,7 @@ fn read(disk: &dyn ReadAt, offset: u64, len: usize, disk_len: u64) -> Result<Opt
 struct MbrEntry {
     flags: u8,
     kind: u8,
-    /// In sectors of 512 bytes, relative to a place that depends on the table.
+    /// In sectors of 512 bytes, relative to a sector that depends on the table.
     first: u64,
     count: u64,
 }

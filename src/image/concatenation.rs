@@ -26,7 +26,7 @@ impl Image {
     /// Concatenates the disks: the result has their contents one after another, each padded with zeros to whole sectors of 512 bytes.
     ///
     /// The result is a disk without a format of its own, and is described as a raw one. Its [layers](Self::layers) are those of all
-    /// disks. Compressed data keeps its form where its place in the new disk allows it.
+    /// disks. Compressed data is passed through where its guest offset in the new disk allows it.
     ///
     /// # Errors
     /// [`Error::Usage`] without a disk, and if the sum of the sizes is 2^63 or more.

@@ -75,7 +75,7 @@ impl OpenOptions {
     /// Detects formats as qemu-img does: a file without the signature of a disk image is a raw disk, also if it is compressed, an archive,
     /// or has the extension of another format; and a backing file whose format the overlay does not state is detected. Default: false.
     ///
-    /// This is for programs that take the place of qemu-img. A guest that can write the start of its raw disk can make it any image, with
+    /// This is for programs that replace qemu-img. A guest that can write the start of its raw disk can make it any image, with
     /// references to any file, wherever the format is not stated.
     ///
     /// ```

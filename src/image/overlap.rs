@@ -112,7 +112,7 @@ struct Overlap {
     with: &'static str,
 }
 
-/// The host location that is the extent's own: that of data, compressed or not, or of zeros for which there is room.
+/// The host location that is the extent's own: that of data, compressed or not, or of preallocated zeros.
 fn location(extent: &Extent) -> Option<Location> {
     match extent.kind {
         ExtentKind::Data(at) | ExtentKind::Compressed(Compressed { at, .. }) => Some(at),

@@ -37,7 +37,7 @@ impl MemFile {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        // A panic elsewhere cannot leave a half-changed vector behind.
+        // A panic elsewhere cannot leave a half-changed vector.
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -156,7 +156,7 @@ impl<'a> Archive<'a> {
         let at = header.at;
         // The size of an extended header is that of the file, not of the headers between (GHSA-3cv2-h65g-fgmm).
         let stored = match pax.size(at)? {
-            // A size that has no room in the header is 0 there, or any; another one is read by some programs.
+            // A size that does not fit into the header is 0 there, or any; another one is read by some programs.
             Some(size) if size != header.size && header.size != 0 && size <= MAX_OCTAL => {
                 let finding = "the extended header states another size";
                 return Err(FIELDS.at("size", at + 124).fault(Problem::Conflict { value: header.size, finding }));

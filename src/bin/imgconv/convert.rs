@@ -636,7 +636,7 @@ impl Args {
         })
     }
 
-    /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, which has room for a disk.
+    /// Sets the directory for temporary files: `TMPDIR`, or else that of the target, whose file system takes a disk.
     fn in_temporary_directory(&self, options: OpenOptions) -> OpenOptions {
         if self.references.spool_directory().is_some() {
             return options;

@@ -1,4 +1,4 @@
-//! Where an image is: in a file, behind an NBD server, or on an http server.
+//! The location of an image: a file, an NBD export, or a URL on an http server.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};

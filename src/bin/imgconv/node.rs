@@ -176,7 +176,7 @@ impl Node {
                     break;
                 }
                 Some("nbd") => {
-                    // The keys of the server, or those that earlier versions had in their place.
+                    // The keys of the server, or those of earlier versions.
                     let mut either = |key: &str| take(&format!("server.{key}")).or_else(|| take(key));
                     let (path, host, port) = (either("path"), either("host"), either("port"));
                     take("server.type");

@@ -8,7 +8,7 @@ use crate::codec::Codec;
 pub(super) enum Fault {
     /// It ends too early.
     Short,
-    /// It holds more than there is room for.
+    /// It holds more than the output can take.
     Long,
     /// It breaks a rule.
     Invalid(&'static str),

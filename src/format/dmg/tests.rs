@@ -211,7 +211,7 @@ fn block_tables_are_checked() {
         let error = with(change).unwrap_err();
         assert!(error.ends_with(expected), "{error}");
     }
-    // More than the budget of 1 MiB has room for.
+    // More than the budget of 1 MiB.
     let runs = vec![run(END, 0, 0, 0, 0); 25_000];
     let list = dmg::property_list(&[dmg::block_table(0, 1, 0, 0, &runs)]);
     assert!(error(dmg::dmg(&[], &list, 1)).starts_with("limit dmg: size in memory of property list"));

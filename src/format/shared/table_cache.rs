@@ -40,7 +40,7 @@ struct Slot {
 }
 
 impl TableCache {
-    /// Parts for which no room is needed.
+    /// Parts that do not count against the limit.
     const FREE: usize = 4;
     /// Bytes of memory for a part besides its own.
     const OVERHEAD: usize = 160;
@@ -105,7 +105,7 @@ impl Parts {
             match self.slots.get(index) {
                 Some(slot) if slot.is_used.swap(false, Ordering::Relaxed) => {}
                 Some(slot) if slot.taken > 0 && room.resize(slot.taken, size) => return (index, size),
-                // The first slots need no room.
+                // The first slots do not count against the limit.
                 _ => return (index % TableCache::FREE, 0),
             }
         }
@@ -175,7 +175,7 @@ mod tests {
         };
         (0..50).for_each(|index| _ = a.get(&file, at(0, index * 100), 100).unwrap());
         assert_eq!(kept(&a), (14, 10 * (100 + TableCache::OVERHEAD)));
-        // Larger ones replace only those for which no room was taken, smaller ones give some back.
+        // Larger ones replace only those that do not count, smaller ones give some memory back.
         (0..50).for_each(|index| _ = b.get(&file, at(0, index * 100), 100).unwrap());
         (0..50).for_each(|index| _ = a.get(&file, at(1, index * 100), 200).unwrap());
         assert_eq!((kept(&a).1, kept(&b)), (10 * (100 + TableCache::OVERHEAD), (4, 0)));

@@ -6,7 +6,7 @@
 //! data area, then the map, which points to them. A power cut leaves a count that is too high at most; the blocks after the last one in use are
 //! allocated again.
 //!
-//! A block keeps its place: zeros and discards are holes in it.
+//! A block keeps its host offset: zeros and discards are holes in it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -217,7 +217,7 @@ impl SparseUpdate for Update {
         self.released.push(number as u32);
     }
 
-    /// A block without data becomes a zero block; one with data keeps its place.
+    /// A block without data becomes a zero block; one with data keeps its host offset.
     fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
         let (index, len) = (guest.start / self.block_size(), self.block_size().min(guest.end - guest.start));
         match self.entry(index)? {
@@ -251,7 +251,7 @@ impl SparseUpdate for Update {
         let room = (self.header.data_offset - self.header.map_offset) / BlockMapEntry::LEN;
         if needed > room {
             let limit = room.saturating_mul(self.block_size());
-            let field = "virtual size, for which the block map has room".into();
+            let field = "virtual size, limited by the block map".into();
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
         self.begin()?;

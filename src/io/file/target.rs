@@ -144,7 +144,7 @@ impl FileTarget {
         FileTarget { file, device, sync: true, filler: None, path: None }
     }
 
-    /// Sets whether [`sync`](WriteAt::sync) waits for stable storage. Default true.
+    /// Sets whether [`sync`](WriteAt::sync) makes the file durable. Default true.
     #[must_use]
     pub fn with_sync(mut self, sync: bool) -> Self {
         self.sync = sync;

@@ -224,7 +224,7 @@ pub(crate) fn is_locked(file: &File, bytes: &Range<u64>) -> io::Result<bool> {
     calls::is_locked(file, bytes)
 }
 
-/// Writes everything to stable storage; `F_FULLFSYNC` on macOS.
+/// Makes everything durable; `F_FULLFSYNC` on macOS.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     let synced = file.sync_all();
     if cfg!(target_vendor = "apple") && synced.is_err() {

@@ -161,7 +161,7 @@ pub(crate) fn is_locked(_file: &File, _bytes: &Range<u64>) -> io::Result<bool> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Writes everything to stable storage, with `FlushFileBuffers`.
+/// Makes everything durable, with `FlushFileBuffers`.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     file.sync_all()
 }

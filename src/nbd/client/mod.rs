@@ -29,7 +29,7 @@ use status::Extents;
 
 /// Time for connecting, and for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(30);
-/// The same for each connection after the first: a server that has no room for it does not answer.
+/// The same for each connection after the first: a server at its limit of connections does not answer.
 const FURTHER_HANDSHAKE: Duration = Duration::from_secs(3);
 /// Time in which a server has to go on with a reply, or with taking a request.
 const ANSWER: Duration = Duration::from_secs(300);

@@ -65,7 +65,7 @@ impl Pool {
                         if state.open == 0 {
                             return Err(error);
                         }
-                        // The server has no room for more. Those that are open will do.
+                        // The server allows no more. Those that are open will do.
                         state.most = state.open;
                     }
                 }

@@ -33,7 +33,7 @@ impl Listener {
                 stream.set_nonblocking(false)?;
                 // The header of a reply must not wait for an answer to the one before.
                 stream.set_nodelay(true)?;
-                // A client that vanished would keep its place for ever.
+                // A client that vanished would keep its connection for ever.
                 #[cfg(unix)]
                 rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
                 Ok(stream.into())

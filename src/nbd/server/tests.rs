@@ -559,7 +559,7 @@ mod sockets {
         running.stop();
     }
 
-    /// A client that wants more connections than there is room for goes on with those that it has.
+    /// A client that wants more connections than the server allows goes on with those that it has.
     #[test]
     fn a_client_does_with_fewer_connections() {
         let running = Running::start(server().connections(2));

@@ -9,7 +9,7 @@ use super::in_sections;
 /// The type of a hard disk (DMTF CIM_ResourceAllocationSettingData, ResourceType).
 const DISK: &str = "17";
 
-/// Identifiers of the disks of all machines, and whether each is that of a file: by machine, by the place of its controller among
+/// Identifiers of the disks of all machines, and whether each is that of a file: by machine, by the position of its controller among
 /// the items, and by its address there.
 pub(super) fn disks<'a>(root: Node<'a, '_>) -> Vec<(&'a str, bool)> {
     let mut items: Vec<Node<'a, '_>> = in_sections(root, "VirtualHardwareSection", "Item")

@@ -127,7 +127,7 @@ impl Archive<'_> {
         Ok(map)
     }
 
-    /// Moves after the data of the member, and finds the place of each run in the archive.
+    /// Moves after the data of the member, and finds the offset of each run in the archive.
     fn place(&mut self, header: &Header, map: Map, stored: u64) -> Result<(u64, Vec<Piece>)> {
         let field = FIELDS.at("sparse map", map.at);
         let (mut end, mut offset, mut pieces) = (0, self.at, Vec::new());

@@ -64,7 +64,7 @@ fn change(source: &Source, change: Change, snapshot: &str, force_share: bool) ->
     Ok(0)
 }
 
-/// Deletes the first snapshot of this name. Its ID is no name here.
+/// Deletes the first snapshot of this name. Its ID is not taken for a name here.
 fn delete(disk: &Disk, name: &str) -> diskimage::Result<()> {
     let snapshots = disk.info().snapshots;
     match snapshots.iter().find(|snapshot| snapshot.name.as_bytes() == name.as_bytes()) {

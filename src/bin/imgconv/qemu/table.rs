@@ -18,7 +18,7 @@ pub struct Command {
     pub operands: &'static str,
     rows: &'static [Row],
     pub run: fn(&Parsed) -> Outcome,
-    /// What `imgconv` has in its place, where that differs.
+    /// The equivalent of `imgconv`, where that differs.
     pub imgconv: &'static str,
 }
 

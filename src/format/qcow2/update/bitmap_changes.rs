@@ -1,4 +1,4 @@
-//! Persistent bitmaps: added, removed, cleared, enabled and disabled. A new directory takes the place of the old one.
+//! Persistent bitmaps: added, removed, cleared, enabled and disabled. A new directory replaces the old one.
 
 use std::sync::Arc;
 

@@ -69,7 +69,7 @@ impl Update {
         self.refcount_in(self.refcounts, cluster)
     }
 
-    /// Whether a cluster is used neither by the image on the storage nor by what is going to take its place.
+    /// Whether a cluster is used neither by the image on the storage nor by what is about to replace it.
     fn is_free(&mut self, cluster: u64) -> Result<bool> {
         let published = match self.published_refcounts {
             Some(table) => self.refcount_in(table, cluster)?,
@@ -218,7 +218,7 @@ impl Update {
     /// the first clusters that the old one has no entries for.
     fn grow_refcount_table(&mut self, index: u64) -> Result<()> {
         if self.published_refcounts.is_some() {
-            let finding = "there is no room for more entries";
+            let finding = "it cannot take more entries";
             return Err(FIELDS
                 .at("refcount table", self.refcounts.offset)
                 .fault(Problem::Conflict { value: index, finding }));

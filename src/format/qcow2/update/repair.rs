@@ -74,7 +74,7 @@ impl Checked {
 }
 
 impl Update {
-    /// Sets the refcount of a cluster to the number of its uses, unless there is no refcount block for it, or no room for the number.
+    /// Sets the refcount of a cluster to the number of its uses, unless there is no refcount block for it, or the refcount width is too small.
     fn correct(&mut self, wrong: &WrongCount) -> Result<bool> {
         if self.block(wrong.cluster / self.header.refcount_block_entries())?.is_none() {
             return Ok(false);

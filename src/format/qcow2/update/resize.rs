@@ -96,7 +96,7 @@ impl Update {
         Ok(())
     }
 
-    /// Moves the L1 table to where it has room for this many entries.
+    /// Moves the L1 table to clusters that hold this many entries.
     fn grow_l1(&mut self, entries: u64) -> Result<()> {
         if entries <= self.header.l1_size.into() {
             return Ok(());

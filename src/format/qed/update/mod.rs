@@ -6,7 +6,7 @@
 //! checking"). Tables are changed in memory. [`Update::flush`] makes the payload and new tables, which are zeros, durable, and then writes the
 //! changed sectors of tables. So a power cut leaves clusters after the end of what is used at most, which are allocated again.
 //!
-//! A cluster keeps its place: zeros and discards are holes in it.
+//! A cluster keeps its host offset: zeros and discards are holes in it.
 
 mod resize;
 
@@ -290,7 +290,7 @@ impl SparseUpdate for Update {
         self.released.push(allocation.at.offset);
     }
 
-    /// A cluster without data becomes a zero cluster; one with data keeps its place.
+    /// A cluster without data becomes a zero cluster; one with data keeps its host offset.
     fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
         match self.entry(guest.start)?.0 {
             L2Entry::Data(_) => return Ok(Zeroed::Not(self.one_cluster(&guest))),

@@ -1,4 +1,4 @@
-//! Writes a map of two levels in one pass: L2 tables and clusters in the order of the guest, with the L1 table in its place before them.
+//! Writes a map of two levels in one pass: L2 tables and clusters in guest order, after the space reserved for the L1 table.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -6,7 +6,7 @@
 //! and bits of sectors in blocks that have an entry. New blocks follow the footer, which is copied to their end first. The former one stays
 //! in the gap that aligns the guest data. A power cut leaves an image that is longer than necessary at most.
 //!
-//! A block keeps its place: zeros and discards are holes in it.
+//! A block keeps its host offset: zeros and discards are holes in it.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -53,7 +53,7 @@ impl Dynamic {
         self.write_size(size)
     }
 
-    /// Gives the table this many entries: where it is, or after the blocks, where it gets room for more. The header then has its place and
+    /// Gives the table this many entries: where it is, or after the blocks, where it can grow. The header then has its offset and
     /// length, in one sector.
     fn grow_table(&mut self, entries: u32) -> Result<()> {
         self.flush()?;

@@ -28,7 +28,7 @@ impl Update {
             log::encode(&NewEntry { log_guid, sequence_number, tail: offset as u32, file_len, sectors: &sectors });
         let (len, log_len) = (entry.len() as u64, log.end - log.start);
         if len > log_len / 2 {
-            return Err(Error::Usage("more changes than the log has room for".into()));
+            return Err(Error::Usage("more changes than fit into the log".into()));
         }
         let (first, second) = entry.split_at((log_len - offset).min(len) as usize);
         for (part, at) in [(first, log.start + offset), (second, log.start)] {
@@ -57,7 +57,7 @@ pub(super) fn replay(file: &Arc<dyn Storage>, structure: &mut Structure) -> Resu
     write_header(&**file, structure)
 }
 
-/// Writes the header to both of its places, one after the other, so that one is valid at all times (2.2.2).
+/// Writes both headers, one after the other, so that one is valid at all times (2.2.2).
 pub(super) fn write_header(file: &dyn Storage, structure: &mut Structure) -> Result<()> {
     for _ in HEADERS_AT {
         let header = &mut structure.header;

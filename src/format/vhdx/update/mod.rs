@@ -3,11 +3,11 @@
 //! # Order
 //!
 //! Tables (the BAT, sector bitmaps, the size of the disk) are changed in memory. [`Update::flush`] makes the payload durable, writes the changed
-//! sectors to the log as one entry, and then to their places, with a sync after each (2.3). Each entry is a sequence of its own, because
+//! sectors to the log as one entry, and then to their host offsets, with a sync after each (2.3). Each entry is a sequence of its own, because
 //! everything before it has been applied. The log gets its GUID in the header after its first entry is durable, so that it has a valid
 //! sequence whenever it is marked as not empty. Closing the image removes the GUID.
 //!
-//! A block is allocated after all others, and keeps its place: zeros and discards are holes in it. In a differencing disk, a new block is filled
+//! A block is allocated after all others, and keeps its host offset: zeros and discards are holes in it. In a differencing disk, a new block is filled
 //! from the parent, so that it needs no sector bitmap.
 
 mod journal;
@@ -324,7 +324,7 @@ impl SparseUpdate for Update {
         }
     }
 
-    /// A block without data becomes a zero block; one with data keeps its place.
+    /// A block without data becomes a zero block; one with data keeps its host offset.
     fn zero(&mut self, guest: Range<u64>, _keep: bool) -> Result<Zeroed> {
         let (block, len) = (guest.start / self.block_size(), self.block_size().min(guest.end - guest.start));
         match self.state(block)? {
@@ -368,7 +368,7 @@ impl SparseUpdate for Update {
         let needed = if self.bat.differencing { chunks * (self.bat.chunk_ratio + 1) } else { count + chunks };
         if needed > room {
             let limit = (room - room.div_ceil(self.bat.chunk_ratio + 1)).saturating_mul(self.block_size());
-            let field = "virtual size, for which the BAT region has room".into();
+            let field = "virtual size, limited by the BAT region".into();
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
         self.begin()?;

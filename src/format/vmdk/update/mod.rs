@@ -223,7 +223,7 @@ impl SparseUpdate for Update {
         Ok(zeroed)
     }
 
-    /// A grain keeps its place.
+    /// A grain keeps its host offset.
     fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
         self.begin()?;
         let found = self.extent_at(guest.clone())?;

@@ -142,7 +142,7 @@ pub(in super::super) fn allocated_range(file: &File, offset: u64, end: u64) -> i
     Ok(Some(range).filter(|range| range.start < end))
 }
 
-/// Makes a range read as zeros; in a sparse file it takes no room then.
+/// Makes a range read as zeros; in a sparse file it becomes a hole.
 pub(in super::super) fn set_zero(file: &File, range: &Range<u64>) -> io::Result<()> {
     let input = FILE_ZERO_DATA_INFORMATION { FileOffset: signed(range.start)?, BeyondFinalZero: signed(range.end)? };
     control(file, FSCTL_SET_ZERO_DATA, &input).map(|_: Option<()>| ())
