@@ -178,7 +178,8 @@ impl Disk {
         closed.map_err(|e| self.locate(e))
     }
 
-    fn image(&self) -> RwLockReadGuard<'_, Image> {
+    /// The chain as it is now. The size does not change while it is held.
+    pub(crate) fn image(&self) -> RwLockReadGuard<'_, Image> {
         // Only `resize` changes it, by replacing parts.
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }

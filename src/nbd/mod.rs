@@ -4,7 +4,7 @@
 //! exports are those of `doc/uri.md`.
 //!
 //! [`connect`] opens an export of a server, such as `qemu-nbd` or `nbdkit`, as a file: any image can be read from it, and a disk or an image
-//! be written to it. [`Server`] exports an opened image to other programs, which see the disk in it.
+//! be written to it. [`Server`] exports an opened image to other programs, which see the disk in it, and write it if they may.
 //!
 //! | | |
 //! |---|---|

@@ -32,6 +32,7 @@ pub mod transmission {
     pub const HAS_FLAGS: u16 = 1;
     pub const READ_ONLY: u16 = 1 << 1;
     pub const SEND_FLUSH: u16 = 1 << 2;
+    pub const SEND_FUA: u16 = 1 << 3;
     pub const SEND_TRIM: u16 = 1 << 5;
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
@@ -86,6 +87,8 @@ pub mod command {
 
 /// Command flags ("Command flags").
 pub mod command_flag {
+    pub const FUA: u16 = 1;
+    pub const NO_HOLE: u16 = 1 << 1;
     pub const REQ_ONE: u16 = 1 << 3;
 }
 

@@ -26,6 +26,8 @@ macro_rules! needs {
     };
 }
 
+mod writable;
+
 /// A server in another process, which is ended with the test.
 struct Process(Child);
 

@@ -4,19 +4,20 @@ use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::builder::RangedU64ValueParser;
-use diskimage::Error;
 use diskimage::nbd::{self, Server};
+use diskimage::{Disk, Error, OpenOptions};
 use serde_json::json;
 
 use crate::args::Input;
 use crate::failure::{Failure, Outcome};
-use crate::location::Location;
+use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
 
-/// Export an image read-only to NBD clients
+/// Export an image to NBD clients, read-only or for writing
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -42,6 +43,10 @@ pub struct Args {
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     tls_certificates: Option<PathBuf>,
 
+    /// Let clients write to the disk; the image is locked meanwhile
+    #[arg(long, conflicts_with = "snapshot")]
+    rw: bool,
+
     /// Export an internal snapshot: its ID or name
     #[arg(short = 'l', long, value_name = "SNAPSHOT")]
     snapshot: Option<String>,
@@ -65,14 +70,16 @@ as --references allows. Clients can ask which parts are holes. The URI of the ex
 printed when clients can connect.
 
 Without --tls-certificates there is no authentication and no encryption: every program
-that can connect can read the disk.
+that can connect can read the disk, and with --rw write it.
 
-SIGINT, SIGTERM and SIGHUP end the server; the exit code is 0 then.
+SIGINT, SIGTERM and SIGHUP end the server; the exit code is 0 then. What clients wrote is
+durable when they flush it, and at the end. With --rw, backing files are not changed.
 
 Examples:
   imgconv serve --socket disk.sock disk.qcow2
   nbdcopy 'nbd+unix:///?socket=disk.sock' copy.raw
   imgconv serve --references beside --port 0 overlay.qcow2
+  imgconv serve --rw --socket disk.sock disk.qcow2
   imgconv serve -l before-upgrade --once --export-name old disk.qcow2";
 
 impl Args {
@@ -83,8 +90,19 @@ impl Args {
             Some(snapshot) => options.snapshot(snapshot),
             None => options,
         };
-        let image = Location::find(file)?.open(&options.cancel(interrupt.flag()));
-        let mut server = Server::new(image.map_err(|error| interrupt.failure(error))?)?
+        let options = options.cancel(interrupt.flag());
+        let disk = match self.rw {
+            true => Some(self.open_disk(&options, &file).map_err(|error| interrupt.failure(error))?),
+            false => None,
+        };
+        let server = match &disk {
+            Some(disk) => Server::writable(disk.clone()),
+            None => {
+                let image = Location::find(file)?.open(&options);
+                Server::new(image.map_err(|error| interrupt.failure(error))?)?
+            }
+        };
+        let mut server = server
             .export_name(&self.export_name)?
             .once(self.once)
             .cancel(interrupt.flag())
@@ -99,7 +117,18 @@ impl Args {
             Some(path) => self.serve_unix(&server, path)?,
             None => self.serve_tcp(&server)?,
         }
+        drop(server);
+        if let Some(disk) = disk.and_then(Arc::into_inner) {
+            disk.close()?;
+        }
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn open_disk(&self, options: &OpenOptions, file: &Path) -> diskimage::Result<Arc<Disk>> {
+        if !location::is_file(file) {
+            return Err(Error::Usage("--rw requires a file: an export or a URL cannot be served for writing".into()));
+        }
+        options.open_disk(file).map(Arc::new)
     }
 
     fn serve_tcp(&self, server: &Server) -> Result<(), Failure> {

@@ -143,10 +143,15 @@ impl<S: Read + Write> Haggling<'_, S> {
 
     /// The size and the transmission flags.
     fn export(&self) -> [u8; 10] {
+        // A flush is one of all that was written, whichever connection it came by.
         let several = if self.server.connections > 1 { transmission::CAN_MULTI_CONN } else { 0 };
-        let flags = transmission::HAS_FLAGS | transmission::READ_ONLY | transmission::SEND_FLUSH | several;
+        let writing = match self.server.export.is_writable() {
+            true => transmission::SEND_FUA | transmission::SEND_TRIM | transmission::SEND_WRITE_ZEROES,
+            false => transmission::READ_ONLY,
+        };
+        let flags = transmission::HAS_FLAGS | transmission::SEND_FLUSH | writing | several;
         let mut bytes = [0; 10];
-        let parts = self.server.image.virtual_size().to_be_bytes().into_iter().chain(flags.to_be_bytes());
+        let parts = self.server.export.size().to_be_bytes().into_iter().chain(flags.to_be_bytes());
         bytes.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
         bytes
     }
@@ -180,8 +185,9 @@ impl<S: Read + Write> Haggling<'_, S> {
             let name = [&info::NAME.to_be_bytes()[..], self.server.name.as_bytes()].concat();
             self.reply(option, reply::INFO, &name)?;
         }
-        // "Block size constraints": reads of any length at any offset.
-        let block = self.server.image.info().block_size.filter(|size| size.is_power_of_two());
+        // "Block size constraints": requests of any length at any offset.
+        let block = self.server.export.with_image(|image| image.info().block_size);
+        let block = block.filter(|size| size.is_power_of_two());
         let preferred = block.unwrap_or(0).clamp(4096, protocol::MAX_PAYLOAD);
         let mut blocks = info::BLOCK_SIZE.to_be_bytes().to_vec();
         blocks.extend([1, preferred, protocol::MAX_PAYLOAD].map(u32::to_be_bytes).concat());

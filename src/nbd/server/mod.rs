@@ -1,10 +1,12 @@
-//! A server: an opened image as a read-only export.
+//! A server: an opened image as an export, for reading, or for writing too.
 
+mod export;
 mod handshake;
 mod listener;
 #[cfg(test)]
 mod tests;
 mod transmission;
+mod write;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -19,9 +21,12 @@ use std::time::{Duration, Instant};
 
 use super::protocol::{self, MAX_STRING};
 use super::socket::Socket;
+#[cfg(feature = "disk")]
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::tls;
+use export::Export;
 use handshake::Outcome;
 use listener::Listener;
 
@@ -34,7 +39,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Default number of connections.
 const CONNECTIONS: usize = 16;
 
-/// Exports an image to NBD clients: read-only, over any number of connections, with its map of data, holes and zeros.
+/// Exports an image to NBD clients over any number of connections, with its map of data, holes and zeros: read-only, or for [writing](Self::writable).
 ///
 /// Each connection is served by a thread, in about 1 MiB of memory. Without [TLS](Server::tls) there is no authentication and no encryption: let a TCP
 /// listener be one of the loopback address, or let a Unix socket be in a directory that only the clients can enter.
@@ -70,7 +75,7 @@ const CONNECTIONS: usize = 16;
 /// # }
 /// ```
 pub struct Server {
-    image: Image,
+    export: Export,
     name: String,
     connections: usize,
     once: bool,
@@ -90,8 +95,44 @@ impl Server {
         if image.is_in_order() {
             return Err(Error::Usage("an image that is read in one pass cannot be exported".into()));
         }
+        Ok(Server::with_export(Export::Image(image)))
+    }
+
+    /// A server of a disk that clients read and write. A flush of one client makes durable what all of them wrote; who owns the disk flushes
+    /// it at the end.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// # use std::io::{self, Read, Write};
+    ///
+    /// use diskimage::OpenOptions;
+    /// use diskimage::io::MemFile;
+    /// use diskimage::nbd::Server;
+    ///
+    /// # struct Stream;
+    /// # impl Read for Stream {
+    /// #     fn read(&mut self, _: &mut [u8]) -> io::Result<usize> { Ok(0) }
+    /// # }
+    /// # impl Write for Stream {
+    /// #     fn write(&mut self, buf: &[u8]) -> io::Result<usize> { Ok(buf.len()) }
+    /// #     fn flush(&mut self) -> io::Result<()> { Ok(()) }
+    /// # }
+    /// # fn accept() -> Stream { Stream }
+    /// let file = Arc::new(MemFile::from(vec![0; 1 << 20]));
+    /// let disk = Arc::new(OpenOptions::new().format(diskimage::Format::RAW).open_disk_in(file)?);
+    /// let server = Server::writable(disk.clone());
+    /// let _ = server.serve_stream(accept());
+    /// disk.flush()?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "disk")]
+    pub fn writable(disk: Arc<Disk>) -> Server {
+        Server::with_export(Export::Disk(disk))
+    }
+
+    fn with_export(export: Export) -> Server {
         let name = String::new();
-        Ok(Server { image, name, connections: CONNECTIONS, once: false, tls: None, cancel: None, on_error: None })
+        Server { export, name, connections: CONNECTIONS, once: false, tls: None, cancel: None, on_error: None }
     }
 
     /// Sets the name of the export, which clients can leave empty as well.
@@ -150,7 +191,7 @@ impl Server {
         self
     }
 
-    /// Calls `report` with each error of the image, from any thread. Clients learn only that there is one: its message names files of this
+    /// Calls `report` with each error of the image or disk, from any thread. Clients learn only that there is one: its message names files of this
     /// machine.
     #[must_use]
     pub fn on_error(mut self, report: impl Fn(&Error) + Send + Sync + 'static) -> Server {
@@ -284,9 +325,9 @@ impl Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Server { image, name, connections, once, .. } = self;
+        let Server { export, name, connections, once, .. } = self;
         f.debug_struct("Server")
-            .field("image", image)
+            .field("export", export)
             .field("name", name)
             .field("connections", connections)
             .field("once", once)

@@ -82,7 +82,11 @@ impl Script {
     }
 
     fn request(self, command: u16, offset: u64, len: u32) -> Script {
-        self.and(Request { flags: 0, command, cookie: 42, offset, len }.to_bytes())
+        self.request_with(0, command, offset, len)
+    }
+
+    fn request_with(self, flags: u16, command: u16, offset: u64, len: u32) -> Script {
+        self.and(Request { flags, command, cookie: 42, offset, len }.to_bytes())
     }
 
     /// What the server sends after its greeting, and how it ends.
@@ -585,4 +589,88 @@ mod sockets {
         drop(second);
         running.thread.join().unwrap().unwrap();
     }
+}
+
+/// A disk that can be full.
+#[cfg(feature = "disk")]
+#[derive(Debug)]
+struct Full(MemFile, AtomicBool);
+
+#[cfg(feature = "disk")]
+impl ReadAt for Full {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+}
+
+#[cfg(feature = "disk")]
+impl crate::io::WriteAt for Full {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(io::ErrorKind::StorageFull.into()),
+            false => self.0.write_all_at(buf, offset),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+}
+
+#[cfg(feature = "disk")]
+#[test]
+fn disks_are_written() {
+    const WRITABLE: u16 = 0b1_0110_1101;
+    let file = Arc::new(Full(MemFile::from(vec![7; 4096]), AtomicBool::new(false)));
+    let disk = OpenOptions::new().format(Format::RAW).open_disk_in(file.clone()).unwrap();
+    let server = Server::writable(Arc::new(disk));
+    let play = |script: &Script| {
+        let mut play = Play(Cursor::new(&script.0), Vec::new());
+        server.serve_stream(&mut play).unwrap();
+        play.1.split_off(18)
+    };
+    let start = Script::new(3).option(option::EXPORT_NAME, b"");
+    let export = [&4096_u64.to_be_bytes()[..], &WRITABLE.to_be_bytes()].concat();
+    assert_eq!(play(&start), export);
+    let answers = |script: &Script| play(script)[export.len()..].to_vec();
+    let script = start
+        .clone()
+        .request_with(command_flag::FUA, command::WRITE, 1, 3)
+        .and([1, 2, 3])
+        .request(command::WRITE_ZEROES, 512, 512)
+        .request_with(command_flag::NO_HOLE, command::WRITE_ZEROES, 1024, 100)
+        .request_with(command_flag::FUA, command::TRIM, 2048, 512)
+        .request(command::FLUSH, 0, 0);
+    assert_eq!(answers(&script), simple_reply(0).repeat(5));
+    let mut expected = vec![7; 4096];
+    expected[1..4].copy_from_slice(&[1, 2, 3]);
+    expected[512..1124].fill(0);
+    let mut content = vec![0; 4096];
+    file.read_exact_at(&mut content, 0).unwrap();
+    content[2048..2560].fill(7);
+    assert_eq!(content, expected);
+
+    // What is refused changes nothing, and the data that comes with it is not taken for a request.
+    let script = start
+        .clone()
+        .request(command::WRITE, 4095, 2)
+        .and([1, 2])
+        .request_with(command_flag::NO_HOLE, command::WRITE, 0, 1)
+        .and([1])
+        .request(command::TRIM, 4096, 1)
+        .request(command::WRITE_ZEROES, u64::MAX, 2)
+        .request_with(command_flag::REQ_ONE, command::TRIM, 0, 1);
+    let errors = [error::ENOSPC, error::EINVAL, error::EINVAL, error::EINVAL, error::EINVAL];
+    assert_eq!(answers(&script), errors.map(simple_reply).concat());
+    file.1.store(true, Ordering::Relaxed);
+    let script = start.request(command::WRITE, 0, 2).and([9, 9]).request(command::READ, 1, 1);
+    assert_eq!(answers(&script), [simple_reply(error::ENOSPC), simple_reply(0), vec![1]].concat());
 }

@@ -4,14 +4,15 @@ use std::io::{self, BufReader, Read, Write};
 
 use super::Server;
 use super::handshake::{ALLOCATION_ID, Session};
+use super::write::Refusal;
 use crate::driver::ExtentKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::{Image, Span};
-use crate::nbd::protocol::{self as protocol, Request, chunk, command, command_flag, error, state, violation};
+use crate::nbd::protocol::{self as protocol, Request, chunk, command, command_flag, error, state};
 
-/// Guest bytes that are read at once.
-const PIECE: u64 = 1 << 20;
+/// Guest bytes that are read or written at once.
+pub(super) const PIECE: u64 = 1 << 20;
 /// Most extents of one reply: 64 KiB.
 const MAX_EXTENTS: usize = 8 << 10;
 
@@ -31,30 +32,29 @@ pub fn run<S: Read + Write>(stream: S, session: Session, server: &Server) -> io:
             command::DISCONNECT => return Ok(()),
             command::READ => connection.read(&request)?,
             command::BLOCK_STATUS => connection.block_status(&request)?,
-            // There is nothing to flush.
-            command::FLUSH => connection.done(&request)?,
+            command::FLUSH => {
+                let flushed = connection.server.export.flush();
+                connection.answer(&request, flushed.map_err(Refusal::from))?;
+            }
             command::WRITE => {
-                // The data follows, whatever the answer is.
-                if request.len > protocol::MAX_PAYLOAD {
-                    return Err(violation(format!("a write of {} bytes", request.len)));
-                }
-                protocol::skip(&mut connection.stream, request.len.into())?;
-                connection.refuse(&request, error::EPERM, "the export is read-only")?;
+                let written = connection.write(&request)?;
+                connection.answer(&request, written)?;
             }
             command::TRIM | command::WRITE_ZEROES => {
-                connection.refuse(&request, error::EPERM, "the export is read-only")?;
+                let changed = connection.change(&request);
+                connection.answer(&request, changed)?;
             }
             _ => connection.refuse(&request, error::EINVAL, "unknown request")?,
         }
     }
 }
 
-struct Connection<'a, S> {
-    stream: BufReader<S>,
+pub(super) struct Connection<'a, S> {
+    pub(super) stream: BufReader<S>,
     session: Session,
-    server: &'a Server,
-    /// The buffer of replies.
-    message: Vec<u8>,
+    pub(super) server: &'a Server,
+    /// The buffer of replies, and of what is written.
+    pub(super) message: Vec<u8>,
 }
 
 impl<S: Read + Write> Connection<'_, S> {
@@ -78,7 +78,7 @@ impl<S: Read + Write> Connection<'_, S> {
             let flags = if at + len == end { chunk::DONE } else { 0 };
             let is_first = at == request.offset;
             self.message.clear();
-            if self.session.structured && is_zero(&self.server.image, at, len) {
+            if self.session.structured && self.server.export.with_image(|image| is_zero(image, at, len)) {
                 self.chunk_header(request, flags, chunk::OFFSET_HOLE, 12);
                 self.message.extend(at.to_be_bytes());
                 self.message.extend((len as u32).to_be_bytes());
@@ -111,9 +111,9 @@ impl<S: Read + Write> Connection<'_, S> {
         let start = self.message.len();
         self.message.resize(start + len as usize, 0);
         let buf = self.message.get_mut(start..).unwrap_or_default();
-        let read = self.server.image.read_exact_at(buf, offset);
-        if let (Err(error), Some(report)) = (&read, &self.server.on_error) {
-            report(error);
+        let read = self.server.export.read_exact_at(buf, offset);
+        if let Err(error) = &read {
+            self.report(error);
         }
         read
     }
@@ -126,12 +126,10 @@ impl<S: Read + Write> Connection<'_, S> {
             return self.refuse(request, error::EINVAL, "the range is not in the export");
         };
         let most = if request.flags & command_flag::REQ_ONE != 0 { 1 } else { MAX_EXTENTS };
-        let extents = match extents(&self.server.image, request.offset, end, most) {
+        let extents = match self.server.export.with_image(|image| extents(image, request.offset, end, most)) {
             Ok(extents) => extents,
             Err(error) => {
-                if let Some(report) = &self.server.on_error {
-                    report(&error);
-                }
+                self.report(&error);
                 return self.refuse(request, error::EIO, "the map of the image cannot be read");
             }
         };
@@ -143,12 +141,25 @@ impl<S: Read + Write> Connection<'_, S> {
     }
 
     /// The end of the range of a request, which is not empty and in the export.
-    fn end_of(&self, request: &Request) -> Option<u64> {
+    pub(super) fn end_of(&self, request: &Request) -> Option<u64> {
         let end = request.offset.checked_add(request.len.into())?;
-        (request.len > 0 && end <= self.server.image.virtual_size()).then_some(end)
+        (request.len > 0 && end <= self.server.export.size()).then_some(end)
     }
 
-    fn done(&mut self, request: &Request) -> io::Result<()> {
+    fn report(&self, error: &Error) {
+        if let Some(report) = &self.server.on_error {
+            report(error);
+        }
+    }
+
+    /// Replies to a request without data.
+    fn answer(&mut self, request: &Request, result: Result<(), Refusal>) -> io::Result<()> {
+        if let Err(refusal) = result {
+            if let Refusal::Failed(error) = &refusal {
+                self.report(error);
+            }
+            return self.refuse(request, refusal.code(), refusal.message());
+        }
         self.message.clear();
         match self.session.structured {
             true => self.chunk_header(request, chunk::DONE, chunk::NONE, 0),
