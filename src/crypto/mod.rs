@@ -7,6 +7,7 @@
 
 mod anti_forensic;
 mod cipher;
+mod encrypted;
 mod hash;
 mod kdf;
 mod mode;
@@ -15,6 +16,7 @@ mod storage;
 
 pub(crate) use anti_forensic::{merge, split};
 pub(crate) use cipher::CipherName;
+pub(crate) use encrypted::Encrypted;
 pub(crate) use hash::Hash;
 pub(crate) use kdf::{Argon2Kind, Kdf, KdfError, argon2_passes, pbkdf2_iterations};
 pub(crate) use mode::{CipherSpec, SectorCipher};

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use super::Encrypted;
 use super::{SECTOR, SectorCipher};
+use crate::io::Storage;
 use crate::io::{FileIdentity, ReadAt, WriteAt, write_zeros};
 
 /// Bytes that are read, or written, and encrypted at once: they stay in the cache of a core, and are whole batches of sectors.
@@ -48,6 +50,12 @@ impl Decrypting {
     /// Sector number `first`, in units of 512 bytes, is at byte `start`.
     pub fn new(file: Arc<dyn ReadAt>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> Decrypting {
         Decrypting { file, sectors: Sectors { cipher, start, first } }
+    }
+
+    /// The same for reading and writing `file`.
+    pub fn writable(&self, file: Arc<dyn Storage>) -> Encrypted {
+        let Sectors { cipher, start, first } = &self.sectors;
+        Encrypted::new(file, cipher.clone(), *start, *first)
     }
 }
 
@@ -156,14 +164,14 @@ impl WriteAt for Encrypting {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::crypto::CipherSpec;
     use crate::io::MemFile;
 
-    fn cipher(sector_size: usize) -> Arc<SectorCipher> {
+    pub fn cipher(sector_size: usize) -> Arc<SectorCipher> {
         let spec = CipherSpec::parse("aes", "xts-plain64").unwrap();
         Arc::new(spec.with_key(&(0..32).collect::<Vec<_>>(), sector_size).unwrap())
     }

@@ -42,7 +42,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::Image;
 use crate::info::ImageInfo;
-use crate::io::Storage;
+use crate::io::{ReadAt, Storage};
 pub use commit::Commit;
 pub use preallocate::Preallocation;
 use ranges::{RangeGuard, RangeLocks, Use};
@@ -247,6 +247,13 @@ impl SparseRead for Top {
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         lock(&self.driver).extent_at(range)
+    }
+
+    /// The file with the guest data decrypted.
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        self.info.encryption?;
+        let files = lock(&self.driver).files();
+        files.into_iter().next().map(|file| file as Arc<dyn ReadAt>)
     }
 
     fn host_alignment(&self) -> Option<u64> {

@@ -108,7 +108,7 @@ impl SourceFile {
         self.stored.identity
     }
 
-    /// Applies the pending log entries that the driver found.
+    /// The file as the driver sees it: decrypted, or with the pending log entries applied.
     pub fn seen_by(self, reader: &dyn SparseRead) -> Result<SourceFile> {
         match reader.image_file() {
             Some(source) => {

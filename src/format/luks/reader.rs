@@ -83,6 +83,14 @@ impl Volume {
         Ok(Volume { info, payload, first, keys: Keys::V2 { metadata, at } })
     }
 
+    /// Whether the volume has no size of its own.
+    pub fn ends_with_file(&self) -> bool {
+        match &self.keys {
+            Keys::V1(_) => true,
+            Keys::V2 { metadata, .. } => metadata.segment.size.is_none(),
+        }
+    }
+
     /// Finds the key. The arguments are those of [`read`](Self::read).
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use crate::driver::OpenContext;
 use crate::error::{Error, Result};
 use crate::format::shared::decryption::{Decryption, LegacyAes};
 use crate::io::ReadAt;
+use crate::io::Storage;
 
 /// The decryption of the guest data of an encrypted image.
 ///
@@ -31,5 +32,18 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
             LegacyAes::unlock(FORMAT_NAME, file, cx).map(Decryption::ByGuest)
         }
         None => Err(Error::unsupported(FORMAT_NAME, "this kind of encryption")),
+    }
+}
+
+/// The image file with the guest data decrypted, for writing.
+///
+/// # Errors
+/// [`Error::Unsupported`] for AES.
+pub(super) fn writable(decryption: &Decryption, file: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    match decryption {
+        Decryption::ByHost(view) => Ok(Arc::new(view.writable(file))),
+        Decryption::ByGuest(_) => {
+            Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"))
+        }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Reader {
     /// Length of the external data file in bytes, if it is open.
     data_file_len: Option<u64>,
     /// If the image is encrypted and unlocked.
-    decryption: Option<Decryption>,
+    pub(super) decryption: Option<Decryption>,
     pub(super) l1: Vec<u64>,
     l1_table_offset: u64,
     /// Whether this is the state of a snapshot.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "crypto")]
+use crate::crypto::Decrypting;
 use crate::driver::Location;
 use crate::io::ReadAt;
 
@@ -9,10 +11,11 @@ use crate::io::ReadAt;
 pub(crate) const LEGACY_AES_WARNING: &str =
     "AES encryption does not tell a wrong secret from the right one: the disk is garbage with a wrong one";
 
-/// How the guest data of an unlocked image is decrypted.
+/// How the guest data of an unlocked image is decrypted. There is none without the feature `crypto`.
 pub(crate) enum Decryption {
     /// By its host offset: the image file with its guest data decrypted.
-    ByHost(Arc<dyn ReadAt>),
+    #[cfg(feature = "crypto")]
+    ByHost(Arc<Decrypting>),
     /// By its guest offset.
     #[cfg(feature = "crypto")]
     ByGuest(LegacyAes),
@@ -21,10 +24,11 @@ pub(crate) enum Decryption {
 impl Decryption {
     /// The image file. Data that is decrypted by its guest offset is not decrypted in it, but has no holes.
     pub fn image_file(&self) -> Arc<dyn ReadAt> {
-        match self {
-            Decryption::ByHost(file) => file.clone(),
+        match *self {
             #[cfg(feature = "crypto")]
-            Decryption::ByGuest(aes) => aes.view(u64::MAX, 0),
+            Decryption::ByHost(ref file) => file.clone(),
+            #[cfg(feature = "crypto")]
+            Decryption::ByGuest(ref aes) => aes.view(u64::MAX, 0),
         }
     }
 
@@ -32,10 +36,11 @@ impl Decryption {
     pub fn decrypted_file(&self, guest: u64, at: Location) -> Option<Arc<dyn ReadAt>> {
         #[cfg(not(feature = "crypto"))]
         let _ = (guest, at);
-        match self {
+        match *self {
+            #[cfg(feature = "crypto")]
             Decryption::ByHost(_) => None,
             #[cfg(feature = "crypto")]
-            Decryption::ByGuest(aes) => Some(aes.view(at.offset, guest)),
+            Decryption::ByGuest(ref aes) => Some(aes.view(at.offset, guest)),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The tests of a format are a list of [images to start with](model::Start); the rest is the same for all of them.
 
 mod crash;
+#[cfg(feature = "crypto")]
+mod encrypted;
 #[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
 mod interop;
 mod model;

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, ReadAt, Storage};
-use diskimage::{Disk, OpenOptions, ReferencePolicy};
+use diskimage::{Disk, OpenOptions, ReferencePolicy, Secret};
 
 use super::recorder::Recorder;
 use crate::support::Random;
+
+/// Of images that are encrypted.
+pub const SECRET: &str = "secret";
 
 /// An image to start with.
 #[derive(Clone)]
@@ -27,7 +30,7 @@ pub struct Start {
 impl Start {
     /// How the image is opened.
     pub fn options(&self) -> OpenOptions {
-        let options = OpenOptions::new();
+        let options = OpenOptions::new().secret(Secret::new(SECRET));
         match &self.backing {
             None => options,
             Some(bytes) => {

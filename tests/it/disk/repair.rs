@@ -32,7 +32,7 @@ fn wrong_refcounts_are_repaired() {
             }
             let storage = Arc::new(MemFile::from(file));
             let before = OpenOptions::new().check_source(storage.clone()).unwrap();
-            let report = OpenOptions::new().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::All).unwrap();
+            let report = start.options().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::All).unwrap();
             assert_eq!(report.before, before, "{}", start.name);
             let counts = |report: &diskimage::CheckReport| (report.corruptions, report.leaks, report.check_errors);
             assert_eq!(counts(&report.after), (0, 0, 0), "{}: {:?}", start.name, report.after.messages);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use diskimage::io::MemFile;
-use diskimage::{Converter, Format, OpenOptions};
+use diskimage::{Converter, Format, OpenOptions, Secret};
 
-use super::model::Start;
+use super::model::{SECRET, Start};
 use crate::support::{Random, options};
 
 pub const SIZE: u64 = 600 << 10;
@@ -25,6 +25,8 @@ pub fn all() -> Vec<Start> {
     starts.extend(super::vhdx::starts());
     #[cfg(feature = "qed")]
     starts.extend(super::qed::starts());
+    #[cfg(feature = "crypto")]
+    starts.extend(super::encrypted::starts());
     starts
 }
 
@@ -61,7 +63,8 @@ fn raw() -> Start {
 pub fn image(format: Format, list: &str, compress: bool, content: &[u8]) -> Vec<u8> {
     let source = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(content.to_vec()))).unwrap();
     let file = Arc::new(MemFile::new());
-    Converter::new(format).options(options(list)).compress(compress).convert_to(&source, file.clone()).unwrap();
+    let converter = Converter::new(format).options(options(list)).compress(compress).secret(Secret::new(SECRET));
+    converter.convert_to(&source, file.clone()).unwrap();
     file.to_vec()
 }
 

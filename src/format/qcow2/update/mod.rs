@@ -39,13 +39,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::extent::{Bounds, DATA};
-use super::header::{Autoclear, Encryption, Header, Incompatible};
+use super::header::{Autoclear, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{
     Allocation, BitmapChange, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
 };
 use crate::error::{Error, Result};
+#[cfg(not(feature = "crypto"))]
+use crate::format::shared::decryption::Decryption;
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
@@ -72,6 +74,8 @@ pub(super) struct Update {
     header: Header,
     file: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
+    /// The image file with the guest data decrypted, if it is encrypted.
+    decrypted: Option<Arc<dyn Storage>>,
     /// Lengths in bytes.
     file_len: u64,
     data_file_len: u64,
@@ -111,11 +115,8 @@ impl Update {
     /// As [`open`](Self::open), whatever the refcounts are.
     fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
-        let header = Header::read(&source, cx.open.limits)?;
-        if header.encryption != Encryption::None {
-            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
-        }
-        let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
+        let Reader { info, header, l1, decryption, .. } = Reader::open(source, &cx.open)?;
+        let decrypted = decryption.map(|it| writable(&it, file.clone())).transpose()?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
         let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
         let file_len = table::length(&*file)?;
@@ -133,6 +134,7 @@ impl Update {
             header,
             file,
             data_file,
+            decrypted,
             file_len,
             data_file_len,
             l1,
@@ -213,7 +215,8 @@ impl SparseUpdate for Update {
     }
 
     fn files(&self) -> Vec<Arc<dyn Storage>> {
-        [Some(self.file.clone()), self.data_file.clone()].into_iter().flatten().collect()
+        let image = self.decrypted.as_ref().unwrap_or(&self.file);
+        [Some(image.clone()), self.data_file.clone()].into_iter().flatten().collect()
     }
 
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent> {
@@ -289,4 +292,12 @@ impl SparseUpdate for Update {
         }
         self.free_clusters()
     }
+}
+
+#[cfg(feature = "crypto")]
+use super::crypt::writable;
+
+#[cfg(not(feature = "crypto"))]
+fn writable(_: &Decryption, _: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
+    Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
 }

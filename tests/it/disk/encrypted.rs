@@ -1,0 +1,128 @@
+//! LUKS volumes, and qcow2 with LUKS.
+
+use std::sync::Arc;
+
+use diskimage::io::{MemFile, ReadAt, Storage};
+use diskimage::{Format, OpenOptions};
+
+use super::model::{Model, Start};
+use super::starts::{SIZE, content, image};
+
+pub fn starts() -> Vec<Start> {
+    let mut starts =
+        vec![volume("iter-time=10"), volume("iter-time=10,cipher-alg=aes-128,cipher-mode=cbc,ivgen-alg=essiv")];
+    #[cfg(feature = "qcow2")]
+    for list in ["cluster_size=4k", "cluster_size=16k,extended_l2=on"] {
+        let list = format!("{list},encrypt.format=luks,encrypt.iter-time=10");
+        let content = content(5);
+        let file = image(Format::QCOW2, &list, false, &content);
+        let name = format!("qcow2 {list}");
+        starts.push(Start { name, file, backing: None, content, resizes: true, shrinks: true, snapshots: true });
+    }
+    starts
+}
+
+fn volume(list: &str) -> Start {
+    let content = content(list.len() as u64);
+    let file = image(Format::LUKS, list, false, &content);
+    // An interruption leaves a size in between.
+    Start {
+        name: format!("luks {list}"),
+        file,
+        backing: None,
+        content,
+        resizes: false,
+        shrinks: false,
+        snapshots: false,
+    }
+}
+
+/// Version 2, which takes longer to open, and has larger sectors.
+fn version_2() -> Start {
+    volume("version=2,iter-time=10,argon2-memory=1M,sector-size=4096")
+}
+
+#[test]
+fn large_sectors_are_written_in_parts() {
+    let mut model = Model::new(&version_2(), 3);
+    (0..100).for_each(|_| _ = model.step());
+}
+
+/// What is added to a volume is zeros, although nothing but their ciphertext says so.
+#[test]
+fn volumes_grow_and_shrink() {
+    let volumes = starts().into_iter().filter(|start| start.name.starts_with("luks"));
+    for start in volumes.chain([version_2()]) {
+        let file = Arc::new(MemFile::from(start.file.clone()));
+        let open = || start.options().open_disk_in(file.clone()).unwrap();
+        let disk = open();
+        disk.resize(SIZE + 5000).unwrap();
+        let grown = disk.size();
+        assert!(grown - SIZE >= 5000 && grown - SIZE < 5000 + 4096, "{grown}");
+        disk.close().unwrap();
+        let mut expected = start.content.clone();
+        expected.resize(grown as usize, 0);
+        assert!(start.read(file.to_vec()) == expected, "{}", start.name);
+        let disk = open();
+        disk.resize(8192).unwrap();
+        disk.close().unwrap();
+        assert!(start.read(file.to_vec()) == expected[..8192], "{}", start.name);
+        assert_eq!(file.size().unwrap(), start.file.len() as u64 - SIZE + 8192);
+    }
+}
+
+#[test]
+fn the_secret_is_needed() {
+    for start in starts() {
+        let storage: Arc<dyn Storage> = Arc::new(MemFile::from(start.file));
+        let error = OpenOptions::new().open_disk_in(storage).unwrap_err();
+        assert_eq!(error.kind().as_str(), "secret", "{}: {error}", start.name);
+    }
+}
+
+/// Images of qemu are written, in turns with it.
+#[cfg(unix)]
+#[test]
+fn turns_with_qemu() {
+    use crate::support::tools::{needs_qemu, qemu_img, run};
+    use crate::support::{Random, TempDir};
+    use diskimage::Secret;
+
+    needs_qemu!("turns_with_qemu on encrypted images");
+    const LEN: usize = 1 << 20;
+    for (format, list) in
+        [("luks", "iter-time=10,"), ("qcow2", "encrypt.format=luks,encrypt.iter-time=10,cluster_size=8k,encrypt.")]
+    {
+        let dir = TempDir::new();
+        let key = dir.file("key", super::model::SECRET.as_bytes());
+        let object = format!("secret,id=s,file={}", key.display());
+        let image = dir.join("image");
+        let list = format!("{list}key-secret=s");
+        qemu_img(&[&"create", &"-q", &"-f", &format, &"--object", &object, &"-o", &list, &image, &LEN.to_string()]);
+        let prefix = if format == "luks" { "" } else { "encrypt." };
+        let description = format!("driver={format},file.filename={},{prefix}key-secret=s", image.display());
+        let mut expected = vec![0; LEN];
+        let mut random = Random::new(11);
+        let by_qemu = |command: &str| {
+            run("qemu-io", &["--object", &object, "--image-opts", &description, "-c", command]);
+        };
+        by_qemu(&format!("write -z 0 {LEN}"));
+        for round in 1..12_u8 {
+            let (at, len) = (random.below(900_000) as usize, random.below(100_000) as usize + 1);
+            by_qemu(&format!("write -P {round} {at} {len}"));
+            expected[at..at + len].fill(round);
+            let disk = OpenOptions::new().secret(Secret::new(super::model::SECRET)).open_disk(&image).unwrap();
+            let (at, len) = (random.below(900_000), random.below(100_000) as usize + 1);
+            let bytes = random.bytes(len);
+            disk.write_all_at(&bytes, at).unwrap();
+            disk.close().unwrap();
+            expected[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
+            let raw = dir.file("expected.raw", &expected);
+            let raw = format!("driver=raw,file.filename={}", raw.display());
+            qemu_img(&[&"compare", &"-q", &"--object", &object, &"--image-opts", &description, &raw]);
+            if format == "qcow2" {
+                qemu_img(&[&"check", &"-q", &"--object", &object, &"--image-opts", &description]);
+            }
+        }
+    }
+}
