@@ -19,6 +19,10 @@ pub(super) use crate::format::shared::signature::{VDI as SIGNATURE, VDI_AT as SI
 pub(super) const BLOCKS_ALLOCATED_AT: u64 = 388;
 /// Host offset of `uuidModify`.
 pub(super) const MODIFICATION_AT: u64 = 408;
+/// Host offset of `offBlocks`, the offset of the block map.
+pub(super) const MAP_OFFSET_AT: u64 = 340;
+/// Host offset of `offData`, the offset of the data area.
+pub(super) const DATA_OFFSET_AT: u64 = 344;
 /// Host offset of `cbHeader`, from which the header size counts.
 const START: u64 = 72;
 /// Sizes in bytes of `VDIHEADER1` and of `VDIHEADER1PLUS`, which adds the LCHS geometry.

@@ -23,7 +23,7 @@
 //! | block sizes: powers of two from 512 bytes | yes | 128 KiB to 128 MiB, as VirtualBox 7.2 accepts |
 //! | bytes before each block (`cbBlockExtra`) | yes, skipped | none |
 //! | disk sizes that are not a multiple of 512 | yes, exact | rounded up |
-//! | writing in place, by a guest | | yes, if blocks are aligned to sectors; disks grow, as far as the map has room, and shrink where they have no data |
+//! | writing in place, by a guest | | yes, if blocks are aligned to sectors; disks grow, as long as a few blocks are free if the map has to move, and shrink where they have no data |
 //! | empty disks | yes | no: VirtualBox reports them as damaged |
 //!
 //! Images are written in the layout of VirtualBox: the map at 1 MiB, then the data area, aligned to 1 MiB, with blocks in guest

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, ReadAt, Storage};
-use diskimage::{Disk, OpenOptions, ReferencePolicy, Secret};
+use diskimage::{Disk, ErrorKind, OpenOptions, ReferencePolicy, Secret};
 
 use super::recorder::Recorder;
 use crate::support::Random;
@@ -140,8 +140,15 @@ impl Model {
                 let size = (self.content.len() as u64 / 2 + self.random.below(self.content.len() as u64)) & !511;
                 let least = if self.start.shrinks { 4096 } else { self.content.len() as u64 };
                 let size = size.clamp(least, 4 << 20);
-                self.disk().resize(size).unwrap();
-                assert_eq!(self.disk().size(), size);
+                match self.disk().resize(size) {
+                    Ok(()) => assert_eq!(self.disk().size(), size),
+                    // A map that cannot grow, as in a full disk.
+                    Err(error) if error.kind() == ErrorKind::Limit => {
+                        assert_eq!(self.disk().size(), self.content.len() as u64, "{}: {error}", self.start.name);
+                        return Step::Changed;
+                    }
+                    Err(error) => panic!("{}: {error}", self.start.name),
+                }
                 self.content.resize(size as usize, 0);
                 return Step::Resized;
             }

@@ -23,8 +23,8 @@ pub fn starts() -> Vec<Start> {
 fn packed(extra: u32, has_parent: bool) -> Start {
     const BLOCK: usize = 4096;
     const MAP: usize = 512;
-    // The map has room for 4 MiB.
-    const DATA: usize = MAP + (4 << 20) / BLOCK * 4;
+    // The map has space for 768 KiB of the disk, less than it can grow to.
+    const DATA: usize = MAP + (768 << 10) / BLOCK * 4 / 512 * 512 + 512;
     let content = content(9);
     let mut file = image(Format::VDI, "block_size=128k", false, &content);
     file.truncate(MAP);
@@ -68,4 +68,42 @@ fn packed(extra: u32, has_parent: bool) -> Start {
     let name = format!("vdi, packed, {extra} bytes before blocks{}", if has_parent { ", differencing" } else { "" });
     let backing = has_parent.then_some(parent);
     Start { name, file, backing, content, resizes: true, shrinks: false, snapshots: false }
+}
+
+/// The map of an image of qemu has no space for more entries. It moves, unless all blocks are in use.
+#[cfg(unix)]
+#[test]
+fn the_map_of_an_image_of_qemu_moves() {
+    use crate::support::TempDir;
+    use crate::support::tools::{check_with_qemu_as, needs_qemu, qemu_img, qemu_io_as};
+    use diskimage::{ErrorKind, OpenOptions};
+
+    needs_qemu!("the_map_of_an_image_of_qemu_moves");
+    const MIB: u64 = 1 << 20;
+    let dir = TempDir::new();
+    let (image, raw) = (dir.join("a.vdi"), dir.join("a.raw"));
+    for path in [&image, &raw] {
+        let format = if path == &image { "vdi" } else { "raw" };
+        qemu_img(&[&"create", &"-q", &"-f", &format, path, &"128M"]);
+        let commands = ["write -P 1 5M 3M", "write -P 2 127M 1M", "write -P 3 0 100k"];
+        qemu_io_as(format, path, &commands.map(String::from));
+    }
+    let resize = |size: u64| {
+        let disk = OpenOptions::new().open_disk(&image).unwrap();
+        disk.resize(size).map(|()| disk.close().unwrap())
+    };
+    for size in [200 * MIB, 300_000 * MIB, 300_001 * MIB] {
+        resize(size).unwrap();
+        qemu_img(&[&"resize", &"-q", &"-f", &"raw", &raw, &size.to_string()]);
+        check_with_qemu_as("vdi", &image);
+        for path in [&image, &raw] {
+            let format = if path == &image { "vdi" } else { "raw" };
+            qemu_io_as(format, path, &[format!("write -P 4 {} 1M", size - MIB)]);
+        }
+        qemu_img(&[&"compare", &"-q", &"-f", &"vdi", &"-F", &"raw", &image, &raw]);
+    }
+    // A full disk: numbers of the old map cannot tell where blocks have moved.
+    qemu_img(&[&"create", &"-q", &"-f", &"vdi", &"-o", &"static=on", &image, &"128M"]);
+    assert_eq!(resize(200 * MIB).unwrap_err().kind(), ErrorKind::Limit);
+    check_with_qemu_as("vdi", &image);
 }

@@ -1,4 +1,4 @@
-//! Changing an image in place.
+//! Changing an image in place. `move_map` makes a larger map.
 //!
 //! # Order
 //!
@@ -7,6 +7,8 @@
 //! allocated again.
 //!
 //! A block keeps its host offset: zeros and discards are holes in it.
+
+mod move_map;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,7 +30,9 @@ const HEADER: Step = Step(0);
 const MAP: Step = Step(1);
 /// Largest page of tables in bytes. The header and the map are in different pages.
 const PAGE: u64 = 4096;
-/// Bytes of the map that are read at once.
+/// Most entries of a map: their values are numbers of blocks, but for two.
+const MAX_BLOCKS: u64 = 0xffff_fffe;
+/// Bytes of the map that are read or written at once.
 const CHUNK: u64 = 64 << 10;
 
 /// An image that changes.
@@ -112,16 +116,12 @@ impl Update {
     /// The number of blocks of the data area up to the last one that the map points to. The count in the header may be wrong, and a block
     /// in use must not be allocated.
     fn blocks_in_use(&self) -> Result<u32> {
-        let (mut count, mut bytes) = (0, Vec::new());
-        for at in (0..self.header.map_len()).step_by(CHUNK as usize) {
-            bytes.resize(CHUNK.min(self.header.map_len() - at) as usize, 0);
-            table::read(&*self.file, &mut bytes, self.header.map_offset + at)?;
-            for entry in bytes.as_chunks::<4>().0 {
-                if let BlockMapEntry::Block(number) = BlockMapEntry::parse(u32::from_le_bytes(*entry)) {
-                    count = count.max(number.saturating_add(1));
-                }
+        let mut count = 0;
+        self.each_entry(|entry| {
+            if let BlockMapEntry::Block(number) = entry {
+                count = count.max(number.saturating_add(1));
             }
-        }
+        })?;
         Ok(count)
     }
 
@@ -156,9 +156,14 @@ impl Update {
         Ok(Allocation { guest: guest.start..end, at, is_new: false, reads_as_zeros: false })
     }
 
+    /// The entry of a block that reads as zeros.
+    fn empty_entry(&self) -> BlockMapEntry {
+        if self.header.kind.has_parent() { BlockMapEntry::Zero } else { BlockMapEntry::Free }
+    }
+
     /// Makes the entries of what is added to a disk read as zeros.
     fn clear_entries(&mut self, blocks: Range<u64>) -> Result<()> {
-        let entry = if self.header.kind.has_parent() { BlockMapEntry::Zero } else { BlockMapEntry::Free };
+        let entry = self.empty_entry();
         for index in blocks {
             if self.pages.is_full() {
                 self.flush()?;
@@ -239,7 +244,7 @@ impl SparseUpdate for Update {
         }
     }
 
-    /// The map grows up to the data area. A disk becomes smaller only where it has no data.
+    /// The map grows up to the data area, or moves. A disk becomes smaller only where it has no data.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         let size = whole_sectors(FORMAT_NAME, size)?;
         let (old, needed) = (self.header.disk_size, size.div_ceil(self.block_size()));
@@ -248,13 +253,15 @@ impl SparseUpdate for Update {
                 return Err(end_is_allocated(FORMAT_NAME));
             }
         }
-        let room = (self.header.data_offset - self.header.map_offset) / BlockMapEntry::LEN;
-        if needed > room {
-            let limit = room.saturating_mul(self.block_size());
-            let field = "virtual size, limited by the block map".into();
+        if needed > MAX_BLOCKS {
+            let limit = MAX_BLOCKS.saturating_mul(self.block_size());
+            let field = "virtual size".into();
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
         self.begin()?;
+        if needed > self.map_capacity() {
+            self.move_map(needed)?;
+        }
         self.grow_file(self.header.data_offset)?;
         self.clear_entries(old.div_ceil(self.block_size())..needed)?;
         self.flush()?;
