@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Extent, Location, OpenContext};
+use super::{DirtyBitmap, Extent, Location, OpenContext};
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
@@ -77,6 +77,14 @@ pub trait SparseUpdate: Send {
         Ok(Zeroed::Not(guest.end - guest.start))
     }
 
+    /// As [`zero`](Self::zero) for what reads as zeros already, so that it does also with another backing file.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image.
+    fn store_zeros(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        self.zero(guest, false)
+    }
+
     /// Gives up the content of the start of `guest`, which then reads as zeros, or as before if nothing can be gained. It must not read as a
     /// backing file where it did not before. The range is as for [`zero`](Self::zero). By default the core makes holes in the file, where the
     /// data is.
@@ -128,6 +136,23 @@ pub trait SparseUpdate: Send {
     /// [`Error::Unsupported`] if the image cannot have bitmaps; [`Error::Usage`] if there is no such bitmap, or one to be added is there; errors of
     /// the storage.
     fn change_bitmap(&mut self, _name: &str, _change: BitmapChange) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "bitmaps"))
+    }
+
+    /// The persistent bitmaps with their bits, which can be read as long as the bitmaps do not change.
+    ///
+    /// # Errors
+    /// If the metadata cannot be read or is corrupt.
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        Ok(Vec::new())
+    }
+
+    /// Sets the bits of another bitmap, of a disk of the same size, in the persistent bitmap called `name`, and makes that durable. No other
+    /// request is under way.
+    ///
+    /// # Errors
+    /// As [`change_bitmap`](Self::change_bitmap), and if one of the bitmaps is inconsistent.
+    fn merge_bitmap(&mut self, _name: &str, _source: &DirtyBitmap) -> Result<()> {
         Err(Error::unsupported(self.info().format, "bitmaps"))
     }
 

@@ -41,7 +41,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
                 Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|f| !f.can_check()) => {
                     unsupported()
                 }
-                _ => Failed::opening(source.name(), &error),
+                _ => source.not_opened(&error),
             });
         }
     };
@@ -49,6 +49,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
         true => None,
         false => source.try_inspect().ok().and_then(|image| image.info.block_size),
     };
+    if report.corruptions > 0 && source.try_inspect().is_ok() {
+        // There are images that qemu-img checks no more than it opens them.
+        source.inspect()?;
+    }
     match style {
         Style::Json => output::print_json_indented(&json(&report, repaired.as_ref(), source.name()))?,
         Style::Human => {
@@ -77,7 +81,7 @@ fn repaired(source: &Source, repair: Repair) -> Result<Option<RepairReport>, Fai
         };
     }
     let (path, options) = source.path_and_options()?;
-    let repaired = options.repair(path, repair).map_err(|error| Failed::opening(source.name(), &error))?;
+    let repaired = options.repair(path, repair).map_err(|error| source.not_opened(&error))?;
     Ok((repaired.leaks_fixed + repaired.corruptions_fixed > 0).then_some(repaired))
 }
 

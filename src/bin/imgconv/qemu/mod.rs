@@ -13,6 +13,7 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod first_block;
 mod getopt;
 mod info;
 mod links;

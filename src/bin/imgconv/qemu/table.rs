@@ -123,10 +123,9 @@ pub static COMMANDS: &[Command] = &[
             row(' ', "clear", "", "clear all bits"),
             row(' ', "enable", "", "track writes"),
             row(' ', "disable", "", "track no more writes"),
-            row(' ', "merge", "SOURCE", "add the bits of another bitmap").note(Note::Refused("bits are not copied")),
-            row('b', "source-file", "FILE", "the image with the other bitmap")
-                .note(Note::Refused("bits are not copied")),
-            row('F', "source-format", "FMT", "format of the other image").note(Note::Refused("bits are not copied")),
+            row(' ', "merge", "SOURCE", "add the bits of another bitmap"),
+            row('b', "source-file", "FILE", "the image with the other bitmap"),
+            row('F', "source-format", "FMT", "format of the other image"),
             OBJECT,
         ],
         run: bitmap::run,

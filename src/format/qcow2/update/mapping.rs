@@ -149,11 +149,10 @@ impl Update {
         }
     }
 
-    /// Makes the start of a guest range of whole granules read as zeros.
-    pub(super) fn zero_clusters(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {
+    /// Makes the start of a guest range of whole granules read as zeros, where `has_backing` also what is unallocated.
+    pub(super) fn zero_clusters(&mut self, guest: Range<u64>, keep: bool, has_backing: bool) -> Result<Zeroed> {
         let len = self.one_cluster(&guest);
         let (at, old) = (guest.start, self.entry(guest.start)?);
-        let has_backing = self.header.backing_file.is_some();
         if self.is_raw_data_file() || self.header.version == 2 && has_backing {
             return Ok(Zeroed::Not(len));
         }

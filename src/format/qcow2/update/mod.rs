@@ -43,7 +43,8 @@ use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{
-    Allocation, BitmapChange, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+    Allocation, BitmapChange, DirtyBitmap, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec,
+    Zeroed,
 };
 use crate::error::{Error, Result};
 use crate::format::shared::table;
@@ -238,7 +239,13 @@ impl SparseUpdate for Update {
 
     fn zero(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {
         self.begin()?;
-        self.zero_clusters(guest, keep)
+        let has_backing = self.header.backing_file.is_some();
+        self.zero_clusters(guest, keep, has_backing)
+    }
+
+    fn store_zeros(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        self.begin()?;
+        self.zero_clusters(guest, false, true)
     }
 
     fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
@@ -264,6 +271,14 @@ impl SparseUpdate for Update {
 
     fn change_bitmap(&mut self, name: &str, change: BitmapChange) -> Result<()> {
         self.change_bitmaps(name, change)
+    }
+
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        self.open_bitmaps()
+    }
+
+    fn merge_bitmap(&mut self, name: &str, source: &DirtyBitmap) -> Result<()> {
+        self.merge_bits(name, source)
     }
 
     fn empty(&mut self) -> Result<()> {

@@ -62,10 +62,11 @@ impl Update {
         if self.header.extended_l2() {
             range.end = range.end.max(end);
         }
-        let has_zero_clusters = self.header.version > 2 || self.header.backing_file.is_none();
+        let has_backing = self.header.backing_file.is_some();
+        let has_zero_clusters = self.header.version > 2 || !has_backing;
         while range.start < range.end {
             range.start = match has_zero_clusters {
-                true => range.start + self.zero_clusters(range.clone(), false)?.len(),
+                true => range.start + self.zero_clusters(range.clone(), false, has_backing)?.len(),
                 false => self.allocate_zeros(range.clone())?,
             };
             self.begin()?;
