@@ -21,6 +21,8 @@ pub(crate) use mode::{CipherSpec, SectorCipher};
 pub(crate) use random::random;
 #[cfg(test)]
 pub(crate) use random::with_pinned_random;
+#[cfg(feature = "disk")]
+pub(crate) use storage::EncryptedFile;
 pub(crate) use storage::{Decrypting, Encrypting};
 
 /// Unit of sector numbers in initialization vectors, in bytes.

@@ -3,12 +3,12 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
 use super::{SECTOR, SectorCipher};
-use crate::io::{FileIdentity, ReadAt, WriteAt, write_zeros};
+use crate::io::{FileIdentity, ReadAt, Storage, WriteAt, write_zeros};
 
 /// Bytes that are read, or written, and encrypted at once: they stay in the cache of a core, and are whole batches of sectors.
 const PIECE: usize = 60 << 10;
@@ -155,6 +155,107 @@ impl WriteAt for Encrypting {
     }
 }
 
+/// A file whose guest data, from a certain offset on, is decrypted when it is read and encrypted when it is written. A part of a sector is
+/// written with the rest of it.
+pub(crate) struct EncryptedFile {
+    reader: Decrypting,
+    writer: Encrypting,
+    /// Held while a part of a sector is replaced.
+    partial_writes: Mutex<()>,
+}
+
+impl EncryptedFile {
+    /// As [`Decrypting::new`] and [`Encrypting::new`].
+    pub fn new(file: Arc<dyn Storage>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> EncryptedFile {
+        EncryptedFile {
+            reader: Decrypting::new(file.clone(), cipher.clone(), start, first),
+            writer: Encrypting::new(file, cipher, start, first),
+            partial_writes: Mutex::new(()),
+        }
+    }
+
+    /// Writes bytes that are within one sector.
+    fn write_in_sector(&self, buf: &[u8], offset: u64, within: usize) -> io::Result<()> {
+        let _alone = self.partial_writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sector = Zeroizing::new(vec![0; self.reader.sectors.cipher.sector_size()]);
+        let start = offset - within as u64;
+        self.reader.read_exact_at(&mut sector, start)?;
+        let part = sector.get_mut(within..within + buf.len());
+        part.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(buf);
+        self.writer.write_all_at(&sector, start)
+    }
+}
+
+impl ReadAt for EncryptedFile {
+    fn size(&self) -> io::Result<u64> {
+        self.reader.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.reader.read_at(buf, offset)
+    }
+
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        self.reader.identity()
+    }
+
+    fn allocated(&self) -> io::Result<Option<u64>> {
+        self.reader.allocated()
+    }
+}
+
+impl WriteAt for EncryptedFile {
+    fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
+        let size = self.reader.sectors.cipher.sector_size();
+        while !buf.is_empty() {
+            let (within, _) = self.reader.sectors.locate(offset).ok_or(io::ErrorKind::InvalidInput)?;
+            let len = match within {
+                0 if buf.len() >= size => buf.len() - buf.len() % size,
+                within => (size - within).min(buf.len()),
+            };
+            let (piece, rest) = buf.split_at(len);
+            match len.is_multiple_of(size) {
+                true => self.writer.write_all_at(piece, offset)?,
+                false => self.write_in_sector(piece, offset, within)?,
+            }
+            (buf, offset) = (rest, offset + len as u64);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.writer.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.writer.sync()
+    }
+
+    fn starts_zeroed(&self) -> bool {
+        false
+    }
+
+    fn path(&self) -> Option<&Path> {
+        WriteAt::path(&self.writer)
+    }
+
+    fn seeks(&self) -> bool {
+        self.writer.seeks()
+    }
+
+    fn abandon(&self) {
+        self.writer.abandon();
+    }
+
+    fn zero_range(&self, range: Range<u64>) -> io::Result<()> {
+        write_zeros(self, range)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.writer.allocate(range)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -208,6 +309,28 @@ mod tests {
             view.read_exact_at(&mut part, from as u64).unwrap();
             prop_assert_eq!(&part[..], &whole[from..to]);
             prop_assert!(view.read_exact_at(&mut [0; 2], whole.len() as u64 - 1).is_err());
+        }
+    }
+
+    #[test]
+    fn parts_of_sectors_are_written_with_the_rest() {
+        for size in [512, 4096] {
+            let file = Arc::new(MemFile::from(vec![9; 100 + 4 * size]));
+            let view = EncryptedFile::new(file.clone(), cipher(size), 100, 0);
+            let mut plain = vec![7; 4 * size];
+            view.write_all_at(&plain, 100).unwrap();
+            for (from, len) in [(3, 5), (size - 1, 2), (size, size), (size + 5, 3 * size - 5), (0, 1)] {
+                plain[from..from + len].fill(from as u8);
+                view.write_all_at(&vec![from as u8; len], 100 + from as u64).unwrap();
+                let mut found = vec![0; 4 * size];
+                view.read_exact_at(&mut found, 100).unwrap();
+                assert_eq!(found, plain, "{from} {len}");
+            }
+            view.zero_range(110..120).unwrap();
+            plain[10..20].fill(0);
+            assert_eq!(&file.to_vec()[100..], &cipher(size).encrypted(&plain, 0)[..]);
+            assert_eq!(&file.to_vec()[..100], [9; 100]);
+            assert!(view.write_all_at(&[0], 99).is_err());
         }
     }
 

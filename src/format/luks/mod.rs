@@ -23,7 +23,7 @@
 //! | pbkdf2; argon2i, argon2id of version 2 | yes | pbkdf2 in version 1, argon2id in version 2 |
 //! | sectors of 512 to 4096 bytes in version 2 | yes | yes |
 //! | key slots | all are tried | the first one |
-//! | writing into an existing volume | | yes |
+//! | writing into an existing volume, and resizing it; not the keys | | yes |
 //! | detached headers, with [`OpenOptions::detached_header`](crate::OpenOptions::detached_header) | yes | no |
 //! | integrity protection, re-encryption, hardware encryption, other ciphers and hashes | refused by name | no |
 //!
@@ -42,6 +42,8 @@
 
 mod options;
 mod reader;
+#[cfg(feature = "disk")]
+mod update;
 mod v2;
 mod writer;
 
@@ -59,7 +61,8 @@ pub(crate) static DRIVER: FormatDriver =
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .measure(writer::measure)
         .detached_headers()
-        .open_target(|file, cx| Ok(Box::new(writer::Writer::open(file, cx)?)));
+        .open_target(|file, cx| Ok(Box::new(writer::Writer::open(file, cx)?)))
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "luks";
 

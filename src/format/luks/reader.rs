@@ -83,6 +83,12 @@ impl Volume {
         Ok(Volume { info, payload, first, keys: Keys::V2 { metadata, at } })
     }
 
+    /// Whether the header has the size of the guest data, which otherwise ends with the file.
+    #[cfg(feature = "disk")]
+    pub fn has_size(&self) -> bool {
+        matches!(&self.keys, Keys::V2 { metadata, .. } if metadata.segment.size.is_some())
+    }
+
     /// Finds the key. The arguments are those of [`read`](Self::read).
     ///
     /// # Errors

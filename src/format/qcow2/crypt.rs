@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::header::{Encryption, Header};
 use super::{FIELDS, FORMAT_NAME, luks};
-use crate::crypto::Decrypting;
+use crate::crypto::{Decrypting, SectorCipher};
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
 use crate::format::shared::decryption::{Decryption, LegacyAes};
@@ -21,15 +21,25 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
     if header.has_data_file() {
         return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
     }
-    match luks::read(&*file, header)? {
-        Some((luks, location)) => {
-            let range = location.offset..location.offset.saturating_add(location.len);
-            let cipher = luks.unlock(&*file, range, cx, &FIELDS)?;
-            Ok(Decryption::ByHost(Arc::new(Decrypting::new(file, cipher, 0, 0))))
-        }
+    match luks_cipher(&*file, header, cx)? {
+        Some(cipher) => Ok(Decryption::ByHost(Arc::new(Decrypting::new(file, cipher, 0, 0)))),
         None if header.encryption == Encryption::Aes => {
             LegacyAes::unlock(FORMAT_NAME, file, cx).map(Decryption::ByGuest)
         }
         None => Err(Error::unsupported(FORMAT_NAME, "this kind of encryption")),
     }
+}
+
+/// The cipher of an image that is encrypted with LUKS. Guest data is encrypted by its host offset.
+///
+/// # Errors
+/// As [`unlock`].
+pub(super) fn luks_cipher(
+    file: &dyn ReadAt,
+    header: &Header,
+    cx: &OpenContext<'_>,
+) -> Result<Option<Arc<SectorCipher>>> {
+    let Some((luks, location)) = luks::read(file, header)? else { return Ok(None) };
+    let range = location.offset..location.offset.saturating_add(location.len);
+    luks.unlock(file, range, cx, &FIELDS).map(Some)
 }

@@ -102,7 +102,7 @@ impl Update {
                 let unit = if whole { cluster_size } else { self.granule() };
                 let run = self.allocate_clusters(wanted, false)?;
                 let (host, host_end) = (run.start << self.header.cluster_bits, run.end << self.header.cluster_bits);
-                let reads_as_zeros = host >= self.file_len && self.file.starts_zeroed();
+                let reads_as_zeros = host >= self.file_len && self.disk.starts_zeroed();
                 self.grow_file(host_end)?;
                 let start = guest.start - guest.start % unit;
                 let end = guest.end.next_multiple_of(unit).min(cluster + (host_end - host));

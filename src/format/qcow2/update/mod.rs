@@ -72,6 +72,8 @@ pub(super) struct Update {
     info: ImageInfo,
     header: Header,
     file: Arc<dyn Storage>,
+    /// The file for guest data, which is the same, or encrypts it.
+    disk: Arc<dyn Storage>,
     data_file: Option<Arc<dyn Storage>>,
     /// Lengths in bytes.
     file_len: u64,
@@ -113,9 +115,13 @@ impl Update {
     fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
         let header = Header::read(&source, cx.open.limits)?;
-        if header.encryption != Encryption::None {
-            return Err(Error::unsupported(FORMAT_NAME, "writing to an encrypted image in place"));
-        }
+        let disk = match header.encryption {
+            Encryption::None => file.clone(),
+            Encryption::Luks => unlock(&file, &header, cx)?,
+            Encryption::Aes => {
+                return Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"));
+            }
+        };
         let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
         let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
@@ -133,6 +139,7 @@ impl Update {
             info,
             header,
             file,
+            disk,
             data_file,
             file_len,
             data_file_len,
@@ -204,6 +211,22 @@ impl Update {
     }
 }
 
+/// The file with its guest data in plain text.
+#[cfg(feature = "crypto")]
+fn unlock(file: &Arc<dyn Storage>, header: &Header, cx: &UpdateContext<'_>) -> Result<Arc<dyn Storage>> {
+    if header.has_data_file() {
+        return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
+    }
+    let cipher = super::crypt::luks_cipher(&**file, header, &cx.open)?;
+    let cipher = cipher.ok_or_else(|| Error::unsupported(FORMAT_NAME, "this kind of encryption"))?;
+    Ok(Arc::new(crate::crypto::EncryptedFile::new(file.clone(), cipher, 0, 0)))
+}
+
+#[cfg(not(feature = "crypto"))]
+fn unlock(_: &Arc<dyn Storage>, _: &Header, _: &UpdateContext<'_>) -> Result<Arc<dyn Storage>> {
+    Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
+}
+
 impl SparseUpdate for Update {
     fn info(&self) -> ImageInfo {
         self.info.clone()
@@ -214,7 +237,7 @@ impl SparseUpdate for Update {
     }
 
     fn files(&self) -> Vec<Arc<dyn Storage>> {
-        [Some(self.file.clone()), self.data_file.clone()].into_iter().flatten().collect()
+        [Some(self.disk.clone()), self.data_file.clone()].into_iter().flatten().collect()
     }
 
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent> {

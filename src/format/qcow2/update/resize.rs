@@ -80,7 +80,7 @@ impl Update {
         let allocation = self.place(guest.start..guest.end.min(guest.start.saturating_add(PIECE)))?;
         let start = allocation.at.offset;
         let end = start + (allocation.guest.end - allocation.guest.start);
-        let zeroed = if allocation.reads_as_zeros { Ok(()) } else { self.file.zero_range(start..end) };
+        let zeroed = if allocation.reads_as_zeros { Ok(()) } else { self.disk.zero_range(start..end) };
         let stored = zeroed.map_err(Error::io("writing zeros", start)).and_then(|()| self.point_to(&allocation));
         if stored.is_err() {
             self.give_up(&allocation);
