@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{DirtyBitmap, Extent, Location, OpenContext};
 use crate::error::{Error, Result};
@@ -10,6 +11,7 @@ use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
 use crate::name::Name;
 use crate::options::Options;
+use crate::secret::Secret;
 
 /// An image of one file format that is open for reading and writing: its metadata. The payload is read and written by the core
 /// (`Disk`, with the feature `disk`).
@@ -156,6 +158,14 @@ pub trait SparseUpdate: Send {
         Err(Error::unsupported(self.info().format, "bitmaps"))
     }
 
+    /// Changes the key slots of an encrypted image, and makes that durable.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the image has none; [`Error::Usage`] for a change that is refused; errors of the storage.
+    fn change_keys(&mut self, _change: &KeyChange) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "key slots"))
+    }
+
     /// Removes all data, so that the backing file shows through, and makes that durable.
     ///
     /// # Errors
@@ -225,6 +235,37 @@ pub enum BitmapChange {
     Enable,
     /// It tracks no more writes.
     Disable,
+}
+
+/// A change of the key slots of an encrypted image, each of which unlocks it with a secret.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum KeyChange {
+    /// A slot gets a secret.
+    Add {
+        /// The secret.
+        secret: Secret,
+        /// Index of the slot; `None` for the first free one.
+        slot: Option<usize>,
+        /// The time that a try of a secret takes on this machine; `None` for the default of the format.
+        iter_time: Option<Duration>,
+        /// Whether a slot in use may be overwritten.
+        force: bool,
+    },
+    /// A slot is erased.
+    EraseSlot {
+        /// Its index.
+        slot: usize,
+        /// Whether it may be the last one, after which nobody can read the image.
+        force: bool,
+    },
+    /// All slots with a secret are erased.
+    EraseSecret {
+        /// The secret.
+        secret: Secret,
+        /// Whether these may be all slots in use.
+        force: bool,
+    },
 }
 
 /// The requirements of an image that changes.

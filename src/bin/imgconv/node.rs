@@ -105,8 +105,15 @@ impl Node {
 
     /// The image that a list of options describes.
     pub fn from_list(list: &OsStr) -> Result<Node, Invalid> {
-        let mut options = Options::new();
-        options.add_list(&list.to_string_lossy());
+        let (mut given, mut options) = (Options::new(), Options::new());
+        given.add_list(&list.to_string_lossy());
+        let names: Vec<_> = given.names().map(str::to_owned).collect();
+        // The last one counts, where one is given twice.
+        for name in names {
+            if let Some(value) = given.take(&name) {
+                options.set(name, value);
+            }
+        }
         Node::from_options(options)
     }
 

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use super::FORMAT_NAME;
 use super::reader::Volume;
 use crate::crypto::EncryptedFile;
-use crate::driver::{Allocation, Extent, ExtentKind, FileId, Location, SparseUpdate, UpdateContext, UpdateSpec};
+use crate::driver::{
+    Allocation, Extent, ExtentKind, FileId, KeyChange, Location, SparseUpdate, UpdateContext, UpdateSpec,
+};
 use crate::error::{Error, Result};
+use crate::format::shared::luks::KeySlots;
 use crate::info::ImageInfo;
 use crate::io::Storage;
 
@@ -19,6 +22,8 @@ pub(super) struct Update {
     sector_size: u64,
     /// Whether the header has the size of the disk, which otherwise ends with the file.
     has_size: bool,
+    /// Those that can be changed.
+    keys: Option<KeySlots>,
     file: Arc<dyn Storage>,
     /// The file with the guest data in plain text.
     disk: Arc<dyn Storage>,
@@ -28,10 +33,14 @@ impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let volume = Volume::read(&*file, &cx.open)?;
         let (info, payload, first, has_size) = (volume.info.clone(), volume.payload, volume.first, volume.has_size());
-        let cipher = volume.unlock(&*file, &cx.open)?;
+        let keys = volume.key_slots(&*file, &cx.open)?;
+        let cipher = match &keys {
+            Some(keys) => keys.cipher()?,
+            None => volume.unlock(&*file, &cx.open)?,
+        };
         let sector_size = cipher.sector_size() as u64;
         let disk = Arc::new(EncryptedFile::new(file.clone(), cipher, payload, first));
-        Ok(Update { info, payload, sector_size, has_size, file, disk })
+        Ok(Update { info, payload, sector_size, has_size, keys, file, disk })
     }
 
     fn location(&self, guest: u64) -> Location {
@@ -86,6 +95,12 @@ impl SparseUpdate for Update {
         self.file.set_len(len).map_err(Error::io("setting the length", len))?;
         self.info.virtual_size = size;
         self.flush()
+    }
+
+    fn change_keys(&mut self, change: &KeyChange) -> Result<()> {
+        let unsupported =
+            || Error::unsupported(FORMAT_NAME, "changing the keys of this version, or of a detached header");
+        self.keys.as_mut().ok_or_else(unsupported)?.change(&*self.file, change)
     }
 
     fn flush(&mut self) -> Result<()> {

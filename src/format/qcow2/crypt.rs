@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use super::header::{Encryption, Header};
 use super::{FIELDS, FORMAT_NAME, luks};
-use crate::crypto::{Decrypting, SectorCipher};
+use crate::crypto::Decrypting;
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
 use crate::format::shared::decryption::{Decryption, LegacyAes};
+#[cfg(feature = "disk")]
+use crate::format::shared::luks::KeySlots;
 use crate::io::ReadAt;
 
 /// The decryption of the guest data of an encrypted image.
@@ -21,8 +23,12 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
     if header.has_data_file() {
         return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
     }
-    match luks_cipher(&*file, header, cx)? {
-        Some(cipher) => Ok(Decryption::ByHost(Arc::new(Decrypting::new(file, cipher, 0, 0)))),
+    match luks::read(&*file, header)? {
+        Some((luks, location)) => {
+            let range = location.offset..location.offset.saturating_add(location.len);
+            let cipher = luks.unlock(&*file, range, cx, &FIELDS)?;
+            Ok(Decryption::ByHost(Arc::new(Decrypting::new(file, cipher, 0, 0))))
+        }
         None if header.encryption == Encryption::Aes => {
             LegacyAes::unlock(FORMAT_NAME, file, cx).map(Decryption::ByGuest)
         }
@@ -30,16 +36,15 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
     }
 }
 
-/// The cipher of an image that is encrypted with LUKS. Guest data is encrypted by its host offset.
+/// The key slots of an image that is encrypted with LUKS, unlocked.
 ///
 /// # Errors
 /// As [`unlock`].
-pub(super) fn luks_cipher(
-    file: &dyn ReadAt,
-    header: &Header,
-    cx: &OpenContext<'_>,
-) -> Result<Option<Arc<SectorCipher>>> {
-    let Some((luks, location)) = luks::read(file, header)? else { return Ok(None) };
+#[cfg(feature = "disk")]
+pub(super) fn key_slots(file: &dyn ReadAt, header: &Header, cx: &OpenContext<'_>) -> Result<KeySlots> {
+    let Some((luks, location)) = luks::read(file, header)? else {
+        return Err(Error::unsupported(FORMAT_NAME, "this kind of encryption"));
+    };
     let range = location.offset..location.offset.saturating_add(location.len);
-    luks.unlock(file, range, cx, &FIELDS).map(Some)
+    KeySlots::open(file, luks, range, cx, super::Fields(FORMAT_NAME))
 }

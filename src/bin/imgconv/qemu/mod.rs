@@ -16,6 +16,7 @@ mod dd;
 mod first_block;
 mod getopt;
 mod info;
+mod keys;
 mod links;
 mod map;
 mod measure;

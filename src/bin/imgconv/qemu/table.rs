@@ -90,12 +90,13 @@ pub static COMMANDS: &[Command] = &[
             HELP,
             QUIET,
             PROGRESS,
-            row('o', "options", "K=V,...", "options of the format")
-                .note(Note::Differs("compat, lazy_refcounts, data_file, data_file_raw and size of qcow2")),
+            row('o', "options", "K=V,...", "options of the format").note(Note::Differs(
+                "compat, lazy_refcounts, data_file, data_file_raw and size of qcow2; key slots of qcow2 and luks",
+            )),
             row('f', "format", "FMT", "format of the image"),
             IMAGE_OPTS,
             row('t', "cache", "CACHE", "cache mode of the image").note(CHANGED_CACHE),
-            row(' ', "force", "", "allow unsafe changes").note(Note::NoEffect("none of them is made")),
+            row(' ', "force", "", "allow changes of key slots that lose data"),
             OBJECT,
         ],
         run: amend::run,

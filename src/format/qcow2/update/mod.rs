@@ -38,15 +38,23 @@ mod snapshots;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "crypto")]
+use super::crypt::key_slots;
 use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
+#[cfg(feature = "crypto")]
+use crate::crypto::EncryptedFile;
+#[cfg(feature = "crypto")]
+use crate::driver::KeyChange;
 use crate::driver::{
     Allocation, BitmapChange, DirtyBitmap, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec,
     Zeroed,
 };
 use crate::error::{Error, Result};
+#[cfg(feature = "crypto")]
+use crate::format::shared::luks::KeySlots;
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
@@ -74,6 +82,9 @@ pub(super) struct Update {
     file: Arc<dyn Storage>,
     /// The file for guest data, which is the same, or encrypts it.
     disk: Arc<dyn Storage>,
+    /// Of an encrypted image.
+    #[cfg(feature = "crypto")]
+    keys: Option<KeySlots>,
     data_file: Option<Arc<dyn Storage>>,
     /// Lengths in bytes.
     file_len: u64,
@@ -115,13 +126,24 @@ impl Update {
     fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
         let header = Header::read(&source, cx.open.limits)?;
-        let disk = match header.encryption {
-            Encryption::None => file.clone(),
-            Encryption::Luks => unlock(&file, &header, cx)?,
-            Encryption::Aes => {
-                return Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"));
-            }
+        if header.encryption == Encryption::Aes {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"));
+        }
+        if header.encryption != Encryption::None && header.has_data_file() {
+            return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
+        }
+        #[cfg(feature = "crypto")]
+        let keys = match header.encryption {
+            Encryption::None => None,
+            _ => Some(key_slots(&*file, &header, &cx.open)?),
         };
+        #[cfg(feature = "crypto")]
+        let disk: Arc<dyn Storage> = match &keys {
+            Some(keys) => Arc::new(EncryptedFile::new(file.clone(), keys.cipher()?, 0, 0)),
+            None => file.clone(),
+        };
+        #[cfg(not(feature = "crypto"))]
+        let disk = file.clone();
         let Reader { info, header, l1, .. } = Reader::open(source, &cx.open)?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
         let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
@@ -140,6 +162,8 @@ impl Update {
             header,
             file,
             disk,
+            #[cfg(feature = "crypto")]
+            keys,
             data_file,
             file_len,
             data_file_len,
@@ -209,22 +233,6 @@ impl Update {
             data_file_len: self.data_file.as_ref().map(|_| self.data_file_len),
         }
     }
-}
-
-/// The file with its guest data in plain text.
-#[cfg(feature = "crypto")]
-fn unlock(file: &Arc<dyn Storage>, header: &Header, cx: &UpdateContext<'_>) -> Result<Arc<dyn Storage>> {
-    if header.has_data_file() {
-        return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
-    }
-    let cipher = super::crypt::luks_cipher(&**file, header, &cx.open)?;
-    let cipher = cipher.ok_or_else(|| Error::unsupported(FORMAT_NAME, "this kind of encryption"))?;
-    Ok(Arc::new(crate::crypto::EncryptedFile::new(file.clone(), cipher, 0, 0)))
-}
-
-#[cfg(not(feature = "crypto"))]
-fn unlock(_: &Arc<dyn Storage>, _: &Header, _: &UpdateContext<'_>) -> Result<Arc<dyn Storage>> {
-    Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
 }
 
 impl SparseUpdate for Update {
@@ -302,6 +310,14 @@ impl SparseUpdate for Update {
 
     fn merge_bitmap(&mut self, name: &str, source: &DirtyBitmap) -> Result<()> {
         self.merge_bits(name, source)
+    }
+
+    #[cfg(feature = "crypto")]
+    fn change_keys(&mut self, change: &KeyChange) -> Result<()> {
+        self.clear_unknown_features()?;
+        let keys =
+            self.keys.as_mut().ok_or_else(|| Error::unsupported(FORMAT_NAME, "keys of an image without encryption"))?;
+        keys.change(&*self.file, change)
     }
 
     fn empty(&mut self) -> Result<()> {
