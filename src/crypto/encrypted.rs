@@ -12,7 +12,7 @@ use crate::io::{FileIdentity, ReadAt, Storage, WriteAt, write_zeros};
 
 /// A file of which everything from a certain offset on is encrypted, for reading and writing any bytes after it. A sector of which a part is
 /// written is read before; nobody else may write the rest of it meanwhile.
-pub(crate) struct Encrypted {
+pub(crate) struct EncryptedFile {
     reads: Decrypting,
     writes: Encrypting,
     sector_size: usize,
@@ -20,12 +20,12 @@ pub(crate) struct Encrypted {
     start: u64,
 }
 
-impl Encrypted {
+impl EncryptedFile {
     /// Sector number `first`, in units of 512 bytes, is at byte `start`.
-    pub fn new(file: Arc<dyn Storage>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> Encrypted {
+    pub fn new(file: Arc<dyn Storage>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> EncryptedFile {
         let sector_size = cipher.sector_size();
         let reads = Decrypting::new(file.clone(), cipher.clone(), start, first);
-        Encrypted { reads, writes: Encrypting::new(file, cipher, start, first), sector_size, start }
+        EncryptedFile { reads, writes: Encrypting::new(file, cipher, start, first), sector_size, start }
     }
 
     /// Writes a part of the sector with the byte at `offset`.
@@ -38,7 +38,7 @@ impl Encrypted {
     }
 }
 
-impl ReadAt for Encrypted {
+impl ReadAt for EncryptedFile {
     fn size(&self) -> io::Result<u64> {
         self.reads.size()
     }
@@ -56,7 +56,7 @@ impl ReadAt for Encrypted {
     }
 }
 
-impl WriteAt for Encrypted {
+impl WriteAt for EncryptedFile {
     fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
         let size = self.sector_size;
         let before = || io::Error::new(io::ErrorKind::InvalidInput, "the header cannot be written as guest data");
@@ -123,7 +123,7 @@ mod tests {
             let size = 512usize << shift;
             let mut plain: Vec<u8> = (0..size * sectors).map(|at| (at * 7 / 5) as u8).collect();
             let file = Arc::new(MemFile::from(vec![9; start as usize]));
-            let view = Encrypted::new(file.clone(), cipher(size), start, first.into());
+            let view = EncryptedFile::new(file.clone(), cipher(size), start, first.into());
             view.write_all_at(&plain, start).unwrap();
             for (from, to, byte) in writes {
                 let (from, to) = (from.index(plain.len() + 1), to.index(plain.len() + 1));
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn parts_of_sectors_are_not_invented() {
         let file = Arc::new(MemFile::new());
-        let view = Encrypted::new(file.clone(), cipher(512), 512, 0);
+        let view = EncryptedFile::new(file.clone(), cipher(512), 512, 0);
         assert_eq!(view.write_all_at(&[0; 512], 511).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(view.write_all_at(&[0; 100], 512).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         assert_eq!(file.to_vec(), b"");

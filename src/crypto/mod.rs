@@ -7,6 +7,7 @@
 
 mod anti_forensic;
 mod cipher;
+#[cfg(feature = "disk")]
 mod encrypted;
 mod hash;
 mod kdf;
@@ -16,7 +17,8 @@ mod storage;
 
 pub(crate) use anti_forensic::{merge, split};
 pub(crate) use cipher::CipherName;
-pub(crate) use encrypted::Encrypted;
+#[cfg(feature = "disk")]
+pub(crate) use encrypted::EncryptedFile;
 pub(crate) use hash::Hash;
 pub(crate) use kdf::{Argon2Kind, Kdf, KdfError, argon2_passes, pbkdf2_iterations};
 pub(crate) use mode::{CipherSpec, SectorCipher};

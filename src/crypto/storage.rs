@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::Encrypted;
 use super::{SECTOR, SectorCipher};
-use crate::io::Storage;
 use crate::io::{FileIdentity, ReadAt, WriteAt, write_zeros};
 
 /// Bytes that are read, or written, and encrypted at once: they stay in the cache of a core, and are whole batches of sectors.
@@ -50,12 +48,6 @@ impl Decrypting {
     /// Sector number `first`, in units of 512 bytes, is at byte `start`.
     pub fn new(file: Arc<dyn ReadAt>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> Decrypting {
         Decrypting { file, sectors: Sectors { cipher, start, first } }
-    }
-
-    /// The same for reading and writing `file`.
-    pub fn writable(&self, file: Arc<dyn Storage>) -> Encrypted {
-        let Sectors { cipher, start, first } = &self.sectors;
-        Encrypted::new(file, cipher.clone(), *start, *first)
     }
 }
 

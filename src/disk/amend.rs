@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::write::{Payload, pieces};
 use super::{Disk, Top};
-use crate::driver::ExtentKind;
+use crate::driver::{ExtentKind, KeyChange};
 use crate::error::Result;
 use crate::image::Image;
 use crate::options::Options;
@@ -47,6 +47,27 @@ impl Disk {
         drop(driver);
         image.replace_top(Top::boxed(&self.driver));
         amended.map_err(|e| self.locate(e))
+    }
+
+    /// Changes the key slots of an encrypted image, and makes that durable.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported) if the image has none that can be changed; [`Error::Usage`](crate::Error::Usage) for a
+    /// change that is refused, as that of the last slot without `force`; errors of the storage.
+    ///
+    /// ```no_run
+    /// use diskimage::driver::KeyChange;
+    /// use diskimage::{OpenOptions, Secret};
+    ///
+    /// let disk = OpenOptions::new().secret(Secret::new("old")).open_disk("disk.luks")?;
+    /// disk.change_keys(&KeyChange::Add { secret: Secret::new("new"), slot: None, iter_time: None, force: false })?;
+    /// disk.change_keys(&KeyChange::EraseSecret { secret: Secret::new("old"), force: false })?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    pub fn change_keys(&self, change: &KeyChange) -> Result<()> {
+        let _alone = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let mut driver = self.driver();
+        driver.flush().and_then(|()| driver.change_keys(change)).map_err(|e| self.locate(e))
     }
 
     /// Replaces blocks that the format marks as zeros: by unallocated ones, or if a backing file would show through, by data.

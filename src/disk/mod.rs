@@ -128,8 +128,8 @@ impl Disk {
         self.driver().flush().map_err(|e| self.locate(e))
     }
 
-    /// Sets the virtual size in bytes, which some formats round up. What is added reads as zeros; what is cut off is lost. It is durable on
-    /// return.
+    /// Sets the virtual size in bytes, which some formats round up. What is added reads as zeros, but in a LUKS volume its content is
+    /// undefined, as that of a new one; what is cut off is lost. It is durable on return.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the image cannot have this size, and errors of the storage. The size is unchanged then, unless the last

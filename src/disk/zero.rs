@@ -88,9 +88,9 @@ impl Disk {
             let (head, mut whole, tail) = self.split(image, piece);
             self.fill_holes(image, head)?;
             while !whole.is_empty() {
-                let zeroed = self.driver().zero(whole.clone(), false).map_err(|e| self.locate(e))?;
+                let zeroed = self.driver().store_zeros(whole.clone()).map_err(|e| self.locate(e))?;
                 let part = whole.start..checked_end(&whole, zeroed)?;
-                // Without zero blocks, or without a backing file up to now, nothing has been stored.
+                // Without zero blocks nothing has been stored.
                 self.fill_holes(image, part.clone())?;
                 whole.start = part.end;
             }

@@ -154,7 +154,7 @@ pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use measure::FileSize;
 pub use read::SparseRead;
 pub use update::{
-    Allocation, BitmapChange, SnapshotUpdate, SparseUpdate, StorageOpener, UpdateContext, UpdateSpec, Zeroed,
+    Allocation, BitmapChange, KeyChange, SnapshotUpdate, SparseUpdate, StorageOpener, UpdateContext, UpdateSpec, Zeroed,
 };
 pub use write::{Frame, Placement, SparseWrite, WriteSpec};
 

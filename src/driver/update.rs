@@ -3,13 +3,15 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::{Extent, Location, OpenContext};
+use super::{DirtyBitmap, Extent, Location, OpenContext};
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
 use crate::name::Name;
 use crate::options::Options;
+use crate::secret::Secret;
 
 /// An image of one file format that is open for reading and writing: its metadata. The payload is read and written by the core
 /// (`Disk`, with the feature `disk`).
@@ -77,6 +79,14 @@ pub trait SparseUpdate: Send {
         Ok(Zeroed::Not(guest.end - guest.start))
     }
 
+    /// As [`zero`](Self::zero) for what reads as zeros already, so that it does also with another backing file.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image.
+    fn store_zeros(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        self.zero(guest, false)
+    }
+
     /// Gives up the content of the start of `guest`, which then reads as zeros, or as before if nothing can be gained. It must not read as a
     /// backing file where it did not before. The range is as for [`zero`](Self::zero). By default the core makes holes in the file, where the
     /// data is.
@@ -129,6 +139,31 @@ pub trait SparseUpdate: Send {
     /// the storage.
     fn change_bitmap(&mut self, _name: &str, _change: BitmapChange) -> Result<()> {
         Err(Error::unsupported(self.info().format, "bitmaps"))
+    }
+
+    /// The persistent bitmaps with their bits, which can be read as long as the bitmaps do not change.
+    ///
+    /// # Errors
+    /// If the metadata cannot be read or is corrupt.
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        Ok(Vec::new())
+    }
+
+    /// Sets the bits of another bitmap, of a disk of the same size, in the persistent bitmap called `name`, and makes that durable. No other
+    /// request is under way.
+    ///
+    /// # Errors
+    /// As [`change_bitmap`](Self::change_bitmap), and if one of the bitmaps is inconsistent.
+    fn merge_bitmap(&mut self, _name: &str, _source: &DirtyBitmap) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "bitmaps"))
+    }
+
+    /// Changes the key slots of an encrypted image, and makes that durable.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if the image has none; [`Error::Usage`] for a change that is refused; errors of the storage.
+    fn change_keys(&mut self, _change: &KeyChange) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "key slots"))
     }
 
     /// Removes all data, so that the backing file shows through, and makes that durable.
@@ -200,6 +235,37 @@ pub enum BitmapChange {
     Enable,
     /// It tracks no more writes.
     Disable,
+}
+
+/// A change of the key slots of an encrypted image, each of which unlocks it with a secret.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum KeyChange {
+    /// A slot gets a secret.
+    Add {
+        /// The secret.
+        secret: Secret,
+        /// Index of the slot; `None` for the first free one.
+        slot: Option<usize>,
+        /// The time that a try of a secret takes on this machine; `None` for the default of the format.
+        iter_time: Option<Duration>,
+        /// Whether a slot in use may be overwritten.
+        force: bool,
+    },
+    /// A slot is erased.
+    EraseSlot {
+        /// Its index.
+        slot: usize,
+        /// Whether it may be the last one, after which nobody can read the image.
+        force: bool,
+    },
+    /// All slots with a secret are erased.
+    EraseSecret {
+        /// The secret.
+        secret: Secret,
+        /// Whether these may be all slots in use.
+        force: bool,
+    },
 }
 
 /// The requirements of an image that changes.

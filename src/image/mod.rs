@@ -98,9 +98,12 @@ impl Image {
         self.info().virtual_size
     }
 
-    /// The bitmaps of the top layer.
+    /// The persistent bitmaps of the top layer.
+    ///
+    /// # Errors
+    /// If the metadata cannot be read or is corrupt; [`Error::Usage`] for a snapshot and for a concatenation.
     #[cfg(feature = "write")]
-    pub(crate) fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    pub fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
         match self.layers.first() {
             Some(_) if self.parts.len() > 1 => {
                 Err(Error::Usage("the bitmaps of several images cannot be combined".into()))

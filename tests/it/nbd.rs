@@ -594,3 +594,26 @@ fn our_server_requires_tls() {
     assert!(message.contains("does not support TLS"), "{message}");
     fail(&dir, 1, &["serve", "--port", "0", "--tls-certificates", "/nonexistent", "source.qcow2"]);
 }
+
+#[test]
+fn the_states_of_a_metadata_context_are_those_of_qemu_img() {
+    needs_qemu!("the states of a metadata context");
+    needs!("the states of a metadata context", "qemu-nbd");
+    let dir = TempDir::new();
+    let path = image(&dir, &guest());
+    run("qemu-img", &["bitmap".as_ref(), "--add".as_ref(), path.as_os_str(), "marks".as_ref()]);
+    crate::support::tools::qemu_io(&path, &["write 1M 64k".into(), "write 9M 1M".into()]);
+    let (_server, _) = qemu_nbd(&dir, &["-r", "-t", "-A", "-B", "marks", "-f", "qcow2"], &path);
+    let socket = dir.join("s").display().to_string();
+    for context in ["qemu:dirty-bitmap:marks", "qemu:allocation-depth"] {
+        let name = format!("driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap={context}");
+        for range in [&[][..], &["--start-offset=1000000", "--max-length=9000000"]] {
+            let args = [&["map", "--output=json", "--image-opts", &name][..], range].concat();
+            let theirs = String::from_utf8(run("qemu-img", &args)).unwrap();
+            assert_eq!(succeed(&dir, &[&["qemu-img"], &args[..]].concat()), theirs, "{context} {range:?}");
+        }
+        assert!(fail(&dir, 1, &["qemu-img", "info", "--image-opts", &name]).contains("x-dirty-bitmap"));
+    }
+    let unknown = format!("driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:none");
+    assert!(fail(&dir, 1, &["qemu-img", "map", "--image-opts", &unknown]).contains("metadata context"));
+}

@@ -6,12 +6,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use diskimage::driver::DirtyBitmap;
+use diskimage::io::ReadAt;
+use diskimage::{OpenOptions, ReferencePolicy};
 use serde_json::Value;
 
 use crate::cli::IMGCONV;
 use crate::support::TempDir;
 use crate::support::pattern::Pattern;
-use crate::support::tools::needs_qemu;
+use crate::support::tools::{needs_qemu, qemu_io};
 
 /// A directory with the images that the lines name.
 fn directory() -> TempDir {
@@ -182,6 +185,8 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "compare disk.raw nothing",
         "map disk.qcow2",
         "map --output=json disk.qcow2",
+        "map --output=json odd.raw",
+        "map --output=json shorter.raw",
         "map --output=json overlay.qcow2",
         "map --output json --start-offset 1M --max-length 1M disk.qcow2",
         "measure -O qcow2 disk.qcow2",
@@ -211,6 +216,9 @@ fn what_is_written_is_the_same_image() {
         ("create -f parallels x 10M", "x"),
         ("create -f vhdx -o preallocation=off x 10M", "x"),
         ("create -f qcow2 -o size=3M,nocow=off x", "x"),
+        ("create -f qcow2 --object secret,id=s,file=pass -o encryption=on,encrypt.key-secret=s -q y 1M", "disk.raw"),
+        ("create -f qcow --object secret,id=s,file=pass -o encryption=on,encrypt.key-secret=s y 1M", "disk.raw"),
+        ("measure --object secret,id=s,file=pass -O luks -o key-secret=s,preallocation=falloc --size 1G", "disk.raw"),
         ("convert disk.qcow2 x", "x"),
         ("convert -O qcow2 overlay.qcow2 x", "x"),
         ("convert -p -t none -W -m 4 -c -O qcow2 disk.raw x", "x"),
@@ -282,6 +290,13 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
     for line in [
         "info",
         "info nothing.qcow2",
+        "info --image-opts driver=qcow2,file.filename=disk.raw",
+        "bitmap --merge marks -b existing.qcow2 -F qcow2 disk.qcow2 marks",
+        "bitmap --merge marks -b disk.qcow2 -F qcow2 tuned.qcow2 marks",
+        "bitmap --merge nothing disk.qcow2 marks",
+        "bitmap --merge marks disk.qcow2 nothing",
+        "bitmap --merge marks -F qcow2 disk.qcow2 marks",
+        "bitmap --add -b existing.qcow2 disk.qcow2 new",
         "info -f qcow2 disk.raw",
         "info --nonsense disk.raw",
         "info --output xml disk.raw",
@@ -528,9 +543,75 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("amend -o compat=0.10 overlay.qcow2", "overlay.qcow2"),
         ("bitmap --add -g 32k --disable existing.qcow2 new", "existing.qcow2"),
         ("bitmap --clear --disable disk.qcow2 marks", "disk.qcow2"),
+        ("bitmap --add --merge marks disk.qcow2 more", "disk.qcow2"),
+        ("rebase -b disk.qcow2 -F qcow2 existing.qcow2", "existing.qcow2"),
         ("bitmap --remove disk.qcow2 marks", "disk.qcow2"),
         ("amend -f qcow2 -o lazy_refcounts=on,size=6M existing.qcow2", "existing.qcow2"),
     ] {
         assert_same(&dir, line, Some(target));
+    }
+}
+
+/// The map tells data from zeros, and what is allocated.
+#[test]
+fn images_are_allocated_as_by_qemu_img() {
+    needs_qemu!("what qemu-img allocates");
+    let dir = directory();
+    for (line, target) in [
+        ("create x 20M", "x"),
+        ("create x 1000", "x"),
+        ("convert -O raw existing.qcow2 x", "x"),
+        ("rebase -b disk.qcow2 -F qcow2 existing.qcow2", "existing.qcow2"),
+    ] {
+        let twins = assert_same(&dir, line, Some(target));
+        // Host offsets are those of another layout.
+        let [theirs, ours] = twins.map(|twin| {
+            let map = run("qemu-img", &[], &twin, &format!("map --output=json {target}")).stdout;
+            let Ok(Value::Array(mut entries)) = serde_json::from_slice(&map) else { panic!("{line}") };
+            entries.iter_mut().filter_map(Value::as_object_mut).for_each(|entry| drop(entry.remove("offset")));
+            entries
+        });
+        assert_eq!(ours, theirs, "{line}");
+    }
+}
+
+#[test]
+fn merged_bitmaps_have_the_bits_of_qemu_img() {
+    needs_qemu!("the bitmaps of qemu-img");
+    let dir = TempDir::new();
+    for line in [
+        "create -q -f qcow2 other.qcow2 70M",
+        "create -q -f qcow2 -b other.qcow2 -F qcow2 disk.qcow2",
+        "bitmap --add -g 4k other.qcow2 fine",
+        "bitmap --add -g 1M other.qcow2 coarse",
+        "bitmap --add disk.qcow2 own",
+    ] {
+        assert!(run("qemu-img", &[], &dir, line).status.success(), "{line}");
+    }
+    qemu_io(&dir.join("other.qcow2"), &["write 4k 8k".into(), "write 9M 300k".into(), "write 69M 1M".into()]);
+    qemu_io(&dir.join("disk.qcow2"), &["write 128k 1".into(), "write 9M 64k".into()]);
+    for (line, image) in [
+        ("bitmap --merge fine -b other.qcow2 -F qcow2 disk.qcow2 own", "disk.qcow2"),
+        ("bitmap --merge coarse -b other.qcow2 disk.qcow2 own", "disk.qcow2"),
+        ("bitmap --add -g 64k --merge own disk.qcow2 copy", "disk.qcow2"),
+        ("bitmap --add -g 1M --merge fine -b other.qcow2 --merge coarse disk.qcow2 both", "disk.qcow2"),
+        ("bitmap --merge coarse other.qcow2 fine", "other.qcow2"),
+        ("bitmap --merge own -b disk.qcow2 -F qcow2 other.qcow2 fine", "other.qcow2"),
+    ] {
+        let [theirs, ours] = assert_same(&dir, line, Some(image)).map(|twin| {
+            let image = OpenOptions::new().reference_policy(ReferencePolicy::Any).open(twin.join(image)).unwrap();
+            let bits = |bitmap: DirtyBitmap| {
+                let mut bytes = vec![0; bitmap.bits.size().unwrap() as usize];
+                bitmap.bits.read_exact_at(&mut bytes, 0).unwrap();
+                assert!(bytes.iter().any(|byte| *byte != 0), "{line}: {} is empty", bitmap.name);
+                (bitmap.name.to_string(), bitmap.granularity, bitmap.recording, bytes)
+            };
+            image.bitmaps().unwrap().into_iter().map(bits).collect::<Vec<_>>()
+        });
+        assert!(ours == theirs, "{line}: other bits");
+        // A check finds nothing, leaks neither.
+        let [_, ours] = assert_same(&dir, line, Some(image));
+        let check = run("qemu-img", &[], &ours, &format!("check {image}"));
+        assert!(check.status.success(), "{line}: {}", String::from_utf8_lossy(&check.stdout));
     }
 }

@@ -322,10 +322,12 @@ impl BackingArgs {
 /// Takes the ID of the secret of a new image out of its options, and returns the secret: without an ID the only secret.
 pub fn key_of_target(secrets: &SecretArgs, format: Format, options: &mut Options) -> Result<Option<Secret>, Failure> {
     let name = if format == Format::LUKS { "key-secret" } else { "encrypt.key-secret" };
-    let encrypts = format.options().iter().any(|option| option.name.ends_with("cipher-alg"));
+    let encrypts =
+        format.options().iter().any(|option| option.name == "encrypt.format" || option.name.ends_with("cipher-alg"));
     let id = if encrypts { options.take(name) } else { None };
     if id.is_some() && !is_encrypted(format, options) {
-        return Err(Failure::usage(format!("-o {name} needs -o encrypt.format=luks")));
+        let encryption = if format.name() == "qcow" { "aes" } else { "luks" };
+        return Err(Failure::usage(format!("-o {name} needs -o encrypt.format={encryption}")));
     }
     secrets.of_target(id.as_deref())
 }

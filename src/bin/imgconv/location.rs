@@ -14,6 +14,11 @@ pub fn connect(uri: &str) -> Result<Arc<Client>> {
     Connector::new().cancel(signals::cancelled()).connect(uri).map(Arc::new)
 }
 
+/// As [`connect`], for the states in a metadata context instead of the data.
+pub fn connect_for(uri: &str, context: &str) -> Result<Client> {
+    Connector::new().cancel(signals::cancelled()).context(context).connect(uri)
+}
+
 /// The place of an image.
 pub enum Location {
     File(PathBuf),

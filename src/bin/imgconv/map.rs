@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::driver::ExtentKind;
-use diskimage::{Image, Name, Result, Span};
+use diskimage::driver::{ExtentKind, FileId, Location as Host};
+use diskimage::io::ReadAt;
+use diskimage::nbd::Client;
+use diskimage::{Error, Format, Image, Name, Result, Span};
 
 use crate::args::Input;
 use crate::failure::Outcome;
@@ -41,15 +43,42 @@ pub fn print(image: &Image, range: Range<u64>, style: Style) -> Result<()> {
     entries(image, range.clone()).try_for_each(|entry| entry.map(drop))?;
     let mut stdout = Stdout::new();
     match style {
-        Style::Human => print_table(image, range, &mut stdout)?,
-        Style::Json => print_json(image, range, &mut stdout)?,
+        Style::Human => table_of(entries(image, range), &mut stdout)?,
+        Style::Json => json_of(entries(image, range), &mut stdout)?,
     }
     stdout.finish()
 }
 
-fn print_table(image: &Image, range: Range<u64>, stdout: &mut Stdout) -> Result<()> {
+/// Prints the states of a metadata context as the map of the export, as qemu-img does: bit 0 as what has no data, and bit 1 as zeros.
+pub fn print_states(client: &Client, range: Range<u64>, style: Style) -> Result<()> {
+    let size = client.size().map_err(Error::io("asking for the size", None))?;
+    let (mut at, end) = (range.start, size.min(range.end));
+    let mut states = Vec::new().into_iter();
+    let states = std::iter::from_fn(|| {
+        if at < end && states.len() == 0 {
+            match client.states(at) {
+                Ok(next) => states = next.into_iter(),
+                Err(error) => {
+                    at = end;
+                    return Some(Err(Error::io("asking for the states", None)(error)));
+                }
+            }
+        }
+        let (part, state): (Range<u64>, u32) = states.next().filter(|(part, _)| part.start < end)?;
+        at = part.end;
+        Some(Ok(MapEntry::of_state(part.start..part.end.min(end), state)))
+    });
+    let mut stdout = Stdout::new();
+    match style {
+        Style::Human => table_of(merged(states), &mut stdout)?,
+        Style::Json => json_of(merged(states), &mut stdout)?,
+    }
+    stdout.finish()
+}
+
+fn table_of<'a>(entries: impl Iterator<Item = Result<MapEntry<'a>>>, stdout: &mut Stdout) -> Result<()> {
     stdout.write(&row("Offset", "Length", "Mapped to", "File"))?;
-    for entry in entries(image, range) {
+    for entry in entries {
         let entry = entry?;
         if !entry.zero {
             let host_offset = entry.offset.map_or("compressed".to_owned(), hex);
@@ -69,9 +98,9 @@ fn hex(number: u64) -> String {
 }
 
 /// Prints one entry per line, exactly as qemu-img does, for line-based tools.
-fn print_json(image: &Image, range: Range<u64>, stdout: &mut Stdout) -> Result<()> {
+fn json_of<'a>(entries: impl Iterator<Item = Result<MapEntry<'a>>>, stdout: &mut Stdout) -> Result<()> {
     let mut separator = "[";
-    for entry in entries(image, range) {
+    for entry in entries {
         stdout.write(separator)?;
         stdout.write(&entry?.json())?;
         separator = ",\n";
@@ -96,7 +125,11 @@ struct MapEntry<'a> {
 
 impl<'a> MapEntry<'a> {
     fn new(span: &Span, image: &'a Image) -> Self {
-        let location = span.location();
+        // What follows the end of a raw disk, up to a whole sector, would be there: as qemu-img sees it.
+        let is_padding = span.kind == ExtentKind::Hole
+            && image.layers().nth(span.layer).is_some_and(|layer| layer.format == Format::RAW.name());
+        let padding = is_padding.then(|| Host { file: FileId::default(), offset: span.offset });
+        let location = span.location().or(padding);
         let file = match span.kind {
             ExtentKind::Compressed(unit) => Some(unit.at.file),
             _ => location.map(|at| at.file),
@@ -105,12 +138,27 @@ impl<'a> MapEntry<'a> {
             start: span.offset,
             length: span.len,
             depth: span.layer,
-            present: span.kind != ExtentKind::Hole,
+            present: span.kind != ExtentKind::Hole || is_padding,
             zero: span.is_zero(),
             data: span.is_data(),
             compressed: matches!(span.kind, ExtentKind::Compressed(_)),
             offset: location.map(|at| at.offset),
             file: file.and_then(|file| image.file_path(span.layer, file)),
+        }
+    }
+
+    fn of_state(range: Range<u64>, state: u32) -> Self {
+        let (data, zero) = (state & 1 == 0, state & 2 != 0);
+        MapEntry {
+            start: range.start,
+            length: range.end - range.start,
+            depth: 0,
+            present: data || zero,
+            zero,
+            data,
+            compressed: false,
+            offset: data.then_some(range.start),
+            file: None,
         }
     }
 
@@ -163,8 +211,6 @@ fn merged<'a>(entries: impl Iterator<Item = Result<MapEntry<'a>>>) -> impl Itera
 
 #[cfg(test)]
 mod tests {
-    use diskimage::Error;
-
     use super::*;
 
     const DATA: MapEntry<'_> = MapEntry {

@@ -23,6 +23,8 @@ pub struct Node {
     pub without_backing: bool,
     /// ID of the certificates for a connection with TLS, and the name of the server in its certificate.
     pub tls: Option<(String, Option<String>)>,
+    /// A metadata context of an NBD server, which is shown as the map.
+    pub context: Option<String>,
 }
 
 /// An image of the command line that has options for the rest.
@@ -103,8 +105,15 @@ impl Node {
 
     /// The image that a list of options describes.
     pub fn from_list(list: &OsStr) -> Result<Node, Invalid> {
-        let mut options = Options::new();
-        options.add_list(&list.to_string_lossy());
+        let (mut given, mut options) = (Options::new(), Options::new());
+        given.add_list(&list.to_string_lossy());
+        let names: Vec<_> = given.names().map(str::to_owned).collect();
+        // The last one counts, where one is given twice.
+        for name in names {
+            if let Some(value) = given.take(&name) {
+                options.set(name, value);
+            }
+        }
         Node::from_options(options)
     }
 
@@ -118,6 +127,9 @@ impl Node {
         };
         if self.window.is_some() {
             return only_qemu_img("a part of a file");
+        }
+        if self.context.is_some() {
+            return only_qemu_img("x-dirty-bitmap");
         }
         if self.tls.is_some() {
             return Err(Invalid::new("tls-creds is not supported: name the server by a URI, as in nbds://HOST/EXPORT"));
@@ -182,6 +194,7 @@ impl Node {
                     take("server.type");
                     let hostname = take("tls-hostname");
                     node.tls = take("tls-creds").map(|id| (id, hostname));
+                    node.context = take("x-dirty-bitmap");
                     let export = take("export").unwrap_or_default();
                     let port = port.map_or(Ok(nbd::PORT), |port| port.parse());
                     let port = port.map_err(|_| Invalid::new("Parameter 'port' expects a port number"))?;

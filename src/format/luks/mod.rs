@@ -22,8 +22,8 @@
 //! | sha1, sha224, sha256, sha384, sha512, ripemd160 | yes | yes |
 //! | pbkdf2; argon2i, argon2id of version 2 | yes | pbkdf2 in version 1, argon2id in version 2 |
 //! | sectors of 512 to 4096 bytes in version 2 | yes | yes |
-//! | key slots | all are tried | the first one |
-//! | writing into an existing volume, also by a guest | | yes; what is added to a volume is written |
+//! | key slots | all are tried | the first one; those of version 1 are added and erased |
+//! | writing into an existing volume, and resizing it | | yes |
 //! | detached headers, with [`OpenOptions::detached_header`](crate::OpenOptions::detached_header) | yes | no |
 //! | integrity protection, re-encryption, hardware encryption, other ciphers and hashes | refused by name | no |
 //!
@@ -42,6 +42,7 @@
 
 mod options;
 mod reader;
+#[cfg(feature = "disk")]
 mod update;
 mod v2;
 mod writer;

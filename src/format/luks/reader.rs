@@ -8,6 +8,8 @@ use super::{FIELDS, FORMAT_NAME};
 use crate::crypto::{Decrypting, SectorCipher};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Error, Problem, Result};
+#[cfg(feature = "disk")]
+use crate::format::shared::luks::KeySlots;
 use crate::format::shared::luks::{Header, SECTOR};
 use crate::format::shared::signature::LUKS;
 use crate::format::shared::table::{self, Field};
@@ -83,11 +85,22 @@ impl Volume {
         Ok(Volume { info, payload, first, keys: Keys::V2 { metadata, at } })
     }
 
-    /// Whether the volume has no size of its own.
-    pub fn ends_with_file(&self) -> bool {
+    /// Whether the header has the size of the guest data, which otherwise ends with the file.
+    #[cfg(feature = "disk")]
+    pub fn has_size(&self) -> bool {
+        matches!(&self.keys, Keys::V2 { metadata, .. } if metadata.segment.size.is_some())
+    }
+
+    /// As [`unlock`](Self::unlock), for changes of the key slots; `None` for volumes of version 2 and detached headers, whose slots are not
+    /// changed.
+    #[cfg(feature = "disk")]
+    pub fn key_slots(&self, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Option<KeySlots>> {
         match &self.keys {
-            Keys::V1(_) => true,
-            Keys::V2 { metadata, .. } => metadata.segment.size.is_none(),
+            Keys::V1(header) if cx.detached_header.is_none() => {
+                let range = 0..self.payload;
+                KeySlots::open(file, (**header).clone(), range, cx, super::Fields(FORMAT_NAME)).map(Some)
+            }
+            Keys::V1(_) | Keys::V2 { .. } => Ok(None),
         }
     }
 

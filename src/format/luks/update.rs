@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use super::FORMAT_NAME;
 use super::reader::Volume;
-use crate::crypto::Encrypted;
-use crate::driver::{Allocation, Extent, ExtentKind, FileId, Location, SparseUpdate, UpdateContext, UpdateSpec};
+use crate::crypto::EncryptedFile;
+use crate::driver::{
+    Allocation, Extent, ExtentKind, FileId, KeyChange, Location, SparseUpdate, UpdateContext, UpdateSpec,
+};
 use crate::error::{Error, Result};
+use crate::format::shared::luks::KeySlots;
 use crate::info::ImageInfo;
-use crate::io::{Storage, WriteAt};
+use crate::io::Storage;
 
 /// A volume whose sectors are written where they are.
 pub(super) struct Update {
@@ -17,21 +20,27 @@ pub(super) struct Update {
     /// Offset of the guest data in bytes.
     payload: u64,
     sector_size: u64,
-    /// Whether the volume ends with the file.
-    ends_with_file: bool,
-    /// The file with the guest data decrypted.
-    decrypted: Arc<Encrypted>,
+    /// Whether the header has the size of the disk, which otherwise ends with the file.
+    has_size: bool,
+    /// Those that can be changed.
+    keys: Option<KeySlots>,
+    file: Arc<dyn Storage>,
+    /// The file with the guest data in plain text.
+    disk: Arc<dyn Storage>,
 }
 
 impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let volume = Volume::read(&*file, &cx.open)?;
-        let (info, payload, first) = (volume.info.clone(), volume.payload, volume.first);
-        let ends_with_file = volume.ends_with_file() && file.starts_zeroed();
-        let cipher = volume.unlock(&*file, &cx.open)?;
+        let (info, payload, first, has_size) = (volume.info.clone(), volume.payload, volume.first, volume.has_size());
+        let keys = volume.key_slots(&*file, &cx.open)?;
+        let cipher = match &keys {
+            Some(keys) => keys.cipher()?,
+            None => volume.unlock(&*file, &cx.open)?,
+        };
         let sector_size = cipher.sector_size() as u64;
-        let decrypted = Arc::new(Encrypted::new(file, cipher, payload, first));
-        Ok(Update { info, payload, sector_size, ends_with_file, decrypted })
+        let disk = Arc::new(EncryptedFile::new(file.clone(), cipher, payload, first));
+        Ok(Update { info, payload, sector_size, has_size, keys, file, disk })
     }
 
     fn location(&self, guest: u64) -> Location {
@@ -44,13 +53,12 @@ impl SparseUpdate for Update {
         self.info.clone()
     }
 
-    /// A sector is encrypted as a whole, so that requests for one exclude each other.
     fn spec(&self) -> UpdateSpec {
         UpdateSpec::new(self.sector_size)
     }
 
     fn files(&self) -> Vec<Arc<dyn Storage>> {
-        vec![self.decrypted.clone()]
+        vec![self.disk.clone()]
     }
 
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent> {
@@ -70,43 +78,32 @@ impl SparseUpdate for Update {
 
     fn release(&mut self, _allocation: &Allocation) {}
 
-    /// What is added is written: nothing else decrypts to zeros. An interruption leaves a size in between.
+    /// What is added is not written: it has undefined content, as all of a new volume.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
-        let old = self.info.virtual_size;
-        if size == old {
-            return Ok(());
+        let unsupported = |feature: &'static str| Err(Error::unsupported(FORMAT_NAME, feature));
+        if self.has_size {
+            return unsupported("changing the size of a volume whose header has it");
         }
-        if !self.ends_with_file {
-            return Err(Error::unsupported(
-                FORMAT_NAME,
-                "changing the size of a volume that does not end with its file",
-            ));
+        if !self.file.starts_zeroed() {
+            return unsupported("changing the size of a device");
         }
-        let limit = (i64::MAX as u64 - self.payload) / self.sector_size * self.sector_size;
-        let rounded = size.checked_next_multiple_of(self.sector_size).filter(|rounded| *rounded <= limit);
-        let field = || "virtual size".into();
-        let size = rounded.ok_or_else(|| Error::Limit {
-            format: FORMAT_NAME,
-            field: field(),
-            at: None,
-            value: size,
-            limit,
-        })?;
-        let end = |size: u64| self.payload + size;
-        let resize = || match size < old {
-            true => self.decrypted.set_len(end(size)),
-            // The file may end within a sector, which is not part of the disk.
-            false => self.decrypted.set_len(end(old)).and_then(|()| self.decrypted.zero_range(end(old)..end(size))),
+        let limit = i64::MAX as u64;
+        let size = size.checked_next_multiple_of(self.sector_size).unwrap_or(u64::MAX);
+        let Some(len) = self.payload.checked_add(size).filter(|len| *len <= limit) else {
+            return Err(Error::Limit { format: FORMAT_NAME, field: "size".into(), at: None, value: size, limit });
         };
-        resize().map_err(Error::io("changing the size", end(size))).inspect_err(|_| {
-            // A part of it may have been written.
-            let _ = self.decrypted.set_len(end(old));
-        })?;
+        self.file.set_len(len).map_err(Error::io("setting the length", len))?;
         self.info.virtual_size = size;
         self.flush()
     }
 
+    fn change_keys(&mut self, change: &KeyChange) -> Result<()> {
+        let unsupported =
+            || Error::unsupported(FORMAT_NAME, "changing the keys of this version, or of a detached header");
+        self.keys.as_mut().ok_or_else(unsupported)?.change(&*self.file, change)
+    }
+
     fn flush(&mut self) -> Result<()> {
-        self.decrypted.sync().map_err(Error::io("syncing", None))
+        self.file.sync().map_err(Error::io("syncing", None))
     }
 }

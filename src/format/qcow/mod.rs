@@ -20,7 +20,7 @@
 //! | clusters of 512 B to 64 KiB, L2 tables of 64 to 8192 entries | yes | yes; L2 tables as qemu-img makes them |
 //! | compressed clusters: deflate | yes | yes |
 //! | backing file | yes | yes |
-//! | encryption (AES), with the feature `crypto`; not of compressed clusters | yes | no |
+//! | encryption (AES), with the feature `crypto`; not of compressed clusters | yes | yes |
 //! | an empty disk | yes | no: qemu does not open it |
 //!
 //! The format of the backing file is not stored. Unless the file looks like a raw disk, the caller has to state it:

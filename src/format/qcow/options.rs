@@ -25,6 +25,12 @@ pub(super) const OPTIONS: &[OptionSpec] = &[
         values: "9..15",
         help: "window of deflate in bits; 12 is that of qemu-img, for readers that do not support 15 [default: 15]",
     },
+    #[cfg(feature = "crypto")]
+    OptionSpec {
+        name: "encrypt.format",
+        values: "aes",
+        help: "encryption of guest data, which is weak, for old programs only [default: none]",
+    },
     OptionSpec { name: "backing_file", values: "name", help: "backing file, stored as given; needs backing_fmt" },
     OptionSpec { name: "backing_fmt", values: "format", help: "format of the backing file, which is not stored" },
 ];
@@ -49,7 +55,7 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         size,
         cluster_bits: cluster_size.ilog2() as u8,
         l2_bits: L2_TABLE_BITS[kind].max(cluster_size.ilog2() as u8) - 3,
-        is_encrypted: false,
+        is_encrypted: is_encrypted(cx)?,
         l1_table_offset: 0,
     };
     header.l1_table_offset = (header.encode().len() as u64).next_multiple_of(8);
@@ -58,6 +64,20 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         return Err(wrong(FORMAT_NAME, "cluster_size", problem));
     }
     Ok(header)
+}
+
+#[cfg(feature = "crypto")]
+fn is_encrypted(cx: &CreateContext<'_>) -> Result<bool> {
+    let is_encrypted = cx.options.choice(FORMAT_NAME, "encrypt.format", &[("aes", ())])?.is_some();
+    match is_encrypted && cx.compress {
+        true => Err(Error::unsupported(FORMAT_NAME, "compression of an encrypted image")),
+        false => Ok(is_encrypted),
+    }
+}
+
+#[cfg(not(feature = "crypto"))]
+fn is_encrypted(_: &CreateContext<'_>) -> Result<bool> {
+    Ok(false)
 }
 
 /// How clusters are compressed; `None` without compression.

@@ -7,6 +7,8 @@ use super::header::Header;
 use super::{FORMAT_NAME, SECTOR, options};
 use crate::driver::{CreateContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result};
+#[cfg(feature = "crypto")]
+use crate::format::shared::decryption::NewLegacyAes;
 use crate::format::shared::two_level::{ENTRY, TwoLevelWriter};
 use crate::identifiers::ImageIdentifiers;
 
@@ -15,6 +17,8 @@ pub(super) struct Writer {
     spec: WriteSpec,
     header: Header,
     map: TwoLevelWriter,
+    #[cfg(feature = "crypto")]
+    encryption: Option<NewLegacyAes>,
 }
 
 impl Writer {
@@ -25,15 +29,24 @@ impl Writer {
         let map = TwoLevelWriter::new(cx.out.clone(), shape, shape.l1_offset + shape.l1_entries() * ENTRY)?;
         // Without a backing file, parts of a cluster can be placed: the rest stays a hole of the file, or is zeroed.
         let over_backing = header.backing_file.is_some();
-        let granule = if over_backing { shape.cluster_size() } else { SECTOR };
+        let granule = if over_backing || header.is_encrypted { shape.cluster_size() } else { SECTOR };
         let spec = WriteSpec {
             granule,
             encoding,
             over_backing,
-            host_alignment: shape.cluster_size(),
+            // What is encrypted is not the guest data.
+            host_alignment: if header.is_encrypted { 0 } else { shape.cluster_size() },
             ..WriteSpec::new(header.size, shape.cluster_size())
         };
-        Ok(Writer { spec, header, map })
+        #[cfg(feature = "crypto")]
+        let encryption = header.is_encrypted.then(|| NewLegacyAes::new(FORMAT_NAME, cx.secret)).transpose()?;
+        Ok(Writer {
+            spec,
+            header,
+            map,
+            #[cfg(feature = "crypto")]
+            encryption,
+        })
     }
 }
 
@@ -43,7 +56,13 @@ impl SparseWrite for Writer {
     }
 
     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
-        self.map.place(&guest)
+        let placement = self.map.place(&guest)?;
+        #[cfg(feature = "crypto")]
+        if let Some(encryption) = &self.encryption {
+            let out = encryption.view(placement.out.clone(), placement.offset, guest.start);
+            return Ok(Placement { out, ..placement });
+        }
+        Ok(placement)
     }
 
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
@@ -65,7 +84,19 @@ impl SparseWrite for Writer {
 
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {
         // There are no zero clusters. Without a backing file, unallocated clusters read as zeros.
-        if self.spec.over_backing { self.map.place_zeros(&guest) } else { Ok(()) }
+        if !self.spec.over_backing {
+            return Ok(());
+        }
+        if !self.header.is_encrypted {
+            return self.map.place_zeros(&guest);
+        }
+        let mut at = guest.start;
+        while at < guest.end {
+            let Placement { out, offset, len, .. } = self.place(at..guest.end)?;
+            out.zero_range(offset..offset + len).map_err(Error::io("writing zeros", offset))?;
+            at += len;
+        }
+        Ok(())
     }
 
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {

@@ -2,6 +2,8 @@
 //! without them: an opened image has the directory only, and the [`bits`] are for copies.
 
 mod bits;
+#[cfg(feature = "disk")]
+mod union;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,8 +11,9 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
-use self::bits::Bits;
-pub(super) use self::bits::Part;
+pub(super) use self::bits::{Bits, Part};
+#[cfg(feature = "disk")]
+pub(super) use self::union::Union;
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};
 use super::{FIELDS, FORMAT_NAME, until_nul};

@@ -11,8 +11,9 @@ use crate::crypto::Decrypting;
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
 use crate::format::shared::decryption::{Decryption, LegacyAes};
+#[cfg(feature = "disk")]
+use crate::format::shared::luks::KeySlots;
 use crate::io::ReadAt;
-use crate::io::Storage;
 
 /// The decryption of the guest data of an encrypted image.
 ///
@@ -35,15 +36,15 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
     }
 }
 
-/// The image file with the guest data decrypted, for writing.
+/// The key slots of an image that is encrypted with LUKS, unlocked.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for AES.
-pub(super) fn writable(decryption: &Decryption, file: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
-    match decryption {
-        Decryption::ByHost(view) => Ok(Arc::new(view.writable(file))),
-        Decryption::ByGuest(_) => {
-            Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"))
-        }
-    }
+/// As [`unlock`].
+#[cfg(feature = "disk")]
+pub(super) fn key_slots(file: &dyn ReadAt, header: &Header, cx: &OpenContext<'_>) -> Result<KeySlots> {
+    let Some((luks, location)) = luks::read(file, header)? else {
+        return Err(Error::unsupported(FORMAT_NAME, "this kind of encryption"));
+    };
+    let range = location.offset..location.offset.saturating_add(location.len);
+    KeySlots::open(file, luks, range, cx, super::Fields(FORMAT_NAME))
 }

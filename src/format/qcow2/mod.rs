@@ -31,10 +31,10 @@
 //! | backing file | yes | yes | yes; another one, or none |
 //! | external data file | yes | yes | yes |
 //! | internal snapshots | yes | no | made, gone back to, deleted; never changed by a guest |
-//! | bitmaps | listed, and copied on request | yes | added, removed, cleared; writes mark them as in use, which means that they lack changes |
+//! | bitmaps | listed, and copied on request | yes | added, removed, cleared, merged; writes mark them as in use, which means that they lack changes |
 //! | resizing | | | yes; not with bitmaps, and in version 2 not with snapshots |
-//! | encryption (LUKS), with the feature `crypto` | yes | yes | yes |
-//! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | no | no |
+//! | encryption (LUKS), with the feature `crypto` | yes | yes | yes; keys are added and erased |
+//! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | yes | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | | refused |
 //! | an image that was not closed cleanly | yes | | its refcounts are repaired first |
 //! | an image that is marked as corrupt | yes | | refused |

@@ -60,7 +60,11 @@ pub(crate) const OPTIONS: &[OptionSpec] = &[
         help: "window of zlib in bits; 12 is that of qemu-img, for readers that do not support 15 [default: 15]",
     },
     #[cfg(feature = "crypto")]
-    OptionSpec { name: "encrypt.format", values: "luks", help: "encryption of guest data [default: none]" },
+    OptionSpec {
+        name: "encrypt.format",
+        values: "luks|aes",
+        help: "encryption of guest data; aes is weak, for old programs only [default: none]",
+    },
     #[cfg(feature = "crypto")]
     OptionSpec {
         name: "encrypt.cipher-alg",
@@ -134,7 +138,16 @@ pub(super) struct Settings {
     pub backing: Option<Backing>,
     pub data_file: Option<DataFile>,
     #[cfg(feature = "crypto")]
-    pub encryption: Option<Parameters>,
+    pub encryption: Option<NewEncryption>,
+}
+
+/// The encryption of guest data.
+#[cfg(feature = "crypto")]
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum NewEncryption {
+    Luks(Parameters),
+    /// The passphrase is the key.
+    Aes,
 }
 
 /// The file for guest data.
@@ -199,15 +212,16 @@ impl Settings {
 
 /// The parameters of the encryption, if guest data is encrypted.
 #[cfg(feature = "crypto")]
-fn encryption(cx: &CreateContext<'_>, has_data_file: bool) -> Result<Option<Parameters>> {
+fn encryption(cx: &CreateContext<'_>, has_data_file: bool) -> Result<Option<NewEncryption>> {
     const PREFIX: &str = "encrypt.";
     let options = cx.options;
-    if options.choice(FORMAT_NAME, "encrypt.format", &[("luks", ())])?.is_none() {
-        return match options.names().find(|name| name.starts_with(PREFIX)) {
-            Some(name) => Err(invalid(name, "requires encrypt.format=luks")),
-            None => Ok(None),
-        };
+    let is_luks = options.choice(FORMAT_NAME, "encrypt.format", &[("luks", true), ("aes", false)])?;
+    if is_luks != Some(true)
+        && let Some(name) = options.names().find(|name| name.starts_with(PREFIX) && *name != "encrypt.format")
+    {
+        return Err(invalid(name, "requires encrypt.format=luks"));
     }
+    let Some(is_luks) = is_luks else { return Ok(None) };
     if cx.compress {
         return Err(Error::unsupported(FORMAT_NAME, "compression of an encrypted image"));
     }
@@ -218,7 +232,10 @@ fn encryption(cx: &CreateContext<'_>, has_data_file: bool) -> Result<Option<Para
         // A cluster that was never written decrypts to garbage.
         return Err(invalid("preallocation", "an encrypted image can be preallocated with full only"));
     }
-    Parameters::parse(FORMAT_NAME, PREFIX, options).map(Some)
+    Ok(Some(match is_luks {
+        true => NewEncryption::Luks(Parameters::parse(FORMAT_NAME, PREFIX, options)?),
+        false => NewEncryption::Aes,
+    }))
 }
 
 fn cluster_bits(options: &Options) -> Result<u32> {

@@ -70,13 +70,17 @@ impl Writer {
         #[cfg_attr(not(feature = "crypto"), expect(unused_mut, reason = "only encryption changes it"))]
         let mut alloc = Allocator::new(out.clone(), settings.cluster_bits, settings.refcount_order);
         #[cfg(feature = "crypto")]
-        let encryption = settings.encryption.map(|it| Encrypted::new(&it, cx, &mut alloc, &mut header)).transpose()?;
+        let encryption =
+            settings.encryption.as_ref().map(|it| Encrypted::new(it, cx, &mut alloc, &mut header)).transpose()?;
         #[cfg(feature = "crypto")]
-        let data = encryption.as_ref().map_or_else(|| out.clone(), |encryption| encryption.data.clone());
+        let data = match &encryption {
+            Some(Encrypted::Luks(luks)) => luks.data.clone(),
+            Some(Encrypted::Aes(_)) | None => out.clone(),
+        };
         #[cfg(not(feature = "crypto"))]
         let data = out.clone();
         // What is encrypted is not the guest data.
-        let host_alignment = if Arc::ptr_eq(&data, &out) { cluster_size } else { 0 };
+        let host_alignment = if header.encryption == Encryption::None { cluster_size } else { 0 };
         let data = match &settings.data_file {
             Some(file) => data_file::create(file, cx)?,
             None => data,
@@ -89,7 +93,7 @@ impl Writer {
             spec: WriteSpec {
                 virtual_size: settings.virtual_size,
                 block_size: cluster_size,
-                granule: granule(&settings, data.starts_zeroed()),
+                granule: granule(&settings, data.starts_zeroed() && header.encryption == Encryption::None),
                 encoding: settings.encoding.clone(),
                 dense: settings.preallocation == Preallocation::Full,
                 over_backing: settings.backing.is_some(),
@@ -173,9 +177,10 @@ impl Writer {
             };
             // Guests read the content of the cluster, unless an extended entry marks no subcluster as allocated.
             if self.preallocation == Preallocation::Full {
-                write_zeros(&*self.data, run.clone()).map_err(Error::io("writing zeros", run.start))?;
+                let data = self.data_at(cluster << self.header.cluster_bits, run.start);
+                write_zeros(&*data, run.clone()).map_err(Error::io("writing zeros", run.start))?;
             } else if !self.header.extended_l2() {
-                self.clear(run.clone())?;
+                self.clear(cluster << self.header.cluster_bits, run.clone())?;
             }
             self.mapping.set_run(cluster, run.clone());
             self.preallocated += (run.end - run.start) >> self.header.cluster_bits;
@@ -183,13 +188,24 @@ impl Writer {
         Ok(())
     }
 
-    /// Zeroes a range of guest data that has not been written.
-    fn clear(&self, bytes: Range<u64>) -> Result<()> {
-        if self.data.starts_zeroed() {
+    /// The file for guest data from byte `guest` on, which is at byte `host` of it.
+    fn data_at(&self, guest: u64, host: u64) -> Arc<dyn WriteAt> {
+        #[cfg(feature = "crypto")]
+        if let Some(Encrypted::Aes(aes)) = &self.encryption {
+            return aes.view(self.data.clone(), host, guest);
+        }
+        let _ = (guest, host);
+        self.data.clone()
+    }
+
+    /// Zeroes a range of the data from byte `guest` on that has not been written.
+    fn clear(&self, guest: u64, bytes: Range<u64>) -> Result<()> {
+        let data = self.data_at(guest, bytes.start);
+        if bytes.is_empty() || data.starts_zeroed() {
             return Ok(());
         }
         let (what, at) = (format!("clearing {} bytes", bytes.end - bytes.start), bytes.start);
-        self.data.zero_range(bytes).map_err(Error::io(what, at))
+        data.zero_range(bytes).map_err(Error::io(what, at))
     }
 
     /// Allocates a host offset for a payload of `len` bytes, at most a cluster, and counts it in its one or two clusters.
@@ -247,9 +263,9 @@ impl SparseWrite for Writer {
         }
         if guest.start + len == self.spec.virtual_size {
             // The caller does not write the rest of the last cluster.
-            self.clear(host.end..host.end.next_multiple_of(self.spec.block_size))?;
+            self.clear(guest.start + len, host.end..host.end.next_multiple_of(self.spec.block_size))?;
         }
-        Ok(Placement { out: self.data.clone(), offset: host.start, before: Vec::new(), len })
+        Ok(Placement { out: self.data_at(guest.start, host.start), offset: host.start, before: Vec::new(), len })
     }
 
     fn place_compressed(&mut self, guest: Range<u64>, stored_len: u32) -> Result<Placement> {
@@ -287,8 +303,8 @@ impl SparseWrite for Writer {
             if self.header.version < 3 {
                 // Version 2 has no zero clusters.
                 let host = self.map(&(at..guest.end))?;
+                self.clear(at, host.start..host.end.next_multiple_of(self.spec.block_size))?;
                 at += host.end - host.start;
-                self.clear(host.start..host.end.next_multiple_of(self.spec.block_size))?;
                 continue;
             }
             self.preallocate(at >> bits)?;
@@ -326,8 +342,8 @@ impl SparseWrite for Writer {
         let what = format!("setting the length to {}", tail.file_len);
         self.out.set_len(tail.file_len).map_err(Error::io(what, None))?;
         #[cfg(feature = "crypto")]
-        if let Some(encryption) = &self.encryption {
-            encryption.write(&*self.out)?;
+        if let Some(Encrypted::Luks(luks)) = &self.encryption {
+            luks.write(&*self.out)?;
         }
         self.finish_data_file()?;
         self.sync()?;

@@ -1,9 +1,7 @@
-//! The decryption of guest data by the drivers of qcow and qcow2.
+//! The decryption of guest data by the drivers of qcow and qcow2, and the legacy encryption of new images.
 
 use std::sync::Arc;
 
-#[cfg(feature = "crypto")]
-use crate::crypto::Decrypting;
 use crate::driver::Location;
 use crate::io::ReadAt;
 
@@ -11,11 +9,10 @@ use crate::io::ReadAt;
 pub(crate) const LEGACY_AES_WARNING: &str =
     "AES encryption does not tell a wrong secret from the right one: the disk is garbage with a wrong one";
 
-/// How the guest data of an unlocked image is decrypted. There is none without the feature `crypto`.
+/// How the guest data of an unlocked image is decrypted.
 pub(crate) enum Decryption {
     /// By its host offset: the image file with its guest data decrypted.
-    #[cfg(feature = "crypto")]
-    ByHost(Arc<Decrypting>),
+    ByHost(Arc<dyn ReadAt>),
     /// By its guest offset.
     #[cfg(feature = "crypto")]
     ByGuest(LegacyAes),
@@ -24,11 +21,10 @@ pub(crate) enum Decryption {
 impl Decryption {
     /// The image file. Data that is decrypted by its guest offset is not decrypted in it, but has no holes.
     pub fn image_file(&self) -> Arc<dyn ReadAt> {
-        match *self {
+        match self {
+            Decryption::ByHost(file) => file.clone(),
             #[cfg(feature = "crypto")]
-            Decryption::ByHost(ref file) => file.clone(),
-            #[cfg(feature = "crypto")]
-            Decryption::ByGuest(ref aes) => aes.view(u64::MAX, 0),
+            Decryption::ByGuest(aes) => aes.view(u64::MAX, 0),
         }
     }
 
@@ -36,17 +32,18 @@ impl Decryption {
     pub fn decrypted_file(&self, guest: u64, at: Location) -> Option<Arc<dyn ReadAt>> {
         #[cfg(not(feature = "crypto"))]
         let _ = (guest, at);
-        match *self {
-            #[cfg(feature = "crypto")]
+        match self {
             Decryption::ByHost(_) => None,
             #[cfg(feature = "crypto")]
-            Decryption::ByGuest(ref aes) => Some(aes.view(at.offset, guest)),
+            Decryption::ByGuest(aes) => Some(aes.view(at.offset, guest)),
         }
     }
 }
 
 #[cfg(feature = "crypto")]
 pub(crate) use legacy_aes::LegacyAes;
+#[cfg(all(feature = "crypto", feature = "write"))]
+pub(crate) use legacy_aes::NewLegacyAes;
 
 /// The encryption that QEMU had before LUKS: AES-128 in CBC, by the number of the guest sector. The key is the passphrase itself.
 #[cfg(feature = "crypto")]
@@ -55,10 +52,15 @@ mod legacy_aes {
 
     use zeroize::Zeroizing;
 
+    #[cfg(feature = "write")]
+    use crate::crypto::Encrypting;
     use crate::crypto::{CipherSpec, Decrypting, SECTOR, SectorCipher};
     use crate::driver::OpenContext;
     use crate::error::{Error, Result, SecretProblem};
     use crate::io::ReadAt;
+    #[cfg(feature = "write")]
+    use crate::io::WriteAt;
+    use crate::secret::Secret;
 
     const KEY_LEN: usize = 16;
 
@@ -76,14 +78,7 @@ mod legacy_aes {
             let Some(secret) = cx.secrets.first() else {
                 return Err(Error::Secret { format, problem: SecretProblem::Missing });
             };
-            // QEMU takes a text that ends at a NUL.
-            let text = secret.as_bytes().split(|byte| *byte == 0).next().unwrap_or_default();
-            let mut key = Zeroizing::new([0; KEY_LEN]);
-            key.iter_mut().zip(text).for_each(|(key, byte)| *key = *byte);
-            let spec = CipherSpec::parse("aes", "cbc-plain64");
-            let cipher = spec.and_then(|spec| spec.with_key(&key[..], SECTOR as usize));
-            let cipher = cipher.ok_or_else(|| Error::unsupported(format, "encryption (AES)"))?;
-            Ok(LegacyAes { file, cipher: Arc::new(cipher) })
+            Ok(LegacyAes { file, cipher: cipher(format, secret)? })
         }
 
         /// The file with the guest byte `guest` at its host offset `host`, and what follows it in the file, decrypted.
@@ -92,6 +87,35 @@ mod legacy_aes {
             let start = host.saturating_sub(guest % SECTOR);
             Arc::new(Decrypting::new(self.file.clone(), self.cipher.clone(), start, guest / SECTOR))
         }
+    }
+
+    /// The encryption of a new image.
+    #[cfg(feature = "write")]
+    pub(crate) struct NewLegacyAes(Arc<SectorCipher>);
+
+    #[cfg(feature = "write")]
+    impl NewLegacyAes {
+        /// # Errors
+        /// [`Error::Secret`] without a secret.
+        pub fn new(format: &'static str, secret: Option<&Secret>) -> Result<NewLegacyAes> {
+            let secret = secret.ok_or(Error::Secret { format, problem: SecretProblem::Missing })?;
+            cipher(format, secret).map(NewLegacyAes)
+        }
+
+        /// The file `out`, into which the guest data from the sector at byte `guest` on is written at byte `host`.
+        pub fn view(&self, out: Arc<dyn WriteAt>, host: u64, guest: u64) -> Arc<dyn WriteAt> {
+            Arc::new(Encrypting::new(out, self.0.clone(), host, guest / SECTOR))
+        }
+    }
+
+    fn cipher(format: &'static str, secret: &Secret) -> Result<Arc<SectorCipher>> {
+        // QEMU takes a text that ends at a NUL.
+        let text = secret.as_bytes().split(|byte| *byte == 0).next().unwrap_or_default();
+        let mut key = Zeroizing::new([0; KEY_LEN]);
+        key.iter_mut().zip(text).for_each(|(key, byte)| *key = *byte);
+        let spec = CipherSpec::parse("aes", "cbc-plain64");
+        let cipher = spec.and_then(|spec| spec.with_key(&key[..], SECTOR as usize));
+        cipher.map(Arc::new).ok_or_else(|| Error::unsupported(format, "encryption (AES)"))
     }
 }
 

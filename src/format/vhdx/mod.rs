@@ -114,7 +114,8 @@ pub(crate) static DRIVER: FormatDriver =
         .description("virtual hard disk of Hyper-V and Windows, fixed, dynamic or differencing")
         .create(writer::create, options::OPTIONS)
         .check(check::check)
-        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)))
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "vhdx";
 /// Alignment of all structures after the header section (2.2).

@@ -5,7 +5,6 @@ use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 
 use super::handshake::{Export, with_message};
-use super::status::Extents;
 use crate::nbd::protocol::{self as protocol, Request, chunk, command, error, violation};
 
 /// Longest list of extents that is read, in bytes: a million.
@@ -102,8 +101,13 @@ impl Connection {
         self.finish()
     }
 
-    /// Returns the extents from `offset` on: at least one byte, and about `len` at most.
-    pub fn block_status(&mut self, context: u32, offset: u64, len: u32) -> Result<Extents, Failure> {
+    /// Returns what `read` makes of the extents from `offset` on, which has their number: at least one byte, and about `len` at most.
+    pub fn block_status<T>(
+        &mut self,
+        context: u32,
+        (offset, len): (u64, u32),
+        read: impl Fn(&mut BufReader<Box<dyn Duplex>>, u32) -> io::Result<T>,
+    ) -> Result<T, Failure> {
         self.send(command::BLOCK_STATUS, offset, len)?;
         let mut found = None;
         self.chunks(|stream, kind, len| match (kind, len) {
@@ -111,7 +115,7 @@ impl Connection {
                 if protocol::u32(stream)? != context || found.is_some() {
                     return Err(violation("extents of a metadata context that was not asked for"));
                 }
-                found = Some(Extents::read(stream, offset, (len - 4) / 8)?);
+                found = Some(read(stream, (len - 4) / 8)?);
                 Ok(())
             }
             _ => Err(unexpected(kind, len)),

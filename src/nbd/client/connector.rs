@@ -23,6 +23,8 @@ use crate::error::Result;
 #[derive(Clone, Default)]
 pub struct Connector {
     pub(super) cancel: Option<Arc<AtomicBool>>,
+    /// The metadata context, unless it is `base:allocation`.
+    pub(super) context: Option<String>,
 }
 
 impl Connector {
@@ -36,6 +38,13 @@ impl Connector {
     #[must_use]
     pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
         self.cancel = Some(cancel);
+        self
+    }
+
+    /// Asks for this metadata context instead of `base:allocation`, for [`Client::states`]. Holes of the export are not known then.
+    #[must_use]
+    pub fn context(mut self, name: impl Into<String>) -> Self {
+        self.context = Some(name.into());
         self
     }
 

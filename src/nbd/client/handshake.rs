@@ -22,8 +22,8 @@ pub struct Export {
     pub max_payload: u32,
     /// Whether replies are structured.
     pub structured: bool,
-    /// The ID of the metadata context `base:allocation`, if the server has it.
-    pub allocation: Option<u32>,
+    /// The ID of the metadata context that was asked for, if the server has it.
+    pub context: Option<u32>,
 }
 
 impl Export {
@@ -38,7 +38,7 @@ impl Export {
 /// # Errors
 /// As [`greet`] and [`Greeting::open`].
 pub fn negotiate<S: Read + Write + ?Sized>(stream: &mut S, name: &str) -> io::Result<Export> {
-    greet(stream)?.open(stream, name)
+    greet(stream)?.open(stream, name, protocol::ALLOCATION)
 }
 
 /// The flags that client and server have in common.
@@ -81,24 +81,24 @@ impl Greeting {
         Ok(())
     }
 
-    /// Opens the export `name`.
+    /// Opens the export `name`, with this metadata context.
     ///
     /// # Errors
     /// Those of the stream; [`io::ErrorKind::NotFound`] if the server has no such export; [`io::ErrorKind::InvalidData`] if it breaks the
     /// protocol.
-    pub fn open<S: Read + Write + ?Sized>(&self, stream: &mut S, name: &str) -> io::Result<Export> {
+    pub fn open<S: Read + Write + ?Sized>(&self, stream: &mut S, name: &str, context: &str) -> io::Result<Export> {
         let mut options = Options { stream, zeroes: !self.has(handshake::NO_ZEROES) };
         if !self.has(handshake::FIXED_NEWSTYLE) {
             return options.export_name(name);
         }
         let structured = options.is_accepted(option::STRUCTURED_REPLY)?;
-        let allocation = if structured { options.set_meta_context(name)? } else { None };
+        let context = if structured { options.set_meta_context(name, context)? } else { None };
         let export = options.go(name)?;
         let export = match export {
             Some(export) => export,
             None => options.export_name(name)?,
         };
-        Ok(Export { structured, allocation, ..export })
+        Ok(Export { structured, context, ..export })
     }
 }
 
@@ -153,12 +153,12 @@ impl<S: Read + Write + ?Sized> Options<'_, S> {
         }
     }
 
-    /// Selects the context `base:allocation`, and returns its ID.
-    fn set_meta_context(&mut self, name: &str) -> io::Result<Option<u32>> {
+    /// Selects a metadata context, and returns its ID.
+    fn set_meta_context(&mut self, name: &str, context: &str) -> io::Result<Option<u32>> {
         let mut data = Vec::new();
         protocol::push_string(&mut data, name);
         data.extend(1_u32.to_be_bytes());
-        protocol::push_string(&mut data, protocol::ALLOCATION);
+        protocol::push_string(&mut data, context);
         self.send(option::SET_META_CONTEXT, &data)?;
         let mut id = None;
         for _ in 0..MAX_REPLIES {
@@ -166,7 +166,7 @@ impl<S: Read + Write + ?Sized> Options<'_, S> {
                 Reply { kind: reply::META_CONTEXT, data } => {
                     let mut data = &data[..];
                     let own = protocol::u32(&mut data).map_err(|_| violation("a context without an ID"))?;
-                    if data == protocol::ALLOCATION.as_bytes() {
+                    if data == context.as_bytes() {
                         id = Some(own);
                     }
                 }
@@ -250,7 +250,7 @@ fn checked(size: u64, flags: u16, blocks: Option<(u32, u32)>) -> io::Result<Expo
     }
     let max = max.min(protocol::MAX_PAYLOAD);
     let max_payload = max - max % min_block;
-    Ok(Export { size, flags, min_block, max_payload, structured: false, allocation: None })
+    Ok(Export { size, flags, min_block, max_payload, structured: false, context: None })
 }
 
 impl Reply {

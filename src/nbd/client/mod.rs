@@ -49,6 +49,8 @@ pub struct Client {
     /// What messages call it.
     name: PathBuf,
     export: Export,
+    /// Whether the metadata context is `base:allocation`.
+    knows_holes: bool,
     pool: Pool,
     /// The part of the map of data and zeros that was asked for last.
     extents: Mutex<Extents>,
@@ -64,7 +66,16 @@ impl Client {
         let connection = target.connect(HANDSHAKE).map_err(Error::io("connecting", None)).map_err(failed)?;
         let most = if connection.export().has(transmission::CAN_MULTI_CONN) { MAX_CONNECTIONS } else { 1 };
         let reconnect = move || target.connect(FURTHER_HANDSHAKE);
-        Ok(Client::new(uri.into(), *connection.export(), Pool::new(connection, most, reconnect)))
+        let export = *connection.export();
+        let client = Client::new(uri.into(), export, Pool::new(connection, most, reconnect));
+        match &settings.context {
+            None => Ok(client),
+            Some(context) if export.context.is_none() => {
+                let problem = format!("the server does not have the metadata context {context}");
+                Err(failed(Error::io("connecting", None)(io::Error::new(io::ErrorKind::Unsupported, problem))))
+            }
+            Some(_) => Ok(Client { knows_holes: false, ..client }),
+        }
     }
 
     /// Opens the export of the server at the other end of a stream, such as a TLS connection or a pipe of SSH; an empty name is that of
@@ -94,12 +105,39 @@ impl Client {
     }
 
     fn new(name: PathBuf, export: Export, pool: Pool) -> Client {
-        Client { name, export, pool, extents: Mutex::default(), partial_writes: Mutex::default() }
+        Client { name, export, knows_holes: true, pool, extents: Mutex::default(), partial_writes: Mutex::default() }
     }
 
     /// Whether the server refuses to write.
     pub fn is_read_only(&self) -> bool {
         self.export.has(transmission::READ_ONLY)
+    }
+
+    /// The ranges from byte `offset` on, which is before the end of the export, with their states in the metadata context of the connection
+    /// ([`Connector::context`], or else `base:allocation`): at least one, and not all.
+    ///
+    /// # Errors
+    /// Errors of the server, which need not have the context.
+    pub fn states(&self, offset: u64) -> io::Result<Vec<(Range<u64>, u32)>> {
+        let Some(context) = self.export.context else {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the server does not have the metadata context"));
+        };
+        let (start, len) = self.status_request(offset);
+        let read = |stream: &mut _, count| status::read_states(stream, start, count);
+        let mut states = self.pool.with(|connection| connection.block_status(context, (start, len), read))?;
+        states.retain(|(range, _)| range.end > offset);
+        match states.first_mut() {
+            Some((range, _)) => range.start = range.start.max(offset),
+            None => return Err(protocol::violation("a reply without extents")),
+        }
+        Ok(states)
+    }
+
+    /// The start and the length of a request for the extents from `offset` on.
+    fn status_request(&self, offset: u64) -> (u64, u32) {
+        let start = self.block_at(offset).start;
+        let most = u64::from(u32::MAX) - u64::from(u32::MAX) % self.min_block();
+        (start, self.export.size.saturating_sub(start).min(most) as u32)
     }
 
     /// Tells the server that the data in `range` is not needed any more; what is read from there then is not defined. Does nothing if the
@@ -242,7 +280,7 @@ impl ReadAt for Client {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        let Some(context) = self.export.allocation else { return Ok(Some(offset..u64::MAX)) };
+        let Some(context) = self.export.context.filter(|_| self.knows_holes) else { return Ok(Some(offset..u64::MAX)) };
         let mut at = offset;
         for _ in 0..MAX_STATUS_REQUESTS {
             if at >= self.export.size {
@@ -250,10 +288,9 @@ impl ReadAt for Client {
             }
             let mut known = lock(&self.extents);
             if !known.range().contains(&at) {
-                let start = self.block_at(at).start;
-                let most = u64::from(u32::MAX) - u64::from(u32::MAX) % self.min_block();
-                let len = (self.export.size - start).min(most) as u32;
-                match self.pool.with(|connection| connection.block_status(context, start, len)) {
+                let (start, len) = self.status_request(at);
+                let read = |stream: &mut _, count| Extents::read(stream, start, count);
+                match self.pool.with(|connection| connection.block_status(context, (start, len), read)) {
                     Ok(extents) => *known = extents,
                     // The server does not know: reading tells.
                     Err(Failure::Refused(_)) => return Ok(Some(at..u64::MAX)),
@@ -320,6 +357,8 @@ struct Target {
     /// TLS, and the name that the certificate of the server has to be for.
     tls: Option<(tls::Client, String)>,
     cancel: Option<Arc<AtomicBool>>,
+    /// The metadata context.
+    context: String,
 }
 
 impl Target {
@@ -327,7 +366,8 @@ impl Target {
         let address = Address::parse(uri)?;
         let secure = |tls: &Tls| Ok((tls::Client::new(tls.certificates.as_deref())?, tls.host(&address.server)));
         let tls = address.tls.as_ref().map(secure).transpose()?;
-        Ok(Target { tls, address, cancel: settings.cancel.clone() })
+        let context = settings.context.clone().unwrap_or(protocol::ALLOCATION.into());
+        Ok(Target { tls, address, cancel: settings.cancel.clone(), context })
     }
 
     /// Connects, and opens the export within `time`.
@@ -337,13 +377,13 @@ impl Target {
         let greeting = handshake::greet(&mut socket).map_err(protocol::closed)?;
         let name = &self.address.export;
         let Some((tls, host)) = &self.tls else {
-            let export = greeting.open(&mut socket, name).map_err(protocol::closed)?;
+            let export = greeting.open(&mut socket, name, &self.context).map_err(protocol::closed)?;
             socket.set_timeouts(Some(ANSWER), Some(ANSWER))?;
             return Ok(Connection::new(Box::new(socket), export));
         };
         greeting.start_tls(&mut socket).map_err(protocol::closed)?;
         let mut secured = tls.connect(socket, host).map_err(protocol::closed)?;
-        let export = greeting.open(&mut secured, name).map_err(protocol::closed)?;
+        let export = greeting.open(&mut secured, name, &self.context).map_err(protocol::closed)?;
         secured.stream().set_timeouts(Some(ANSWER), Some(ANSWER))?;
         Ok(Connection::new(Box::new(secured), export))
     }

@@ -56,6 +56,24 @@ impl Extents {
     }
 }
 
+/// Reads `count` extents, the first of which begins at `start`: each with its state.
+pub fn read_states(from: &mut impl Read, start: u64, count: u32) -> io::Result<Vec<(Range<u64>, u32)>> {
+    let mut at = start;
+    let mut states = Vec::new();
+    for index in 0..count {
+        if states.len() == Extents::CAPACITY {
+            protocol::skip(from, 8 * u64::from(count - index))?;
+            break;
+        }
+        let (len, state) = (protocol::u32(from)?, protocol::u32(from)?);
+        let end = at.checked_add(len.into()).filter(|end| *end > at);
+        let end = end.ok_or_else(|| violation("an extent of 0 bytes, or one beyond 2^64"))?;
+        states.push((at..end, state));
+        at = end;
+    }
+    Ok(states)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -92,6 +110,14 @@ mod tests {
         assert!(read(0, &[(1, 0), (0, 0)]).is_err());
         assert!(read(u64::MAX - 1, &[(2, 0)]).is_err());
         assert!(Extents::read(&mut &[0, 0, 0, 1][..], 0, 1).is_err());
+    }
+
+    #[test]
+    fn states_are_read() {
+        let states = |list: &[(u32, u32)]| read_states(&mut &bytes(list)[..], 100, list.len() as u32);
+        assert_eq!(states(&[(10, 7), (5, 0)]).unwrap(), [(100..110, 7), (110..115, 0)]);
+        assert!(states(&[(10, 7), (0, 0)]).is_err());
+        assert_eq!(states(&vec![(1, 1); 100_000]).unwrap().len(), Extents::CAPACITY);
     }
 
     #[test]

@@ -128,10 +128,10 @@ fn plain(flags: u16, blocks: [u32; 3]) -> Bytes {
 #[test]
 fn exports_are_negotiated() {
     let plain =
-        Export { size: SIZE, flags: PLAIN, min_block: 512, max_payload: 32 << 20, structured: false, allocation: None };
+        Export { size: SIZE, flags: PLAIN, min_block: 512, max_payload: 32 << 20, structured: false, context: None };
     let by_name = [&SIZE.to_be_bytes()[..], &PLAIN.to_be_bytes()].concat();
     for (bytes, export) in [
-        (structured(), Export { min_block: 1, structured: true, allocation: Some(7), ..plain }),
+        (structured(), Export { min_block: 1, structured: true, context: Some(7), ..plain }),
         (Bytes::hello(FIXED).plain().go(SIZE, PLAIN, None), plain),
         (Bytes::hello(FIXED).plain().go(SIZE + 1, PLAIN, None), Export { size: SIZE + 1, min_block: 1, ..plain }),
         (

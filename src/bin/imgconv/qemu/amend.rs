@@ -3,6 +3,7 @@
 use diskimage::{Disk, Error, Format, Options, Value};
 
 use super::getopt::Parsed;
+use super::keys;
 use super::message::{Failed, describe};
 use super::progress::Printer;
 use super::source::Sources;
@@ -18,16 +19,23 @@ pub fn run(parsed: &Parsed) -> Outcome {
     cache(parsed, "cache", "cache")?;
     let mut options = Options::new();
     parsed.all("options").for_each(|list| options.add_list(&list));
-    let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
+    let sources = Sources::new(parsed);
+    let source = sources.source(name, parsed.text("format").as_deref())?;
     let format = source.inspect()?.format;
     let unsupported = format!("Format driver '{format}' does not support option amendment");
-    if format != Format::QCOW2 {
+    if format != Format::QCOW2 && format != Format::LUKS {
         return Err(Failed::new(unsupported));
     }
+    let keys = keys::take(&mut options, format, &sources, parsed.flag("force"))?;
     let disk = source.open_disk(&unsupported)?;
     let printer = Printer::new(parsed.flag("progress"));
     let (options, size) = to_change(&disk, &options)?;
-    disk.amend(&options)
+    let amended = match options.names().next() {
+        None => Ok(()),
+        Some(_) => disk.amend(&options),
+    };
+    amended
+        .and_then(|()| keys.map_or(Ok(()), |change| disk.change_keys(&change)))
         .and_then(|()| size.map_or(Ok(()), |size| disk.resize(size)))
         .and_then(|()| disk.close())
         .map_err(|error| Failed::new(problem(&error).unwrap_or_else(|| describe(&error, source.name()))))?;
@@ -56,7 +64,7 @@ fn to_change(disk: &Disk, given: &Options) -> Result<(Options, Option<u64>), Fai
                     return Err(Failed::new("imgconv does not change the width of refcounts"));
                 }
             }
-            other if Format::QCOW2.options().iter().any(|option| option.name == other) => {
+            other if disk.format().options().iter().any(|option| option.name == other) => {
                 let problem = "This option is only supported for image creation";
                 return Err(Failed::new(format!("Invalid parameter '{other}'\n{problem}")));
             }
@@ -69,6 +77,7 @@ fn to_change(disk: &Disk, given: &Options) -> Result<(Options, Option<u64>), Fai
 /// The words of qemu-img for what an image cannot have.
 fn problem(error: &Error) -> Option<String> {
     match error.root() {
+        Error::Usage(problem) => Some(problem.clone()),
         Error::Option { name, problem, .. } if name == "compat" => {
             Some(format!("Unknown compatibility level {}", problem.split('"').nth(1).unwrap_or_default()))
         }

@@ -34,14 +34,14 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let repaired = repair.map(|repair| repaired(&source, repair)).transpose()?.flatten();
     let checked = repaired.as_ref().map_or_else(|| source.check(), |repaired| Ok(repaired.after.clone()));
     let report = match checked {
-        Ok(report) if CHECKED.contains(&report.format) => report,
+        Ok(report) if CHECKED.contains(&report.format) => as_by_qemu(report),
         Ok(_) => return Err(unsupported()),
         Err(error) => {
             return Err(match error.root() {
                 Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|f| !f.can_check()) => {
                     unsupported()
                 }
-                _ => Failed::opening(source.name(), &error),
+                _ => source.not_opened(&error),
             });
         }
     };
@@ -49,6 +49,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
         true => None,
         false => source.try_inspect().ok().and_then(|image| image.info.block_size),
     };
+    if report.corruptions > 0 && source.try_inspect().is_ok() {
+        // There are images that qemu-img checks no more than it opens them.
+        source.inspect()?;
+    }
     match style {
         Style::Json => output::print_json_indented(&json(&report, repaired.as_ref(), source.name()))?,
         Style::Human => {
@@ -68,7 +72,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
 
 /// Repairs the image, unless it has no faults or there are no repairs for its format.
 fn repaired(source: &Source, repair: Repair) -> Result<Option<RepairReport>, Failed> {
-    let Ok(report) = source.check() else { return Ok(None) };
+    let Ok(report) = source.check().map(as_by_qemu) else { return Ok(None) };
     let format = Format::by_name(report.format).ok();
     if !format.is_some_and(|format| format.can_repair()) {
         return match report.leaks + report.corruptions {
@@ -77,12 +81,29 @@ fn repaired(source: &Source, repair: Repair) -> Result<Option<RepairReport>, Fai
         };
     }
     let (path, options) = source.path_and_options()?;
-    let repaired = options.repair(path, repair).map_err(|error| Failed::opening(source.name(), &error))?;
+    let mut repaired = options.repair(path, repair).map_err(|error| source.not_opened(&error))?;
+    let RepairReport { before, after, .. } = &mut repaired;
+    (*before, *after) = (as_by_qemu(std::mem::take(before)), as_by_qemu(std::mem::take(after)));
     Ok((repaired.leaks_fixed + repaired.corruptions_fixed > 0).then_some(repaired))
 }
 
+/// The report without what qemu-img does not look at: of most formats, leaks and statistics.
+fn as_by_qemu(mut report: CheckReport) -> CheckReport {
+    match report.format {
+        "qcow2" | "parallels" => {}
+        "qed" => report.image_end_offset = 0,
+        _ => {
+            (report.leaks, report.total_clusters, report.image_end_offset) = (0, 0, 0);
+            (report.allocated_clusters, report.fragmented_clusters, report.compressed_clusters) = (0, 0, 0);
+            report.messages.retain(|message| !message.starts_with("Leaked"));
+        }
+    }
+    report
+}
+
 fn print_repairs(repaired: &RepairReport, cluster_size: Option<u32>) -> Result<(), Failed> {
-    for message in &repaired.before.messages {
+    // What is not wrong is told once, after the repairs.
+    for message in repaired.before.messages.iter().filter(|message| !message.starts_with("Note")) {
         message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
     }
     output::print(&format!(

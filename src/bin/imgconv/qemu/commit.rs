@@ -36,7 +36,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         (Error::Usage(problem), Some(base)) if problem.ends_with("not in the backing chain") => {
             Failed::new(format!("Did not find '{base}' in the backing chain of '{}'", source.name()))
         }
-        (Error::Io { action, .. }, _) if *action == "opening" => Failed::opening(source.name(), &error),
+        (Error::Io { action, .. }, _) if *action == "opening" => source.not_opened(&error),
         _ => Failed::new(describe(&error, source.name())),
     })?;
     printer.finish();

@@ -28,7 +28,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     if !quiet {
         print(&text)?;
     }
-    progress.finish();
+    progress.end_line();
     Ok(exit)
 }
 

@@ -12,7 +12,7 @@ use super::message::{self, Failed, NAME, describe};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
-use super::{Outcome, bitmaps, print};
+use super::{Outcome, bitmaps, first_block, print};
 use crate::location;
 use crate::node::{Node, Storage};
 use crate::signals::Interrupt;
@@ -51,12 +51,15 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
         None => converter.convert(&image, &place.path),
-        Some(client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client),
-        Some(client) => converter.convert_to(&image, client),
+        Some(ref client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client.clone()),
+        Some(ref client) => converter.convert_to(&image, client.clone()),
     };
     let report = report.map_err(|error| {
         Failed::unless_cancelled(&interrupt, error, |error| failure(error, &place.name, format, parsed))
     })?;
+    if format == Format::RAW && place.client.is_none() && !parsed.flag("no-create") {
+        first_block::allocate(&place.path);
+    }
     printer.finish();
     bitmaps::warn(&report);
     for Damage { range, message, .. } in &report.unreadable.ranges {
@@ -114,7 +117,14 @@ impl Place {
     /// A converter to the new image, or into the existing one, with its secret.
     fn converter(&self, parsed: &Parsed, sources: &Sources, target: &Target, size: u64) -> Result<Converter, Failed> {
         if !parsed.flag("no-create") {
-            return target.converter(sources, target.options(size));
+            let mut options = target.options(size);
+            // As qemu-img, which writes encrypted zeros to what it has preallocated.
+            if options.value("encrypt.format").is_some()
+                && matches!(options.value("preallocation"), Some("metadata" | "falloc"))
+            {
+                options.set("preallocation", "full");
+            }
+            return target.converter(sources, options);
         }
         let converter = Converter::new(target.format).existing(true);
         Ok(match sources.secrets().of_target(self.secret.as_deref())? {

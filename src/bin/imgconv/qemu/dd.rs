@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use diskimage::{Converter, Format, Image, OpenOptions, io};
 
-use super::Outcome;
 use super::getopt::Parsed;
 use super::message::{self, Failed, NAME};
 use super::source::Sources;
 use super::target::{Target, format_for};
+use super::{Outcome, first_block};
 use crate::node::Node;
 use crate::signals::Interrupt;
 
@@ -30,7 +30,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let interrupt = Interrupt::register()?;
     let sources = Sources::new(parsed);
     let image = sources.source(operands.input.as_ref(), parsed.text("format").as_deref())?.open()?;
-    let target = Node::new_file(operands.output.as_ref())?;
+    let path = Node::new_file(operands.output.as_ref())?;
     let format = format_for(&parsed.text("output-format").unwrap_or("raw".into()))?;
 
     // The count includes what is skipped, unlike that of dd(1).
@@ -50,9 +50,12 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let part = Image::concatenate(vec![part])?;
     let options = Target::new(format, std::iter::empty())?.options(end - start);
     let converter = Converter::new(format).options(options).sync(false).in_place(true).cancel(interrupt.flag());
-    converter.convert(&part, target).map_err(|error| {
+    converter.convert(&part, &path).map_err(|error| {
         Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(operands.output, error))
     })?;
+    if format == Format::RAW {
+        first_block::allocate(&path);
+    }
     Ok(0)
 }
 

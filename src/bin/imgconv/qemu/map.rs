@@ -15,8 +15,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let start = number(parsed, "start-offset", "start offset")?.unwrap_or(0);
     let end = number(parsed, "max-length", "max length")?.map_or(u64::MAX, |len| start.saturating_add(len));
-    let image = Sources::new(parsed).source(name, parsed.text("format").as_deref())?.open()?;
-    map::print(&image, start..end, style)?;
+    let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
+    match source.states() {
+        Some(client) => map::print_states(client, start..end, style)?,
+        None => map::print(&source.open()?, start..end, style)?,
+    }
     Ok(0)
 }
 

@@ -1,5 +1,7 @@
 //! `qemu-img measure`
 
+use diskimage::Format;
+
 use super::getopt::Parsed;
 use super::message::{Failed, creation_problem};
 use super::source::{SECTOR, Sources};
@@ -17,17 +19,23 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let sources = Sources::new(parsed);
     let format = format_for(&parsed.text("target-format").unwrap_or("raw".into()))?;
     let target = Target::new(format, parsed.all("target-options"))?;
-    let measured = match (parsed.operands.as_slice(), given_size) {
-        ([], Some(size)) => {
-            target.converter(&sources, target.options(size))?.measure_size(size.next_multiple_of(SECTOR))
+    let options = |size| {
+        let mut options = target.options(size);
+        if format == Format::LUKS {
+            // The file of a volume is as long as its data, whether that is allocated or not.
+            options.take("preallocation");
         }
+        options
+    };
+    let measured = match (parsed.operands.as_slice(), given_size) {
+        ([], Some(size)) => target.converter(&sources, options(size))?.measure_size(size.next_multiple_of(SECTOR)),
         ([name], None) => {
             let source = sources.source(name, parsed.text("format").as_deref())?;
             let image = match parsed.text("snapshot") {
                 Some(selector) => convert::open_snapshot(source, &selector)?,
                 None => source.open()?,
             };
-            target.converter(&sources, target.options(image.virtual_size()))?.measure(&image)
+            target.converter(&sources, options(image.virtual_size()))?.measure(&image)
         }
         ([], None) => return Err(Failed::new("Either --size N or one filename must be specified").see_help("measure")),
         ([_], Some(_)) => return Err(Failed::new("--size N cannot be used together with a filename")),

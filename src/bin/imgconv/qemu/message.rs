@@ -46,11 +46,16 @@ impl Failed {
 
     /// An image that could not be opened.
     pub fn opening(name: &str, error: &Error) -> Failed {
+        Failed::opening_as(name, name, error)
+    }
+
+    /// As [`opening`](Self::opening), of an image that is called otherwise on the command line.
+    pub fn opening_as(given: &str, name: &str, error: &Error) -> Failed {
         if let Error::Reference { problem: ReferenceProblem::Loop, name, .. } = error.root() {
             let name = error.path().map_or_else(|| name.to_text().into_owned(), |path| path.display().to_string());
             return Failed::new(format!("Backing file '{name}' creates an infinite loop."));
         }
-        Failed::new(format!("Could not open '{name}': {}", describe(error, name)))
+        Failed::new(format!("Could not open '{given}': {}", describe(error, name)))
     }
 
     /// An image that could not be created.
@@ -154,6 +159,9 @@ pub fn describe(error: &Error, name: &str) -> String {
                 && matches!(fault.problem, Problem::Rule { .. } | Problem::Missing | Problem::Truncated) =>
         {
             format!("Image is not in {} format", fault.format)
+        }
+        Error::Corrupt(Fault { field, problem: Problem::Conflict { value, .. }, .. }) if field == "crypt_method" => {
+            format!("Missing CRYPTO header for crypt method {value}")
         }
         Error::Corrupt(Fault { field, problem: Problem::Range { value, min, .. }, .. })
             if field == "l1_size" && value < min =>

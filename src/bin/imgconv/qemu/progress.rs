@@ -38,10 +38,20 @@ impl Printer {
         self.show(10_000);
     }
 
-    /// Ends the line.
+    /// Everything is done, which is printed again if it was, as callers of qemu-img see it. Ends the line.
     pub fn finish(&self) {
-        if self.0.is_some() {
+        if let Some(shown) = &self.0 {
+            // The lock is only poisoned by a thread that panicked while it printed.
+            if let Ok(mut shown) = shown.lock() {
+                shown.last = None;
+            }
             self.complete();
+        }
+        self.end_line();
+    }
+
+    pub fn end_line(&self) {
+        if self.0.is_some() {
             // As for every progress: a closed standard output is no failure.
             let _ = io::stdout().write_all(b"\n");
             let _ = io::stdout().flush();

@@ -38,7 +38,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_update()) => {
             failed("Operation not supported")
         }
-        _ => Failed::opening(source.name(), &error),
+        _ => source.not_opened(&error),
     })?;
     source.warn_of_probing(disk.format());
     let new = match &backing {

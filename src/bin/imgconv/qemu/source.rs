@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use diskimage::io::{self, FileSource, ReadAt};
-use diskimage::nbd;
+use diskimage::nbd::{self, Client};
 use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
 use super::getopt::Parsed;
 use super::message::{self, Failed};
-use crate::location::Location;
+use crate::location::{self, Location};
 use crate::node::{Node, Storage};
 use crate::secrets::SecretArgs;
 
@@ -30,6 +30,8 @@ pub struct Source {
     at: At,
     /// As in messages.
     name: String,
+    /// The same as on the command line, with all options.
+    given: String,
     /// Whether the format is detected.
     is_probed: bool,
 }
@@ -38,6 +40,8 @@ enum At {
     Location(Location),
     /// A part of it, or what is in no file.
     Storage(Arc<dyn ReadAt>),
+    /// The states of the export in a metadata context, which are no image.
+    States(Client),
 }
 
 impl Sources {
@@ -83,7 +87,13 @@ impl Sources {
     }
 
     fn of_node(&self, node: Node, name: &OsStr, format: Option<&str>) -> Result<Source, Failed> {
-        let name = node.shown(name);
+        let shown = node.shown(name);
+        let given = match &node.storage {
+            // A URL may have secrets.
+            Storage::File(_) if self.image_opts => name.to_string_lossy().into_owned(),
+            _ => shown.clone(),
+        };
+        let name = shown;
         let node = self.secured(node)?;
         let format = match format {
             Some(format) => Some(
@@ -108,6 +118,9 @@ impl Sources {
         };
         let failed = |error: Error| Failed::opening(&name, &error);
         let at = match (node.storage, node.window) {
+            (Storage::Remote(uri), None) if let Some(context) = &node.context => {
+                At::States(location::connect_for(&uri, context).map_err(failed)?)
+            }
             (Storage::File(path), None) => At::Location(Location::File(path)),
             (Storage::Remote(uri), None) => At::Location(Location::find(uri).map_err(failed)?),
             (Storage::File(path), Some((offset, len))) => {
@@ -126,7 +139,7 @@ impl Sources {
                 At::Storage(part(io::zeros(size), offset, len)?)
             }
         };
-        Ok(Source { options, at, name, is_probed: format.is_none() })
+        Ok(Source { options, at, name, given, is_probed: format.is_none() })
     }
 }
 
@@ -136,6 +149,10 @@ pub fn format_named(name: &str) -> Result<Format, String> {
         "file" | "host_device" | "host_cdrom" => Ok(Format::RAW),
         name => Format::by_name(name).map_err(|_| name.to_owned()),
     }
+}
+
+fn no_image() -> Error {
+    Error::Usage("x-dirty-bitmap is supported by map only".into())
 }
 
 /// A range of a file as a file.
@@ -153,14 +170,27 @@ impl Source {
         &self.name
     }
 
+    /// Why it could not be opened.
+    pub fn not_opened(&self, error: &Error) -> Failed {
+        Failed::opening_as(&self.given, &self.name, error)
+    }
+
     /// Changes the options.
     pub fn with(mut self, change: impl FnOnce(OpenOptions) -> OpenOptions) -> Source {
         self.options = change(self.options);
         self
     }
 
+    /// The server whose states are to be shown as the map.
+    pub fn states(&self) -> Option<&Client> {
+        match &self.at {
+            At::States(client) => Some(client),
+            At::Location(_) | At::Storage(_) => None,
+        }
+    }
+
     pub fn open(&self) -> Result<Image, Failed> {
-        let opened = self.try_open().map_err(|error| Failed::opening(&self.name, &error))?;
+        let opened = self.try_open().map_err(|error| self.not_opened(&error))?;
         // A raw disk has whole sectors in qemu.
         match opened.virtual_size().is_multiple_of(SECTOR) {
             true => Ok(opened),
@@ -172,6 +202,7 @@ impl Source {
         match &self.at {
             At::Location(location) => location.open(&self.options),
             At::Storage(storage) => self.options.open_source(storage.clone()),
+            At::States(_) => Err(no_image()),
         }
     }
 
@@ -190,7 +221,7 @@ impl Source {
             Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_update()) => {
                 Failed::new(unsupported)
             }
-            _ => Failed::opening(&self.name, &error),
+            _ => self.not_opened(&error),
         })?;
         self.warn_of_probing(disk.format());
         Ok(disk)
@@ -210,7 +241,16 @@ impl Source {
 
     /// The properties of the image.
     pub fn inspect(&self) -> Result<Inspection, Failed> {
-        self.try_inspect().map_err(|error| Failed::opening(&self.name, &error))
+        let inspection = self.try_inspect().map_err(|error| self.not_opened(&error))?;
+        // Nobody can unlock it.
+        let lacks_header = |warning: &str| warning.contains("crypt_method") && warning.contains("is missing");
+        match inspection.info.warnings.iter().any(|warning| lacks_header(warning)) {
+            true => {
+                let problem = "Missing CRYPTO header for crypt method 2";
+                Err(Failed::new(format!("Could not open '{}': {problem}", self.given)))
+            }
+            false => Ok(inspection),
+        }
     }
 
     /// As [`inspect`](Self::inspect).
@@ -218,16 +258,15 @@ impl Source {
         match &self.at {
             At::Location(location) => location.inspect(&self.options),
             At::Storage(storage) => self.options.inspect_source(storage.clone()),
+            At::States(_) => Err(no_image()),
         }
     }
 
     /// The properties of the image and of its backing files.
     pub fn inspect_chain(&self) -> Result<Vec<Inspection>, Failed> {
         match &self.at {
-            At::Location(location) => {
-                location.inspect_chain(&self.options).map_err(|error| Failed::opening(&self.name, &error))
-            }
-            At::Storage(_) => Ok(vec![self.inspect()?]),
+            At::Location(location) => location.inspect_chain(&self.options).map_err(|error| self.not_opened(&error)),
+            At::Storage(_) | At::States(_) => Ok(vec![self.inspect()?]),
         }
     }
 
@@ -235,6 +274,7 @@ impl Source {
         match &self.at {
             At::Location(location) => location.check(&self.options),
             At::Storage(storage) => self.options.check_source(storage.clone()),
+            At::States(_) => Err(no_image()),
         }
     }
 }

@@ -96,7 +96,12 @@ fn announced(format: &str) -> Vec<Known> {
         ],
         "vdi" => vec![SIZE, ("static", Switch, "off")],
         "qed" => [&[SIZE][..], &BACKING, &[("cluster_size", Size, "65536"), ("table_size", Size, "")]].concat(),
-        "qcow" => [&[SIZE][..], &BACKING, &[("encryption", Switch, ""), ("encrypt.format", Text, "")]].concat(),
+        "qcow" => [
+            &[SIZE][..],
+            &BACKING,
+            &[("encryption", Switch, ""), ("encrypt.format", Text, ""), ("encrypt.key-secret", Text, "")],
+        ]
+        .concat(),
         "parallels" => vec![SIZE, ("cluster_size", Size, "1048576")],
         "luks" => [&[SIZE][..], &encryption(false)].concat(),
         _ => vec![SIZE],
@@ -158,6 +163,10 @@ impl Target {
         let mut options = self.given.clone();
         for name in ["nocow", "extent_size_hint", "size"] {
             options.take(name);
+        }
+        // The name that it had before there was LUKS.
+        if options.take("encryption").as_deref() == Some("on") && options.value("encrypt.format").is_none() {
+            options.set("encrypt.format", "aes");
         }
         let preallocates = self.format.options().iter().any(|option| option.name == "preallocation");
         if !preallocates && options.value("preallocation") == Some("off") {

@@ -11,6 +11,7 @@ use crate::format::qcow2::header::Header;
 use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::limits::Budget;
+use crate::zero::is_zero;
 
 /// A cluster of bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,15 @@ impl Part {
             return Err(Problem::Misaligned { value: entry, alignment: cluster_size });
         }
         Ok(if offset == 0 { Part::Same(entry == 1) } else { Part::At(offset) })
+    }
+
+    /// How this cluster of bits is stored without data; `None` if it needs data.
+    pub fn of(bits: &[u8]) -> Option<Part> {
+        match bits {
+            bits if is_zero(bits) => Some(Part::Same(false)),
+            bits if bits.iter().all(|byte| *byte == 0xff) => Some(Part::Same(true)),
+            _ => None,
+        }
     }
 
     /// Encodes an entry of the bitmap table.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::{FORMAT_NAME, Update};
-use crate::driver::{BitmapChange, SparseUpdate};
+use crate::driver::{BitmapChange, DirtyBitmap, SparseUpdate};
 use crate::error::{Error, Result};
 use crate::format::qcow2::FIELDS;
 use crate::format::qcow2::bitmap::{
-    Bitmap, BitmapFlags, DIRTY_TRACKING, FIXED_LENGTH, MAX_BITMAPS, MAX_NAME, read_bitmaps,
+    Bitmap, BitmapFlags, Bits, DIRTY_TRACKING, FIXED_LENGTH, MAX_BITMAPS, MAX_NAME, Part, Union, open_bitmaps,
+    read_bitmaps,
 };
 use crate::format::qcow2::entry::OFFSET_MASK;
 use crate::format::qcow2::extension::BitmapDirectory;
@@ -18,6 +19,7 @@ use crate::format::shared::table;
 use crate::info::Value;
 use crate::io::ReadAt;
 use crate::limits::Budget;
+use crate::name::Name;
 
 /// Largest bitmap directory in qemu, in bytes, with room for what is read of it.
 const MEMORY: u64 = 128 << 20;
@@ -31,21 +33,63 @@ struct Entry {
     bytes: Vec<u8>,
 }
 
+impl Entry {
+    fn check_consistent(&self) -> Result<()> {
+        match self.bitmap.flags.contains(BitmapFlags::IN_USE) {
+            true => Err(inconsistent(&self.bitmap.name)),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Update {
+    /// The bitmaps with their bits.
+    pub(super) fn open_bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        let source: Arc<dyn ReadAt> = self.file.clone();
+        open_bitmaps(&source, &self.header, &Budget::new(MEMORY))
+    }
+
+    /// Sets the bits of another bitmap in the one called `name`. Its bits and its table are written beside the old ones.
+    pub(super) fn merge_bits(&mut self, name: &str, source: &DirtyBitmap) -> Result<()> {
+        self.check_directory()?;
+        self.flush()?;
+        let mut entries = self.bitmap_entries()?;
+        let found = position(&entries, name);
+        let Some(entry) = found.and_then(|index| entries.get_mut(index)) else { return Err(not_found(name)) };
+        entry.check_consistent()?;
+        if source.inconsistent {
+            return Err(inconsistent(&source.name));
+        }
+        let mut former = self.directory_range();
+        former.extend(self.clusters_of(&entry.bitmap)?);
+        let file: Arc<dyn ReadAt> = self.file.clone();
+        let old = Bits::open(&file, &self.header, &entry.bitmap, &Budget::new(MEMORY))?;
+        let size = self.info.virtual_size;
+        let union = Union { old: &old, granularity: entry.bitmap.granularity, source, size };
+        let mut table = Vec::new();
+        let mut cluster = vec![0; self.cluster_size() as usize];
+        for at in 0..u64::from(entry.bitmap.table_size) {
+            union.read(&mut cluster, at * self.cluster_size())?;
+            let part = match Part::of(&cluster) {
+                Some(part) => part,
+                None => Part::At(self.write_table(&cluster, "a bitmap")?),
+            };
+            table.extend(part.encode().to_be_bytes());
+        }
+        let offset = self.write_table(&table, "a bitmap table")?;
+        put(&mut entry.bytes, 0, &offset.to_be_bytes());
+        self.replace_directory(&entries, former)
+    }
+
     /// Changes the bitmap called `name`.
     pub(super) fn change_bitmaps(&mut self, name: &str, change: BitmapChange) -> Result<()> {
         if self.header.version == 2 && matches!(change, BitmapChange::Add { .. }) {
             return Err(Error::unsupported(FORMAT_NAME, "bitmaps in version 2"));
         }
-        if self.header.extensions.bitmaps.is_some() && !self.header.autoclear.contains(Autoclear::BITMAPS) {
-            return Err(Error::unsupported(
-                FORMAT_NAME,
-                "bitmaps that a program without support for them has made invalid",
-            ));
-        }
+        self.check_directory()?;
         self.flush()?;
         let mut entries = self.bitmap_entries()?;
-        let found = entries.iter().position(|entry| entry.bitmap.name.as_bytes() == name.as_bytes());
+        let found = position(&entries, name);
         let mut former = self.directory_range();
         match (change, found) {
             (BitmapChange::Add { .. }, Some(_)) => {
@@ -54,17 +98,14 @@ impl Update {
             (BitmapChange::Add { granularity, enabled }, None) => {
                 entries.push(self.new_bitmap(name, granularity, enabled)?);
             }
-            (_, None) => return Err(Error::Usage(format!("Dirty bitmap '{name}' not found"))),
+            (_, None) => return Err(not_found(name)),
             (BitmapChange::Remove, Some(index)) => {
                 let removed = entries.remove(index);
                 former.extend(self.clusters_of(&removed.bitmap)?);
             }
             (change, Some(index)) => {
                 let Some(entry) = entries.get_mut(index) else { return Ok(()) };
-                if entry.bitmap.flags.contains(BitmapFlags::IN_USE) {
-                    let problem = "is inconsistent and cannot be used; it can be removed";
-                    return Err(Error::Usage(format!("Bitmap '{name}' {problem}")));
-                }
+                entry.check_consistent()?;
                 match change {
                     BitmapChange::Clear => {
                         former.extend(self.clusters_of(&entry.bitmap)?);
@@ -80,6 +121,11 @@ impl Update {
                 }
             }
         }
+        self.replace_directory(&entries, former)
+    }
+
+    /// Makes these bitmaps those of the image. `former` are the clusters that they no longer have.
+    fn replace_directory(&mut self, entries: &[Entry], former: Vec<u64>) -> Result<()> {
         let mut header = self.header.clone();
         header.extensions.bitmaps = None;
         if !entries.is_empty() {
@@ -95,6 +141,15 @@ impl Update {
         self.freed.extend(former);
         self.flush()?;
         self.list_bitmaps()
+    }
+
+    /// Refuses bitmaps that are out of date.
+    fn check_directory(&self) -> Result<()> {
+        if self.header.extensions.bitmaps.is_some() && !self.header.autoclear.contains(Autoclear::BITMAPS) {
+            let feature = "bitmaps that a program without support for them has made invalid";
+            return Err(Error::unsupported(FORMAT_NAME, feature));
+        }
+        Ok(())
     }
 
     fn bitmap_entries(&self) -> Result<Vec<Entry>> {
@@ -180,6 +235,18 @@ impl Update {
             bytes: entry,
         })
     }
+}
+
+fn position(entries: &[Entry], name: &str) -> Option<usize> {
+    entries.iter().position(|entry| entry.bitmap.name.as_bytes() == name.as_bytes())
+}
+
+fn not_found(name: &str) -> Error {
+    Error::Usage(format!("Dirty bitmap '{name}' not found"))
+}
+
+fn inconsistent(name: &Name) -> Error {
+    Error::Usage(format!("Bitmap '{name}' is inconsistent and cannot be used; it can be removed"))
 }
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {

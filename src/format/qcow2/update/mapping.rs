@@ -102,7 +102,7 @@ impl Update {
                 let unit = if whole { cluster_size } else { self.granule() };
                 let run = self.allocate_clusters(wanted, false)?;
                 let (host, host_end) = (run.start << self.header.cluster_bits, run.end << self.header.cluster_bits);
-                let reads_as_zeros = host >= self.file_len && self.file.starts_zeroed() && self.decrypted.is_none();
+                let reads_as_zeros = host >= self.file_len && self.disk.starts_zeroed();
                 self.grow_file(host_end)?;
                 let start = guest.start - guest.start % unit;
                 let end = guest.end.next_multiple_of(unit).min(cluster + (host_end - host));
@@ -149,11 +149,10 @@ impl Update {
         }
     }
 
-    /// Makes the start of a guest range of whole granules read as zeros.
-    pub(super) fn zero_clusters(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {
+    /// Makes the start of a guest range of whole granules read as zeros, where `has_backing` also what is unallocated.
+    pub(super) fn zero_clusters(&mut self, guest: Range<u64>, keep: bool, has_backing: bool) -> Result<Zeroed> {
         let len = self.one_cluster(&guest);
         let (at, old) = (guest.start, self.entry(guest.start)?);
-        let has_backing = self.header.backing_file.is_some();
         if self.is_raw_data_file() || self.header.version == 2 && has_backing {
             return Ok(Zeroed::Not(len));
         }

@@ -38,16 +38,23 @@ mod snapshots;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(feature = "crypto")]
+use super::crypt::key_slots;
 use super::extent::{Bounds, DATA};
-use super::header::{Autoclear, Header, Incompatible};
+use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
+#[cfg(feature = "crypto")]
+use crate::crypto::EncryptedFile;
+#[cfg(feature = "crypto")]
+use crate::driver::KeyChange;
 use crate::driver::{
-    Allocation, BitmapChange, Extent, Repair, SnapshotUpdate, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+    Allocation, BitmapChange, DirtyBitmap, Extent, OpenContext, Repair, SnapshotUpdate, SparseUpdate, UpdateContext,
+    UpdateSpec, Zeroed,
 };
 use crate::error::{Error, Result};
-#[cfg(not(feature = "crypto"))]
-use crate::format::shared::decryption::Decryption;
+#[cfg(feature = "crypto")]
+use crate::format::shared::luks::KeySlots;
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::info::ImageInfo;
@@ -73,9 +80,12 @@ pub(super) struct Update {
     info: ImageInfo,
     header: Header,
     file: Arc<dyn Storage>,
+    /// The file for guest data, which is the same, or encrypts it.
+    disk: Arc<dyn Storage>,
+    /// Of an encrypted image.
+    #[cfg(feature = "crypto")]
+    keys: Option<KeySlots>,
     data_file: Option<Arc<dyn Storage>>,
-    /// The image file with the guest data decrypted, if it is encrypted.
-    decrypted: Option<Arc<dyn Storage>>,
     /// Lengths in bytes.
     file_len: u64,
     data_file_len: u64,
@@ -115,8 +125,28 @@ impl Update {
     /// As [`open`](Self::open), whatever the refcounts are.
     fn open_for_repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Update> {
         let source: Arc<dyn ReadAt> = file.clone();
-        let Reader { info, header, l1, decryption, .. } = Reader::open(source, &cx.open)?;
-        let decrypted = decryption.map(|it| writable(&it, file.clone())).transpose()?;
+        let header = Header::read(&source, cx.open.limits)?;
+        if header.encryption == Encryption::Aes {
+            return Err(Error::unsupported(FORMAT_NAME, "writing to an image with AES encryption in place"));
+        }
+        if header.encryption != Encryption::None && header.has_data_file() {
+            return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
+        }
+        #[cfg(feature = "crypto")]
+        let keys = match header.encryption {
+            Encryption::None => None,
+            _ => Some(key_slots(&*file, &header, &cx.open)?),
+        };
+        #[cfg(feature = "crypto")]
+        let disk: Arc<dyn Storage> = match &keys {
+            Some(keys) => Arc::new(EncryptedFile::new(file.clone(), keys.cipher()?, 0, 0)),
+            None => file.clone(),
+        };
+        #[cfg(not(feature = "crypto"))]
+        let disk = file.clone();
+        // Its header is valid, and it is unlocked: a key takes long to derive.
+        let inspect = cfg!(feature = "crypto") && header.encryption != Encryption::None;
+        let Reader { info, header, l1, .. } = Reader::open(source, &OpenContext { inspect, ..cx.open })?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
         let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
         let file_len = table::length(&*file)?;
@@ -133,8 +163,10 @@ impl Update {
             info,
             header,
             file,
+            disk,
+            #[cfg(feature = "crypto")]
+            keys,
             data_file,
-            decrypted,
             file_len,
             data_file_len,
             l1,
@@ -215,8 +247,7 @@ impl SparseUpdate for Update {
     }
 
     fn files(&self) -> Vec<Arc<dyn Storage>> {
-        let image = self.decrypted.as_ref().unwrap_or(&self.file);
-        [Some(image.clone()), self.data_file.clone()].into_iter().flatten().collect()
+        [Some(self.disk.clone()), self.data_file.clone()].into_iter().flatten().collect()
     }
 
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent> {
@@ -241,7 +272,13 @@ impl SparseUpdate for Update {
 
     fn zero(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {
         self.begin()?;
-        self.zero_clusters(guest, keep)
+        let has_backing = self.header.backing_file.is_some();
+        self.zero_clusters(guest, keep, has_backing)
+    }
+
+    fn store_zeros(&mut self, guest: Range<u64>) -> Result<Zeroed> {
+        self.begin()?;
+        self.zero_clusters(guest, false, true)
     }
 
     fn discard(&mut self, guest: Range<u64>) -> Result<Zeroed> {
@@ -269,6 +306,22 @@ impl SparseUpdate for Update {
         self.change_bitmaps(name, change)
     }
 
+    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+        self.open_bitmaps()
+    }
+
+    fn merge_bitmap(&mut self, name: &str, source: &DirtyBitmap) -> Result<()> {
+        self.merge_bits(name, source)
+    }
+
+    #[cfg(feature = "crypto")]
+    fn change_keys(&mut self, change: &KeyChange) -> Result<()> {
+        self.clear_unknown_features()?;
+        let keys =
+            self.keys.as_mut().ok_or_else(|| Error::unsupported(FORMAT_NAME, "keys of an image without encryption"))?;
+        keys.change(&*self.file, change)
+    }
+
     fn empty(&mut self) -> Result<()> {
         // The disk has the same data as before, from its backing file: bitmaps need not know.
         self.clear_unknown_features()?;
@@ -292,12 +345,4 @@ impl SparseUpdate for Update {
         }
         self.free_clusters()
     }
-}
-
-#[cfg(feature = "crypto")]
-use super::crypt::writable;
-
-#[cfg(not(feature = "crypto"))]
-fn writable(_: &Decryption, _: Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
-    Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`"))
 }

@@ -62,10 +62,11 @@ impl Update {
         if self.header.extended_l2() {
             range.end = range.end.max(end);
         }
-        let has_zero_clusters = self.header.version > 2 || self.header.backing_file.is_none();
+        let has_backing = self.header.backing_file.is_some();
+        let has_zero_clusters = self.header.version > 2 || !has_backing;
         while range.start < range.end {
             range.start = match has_zero_clusters {
-                true => range.start + self.zero_clusters(range.clone(), false)?.len(),
+                true => range.start + self.zero_clusters(range.clone(), false, has_backing)?.len(),
                 false => self.allocate_zeros(range.clone())?,
             };
             self.begin()?;
@@ -79,7 +80,7 @@ impl Update {
         let allocation = self.place(guest.start..guest.end.min(guest.start.saturating_add(PIECE)))?;
         let start = allocation.at.offset;
         let end = start + (allocation.guest.end - allocation.guest.start);
-        let zeroed = if allocation.reads_as_zeros { Ok(()) } else { self.file.zero_range(start..end) };
+        let zeroed = if allocation.reads_as_zeros { Ok(()) } else { self.disk.zero_range(start..end) };
         let stored = zeroed.map_err(Error::io("writing zeros", start)).and_then(|()| self.point_to(&allocation));
         if stored.is_err() {
             self.give_up(&allocation);

@@ -8,7 +8,6 @@ use crate::format::qcow2::FORMAT_NAME;
 use crate::format::qcow2::bitmap::{Bitmap, BitmapFlags, MAX_BITMAPS, MAX_NAME, Part};
 use crate::format::qcow2::extension::BitmapDirectory;
 use crate::io::{WriteAt, write_zeros};
-use crate::zero::is_zero;
 
 /// Largest number of bytes of bits that qemu reads.
 const MAX_BITS: u64 = 512 << 20;
@@ -81,11 +80,8 @@ impl Bitmaps {
     }
 
     fn write_part(&self, cluster: &[u8], alloc: &mut Allocator, out: &dyn WriteAt) -> Result<Part> {
-        if is_zero(cluster) {
-            return Ok(Part::Same(false));
-        }
-        if cluster.iter().all(|byte| *byte == 0xff) {
-            return Ok(Part::Same(true));
+        if let Some(part) = Part::of(cluster) {
+            return Ok(part);
         }
         let offset = alloc.take(1)?.start;
         write(out, cluster, offset)?;

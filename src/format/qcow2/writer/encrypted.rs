@@ -1,4 +1,5 @@
-//! The encryption of a new image: a LUKS header in clusters of its own, and a file that encrypts guest data by its host offset.
+//! The encryption of a new image: a LUKS header in clusters of its own, and a file that encrypts guest data by its host offset. Or the
+//! legacy encryption, by the guest offset.
 
 use std::sync::Arc;
 
@@ -9,11 +10,18 @@ use crate::error::{Error, Result};
 use crate::format::qcow2::FORMAT_NAME;
 use crate::format::qcow2::extension::CryptoHeader;
 use crate::format::qcow2::header::{Encryption, Header};
+use crate::format::qcow2::options::NewEncryption;
+use crate::format::shared::decryption::NewLegacyAes;
 use crate::format::shared::luks::{NewVolume, Parameters};
 use crate::io::WriteAt;
 use crate::options::wrong;
 
-pub(super) struct Encrypted {
+pub(super) enum Encrypted {
+    Luks(Box<Luks>),
+    Aes(NewLegacyAes),
+}
+
+pub(super) struct Luks {
     /// The image file, for guest data.
     pub data: Arc<dyn WriteAt>,
     volume: NewVolume,
@@ -22,13 +30,33 @@ pub(super) struct Encrypted {
 }
 
 impl Encrypted {
-    /// Allocates the clusters of the LUKS header, and names them in the header of the image.
+    /// Adds the encryption to the header of the image.
     pub fn new(
-        parameters: &Parameters,
+        encryption: &NewEncryption,
         cx: &CreateContext<'_>,
         alloc: &mut Allocator,
         header: &mut Header,
     ) -> Result<Encrypted> {
+        match encryption {
+            NewEncryption::Luks(parameters) => {
+                Luks::new(parameters, cx, alloc, header).map(|luks| Encrypted::Luks(Box::new(luks)))
+            }
+            NewEncryption::Aes => {
+                header.encryption = Encryption::Aes;
+                NewLegacyAes::new(FORMAT_NAME, cx.secret).map(Encrypted::Aes)
+            }
+        }
+    }
+}
+
+impl Luks {
+    /// Allocates the clusters of the LUKS header, and names them in the header of the image.
+    fn new(
+        parameters: &Parameters,
+        cx: &CreateContext<'_>,
+        alloc: &mut Allocator,
+        header: &mut Header,
+    ) -> Result<Luks> {
         let volume = NewVolume::new(FORMAT_NAME, parameters, cx.secret)?;
         let len = volume.header_len();
         let run = alloc.take(len.div_ceil(header.cluster_size()))?;
@@ -46,7 +74,7 @@ impl Encrypted {
             return Err(wrong(FORMAT_NAME, "cluster_size", "too small for the header; use a larger one"));
         }
         let data = Arc::new(Encrypting::new(cx.out.clone(), volume.cipher.clone(), 0, 0));
-        Ok(Encrypted { data, volume, offset: run.start })
+        Ok(Luks { data, volume, offset: run.start })
     }
 
     /// Writes the LUKS header.

@@ -6,6 +6,8 @@ use super::header;
 use crate::driver::{CreateContext, FileSize};
 use crate::error::Result;
 use crate::format::qcow2::bitmap::lengths_of_bitmaps;
+#[cfg(feature = "crypto")]
+use crate::format::qcow2::options::NewEncryption;
 use crate::format::qcow2::options::{Preallocation, Settings};
 #[cfg(feature = "crypto")]
 use crate::format::shared::luks::new_header_len;
@@ -37,7 +39,10 @@ pub(crate) fn measure(cx: &CreateContext<'_>, source: Option<&ImageInfo>) -> Res
 /// Length in bytes of the LUKS header, if there is one.
 #[cfg(feature = "crypto")]
 fn luks_header_len(settings: &Settings) -> u64 {
-    settings.encryption.as_ref().map_or(0, new_header_len)
+    match &settings.encryption {
+        Some(NewEncryption::Luks(parameters)) => new_header_len(parameters),
+        Some(NewEncryption::Aes) | None => 0,
+    }
 }
 
 #[cfg(not(feature = "crypto"))]

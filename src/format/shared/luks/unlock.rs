@@ -115,23 +115,69 @@ impl Header {
         cx: &OpenContext<'_>,
         fields: &Fields,
     ) -> Result<Arc<SectorCipher>> {
+        let key = self.unlock_key(file, range, cx, fields)?;
+        self.cipher_with(&key, fields)
+    }
+
+    /// The cipher of the volume with this key.
+    pub(super) fn cipher_with(&self, key: &[u8], fields: &Fields) -> Result<Arc<SectorCipher>> {
+        let (spec, _) = self.algorithms(fields)?;
+        let cipher = spec.with_key(key, super::SECTOR as usize).map(Arc::new);
+        cipher.ok_or_else(|| Error::unsupported(fields.0, "a key of this length"))
+    }
+
+    /// The cipher, and the hash of the key slots.
+    pub(super) fn algorithms(&self, fields: &Fields) -> Result<(CipherSpec, Hash)> {
         let format = fields.0;
         let spec = cipher_name(format, &self.cipher.to_text(), &self.mode.to_text(), self.key_len as usize)?;
         let hash = Hash::from_name(&self.hash.to_text())
             .ok_or_else(|| Error::unsupported(format, format!("hash {}", self.hash)))?;
-        let mut attempts = Attempts::new(format, cx)?;
+        Ok((spec, hash))
+    }
+
+    /// As [`unlock`](Self::unlock), the key itself.
+    pub(super) fn unlock_key(
+        &self,
+        file: &dyn ReadAt,
+        range: Range<u64>,
+        cx: &OpenContext<'_>,
+        fields: &Fields,
+    ) -> Result<Zeroizing<Vec<u8>>> {
+        let (spec, hash) = self.algorithms(fields)?;
+        let mut attempts = Attempts::new(fields.0, cx)?;
         let iterations = fields.at("mk-digest-iter", range.start + 164);
         iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
         let volume = Locked { header: self, file, range: &range, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
             let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
-            if let Some(key) = attempts.note(attempt)?
-                && let Some(cipher) = spec.with_key(&key, super::SECTOR as usize)
-            {
-                return Ok(Arc::new(cipher));
+            if let Some(key) = attempts.note(attempt)? {
+                return Ok(key);
             }
         }
         Err(attempts.failure())
+    }
+
+    /// The indexes of the slots that one of the secrets unlocks. The arguments are those of [`unlock`](Self::unlock).
+    #[cfg(feature = "disk")]
+    pub(super) fn slots_of(
+        &self,
+        file: &dyn ReadAt,
+        range: &Range<u64>,
+        cx: &OpenContext<'_>,
+        fields: &Fields,
+    ) -> Result<Vec<usize>> {
+        let (spec, hash) = self.algorithms(fields)?;
+        let volume = Locked { header: self, file, range, spec, hash, cx, fields };
+        let mut found = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
+            // All slots have to be tried.
+            let mut attempts = Attempts::new(fields.0, cx)?;
+            let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
+            if attempts.note(attempt)?.is_some() {
+                found.push(index);
+            }
+        }
+        Ok(found)
     }
 
     /// The digest that recognizes the key of the volume.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::{Header, Parameters, SECTOR, SLOTS, STRIPES, Slot};
-use crate::crypto::{Kdf, SectorCipher, pbkdf2_iterations, random, split};
+use crate::crypto::{CipherSpec, Hash, Kdf, SectorCipher, pbkdf2_iterations, random, split};
 use crate::error::{Error, Result, SecretProblem};
 use crate::io::WriteAt;
 use crate::name::Name;
@@ -14,7 +14,7 @@ use crate::secret::Secret;
 /// Alignment of key slots and of the guest data, in sectors.
 const ALIGNMENT: u32 = 8;
 /// Least number of iterations ("LUKS1 On-Disk Format Specification", section 3).
-const MIN_ITERATIONS: u32 = 1000;
+pub(super) const MIN_ITERATIONS: u32 = 1000;
 /// The digest has the key of the volume as its passphrase, which cannot be guessed, and takes this part of the time of a slot.
 const DIGEST_PART: u32 = 8;
 
@@ -38,10 +38,9 @@ impl NewVolume {
             spec.with_key(key, SECTOR as usize).ok_or_else(|| Error::unsupported(format, "a key of this length"))
         };
         let mut key = Zeroizing::new(vec![0; key_len]);
-        let (mut digest_salt, mut salt, mut uuid) = ([0; 32], [0; 32], [0; 16]);
+        let (mut digest_salt, mut uuid) = ([0; 32], [0; 16]);
         random(&mut key)?;
         random(&mut digest_salt)?;
-        random(&mut salt)?;
         random(&mut uuid)?;
 
         let slots: [Slot; SLOTS] = std::array::from_fn(|index| {
@@ -62,17 +61,11 @@ impl NewVolume {
             slots,
         };
         header.digest = header.digest_of(&key, hash);
+        let material = KeyMaterial::new(format, &key, secret, (spec, hash, iterations))?;
         if let Some(first) = header.slots.first_mut() {
-            *first = Slot { active: true, iterations, salt, ..*first };
+            *first = Slot { active: true, iterations, salt: material.salt, ..*first };
         }
-
-        let kdf = Kdf::Pbkdf2 { hash, salt: salt.to_vec(), iterations };
-        let slot_key = kdf.derive(secret.as_bytes(), key_len).unwrap_or_default();
-        let mut stripes = split(&key, STRIPES as usize, hash)?;
-        let whole = stripes.len().next_multiple_of(SECTOR as usize);
-        stripes.resize(whole, 0);
-        let material = with_key(&slot_key)?.encrypted(&stripes, 0);
-        Ok(NewVolume { cipher: Arc::new(with_key(&key)?), header, material })
+        Ok(NewVolume { cipher: Arc::new(with_key(&key)?), header, material: material.bytes })
     }
 
     /// Length of the header and the key slots in bytes: where the guest data begins.
@@ -89,6 +82,34 @@ impl NewVolume {
         out.write_all_at(&self.material, offset).map_err(Error::io("writing a key slot", offset))?;
         out.sync().map_err(Error::io("syncing", None))?;
         out.write_all_at(&self.header.encode(), start).map_err(Error::io("writing the LUKS header", start))
+    }
+}
+
+/// What a key slot holds.
+pub(super) struct KeyMaterial {
+    /// The encrypted stripes, in whole sectors.
+    pub bytes: Vec<u8>,
+    pub salt: [u8; 32],
+}
+
+impl KeyMaterial {
+    /// The key of a volume, encrypted with a secret.
+    pub fn new(
+        format: &'static str,
+        key: &[u8],
+        secret: &Secret,
+        (spec, hash, iterations): (CipherSpec, Hash, u32),
+    ) -> Result<KeyMaterial> {
+        let mut salt = [0; 32];
+        random(&mut salt)?;
+        let kdf = Kdf::Pbkdf2 { hash, salt: salt.to_vec(), iterations };
+        let slot_key = kdf.derive(secret.as_bytes(), key.len()).unwrap_or_default();
+        let mut stripes = split(key, STRIPES as usize, hash)?;
+        let whole = stripes.len().next_multiple_of(SECTOR as usize);
+        stripes.resize(whole, 0);
+        let cipher = spec.with_key(&slot_key, SECTOR as usize);
+        let cipher = cipher.ok_or_else(|| Error::unsupported(format, "a key of this length"))?;
+        Ok(KeyMaterial { bytes: cipher.encrypted(&stripes, 0), salt })
     }
 }
 

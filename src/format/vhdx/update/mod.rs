@@ -18,12 +18,15 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::bat::{Bat, BlockState, IMAGE, OFFSET_BITS, state};
+use super::check::check;
 use super::log;
 use super::metadata::MAX_DISK_SIZE;
 use super::reader::describe;
 use super::structure::Structure;
 use super::{FIELDS, FORMAT_NAME, MIB};
-use crate::driver::{Allocation, Extent, ExtentKind, Location, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{
+    Allocation, Extent, ExtentKind, Location, Repair, RepairReport, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::table::Field;
@@ -56,6 +59,18 @@ pub(super) struct Update {
     log_guid: Option<Uuid>,
     /// Offset in the log and sequence number of the next entry.
     log_next: (u64, u64),
+}
+
+/// Replays the log of an image that was not closed. Nothing else is repaired.
+pub(super) fn repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>, _what: Repair) -> Result<RepairReport> {
+    let source: Arc<dyn ReadAt> = file.clone();
+    let before = check(source.clone(), &cx.open)?;
+    let mut structure = Structure::read(source.clone(), &cx.open)?;
+    if structure.replay.is_none() {
+        return Ok(RepairReport { after: before.clone(), before, ..RepairReport::default() });
+    }
+    replay(&file, &mut structure)?;
+    Ok(RepairReport { before, corruptions_fixed: 1, after: check(source, &cx.open)?, ..RepairReport::default() })
 }
 
 impl Update {

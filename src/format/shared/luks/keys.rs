@@ -1,0 +1,182 @@
+//! Changes of the key slots of a volume (section 3, "Adding new passwords", "Revoking passwords").
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::unlock::check_area;
+use super::volume::{KeyMaterial, MIN_ITERATIONS};
+use super::{Header, SECTOR, SLOTS, STRIPES, Slot};
+use crate::crypto::{SectorCipher, pbkdf2_iterations, random};
+use crate::driver::{KeyChange, OpenContext};
+use crate::error::{Error, Problem, Result};
+use crate::format::shared::table::Fields;
+use crate::io::{ReadAt, Storage};
+use crate::limits::{Budget, Limits};
+use crate::secret::Secret;
+
+/// Time for a try of a secret, as in new volumes.
+const ITER_TIME: Duration = Duration::from_secs(2);
+/// Memory for the stripes of the longest key, in bytes.
+const MEMORY: u64 = 16 << 20;
+const SLOTS_AT: u64 = 208;
+const SLOT_LEN: usize = 48;
+
+/// The key slots of a volume that is unlocked.
+pub(crate) struct KeySlots {
+    header: Header,
+    /// File offsets of the header and of the key slots, in bytes.
+    range: Range<u64>,
+    key: Zeroizing<Vec<u8>>,
+    fields: Fields,
+}
+
+impl KeySlots {
+    /// Unlocks the volume. The header and the key slots are in `range` of `file`.
+    ///
+    /// # Errors
+    /// As [`Header::unlock`].
+    pub fn open(
+        file: &dyn ReadAt,
+        header: Header,
+        range: Range<u64>,
+        cx: &OpenContext<'_>,
+        fields: Fields,
+    ) -> Result<KeySlots> {
+        let key = header.unlock_key(file, range.clone(), cx, &fields)?;
+        Ok(KeySlots { header, range, key, fields })
+    }
+
+    pub fn cipher(&self) -> Result<Arc<SectorCipher>> {
+        self.header.cipher_with(&self.key, &self.fields)
+    }
+
+    /// Makes a change, and makes it durable.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a change that is refused, and errors of the storage.
+    pub fn change(&mut self, file: &dyn Storage, change: &KeyChange) -> Result<()> {
+        match change {
+            KeyChange::Add { secret, slot, iter_time, force } => {
+                let index = self.slot_for(*slot, *force)?;
+                self.add(file, index, secret, iter_time.unwrap_or(ITER_TIME))
+            }
+            KeyChange::EraseSlot { slot, force } => {
+                let is_active = self.slot(*slot)?.active;
+                if !force && !is_active {
+                    return Err(Error::Usage(format!("Given keyslot {slot} is already erased (inactive)")));
+                }
+                if !force && self.active_count() == 1 {
+                    let problem = "which will erase all the data in the image irreversibly - refusing operation";
+                    return Err(Error::Usage(format!("Attempt to erase the only active keyslot {slot} {problem}")));
+                }
+                self.erase(file, *slot)
+            }
+            KeyChange::EraseSecret { secret, force } => {
+                let slots = self.slots_with(file, secret)?;
+                if slots.is_empty() {
+                    return Err(Error::Usage("No keyslots match given (old) password for erase operation".into()));
+                }
+                if !force && slots.len() == self.active_count() {
+                    let problem = "All the active keyslots match the (old) password that was given and erasing them will erase all \
+                                   the data in the image irreversibly - refusing operation";
+                    return Err(Error::Usage(problem.into()));
+                }
+                slots.into_iter().try_for_each(|slot| self.erase(file, slot))
+            }
+        }
+    }
+
+    fn slot(&self, index: usize) -> Result<&Slot> {
+        let last = SLOTS - 1;
+        let problem = || Error::Usage(format!("Invalid keyslot {index} specified. Must be between 0 and {last}"));
+        self.header.slots.get(index).ok_or_else(problem)
+    }
+
+    fn active_count(&self) -> usize {
+        self.header.slots.iter().filter(|slot| slot.active).count()
+    }
+
+    /// The slot for a new secret.
+    fn slot_for(&self, given: Option<usize>, force: bool) -> Result<usize> {
+        match given {
+            Some(index) if self.slot(index)?.active && !force => {
+                let problem = format!("Refusing to overwrite active keyslot {index} - please erase it first");
+                Err(Error::Usage(problem))
+            }
+            Some(index) => Ok(index),
+            None => {
+                let free = self.header.slots.iter().position(|slot| !slot.active);
+                free.ok_or_else(|| Error::Usage("Can't add a keyslot - all keyslots are in use".into()))
+            }
+        }
+    }
+
+    fn slots_with(&self, file: &dyn ReadAt, secret: &Secret) -> Result<Vec<usize>> {
+        let (limits, budget) = (Limits::default(), Budget::new(MEMORY));
+        let secrets = std::slice::from_ref(secret);
+        let cx = OpenContext { secrets, ..OpenContext::new(&limits, &budget) };
+        self.header.slots_of(file, &self.range, &cx, &self.fields)
+    }
+
+    /// Writes the stripes, and then the slot that points to them.
+    fn add(&mut self, file: &dyn Storage, index: usize, secret: &Secret, iter_time: Duration) -> Result<()> {
+        let (spec, hash) = self.header.algorithms(&self.fields)?;
+        let iterations = pbkdf2_iterations(hash, self.key.len(), iter_time, MIN_ITERATIONS);
+        let slot = Slot { active: true, iterations, stripes: STRIPES, ..*self.slot(index)? };
+        let material = KeyMaterial::new(self.fields.0, &self.key, secret, (spec, hash, iterations))?;
+        let area = self.area(index, material.bytes.len() as u64)?;
+        file.write_all_at(&material.bytes, area.start).map_err(Error::io("writing a key slot", area.start))?;
+        file.sync().map_err(Error::io("syncing", None))?;
+        self.write_slot(file, index, Slot { salt: material.salt, ..slot })
+    }
+
+    /// Overwrites the stripes, so that a copy of the header is worth nothing, and marks the slot as free.
+    fn erase(&mut self, file: &dyn Storage, index: usize) -> Result<()> {
+        let slot = *self.slot(index)?;
+        let len = u64::from(self.header.key_len) * u64::from(slot.stripes);
+        let area = self.area(index, len.next_multiple_of(SECTOR))?;
+        let mut noise = vec![0; (area.end - area.start) as usize];
+        random(&mut noise)?;
+        file.write_all_at(&noise, area.start).map_err(Error::io("erasing a key slot", area.start))?;
+        file.sync().map_err(Error::io("syncing", None))?;
+        self.write_slot(file, index, Slot { active: false, iterations: 0, salt: [0; 32], ..slot })
+    }
+
+    /// The file range of the stripes of a slot, which nothing else uses.
+    fn area(&self, index: usize, len: u64) -> Result<Range<u64>> {
+        let field = self.fields.at("key material", self.entry_at(index) + 40);
+        let area = |slot: &Slot, len: u64| {
+            let start = self.range.start.saturating_add(slot.offset());
+            start..start.saturating_add(len)
+        };
+        let own = area(self.slot(index)?, len);
+        check_area(own.clone(), self.range.start + Header::LEN as u64..self.range.end, field)?;
+        let others = self.header.slots.iter().enumerate().filter(|(other, slot)| *other != index && slot.active);
+        for (_, slot) in others {
+            let other = area(slot, u64::from(self.header.key_len) * u64::from(slot.stripes));
+            if own.start < other.end && other.start < own.end {
+                return Err(field.fault(Problem::Overlap { offset: own.start, with: "another key slot" }));
+            }
+        }
+        Ok(own)
+    }
+
+    fn entry_at(&self, index: usize) -> u64 {
+        self.range.start + SLOTS_AT + (index * SLOT_LEN) as u64
+    }
+
+    fn write_slot(&mut self, file: &dyn Storage, index: usize, slot: Slot) -> Result<()> {
+        let at = self.entry_at(index);
+        if let Some(place) = self.header.slots.get_mut(index) {
+            *place = slot;
+        }
+        let bytes = self.header.encode();
+        let start = SLOTS_AT as usize + index * SLOT_LEN;
+        let entry = bytes.get(start..start + SLOT_LEN).unwrap_or_default();
+        file.write_all_at(entry, at).map_err(Error::io("writing the LUKS header", at))?;
+        file.sync().map_err(Error::io("syncing", None))
+    }
+}
