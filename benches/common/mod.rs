@@ -67,6 +67,10 @@ impl Kind {
         Kind::all().into_iter().find(|kind| kind.name == name).unwrap()
     }
 
+    pub fn is_compressed(&self) -> bool {
+        self.compress
+    }
+
     /// A converter to this kind. It has one thread, so that a result is the cost of the work, whatever the load of the machine.
     pub fn converter(&self) -> Converter {
         let mut options = Options::new();

@@ -28,10 +28,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::codec::{DecodeError, Decoder};
+use crate::codec::{Codec, DecodeError, Decoder};
 #[cfg(feature = "write")]
 use crate::driver::DirtyBitmap;
-use crate::driver::{Compressed, ExtentKind, FileId, Location, SparseRead};
+use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, SparseRead};
 use crate::error::{Error, Problem, Result};
 use crate::format::Format;
 use crate::format::shared::table;
@@ -174,6 +174,9 @@ impl Image {
             let (len, size) = (buf.len(), self.virtual_size());
             return Err(Error::Usage(format!("cannot read {len} bytes at {offset:#x} of a disk of {size:#x} bytes")));
         };
+        if self.read_one_extent(buf, offset..end) {
+            return Ok(());
+        }
         // Only compressed units need it.
         let mut scratch = None;
         let mut rest = buf;
@@ -181,15 +184,36 @@ impl Image {
             let span = span?;
             let (part, after) = rest.split_at_mut(span.len as usize);
             match span.kind {
-                ExtentKind::Compressed(_) => {
-                    self.load(&span, part, scratch.get_or_insert_with(|| self.scratch.take()))?
+                ExtentKind::Compressed(unit) => {
+                    let scratch = scratch.get_or_insert_with(|| self.scratch.take());
+                    self.load_compressed(&span, &unit, part, scratch, needed_for(&span, &unit))?;
                 }
-                _ => self.load(&span, part, &mut Scratch::default())?,
+                _ => self.load_plain(&span, part)?,
             }
             rest = after;
         }
         scratch.into_iter().for_each(|scratch| self.scratch.put_back(scratch));
         Ok(())
+    }
+
+    /// Reads a range that is stored in one piece in the top layer, as most short ones are. Otherwise, and after a failure, returns false, and
+    /// the range has to be read by its spans, which cost about as much as the system's read.
+    fn read_one_extent(&self, buf: &mut [u8], range: Range<u64>) -> bool {
+        let ([_], Some(layer)) = (&*self.parts, self.layers.first()) else { return false };
+        if range.is_empty() || layer.reader.reads_payload() {
+            return false;
+        }
+        match layer.reader.extent_at(range.clone()) {
+            Ok(Extent { offset, len, kind: ExtentKind::Data(at) })
+                if offset == range.start
+                    && len >= buf.len() as u64
+                    && layer.reader.decrypted_file(range.start, at).is_none() =>
+            {
+                let file = layer.files.get(at.file.0 as usize);
+                file.is_some_and(|file| file.source.read_exact_at(buf, at.offset).is_ok())
+            }
+            _ => false,
+        }
     }
 
     /// The disk as a stream. [`Reader::new`] has sub-ranges, and readers that own the image.
@@ -200,23 +224,42 @@ impl Image {
     /// Fills `buf` with the data of `span`.
     pub(crate) fn load(&self, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
         match span.kind {
+            ExtentKind::Compressed(unit) => self.load_compressed(span, &unit, buf, scratch, unit.unit_len as usize),
+            _ => self.load_plain(span, buf),
+        }
+    }
+
+    /// Fills `buf` with the data of `span`, which is not compressed.
+    fn load_plain(&self, span: &Span, buf: &mut [u8]) -> Result<()> {
+        match span.kind {
             ExtentKind::Data(at) if !span.host_hole => {
                 let decrypted = self.decrypted_file(span, at);
                 self.with_file(span, at.file, |file| table::read(&**decrypted.as_ref().unwrap_or(file), buf, at.offset))
             }
-            // A whole unit is decoded in place.
-            ExtentKind::Compressed(unit) if buf.len() == unit.unit_len as usize => {
-                self.decode(span, &unit, buf, scratch).map(drop)
-            }
-            ExtentKind::Compressed(unit) => self.with_unit(span, &unit, scratch, |decoded| {
-                let from = (span.offset - unit.unit) as usize;
-                buf.copy_from_slice(decoded.get(from..from + buf.len()).unwrap_or_default());
-            }),
-            ExtentKind::Data(_) | ExtentKind::Zero { .. } | ExtentKind::Hole => {
+            _ => {
                 buf.fill(0);
                 Ok(())
             }
         }
+    }
+
+    /// Fills `buf` with the data of `span`, which is compressed. A unit that is read in part is decoded up to `needed` bytes.
+    fn load_compressed(
+        &self,
+        span: &Span,
+        unit: &Compressed,
+        buf: &mut [u8],
+        scratch: &mut Scratch,
+        needed: usize,
+    ) -> Result<()> {
+        // A whole unit is decoded in place.
+        if buf.len() == unit.unit_len as usize {
+            return self.decode(span, unit, buf, scratch).map(drop);
+        }
+        self.with_unit(span, unit, scratch, needed, |decoded| {
+            let from = (span.offset - unit.unit) as usize;
+            buf.copy_from_slice(decoded.get(from..from + buf.len()).unwrap_or_default());
+        })
     }
 
     /// The file to read the data of `span` from, where its decryption depends on the guest offset.
@@ -227,20 +270,28 @@ impl Image {
     /// Decodes the compressed unit of `span`, if it is one, for the threads that read parts of it.
     pub(crate) fn decode_shared(&self, span: &Span, scratch: &mut Scratch) -> Result<()> {
         match span.kind {
-            ExtentKind::Compressed(unit) => self.with_unit(span, &unit, scratch, |_| ()),
+            ExtentKind::Compressed(unit) => self.with_unit(span, &unit, scratch, unit.unit_len as usize, |_| ()),
             _ => Ok(()),
         }
     }
 
-    /// Calls `read` with the decoded unit of `span`.
-    fn with_unit(&self, span: &Span, unit: &Compressed, scratch: &mut Scratch, read: impl FnOnce(&[u8])) -> Result<()> {
+    /// Calls `read` with at least the first `needed` bytes of the decoded unit of `span`.
+    fn with_unit(
+        &self,
+        span: &Span,
+        unit: &Compressed,
+        scratch: &mut Scratch,
+        needed: usize,
+        read: impl FnOnce(&[u8]),
+    ) -> Result<()> {
         let key = (span.layer, unit.at.offset, unit.unit);
         let decode = |decoded: &mut [u8]| self.decode(span, unit, decoded, scratch).map(drop);
-        self.units.with(key, unit.unit_len as usize, decode, read)
+        self.units.with(key, unit.unit_len as usize, needed, decode, read)
     }
 
-    /// Decodes a compressed unit into `unit`, and leaves its payload at the start of `scratch.stored`. Returns false if the
-    /// payload is shorter than the unit, which only the last unit of a disk may be; the rest is zeros then.
+    /// Decodes a compressed unit, or the start of one where its codec can do that, into `unit`, and leaves its payload at the start of
+    /// `scratch.stored`. Returns false if the payload is shorter than the unit, which only the last unit of a disk may be; the rest is zeros
+    /// then.
     pub(crate) fn decode(&self, span: &Span, at: &Compressed, unit: &mut [u8], scratch: &mut Scratch) -> Result<bool> {
         scratch.stored.resize(at.stored_len as usize, 0);
         let format = self.layers[span.layer].format.name();
@@ -384,6 +435,15 @@ impl ReadAt for Image {
             }
         }
         Ok(None)
+    }
+}
+
+/// How many bytes of the compressed unit of `span` have to be decoded for it.
+fn needed_for(span: &Span, unit: &Compressed) -> usize {
+    match unit.codec {
+        // It has no checksum at its end, and can be left anywhere.
+        Codec::Deflate => (span.end() - unit.unit) as usize,
+        _ => unit.unit_len as usize,
     }
 }
 

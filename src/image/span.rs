@@ -88,7 +88,7 @@ pub struct Spans<'a> {
     image: &'a Image,
     at: u64,
     end: u64,
-    /// The last extent of each layer. It may be much longer than its visible part.
+    /// The last extent of each layer. It may be much longer than its visible part. Empty where no extent is needed twice.
     cached: Vec<Option<Extent>>,
     trackers: Option<Vec<OverlapTracker>>,
     /// The guest ranges whose host range has another use, if these are not errors.
@@ -99,8 +99,7 @@ pub struct Spans<'a> {
 impl<'a> Spans<'a> {
     pub(super) fn new(image: &'a Image, range: Range<u64>) -> Self {
         let end = range.end.min(image.virtual_size());
-        let cached = vec![None; image.layers.len()];
-        Spans { image, at: range.start, end, cached, trackers: None, overlaps: None, finds_holes: true }
+        Spans { image, at: range.start, end, cached: Vec::new(), trackers: None, overlaps: None, finds_holes: true }
     }
 
     /// Adds an overlap tracker for each layer.
@@ -176,8 +175,8 @@ impl<'a> Spans<'a> {
 
     /// The extent of a layer at the guest offset `at` of the part that begins at `start`.
     fn extent(&mut self, index: usize, at: u64, limit: u64, start: u64) -> Result<Extent> {
-        match self.cached[index] {
-            Some(extent) if extent.offset <= at && at < extent.end() => Ok(extent),
+        match self.cached.get(index) {
+            Some(Some(extent)) if extent.offset <= at && at < extent.end() => Ok(*extent),
             _ => {
                 let layer = &self.image.layers[index];
                 // Overlaps are tracked by whole allocation units, also if overlays hide parts of them.
@@ -197,7 +196,13 @@ impl<'a> Spans<'a> {
                         overlaps.extend(found.map(|(part, e)| (part.start + start..part.end + start, locate(e))));
                     }
                 }
-                self.cached[index] = Some(extent);
+                // Without overlays and holes, a span is the whole extent.
+                if self.cached.is_empty() && (self.finds_holes || self.image.layers.len() > 1) {
+                    self.cached = vec![None; self.image.layers.len()];
+                }
+                if let Some(cached) = self.cached.get_mut(index) {
+                    *cached = Some(extent);
+                }
                 Ok(extent)
             }
         }

@@ -29,7 +29,8 @@ struct Unit {
 
 struct Data {
     bytes: Vec<u8>,
-    is_decoded: bool,
+    /// How many bytes at the start of `bytes` are decoded: none, those that the first read needed, or all.
+    decoded: usize,
 }
 
 impl UnitCache {
@@ -38,7 +39,9 @@ impl UnitCache {
     const BYTES: usize = 8 << 20;
     const UNITS: usize = 256;
 
-    /// Calls `read` with the decoded bytes of the unit `key`, which has `len` bytes. Where they are not known, `decode` fills them.
+    /// Calls `read` with the decoded bytes of the unit `key`, which has `len` bytes, or with its first `needed` bytes at least. Where they are not
+    /// known, `decode` fills them: the first time no more than are needed, which is half of a unit for reads at random, and then all of
+    /// them, since a unit that is read twice is likely to be read from its beginning to its end.
     ///
     /// # Errors
     /// Those of `decode`.
@@ -46,15 +49,18 @@ impl UnitCache {
         &self,
         key: UnitKey,
         len: usize,
+        needed: usize,
         decode: impl FnOnce(&mut [u8]) -> Result<()>,
         read: impl FnOnce(&[u8]),
     ) -> Result<()> {
         let unit = self.unit(key, len);
         let data = &mut *lock(&unit.data);
-        if !data.is_decoded {
-            data.bytes.resize(len, 0);
+        if data.decoded < needed {
+            let more = if data.decoded == 0 { needed.min(len) } else { len };
+            data.decoded = 0;
+            data.bytes.resize(more, 0);
             decode(&mut data.bytes)?;
-            data.is_decoded = true;
+            data.decoded = more;
         }
         read(&data.bytes);
         Ok(())
@@ -67,7 +73,7 @@ impl UnitCache {
         let unit = match found {
             Some(index) => kept.remove(index).1,
             None => {
-                let data = Data { bytes: std::mem::take(spare), is_decoded: false };
+                let data = Data { bytes: std::mem::take(spare), decoded: 0 };
                 Arc::new(Unit { len, data: Mutex::new(data) })
             }
         };
@@ -108,7 +114,7 @@ mod tests {
             bytes.fill(number as u8);
             Ok(())
         };
-        cache.with((0, number, number), len, decode, |bytes| first = bytes[len - 1]).unwrap();
+        cache.with((0, number, number), len, len, decode, |bytes| first = bytes[len - 1]).unwrap();
         (first, is_new)
     }
 
@@ -137,10 +143,25 @@ mod tests {
     }
 
     #[test]
+    fn a_unit_is_decoded_in_part_once() {
+        let cache = UnitCache::default();
+        let mut decoded = Vec::new();
+        for needed in [4, 3, 5, 2, 10] {
+            let decode = |bytes: &mut [u8]| {
+                decoded.push(bytes.len());
+                bytes.fill(7);
+                Ok(())
+            };
+            cache.with((0, 1, 1), 10, needed, decode, |bytes| assert_eq!(bytes[..needed], vec![7; needed])).unwrap();
+        }
+        assert_eq!(decoded, [4, 10]);
+    }
+
+    #[test]
     fn a_failure_is_not_kept() {
         let cache = UnitCache::default();
         let fail = |_: &mut [u8]| Err(Error::Cancelled);
-        assert!(cache.with((0, 1, 1), 10, fail, |_| panic!("nothing was decoded")).is_err());
+        assert!(cache.with((0, 1, 1), 10, 10, fail, |_| panic!("nothing was decoded")).is_err());
         assert_eq!(read(&cache, 1, 10), (1, true));
     }
 
@@ -156,7 +177,7 @@ mod tests {
         };
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| cache.with((0, 1, 1), 10, decode, |bytes| assert_eq!(bytes, [7; 10])).unwrap());
+                scope.spawn(|| cache.with((0, 1, 1), 10, 10, decode, |bytes| assert_eq!(bytes, [7; 10])).unwrap());
             }
         });
         assert_eq!(count.into_inner(), 1);

@@ -100,6 +100,55 @@ fn a_conversion_reads_each_unit_once() {
     }
 }
 
+/// One read in each unit, in an order that jumps from table to table, and all of them again.
+#[test]
+fn reads_at_random_read_each_table_once() {
+    for Case { format, options, unit, tables } in cases() {
+        let (image, file) = convert(format, options, &disk(unit));
+        // The length of a compressed grain is before its payload, and is not kept; nor are the bitmaps of so many blocks.
+        let is_kept = !options.contains("streamOptimized") && !options.contains("subformat=dynamic,block_size=512k");
+        file.take_calls();
+        for (round, metadata) in [tables, if is_kept { 0 } else { UNITS }].into_iter().enumerate() {
+            let mut block = [0; 4096];
+            for step in 0..UNITS {
+                let index = step * 7919 % UNITS;
+                image.read_exact_at(&mut block, index * unit).unwrap();
+                assert_eq!((block[0], block[4095]), (index as u8 | 1, 0), "{format} {options}");
+            }
+            assert_eq!(file.take_calls().reads, UNITS + metadata, "{format} {options}, round {round}");
+        }
+    }
+}
+
+/// The first read in a compressed cluster decodes its start, the second one all of it, and later ones nothing.
+#[test]
+fn a_compressed_unit_is_read_twice_at_most() {
+    let unit = 64 << 10;
+    for compression_type in ["zlib", "zstd"] {
+        let mut options = Options::new();
+        options.set("compression_type", compression_type);
+        let file = Arc::new(SparseFile::default());
+        let converter = Converter::new(Format::QCOW2).options(options).compress(true);
+        converter.convert_to(&disk(unit), file.clone()).unwrap();
+        let image = OpenOptions::new().format(Format::QCOW2).open_source(file.clone()).unwrap();
+        for (index, blocks) in [[0, 1, 2, 15], [15, 0, 14, 1], [3, 2, 1, 0]].into_iter().enumerate() {
+            let index = index as u64;
+            // Reads the table.
+            image.read_exact_at(&mut [0], (index + 9) * unit).unwrap();
+            file.take_calls();
+            for number in blocks {
+                let mut block = [9; 4096];
+                image.read_exact_at(&mut block, index * unit + number * 4096).unwrap();
+                let first = if number == 0 { index as u8 | 1 } else { 0 };
+                assert_eq!((block[0], block[4095]), (first, 0), "{compression_type}");
+            }
+            // A payload of zstd cannot be left before its end.
+            let is_partial = compression_type == "zlib" && blocks[0] < 3;
+            assert_eq!(file.take_calls().reads, 1 + u64::from(is_partial), "{compression_type}, {blocks:?}");
+        }
+    }
+}
+
 /// Runs that begin anywhere, shorter than a chunk, as long, and longer: each is in two work ranges or more.
 #[cfg(feature = "dmg")]
 #[test]

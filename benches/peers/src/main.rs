@@ -1,0 +1,55 @@
+//! Reads at random offsets by other crates: `peers CRATE FORMAT THREADS READS IMAGE [BACKING]...` prints the microseconds of a read, of all
+//! cores and by the clock.
+
+#[path = "../../common/random_reads.rs"]
+mod random_reads;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::vmdk::Vmdk;
+use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
+use random_reads::{Cost, measure};
+use virtdisk::{Image, ImageFormat, ReadAt};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [name, format, threads, reads, image, backing @ ..] = args.as_slice() else {
+        return Err("expected CRATE FORMAT THREADS READS IMAGE [BACKING]...".into());
+    };
+    let run = match name.as_str() {
+        "imago" => imago,
+        "virtdisk" => virtdisk,
+        _ => return Err(format!("unknown crate '{name}'").into()),
+    };
+    let cost = run(format, image, backing, threads.parse()?, reads.parse()?)?;
+    println!("{cost}");
+    Ok(())
+}
+
+fn imago(format: &str, image: &str, _: &[String], threads: u64, reads: u64) -> Result<Cost, Box<dyn Error>> {
+    let disk: FormatAccess<File> = match format {
+        "raw" => FormatAccess::new(Raw::builder_path(image).open(PermissiveImplicitOpenGate::default())?),
+        "qcow2" => FormatAccess::new(Qcow2::<File>::builder_path(image).open(PermissiveImplicitOpenGate::default())?),
+        "vmdk" => FormatAccess::new(Vmdk::<File>::builder_path(image).open(PermissiveImplicitOpenGate::default())?),
+        _ => return Err(format!("imago does not read {format}").into()),
+    };
+    Ok(measure(disk.size(), threads, reads, |buf, offset| disk.read(buf, offset).unwrap()))
+}
+
+fn virtdisk(format: &str, image: &str, backing: &[String], threads: u64, reads: u64) -> Result<Cost, Box<dyn Error>> {
+    let format = match format {
+        "raw" => ImageFormat::Raw,
+        "qcow2" => ImageFormat::Qcow2,
+        "vmdk" => ImageFormat::Vmdk,
+        "vdi" => ImageFormat::Vdi,
+        "vhdx" => ImageFormat::Vhdx,
+        _ => return Err(format!("virtdisk does not read {format}").into()),
+    };
+    let backing: Vec<PathBuf> = backing.iter().map(PathBuf::from).collect();
+    let disk = Image::open_chain(image, Some(format), &backing)?;
+    Ok(measure(disk.len(), threads, reads, |buf, offset| disk.read_exact_at(offset, buf).unwrap()))
+}
