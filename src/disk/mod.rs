@@ -42,7 +42,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::Image;
 use crate::info::ImageInfo;
-use crate::io::Storage;
+use crate::io::{ReadAt, Storage};
 pub use commit::Commit;
 pub use preallocate::Preallocation;
 use ranges::{RangeGuard, RangeLocks, Use};
@@ -230,12 +230,17 @@ struct Top {
     driver: Driver,
     /// As it was when the size changed last.
     info: ImageInfo,
+    /// The file with decrypted guest data.
+    decrypted: Option<Arc<dyn ReadAt>>,
 }
 
 impl Top {
     fn boxed(driver: &Driver) -> Box<dyn SparseRead> {
-        let info = lock(driver).info();
-        Box::new(Top { driver: driver.clone(), info })
+        let locked = lock(driver);
+        let info = locked.info();
+        let file = locked.files().into_iter().next();
+        let decrypted = file.filter(|_| info.encryption.is_some()).map(|file| file as Arc<dyn ReadAt>);
+        Box::new(Top { driver: driver.clone(), info, decrypted })
     }
 }
 
@@ -246,6 +251,10 @@ impl SparseRead for Top {
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
         lock(&self.driver).extent_at(range)
+    }
+
+    fn image_file(&self) -> Option<Arc<dyn ReadAt>> {
+        self.decrypted.clone()
     }
 
     fn host_alignment(&self) -> Option<u64> {

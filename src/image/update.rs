@@ -83,10 +83,11 @@ impl OpenOptions {
         let cx = UpdateContext { storage: &data_file, ..UpdateContext::new(*cx) };
         let TopLayer { reader, files } = open(top.format, storage, &cx)?;
         let files = files.into_iter().enumerate().map(|(index, file)| match index {
-            0 => Ok(SourceFile::new(top.source.clone(), top.path.clone())),
+            0 => SourceFile::new(top.source.clone(), top.path.clone()).seen_by(&*reader),
             _ => SourceFile::from_file(file, None),
         });
-        Ok(Layer { reader, format: top.format, files: files.collect::<Result<_>>()? })
+        let files = files.collect::<Result<_>>()?;
+        Ok(Layer { reader, format: top.format, files })
     }
 
     /// Opens a data file for writing: the one that the reference policy lets be opened for reading.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, ReadAt, Storage};
-use diskimage::{Disk, OpenOptions, ReferencePolicy};
+use diskimage::{Disk, OpenOptions, ReferencePolicy, Secret};
 
 use super::recorder::Recorder;
+use super::starts::SECRET;
 use crate::support::Random;
 
 /// An image to start with.
@@ -27,7 +28,7 @@ pub struct Start {
 impl Start {
     /// How the image is opened.
     pub fn options(&self) -> OpenOptions {
-        let options = OpenOptions::new();
+        let options = OpenOptions::new().secret(Secret::new(SECRET));
         match &self.backing {
             None => options,
             Some(bytes) => {

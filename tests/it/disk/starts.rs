@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use diskimage::io::MemFile;
-use diskimage::{Converter, Format, OpenOptions};
+use diskimage::{Converter, Format, OpenOptions, Secret};
 
 use super::model::Start;
 use crate::support::{Random, options};
@@ -15,6 +15,8 @@ pub fn all() -> Vec<Start> {
     let mut starts = vec![raw()];
     #[cfg(feature = "qcow2")]
     starts.extend(qcow2());
+    #[cfg(all(feature = "qcow2", feature = "crypto"))]
+    starts.extend(encrypted());
     #[cfg(feature = "vdi")]
     starts.extend(super::vdi::starts());
     #[cfg(feature = "vhd")]
@@ -91,6 +93,31 @@ fn qcow2() -> Vec<Start> {
         starts.push(overlay(list));
     }
     starts
+}
+
+/// The passphrase of encrypted images.
+pub const SECRET: &str = "a passphrase";
+
+#[cfg(all(feature = "qcow2", feature = "crypto"))]
+fn encrypted() -> Vec<Start> {
+    let start = |format: Format, list: &str| {
+        let content = content(11);
+        let source =
+            OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(content.clone()))).unwrap();
+        let file = Arc::new(MemFile::new());
+        let converter = Converter::new(format).options(options(list)).secret(Secret::new(SECRET));
+        converter.convert_to(&source, file.clone()).unwrap();
+        // What is added to a volume is undefined.
+        let is_qcow2 = format == Format::QCOW2;
+        let (name, file) = (format!("{} {list}", format.name()), file.to_vec());
+        Start { name, file, backing: None, content, resizes: is_qcow2, shrinks: is_qcow2, snapshots: is_qcow2 }
+    };
+    vec![
+        start(Format::LUKS, "iter-time=1"),
+        start(Format::LUKS, "version=2,sector-size=4096,iter-time=1,argon2-memory=8M"),
+        start(Format::QCOW2, "encrypt.format=luks,encrypt.iter-time=1"),
+        start(Format::QCOW2, "encrypt.format=luks,encrypt.iter-time=1,extended_l2=on,encrypt.cipher-mode=cbc"),
+    ]
 }
 
 /// An overlay of a raw disk that is longer.
