@@ -114,7 +114,7 @@ fn encrypted() -> Vec<Start> {
     };
     vec![
         start(Format::LUKS, "iter-time=1"),
-        start(Format::LUKS, "version=2,sector-size=4096,iter-time=1,argon2-memory=8M"),
+        start(Format::LUKS, "version=2,sector-size=4096,iter-time=1,argon2-memory=64k"),
         start(Format::QCOW2, "encrypt.format=luks,encrypt.iter-time=1"),
         start(Format::QCOW2, "encrypt.format=luks,encrypt.iter-time=1,extended_l2=on,encrypt.cipher-mode=cbc"),
     ]
