@@ -1,5 +1,8 @@
 //! The command line of qemu-img: every line is run by both programs, each in a directory of its own with the same files.
 
+#[path = "qemu_img/encrypted.rs"]
+mod encrypted;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::getopt::Parsed;
 use super::message::{self, Failed};
 use super::source::{Source, Sources};
-use super::{Outcome, style};
+use super::{Outcome, check_words, style};
 use crate::check;
 use crate::output::{self, Style};
 
@@ -59,9 +59,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
             if let Some(repaired) = &repaired {
                 print_repairs(repaired, source.try_inspect().ok().and_then(|image| image.info.block_size))?;
             }
-            for message in &report.messages {
-                message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
-            }
+            check_words::found(&report, cluster_size).iter().for_each(|line| message::line(line));
             if !parsed.flag("quiet") {
                 output::print(&check::human(&report))?;
             }
@@ -102,25 +100,13 @@ fn as_by_qemu(mut report: CheckReport) -> CheckReport {
 }
 
 fn print_repairs(repaired: &RepairReport, cluster_size: Option<u32>) -> Result<(), Failed> {
-    // What is not wrong is told once, after the repairs.
-    for message in repaired.before.messages.iter().filter(|message| !message.starts_with("Note")) {
-        message::line(&refcount_line(message, cluster_size).unwrap_or_else(|| output::printable(message)));
-    }
+    check_words::repaired(repaired, cluster_size).iter().for_each(|line| message::line(line));
     output::print(&format!(
         "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
          Double checking the fixed image now...\n",
         repaired.leaks_fixed, repaired.corruptions_fixed
     ))?;
     Ok(())
-}
-
-/// The line of qemu-img for a wrong refcount, which is made from the words of the library.
-fn refcount_line(message: &str, cluster_size: Option<u32>) -> Option<String> {
-    let (severity, rest) = message.split_once(": cluster at host offset 0x")?;
-    let (offset, rest) = rest.split_once(": refcount is ")?;
-    let (refcount, expected) = rest.split_once(", expected ")?;
-    let cluster = u64::from_str_radix(offset, 16).ok()? / u64::from(cluster_size?);
-    Some(format!("{severity} cluster {cluster} refcount={refcount} reference={expected}"))
 }
 
 /// In the order of qemu-img.
@@ -140,19 +126,4 @@ fn json(report: &CheckReport, repaired: Option<&RepairReport>, name: &str) -> Va
     object.insert("filename".into(), name.into());
     object.insert("format".into(), report.format.into());
     Value::Object(object)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wrong_refcounts_are_told_as_in_qemu_img() {
-        let line = |message| refcount_line(message, Some(65536));
-        assert_eq!(
-            line("Leaked: cluster at host offset 0x40000: refcount is 2, expected 1").as_deref(),
-            Some("Leaked cluster 4 refcount=2 reference=1")
-        );
-        assert_eq!(line("ERROR: qcow2: corrupt image"), None);
-    }
 }

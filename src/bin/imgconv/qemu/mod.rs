@@ -8,6 +8,7 @@ mod amend;
 mod bitmap;
 mod bitmaps;
 mod check;
+mod check_words;
 mod commit;
 mod compare;
 mod convert;

@@ -114,7 +114,7 @@ impl Update {
         if header.incompatible.contains(Incompatible::DIRTY) {
             repair(file.clone(), cx, Repair::All)?;
         }
-        let image = Update::open_for_repair(file, cx)?;
+        let image = Update::open_for_repair(file, cx)?.unlocked(cx)?;
         if image.header.incompatible.contains(Incompatible::DIRTY) {
             let feature = "writing to an image that was not closed cleanly, and whose refcounts cannot be repaired";
             return Err(Error::unsupported(FORMAT_NAME, feature));
@@ -132,20 +132,9 @@ impl Update {
         if header.encryption != Encryption::None && header.has_data_file() {
             return Err(Error::unsupported(FORMAT_NAME, "encryption of an external data file"));
         }
-        #[cfg(feature = "crypto")]
-        let keys = match header.encryption {
-            Encryption::None => None,
-            _ => Some(key_slots(&*file, &header, &cx.open)?),
-        };
-        #[cfg(feature = "crypto")]
-        let disk: Arc<dyn Storage> = match &keys {
-            Some(keys) => Arc::new(EncryptedFile::new(file.clone(), keys.cipher()?, 0, 0)),
-            None => file.clone(),
-        };
-        #[cfg(not(feature = "crypto"))]
+        // Metadata is not encrypted.
+        let inspect = header.encryption != Encryption::None;
         let disk = file.clone();
-        // Its header is valid, and it is unlocked: a key takes long to derive.
-        let inspect = cfg!(feature = "crypto") && header.encryption != Encryption::None;
         let Reader { info, header, l1, .. } = Reader::open(source, &OpenContext { inspect, ..cx.open })?;
         let data_file = info.files.first().map(cx.storage).transpose()?;
         let data_file_len = data_file.as_ref().map_or(Ok(0), |file| table::length(&**file))?;
@@ -165,7 +154,7 @@ impl Update {
             file,
             disk,
             #[cfg(feature = "crypto")]
-            keys,
+            keys: None,
             data_file,
             file_len,
             data_file_len,
@@ -177,6 +166,33 @@ impl Update {
             first_free: 0,
             is_announced: false,
         })
+    }
+
+    /// Unlocks an encrypted image.
+    #[cfg(feature = "crypto")]
+    fn unlocked(mut self, cx: &UpdateContext<'_>) -> Result<Update> {
+        if self.header.encryption != Encryption::None {
+            self.check_complete()?;
+            let keys = key_slots(&*self.file, &self.header, &cx.open)?;
+            self.disk = Arc::new(EncryptedFile::new(self.file.clone(), keys.cipher()?, 0, 0));
+            self.keys = Some(keys);
+        }
+        Ok(self)
+    }
+
+    #[cfg(not(feature = "crypto"))]
+    fn unlocked(self, _: &UpdateContext<'_>) -> Result<Update> {
+        match self.header.encryption {
+            Encryption::None => Ok(self),
+            _ => Err(Error::unsupported(FORMAT_NAME, "encryption; enable the feature `crypto`")),
+        }
+    }
+
+    /// Refuses an image that was opened in spite of a missing L1 table.
+    #[cfg(feature = "crypto")]
+    fn check_complete(&self) -> Result<()> {
+        let len = self.header.l1_entries_for(self.header.size) * 8;
+        FIELDS.at("L1 table", 40).within(self.header.l1_table_offset, len, self.file_len)
     }
 
     /// Prepares for a change of guest data.

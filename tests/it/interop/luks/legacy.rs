@@ -81,7 +81,7 @@ fn written_images_with_aes_encryption() {
                 format!("secret,id=sec0,file={}", dir.file("passphrase", b"sixteen bytes ok, and more").display());
             let (source, image, back) = (dir.file("source.raw", &guest), dir.join("image"), dir.join("back.raw"));
             let mut options = Options::new();
-            options.add_list(&format!("encrypt.format=aes,{more}").trim_end_matches(',').to_owned());
+            options.add_list(format!("encrypt.format=aes,{more}").trim_end_matches(','));
             if is_overlay {
                 options.set("backing_fmt", "raw");
             }

@@ -1,0 +1,170 @@
+//! What a check of qcow2 finds, in the words of qemu-img, which are made from those of the library.
+
+use diskimage::{CheckReport, RepairReport};
+
+use crate::output;
+
+/// The lines for all findings: entries, refcounts, then flags that do not go with them.
+pub fn found(report: &CheckReport, cluster_size: Option<u32>) -> Vec<String> {
+    let findings = findings(&report.messages, cluster_size);
+    let mut lines: Vec<_> = findings.iter().filter_map(Finding::other).collect();
+    lines.extend(findings.iter().filter_map(|finding| finding.count(None)));
+    lines.extend(findings.iter().filter_map(|finding| finding.flag("ERROR", &findings)));
+    lines
+}
+
+/// The lines for what was repaired: what was found before, and is not found now. A wrong refcount is told twice.
+pub fn repaired(report: &RepairReport, cluster_size: Option<u32>) -> Vec<String> {
+    let is_left = |message| report.after.messages.contains(message);
+    // What is not wrong is told with what is left.
+    let gone = report.before.messages.iter().filter(|message| !is_left(message) && !message.starts_with("Note"));
+    let findings = findings(gone, cluster_size);
+    let mut lines: Vec<_> = findings.iter().filter_map(|finding| finding.count(None)).collect();
+    lines.extend(findings.iter().filter_map(|finding| finding.count(Some("Repairing"))));
+    // A flag that was right for the right refcount is not told.
+    lines.extend(findings.iter().filter_map(|finding| finding.flag("Repairing", &[])));
+    lines
+}
+
+/// A message of the library.
+enum Finding<'a> {
+    Count {
+        severity: &'a str,
+        cluster: u64,
+        refcount: &'a str,
+        expected: &'a str,
+    },
+    /// The flag of an L2 entry, whose value is hexadecimal, of the cluster `cluster`. It is set unless the refcount is 1.
+    Flag {
+        entry: &'a str,
+        cluster: u64,
+        is_set: bool,
+        message: &'a str,
+    },
+    Other(String),
+}
+
+fn findings<'a>(messages: impl IntoIterator<Item = &'a String>, cluster_size: Option<u32>) -> Vec<Finding<'a>> {
+    let parse = |message: &'a String| {
+        let known = wrong_count(message, cluster_size).or_else(|| wrong_entry(message, cluster_size));
+        known.unwrap_or_else(|| Finding::Other(output::printable(message)))
+    };
+    messages.into_iter().map(parse).collect()
+}
+
+impl Finding<'_> {
+    fn count(&self, instead: Option<&str>) -> Option<String> {
+        let Finding::Count { severity, cluster, refcount, expected } = self else { return None };
+        let severity = instead.unwrap_or(severity);
+        Some(format!("{severity} cluster {cluster} refcount={refcount} reference={expected}"))
+    }
+
+    /// The line for a flag. The refcount, if it is not 1, is that of another finding.
+    fn flag(&self, severity: &str, others: &[Finding<'_>]) -> Option<String> {
+        let Finding::Flag { entry, cluster, is_set, message } = self else { return None };
+        let refcount = match is_set {
+            false => Some("1"),
+            true => others.iter().find_map(|other| match other {
+                Finding::Count { cluster: other, refcount, .. } if other == cluster => Some(*refcount),
+                _ => None,
+            }),
+        };
+        match refcount {
+            Some(refcount) => {
+                Some(format!("{severity} OFLAG_COPIED data cluster: l2_entry={entry} refcount={refcount}"))
+            }
+            None if others.is_empty() => None,
+            None => Some(output::printable(message)),
+        }
+    }
+
+    fn other(&self) -> Option<String> {
+        if let Finding::Other(line) = self { Some(line.clone()) } else { None }
+    }
+}
+
+/// A wrong refcount.
+fn wrong_count(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> {
+    let (severity, rest) = message.split_once(": cluster at host offset 0x")?;
+    let (offset, rest) = rest.split_once(": refcount is ")?;
+    let (refcount, expected) = rest.split_once(", expected ")?;
+    let cluster = u64::from_str_radix(offset, 16).ok()? / u64::from(cluster_size?);
+    Some(Finding::Count { severity, cluster, refcount, expected })
+}
+
+/// A wrong L2 entry.
+fn wrong_entry(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> {
+    // The offset in an entry, without the flags.
+    const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+    let (_, rest) = message.strip_prefix("ERROR: qcow2: corrupt image at file offset 0x")?.split_once(": ")?;
+    let rest = rest.strip_prefix("L2 entry is ")?;
+    if let Some(rest) = rest.strip_prefix("out of bounds: ") {
+        let (len, rest) = rest.split_once(" bytes at ")?;
+        let (offset, _) = rest.split_once(", ")?;
+        let problem = "counting reference for region exceeding the end of the file by one cluster or more";
+        let line = format!("ERROR: {problem}: offset {offset} size {:#x}", len.parse::<u64>().ok()?);
+        return Some(Finding::Other(line));
+    }
+    let (entry, rest) = rest.strip_prefix("0x")?.split_once(", ")?;
+    let offset = u64::from_str_radix(entry, 16).ok()? & OFFSET;
+    if rest.starts_with("not a multiple of") {
+        let line = format!("ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted.");
+        return Some(Finding::Other(line));
+    }
+    let is_set = match rest.strip_prefix("but must have bit 63 ")? {
+        "set, as the refcount is 1" => false,
+        "clear, as the refcount is not 1" => true,
+        _ => return None,
+    };
+    Some(Finding::Flag { entry, cluster: offset / u64::from(cluster_size?), is_set, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: &str = "ERROR: qcow2: corrupt image at file offset 0x40000: L2 entry is";
+
+    fn report(messages: &[String]) -> CheckReport {
+        let mut report = CheckReport::default();
+        report.messages = messages.to_vec();
+        report
+    }
+
+    /// Expected: qemu-img 10.
+    #[test]
+    fn findings_are_told_as_by_qemu_img() {
+        let before = [
+            format!("{AT} 0x8000000000060000, but must have bit 63 clear, as the refcount is not 1"),
+            format!("{AT} 0x8000000000050200, not a multiple of 65536"),
+            "Leaked: cluster at host offset 0x60000: refcount is 2, expected 1".to_owned(),
+            format!("{AT} 0x50000, but must have bit 63 set, as the refcount is 1"),
+            format!("{AT} out of bounds: 65536 bytes at 0x10000000, file length 0xa0000"),
+            "ERROR: qcow2: corrupt image".to_owned(),
+        ];
+        let misaligned = "ERROR offset=50200: Data cluster is not properly aligned; L2 entry corrupted.";
+        let outside = "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x10000000 size \
+                       0x10000";
+        assert_eq!(
+            found(&report(&before), Some(65536)),
+            [
+                misaligned,
+                outside,
+                "ERROR: qcow2: corrupt image",
+                "Leaked cluster 6 refcount=2 reference=1",
+                "ERROR OFLAG_COPIED data cluster: l2_entry=8000000000060000 refcount=2",
+                "ERROR OFLAG_COPIED data cluster: l2_entry=50000 refcount=1",
+            ]
+        );
+        let mut repairs = RepairReport::default();
+        (repairs.before, repairs.after) = (report(&before), report(&[before[1].clone()]));
+        assert_eq!(
+            repaired(&repairs, Some(65536)),
+            [
+                "Leaked cluster 6 refcount=2 reference=1",
+                "Repairing cluster 6 refcount=2 reference=1",
+                "Repairing OFLAG_COPIED data cluster: l2_entry=50000 refcount=1",
+            ]
+        );
+    }
+}
