@@ -21,9 +21,7 @@ pub(crate) use mode::{CipherSpec, SectorCipher};
 pub(crate) use random::random;
 #[cfg(test)]
 pub(crate) use random::with_pinned_random;
-#[cfg(feature = "disk")]
-pub(crate) use storage::EncryptedFile;
-pub(crate) use storage::{Decrypting, Encrypting};
+pub(crate) use storage::{Decrypting, EncryptedFile, Encrypting};
 
 /// Unit of sector numbers in initialization vectors, in bytes.
 pub(crate) const SECTOR: u64 = 512;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use diskimage::io::MemFile;
-use diskimage::{Converter, Format, OpenOptions, Secret};
+use diskimage::{Converter, Format, OpenOptions};
 
 use super::model::Start;
 use crate::support::{Random, options};
@@ -105,7 +105,7 @@ fn encrypted() -> Vec<Start> {
         let source =
             OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(content.clone()))).unwrap();
         let file = Arc::new(MemFile::new());
-        let converter = Converter::new(format).options(options(list)).secret(Secret::new(SECRET));
+        let converter = Converter::new(format).options(options(list)).secret(diskimage::Secret::new(SECRET));
         converter.convert_to(&source, file.clone()).unwrap();
         // What is added to a volume is undefined.
         let is_qcow2 = format == Format::QCOW2;
