@@ -7,7 +7,6 @@
 
 mod anti_forensic;
 mod cipher;
-#[cfg(feature = "disk")]
 mod encrypted;
 mod hash;
 mod kdf;
@@ -17,7 +16,6 @@ mod storage;
 
 pub(crate) use anti_forensic::{merge, split};
 pub(crate) use cipher::CipherName;
-#[cfg(feature = "disk")]
 pub(crate) use encrypted::EncryptedFile;
 pub(crate) use hash::Hash;
 pub(crate) use kdf::{Argon2Kind, Kdf, KdfError, argon2_passes, pbkdf2_iterations};

@@ -42,7 +42,6 @@
 
 mod options;
 mod reader;
-#[cfg(feature = "disk")]
 mod update;
 mod v2;
 mod writer;

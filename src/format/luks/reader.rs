@@ -8,7 +8,6 @@ use super::{FIELDS, FORMAT_NAME};
 use crate::crypto::{Decrypting, SectorCipher};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Error, Problem, Result};
-#[cfg(feature = "disk")]
 use crate::format::shared::luks::KeySlots;
 use crate::format::shared::luks::{Header, SECTOR};
 use crate::format::shared::signature::LUKS;
@@ -86,14 +85,12 @@ impl Volume {
     }
 
     /// Whether the header has the size of the guest data, which otherwise ends with the file.
-    #[cfg(feature = "disk")]
     pub fn has_size(&self) -> bool {
         matches!(&self.keys, Keys::V2 { metadata, .. } if metadata.segment.size.is_some())
     }
 
     /// As [`unlock`](Self::unlock), for changes of the key slots; `None` for volumes of version 2 and detached headers, whose slots are not
     /// changed.
-    #[cfg(feature = "disk")]
     pub fn key_slots(&self, file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Option<KeySlots>> {
         match &self.keys {
             Keys::V1(header) if cx.detached_header.is_none() => {

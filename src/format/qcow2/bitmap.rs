@@ -2,7 +2,6 @@
 //! without them: an opened image has the directory only, and the [`bits`] are for copies.
 
 mod bits;
-#[cfg(feature = "disk")]
 mod union;
 
 use std::ops::Range;
@@ -12,7 +11,6 @@ use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
 pub(super) use self::bits::{Bits, Part};
-#[cfg(feature = "disk")]
 pub(super) use self::union::Union;
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};

@@ -11,7 +11,6 @@ use crate::crypto::Decrypting;
 use crate::driver::OpenContext;
 use crate::error::{Error, Result};
 use crate::format::shared::decryption::{Decryption, LegacyAes};
-#[cfg(feature = "disk")]
 use crate::format::shared::luks::KeySlots;
 use crate::io::ReadAt;
 
@@ -40,7 +39,6 @@ pub(super) fn unlock(file: Arc<dyn ReadAt>, header: &Header, cx: &OpenContext<'_
 ///
 /// # Errors
 /// As [`unlock`].
-#[cfg(feature = "disk")]
 pub(super) fn key_slots(file: &dyn ReadAt, header: &Header, cx: &OpenContext<'_>) -> Result<KeySlots> {
     let Some((luks, location)) = luks::read(file, header)? else {
         return Err(Error::unsupported(FORMAT_NAME, "this kind of encryption"));

@@ -41,9 +41,7 @@ impl Decryption {
 }
 
 #[cfg(feature = "crypto")]
-pub(crate) use legacy_aes::LegacyAes;
-#[cfg(all(feature = "crypto", feature = "write"))]
-pub(crate) use legacy_aes::NewLegacyAes;
+pub(crate) use legacy_aes::{LegacyAes, NewLegacyAes};
 
 /// The encryption that QEMU had before LUKS: AES-128 in CBC, by the number of the guest sector. The key is the passphrase itself.
 #[cfg(feature = "crypto")]
@@ -52,13 +50,11 @@ mod legacy_aes {
 
     use zeroize::Zeroizing;
 
-    #[cfg(feature = "write")]
     use crate::crypto::Encrypting;
     use crate::crypto::{CipherSpec, Decrypting, SECTOR, SectorCipher};
     use crate::driver::OpenContext;
     use crate::error::{Error, Result, SecretProblem};
     use crate::io::ReadAt;
-    #[cfg(feature = "write")]
     use crate::io::WriteAt;
     use crate::secret::Secret;
 
@@ -90,10 +86,8 @@ mod legacy_aes {
     }
 
     /// The encryption of a new image.
-    #[cfg(feature = "write")]
     pub(crate) struct NewLegacyAes(Arc<SectorCipher>);
 
-    #[cfg(feature = "write")]
     impl NewLegacyAes {
         /// # Errors
         /// [`Error::Secret`] without a secret.

@@ -1,7 +1,7 @@
 //! LUKS version 1, as a file of its own and inside qcow2 ("LUKS1 On-Disk Format Specification", version 1.2.3).
 
 mod header;
-#[cfg(all(feature = "crypto", feature = "disk"))]
+#[cfg(feature = "crypto")]
 mod keys;
 #[cfg(feature = "crypto")]
 mod parameters;
@@ -13,7 +13,7 @@ mod volume;
 pub(crate) use header::{Header, SECTOR};
 #[cfg(feature = "crypto")]
 pub(crate) use header::{SLOTS, STRIPES, Slot};
-#[cfg(all(feature = "crypto", feature = "disk"))]
+#[cfg(feature = "crypto")]
 pub(crate) use keys::KeySlots;
 #[cfg(feature = "crypto")]
 pub(crate) use parameters::Parameters;

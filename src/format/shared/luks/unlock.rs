@@ -158,7 +158,6 @@ impl Header {
     }
 
     /// The indexes of the slots that one of the secrets unlocks. The arguments are those of [`unlock`](Self::unlock).
-    #[cfg(feature = "disk")]
     pub(super) fn slots_of(
         &self,
         file: &dyn ReadAt,
