@@ -145,7 +145,7 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OUTPUT,
             row('r', "repair", "leaks|all", "repair the image")
-                .note(Note::Differs("qcow2 only; refcounts and flags, not what would have to be guessed"))
+                .note(Note::Differs("refcounts and flags of qcow2, not what would have to be guessed; the log of vhdx"))
                 .imgconv("none"),
             OBJECT,
         ],

@@ -27,6 +27,9 @@ impl Union<'_> {
         let per_byte = self.granularity * 8;
         let start = at.saturating_mul(per_byte).min(self.size);
         let guest = start..start.saturating_add((buf.len() as u64).saturating_mul(per_byte)).min(self.size);
+        if guest.is_empty() {
+            return Ok(());
+        }
         let granularity = self.source.granularity.max(1);
         let bits = guest.start / granularity..guest.end.div_ceil(granularity);
         let mut chunk = [0; CHUNK as usize];
