@@ -1,19 +1,19 @@
 //! Each codec at each level that is in use, on units of 64 KiB, and the levels of DEFLATE beside those of zlib-rs.
 //!
-//! `CODEC_CORPUS=<file> cargo bench --bench codec` takes the units from a file. Of 30 MiB from a tar of the programs, libraries and texts of a
-//! Debian system, with one thread of a Xeon of 2023 (MB/s, and the length of the output per byte; the fastest of three rounds):
+//! `CODEC_CORPUS=<file> cargo bench --bench codec` takes the units from a file. Of 64 MiB, taken evenly from a file system with the programs, libraries
+//! and texts of a Debian system, with one thread of a Xeon of 2023 (MB/s, and the length of the output per byte; the fastest of three rounds):
 //!
 //! | level | own | | zlib-rs | |
 //! |---|---|---|---|---|
-//! | 1 | 176 | .395 | 225 | .481 |
-//! | 2 | 148 | .389 | | |
-//! | 3 | 141 | .387 | 98 | .388 |
-//! | 4 | 126 | .379 | | |
-//! | 5 | 125 | .378 | 78 | .379 |
-//! | 6 | 102 | .370 | 66 | .378 |
-//! | 7 | 72 | .361 | | |
-//! | 8 | 48 | .360 | | |
-//! | 9 | 16 | .353 | 22 | .364 |
+//! | 1 | 225 | .333 | 261 | .399 |
+//! | 2 | 194 | .328 | | |
+//! | 3 | 189 | .327 | 110 | .327 |
+//! | 4 | 160 | .323 | | |
+//! | 5 | 142 | .318 | 93 | .318 |
+//! | 6 | 113 | .315 | 73 | .318 |
+//! | 7 | 84 | .309 | | |
+//! | 8 | 61 | .308 | | |
+//! | 9 | 24 | .305 | 27 | .310 |
 
 mod common;
 

@@ -33,6 +33,8 @@ pub(super) fn decode(
 ///
 /// The comparisons with limits at the beginning of a turn, and before a match, are such that the compiler sees that none of the accesses after them is
 /// out of bounds.
+// Alone, so that the registers are for it.
+#[inline(never)]
 fn decode_fast(tables: &Tables, reader: &mut BitReader<'_>, out: &mut [u8], made: &mut usize) -> Result<bool, Fault> {
     let (Some(input_limit), Some(room_limit)) = (reader.input.len().checked_sub(INPUT), out.len().checked_sub(ROOM))
     else {

@@ -39,6 +39,7 @@ macro_rules! bucket {
 
 bucket!(u32);
 bucket!(u64);
+bucket!(u128);
 
 /// `COUNT` buckets, a power of two.
 pub(super) struct Buckets<B, const COUNT: usize> {
@@ -72,12 +73,10 @@ impl<B: Bucket, const COUNT: usize> Buckets<B, COUNT> {
     pub(super) fn find(&mut self, data: &Window, at: u16, left: usize, window: u16, least: u16, nice: u16) -> Match {
         let here = data.word(at);
         let old = self.insert(at, here);
-        // Without a branch for each candidate.
+        // Without a branch for each candidate. That they are in the window is seen when they have been found equal, which few are.
         let mut candidates = 0_u32;
         for way in 0..B::WAYS {
-            let position = old.get(way);
-            let is_in_window = at.wrapping_sub(position).wrapping_sub(1) < window;
-            candidates |= u32::from(is_in_window & (data.word(position) == here)) << way;
+            candidates |= u32::from(data.word(old.get(way)) == here) << way;
         }
         let mut best = Match::NONE;
         if candidates == 0 {
@@ -92,7 +91,8 @@ impl<B: Bucket, const COUNT: usize> Buckets<B, COUNT> {
         while candidates != 0 {
             let position = old.get(candidates.trailing_zeros() as usize);
             candidates &= candidates - 1;
-            if data.word(position.wrapping_add(best_len + 1 - HASHED)) != tail {
+            let is_in_window = at.wrapping_sub(position).wrapping_sub(1) < window;
+            if !is_in_window || data.word(position.wrapping_add(best_len + 1 - HASHED)) != tail {
                 continue;
             }
             let length = data.match_len(position, at, HASHED, max);

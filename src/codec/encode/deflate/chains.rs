@@ -98,4 +98,6 @@ pub(super) struct Search {
     pub(super) depth: u16,
     /// A match of this length is long enough.
     pub(super) nice: u16,
+    /// No better match is looked for at the positions after one of this length.
+    pub(super) lazy: u16,
 }

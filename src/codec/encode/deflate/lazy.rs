@@ -4,18 +4,22 @@ use std::ops::Range;
 
 use super::buckets::{Bucket, Buckets};
 use super::chains::{Chains, Search};
-use super::symbols::{MIN_MATCH, Match, Token, Tokens};
+use super::symbols::{MAX_MATCH, MIN_MATCH, Match, Token, Tokens};
 use super::window::{HASHED, Window, short_hash};
 
 /// The longest distances for a match of three bytes. Beyond, it takes about as much as three literals; to look further for it costs time.
 const SHORT_DISTANCE: u16 = 1024;
 const SHORT_CHAIN_DISTANCE: u16 = 4096;
-/// Literals in a row after which positions are left out, one more for each so many, and the most of them.
-const SKIP_AFTER: usize = 512;
+/// The most positions that are left out.
 const MOST_SKIPPED: usize = 3;
 
 /// A match finder for this parse.
 pub(super) trait Finder {
+    /// The most positions inside a match that are added: those at its beginning and at its end.
+    const INSIDE: usize;
+    /// Literals in a row after which positions are left out, one more for each so many.
+    const SKIP_AFTER: usize;
+
     /// Adds position `at`.
     fn insert(&mut self, data: &Window, at: u16);
 
@@ -24,6 +28,9 @@ pub(super) trait Finder {
 }
 
 impl Finder for Chains {
+    const INSIDE: usize = MAX_MATCH;
+    const SKIP_AFTER: usize = 512;
+
     #[inline(always)]
     fn insert(&mut self, data: &Window, at: u16) {
         Chains::insert(self, at, data.word(at));
@@ -59,6 +66,9 @@ impl<B: Bucket, const COUNT: usize> ShortBuckets<B, COUNT> {
 }
 
 impl<B: Bucket, const COUNT: usize> Finder for ShortBuckets<B, COUNT> {
+    const INSIDE: usize = 16;
+    const SKIP_AFTER: usize = 64;
+
     #[inline(always)]
     fn insert(&mut self, data: &Window, at: u16) {
         let here = data.word(at);
@@ -87,8 +97,8 @@ fn gain(found: Match) -> u32 {
 }
 
 /// Adds the tokens of `range`; the finder knows of what comes before. `tries` positions are tried for a better match.
-pub(super) fn parse(
-    finder: &mut impl Finder,
+pub(super) fn parse<F: Finder>(
+    finder: &mut F,
     data: &Window,
     range: Range<usize>,
     search: Search,
@@ -103,8 +113,8 @@ pub(super) fn parse(
         if best.length == 0 {
             tokens.push(Token::literal(data.byte(at as u16)));
             at += 1;
-            if at - run >= SKIP_AFTER {
-                let next = (at + ((at - run) / SKIP_AFTER).min(MOST_SKIPPED)).min(range.end);
+            if at - run >= F::SKIP_AFTER {
+                let next = (at + ((at - run) / F::SKIP_AFTER).min(MOST_SKIPPED)).min(range.end);
                 tokens.extend((at..next).map(|literal| Token::literal(data.byte(literal as u16))));
                 at = next;
             }
@@ -112,7 +122,7 @@ pub(super) fn parse(
         }
         let mut next = at + 1;
         let mut tries_left = tries;
-        while tries_left > 0 && best.length < search.nice && next < end {
+        while tries_left > 0 && best.length < search.lazy && next < end {
             tries_left -= 1;
             let found = finder.find(data, next as u16, range.end - next, search, best.length);
             next += 1;
@@ -124,7 +134,14 @@ pub(super) fn parse(
         }
         tokens.push(Token::matched(best));
         at += usize::from(best.length);
-        for inside in next..at.min(end) {
+        let last = at.min(end);
+        if last.saturating_sub(next) > F::INSIDE {
+            for inside in next..next + F::INSIDE / 2 {
+                finder.insert(data, inside as u16);
+            }
+            next = last - F::INSIDE / 2;
+        }
+        for inside in next..last {
             finder.insert(data, inside as u16);
         }
         run = at;

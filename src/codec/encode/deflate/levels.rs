@@ -15,6 +15,7 @@ enum Parser {
     Greedy2(Buckets<u32, { 1 << 13 }>),
     Greedy4(Buckets<u64, { 1 << 13 }>),
     Lazy4(ShortBuckets<u64, { 1 << 13 }>),
+    Lazy8(ShortBuckets<u128, { 1 << 12 }>),
     LazyChains(Chains),
     Optimal(Optimal),
 }
@@ -33,23 +34,23 @@ pub(super) struct Level {
 impl Level {
     /// The parser of `level`, 1 to 9; no match reaches further back than `window` bytes.
     pub(super) fn new(level: i32, window: u16) -> Self {
-        let settings = |parser, tries, depth, nice, segment| Level {
+        let settings = |parser, tries, depth, nice, lazy, segment| Level {
             parser,
-            search: Search { window, depth, nice },
+            search: Search { window, depth, nice, lazy },
             tries,
             segment,
             data: Window::new(),
         };
         match level {
-            ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 5000),
-            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 32, 4000),
-            3 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 64, 2000),
-            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 16, 4000),
-            5 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 2500),
-            6 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 64, 1500),
-            7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 1000),
-            8 => settings(Parser::LazyChains(Chains::new()), 2, 40, 128, 1000),
-            9.. => settings(Parser::Optimal(Optimal::new()), 1, 24, 48, 1000),
+            ..=1 => settings(Parser::Greedy2(Buckets::new()), 0, 0, 32, 0, 5000),
+            2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 32, 0, 4000),
+            3 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 64, 0, 2000),
+            4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 0, 2500),
+            5 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 32, 10, 2500),
+            6 => settings(Parser::Lazy8(ShortBuckets::new()), 1, 0, 48, 16, 1500),
+            7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 128, 1000),
+            8 => settings(Parser::LazyChains(Chains::new()), 2, 40, 128, 128, 1000),
+            9.. => settings(Parser::Optimal(Optimal::new()), 1, 12, 32, 0, 1000),
         }
     }
 
@@ -59,6 +60,7 @@ impl Level {
             Parser::Greedy2(buckets) => buckets.reset(),
             Parser::Greedy4(buckets) => buckets.reset(),
             Parser::Lazy4(buckets) => buckets.reset(),
+            Parser::Lazy8(buckets) => buckets.reset(),
             Parser::LazyChains(chains) => chains.reset(),
             Parser::Optimal(optimal) => optimal.reset(),
         }
@@ -78,6 +80,7 @@ impl Level {
                 Parser::Greedy2(buckets) => greedy::parse(buckets, data, range, search, tokens),
                 Parser::Greedy4(buckets) => greedy::parse(buckets, data, range, search, tokens),
                 Parser::Lazy4(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
+                Parser::Lazy8(buckets) => lazy::parse(buckets, data, range, search, self.tries, tokens),
                 Parser::LazyChains(chains) => lazy::parse(chains, data, range, search, self.tries, tokens),
                 Parser::Optimal(optimal) => optimal.find(data, range, search),
             }

@@ -178,7 +178,7 @@ impl Optimal {
 /// The bits of a cost in which the match is not.
 const COST: u64 = !0xffff_ffff;
 /// Number of lengths that are tried for each match.
-const SHORTER: usize = 24;
+const SHORTER: usize = 8;
 
 /// Bits of symbols with their extra bits, in 2^-[`SCALE`], above a match.
 struct Costs {
