@@ -180,7 +180,7 @@ impl Case {
             }
             "qcow2-chain" => {
                 let base = space.join("base");
-                let lower = disk(SIZE, |block| block / CLUSTER % 2 == 0);
+                let lower = disk(SIZE, |block| (block / CLUSTER).is_multiple_of(2));
                 let upper = open(Format::RAW, MemFile::from(disk(SIZE, |block| block / CLUSTER % 4 != 1)));
                 let convert = |image: &Image, path: &Path| Converter::new(Format::QCOW2).convert(image, path);
                 convert(&open(Format::RAW, MemFile::from(lower)), &base)?;

@@ -2,14 +2,20 @@
 //!
 //! ```text
 //! cargo bench --features cli --bench versus -- [--rounds N] [--size SIZE] [--data SIZE] [--only WORD] [--from DIR]
-//!     [--dir DIR]
+//!     [--dir DIR] [--disk system|dense|empty|islands] [--svg FILE]
 //! ```
 //!
+//! The table is in Markdown; `--svg` also draws how many times as fast each conversion is.
+//!
 //! The disk has 8 GiB (`--size`) and holds about 1 GiB (`--data`) of the files of `/usr` (`--from`), taken evenly from all of
-//! it, in an ext4 file system. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each
+//! it, in an ext4 file system. Other disks are dense, with no more than that much of random bytes; empty; or of islands, each
+//! 4 KiB of random bytes, spread evenly. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each
 //! program is measured as its user runs it: by its defaults, and `qemu-img` also by the flags that suit it best. A plain
 //! copier, which is a part of this bench, shows what the machine can do at all. Absolute times depend on the
 //! machine and its load: only ratios are comparable.
+
+#[path = "common/svg.rs"]
+mod svg;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -139,14 +145,38 @@ struct Settings {
     only: String,
     from: PathBuf,
     dir: PathBuf,
+    disk: Disk,
+    svg: Option<PathBuf>,
+}
+
+/// What is on the disk.
+#[derive(Clone, Copy, PartialEq)]
+enum Disk {
+    System,
+    Dense,
+    Empty,
+    Islands,
+}
+
+impl Disk {
+    const NAMES: [(&'static str, Disk); 4] =
+        [("system", Disk::System), ("dense", Disk::Dense), ("empty", Disk::Empty), ("islands", Disk::Islands)];
 }
 
 impl Settings {
     fn parse(words: &[&str]) -> Result<Settings> {
         let shm = Path::new("/dev/shm");
         let dir = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
-        let mut settings =
-            Settings { rounds: 5, size: 8 << 30, data: 1 << 30, only: String::new(), from: "/usr".into(), dir };
+        let mut settings = Settings {
+            rounds: 5,
+            size: 8 << 30,
+            data: 1 << 30,
+            only: String::new(),
+            from: "/usr".into(),
+            dir,
+            disk: Disk::System,
+            svg: None,
+        };
         let mut words = words.iter().filter(|word| **word != "--bench");
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
@@ -157,6 +187,11 @@ impl Settings {
                 "--only" => settings.only = (*value).to_owned(),
                 "--from" => settings.from = value.into(),
                 "--dir" => settings.dir = value.into(),
+                "--svg" => settings.svg = Some(value.into()),
+                "--disk" => {
+                    let named = Disk::NAMES.iter().find(|(name, _)| name == value);
+                    settings.disk = named.ok_or_else(|| format!("--disk {value} is unknown"))?.1;
+                }
                 _ => return Err(format!("{option} is unknown; see the head of benches/versus.rs").into()),
             }
         }
@@ -194,10 +229,12 @@ fn bench(settings: &Settings) -> Result<()> {
     if !has_qemu {
         println!("qemu-img is missing: nothing to compare with, only imgconv and the plain copier are measured.\n");
     }
-    let disk = source_disk(settings)?;
     let space = Workspace::new(&settings.dir)?;
     let raw = space.file("source.raw");
-    copy(&disk, &raw)?;
+    match settings.disk {
+        Disk::System => copy(&source_disk(settings)?, &raw)?,
+        disk => write_disk(disk, settings, &raw)?,
+    }
     fs::write(space.file(SECRET), "secret")?;
     let (gib, cores) = (allocated(&raw)? as f64 / f64::from(1 << 30), available_parallelism()?);
     println!("{} bytes of disk, {gib:.2} GiB of data, in {}, {cores} cores", settings.size, settings.dir.display());
@@ -208,6 +245,7 @@ fn bench(settings: &Settings) -> Result<()> {
     );
     println!("| conversion | imgconv | qemu-img | ratio | `-W -m 16` | ratio | file size | plain copier |");
     println!("|---|---|---|---|---|---|---|---|");
+    let mut bars = Vec::new();
     for (from, to) in CASES {
         let name = format!("{} to {}", from.name, to.name);
         // Volumes have no holes: four of the size of the disk are for those who ask for them, with `--size`.
@@ -218,21 +256,25 @@ fn bench(settings: &Settings) -> Result<()> {
                 // By the other program, as most images in the world are.
                 run(&mut convert(if has_qemu { "qemu-img" } else { IMGCONV }, RAW, from, &[], &raw, &source))?;
             }
-            let row = measure_case(settings.rounds, has_qemu, (from, to), &source, &space)?;
+            let (row, ratios) = measure_case(settings.rounds, has_qemu, (from, to), &source, &space)?;
             println!("| {name} | {row} |");
+            bars.push((name, ratios));
         }
+    }
+    if let Some(path) = &settings.svg {
+        fs::write(path, svg::chart("times as fast as qemu-img", ["default flags", "-W -m 16"], &bars))?;
     }
     Ok(())
 }
 
-/// Measures one conversion, and returns its row of the table.
+/// Measures one conversion, and returns its row of the table and the two ratios in it.
 fn measure_case(
     rounds: usize,
     has_qemu: bool,
     (from, to): (Kind, Kind),
     source: &Path,
     space: &Workspace,
-) -> Result<String> {
+) -> Result<(String, [Option<f64>; 2])> {
     let target = |name: &str| space.file(&format!("target.{name}"));
     let contestant = |name: &str, command: Command| Contestant { target: target(name), command, runs: Vec::new() };
     let mut ours = contestant("imgconv", convert(IMGCONV, from, to, &[], source, &target("imgconv")));
@@ -270,6 +312,7 @@ fn measure_case(
     }
     run(compare.args([source, &ours.target])).map_err(|e| format!("the result differs from its source: {e}"))?;
     let size = |contestant: &Contestant| Ok::<_, Box<dyn Error>>(allocated(&contestant.target)? as f64);
+    let ratios = [0, 1].map(|index| others[index].as_ref().map(|other| other.ratio(&ours)));
     let mut row = ours.summary();
     for other in &others[..2] {
         row += &match other {
@@ -290,7 +333,7 @@ fn measure_case(
     for contestant in others.iter().flatten().chain([&ours]) {
         fs::remove_file(&contestant.target)?;
     }
-    Ok(row)
+    Ok((row, ratios))
 }
 
 /// A program that makes `target`, and how its runs went.
@@ -417,6 +460,34 @@ fn copy(source: &Path, target: &Path) -> Result<()> {
 
 fn allocated(path: &Path) -> Result<u64> {
     Ok(fs::metadata(path)?.blocks() * 512)
+}
+
+/// Writes a disk that no file system is on.
+fn write_disk(disk: Disk, settings: &Settings, path: &Path) -> Result<()> {
+    const ISLAND: u64 = 4096;
+    let (piece, step, size) = match disk {
+        Disk::Islands => {
+            let count = (settings.data / ISLAND).max(1);
+            (ISLAND, (settings.size / count / ISLAND * ISLAND).max(ISLAND), settings.size)
+        }
+        Disk::Dense => (1 << 20, 1 << 20, settings.data),
+        Disk::Empty | Disk::System => (0, 1 << 20, settings.size),
+    };
+    let file = File::create(path)?;
+    file.set_len(size)?;
+    let (mut bytes, mut state) = (vec![0; piece as usize], 1_u64);
+    for at in (0..size).step_by(step as usize) {
+        for word in bytes.chunks_mut(8) {
+            // Xorshift, of Marsaglia.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_ne_bytes()[..word.len()]);
+        }
+        let len = piece.min(size - at) as usize;
+        file.write_all_at(&bytes[..len], at)?;
+    }
+    Ok(())
 }
 
 /// The disk to convert: a file system with this machine's files, kept for the next run.

@@ -29,6 +29,13 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     lanes.iter().all(is_zero_lane) && rest.iter().all(|&byte| byte == 0)
 }
 
+/// The number of zero bytes at the start of `bytes`.
+pub(crate) fn leading_zeros(bytes: &[u8]) -> usize {
+    let (lanes, _) = bytes.as_chunks::<LANE>();
+    let start = lanes.iter().take_while(|lane| is_zero_lane(lane)).count() * LANE;
+    start + bytes.get(start..).unwrap_or_default().iter().take_while(|byte| **byte == 0).count()
+}
+
 /// Has no branch within the lane, so that the compiler vectorizes it.
 #[inline]
 fn is_zero_lane(lane: &[u8; LANE]) -> bool {
@@ -126,6 +133,13 @@ mod tests {
         fn is_zero_equals_a_naive_version(bytes in sparse(3000), skip in 0_usize..40) {
             let bytes = &bytes[skip.min(bytes.len())..];
             prop_assert_eq!(is_zero(bytes), naive_is_zero(bytes));
+        }
+
+        #[test]
+        fn leading_zeros_equal_a_naive_version(bytes in sparse(3000), skip in 0_usize..40) {
+            let bytes = &bytes[skip.min(bytes.len())..];
+            let naive = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
+            prop_assert_eq!(leading_zeros(bytes), naive);
         }
 
         #[test]

@@ -127,7 +127,7 @@ impl<'a> Loader<'a> {
         self.items.clear();
         self.encoded.clear();
         let chunk_size = self.job.chunk_size() as usize;
-        self.data.resize(chunk_size, 0);
+        allocate(&mut self.data, chunk_size);
         self.decode_last_unit(work);
         let segments = self.segments(work);
         if self.job.fills_gaps() {
@@ -138,7 +138,7 @@ impl<'a> Loader<'a> {
                 (None, false) => self.load_or_clone(work, segment)?,
                 (None, true) => self.encode_segment(work, segment)?,
                 (Some(base), encode) => {
-                    self.base.resize(chunk_size, 0);
+                    allocate(&mut self.base, chunk_size);
                     self.read_source(work, &segment)?;
                     let (start, scratch) = (work.range.start, &mut self.scratch);
                     read(&mut self.base, start, &work.base, &segment, |span, buf| base.load(&span, buf, scratch))?;
@@ -385,6 +385,13 @@ impl<'a> Loader<'a> {
         }
         let bytes = from..self.encoded.len();
         self.items.push(Item { guest, kind: ItemKind::Encoded { bytes, passthrough } });
+    }
+}
+
+/// Allocates a buffer before its first use. The system has zeroed its memory already, so that it is not written twice.
+fn allocate(buf: &mut Vec<u8>, len: usize) {
+    if buf.is_empty() {
+        *buf = vec![0; len];
     }
 }
 

@@ -55,7 +55,7 @@ use crate::format::Format;
 use crate::hash::{Digest, HashAlgorithm};
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::image::{Image, SourceFile};
-use crate::io::{FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
+use crate::io::{CacheMode, FileIdentity, FileSource, ReadAt, TargetDirectory, WriteAt};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
@@ -130,6 +130,7 @@ pub struct Converter {
     reflink: Reflink,
     threads: usize,
     sync: bool,
+    cache: CacheMode,
     clobber: bool,
     in_place: bool,
     /// `None`: that of the system.
@@ -176,6 +177,7 @@ impl Converter {
             reflink: Reflink::default(),
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
             sync: true,
+            cache: CacheMode::default(),
             clobber: true,
             in_place: false,
             temporary_directory: None,
@@ -409,9 +411,9 @@ impl Converter {
         if self.verify && source.is_some() {
             self.check_verifiable()?;
         }
-        #[cfg_attr(not(feature = "hash"), expect(unused_mut, reason = "only digests are added"))]
         let (mut report, content) =
             self.write_content(source, size, output.file(), Some(target), Some(&output), image)?;
+        report.cache_refused = self.cache.bypasses() && !output.bypasses_cache();
         if self.verify && source.is_some() {
             self.verify_output(&output, target, report.virtual_size, content)?;
         }
@@ -433,7 +435,8 @@ impl Converter {
     fn rules(&self, in_use: Vec<FileIdentity>) -> Rules {
         Rules {
             in_use,
-            sync: self.sync,
+            sync: self.sync && self.cache != CacheMode::Unsafe,
+            cache: self.cache,
             clobber: self.clobber,
             in_place: self.in_place || self.existing,
             existing: self.existing,

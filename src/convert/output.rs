@@ -16,7 +16,7 @@ use std::sync::Arc;
 use super::directory::FileNames;
 use crate::driver::TargetFiles;
 use crate::error::{Error, Result};
-use crate::io::{FileIdentity, FileKind, FileStatus, FileTarget, WriteAt};
+use crate::io::{CacheMode, FileIdentity, FileKind, FileStatus, FileTarget, WriteAt};
 use crate::io::{directory_of, is_in_use, resolve, sync_directory};
 use in_place::InPlace;
 use temporary::Temporary;
@@ -38,6 +38,7 @@ pub(super) struct Rules {
     /// Files of the source and of the backing chain.
     pub in_use: Vec<FileIdentity>,
     pub sync: bool,
+    pub cache: CacheMode,
     pub clobber: bool,
     /// Existing files are written in place, not replaced.
     pub in_place: bool,
@@ -113,6 +114,12 @@ impl Output {
     /// The file to write to.
     pub fn file(&self) -> Arc<dyn WriteAt> {
         self.image.file()
+    }
+
+    /// Whether the files are written past the page cache.
+    pub fn bypasses_cache(&self) -> bool {
+        let parts = self.parts.borrow();
+        [&self.image].into_iter().chain(parts.iter()).all(NewFile::bypasses_cache)
     }
 
     fn check_takes_parts(&self) -> Result<()> {
@@ -256,6 +263,13 @@ impl NewFile {
         }
     }
 
+    fn bypasses_cache(&self) -> bool {
+        match &self.storage {
+            Storage::Temporary(file, _) => file.bypasses_cache(),
+            Storage::InPlace(file) => file.bypasses_cache(),
+        }
+    }
+
     fn file(&self) -> Arc<dyn WriteAt> {
         match &self.storage {
             Storage::Temporary(file, _) => file.clone(),
@@ -316,7 +330,7 @@ fn check_idle(path: &Path) -> Result<()> {
 impl Rules {
     /// Sets up a file that is going to be written.
     fn apply(&self, file: FileTarget) -> Result<FileTarget> {
-        let file = file.with_sync(self.sync);
+        let file = file.with_sync(self.sync).with_cache(self.cache);
         if self.holes {
             return Ok(file);
         }

@@ -47,8 +47,9 @@ pub(super) fn run(
         hashing: Hashing::new(job.hashes, job.source.virtual_size()),
     };
     thread::scope(|scope| {
-        // Fewer threads give the same result.
-        for _ in 1..most_threads(io::address_space()).min(settings.threads) {
+        // Fewer threads give the same result, and little data is converted before a thread has started.
+        let useful = usize::try_from(pipeline.total.div_ceil(job.chunk_size())).unwrap_or(usize::MAX);
+        for _ in 1..most_threads(io::address_space()).min(settings.threads).min(useful) {
             if thread::Builder::new().spawn_scoped(scope, || pipeline.work()).is_err() {
                 break;
             }

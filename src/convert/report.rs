@@ -82,6 +82,8 @@ pub struct Report {
     pub written_bytes: u64,
     /// Guest bytes whose blocks are shared with the source, so that nothing was written for them. See [`Reflink`](crate::Reflink).
     pub cloned_bytes: u64,
+    /// Whether the page cache was used although [`Converter::cache`](crate::Converter::cache) says to bypass it: the file system cannot do that.
+    pub cache_refused: bool,
     /// The digests of the guest data for which [`Converter::hash`](crate::Converter::hash) asks, in the same order. None for a created image.
     #[cfg(feature = "hash")]
     pub digests: Vec<Digest>,
@@ -182,6 +184,7 @@ impl Report {
             passthrough_bytes: 0,
             written_bytes: 0,
             cloned_bytes: 0,
+            cache_refused: false,
             #[cfg(feature = "hash")]
             digests: Vec::new(),
             #[cfg(feature = "hash")]

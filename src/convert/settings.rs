@@ -10,6 +10,7 @@ use super::{Backing, Converter, MAX_SPARSE, OutputCompression, Progress, Reflink
 use crate::hash::HashAlgorithm;
 use crate::identifiers::Identifiers;
 use crate::image::Image;
+use crate::io::CacheMode;
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
@@ -159,6 +160,25 @@ impl Converter {
     #[must_use]
     pub fn sync(mut self, sync: bool) -> Self {
         self.sync = sync;
+        self
+    }
+
+    /// Sets how files are written: past the page cache or through it, and whether each write is durable when it returns. Where the file system
+    /// cannot bypass it, it is not bypassed, and [`Report::cache_refused`](crate::Report::cache_refused) says so. [`CacheMode::Unsafe`] is the same as
+    /// not to [sync](Self::sync). Default: [`CacheMode::Writeback`].
+    ///
+    /// ```no_run
+    /// use diskimage::io::CacheMode;
+    /// use diskimage::{Converter, Format, Image};
+    ///
+    /// let image = Image::open("disk.qcow2")?;
+    /// let report = Converter::new(Format::RAW).cache(CacheMode::None).convert(&image, "disk.raw")?;
+    /// println!("through the page cache: {}", report.cache_refused);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cache(mut self, cache: CacheMode) -> Self {
+        self.cache = cache;
         self
     }
 

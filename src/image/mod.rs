@@ -144,6 +144,11 @@ impl Image {
         self.layers.get(layer)?.files.get(file.0 as usize)?.path()
     }
 
+    /// Whether its files are read past the page cache of the system. Storage that is no file of the system does not count.
+    pub fn bypasses_cache(&self) -> bool {
+        self.files().filter(|file| file.is_local()).all(|file| file.source.bypasses_cache())
+    }
+
     /// Iterates over the guest range `range`, clipped to the disk, with the host location of each part.
     pub fn spans(&self, range: Range<u64>) -> Spans<'_> {
         Spans::new(self, range)

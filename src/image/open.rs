@@ -320,7 +320,7 @@ impl OpenOptions {
     pub(super) fn open_locked(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
         let file = if follow { FileSource::open(path) } else { FileSource::open_nofollow(path) }?;
         self.lock(&file)?;
-        Ok(file)
+        Ok(file.with_cache(self.cache))
     }
 
     pub(super) fn lock(&self, file: &FileSource) -> io::Result<()> {

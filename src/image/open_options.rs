@@ -9,7 +9,7 @@ use super::ResolveRequest;
 use super::detached::HeaderLocation;
 use super::references::{ReferencePolicy, Resolver};
 use crate::format::{Format, Formats};
-use crate::io::ReadAt;
+use crate::io::{CacheMode, ReadAt};
 use crate::limits::Limits;
 use crate::secret::Secret;
 
@@ -41,6 +41,7 @@ pub struct OpenOptions {
     pub(super) one_pass: bool,
     pub(super) cancel: Option<Arc<AtomicBool>>,
     pub(super) force_share: bool,
+    pub(super) cache: CacheMode,
     /// The disk of a package.
     #[cfg(feature = "packages")]
     pub(super) member: Option<String>,
@@ -248,6 +249,25 @@ impl OpenOptions {
     #[must_use]
     pub fn force_share(mut self, force: bool) -> Self {
         self.force_share = force;
+        self
+    }
+
+    /// Sets how files that are opened by path are read: past the page cache or through it, as far as their file systems can do that; see
+    /// [`Image::bypasses_cache`](crate::Image::bypasses_cache). Default: through it.
+    ///
+    /// ```no_run
+    /// use diskimage::OpenOptions;
+    /// use diskimage::io::CacheMode;
+    ///
+    /// let image = OpenOptions::new().cache(CacheMode::None).open("disk.qcow2")?;
+    /// if !image.bypasses_cache() {
+    ///     println!("read through the page cache");
+    /// }
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn cache(mut self, cache: CacheMode) -> Self {
+        self.cache = cache;
         self
     }
 

@@ -73,6 +73,10 @@ impl ReadAt for SizedFile {
         self.file.name()
     }
 
+    fn bypasses_cache(&self) -> bool {
+        self.file.bypasses_cache()
+    }
+
     fn as_file(&self) -> Option<&File> {
         self.file.as_file()
     }

@@ -23,16 +23,23 @@ struct State {
 }
 
 impl Filler {
-    pub fn write_all_at(&self, file: &File, buf: &[u8], offset: u64) -> io::Result<()> {
+    /// Writes all of `buf` at `offset` by `write`.
+    pub fn write_all_at(
+        &self,
+        file: &File,
+        buf: &[u8],
+        offset: u64,
+        write: impl FnOnce(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
         let end = offset.saturating_add(buf.len() as u64);
         let mut state = self.lock();
         if end <= state.filled {
             drop(state);
-            return sys::write_all_at(file, buf, offset);
+            return write(buf, offset);
         }
         state.fill(file, offset)?;
         // Still with the lock, or a write after this one could be ahead of it.
-        sys::write_all_at(file, buf, offset)?;
+        write(buf, offset)?;
         state.filled = end;
         Ok(())
     }

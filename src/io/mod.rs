@@ -16,6 +16,8 @@
 //! On targets without files, such as `wasm32-unknown-unknown`, images are in memory or in storage of the caller. Functions
 //! that take a path fail there with [`io::ErrorKind::Unsupported`].
 
+mod cache;
+mod direct;
 mod directory;
 mod file;
 mod filler;
@@ -34,6 +36,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use cache::CacheMode;
 pub use directory::{MemDirectory, TargetDirectory};
 pub(crate) use file::FileStatus;
 pub use file::{FileIdentity, FileSource, FileStorage, FileTarget};
@@ -139,6 +142,11 @@ pub trait ReadAt: Send + Sync {
     /// The name for messages, where the storage has one, such as a URI. A path with which it was opened comes first.
     fn name(&self) -> Option<&Path> {
         None
+    }
+
+    /// Whether it is read past the page cache of the system. False where there is none.
+    fn bypasses_cache(&self) -> bool {
+        false
     }
 
     /// The file of the operating system that holds these bytes at the same offsets, if there is one. Its blocks can be shared.
@@ -313,6 +321,10 @@ macro_rules! impl_for_pointer {
 
             fn name(&self) -> Option<&Path> {
                 (**self).name()
+            }
+
+            fn bypasses_cache(&self) -> bool {
+                (**self).bypasses_cache()
             }
 
             fn as_file(&self) -> Option<&File> {

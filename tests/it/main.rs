@@ -5,6 +5,7 @@
 
 #[cfg(feature = "cli")]
 mod bitmaps;
+mod cache;
 mod cli;
 #[cfg(feature = "compressed")]
 mod compressed;

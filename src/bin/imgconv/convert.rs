@@ -29,7 +29,7 @@ use crate::signals::Interrupt;
 use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
-use qemu_args::{BitmapArgs, ScriptArgs};
+use qemu_args::{BitmapArgs, CacheArgs, ScriptArgs};
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -176,6 +176,9 @@ pub struct Args {
 
     #[command(flatten)]
     bitmaps: BitmapArgs,
+
+    #[command(flatten)]
+    cache: CacheArgs,
 
     #[command(flatten)]
     _scripts: ScriptArgs,
@@ -540,6 +543,10 @@ impl Args {
                 output::note(&format!("{path}: {warning}"));
             }
         }
+        if self.cache.source().bypasses() && !source.bypasses_cache() && !self.quiet {
+            let source = self.source_name();
+            output::note(&format!("{source}: read through the page cache, which its file system cannot bypass"));
+        }
         for warning in source.package_warnings().filter(|_| !self.quiet) {
             output::note(&format!("{}: {warning}", self.source_name()));
         }
@@ -603,6 +610,7 @@ impl Args {
         let name = source.name(STANDARD_INPUT);
         let (options, path) = self.references.open(self.image_opts, self.source_format, name)?;
         let options = self.header.add_to(self.package.select(options)).one_pass(one_pass).cancel(interrupt.flag());
+        let options = options.cache(self.cache.source());
         let options = self.in_temporary_directory(options);
         let path = match source {
             Endpoint::File(_) => path,
@@ -663,6 +671,7 @@ impl Args {
             .compress_output(self.compression(format))
             .google_image(self.is_google())
             .sync(!self.no_sync)
+            .cache(self.cache.target())
             .clobber(!self.no_clobber)
             .in_place(self.in_place)
             .existing(self.no_create)

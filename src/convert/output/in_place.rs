@@ -59,6 +59,10 @@ impl InPlace {
         self.file.clone()
     }
 
+    pub fn bypasses_cache(&self) -> bool {
+        self.file.file.bypasses_cache()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.file.file.file().metadata().is_ok_and(|metadata| metadata.len() == 0)
     }

@@ -13,7 +13,15 @@ use crate::io::FileSource;
 use crate::testing::TempDir;
 
 fn rules() -> Rules {
-    Rules { in_use: Vec::new(), sync: true, clobber: true, in_place: false, existing: false, holes: true }
+    Rules {
+        in_use: Vec::new(),
+        sync: true,
+        cache: CacheMode::default(),
+        clobber: true,
+        in_place: false,
+        existing: false,
+        holes: true,
+    }
 }
 
 fn create(target: impl AsRef<Path>) -> Result<Output> {

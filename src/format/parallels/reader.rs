@@ -74,7 +74,7 @@ impl SparseRead for Reader {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let cluster_size = self.bat.header.cluster_size();
         let page = self.bat.page(offset / cluster_size)?;
-        run::merge_units(offset, end, cluster_size, &page.indexes, |index, at| self.cluster(&page, index, at))
+        run::merge_units(offset, end, cluster_size, &page, |index, at| self.cluster(&page, index, at))
     }
 
     /// The largest power of two that divides the host offsets and the size of all clusters.

@@ -23,6 +23,7 @@ use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
+use crate::zero;
 
 /// An opened image.
 pub(crate) struct Reader {
@@ -175,8 +176,14 @@ impl SparseRead for Reader {
                 return None;
             }
             // Fast path: most entries of most disks are unallocated.
-            if slice.entry(index, &self.header) == (0, 0) {
-                return Some((ExtentKind::Hole, self.header.cluster_size().min(self.info.virtual_size - at)));
+            let wanted = (end - at).div_ceil(self.header.cluster_size());
+            match slice.unallocated(index, wanted, &self.header) {
+                0 => {}
+                count => {
+                    index += count - 1;
+                    let len = count * self.header.cluster_size();
+                    return Some((ExtentKind::Hole, len.min(self.info.virtual_size - at)));
+                }
             }
             self.extent_in_cluster(&slice, index, at).ok().map(|next| (next.kind, next.len))
         }))
@@ -278,6 +285,14 @@ impl L2Slice {
 
     fn entries(&self, header: &Header) -> u64 {
         self.0.bytes.len() as u64 / header.l2_entry_size()
+    }
+
+    /// How many of `count` entries from number `index` on, which is in the slice, are unallocated, up to one that is not.
+    fn unallocated(&self, index: u64, count: u64, header: &Header) -> u64 {
+        let size = header.l2_entry_size() as usize;
+        let entries = self.0.bytes.get(index as usize * size..).unwrap_or_default();
+        let wanted = (count.min(entries.len() as u64) as usize).saturating_mul(size).min(entries.len());
+        (zero::leading_zeros(entries.get(..wanted).unwrap_or_default()) / size) as u64
     }
 
     /// Entry number `index` and its subcluster bitmap, 0 for standard entries.

@@ -58,6 +58,15 @@ impl<const N: usize> TablePage<N> {
         self.bytes.bytes.get(start.checked_mul(N)?..)?.first_chunk().copied()
     }
 
+    /// How many of `count` entries from `index` on are equal to it, itself included; 0 outside the page.
+    pub fn repeats(&self, index: u64, count: u64) -> u64 {
+        let Some(first) = self.entry(index) else { return 0 };
+        let start = (index - self.indexes.start) as usize * N;
+        let (entries, _) = self.bytes.bytes.get(start..).unwrap_or_default().as_chunks::<N>();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        entries.iter().take(count).take_while(|entry| **entry == first).count() as u64
+    }
+
     /// The host offset of entry `index`, which is at or after the start of the page.
     pub fn host_offset(&self, index: u64) -> u64 {
         self.bytes.offset() + index.saturating_sub(self.indexes.start) * N as u64
@@ -68,6 +77,15 @@ impl<const N: usize> TablePage<N> {
 mod tests {
     use super::*;
     use crate::io::MemFile;
+
+    #[test]
+    fn equal_entries_are_counted() {
+        let bytes = [[1, 1], [2, 1], [2, 1], [2, 1], [1, 2]].concat();
+        let table = PagedTable::<2>::new(Arc::new(MemFile::from(bytes)), 0, &Budget::new(0));
+        let page = table.page(0, 0..5).unwrap();
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|index| page.repeats(index, 9)), [1, 3, 2, 1, 1, 0]);
+        assert_eq!([0, 1, 2].map(|count| page.repeats(1, count)), [0, 1, 2]);
+    }
 
     #[test]
     fn pages_start_with_their_section_and_end_with_it() {
@@ -88,6 +106,8 @@ mod tests {
             assert_eq!((entry, page.host_offset(index)), (Some(index as u32), 8 + index * 4));
             assert_eq!([page.entry(indexes.start.wrapping_sub(1)), page.entry(indexes.end)], [None; 2]);
         }
+        let page = table.page(9_000, 0..10_000).unwrap();
+        assert_eq!([page.repeats(9_000, 5), page.repeats(9_999, 5), page.repeats(10_000, 5)], [1, 1, 0]);
         assert_eq!(table.page(10_000, 0..10_001).err().unwrap().kind().as_str(), "io");
     }
 }

@@ -1,25 +1,40 @@
 //! Merging table entries into extents.
 
-use std::ops::Range;
-
+use super::paged_table::TablePage;
 use crate::driver::{Extent, ExtentKind};
 use crate::error::Result;
 
-/// Returns the extent from guest offset `offset` on, of allocation units of `unit` bytes whose entries are those with `indexes` on one
-/// page of a table, merged up to guest offset `end`.
+/// Returns the extent from guest offset `offset` on, of allocation units of `unit` bytes whose entries are on `page`, merged up to guest
+/// offset `end`.
 ///
 /// `kind` returns the kind and the length of the rest of a unit, by its index and a guest offset in it.
-pub(crate) fn merge_units(
+pub(crate) fn merge_units<const N: usize>(
     offset: u64,
     end: u64,
     unit: u64,
-    indexes: &Range<u64>,
+    page: &TablePage<N>,
     kind: impl Fn(u64, u64) -> Result<(ExtentKind, u64)>,
 ) -> Result<Extent> {
     let (first, len) = kind(offset / unit, offset)?;
     Ok(merge(Extent { offset, len, kind: first }, end, |at| {
         let index = at / unit;
-        if index < indexes.end { kind(index, at).ok() } else { None }
+        if index >= page.indexes.end {
+            return None;
+        }
+        match kind(index, at).ok()? {
+            // Fast path: most units of most disks are not allocated, and have the same entry.
+            (first @ (ExtentKind::Hole | ExtentKind::Zero { allocated: None }), len) => {
+                match page.repeats(index, (end - at).div_ceil(unit)) {
+                    0 | 1 => Some((first, len)),
+                    // The last one may end with the disk.
+                    count => {
+                        let last = (count - 1) * unit;
+                        kind(index + count - 1, at + last).ok().map(|(_, len)| (first, last + len))
+                    }
+                }
+            }
+            other => Some(other),
+        }
     }))
 }
 

@@ -91,7 +91,7 @@ impl SparseRead for Reader {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let block_size = self.map.header.block_size.into();
         let page = self.map.page(offset / block_size)?;
-        run::merge_units(offset, end, block_size, &page.indexes, |index, at| self.block(&page, index, at))
+        run::merge_units(offset, end, block_size, &page, |index, at| self.block(&page, index, at))
     }
 
     /// The largest power of two that divides the host offsets and the size of all blocks. Metadata precedes the data area.

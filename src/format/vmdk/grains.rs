@@ -119,6 +119,14 @@ impl GrainMap {
             if index >= page_end {
                 return None;
             }
+            // Most entries of most disks are unallocated, and zero.
+            let start = ((index % self.entries_per_table - first) * self.entry_size()) as usize;
+            let wanted = (end - at).div_ceil(self.grain_bytes).min(page_end - index) * self.entry_size();
+            let entries = page.bytes.get(start..).and_then(|bytes| bytes.get(..wanted as usize)).unwrap_or_default();
+            let empty = zero::leading_zeros(entries) as u64 / self.entry_size();
+            if empty > 0 {
+                return Some((ExtentKind::Hole, (empty * self.grain_bytes).min(self.len - at)));
+            }
             self.grain_in_page(&page, index % self.entries_per_table - first, at).ok()
         });
         Ok((run.kind, run.len))

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::FileIdentity;
+use crate::io::cache::{self, CacheMode};
+use crate::io::direct::DirectFile;
 use crate::io::sys::{self, FileKind};
 use crate::io::{ReadAt, lock};
 
@@ -33,6 +35,10 @@ use crate::io::{ReadAt, lock};
 pub struct FileSource {
     file: File,
     kind: FileKind,
+    /// If the page cache is bypassed.
+    direct: Option<DirectFile>,
+    /// Whether what was read is dropped from the page cache.
+    drops_behind: bool,
     locked: AtomicBool,
 }
 
@@ -63,6 +69,31 @@ impl FileSource {
     /// ```
     pub fn open_nofollow(path: &Path) -> io::Result<Self> {
         Self::try_from(sys::open(path, false)?)
+    }
+
+    /// Reads the file past the page cache, if `cache` says so and the file system can do it; see
+    /// [`bypasses_cache`](ReadAt::bypasses_cache).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use diskimage::io::{CacheMode, FileSource, ReadAt};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-direct-{}", std::process::id()));
+    /// std::fs::write(&path, b"content")?;
+    /// let source = FileSource::open(&path)?.with_cache(CacheMode::None);
+    /// let mut buf = [0; 4];
+    /// source.read_exact_at(&mut buf, 3)?;
+    /// assert_eq!(&buf, b"tent");
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_cache(mut self, cache: CacheMode) -> Self {
+        let takes_any_range = !matches!(self.kind, FileKind::Device { sector } if sector > 1);
+        self.direct = if cache.bypasses() && takes_any_range { DirectFile::open(&self.file, false).ok() } else { None };
+        self
     }
 
     /// The identity of the file, the same for all its names.
@@ -161,7 +192,11 @@ impl TryFrom<File> for FileSource {
             FileKind::Other => {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device"))
             }
-            kind => Ok(FileSource { file, kind, locked: AtomicBool::new(false) }),
+            kind => {
+                let len = sys::size(&file, kind.is_device()).unwrap_or(0);
+                let drops_behind = cache::drops_behind(len, sys::memory());
+                Ok(FileSource { file, kind, direct: None, drops_behind, locked: AtomicBool::new(false) })
+            }
         }
     }
 }
@@ -172,10 +207,19 @@ impl ReadAt for FileSource {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        match self.kind {
-            FileKind::Device { sector } if sector > 1 => read_sectors(&self.file, sector, buf, offset),
+        let read = match (self.kind, &self.direct) {
+            (FileKind::Device { sector }, _) if sector > 1 => read_sectors(&self.file, sector, buf, offset),
+            (_, Some(direct)) => direct.read_at(&self.file, buf, offset),
             _ => sys::read_at(&self.file, buf, offset),
+        }?;
+        if self.drops_behind && read >= cache::LARGE {
+            sys::drop_cached(&self.file, &(offset..offset + read as u64));
         }
+        Ok(read)
+    }
+
+    fn bypasses_cache(&self) -> bool {
+        self.direct.is_some()
     }
 
     fn identity(&self) -> io::Result<Option<FileIdentity>> {

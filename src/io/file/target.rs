@@ -4,15 +4,14 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use super::FileStatus;
+use crate::io::cache::{self, CacheMode, WriteBehind};
+use crate::io::direct::DirectFile;
 use crate::io::filler::Filler;
 use crate::io::sys::{self, FileKind};
 use crate::io::{WriteAt, write_zeros};
-
-/// Writes of at least so many bytes go to the device while more is prepared, and not only when the file is synced. Shorter ones are
-/// metadata, which may be written again.
-const EARLY: usize = 256 << 10;
 
 /// A regular file or block device, opened for writing.
 ///
@@ -37,6 +36,12 @@ pub struct FileTarget {
     file: File,
     device: bool,
     sync: bool,
+    /// Whether each write is durable when it returns.
+    through: bool,
+    /// If the page cache is bypassed.
+    direct: Option<DirectFile>,
+    /// If what was written is dropped from the page cache, since the file is larger than that should be.
+    behind: OnceLock<WriteBehind>,
     /// `None` if the file may have holes.
     filler: Option<Filler>,
     path: Option<PathBuf>,
@@ -141,7 +146,16 @@ impl FileTarget {
     }
 
     fn new(file: File, device: bool) -> Self {
-        FileTarget { file, device, sync: true, filler: None, path: None }
+        FileTarget {
+            file,
+            device,
+            sync: true,
+            through: false,
+            direct: None,
+            behind: OnceLock::new(),
+            filler: None,
+            path: None,
+        }
     }
 
     /// Sets whether [`sync`](WriteAt::sync) makes the file durable. Default true.
@@ -149,6 +163,39 @@ impl FileTarget {
     pub fn with_sync(mut self, sync: bool) -> Self {
         self.sync = sync;
         self
+    }
+
+    /// Writes the file as `cache` says; where the file system cannot bypass the page cache, through it: see
+    /// [`bypasses_cache`](Self::bypasses_cache). [`CacheMode::Unsafe`] is the same as not to [sync](Self::with_sync).
+    ///
+    /// Parts of pages at both ends of a write go through the page cache in any case.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use diskimage::io::{CacheMode, FileTarget, WriteAt};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// # let path = std::env::temp_dir().join(format!("diskimage-doc-cache-{}", std::process::id()));
+    /// let target = FileTarget::create_new(&path)?.with_cache(CacheMode::None);
+    /// target.write_all_at(&[7; 100_000], 1000)?;
+    /// target.sync()?;
+    /// target.close()?;
+    /// assert_eq!(std::fs::read(&path)?[1000..], [7; 100_000]);
+    /// # std::fs::remove_file(&path)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_cache(mut self, cache: CacheMode) -> Self {
+        self.sync &= cache != CacheMode::Unsafe;
+        self.through = cache.writes_through();
+        self.direct = if cache.bypasses() { DirectFile::open(&self.file, true).ok() } else { None };
+        self
+    }
+
+    /// Whether whole pages are written past the page cache.
+    pub fn bypasses_cache(&self) -> bool {
+        self.direct.is_some()
     }
 
     /// Keeps a new file free of holes: what is not written is allocated, at the latest by [`sync`](WriteAt::sync) and
@@ -227,17 +274,33 @@ impl FileTarget {
 
 impl WriteAt for FileTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let write = |buf: &[u8], offset| match &self.direct {
+            Some(direct) => direct.write_all_at(&self.file, buf, offset),
+            None => sys::write_all_at(&self.file, buf, offset),
+        };
         match &self.filler {
-            Some(filler) => filler.write_all_at(&self.file, buf, offset)?,
-            None => sys::write_all_at(&self.file, buf, offset)?,
+            Some(filler) => filler.write_all_at(&self.file, buf, offset, write)?,
+            None => write(buf, offset)?,
         }
-        if self.sync && buf.len() >= EARLY {
-            sys::start_write_back(&self.file, &(offset..offset + buf.len() as u64));
+        if self.through {
+            return sys::sync_data(&self.file);
+        }
+        let behind = self.behind.get();
+        if self.direct.is_none() && buf.len() >= cache::LARGE && (self.sync || behind.is_some()) {
+            // The data goes to the device while more is prepared, and not only when the file is synced.
+            let range = offset..offset + buf.len() as u64;
+            sys::start_write_back(&self.file, &range);
+            if let Some(behind) = behind {
+                behind.add(&self.file, range);
+            }
         }
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        if cache::drops_behind(len, sys::memory()) {
+            self.behind.get_or_init(WriteBehind::default);
+        }
         match &self.filler {
             Some(filler) => filler.set_len(&self.file, len),
             None => set_len(&self.file, self.device, len),

@@ -214,6 +214,60 @@ pub(crate) fn start_write_back(file: &File, range: &Range<u64>) {
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
 
+/// Waits until what was written in `range` has been stored.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(crate) fn finish_write_back(file: &File, range: &Range<u64>) {
+    let _ = calls::finish_write_back(file, range);
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+pub(crate) fn finish_write_back(_file: &File, _range: &Range<u64>) {}
+
+/// Asks the system to drop what is stored of `range` from the page cache.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(crate) fn drop_cached(file: &File, range: &Range<u64>) {
+    use std::num::NonZeroU64;
+
+    use rustix::fs::{Advice, fadvise};
+
+    // Only a hint.
+    let _ = fadvise(file, range.start, NonZeroU64::new(range.end - range.start), Advice::DontNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub(crate) fn drop_cached(_file: &File, _range: &Range<u64>) {}
+
+/// Bytes of memory of this machine, where the system tells.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[allow(clippy::useless_conversion, reason = "the number has the size of a word")]
+pub(crate) fn memory() -> Option<u64> {
+    let info = rustix::system::sysinfo();
+    u64::try_from(info.totalram).ok()?.checked_mul(info.mem_unit.into())
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn memory() -> Option<u64> {
+    None
+}
+
+/// Opens a file again, for reading or for writing, to bypass the page cache. Fails where the file system, or the system, cannot do that.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn open_direct(file: &File, write: bool) -> io::Result<File> {
+    let flags = OFlags::DIRECT | OFlags::NONBLOCK;
+    let path = super::path_without_name(file);
+    OpenOptions::new().read(!write).write(write).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn open_direct(_file: &File, _write: bool) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Writes the content of a file, not its times, to stable storage.
+pub(crate) fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
 /// Places a shared lock on `bytes`, or removes it. It belongs to the open file.
 pub(crate) fn set_lock(file: &File, bytes: &Range<u64>, locked: bool) -> io::Result<()> {
     calls::set_lock(file, bytes, locked)

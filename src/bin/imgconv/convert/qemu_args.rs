@@ -1,6 +1,7 @@
 //! Options that the program has with the meaning, or only for the scripts, of qemu-img.
 
 use clap::ValueEnum;
+use diskimage::io::CacheMode;
 use diskimage::{BitmapPolicy, Report};
 
 use crate::output;
@@ -37,17 +38,32 @@ impl BitmapArgs {
 
 const WITHOUT_EFFECT: &str = "Options without effect, for scripts of qemu-img";
 
+/// Cache modes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CacheArgs {
+    /// How TARGET is written: none and directsync bypass the page cache,
+    /// writethrough and directsync sync each write, unsafe is --no-sync
+    #[arg(short = 't', long = "target-cache", value_name = "CACHE", default_value = "writeback", verbatim_doc_comment)]
+    target_cache: Cache,
+
+    /// How SOURCE is read: none and directsync bypass the page cache
+    #[arg(short = 'T', long = "source-cache", value_name = "CACHE", default_value = "writeback")]
+    source_cache: Cache,
+}
+
+impl CacheArgs {
+    pub fn target(&self) -> CacheMode {
+        self.target_cache.mode()
+    }
+
+    pub fn source(&self) -> CacheMode {
+        self.source_cache.mode()
+    }
+}
+
 /// Options that scripts pass to qemu-img, and that ask for nothing here.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ScriptArgs {
-    /// Cache mode of TARGET, which is synced unless --no-sync is given
-    #[arg(short = 't', long = "target-cache", value_name = "CACHE", hide_possible_values = true, help_heading = WITHOUT_EFFECT)]
-    _target_cache: Option<Cache>,
-
-    /// Cache mode of SOURCE
-    #[arg(short = 'T', long = "source-cache", value_name = "CACHE", hide_possible_values = true, help_heading = WITHOUT_EFFECT)]
-    _source_cache: Option<Cache>,
-
     /// Write out of order, as all threads do anyway
     #[arg(short = 'W', long = "oob-writes", help_heading = WITHOUT_EFFECT)]
     _oob_writes: bool,
@@ -69,4 +85,16 @@ enum Cache {
     Writethrough,
     Directsync,
     Unsafe,
+}
+
+impl Cache {
+    fn mode(self) -> CacheMode {
+        match self {
+            Cache::None => CacheMode::None,
+            Cache::Writeback => CacheMode::Writeback,
+            Cache::Writethrough => CacheMode::Writethrough,
+            Cache::Directsync => CacheMode::Directsync,
+            Cache::Unsafe => CacheMode::Unsafe,
+        }
+    }
 }

@@ -44,6 +44,9 @@ impl Args {
             }
         }
         BitmapArgs::note_skipped(report);
+        if report.cache_refused {
+            output::note(&format!("{target}: written through the page cache, which its file system cannot bypass"));
+        }
         if report.doubtful.bytes > 0 {
             let doubtful = report.doubtful.bytes;
             output::note(&format!("{target}: {doubtful} bytes may be those of other guest offsets"));

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use diskimage::io::CacheMode;
 use diskimage::nbd::{self, Client};
 use diskimage::{Converter, Damage, Error, Format, Image, OpenOptions};
 
@@ -29,8 +30,14 @@ pub fn run(parsed: &Parsed) -> Outcome {
         return Err(Failed::new("Must specify image file name"));
     };
     let interrupt = Interrupt::register()?;
-    let sources = Sources::new(parsed);
+    let source_cache = super::cache(parsed, "source-cache", "source cache")?.unwrap_or_default();
+    let sources = Sources::new(parsed).cached(source_cache);
     let image = open_all(parsed, &sources, source_names)?;
+    if source_cache.bypasses() && !image.bypasses_cache() {
+        message::line(&format!(
+            "{NAME}: warning: a source is read through the page cache: its file system cannot bypass it"
+        ));
+    }
 
     let place = Place::find(parsed, &sources, target_name)?;
     let format = match place.format {
@@ -62,6 +69,9 @@ pub fn run(parsed: &Parsed) -> Outcome {
     }
     printer.finish();
     bitmaps::warn(&report);
+    if report.cache_refused {
+        message::line(&format!("{NAME}: warning: {}: its file system cannot bypass the page cache", place.name));
+    }
     for Damage { range, message, .. } in &report.unreadable.ranges {
         message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
@@ -159,7 +169,8 @@ impl Place {
 
 /// The values of options.
 struct Settings {
-    durable: bool,
+    /// Of the target.
+    cache: CacheMode,
     sparse: Option<u64>,
     threads: Option<usize>,
     rate: Option<u64>,
@@ -167,8 +178,7 @@ struct Settings {
 
 impl Settings {
     fn new(parsed: &Parsed) -> Result<Settings, Failed> {
-        let durable = super::cache(parsed, "target-cache", "cache")?;
-        super::cache(parsed, "source-cache", "source cache")?;
+        let cache = super::cache(parsed, "target-cache", "cache")?.unwrap_or(CacheMode::Unsafe);
         let sparse = match parsed.text("sparse-size") {
             None => None,
             Some(text) => match super::size(&text) {
@@ -212,7 +222,7 @@ impl Settings {
         if given("target-options") && no_create {
             return refuse("-o has no effect when skipping image creation");
         }
-        Ok(Settings { durable, sparse, threads, rate })
+        Ok(Settings { cache, sparse, threads, rate })
     }
 
     fn apply(&self, parsed: &Parsed, target: &Target, converter: Converter) -> Converter {
@@ -220,7 +230,7 @@ impl Settings {
         let is_stream = target.option("subformat") == Some("streamOptimized");
         let mut converter = converter
             .compress(parsed.flag("compress") && (target.format != Format::VMDK || is_stream))
-            .sync(self.durable)
+            .cache(self.cache)
             .in_place(true)
             .salvage(parsed.flag("salvage"))
             .rate(self.rate.unwrap_or(0));

@@ -34,6 +34,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use diskimage::io::CacheMode;
 use diskimage::parse_size;
 
 use crate::output::{self, Style};
@@ -91,19 +92,11 @@ fn version() -> String {
     format!("qemu-img version {VERSION} (imgconv {})\n", env!("CARGO_PKG_VERSION"))
 }
 
-/// The cache modes, and whether written data is durable at the end.
-const CACHES: [(&str, bool); 5] =
-    [("none", true), ("writeback", true), ("writethrough", true), ("directsync", true), ("unsafe", false)];
-
-/// Whether the cache mode that an option states makes written data durable; false without the option.
-fn cache(parsed: &getopt::Parsed, option: &str, what: &str) -> Result<bool, Failed> {
-    match parsed.text(option) {
-        None => Ok(false),
-        Some(mode) => match CACHES.iter().find(|(name, _)| *name == mode) {
-            Some((_, durable)) => Ok(*durable),
-            None => Err(Failed::new(format!("Invalid {what} option: {mode}"))),
-        },
-    }
+/// The cache mode that an option states, if it is given.
+fn cache(parsed: &getopt::Parsed, option: &str, what: &str) -> Result<Option<CacheMode>, Failed> {
+    let parse =
+        |name: String| CacheMode::by_name(&name).ok_or_else(|| Failed::new(format!("Invalid {what} option: {name}")));
+    parsed.text(option).map(parse).transpose()
 }
 
 /// The style of `--output`.

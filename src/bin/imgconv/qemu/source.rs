@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
-use diskimage::io::{self, FileSource, ReadAt};
+use diskimage::io::{self, CacheMode, FileSource, ReadAt};
 use diskimage::nbd::{self, Client};
 use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
@@ -22,6 +22,7 @@ pub struct Sources {
     secrets: SecretArgs,
     force_share: bool,
     image_opts: bool,
+    cache: CacheMode,
 }
 
 /// An image that can be opened.
@@ -51,7 +52,13 @@ impl Sources {
             secrets: SecretArgs::of_objects(parsed.all("object")),
             force_share: parsed.flag("force-share"),
             image_opts,
+            cache: CacheMode::default(),
         }
+    }
+
+    /// The same, with images read as `cache` says.
+    pub fn cached(self, cache: CacheMode) -> Sources {
+        Sources { cache, ..self }
     }
 
     pub fn secrets(&self) -> &SecretArgs {
@@ -104,6 +111,7 @@ impl Sources {
         };
         let options = OpenOptions::new()
             .force_share(self.force_share || node.force_share)
+            .cache(self.cache)
             .without_backing(node.without_backing)
             .reference_policy(ReferencePolicy::Any)
             .detect_as_qemu(true);

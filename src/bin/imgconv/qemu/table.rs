@@ -211,15 +211,16 @@ pub static COMMANDS: &[Command] = &[
                 "SNAPSHOT",
                 "read this snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME",
             ),
-            SOURCE_CACHE,
+            row('T', "source-cache", "CACHE", "cache mode of the sources [default: writeback]")
+                .note(Note::Differs("where the file system cannot bypass the page cache, it is used, with a warning")),
             row('O', "target-format", "TGT_FMT", "format of the target [default: raw]")
                 .imgconv("default: from the extension of the target"),
             row(' ', "target-image-opts", "", "the target is a list of options; needs -n"),
             row('o', "target-options", "K=V,...", "options of the target format; -o help lists them"),
             row('c', "compress", "", "compress the guest data"),
             row('t', "target-cache", "CACHE", "cache mode of the target [default: unsafe]")
-                .note(Note::Differs("every mode but unsafe syncs the target at the end; the page cache is used"))
-                .imgconv("the target is synced, unless --no-sync is given"),
+                .note(Note::Differs("as -T; writethrough and directsync sync after each write"))
+                .imgconv("default: writeback"),
             row('B', "backing", "FILE", "backing file of the target"),
             row('b', "backing-file", "FILE", "as -B"),
             row('F', "backing-format", "FMT", "format of the backing file"),

@@ -68,12 +68,24 @@ pub(in super::super) fn punch_hole(file: &File, range: &std::ops::Range<u64>) ->
 /// `sync_file_range` with `SYNC_FILE_RANGE_WRITE`.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub(in super::super) fn start_write_back(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
+    sync_file_range(file, range, libc::SYNC_FILE_RANGE_WRITE)
+}
+
+/// `sync_file_range` that waits.
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub(in super::super) fn finish_write_back(file: &File, range: &std::ops::Range<u64>) -> io::Result<()> {
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    sync_file_range(file, range, libc::SYNC_FILE_RANGE_WRITE | wait)
+}
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+fn sync_file_range(file: &File, range: &std::ops::Range<u64>, flags: libc::c_uint) -> io::Result<()> {
     use std::os::fd::AsRawFd;
 
     let signed = |value: u64| libc::off64_t::try_from(value).map_err(|_| io::ErrorKind::InvalidInput);
     let (offset, len) = (signed(range.start)?, signed(range.end - range.start)?);
     // SAFETY: no memory is passed, and the descriptor is open.
-    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) } != 0 {
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, flags) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
