@@ -116,3 +116,20 @@ fn turns_with_qemu() {
         }
     }
 }
+
+/// A key that nobody would wait for is refused before it is derived.
+#[test]
+fn the_cost_of_a_new_key_is_limited() {
+    use diskimage::driver::KeyChange;
+    use diskimage::{ErrorKind, Secret};
+
+    for start in starts().iter().filter(|start| !start.name.contains("version=2")) {
+        let file = Arc::new(MemFile::from(start.file.clone()));
+        let disk = start.options().open_disk_in(file.clone()).unwrap();
+        let iter_time = Some(std::time::Duration::from_secs(1 << 32));
+        let change = KeyChange::Add { secret: Secret::new("new"), slot: None, iter_time, force: false };
+        assert_eq!(disk.change_keys(&change).unwrap_err().kind(), ErrorKind::Limit, "{}", start.name);
+        disk.close().unwrap();
+        assert!(file.to_vec() == start.file, "{}", start.name);
+    }
+}

@@ -13,22 +13,21 @@ pub fn starts() -> Vec<Start> {
         Start { name, file, backing: None, content, resizes: true, shrinks: false, snapshots: false }
     };
     let mut starts = vec![start("block_size=128k"), start("block_size=128k,static=on")];
-    for (extra, has_parent) in [(0, false), (512, false), (0, true)] {
-        starts.push(packed(extra, has_parent));
+    for (map, extra, has_parent) in [(512, 0, false), (4096, 512, false), (4096, 0, false), (512, 0, true)] {
+        starts.push(packed(map, extra, has_parent));
     }
     starts
 }
 
-/// An image with blocks of 4 KiB, each after `extra` bytes, and with tables directly after the header, as qemu has them.
-fn packed(extra: u32, has_parent: bool) -> Start {
+/// An image with a map at the offset `map`, which qemu has at 512, and with blocks of 4 KiB, each after `extra` bytes, directly after the map.
+fn packed(map: usize, extra: u32, has_parent: bool) -> Start {
     const BLOCK: usize = 4096;
-    const MAP: usize = 512;
     // The map has space for 768 KiB of the disk, less than it can grow to.
-    const DATA: usize = MAP + (768 << 10) / BLOCK * 4 / 512 * 512 + 512;
+    let data: usize = map + (768 << 10) / BLOCK * 4 / 512 * 512 + 512;
     let content = content(9);
     let mut file = image(Format::VDI, "block_size=128k", false, &content);
-    file.truncate(MAP);
-    file.resize(DATA, 0xff);
+    file.truncate(map);
+    file.resize(data, 0xff);
     let mut used = 0;
     let blocks = content.chunks(BLOCK);
     let count = blocks.len() as u32;
@@ -39,19 +38,19 @@ fn packed(extra: u32, has_parent: bool) -> Start {
         if in_parent(index) {
             parent[index * BLOCK..index * BLOCK + block.len()].copy_from_slice(block);
         } else if block.iter().any(|byte| *byte != 0) {
-            file[MAP + index * 4..MAP + index * 4 + 4].copy_from_slice(&u32::to_le_bytes(used));
+            file[map + index * 4..map + index * 4 + 4].copy_from_slice(&u32::to_le_bytes(used));
             used += 1;
             file.resize(file.len() + extra as usize, 0xee);
             file.extend(block);
         } else if has_parent {
-            file[MAP + index * 4] = 0xfe;
+            file[map + index * 4] = 0xfe;
         }
     }
     let kind = if has_parent { 4 } else { 1 };
     for (at, number) in [
         (76, kind),
-        (340, MAP as u32),
-        (344, DATA as u32),
+        (340, map as u32),
+        (344, data as u32),
         (376, BLOCK as u32),
         (380, extra),
         (384, count),
@@ -65,7 +64,10 @@ fn packed(extra: u32, has_parent: bool) -> Start {
         // The UUID of the parent, and its modification UUID.
         file[424..456].copy_from_slice(&parent[392..424]);
     }
-    let name = format!("vdi, packed, {extra} bytes before blocks{}", if has_parent { ", differencing" } else { "" });
+    let name = format!(
+        "vdi, packed, map at {map}, {extra} bytes before blocks{}",
+        if has_parent { ", differencing" } else { "" }
+    );
     let backing = has_parent.then_some(parent);
     Start { name, file, backing, content, resizes: true, shrinks: false, snapshots: false }
 }

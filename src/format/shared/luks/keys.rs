@@ -7,9 +7,9 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::unlock::check_area;
-use super::volume::{KeyMaterial, MIN_ITERATIONS};
+use super::volume::{KeyMaterial, iterations_for};
 use super::{Header, SECTOR, SLOTS, STRIPES, Slot};
-use crate::crypto::{SectorCipher, pbkdf2_iterations, random};
+use crate::crypto::{SectorCipher, random};
 use crate::driver::{KeyChange, OpenContext};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Fields;
@@ -124,7 +124,7 @@ impl KeySlots {
     /// Writes the stripes, and then the slot that points to them.
     fn add(&mut self, file: &dyn Storage, index: usize, secret: &Secret, iter_time: Duration) -> Result<()> {
         let (spec, hash) = self.header.algorithms(&self.fields)?;
-        let iterations = pbkdf2_iterations(hash, self.key.len(), iter_time, MIN_ITERATIONS);
+        let iterations = iterations_for(self.fields.0, hash, self.key.len(), iter_time)?;
         let slot = Slot { active: true, iterations, stripes: STRIPES, ..*self.slot(index)? };
         let material = KeyMaterial::new(self.fields.0, &self.key, secret, (spec, hash, iterations))?;
         let area = self.area(index, material.bytes.len() as u64)?;

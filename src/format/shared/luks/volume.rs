@@ -1,6 +1,7 @@
 //! A new volume, in the layout of qemu: the header, eight key slots with 4000 stripes at multiples of 4096 bytes, the guest data.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use zeroize::Zeroizing;
 
@@ -8,13 +9,14 @@ use super::{Header, Parameters, SECTOR, SLOTS, STRIPES, Slot};
 use crate::crypto::{CipherSpec, Hash, Kdf, SectorCipher, pbkdf2_iterations, random, split};
 use crate::error::{Error, Result, SecretProblem};
 use crate::io::WriteAt;
+use crate::limits::Limits;
 use crate::name::Name;
 use crate::secret::Secret;
 
 /// Alignment of key slots and of the guest data, in sectors.
 const ALIGNMENT: u32 = 8;
 /// Least number of iterations ("LUKS1 On-Disk Format Specification", section 3).
-pub(super) const MIN_ITERATIONS: u32 = 1000;
+const MIN_ITERATIONS: u32 = 1000;
 /// The digest has the key of the volume as its passphrase, which cannot be guessed, and takes this part of the time of a slot.
 const DIGEST_PART: u32 = 8;
 
@@ -47,7 +49,7 @@ impl NewVolume {
             let sector = slot_sector(key_len, index as u32);
             Slot { active: false, iterations: 0, salt: [0; 32], sector, stripes: STRIPES }
         });
-        let iterations = pbkdf2_iterations(hash, key_len, iter_time, MIN_ITERATIONS);
+        let iterations = iterations_for(format, hash, key_len, iter_time)?;
         let mut header = Header {
             cipher: Name::from(spec.cipher.name()),
             mode: Name::from(spec.mode_name()),
@@ -126,6 +128,25 @@ fn slot_sector(key_len: usize, index: u32) -> u32 {
 /// Bytes of all stripes of a key.
 fn stripes_len(key_len: usize) -> u32 {
     key_len as u32 * STRIPES
+}
+
+/// The number of iterations with which a try of a secret takes `iter_time` on this machine.
+///
+/// # Errors
+/// [`Error::Limit`] if readers refuse that many by default.
+pub(super) fn iterations_for(format: &'static str, hash: Hash, key_len: usize, iter_time: Duration) -> Result<u32> {
+    let (iterations, limit) =
+        (pbkdf2_iterations(hash, key_len, iter_time, MIN_ITERATIONS), Limits::default().pbkdf2_iterations);
+    match u64::from(iterations) {
+        value if value > limit => Err(Error::Limit {
+            format,
+            field: "iterations of PBKDF2 in the time of iter-time".into(),
+            at: None,
+            value,
+            limit,
+        }),
+        _ => Ok(iterations),
+    }
 }
 
 #[cfg(test)]

@@ -119,6 +119,8 @@ impl Update {
         (old..entries.next_multiple_of(SECTOR / BlockMapEntry::LEN)).for_each(|_| push(empty));
         written?;
         write(&mut bytes, &mut at)?;
+        // A page with the end of the old map may have what was after it.
+        self.pages.forget(&(start..data_offset));
         self.file.sync().map_err(Error::io("syncing", None))
     }
 
