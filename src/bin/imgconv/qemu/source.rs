@@ -125,24 +125,24 @@ impl Sources {
             None => options,
         };
         let failed = |error: Error| Failed::opening(&name, &error);
-        let at = match (node.storage, node.window) {
-            (Storage::Remote(uri), None) if let Some(context) = &node.context => {
+        let at = match (node.storage, node.window, &node.context) {
+            (Storage::Remote(uri), None, Some(context)) => {
                 At::States(location::connect_for(&uri, context).map_err(failed)?)
             }
-            (Storage::File(path), None) => At::Location(Location::File(path)),
-            (Storage::Remote(uri), None) => At::Location(Location::find(uri).map_err(failed)?),
-            (Storage::File(path), Some((offset, len))) => {
+            (Storage::File(path), None, _) => At::Location(Location::File(path)),
+            (Storage::Remote(uri), None, None) => At::Location(Location::find(uri).map_err(failed)?),
+            (Storage::File(path), Some((offset, len)), _) => {
                 let file = FileSource::open(&path).map_err(Error::io("opening", None));
                 At::Storage(part(Arc::new(file.map_err(|error| failed(error.in_file(&path)))?), offset, len)?)
             }
-            (Storage::Remote(uri), Some((offset, len))) => {
+            (Storage::Remote(uri), Some((offset, len)), _) => {
                 let file = match Location::find(&uri).map_err(failed)? {
                     Location::Nbd(client) => client,
                     _ => options.url_source(&uri).map_err(failed)?,
                 };
                 At::Storage(part(file, offset, len)?)
             }
-            (Storage::Null(size), window) => {
+            (Storage::Null(size), window, _) => {
                 let (offset, len) = window.unwrap_or((0, None));
                 At::Storage(part(io::zeros(size), offset, len)?)
             }
