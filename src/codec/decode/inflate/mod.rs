@@ -100,6 +100,11 @@ impl Inflater {
             let Some(length) = reader.take(3) else { return Ok(None) };
             precode[usize::from(*symbol)] = length as u8;
         }
+        if precode.iter().all(|length| *length == 0) {
+            // zlib takes each bit for a length of 0, and misses the code that ends a block after that.
+            let missing = (0..literal_count + distance_count).any(|_| reader.take(1).is_none());
+            return if missing { Ok(None) } else { Err("invalid code -- missing end-of-block") };
+        }
         self.tables.set_precode(&precode).map_err(|_| "invalid code lengths set")?;
 
         let mut lengths = [0; MAX_LITERALS + MAX_DISTANCES];
