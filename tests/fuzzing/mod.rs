@@ -7,7 +7,6 @@
 pub mod deflate;
 #[cfg(any(fuzzing, feature = "disk"))]
 pub mod disk;
-pub mod inflate;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;
 #[cfg(any(fuzzing, feature = "packages"))]
@@ -25,7 +24,6 @@ use diskimage::{
 };
 
 pub use deflate::deflate;
-pub use inflate::inflate;
 pub use roundtrip::roundtrip;
 
 /// The secret of encrypted seeds.
