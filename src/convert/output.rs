@@ -116,7 +116,7 @@ impl Output {
         self.image.file()
     }
 
-    /// Whether the files are written past the page cache.
+    /// Whether writes to the files bypass the page cache.
     pub fn bypasses_cache(&self) -> bool {
         let parts = self.parts.borrow();
         [&self.image].into_iter().chain(parts.iter()).all(NewFile::bypasses_cache)

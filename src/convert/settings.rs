@@ -163,7 +163,7 @@ impl Converter {
         self
     }
 
-    /// Sets how files are written: past the page cache or through it, and whether each write is durable when it returns. Where the file system
+    /// Sets how files are written: bypassing the page cache or through it, and whether each write is durable when it returns. Where the file system
     /// cannot bypass it, it is not bypassed, and [`Report::cache_refused`](crate::Report::cache_refused) says so. [`CacheMode::Unsafe`] is the same as
     /// not to [sync](Self::sync). Default: [`CacheMode::Writeback`].
     ///

@@ -15,22 +15,18 @@ use crate::io::{FileIdentity, ReadAt, Storage, WriteAt, write_zeros};
 pub(crate) struct EncryptedFile {
     reads: Decrypting,
     writes: Encrypting,
-    sector_size: usize,
-    /// Offset of the first sector in the file, in bytes.
-    start: u64,
 }
 
 impl EncryptedFile {
     /// Sector number `first`, in units of 512 bytes, is at byte `start`.
     pub fn new(file: Arc<dyn Storage>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> EncryptedFile {
-        let sector_size = cipher.sector_size();
         let reads = Decrypting::new(file.clone(), cipher.clone(), start, first);
-        EncryptedFile { reads, writes: Encrypting::new(file, cipher, start, first), sector_size, start }
+        EncryptedFile { reads, writes: Encrypting::new(file, cipher, start, first) }
     }
 
     /// Writes a part of the sector with the byte at `offset`.
     fn write_part(&self, part: &[u8], within: usize, offset: u64) -> io::Result<()> {
-        let mut sector = Zeroizing::new(vec![0; self.sector_size]);
+        let mut sector = Zeroizing::new(vec![0; self.reads.sector_size()]);
         let start = offset - within as u64;
         self.reads.read_exact_at(&mut sector, start)?;
         sector.iter_mut().skip(within).zip(part).for_each(|(byte, new)| *byte = *new);
@@ -58,10 +54,10 @@ impl ReadAt for EncryptedFile {
 
 impl WriteAt for EncryptedFile {
     fn write_all_at(&self, mut buf: &[u8], mut offset: u64) -> io::Result<()> {
-        let size = self.sector_size;
+        let size = self.reads.sector_size();
         let before = || io::Error::new(io::ErrorKind::InvalidInput, "the header cannot be written as guest data");
         while !buf.is_empty() {
-            let within = (offset.checked_sub(self.start).ok_or_else(before)? % size as u64) as usize;
+            let within = self.reads.offset_in_sector(offset).ok_or_else(before)?;
             let len = if within == 0 && buf.len() >= size {
                 let (whole, _) = buf.split_at(buf.len() / size * size);
                 self.writes.write_all_at(whole, offset)?;

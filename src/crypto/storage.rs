@@ -49,6 +49,16 @@ impl Decrypting {
     pub fn new(file: Arc<dyn ReadAt>, cipher: Arc<SectorCipher>, start: u64, first: u64) -> Decrypting {
         Decrypting { file, sectors: Sectors { cipher, start, first } }
     }
+
+    /// Bytes in a sector.
+    pub(super) fn sector_size(&self) -> usize {
+        self.sectors.cipher.sector_size()
+    }
+
+    /// Offset in its sector of the byte at `offset`; `None` before the first one.
+    pub(super) fn offset_in_sector(&self, offset: u64) -> Option<usize> {
+        self.sectors.locate(offset).map(|(within, _)| within)
+    }
 }
 
 impl ReadAt for Decrypting {

@@ -144,7 +144,7 @@ impl Image {
         self.layers.get(layer)?.files.get(file.0 as usize)?.path()
     }
 
-    /// Whether its files are read past the page cache of the system. Storage that is no file of the system does not count.
+    /// Whether reads of its files bypass the page cache of the system. Storage that is no file of the system does not count.
     pub fn bypasses_cache(&self) -> bool {
         self.files().filter(|file| file.is_local()).all(|file| file.source.bypasses_cache())
     }

@@ -252,7 +252,7 @@ impl OpenOptions {
         self
     }
 
-    /// Sets how files that are opened by path are read: past the page cache or through it, as far as their file systems can do that; see
+    /// Sets how files that are opened by path are read: bypassing the page cache or through it, as far as their file systems can do that; see
     /// [`Image::bypasses_cache`](crate::Image::bypasses_cache). Default: through it.
     ///
     /// ```no_run

@@ -24,11 +24,11 @@ pub enum CacheMode {
     /// Through the page cache, and durable when the file is synced.
     #[default]
     Writeback,
-    /// Past the page cache (`O_DIRECT`), and durable when the file is synced.
+    /// Bypassing the page cache (`O_DIRECT`), and durable when the file is synced.
     None,
     /// Through the page cache, and each write is durable when it returns.
     Writethrough,
-    /// Past the page cache, and each write is durable when it returns.
+    /// Bypassing the page cache, and each write is durable when it returns.
     Directsync,
     /// Through the page cache, and never synced.
     Unsafe,

@@ -1,4 +1,4 @@
-//! Reading and writing past the page cache. Such I/O is of whole blocks, from memory that is aligned too.
+//! Reading and writing that bypasses the page cache. Such I/O is of whole blocks, from memory that is aligned too.
 
 use std::fs::File;
 use std::io;

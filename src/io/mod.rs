@@ -144,7 +144,7 @@ pub trait ReadAt: Send + Sync {
         None
     }
 
-    /// Whether it is read past the page cache of the system. False where there is none.
+    /// Whether reads bypass the page cache of the system. False where there is none.
     fn bypasses_cache(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! Cache modes: files that are read and written past the page cache, or with each write synced.
+//! Cache modes: reads and writes that bypass the page cache, or with each write synced.
 
 use std::path::Path;
 

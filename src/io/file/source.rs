@@ -71,7 +71,7 @@ impl FileSource {
         Self::try_from(sys::open(path, false)?)
     }
 
-    /// Reads the file past the page cache, if `cache` says so and the file system can do it; see
+    /// Bypasses the page cache when the file is read, if `cache` says so and the file system can do it; see
     /// [`bypasses_cache`](ReadAt::bypasses_cache).
     ///
     /// # Examples

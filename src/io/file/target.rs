@@ -193,7 +193,7 @@ impl FileTarget {
         self
     }
 
-    /// Whether whole pages are written past the page cache.
+    /// Whether writes of whole pages bypass the page cache.
     pub fn bypasses_cache(&self) -> bool {
         self.direct.is_some()
     }
@@ -283,7 +283,7 @@ impl WriteAt for FileTarget {
             None => write(buf, offset)?,
         }
         if self.through {
-            return sys::sync_data(&self.file);
+            return self.file.sync_data();
         }
         let behind = self.behind.get();
         if self.direct.is_none() && buf.len() >= cache::LARGE && (self.sync || behind.is_some()) {

@@ -16,6 +16,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[allow(unsafe_code)] // System calls without a safe wrapper; each use states its reason.
 mod calls;
 
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+#[cfg_attr(unix, allow(dead_code, reason = "each system has some of these requests itself"))]
+mod page_cache;
 #[cfg(any(unix, target_os = "wasi"))]
 mod rename;
 mod unnamed;

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::FileKind;
+pub(crate) use super::page_cache::*;
 use crate::io::FileIdentity;
 
 /// There are no permissions.
@@ -87,25 +88,6 @@ pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
 
 pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
     unsupported()
-}
-
-pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn finish_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn drop_cached(_file: &File, _range: &Range<u64>) {}
-
-/// The system is not asked.
-pub(crate) fn memory() -> Option<u64> {
-    None
-}
-
-pub(crate) fn open_direct(_file: &File, _write: bool) -> io::Result<File> {
-    unsupported()
-}
-
-pub(crate) fn sync_data(file: &File) -> io::Result<()> {
-    sync(file)
 }
 
 pub(crate) fn set_lock(_file: &File, _bytes: &Range<u64>, _locked: bool) -> io::Result<()> {

@@ -16,6 +16,12 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::process::{Resource, getrlimit};
 
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub(crate) use super::page_cache::drop_cached;
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+pub(crate) use super::page_cache::{finish_write_back, start_write_back};
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) use super::page_cache::{memory, open_direct};
 use super::{FileKind, calls, directory_of};
 use crate::io::FileIdentity;
 pub(crate) use access::{FileAccess, set_access};
@@ -211,17 +217,11 @@ pub(crate) fn start_write_back(file: &File, range: &Range<u64>) {
     let _ = calls::start_write_back(file, range);
 }
 
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
-
 /// Waits until what was written in `range` has been stored.
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub(crate) fn finish_write_back(file: &File, range: &Range<u64>) {
     let _ = calls::finish_write_back(file, range);
 }
-
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-pub(crate) fn finish_write_back(_file: &File, _range: &Range<u64>) {}
 
 /// Asks the system to drop what is stored of `range` from the page cache.
 #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -234,9 +234,6 @@ pub(crate) fn drop_cached(file: &File, range: &Range<u64>) {
     let _ = fadvise(file, range.start, NonZeroU64::new(range.end - range.start), Advice::DontNeed);
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
-pub(crate) fn drop_cached(_file: &File, _range: &Range<u64>) {}
-
 /// Bytes of memory of this machine, where the system tells.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[allow(clippy::useless_conversion, reason = "the number has the size of a word")]
@@ -245,27 +242,12 @@ pub(crate) fn memory() -> Option<u64> {
     u64::try_from(info.totalram).ok()?.checked_mul(info.mem_unit.into())
 }
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn memory() -> Option<u64> {
-    None
-}
-
 /// Opens a file again, for reading or for writing, to bypass the page cache. Fails where the file system, or the system, cannot do that.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn open_direct(file: &File, write: bool) -> io::Result<File> {
     let flags = OFlags::DIRECT | OFlags::NONBLOCK;
     let path = super::path_without_name(file);
     OpenOptions::new().read(!write).write(write).custom_flags(flags.bits().cast_signed()).open(path)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(crate) fn open_direct(_file: &File, _write: bool) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Writes the content of a file, not its times, to stable storage.
-pub(crate) fn sync_data(file: &File) -> io::Result<()> {
-    file.sync_data()
 }
 
 /// Places a shared lock on `bytes`, or removes it. It belongs to the open file.

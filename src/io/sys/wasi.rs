@@ -9,6 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 
+pub(crate) use super::page_cache::*;
 use super::{FileKind, calls};
 use crate::io::FileIdentity;
 
@@ -101,25 +102,6 @@ pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
 
 pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
-}
-
-pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn finish_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn drop_cached(_file: &File, _range: &Range<u64>) {}
-
-/// The system is not asked.
-pub(crate) fn memory() -> Option<u64> {
-    None
-}
-
-pub(crate) fn open_direct(_file: &File, _write: bool) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-pub(crate) fn sync_data(file: &File) -> io::Result<()> {
-    file.sync_data()
 }
 
 /// WASI has no locks.

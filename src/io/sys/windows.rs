@@ -12,6 +12,7 @@ use windows_sys::Win32::Storage::FileSystem::{
     FILE_SHARE_DELETE, READ_CONTROL, SECURITY_ANONYMOUS, WRITE_DAC,
 };
 
+pub(crate) use super::page_cache::*;
 use super::{FileKind, calls, directory_of};
 use crate::io::FileIdentity;
 
@@ -147,26 +148,6 @@ pub(crate) fn allocate(_file: &File, _range: &Range<u64>) -> io::Result<()> {
 /// ReFS shares blocks (`FSCTL_DUPLICATE_EXTENTS_TO_FILE`); NTFS does not.
 pub(crate) fn clone_range(_file: &File, _source: &File, _offset: u64, _range: &Range<u64>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
-}
-
-/// The system has no such request for a part of a file.
-pub(crate) fn start_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn finish_write_back(_file: &File, _range: &Range<u64>) {}
-
-pub(crate) fn drop_cached(_file: &File, _range: &Range<u64>) {}
-
-/// The system is not asked.
-pub(crate) fn memory() -> Option<u64> {
-    None
-}
-
-pub(crate) fn open_direct(_file: &File, _write: bool) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-pub(crate) fn sync_data(file: &File) -> io::Result<()> {
-    file.sync_data()
 }
 
 /// A locked byte cannot be read by others here, so that no program marks images in this way.
