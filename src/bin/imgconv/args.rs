@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-#[cfg(feature = "compressed")]
-use diskimage::Limits;
-use diskimage::{Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options, Secret, parse_size};
+use diskimage::{Error, Format, HashAlgorithm, Image, Limits, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
 use crate::location;
@@ -44,13 +42,11 @@ struct CompressedArgs {
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 
-    #[cfg(feature = "compressed")]
     /// Refuse a compressed file that decompresses to more than SIZE
     /// [default: 64T]
     #[arg(long, value_name = "SIZE", value_parser = size, verbatim_doc_comment)]
     max_output: Option<u64>,
 
-    #[cfg(feature = "compressed")]
     /// Refuse a compressed file that decompresses to more than N times its
     /// size, from 1G on [default: 100000]
     #[arg(long, value_name = "N", verbatim_doc_comment)]
@@ -62,14 +58,10 @@ impl CompressedArgs {
         if let Some(directory) = &self.spool_dir {
             options = options.temporary_directory(directory);
         }
-        #[cfg(feature = "compressed")]
-        {
-            let mut limits = Limits::default();
-            limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
-            limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
-            options = options.limits(limits);
-        }
-        options
+        let mut limits = Limits::default();
+        limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
+        limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
+        options.limits(limits)
     }
 }
 

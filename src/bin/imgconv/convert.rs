@@ -245,8 +245,8 @@ failure it has neither the old content nor the new.
 With SOURCE_DATE_EPOCH in the environment, identifiers follow from the content and times
 are that one: the same disk gives the same bytes.
 
-A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed by a program with the feature
-compressed, and refused by others; -f raw takes its bytes as they are.
+A compressed SOURCE (gzip, xz, bzip2, zstd) is decompressed, up to three times; -f raw
+takes its bytes as they are.
 
 A raw disk on standard input needs -f raw, unless it is compressed; other images and
 packages are detected. A streamOptimized vmdk

@@ -69,8 +69,7 @@ fn ova() -> String {
 
 /// Describes the archive that `convert -O gcp` writes.
 fn gcp() -> String {
-    "gcp: image of Google Compute Engine, disk.raw in a tar.gz (read with the feature compressed, written by convert)\n"
-        .to_owned()
+    "gcp: image of Google Compute Engine, disk.raw in a tar.gz (read, written by convert)\n".to_owned()
 }
 
 /// Describes what `convert --for` writes.
