@@ -38,6 +38,9 @@ const FREE: usize = 32;
 /// Pieces that a thread decodes for others on the way to its own: those of a conversion are at most that far apart.
 const NEAR: u64 = 16;
 
+/// Pieces that the threads of a conversion need at a time, for each of them.
+const AT_A_TIME: u64 = 2;
+
 /// Bytes at the end of a file from which formats are detected.
 const END: u64 = 512;
 
@@ -166,6 +169,9 @@ impl UnitFile {
         let key = (unit, at / PIECE);
         let mut shared = self.lock();
         *shared.wanted.entry(key).or_default() += 1;
+        // What is decoded on the way to the end, from which formats are detected, would take the memory of what is decoded ahead.
+        let next = shared.active.get(&unit).map_or(0, |active| active.next);
+        let is_far = self.check_end.is_none() && key.1.saturating_sub(next) >= AT_A_TIME * self.cores.max(2);
         let result = loop {
             if let Some(len) = shared.copy(key, at % PIECE, buf) {
                 break Ok(Some(len));
@@ -174,7 +180,7 @@ impl UnitFile {
                 Ok(Step::Wait) => shared = self.changed.wait(shared).unwrap_or_else(PoisonError::into_inner),
                 Ok(Step::Decode(number, decoder, piece)) => {
                     drop(shared);
-                    let decoded = self.decode(number, decoder, piece);
+                    let decoded = self.decode(number, decoder, piece, number != unit || !is_far);
                     shared = self.lock();
                     // The failure of a unit ahead is reported to those who read it.
                     if let Err(error) = decoded
@@ -288,8 +294,9 @@ impl UnitFile {
         Ok(())
     }
 
-    /// Decodes the next piece of a unit, which is `piece`. At the end of the unit its checksum is verified.
-    fn decode(&self, unit: usize, mut decoder: UnitDecoder, piece: u64) -> io::Result<()> {
+    /// Decodes the next piece of a unit, which is `piece`, and keeps it if `keep` says so or a thread waits for it. At the end of the unit
+    /// its checksum is verified.
+    fn decode(&self, unit: usize, mut decoder: UnitDecoder, piece: u64, keep: bool) -> io::Result<()> {
         let mut release = Release { file: self, unit, is_taken: true };
         let len = self.piece_len(unit, piece);
         let is_last = self.piece_len(unit, piece + 1) == 0;
@@ -312,7 +319,11 @@ impl UnitFile {
         } else if let Some(active) = shared.active.get_mut(&unit) {
             (active.decoder, active.next) = (decoder, piece + 1);
         }
-        shared.insert((unit, piece), bytes);
+        if keep || shared.wanted.contains_key(&(unit, piece)) {
+            shared.insert((unit, piece), bytes);
+        } else {
+            shared.reuse(bytes);
+        }
         Ok(())
     }
 
@@ -440,10 +451,15 @@ impl Shared {
                 let Some(key) = old.min_by_key(|(_, piece)| piece.used).map(|(key, _)| *key) else { break };
                 let Some(Piece { bytes, .. }) = self.pieces.remove(&key) else { break };
                 *(if is_read { &mut self.read } else { &mut self.unread }) -= bytes.len() as u64;
-                if self.free.len() < FREE {
-                    self.free.push(bytes);
-                }
+                self.reuse(bytes);
             }
+        }
+    }
+
+    /// Keeps the buffer of a piece that was dropped.
+    fn reuse(&mut self, bytes: Vec<u8>) {
+        if self.free.len() < FREE {
+            self.free.push(bytes);
         }
     }
 }
@@ -462,5 +478,26 @@ impl Drop for Release<'_> {
             self.file.lock().active.remove(&self.unit);
         }
         self.file.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::xz;
+    use super::*;
+    use crate::compressed::index;
+
+    #[test]
+    fn what_is_passed_on_the_way_to_the_end_is_not_kept() {
+        const BLOCK: u64 = 24 << 20;
+        let data = vec![7; 2 * BLOCK as usize];
+        let file: Arc<dyn ReadAt> = Arc::new(xz(&data, lzma_rust2::CheckType::Crc32, Some(BLOCK)));
+        let limits = Limits::default();
+        let index = index::read(&file, file.size().unwrap(), Compression::Xz, &limits).unwrap();
+        assert_eq!(index.units().len(), 2);
+        let file = UnitFile::new(file, Compression::Xz, &limits, PathBuf::new(), index, None);
+        file.read_exact_at(&mut [0; 512], 2 * BLOCK - 512).unwrap();
+        let shared = file.lock();
+        assert_eq!((shared.decoded, shared.pieces.len()), (BLOCK, 1));
     }
 }

@@ -185,8 +185,8 @@ pub struct Probe<'a> {
 }
 
 impl<'a> Probe<'a> {
-    /// Largest number of bytes in [`head`](Self::head).
-    pub const HEAD: usize = 4096;
+    /// Largest number of bytes in [`head`](Self::head): those before the second header of LUKS, and a sector of that.
+    pub const HEAD: usize = (16 << 10) + 512;
     /// Largest number of bytes in [`tail`](Self::tail).
     pub const TAIL: usize = 512;
 

@@ -85,10 +85,13 @@ static CONTENTS: &[(&str, ContentKind, u64, &[u8])] = &[
     ("MBR partition table", Disk, 510, b"\x55\xaa"),
 ];
 
+/// Length of a volume descriptor of ISO 9660 and UDF in bytes.
+const VOLUME_DESCRIPTOR: u64 = 2048;
+
 /// What the disk in `file` holds, or its partition at byte `start`, as far as it has one of the known signatures.
 pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> {
-    // The start, ISO 9660 and UDF, btrfs.
-    const READS: [(u64, u64); 3] = [(0, 8192), (0x8000, 512), (0x10000, 512)];
+    // The start, the descriptors of ISO 9660 and UDF, btrfs.
+    const READS: [(u64, u64); 3] = [(0, 8192), (0x8000, 16 * VOLUME_DESCRIPTOR), (0x10000, 512)];
     let len = table::length(file)?.saturating_sub(start);
     let mut parts = Vec::new();
     for (at, most) in READS {
@@ -103,7 +106,23 @@ pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> 
         })
     };
     let found = CONTENTS.iter().find(|(_, _, at, magic)| has(*at, magic));
-    Ok(found.map(|(name, kind, ..)| Content { name, kind: *kind }))
+    // An ISO 9660 file system can be one of UDF too (ECMA-167, 3/9.1), and that of a disk: its MBR has entries then, which may begin at sector 0.
+    let is_udf = (0..16).any(|index| {
+        let at = 0x8001 + index * VOLUME_DESCRIPTOR;
+        has(at, b"NSR02") || has(at, b"NSR03")
+    });
+    let has_partitions = has(510, b"\x55\xaa") && (0..4).any(|entry| !has(446 + 16 * entry + 4, b"\0"));
+    let name = |name| match name {
+        "ISO 9660" => match (is_udf, has_partitions) {
+            (false, false) => name,
+            (true, false) => "ISO 9660 and UDF",
+            (false, true) => "ISO 9660, hybrid with partitions",
+            (true, true) => "ISO 9660 and UDF, hybrid with partitions",
+        },
+        "Linux kernel (bzImage)" if has(0, b"MZ") => "Linux kernel (bzImage, EFI)",
+        _ => name,
+    };
+    Ok(found.map(|(found, kind, ..)| Content { name: name(*found), kind: *kind }))
 }
 
 /// Whether the file is the archive of an initial RAM disk, before which there may be another one with microcode.
@@ -174,6 +193,23 @@ mod tests {
             assert_eq!(name(&disk[..len]), None);
         }
         assert_eq!(content(&MemFile::from(disk), u64::MAX).unwrap(), None);
+    }
+
+    #[test]
+    fn discs_and_kernels_of_several_kinds() {
+        let mut disc = vec![0; 0x9000];
+        disc[0x8001..0x8006].copy_from_slice(b"CD001");
+        disc[0x8801..0x8806].copy_from_slice(b"NSR03");
+        assert_eq!(name(&disc), Some("ISO 9660 and UDF"));
+        disc[446 + 4] = 0x17;
+        disc[510..512].copy_from_slice(b"\x55\xaa");
+        assert_eq!(name(&disc), Some("ISO 9660 and UDF, hybrid with partitions"));
+        disc[0x8801] = 0;
+        assert_eq!(name(&disc), Some("ISO 9660, hybrid with partitions"));
+        let mut kernel = vec![0; 0x400];
+        kernel[0x202..0x206].copy_from_slice(b"HdrS");
+        kernel[..2].copy_from_slice(b"MZ");
+        assert_eq!(name(&kernel), Some("Linux kernel (bzImage, EFI)"));
     }
 
     #[test]

@@ -444,14 +444,6 @@ impl Opened {
         })
     }
 
-    /// Whether it is inside of another file, and cannot name a file beside it.
-    pub fn is_inside(&self) -> bool {
-        #[cfg(feature = "packages")]
-        return self.origin.as_ref().is_some_and(|origin| origin.is_inside);
-        #[cfg(not(feature = "packages"))]
-        false
-    }
-
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

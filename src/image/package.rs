@@ -1,6 +1,7 @@
 //! Opening the disk in a package.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use super::open::{Opened, Purpose};
 use super::peel::Peeled;
 use super::{Image, OpenOptions, SizedFile, SourceFile};
 use crate::driver::{FormatDriver, Probe};
-use crate::error::{Error, Result};
+use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
 use crate::info::FileReference;
 use crate::io::{FileSource, ReadAt};
@@ -29,8 +30,10 @@ pub(crate) struct Origin {
     checks: Vec<DigestCheck>,
     capacity: Option<u64>,
     pub warnings: Vec<Cow<'static, str>>,
-    /// Whether the image is in the file of the package, so that it cannot reference other files.
+    /// Whether the image is in the file of the package, so that it cannot reference files outside.
     pub is_inside: bool,
+    /// The other files in its directory of the package, which are its extents if it names them.
+    siblings: HashMap<Name, Arc<dyn ReadAt>>,
 }
 
 impl OpenOptions {
@@ -165,14 +168,26 @@ impl OpenOptions {
         let mut checks = checks;
         checks.extend(inner.checks);
         warnings.extend(inner.warnings);
-        let origin =
-            Origin { checks, capacity: capacity.or(inner.capacity), warnings, is_inside: is_inside || inner.is_inside };
-        opened.origin = Some(origin);
+        opened.origin = Some(Origin {
+            checks,
+            capacity: capacity.or(inner.capacity),
+            warnings,
+            is_inside: is_inside || inner.is_inside,
+            siblings: if inner.is_inside { inner.siblings } else { contents.siblings(index) },
+        });
         Ok(opened)
     }
 }
 
 impl Origin {
+    /// The file of the same package that a reference of the image names, which needs no permission. Only extents are looked for there.
+    pub fn find(&self, reference: &FileReference) -> Result<&Arc<dyn ReadAt>, ReferenceProblem> {
+        match reference.role {
+            "extent" => self.siblings.get(&reference.name).ok_or(ReferenceProblem::NotInPackage),
+            _ => Err(ReferenceProblem::NoPlace),
+        }
+    }
+
     /// Adds a warning if a disk of `size` bytes is smaller than the descriptor states.
     pub fn check_capacity(&mut self, size: u64) {
         if let Some(capacity) = self.capacity.filter(|capacity| *capacity > size) {

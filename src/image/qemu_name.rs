@@ -42,6 +42,10 @@ fn local_file(mut options: Options, outer: Option<&Name>) -> Result<(Name, Optio
             }
         }
     };
+    // Each image tries all secrets that there are, so that it does not matter which of them is named.
+    for key in ["encrypt.key-secret", "encrypt.format", "key-secret"] {
+        options.take(key);
+    }
     if let Some(key) = options.names().next() {
         return Err(not_one_file(format!("key '{key}'")));
     }
@@ -126,6 +130,13 @@ mod tests {
                 Some("qcow2"),
             ),
             (r#"json:{"driver":"qcow2","file":{"filename":"\u00e4\ud83d\ude00\/\n"}}"#, None, "ä😀/\n", Some("qcow2")),
+            (
+                r#"json:{"driver":"qcow2","file":{"filename":"a"},"encrypt":{"format":"luks","key-secret":"s"}}"#,
+                None,
+                "a",
+                Some("qcow2"),
+            ),
+            (r#"json:{"driver":"luks","key-secret":"s","file.filename":"a"}"#, None, "a", Some("luks")),
             ("file:a", Some("raw"), "a", Some("raw")),
             ("file:a:b", None, "./a:b", None),
             ("file:///vm/a", None, "///vm/a", None),
@@ -148,7 +159,6 @@ mod tests {
             (r#"json:{"driver":"raw","size":"512","file.filename":"a"}"#, "key 'size'"),
             (r#"json:{"driver":"qcow2","file":{"filename":"a"},"backing":null}"#, "key 'backing'"),
             (r#"json:{"driver":"qcow2","file":{"filename":"a"},"backing":{"driver":"x"}}"#, "key 'backing.driver'"),
-            (r#"json:{"driver":"qcow2","file":{"filename":"a"},"encrypt":{"key-secret":"s"}}"#, "encrypt.key-secret"),
             (r#"json:{"driver":"qcow2","file":"node"}"#, "no file name"),
             (r#"json:{"driver":"qcow2","file":{"driver":"vmdk","filename":"a"}}"#, "'qcow2' over 'vmdk'"),
             (r#"json:{"driver":"qcow2","file":{"filename":"a"},"driver":"raw"}"#, "twice"),

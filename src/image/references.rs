@@ -72,7 +72,14 @@ type Opening = (PathBuf, Arc<dyn ReadAt>);
 impl OpenOptions {
     /// Opens a referenced file, if the policy allows it. A refusal does not depend on what exists.
     pub(super) fn open_reference(&self, image: &Opened, reference: &FileReference) -> Result<Found> {
-        if image.is_inside() || image.path.is_none() && self.resolver.is_none() {
+        #[cfg(feature = "packages")]
+        if let Some(origin) = image.origin.as_ref().filter(|origin| origin.is_inside) {
+            let found = origin.find(reference).map_err(|problem| refusal(image.format, reference, problem));
+            let (source, name) = (found?.clone(), reference.name.as_path().unwrap_or(Path::new("")));
+            let path = image.path().and_then(Path::parent).unwrap_or(Path::new("")).join(name);
+            return Ok(Found { path, source, reference: reference.clone() });
+        }
+        if image.path.is_none() && self.resolver.is_none() {
             return Err(refusal(image.format, reference, ReferenceProblem::NoPlace));
         }
         if self.policy == ReferencePolicy::Deny {

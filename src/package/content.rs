@@ -9,7 +9,7 @@ use super::tar::{Kind, Member};
 use super::{extension, is_apple_double, window};
 use crate::driver::Probe;
 use crate::error::Result;
-use crate::format::shared::signature::Signature;
+use crate::format::shared::signature::{self, Signature};
 use crate::format::shared::table;
 use crate::io::ReadAt;
 
@@ -30,7 +30,7 @@ pub(super) fn kind_of_member(kind: Kind) -> Option<&'static str> {
     }
 }
 
-/// The role of each member. Disks are the members with the signature of a disk image; if there is none, those with the extension
+/// The role of each member. Disks are the members with the signature of a disk image, except the extents of others; if there is none, those with the extension
 /// of a raw disk that are neither a kernel, a ramdisk nor a floppy disk, or else a package or compressed file within.
 pub(super) fn roles(file: &Arc<dyn ReadAt>, members: &[Member]) -> Result<Vec<&'static str>> {
     let mut found = Vec::with_capacity(members.len());
@@ -42,7 +42,7 @@ pub(super) fn roles(file: &Arc<dyn ReadAt>, members: &[Member]) -> Result<Vec<&'
         });
     }
     // The best kind that there is.
-    let disk = [Found::Image, Found::Raw, Found::Inner].into_iter().find(|kind| found.contains(kind));
+    let disk = [Found::Image, Found::Part, Found::Raw, Found::Inner].into_iter().find(|kind| found.contains(kind));
     Ok(found
         .into_iter()
         .map(|found| match found {
@@ -58,6 +58,8 @@ enum Found {
     Role(&'static str),
     /// The signature of a disk image.
     Image,
+    /// A part of a disk image, which is described by another file.
+    Part,
     /// The name of a raw disk.
     Raw,
     /// A package or a compressed file.
@@ -75,6 +77,7 @@ fn of_file(file: &dyn ReadAt, member: &Member) -> Result<Found> {
     let name = member.name.as_bytes().to_ascii_lowercase();
     let is_called = |part: &str| name.windows(part.len()).any(|window| window == part.as_bytes());
     Ok(match signatures.first() {
+        _ if signature::is_vmdk_part(&head) => Found::Part,
         _ if signatures.iter().any(|signature| signature.is_image()) => Found::Image,
         _ if is_kernel(&head) => Found::Role(KERNEL),
         _ if ["vmlinuz", "vmlinux", "-kernel"].iter().any(|part| is_called(part)) => Found::Role(KERNEL),

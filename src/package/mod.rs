@@ -437,14 +437,25 @@ impl Contents {
         }
     }
 
+    /// The other files in the directory of a disk in an archive, by their names there: the extents of the disk may be among them.
+    pub fn siblings(&self, index: usize) -> HashMap<Name, Arc<dyn ReadAt>> {
+        let (Storage::Archive(file, members), Some(disk)) = (&self.storage, self.description.disks.get(index)) else {
+            return HashMap::new();
+        };
+        let directory = directory_of(&disk.name);
+        let files = members.iter().filter(|member| member.kind == tar::Kind::File && member.name != disk.name);
+        let siblings = files.filter(|member| directory_of(&member.name) == directory);
+        let base = |name: &Name| Name::from(name.as_bytes().get(directory.len()..).unwrap_or_default());
+        siblings.map(|member| (base(&member.name), window(file, member))).collect()
+    }
+
     /// The name in the archive of a file that the descriptor names, relative to its directory.
     fn in_package(&self, href: &Name) -> Name {
         let Some((Storage::Archive(..), (descriptor, _))) = Some(&self.storage).zip(self.descriptor.as_ref()) else {
             return href.clone();
         };
-        let directory = descriptor.as_bytes().iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
         let href = href.as_bytes().strip_prefix(b"./").unwrap_or(href.as_bytes());
-        Name::from([descriptor.as_bytes().get(..directory).unwrap_or_default(), href].concat().as_slice())
+        Name::from([directory_of(descriptor), href].concat().as_slice())
     }
 
     fn member(&self, name: &Name) -> Option<&tar::Member> {
@@ -537,6 +548,13 @@ impl DigestCheck {
         let (expected, found) = (Hex(&self.expected).to_string(), Hex(&found).to_string());
         Err(Error::Digest { name: self.name.clone(), algorithm: self.algorithm.name(), expected, found })
     }
+}
+
+/// The directory in the name of a member, with its slash; empty without one.
+fn directory_of(name: &Name) -> &[u8] {
+    let bytes = name.as_bytes();
+    let len = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    bytes.get(..len).unwrap_or_default()
 }
 
 fn window(file: &Arc<dyn ReadAt>, member: &tar::Member) -> Arc<dyn ReadAt> {

@@ -95,7 +95,7 @@ fn an_extension_of_another_format_is_refused() {
         // What an interrupted download or conversion leaves.
         ("a.qcow2", Vec::new(), Some(("qcow2", "empty"))),
         ("a.vhdx", vec![0; 1024], Some(("vhdx", "zeros"))),
-        ("a.avhdx", vec![0; 8192], Some(("vhdx", "raw, with zeros at the start"))),
+        ("a.avhdx", vec![0; 32768], Some(("vhdx", "raw, with zeros at the start"))),
         ("a.vdi", vec![1; 8192], Some(("vdi", "raw"))),
         ("a.vhd", vec![1; 8192], Some(("vpc", "raw"))),
         ("a.qed", vec![1; 8192], Some(("qed", "raw"))),

@@ -270,6 +270,32 @@ fn an_archive_without_a_descriptor_has_the_disk_that_its_content_shows() {
     assert!(matches!(open(pack(&[("a.img", disk.clone()), ("b.img", disk)])), Err(Error::SeveralDisks { .. })));
 }
 
+#[test]
+fn the_extents_of_a_disk_in_an_archive_are_found_in_it() {
+    let disk = system();
+    for kind in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "monolithicFlat"] {
+        let dir = TempDir::new();
+        vmdk(&format!("subformat={kind}")).convert(&raw_image(&disk), dir.join("disk.vmdk")).unwrap();
+        let mut files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let member = |path: &std::path::PathBuf| {
+            (format!("box/{}", path.file_name().unwrap().to_str().unwrap()), fs::read(path).unwrap())
+        };
+        let files: Vec<_> = files.iter().map(member).collect();
+        assert!(files.len() > 1);
+        let files: Vec<_> = files.iter().map(|(name, data)| (name.as_str(), data.clone())).collect();
+        // A box of Vagrant for VMware has all of them. No permission is needed: they are in the file that was named.
+        let others = [("metadata.json", b"{}".to_vec()), ("box/vm.vmx", b"x".to_vec())];
+        assert_holds(open(pack(&[&files[..], &others].concat())), &disk);
+        // Those of another directory are not meant.
+        let renamed: Vec<_> =
+            files.iter().map(|(name, data)| (name.replace("box/disk-", "other/disk-"), data.clone())).collect();
+        let renamed: Vec<_> = renamed.iter().map(|(name, data)| (name.as_str(), data.clone())).collect();
+        let missing = open(pack(&renamed)).unwrap_err();
+        assert!(missing.to_string().contains("the package has no such file"), "{missing}");
+    }
+}
+
 #[cfg(feature = "compressed")]
 #[test]
 fn compressed_packages_and_members_are_opened() {

@@ -3,8 +3,9 @@
 //! Each subcommand is one file: arguments, help and implementation. [`cli`] is above them, [`args`], [`failure`] and [`output`]
 //! below. Results go to standard output, messages to standard error. Exit codes are those of qemu-img where it defines one.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod allocator;
 mod args;
 mod check;
 mod cli;
@@ -36,6 +37,7 @@ use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    allocator::return_large_buffers();
     #[cfg(unix)]
     allow_many_files();
     let words: Vec<_> = env::args_os().collect();

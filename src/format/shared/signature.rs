@@ -31,6 +31,9 @@ pub(crate) const VMDK_SESPARSE: u64 = 0xcafe_babe;
 pub(crate) const VHD: &[u8; 8] = b"conectix";
 /// A LUKS header; the version follows.
 pub(crate) const LUKS: &[u8; 6] = b"LUKS\xba\xbe";
+/// The second header of LUKS2, and its usual offset.
+pub(crate) const LUKS2_SECOND: &[u8; 6] = b"SKUL\xba\xbe";
+const LUKS2_SECOND_AT: usize = 16 << 10;
 pub(crate) const VHDX: &[u8; 8] = b"vhdxfile";
 /// At [`VDI_AT`], little-endian.
 pub(crate) const VDI: u32 = 0xbeda_107f;
@@ -135,7 +138,7 @@ impl Signature {
             ("xz", &["xz", "txz"]),
             ("bzip2", &["bz2", "bzip2", "tbz2"]),
             ("zstd", &["zst", "zstd", "tzst"]),
-            ("tar", &["tar", "ova", "xva"]),
+            ("tar", &["tar", "ova", "xva", "box"]),
             ("zip", &["zip"]),
             ("7z", &["7z"]),
             ("rar", &["rar"]),
@@ -220,6 +223,12 @@ pub(crate) fn is_vmdk(probe: &Probe<'_>) -> bool {
     magics.iter().any(|magic| probe.head.starts_with(magic)) || is_vmdk_descriptor(probe.head)
 }
 
+/// A hosted sparse extent without a descriptor, which is then in another file.
+pub(crate) fn is_vmdk_part(head: &[u8]) -> bool {
+    const DESCRIPTOR_SIZE: Range<usize> = 36..44;
+    head.starts_with(VMDK_HOSTED) && head.get(DESCRIPTOR_SIZE) == Some(&[0; 8])
+}
+
 /// A descriptor: `version=` is its first line after comments and blank lines, as VMware requires.
 pub(crate) fn is_vmdk_descriptor(head: &[u8]) -> bool {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
@@ -247,7 +256,19 @@ pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
 /// LUKS of version 1 or 2. The guest of a fixed VHD can have such a volume as its whole disk.
 pub(crate) fn is_luks(probe: &Probe<'_>) -> bool {
     let version = probe.head.strip_prefix(LUKS).and_then(|rest| rest.first_chunk());
-    matches!(version, Some([0, 1 | 2])) && !is_vhd(probe)
+    (matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)) && !is_vhd(probe)
+}
+
+/// The second header of LUKS2 behind a first one of the usual length, which was overwritten with zeros or is of the same volume. Behind
+/// anything else, it is what is left of a volume that was there before.
+fn is_damaged_luks2(head: &[u8]) -> bool {
+    const UUID: Range<usize> = 168..208;
+    let Some((first, second)) = head.split_at_checked(LUKS2_SECOND_AT) else { return false };
+    let first = first.get(..4096).unwrap_or_default();
+    let at = second.get(256..).and_then(<[u8]>::first_chunk).map(|at| u64::from_be_bytes(*at));
+    second.starts_with(&[&LUKS2_SECOND[..], &[0, 2]].concat())
+        && at == Some(LUKS2_SECOND_AT as u64)
+        && (first.iter().all(|byte| *byte == 0) || first.get(UUID) == second.get(UUID))
 }
 
 /// There is no magic: the usual properties, a dictionary of 2^n or 3·2^n bytes, and a length that is unknown or below 256 TiB.
@@ -260,9 +281,18 @@ fn is_lzma(probe: &Probe<'_>) -> bool {
         && (len == u64::MAX || len < 1 << 48)
 }
 
-/// The checksum of the first header, which all variants have: v7, POSIX and GNU. Old writers added signed bytes.
+/// The magic of POSIX or GNU, or the checksum of the first header, which v7 has too. Where only one of them is right, the header is damaged,
+/// and no disk either.
 fn is_tar(probe: &Probe<'_>) -> bool {
     let Some(header) = probe.head.first_chunk::<512>() else { return false };
+    header.get(TAR_MAGIC).is_some_and(|magic| TAR_MAGICS.contains(&magic)) || has_tar_checksum(header)
+}
+
+/// The field of a tar header with the magic and the version, and what it is in archives of POSIX and GNU.
+const TAR_MAGIC: Range<usize> = 257..265;
+const TAR_MAGICS: [&[u8]; 2] = [b"ustar\x0000", b"ustar  \0"];
+
+fn has_tar_checksum(header: &[u8; 512]) -> bool {
     let digits = header.get(TAR_CHECKSUM).unwrap_or_default().trim_ascii_start();
     let len = digits.iter().position(|digit| !matches!(digit, b'0'..=b'7')).unwrap_or(digits.len());
     let Some(digits) = digits.get(..len).filter(|digits| !digits.is_empty()) else { return false };
@@ -374,6 +404,7 @@ mod tests {
             (&tar(b"ustar  \0", "  SUM\0"), "tar"),
             (&tar(b"", "SUM\0 "), "tar"),
             (&tar(b"", "SIGNED\0 "), "tar"),
+            (&tar(b"ustar\x0000", "0000001\0"), "tar"),
         ] {
             assert_eq!(names(head, b""), [name], "{}", head.escape_ascii());
         }
@@ -389,7 +420,7 @@ mod tests {
         let mut boot = vec![0; 512];
         boot[..3].copy_from_slice(b"\xeb\x63\x90");
         boot[510..].copy_from_slice(&[0x55, 0xaa]);
-        let wrong_sum = tar(b"ustar\x0000", "0000001\0");
+        let wrong_sum = tar(b"", "0000001\0");
         for head in [
             &[][..],
             &[0; 512],

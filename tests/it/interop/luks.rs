@@ -162,6 +162,45 @@ fn a_chain_whose_images_have_different_secrets() {
     }
 }
 
+/// `qemu-img` has to be told the secret of the backing file in its name.
+#[test]
+fn a_chain_by_qemu_names_the_secret_of_the_backing_file() {
+    needs_qemu!("chains of encrypted images by qemu-img");
+    let dir = TempDir::new();
+    let guest = Pattern::Dense.make(1 << 20);
+    let source = dir.file("source.raw", &guest);
+    for (id, secret) in [("one", "1"), ("two", "2")] {
+        dir.file(id, secret.as_bytes());
+    }
+    let object = |id: &str| format!("secret,id={id},file={}", dir.join(id).display());
+    let list = |id: &str| format!("encrypt.format=luks,encrypt.iter-time=10,encrypt.key-secret={id}");
+    let base = dir.join("base.qcow2");
+    qemu_img(&[&"convert", &"-O", &"qcow2", &"--object", &object("one"), &"-o", &list("one"), &source, &base]);
+    let file = base.display();
+    let name = format!(r#"json:{{"driver":"qcow2","encrypt.key-secret":"one","file.filename":"{file}"}}"#);
+    let objects = [object("one"), object("two")];
+    let top = dir.join("top.qcow2");
+    qemu_img(&[
+        &"create",
+        &"-f",
+        &"qcow2",
+        &"--object",
+        &objects[0],
+        &"--object",
+        &objects[1],
+        &"-b",
+        &name,
+        &"-F",
+        &"qcow2",
+        &"-o",
+        &list("two"),
+        &top,
+    ]);
+    let options = OpenOptions::new().reference_policy(diskimage::ReferencePolicy::Beside);
+    let image = options.secret(Secret::new("2")).secret(Secret::new("1")).open(&top).unwrap();
+    assert_same(&content(&image).unwrap(), &guest, "the chain");
+}
+
 /// Whether `cryptsetup` unlocks the volume with the passphrase.
 fn unlocks(cryptsetup: &str, volume: &Path, key_file: &Path) -> bool {
     let key_file = format!("--key-file={}", key_file.display());

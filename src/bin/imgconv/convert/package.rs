@@ -83,6 +83,9 @@ impl Args {
     pub(super) fn to_directory(&self, directory: &Path, interrupt: &Interrupt) -> Outcome {
         let source = match self.sources().as_slice() {
             [Endpoint::File(source)] => source,
+            [Endpoint::Stream] => {
+                return Err(Failure::usage("TARGET is a directory: SOURCE must be a file, not standard input"));
+            }
             _ => return Err(Failure::usage("TARGET is a directory: SOURCE must be one package of disks")),
         };
         let Some(Target::Image(format)) = self.target_format else {

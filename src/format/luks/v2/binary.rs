@@ -6,13 +6,11 @@ use crate::crypto::Hash;
 use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result};
 use crate::format::luks::{FIELDS, FORMAT_NAME};
-use crate::format::shared::signature::LUKS;
+use crate::format::shared::signature::{LUKS, LUKS2_SECOND as SECOND};
 use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// Magic of the second copy.
-const SECOND: &[u8; 6] = b"SKUL\xba\xbe";
 /// Length of the binary header in bytes; the JSON follows.
 const LEN: u64 = 4096;
 /// Smallest and largest length of a copy with its JSON, which is a power of two.

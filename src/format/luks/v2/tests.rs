@@ -57,6 +57,23 @@ fn with_json(bytes: &[u8], json: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn a_damaged_first_header_does_not_hide_the_volume() {
+    let bytes = volume("");
+    let overwritten = |range: std::ops::Range<usize>, value: u8| {
+        let mut bytes = bytes.clone();
+        bytes[range].fill(value);
+        bytes
+    };
+    for damaged in [overwritten(0..6, 0), overwritten(0..4096, 0), overwritten(0..160, 0xff)] {
+        let image = open(damaged).unwrap();
+        assert_eq!((image.format(), content(&image) == guest()), (Format::LUKS, true));
+    }
+    // Another disk, which was put over the volume.
+    let image = open(overwritten(0..4096, 0xff)).unwrap();
+    assert_eq!((image.format(), image.virtual_size()), (Format::RAW, bytes.len() as u64));
+}
+
+#[test]
 fn volumes_read_back() {
     for (list, sector_size) in
         [("", 512), ("sector-size=4096,cipher-alg=serpent-256", 4096), ("cipher-mode=cbc,hash-alg=sha1", 512)]
