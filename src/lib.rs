@@ -128,6 +128,8 @@ pub use driver::{CheckReport, Repair, RepairReport};
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;
+#[cfg(feature = "sparsify")]
+pub use guest::free::GuestVolume;
 #[cfg(feature = "hash")]
 pub use hash::{Digest, HashAlgorithm};
 pub use identifiers::{Identifiers, ImageIdentifiers};

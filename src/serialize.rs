@@ -25,6 +25,25 @@ impl Serialize for Name {
     }
 }
 
+/// As `partition`, `start`, `length`, `content`, `label`, `uuid`, `size`, `free`, where they are known, `unused`, and `kept` with the reason.
+#[cfg(feature = "sparsify")]
+impl Serialize for crate::guest::free::GuestVolume {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        optional(&mut map, "partition", self.partition)?;
+        map.serialize_entry("start", &self.range.start)?;
+        map.serialize_entry("length", &(self.range.end - self.range.start))?;
+        optional(&mut map, "content", self.content)?;
+        optional(&mut map, "label", (!self.label.as_bytes().is_empty()).then_some(&self.label))?;
+        optional(&mut map, "uuid", self.uuid.as_ref())?;
+        optional(&mut map, "size", self.size)?;
+        optional(&mut map, "free", self.free)?;
+        map.serialize_entry("unused", &self.unused)?;
+        optional(&mut map, "kept", self.kept.as_ref())?;
+        map.end()
+    }
+}
+
 impl Serialize for Format {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())

@@ -512,6 +512,10 @@ impl Converter {
         let virtual_size = writer.spec().virtual_size;
         let source_format = source.map(Image::format);
         let mut report = Report::new(source_format, format, virtual_size, virtual_size - size);
+        #[cfg(feature = "sparsify")]
+        {
+            report.volumes = source.map(|source| source.dropped_volumes().to_vec()).unwrap_or_default();
+        }
         let mut sums = Sums::default();
         if let Some(source) = source {
             if writer.spec().over_backing && backing.is_none() {

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use super::file_digest::FileDigest;
 use crate::error::{Error, ErrorKind};
 use crate::format::Format;
+#[cfg(feature = "sparsify")]
+use crate::guest::free::GuestVolume;
 #[cfg(feature = "hash")]
 use crate::hash::Digest;
 use crate::name::Name;
@@ -95,6 +97,9 @@ pub struct Report {
     /// What it has read from a host range that is also that of metadata or of another guest range: one of them has data that is not
     /// its own. Of several guest ranges with one host range, the first one is not listed.
     pub doubtful: DamageList,
+    /// The volumes of the source, if what they do not use was dropped: [`Image::drop_free_space`](crate::Image::drop_free_space).
+    #[cfg(feature = "sparsify")]
+    pub volumes: Vec<GuestVolume>,
     /// The names of the inconsistent bitmaps that [`BitmapPolicy::SkipInconsistent`](crate::BitmapPolicy::SkipInconsistent) left out.
     pub skipped_bitmaps: Vec<Name>,
 }
@@ -191,6 +196,8 @@ impl Report {
             file_digests: Vec::new(),
             unreadable: DamageList::default(),
             doubtful: DamageList::default(),
+            #[cfg(feature = "sparsify")]
+            volumes: Vec::new(),
             skipped_bitmaps: Vec::new(),
         }
     }

@@ -1,7 +1,9 @@
 //! What the bytes of a disk are: a partition table with its partitions, a file system, a kernel, a ramdisk.
 //!
-//! This is told, and nothing is decided by it: the guest writes these bytes.
+//! This is told, and nothing is decided by it: the guest writes these bytes. Only what is free is dropped, where the caller asks for it.
 
+#[cfg(feature = "sparsify")]
+pub(crate) mod free;
 mod partition;
 
 use crate::error::Result;

@@ -3,6 +3,8 @@
 mod concatenation;
 mod detached;
 mod detect;
+#[cfg(feature = "sparsify")]
+mod free_space;
 mod inspect;
 mod open;
 mod open_options;
@@ -35,6 +37,8 @@ use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, SparseRead
 use crate::error::{Error, Problem, Result};
 use crate::format::Format;
 use crate::format::shared::table;
+#[cfg(feature = "sparsify")]
+use crate::guest::free::FreeSpace;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use concatenation::Part;
@@ -82,6 +86,9 @@ pub struct Image {
     scratch: ScratchPool,
     /// Whether it can be read once only, from its beginning to its end.
     in_order: bool,
+    /// What reads as zeros, because no file system uses it.
+    #[cfg(feature = "sparsify")]
+    free: Option<Arc<FreeSpace>>,
 }
 
 /// One image of a chain, with its data files and extents.
@@ -205,7 +212,7 @@ impl Image {
     /// the range has to be read by its spans, which cost about as much as the system's read.
     fn read_one_extent(&self, buf: &mut [u8], range: Range<u64>) -> bool {
         let ([_], Some(layer)) = (&*self.parts, self.layers.first()) else { return false };
-        if range.is_empty() || layer.reader.reads_payload() {
+        if range.is_empty() || layer.reader.reads_payload() || self.has_free_space() {
             return false;
         }
         match layer.reader.extent_at(range.clone()) {
@@ -219,6 +226,12 @@ impl Image {
             }
             _ => false,
         }
+    }
+
+    /// Whether parts of the disk read as zeros that no file system uses.
+    #[cfg(not(feature = "sparsify"))]
+    fn has_free_space(&self) -> bool {
+        false
     }
 
     /// The disk as a stream. [`Reader::new`] has sub-ranges, and readers that own the image.
@@ -333,6 +346,8 @@ impl Image {
             units: UnitCache::default(),
             scratch: ScratchPool::default(),
             in_order: false,
+            #[cfg(feature = "sparsify")]
+            free: None,
         }
     }
 

@@ -127,6 +127,24 @@ impl<'a> Spans<'a> {
         self.at = self.at.max(at);
     }
 
+    /// The next span, which is of zeros where no file system uses the disk.
+    #[cfg(feature = "sparsify")]
+    fn resolve_used(&mut self) -> Result<Span> {
+        let Some(free) = &self.image.free else { return self.resolve() };
+        match free.at(self.at) {
+            Ok(end) => {
+                let kind = ExtentKind::Zero { allocated: None };
+                Ok(Span { kind, ..Span::hole(self.at..end.min(self.end)) })
+            }
+            Err(next) => self.resolve().map(|span| span.clip(span.offset, span.end().min(next))),
+        }
+    }
+
+    #[cfg(not(feature = "sparsify"))]
+    fn resolve_used(&mut self) -> Result<Span> {
+        self.resolve()
+    }
+
     fn resolve(&mut self) -> Result<Span> {
         // Guest offsets of the part, until the span is returned.
         let Some(part) = self.image.part_at(self.at) else { return Ok(Span::hole(self.at..self.end)) };
@@ -232,7 +250,7 @@ impl Iterator for Spans<'_> {
         if self.at >= self.end {
             return None;
         }
-        let span = self.resolve().map_err(|e| e.in_guest(self.at..self.at + 1));
+        let span = self.resolve_used().map_err(|e| e.in_guest(self.at..self.at + 1));
         self.at = span.as_ref().map_or(self.end, Span::end);
         Some(span)
     }

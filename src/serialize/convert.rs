@@ -15,7 +15,7 @@ use crate::hash::Digest;
 /// As `source-format`, except for a created image, `target-format`, `virtual-size`, `padding`, `data-bytes`,
 /// `zero-bytes`, `compressed-blocks`, `compressed-bytes`, `passthrough-blocks`, `passthrough-bytes`, `written-bytes`,
 /// `digests` by algorithm and `file-digests` if there are any, and, if
-/// there are any, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`, `skipped-bitmaps`.
+/// there are any, `volumes`, `unreadable-bytes` and `unreadable`, `doubtful-bytes` and `doubtful`, `skipped-bitmaps`.
 impl Serialize for Report {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -46,6 +46,10 @@ impl Serialize for Report {
         if self.doubtful.bytes > 0 {
             map.serialize_entry("doubtful-bytes", &self.doubtful.bytes)?;
             map.serialize_entry("doubtful", &self.doubtful.ranges)?;
+        }
+        #[cfg(feature = "sparsify")]
+        if !self.volumes.is_empty() {
+            map.serialize_entry("volumes", &self.volumes)?;
         }
         if !self.skipped_bitmaps.is_empty() {
             map.serialize_entry("skipped-bitmaps", &self.skipped_bitmaps)?;

@@ -4,6 +4,7 @@ mod package;
 mod preset;
 mod qemu_args;
 mod report;
+mod sparsify;
 
 use std::env;
 use std::ffi::OsStr;
@@ -30,6 +31,7 @@ use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
 use qemu_args::{BitmapArgs, CacheArgs, ScriptArgs};
+use sparsify::SparsifyArgs;
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -179,6 +181,9 @@ pub struct Args {
 
     #[command(flatten)]
     cache: CacheArgs,
+
+    #[command(flatten)]
+    sparsify: SparsifyArgs,
 
     #[command(flatten)]
     _scripts: ScriptArgs,
@@ -363,7 +368,8 @@ impl Args {
         };
         let (format, started) = (self.format(target.as_ref())?, Instant::now());
         // What is written to a stream cannot be taken back, should it turn out that one pass is not enough.
-        let one_pass = *self.target() != Endpoint::Stream && !self.salvage && self.more.is_empty();
+        let in_order = !self.salvage && self.more.is_empty() && !self.sparsify.is_given();
+        let one_pass = in_order && *self.target() != Endpoint::Stream;
         let mut source = self.open_sources(&interrupt, one_pass)?;
         self.warn(&source);
         let bar = self.bar()?;
@@ -581,13 +587,15 @@ impl Args {
 
     /// Opens the source, or all of them as one disk.
     fn open_sources(&self, interrupt: &Interrupt, one_pass: bool) -> Result<Image, Failure> {
-        match self.sources().as_slice() {
-            [source] => self.open_source(source, interrupt, one_pass),
+        let mut image = match self.sources().as_slice() {
+            [source] => self.open_source(source, interrupt, one_pass)?,
             sources => {
                 let disks = sources.iter().map(|source| self.open_source(source, interrupt, one_pass));
-                Ok(Image::concatenate(disks.collect::<Result<_, _>>()?)?)
+                Image::concatenate(disks.collect::<Result<_, _>>()?)?
             }
-        }
+        };
+        self.sparsify.apply(&mut image, &self.source_name())?;
+        Ok(image)
     }
 
     /// Rejects options that several sources in one image do not support.

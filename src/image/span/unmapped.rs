@@ -21,7 +21,7 @@ impl Spans<'_> {
         if start >= self.end {
             return None;
         }
-        let resolved = self.resolve();
+        let resolved = self.resolve_used();
         Some(match resolved {
             Ok(span) => {
                 self.at = span.end();

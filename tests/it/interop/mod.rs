@@ -9,6 +9,8 @@ use diskimage::{Converter, Image, OpenOptions, ReferencePolicy};
 #[cfg(feature = "dmg")]
 mod dmg;
 mod features;
+#[cfg(feature = "sparsify")]
+mod free_space;
 #[cfg(target_os = "linux")]
 mod in_use;
 mod luks;

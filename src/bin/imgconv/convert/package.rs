@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf, is_separator};
 use diskimage::{Format, Image, Report};
 use serde_json::Value;
 
-use super::Args;
 use super::report::json;
+use super::{Args, STANDARD_INPUT};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
 use crate::location::{self, Location};
@@ -61,7 +61,10 @@ impl Args {
             return Err(Failure::usage("--detached-header needs one SOURCE"));
         }
         let sources = self.sources().into_iter().map(|source| self.open_source(source, interrupt, false));
-        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let mut sources = sources.collect::<Result<Vec<_>, _>>()?;
+        for (image, source) in sources.iter_mut().zip(self.sources()) {
+            self.sparsify.apply(image, &source.shown(STANDARD_INPUT).to_string_lossy())?;
+        }
         sources.iter().for_each(|source| self.warn(source));
         let bar = self.bar()?;
         let converter = self.converter(Format::VMDK, &bar)?.cancel(interrupt.flag());
@@ -110,7 +113,8 @@ impl Args {
                 output::note(&format!("{}: disk {} is empty and has no file", source.display(), disk.name));
                 continue;
             }
-            let image = location.open(&options.clone().member((index + 1).to_string()))?;
+            let mut image = location.open(&options.clone().member((index + 1).to_string()))?;
+            self.sparsify.apply(&mut image, &disk.name.to_text())?;
             self.warn(&image);
             images.push(image);
             paths.push(directory.join(file_name(&disk.name.to_text(), format, index, &mut names)));

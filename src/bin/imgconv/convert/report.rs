@@ -9,7 +9,7 @@ use diskimage::{Damage, Name, Report};
 use serde_json::{Value, json};
 
 use super::qemu_args::BitmapArgs;
-use super::{Args, DAMAGED};
+use super::{Args, DAMAGED, sparsify};
 use crate::args::Endpoint;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style};
@@ -42,6 +42,9 @@ impl Args {
             for Damage { range: Range { start, end }, message, .. } in &list.ranges {
                 output::note(&format!("{source}: {what} guest offsets {start:#x} to {end:#x}: {message}"));
             }
+        }
+        if !self.quiet {
+            sparsify::note(&report.volumes, &source);
         }
         BitmapArgs::note_skipped(report);
         if report.cache_refused {
@@ -105,6 +108,9 @@ pub fn json(source: &Path, target: &Path, report: &Report) -> Value {
     }
     if !report.file_digests.is_empty() {
         value["file-digests"] = json!(report.file_digests);
+    }
+    if !report.volumes.is_empty() {
+        value["volumes"] = json!(report.volumes);
     }
     if !report.skipped_bitmaps.is_empty() {
         value["skipped-bitmaps"] = json!(report.skipped_bitmaps);
