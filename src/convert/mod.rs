@@ -125,6 +125,7 @@ pub struct Converter {
     secret: Option<Secret>,
     bitmaps: BitmapPolicy,
     existing: bool,
+    complete: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros; `None` for the default.
     sparse: Option<u64>,
     reflink: Reflink,
@@ -173,6 +174,7 @@ impl Converter {
             secret: None,
             bitmaps: BitmapPolicy::Omit,
             existing: false,
+            complete: false,
             sparse: None,
             reflink: Reflink::default(),
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
@@ -521,7 +523,8 @@ impl Converter {
             }
             let mut job = Job {
                 source,
-                base: backing.map(|backing| &*backing.image),
+                base: backing.map(|backing| &*backing.image).filter(|_| !self.complete),
+                complete: self.complete,
                 spec: writer.spec().clone(),
                 sparse: self.sparse_size(),
                 starts_zeroed: out.starts_zeroed(),
@@ -627,7 +630,10 @@ impl Converter {
 /// The parameters of one conversion.
 struct Job<'a> {
     source: &'a Image,
+    /// The backing image, unless its data is stored as well.
     base: Option<&'a Image>,
+    /// Whether zeros are placed too, so that they are independent of a backing image.
+    complete: bool,
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
@@ -681,7 +687,7 @@ impl Job<'_> {
 
     /// Smallest range in bytes that is stored, or becomes a hole, separately.
     fn unit(&self) -> u64 {
-        let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed;
+        let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed || self.complete;
         let format = if whole_blocks { self.spec.block_size } else { self.spec.granule };
         format.max(self.sparse).max(SECTOR)
     }

@@ -111,6 +111,15 @@ impl Converter {
         self
     }
 
+    /// Whether an overlay holds all guest data of the source itself, so that it reads the same with another [backing image](Self::backing), or
+    /// without one. Data that the backing image has too is stored then, and zeros are stored as zero clusters where the format has them.
+    /// Default: false.
+    #[must_use]
+    pub fn complete(mut self, complete: bool) -> Self {
+        self.complete = complete;
+        self
+    }
+
     /// Sets the smallest run of zeros in bytes that becomes a hole, where the format has smaller units than that. It is rounded
     /// down to a power of two from 512 to 16 MiB. Default: 4096.
     ///

@@ -2,6 +2,8 @@
 
 #[path = "qemu_img/encrypted.rs"]
 mod encrypted;
+#[path = "qemu_img/existing.rs"]
+mod existing;
 
 use std::collections::BTreeMap;
 use std::fs;

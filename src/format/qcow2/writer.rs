@@ -293,8 +293,9 @@ impl SparseWrite for Writer {
 
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {
         self.check_range(&guest)?;
-        if self.header.backing_file.is_none() {
-            // Unallocated clusters read as zeros.
+        let allocates = self.preallocation != Preallocation::Off || self.header.has_data_file();
+        if self.header.backing_file.is_none() && (self.header.version < 3 || allocates) {
+            // Unallocated and preallocated clusters read as zeros.
             return Ok(());
         }
         let bits = self.header.cluster_bits;

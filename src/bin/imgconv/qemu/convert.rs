@@ -137,6 +137,9 @@ impl Place {
             return target.converter(sources, options);
         }
         let converter = Converter::new(target.format).existing(true);
+        // What an overlay stores is independent of its backing file, unless the caller names that.
+        let complete = !parsed.flag("target-is-zero") && target.backing.is_none();
+        let converter = converter.complete(complete);
         Ok(match sources.secrets().of_target(self.secret.as_deref())? {
             Some(secret) => converter.secret(secret),
             None => converter,
