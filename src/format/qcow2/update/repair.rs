@@ -28,6 +28,8 @@ pub(in crate::format::qcow2) fn repair(
         RepairReport { before: found.report.clone(), after: found.report.clone(), ..RepairReport::default() };
     let is_marked = |image: &Update| image.header.incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT);
     let mut image = Update::open_for_repair(file, cx)?;
+    // As any other program that writes to the image.
+    image.clear_unknown_features()?;
     if found.report.leaks + found.report.corruptions == 0 && !is_marked(&image) {
         return Ok(report);
     }
