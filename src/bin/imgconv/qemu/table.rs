@@ -353,7 +353,7 @@ pub static COMMANDS: &[Command] = &[
             row('B', "backing-file", "FILE", "as -b"),
             row('F', "backing-format", "FMT", "format of the new backing file"),
             row('u', "backing-unsafe", "", "change the name of the backing file only"),
-            row('c', "compress", "", "compress what is written").note(Note::Refused("clusters are not compressed")),
+            row('c', "compress", "", "compress what is written"),
             SHARE,
             OBJECT,
         ],
