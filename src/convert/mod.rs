@@ -22,6 +22,8 @@ mod file_digest;
 mod google;
 #[cfg(feature = "hash")]
 mod hashing;
+#[cfg(feature = "disk")]
+mod into_disk;
 mod load;
 mod measure;
 mod output;
@@ -124,6 +126,8 @@ pub struct Converter {
     backing: Option<Backing>,
     secret: Option<Secret>,
     bitmaps: BitmapPolicy,
+    /// `None`: the source.
+    bitmap_image: Option<Arc<Image>>,
     existing: bool,
     complete: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros; `None` for the default.
@@ -173,6 +177,7 @@ impl Converter {
             backing: None,
             secret: None,
             bitmaps: BitmapPolicy::Omit,
+            bitmap_image: None,
             existing: false,
             complete: false,
             sparse: None,

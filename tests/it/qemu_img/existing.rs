@@ -59,3 +59,58 @@ fn an_image_without_a_backing_file_has_zero_clusters_as_from_qemu_img() {
         assert_eq!(own_ranges(&ours, "existing.qcow2"), own_ranges(&theirs, "existing.qcow2"), "{line}");
     }
 }
+
+#[test]
+fn an_image_that_is_more_than_its_data_is_changed_in_place_as_by_qemu_img() {
+    needs_qemu!("existing images of qemu-img");
+    let dir = directory();
+    for line in [
+        "create -q -f qcow2 -o data_file=data,data_file_raw=on external.qcow2 3M",
+        "create -q -f qcow2 marked.qcow2 3M",
+        "bitmap --add marked.qcow2 marks",
+        "create -q -f qcow2 -b disk.raw -F raw saved.qcow2 4M",
+        "snapshot -c before saved.qcow2",
+    ] {
+        assert!(run("qemu-img", &[], &dir, line).status.success(), "{line}");
+    }
+    for (line, target) in [
+        ("convert -n -O qcow2 disk.qcow2 external.qcow2", "external.qcow2"),
+        ("convert -n -O qcow2 disk.qcow2 marked.qcow2", "marked.qcow2"),
+        ("convert -n -p -f raw -O qcow2 small.raw saved.qcow2", "saved.qcow2"),
+        ("convert -n -S 0 -O qcow2 disk.qcow2 saved.qcow2", "saved.qcow2"),
+    ] {
+        let [theirs, ours] = assert_same(&dir, line, Some(target));
+        for dir in [&theirs, &ours] {
+            let checked = run("qemu-img", &[], dir, &format!("check {target}"));
+            assert!(checked.status.success(), "{line}: {}", String::from_utf8_lossy(&checked.stderr));
+        }
+        if target == "external.qcow2" {
+            assert!(fs::read(theirs.join("data")).unwrap() == fs::read(ours.join("data")).unwrap(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn bitmaps_of_the_active_state_go_with_a_snapshot_as_from_qemu_img() {
+    needs_qemu!("bitmaps of qemu-img");
+    let dir = directory();
+    assert_same(&dir, "convert --bitmaps -l before -O qcow2 disk.qcow2 x", Some("x"));
+}
+
+#[test]
+fn a_rebase_compresses_as_many_clusters_as_qemu_img() {
+    needs_qemu!("compressed clusters of qemu-img");
+    let dir = directory();
+    let counts = |dir: &TempDir| {
+        let done = run("qemu-img", &[], dir, "check --output=json top.qcow2");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+        ["compressed-clusters", "allocated-clusters", "leaks", "corruptions"].map(|key| report[key].as_u64())
+    };
+    let [theirs, ours] = assert_same(&dir, "rebase -c -b  top.qcow2", Some("top.qcow2"));
+    assert_eq!(counts(&ours), counts(&theirs));
+    assert!(counts(&ours)[0].is_some_and(|compressed| compressed > 0));
+    // qemu goes on writing to it.
+    qemu_io(&ours.join("top.qcow2"), &["write -c 3200k 64k".into(), "write 300k 100k".into()]);
+    counts(&ours);
+}
