@@ -63,7 +63,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
         let cluster_size = source.try_inspect().ok().and_then(|image| image.info.block_size);
         check_words::repaired(repaired, cluster_size).iter().for_each(|line| message::line(line));
     }
-    if let (Some(repaired), Style::Human) = (&repaired, style) {
+    if let (Some(repaired), Style::Human, false) = (&repaired, style, parsed.flag("quiet")) {
         print_repairs(repaired)?;
     }
     check_words::found(&report, cluster_size).iter().for_each(|line| message::line(line));
@@ -120,16 +120,19 @@ fn json(report: &CheckReport, repaired: Option<&RepairReport>, name: &str) -> Va
     let mut object = serde_json::Map::new();
     let mut add = |key: &str, count: u64| (count > 0).then(|| object.insert(key.to_owned(), count.into()));
     add("image-end-offset", report.image_end_offset);
-    add("total-clusters", report.total_clusters);
-    add("allocated-clusters", report.allocated_clusters);
-    add("fragmented-clusters", report.fragmented_clusters);
     add("compressed-clusters", report.compressed_clusters);
-    add("leaks", report.leaks);
+    add("total-clusters", report.total_clusters);
     add("corruptions", report.corruptions);
-    add("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed));
     add("corruptions-fixed", repaired.map_or(0, |repaired| repaired.corruptions_fixed));
     object.insert("check-errors".into(), report.check_errors.into());
+    let mut add = |key: &str, count: u64| (count > 0).then(|| object.insert(key.to_owned(), count.into()));
+    add("leaks", report.leaks);
+    add("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed));
+    add("allocated-clusters", report.allocated_clusters);
     object.insert("filename".into(), name.into());
     object.insert("format".into(), report.format.into());
+    if report.fragmented_clusters > 0 {
+        object.insert("fragmented-clusters".into(), report.fragmented_clusters.into());
+    }
     Value::Object(object)
 }
