@@ -229,8 +229,7 @@ pub static COMMANDS: &[Command] = &[
                 .note(Note::NoEffect("zeros are written as holes where the target can have them"))
                 .imgconv("no effect"),
             row('S', "sparse-size", "SIZE", "omit runs of zeros of at least SIZE [default: 4k]"),
-            row(' ', "bitmaps", "", "copy the bitmaps of the source")
-                .note(Note::Differs("not with -l: a snapshot has no bitmaps")),
+            row(' ', "bitmaps", "", "copy the bitmaps of the source").imgconv("not with -l: a snapshot has no bitmaps"),
             row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones"),
             SHARE,
             row('r', "rate", "RATE", "limit of bytes per second"),
