@@ -39,7 +39,7 @@
 //!
 //! ```text
 //! bin/imgconv
-//! convert/  compare  nbd/server      Converter, Preset, the pipeline; the NBD server (the only threads)
+//! convert/  compare  nbd/server      Converter, Preset, the pipeline; the NBD server (the only threads, but for connecting)
 //! disk/                              Disk, Commit: writing by a guest, and changes in place
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages

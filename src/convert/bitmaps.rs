@@ -1,5 +1,7 @@
 //! Copies of the bitmaps of the source.
 
+use std::sync::Arc;
+
 use super::{Converter, Report};
 use crate::driver::{DirtyBitmap, WriteSpec};
 use crate::error::{Error, Result};
@@ -35,11 +37,20 @@ impl Converter {
         self
     }
 
+    /// Sets the image whose bitmaps are copied instead of those of the source: for a snapshot, which has none, the active state.
+    #[must_use]
+    pub fn bitmaps_from(mut self, image: Image) -> Self {
+        self.bitmap_image = Some(Arc::new(image));
+        self
+    }
+
     /// The bitmaps to copy to an image with these requirements.
     pub(super) fn bitmaps_of(&self, source: &Image, spec: &WriteSpec, report: &mut Report) -> Result<Vec<DirtyBitmap>> {
         let mut bitmaps = match self.bitmaps {
             BitmapPolicy::Omit => return Ok(Vec::new()),
-            BitmapPolicy::Copy | BitmapPolicy::SkipInconsistent => source.bitmaps()?,
+            BitmapPolicy::Copy | BitmapPolicy::SkipInconsistent => {
+                self.bitmap_image.as_deref().unwrap_or(source).bitmaps()?
+            }
         };
         let inconsistent = bitmaps.extract_if(.., |bitmap| bitmap.inconsistent);
         report.skipped_bitmaps = inconsistent.map(|bitmap| bitmap.name).collect();

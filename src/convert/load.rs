@@ -63,7 +63,7 @@ pub(super) enum ItemKind {
     },
     /// Not loaded: the new image shares its blocks with this file of the source, from a byte on.
     Cloned(SystemFile, u64),
-    /// Zeros where the backing image has data.
+    /// Zeros that hide what the backing image has.
     Zero,
 }
 
@@ -150,7 +150,27 @@ impl<'a> Loader<'a> {
                 }
             }
         }
+        if self.job.complete {
+            self.add_zeros(&work.range);
+        }
         Ok(())
+    }
+
+    /// Adds the zeros between the items.
+    fn add_zeros(&mut self, range: &Range<u64>) {
+        let mut at = range.start;
+        for item in std::mem::take(&mut self.items) {
+            self.add_zero(at..item.guest.start);
+            at = item.guest.end;
+            self.items.push(item);
+        }
+        self.add_zero(at..range.end);
+    }
+
+    fn add_zero(&mut self, guest: Range<u64>) {
+        if !guest.is_empty() {
+            self.items.push(Item { guest, kind: ItemKind::Zero });
+        }
     }
 
     /// Loads what is not cloned of a segment.

@@ -22,6 +22,8 @@ mod file_digest;
 mod google;
 #[cfg(feature = "hash")]
 mod hashing;
+#[cfg(feature = "disk")]
+mod into_disk;
 mod load;
 mod measure;
 mod output;
@@ -124,7 +126,10 @@ pub struct Converter {
     backing: Option<Backing>,
     secret: Option<Secret>,
     bitmaps: BitmapPolicy,
+    /// `None`: the source.
+    bitmap_image: Option<Arc<Image>>,
     existing: bool,
+    complete: bool,
     /// Smallest run of zeros in bytes that becomes a hole, a power of two; 0 to store all zeros; `None` for the default.
     sparse: Option<u64>,
     reflink: Reflink,
@@ -172,7 +177,9 @@ impl Converter {
             backing: None,
             secret: None,
             bitmaps: BitmapPolicy::Omit,
+            bitmap_image: None,
             existing: false,
+            complete: false,
             sparse: None,
             reflink: Reflink::default(),
             threads: available_parallelism().map_or(1, usize::from).min(MAX_DEFAULT_THREADS),
@@ -525,7 +532,8 @@ impl Converter {
             }
             let mut job = Job {
                 source,
-                base: backing.map(|backing| &*backing.image),
+                base: backing.map(|backing| &*backing.image).filter(|_| !self.complete),
+                complete: self.complete,
                 spec: writer.spec().clone(),
                 sparse: self.sparse_size(),
                 starts_zeroed: out.starts_zeroed(),
@@ -631,7 +639,10 @@ impl Converter {
 /// The parameters of one conversion.
 struct Job<'a> {
     source: &'a Image,
+    /// The backing image, unless its data is stored as well.
     base: Option<&'a Image>,
+    /// Whether zeros are placed too, so that they are independent of a backing image.
+    complete: bool,
     spec: WriteSpec,
     sparse: u64,
     starts_zeroed: bool,
@@ -685,7 +696,7 @@ impl Job<'_> {
 
     /// Smallest range in bytes that is stored, or becomes a hole, separately.
     fn unit(&self) -> u64 {
-        let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed;
+        let whole_blocks = self.spec.encoding.is_some() || !self.starts_zeroed || self.complete;
         let format = if whole_blocks { self.spec.block_size } else { self.spec.granule };
         format.max(self.sparse).max(SECTOR)
     }

@@ -8,7 +8,10 @@ use super::{Converter, Job};
 use crate::error::{Error, Result};
 use crate::image::{Span, Spans, Unmapped};
 
-/// A work range of at most one chunk.
+/// The largest work range without data, in chunks. It is placed without looking whether the conversion was cancelled.
+const ZERO_CHUNKS: u64 = 1024;
+
+/// A work range of at most one chunk, or of zeros that are placed.
 pub(super) struct Work {
     /// Sequence number, from 0 on.
     pub seq: u64,
@@ -63,14 +66,20 @@ impl<'a> Planner<'a> {
     /// Returns the next work range, or `None` at the end of the disk.
     pub fn next(&mut self) -> Result<Option<Work>> {
         let end = self.job.spec.virtual_size;
+        let chunk_size = self.job.chunk_size();
+        let mut zeros_end = self.at;
         if !self.job.dense() && !self.job.hashes() {
-            self.skip_zeros()?;
+            match self.job.complete {
+                false => self.at = self.zeros_end()?,
+                true if self.job.fills_gaps() => {}
+                true => zeros_end = self.zeros_end()?.min(self.at.saturating_add(ZERO_CHUNKS * chunk_size)),
+            }
         }
         if self.at >= end {
             return Ok(None);
         }
-        let chunk_size = self.job.chunk_size();
-        let range = self.at..(self.at / chunk_size + 1).saturating_mul(chunk_size).min(end);
+        let chunk_end = (self.at / chunk_size + 1).saturating_mul(chunk_size).min(end);
+        let range = self.at..chunk_end.max(zeros_end);
         let (source, unmapped) = self.source.spans(&range)?;
         let (base, _) = self.base.as_mut().map(|base| base.spans(&range)).transpose()?.unwrap_or_default();
         self.at = range.end;
@@ -95,15 +104,14 @@ impl<'a> Planner<'a> {
         std::mem::take(&mut self.source.doubtful)
     }
 
-    /// Skips the chunks that are zeros in all images by their metadata.
-    fn skip_zeros(&mut self) -> Result<()> {
+    /// The end of the chunks that are zeros in all images by their metadata.
+    fn zeros_end(&mut self) -> Result<u64> {
         let (end, chunk_size) = (self.job.spec.virtual_size, self.job.chunk_size());
         let mut upto = self.source.zeros_until(self.at, self.settings)?;
         if let Some(base) = &mut self.base {
             upto = upto.min(base.zeros_until(self.at, self.settings)?);
         }
-        self.at = if upto >= end { end } else { (upto / chunk_size * chunk_size).max(self.at) };
-        Ok(())
+        Ok(if upto >= end { end } else { (upto / chunk_size * chunk_size).max(self.at) })
     }
 }
 

@@ -103,11 +103,21 @@ impl Converter {
     /// The image is at a path, or else see [`convert_into_existing`](Self::convert_into_existing), and at least as large as the source. A LUKS volume or a raw disk keeps what is beyond the end of the source; a
     /// volume is unlocked with the [`secret`](Self::secret). An image of another format is written anew in the same file, with the parameters and,
     /// as far as the format has it, the identity that it has: it must be a single file without snapshots, bitmaps, encryption and data beyond the end
-    /// of the source, and the [backing image](Self::backing) of an overlay must be given. A failure leaves a part of the new data in a raw disk
+    /// of the source, and the [backing image](Self::backing) of an overlay must be given; for others see
+    /// `convert_into_disk`, with the feature `disk`. A failure leaves a part of the new data in a raw disk
     /// or a volume. Another image is untouched, unless the last step fails, the copy into its file, which is empty then.
     #[must_use]
     pub fn existing(mut self, existing: bool) -> Self {
         self.existing = existing;
+        self
+    }
+
+    /// Whether an overlay holds all guest data of the source itself, so that it reads the same with another [backing image](Self::backing), or
+    /// without one. Data that the backing image has too is stored then, and zeros are stored as zero clusters where the format has them.
+    /// Default: false.
+    #[must_use]
+    pub fn complete(mut self, complete: bool) -> Self {
+        self.complete = complete;
         self
     }
 

@@ -63,6 +63,7 @@ pub(super) fn job<'a>(source: &'a Image, base: Option<&'a Image>, block_size: u6
     Job {
         source,
         base,
+        complete: false,
         spec,
         sparse: 4096,
         starts_zeroed: true,

@@ -81,6 +81,7 @@ impl Converter {
         let job = Job {
             source: image,
             base: None,
+            complete: false,
             spec: nothing.spec.clone(),
             sparse: 4096,
             starts_zeroed: true,

@@ -25,7 +25,8 @@ pub enum Preallocation {
 const PIECE: u64 = 64 << 20;
 
 impl Disk {
-    /// Sets the virtual size in bytes, not below the present one, and allocates what is added.
+    /// Sets the virtual size in bytes, not below the present one, and allocates what is added. After a failure the disk has its former size, where
+    /// the format can shrink.
     ///
     /// # Errors
     /// [`Error::Usage`] for a smaller size; [`Error::Unsupported`] for [`Preallocation::Metadata`] of a format without allocation units; and as
@@ -54,13 +55,20 @@ impl Disk {
             return Err(Error::unsupported(self.format.name(), "preallocation of metadata"));
         }
         self.resize(size)?;
+        self.allocate_added(old, how).and_then(|()| self.flush()).inspect_err(|_| {
+            // The failure is what the caller has to know.
+            let _ = self.resize(old);
+        })
+    }
+
+    /// Allocates the disk from byte `start` on.
+    fn allocate_added(&self, start: u64, how: Preallocation) -> Result<()> {
         let image = self.image();
-        for piece in pieces(old..image.virtual_size(), PIECE.max(self.spec.block_size)) {
+        for piece in pieces(start..image.virtual_size(), PIECE.max(self.spec.block_size)) {
             let _alone = self.hold(&piece, Use::Change);
             self.allocate_zeros(&image, piece, how)?;
         }
-        drop(image);
-        self.flush()
+        Ok(())
     }
 
     /// Allocates a guest range that reads as zeros.

@@ -5,8 +5,9 @@ use std::sync::PoisonError;
 
 use super::write::{Payload, pieces};
 use super::{Disk, Top};
+use crate::codec::Encoder;
 use crate::driver::ExtentKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::Image;
 use crate::name::Name;
@@ -31,6 +32,26 @@ impl Disk {
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) if the format has no backing files; errors of the storage and of the images.
     pub fn rebase(&self, to: Option<RebaseTo<'_>>, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        self.rebase_by(to, None, progress)
+    }
+
+    /// As [`rebase`](Self::rebase); whole blocks are compressed, unless that does not make them smaller.
+    ///
+    /// # Errors
+    /// As [`rebase`](Self::rebase); [`Error::Unsupported`](crate::Error::Unsupported) if the image cannot have compressed blocks.
+    pub fn rebase_compressed(&self, to: Option<RebaseTo<'_>>, progress: &dyn Fn(u64, u64)) -> Result<()> {
+        let encoding = self.driver().encoding();
+        let unsupported = || self.locate(Error::unsupported(self.format.name(), "compressed blocks"));
+        let mut encoder = Encoder::new(&encoding.ok_or_else(unsupported)?).map_err(Error::missing_codec)?;
+        self.rebase_by(to, Some(&mut encoder), progress)
+    }
+
+    fn rebase_by(
+        &self,
+        to: Option<RebaseTo<'_>>,
+        mut encoder: Option<&mut Encoder>,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<()> {
         // Nobody else has a request under way.
         let image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         let size = image.virtual_size();
@@ -47,7 +68,7 @@ impl Disk {
                     new.resize(len, 0);
                     image.read_exact_at(&mut old, part.start)?;
                     read_backing(to.map(|to| to.image), &mut new, part.start)?;
-                    self.keep_differences(&image, &old, &new, part)?;
+                    self.keep_differences(&image, &old, &new, part, encoder.as_deref_mut())?;
                 }
             }
         }
@@ -72,7 +93,14 @@ impl Disk {
     }
 
     /// Writes the blocks that differ to the overlay.
-    fn keep_differences(&self, image: &Image, old: &[u8], new: &[u8], range: Range<u64>) -> Result<()> {
+    fn keep_differences(
+        &self,
+        image: &Image,
+        old: &[u8],
+        new: &[u8],
+        range: Range<u64>,
+        mut encoder: Option<&mut Encoder>,
+    ) -> Result<()> {
         let slice = |bytes: &'_ [u8], part: &Range<u64>| -> Vec<u8> {
             bytes
                 .get((part.start - range.start) as usize..(part.end - range.start) as usize)
@@ -86,11 +114,41 @@ impl Disk {
             }
             if is_zero(&old) {
                 self.store_zeros(image, block)?;
-            } else {
-                self.write_piece(image, block, Payload::Bytes(&old))?;
+                continue;
+            }
+            let is_whole = block.start.is_multiple_of(self.spec.block_size)
+                && (old.len() as u64 == self.spec.block_size || block.end == image.virtual_size());
+            match encoder.as_deref_mut().filter(|_| is_whole) {
+                Some(encoder) => self.write_compressed(image, block, old, encoder)?,
+                None => self.write_piece(image, block, Payload::Bytes(&old))?,
             }
         }
         Ok(())
+    }
+
+    /// Writes a whole block compressed, unless that does not make it smaller.
+    fn write_compressed(
+        &self,
+        image: &Image,
+        block: Range<u64>,
+        mut bytes: Vec<u8>,
+        encoder: &mut Encoder,
+    ) -> Result<()> {
+        let (len, block_size) = (bytes.len(), self.spec.block_size as usize);
+        // Zeros follow the end of the disk.
+        bytes.resize(block_size, 0);
+        let Some(payload) = encoder.encode(&bytes, block_size) else {
+            return self.write_piece(image, block, Payload::Bytes(bytes.get(..len).unwrap_or_default()));
+        };
+        let stored = payload.len() as u32;
+        let allocation = self.driver().allocate_compressed(block, stored).map_err(|e| self.locate(e))?;
+        let write = || {
+            let offset = allocation.at.offset;
+            let written = self.file(allocation.at)?.write_all_at(payload, offset);
+            written.map_err(Error::io("writing", offset))?;
+            self.driver().publish_compressed(&allocation, stored)
+        };
+        write().map_err(|e| self.locate(e)).inspect_err(|_| self.driver().release_compressed(&allocation, stored))
     }
 }
 

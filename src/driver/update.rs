@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{DirtyBitmap, Extent, Location, OpenContext};
+use crate::codec::Encoding;
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
@@ -67,6 +68,31 @@ pub trait SparseUpdate: Send {
 
     /// Gives up a new allocation, which could not be written. Best effort: what cannot be freed is leaked.
     fn release(&mut self, allocation: &Allocation);
+
+    /// How blocks are compressed; `None` where the image cannot have compressed ones.
+    fn encoding(&self) -> Option<Encoding> {
+        None
+    }
+
+    /// Allocates `len` bytes for the payload of the block `guest`, which is whole but for the end of the disk. The core writes the payload and calls
+    /// [`publish_compressed`](Self::publish_compressed), or [`release_compressed`](Self::release_compressed) after an error.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate); [`Error::Unsupported`] without an [`encoding`](Self::encoding).
+    fn allocate_compressed(&mut self, _guest: Range<u64>, _len: u32) -> Result<Allocation> {
+        Err(Error::unsupported(self.info().format, "compressed blocks"))
+    }
+
+    /// As [`publish`](Self::publish), for a payload of `len` bytes.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image.
+    fn publish_compressed(&mut self, _allocation: &Allocation, _len: u32) -> Result<()> {
+        Err(Error::unsupported(self.info().format, "compressed blocks"))
+    }
+
+    /// As [`release`](Self::release), for a payload of `len` bytes.
+    fn release_compressed(&mut self, _allocation: &Allocation, _len: u32) {}
 
     /// Makes the start of `guest` read as zeros by metadata alone, whatever a backing file holds, or tells that this cannot be done.
     ///

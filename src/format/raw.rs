@@ -39,14 +39,23 @@ pub(crate) static DRIVER: FormatDriver =
         .open_target(|file, cx| Ok(Box::new(Writer::open(&*file, cx)?)))
         .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
-static OPTIONS: &[OptionSpec] = &[OptionSpec {
-    name: "preallocation",
-    values: "off|falloc|full",
-    help: "allocate the space (falloc), or write all zeros (full) [default: off]",
-}];
+static OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "preallocation",
+        values: "off|falloc|full",
+        help: "allocate the space (falloc), or write all zeros (full) [default: off]",
+    },
+    OptionSpec {
+        name: "first_block",
+        values: "on|off",
+        help: "allocate the first block, for QEMU to probe the alignment of direct I/O [default: off]",
+    },
+];
 
 const FORMAT_NAME: &str = "raw";
 const SECTOR: u64 = 512;
+/// Length in bytes of the first block, by which QEMU finds out how direct I/O has to be aligned. A hole accepts any alignment.
+const FIRST_BLOCK: u64 = 4096;
 
 /// Names the fields of this format in errors.
 const FIELDS: Fields = Fields(FORMAT_NAME);
@@ -89,6 +98,7 @@ enum Preallocation {
 /// Holes count, as in qemu-img: the length of the file.
 fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Result<FileSize> {
     preallocation(cx)?;
+    first_block(cx)?;
     let size = whole_sectors(FORMAT_NAME, cx.size)?;
     Ok(FileSize { dense: true, ..FileSize::new(0, size, SECTOR) })
 }
@@ -98,12 +108,18 @@ fn preallocation(cx: &CreateContext<'_>) -> Result<Preallocation> {
     Ok(cx.options.choice(FORMAT_NAME, "preallocation", &modes)?.unwrap_or(Preallocation::Off))
 }
 
+fn first_block(cx: &CreateContext<'_>) -> Result<bool> {
+    Ok(cx.options.flag(FORMAT_NAME, "first_block")?.unwrap_or(false))
+}
+
 struct Writer {
     spec: WriteSpec,
     out: Arc<dyn WriteAt>,
     preallocation: Preallocation,
     /// What is beyond the disk is not changed.
     existing: bool,
+    /// Whether the first block is to be allocated, and is not yet.
+    lacks_first_block: bool,
     /// Guest bytes below this offset are placed or filled.
     done: u64,
 }
@@ -111,7 +127,8 @@ struct Writer {
 impl Writer {
     fn create(cx: &CreateContext<'_>) -> Result<Self> {
         let preallocation = preallocation(cx)?;
-        let writer = Writer::new(cx, preallocation)?;
+        let lacks_first_block = first_block(cx)? && cx.out.starts_zeroed();
+        let writer = Writer { lacks_first_block, ..Writer::new(cx, preallocation)? };
         // A device that is too small is refused before anything is written.
         cx.out.set_len(cx.size).map_err(Error::io("setting the length", cx.size))?;
         if preallocation == Preallocation::Falloc {
@@ -149,7 +166,7 @@ impl Writer {
             host_alignment: 1 << 63,
             ..WriteSpec::default()
         };
-        Ok(Writer { spec, out: cx.out.clone(), preallocation, existing: false, done: 0 })
+        Ok(Writer { spec, out: cx.out.clone(), preallocation, existing: false, lacks_first_block: false, done: 0 })
     }
 
     /// Makes the gap from `done` to `until` read as zeros.
@@ -173,6 +190,7 @@ impl SparseWrite for Writer {
 
     fn place(&mut self, guest: Range<u64>) -> Result<Placement> {
         self.fill(guest.start)?;
+        self.lacks_first_block &= guest.start >= FIRST_BLOCK;
         self.done = guest.end;
         let before = Vec::new();
         Ok(Placement { out: self.out.clone(), offset: guest.start, before, len: guest.end - guest.start })
@@ -189,6 +207,10 @@ impl SparseWrite for Writer {
     fn finish(&mut self, _identifiers: &ImageIdentifiers) -> Result<()> {
         let sectors = self.spec.virtual_size.next_multiple_of(SECTOR);
         self.fill(if self.out.starts_zeroed() || self.existing { self.spec.virtual_size } else { sectors })?;
+        if self.lacks_first_block {
+            write_zeros(&*self.out, 0..FIRST_BLOCK.min(self.spec.virtual_size))
+                .map_err(Error::io("writing zeros", 0))?;
+        }
         self.out.sync().map_err(Error::io("syncing", None))
     }
 }
@@ -232,6 +254,28 @@ mod tests {
             assert!(bytes.iter().enumerate().all(|(at, &byte)| byte == if at / 4096 == 1 { 7 } else { 0 }));
             let allocated = source.allocated().unwrap();
             assert_eq!(allocated >= SIZE, preallocation != "off", "{preallocation}: {allocated}");
+        }
+    }
+
+    #[test]
+    fn the_first_block_is_allocated_on_request() {
+        for (options, size, placed, expected) in
+            [("first_block=on", 1 << 20, None, 4096), ("first_block=on", 1000, None, 4096), ("", 1 << 20, None, 0)]
+                .into_iter()
+                .chain([("first_block=on", 1 << 20, Some(0..512), 0)])
+        {
+            let dir = TempDir::new();
+            let path = dir.join("disk");
+            let out = Arc::new(FileTarget::create_new(&path).unwrap());
+            let mut writer = create(size, options, out).unwrap();
+            if let Some(guest) = placed {
+                // The block is that of its data, which is not written here.
+                writer.place(guest).unwrap();
+            }
+            writer.finish(&ImageIdentifiers::pinned(0)).unwrap();
+            let file = FileSource::open(&path).unwrap();
+            assert_eq!(ReadAt::size(&file).unwrap(), size);
+            assert_eq!(file.allocated().unwrap(), expected, "{options} {size}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! Sockets of both kinds, with a deadline for the handshake, and of clients that can be cancelled.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::address::ServerAddress;
@@ -40,10 +41,10 @@ enum Stream {
 }
 
 impl Socket {
-    /// Connects to a server before `deadline`, which then limits what is read and written.
-    pub fn connect(address: &ServerAddress, deadline: Instant) -> io::Result<Socket> {
+    /// Connects to a server before `deadline`, which then limits what is read and written. All of it ends soon after `cancel` becomes true.
+    pub fn connect(address: &ServerAddress, deadline: Instant, cancel: Option<Arc<AtomicBool>>) -> io::Result<Socket> {
         let stream = match address {
-            ServerAddress::Tcp { host, port } => connect_tcp(host, *port, deadline)?,
+            ServerAddress::Tcp { host, port } => connect_tcp(host, *port, deadline, cancel.as_deref())?,
             #[cfg(unix)]
             ServerAddress::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
             #[cfg(not(unix))]
@@ -52,12 +53,7 @@ impl Socket {
                 return Err(io::Error::new(io::ErrorKind::Unsupported, problem));
             }
         };
-        Ok(Socket { deadline: Some(deadline), ..stream.into() })
-    }
-
-    /// Ends reads and writes soon after `cancel` becomes true.
-    pub fn cancelled_by(self, cancel: Option<Arc<AtomicBool>>) -> Socket {
-        Socket { cancel, ..self }
+        Ok(Socket { deadline: Some(deadline), cancel, ..stream.into() })
     }
 
     /// Limits the time for all that is read and written from now on.
@@ -162,10 +158,10 @@ impl Stream {
 }
 
 /// Connects to the first address of the host that answers.
-fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Stream> {
+fn connect_tcp(host: &str, port: u16, deadline: Instant, cancel: Option<&AtomicBool>) -> io::Result<Stream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in (host, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, time_left(deadline)?) {
+        match connect_to(address, time_left(deadline)?, cancel) {
             Ok(stream) => {
                 // A request is written in two parts, of which the second must not wait for an answer to the first.
                 stream.set_nodelay(true)?;
@@ -175,6 +171,26 @@ fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<Stream> {
         }
     }
     Err(failure)
+}
+
+/// Connects to an address. No system call for it can be cancelled, so that a thread waits for it, which ends with the process at the latest.
+fn connect_to(address: SocketAddr, time: Duration, cancel: Option<&AtomicBool>) -> io::Result<TcpStream> {
+    let Some(cancel) = cancel else { return TcpStream::connect_timeout(&address, time) };
+    let (sender, receiver) = mpsc::channel();
+    let connect = move || drop(sender.send(TcpStream::connect_timeout(&address, time)));
+    if thread::Builder::new().spawn(connect).is_err() {
+        return TcpStream::connect_timeout(&address, time);
+    }
+    loop {
+        match receiver.recv_timeout(INTERVAL) {
+            Ok(connected) => return connected,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Err(no_answer()),
+            Err(mpsc::RecvTimeoutError::Timeout) if cancel.load(Ordering::Relaxed) => {
+                return Err(Error::Cancelled.into());
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+    }
 }
 
 fn time_left(deadline: Instant) -> io::Result<Duration> {

@@ -2,6 +2,10 @@
 
 #[path = "qemu_img/encrypted.rs"]
 mod encrypted;
+#[path = "qemu_img/existing.rs"]
+mod existing;
+#[path = "qemu_img/repairs.rs"]
+mod repairs;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,6 +44,9 @@ fn directory() -> TempDir {
         "create -q -f vhdx -o block_size=2M existing.vhdx 3M",
         "create -q -f vpc existing.vpc 3M",
         "create -q -f qed -o cluster_size=4k existing.qed 3M",
+        "convert -f raw -O parallels small.raw small.hds",
+        "convert -f raw -O qed disk.raw disk.qed",
+        "create -q -f qcow2 -o preallocation=metadata preallocated.qcow2 5M",
         "snapshot -c before disk.qcow2",
         "convert -f raw -O qcow2 disk.raw plain.qcow2",
         "snapshot -c before plain.qcow2",
@@ -192,6 +199,11 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "map --output=json shorter.raw",
         "map --output=json overlay.qcow2",
         "map --output json --start-offset 1M --max-length 1M disk.qcow2",
+        "map --output=json small.hds",
+        "map --output=json disk.qed",
+        "map --output=json preallocated.qcow2",
+        "amend -o help existing.qcow2",
+        "amend -f luks -o help",
         "measure -O qcow2 disk.qcow2",
         "measure -O raw --size 1G",
         "measure -O qcow2 -o cluster_size=128k,extended_l2=on --size 10G",
@@ -364,6 +376,8 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "resize existing.qed 4M extra",
         "check -r some plain.qcow2",
         "check -r all disk.raw",
+        "check -r all existing.vdi",
+        "check -r leaks disk.vmdk",
         "snapshot -a none plain.qcow2",
         "snapshot -d none plain.qcow2",
         "snapshot -a before disk.qcow2",
@@ -381,6 +395,10 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "amend -o cluster_size=4k existing.qcow2",
         "amend -o backing_file=x existing.qcow2",
         "amend -f raw -o size=1M disk.raw",
+        "amend -f vmdk -o help",
+        "amend -f nonsense -o help",
+        "amend -o help",
+        "amend -o help existing.vdi",
         "amend -o compat=0.11 existing.qcow2",
         "amend -o compat=0.10 tuned.qcow2",
         "bitmap disk.qcow2 marks",
@@ -395,6 +413,7 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "rebase -b disk.raw -F nonsense overlay.qcow2",
         "rebase -u -b disk.raw -F raw nothing",
         "rebase -f raw -u -b disk.raw -F raw disk.raw",
+        "rebase -c -f raw -b  disk.raw",
     ] {
         assert_same(&dir, line, None);
     }
@@ -548,6 +567,8 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("bitmap --clear --disable disk.qcow2 marks", "disk.qcow2"),
         ("bitmap --add --merge marks disk.qcow2 more", "disk.qcow2"),
         ("rebase -b disk.qcow2 -F qcow2 existing.qcow2", "existing.qcow2"),
+        ("rebase -c -b  top.qcow2", "top.qcow2"),
+        ("rebase -c -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
         ("bitmap --remove disk.qcow2 marks", "disk.qcow2"),
         ("amend -f qcow2 -o lazy_refcounts=on,size=6M existing.qcow2", "existing.qcow2"),
     ] {

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use diskimage::driver::{ExtentKind, FileId, Location as Host};
-use diskimage::io::ReadAt;
+use diskimage::io::{FileSource, ReadAt};
 use diskimage::nbd::Client;
-use diskimage::{Error, Format, Image, Name, Result, Span};
+use diskimage::{Error, Format, Image, ImageInfo, Name, Result, Span, Value};
 
 use crate::args::Input;
 use crate::failure::Outcome;
@@ -32,21 +32,65 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
         let image = Location::find(file)?.open(&options)?;
-        print(&image, 0..u64::MAX, self.input.output.style)?;
+        print(&image, 0..u64::MAX, self.input.output.style, FileHoles::Shown)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
+/// Whether a hole of the file is told from data, where an image maps a range to it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum FileHoles {
+    Shown,
+    /// As by qemu-img, which looks for them only where the format allocates nothing, and in qcow2 images that seem to be preallocated.
+    AsByQemu,
+}
+
 /// Prints the map of a guest range.
-pub fn print(image: &Image, range: Range<u64>, style: Style) -> Result<()> {
+pub fn print(image: &Image, range: Range<u64>, style: Style, holes: FileHoles) -> Result<()> {
     // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
-    entries(image, range.clone()).try_for_each(|entry| entry.map(drop))?;
+    let mut mapped = vec![0u64; image.layer_count()];
+    for span in image.spans(range.clone()) {
+        let span = span?;
+        if let (Some(mapped), Some(_)) = (mapped.get_mut(span.layer), span.location()) {
+            *mapped = mapped.saturating_add(span.len);
+        }
+    }
+    let hidden: Vec<bool> = match holes {
+        FileHoles::Shown => vec![false; image.layer_count()],
+        FileHoles::AsByQemu => {
+            let layers = image.layers().zip(mapped).enumerate();
+            layers.map(|(layer, (info, mapped))| hides_holes(image, layer, info, mapped)).collect()
+        }
+    };
     let mut stdout = Stdout::new();
     match style {
-        Style::Human => table_of(entries(image, range), &mut stdout)?,
-        Style::Json => json_of(entries(image, range), &mut stdout)?,
+        Style::Human => table_of(entries(image, range, &hidden), &mut stdout)?,
+        Style::Json => json_of(entries(image, range, &hidden), &mut stdout)?,
     }
     stdout.finish()
+}
+
+/// Whether qemu-img takes the holes of the file of a layer for data. The layer maps `mapped` bytes.
+fn hides_holes(image: &Image, layer: usize, info: &ImageInfo, mapped: u64) -> bool {
+    let is = |key: &str, values: &[&str]| match info.specific.iter().find(|(name, _)| *name == key) {
+        Some((_, Value::Text(text))) => values.iter().any(|value| text.to_text().contains(value)),
+        _ => false,
+    };
+    match info.format {
+        "raw" | "luks" => false,
+        "vmdk" => !is("create-type", &["Flat", "vmfs"]),
+        "vpc" => !is("subformat", &["fixed"]),
+        "vdi" => !is("type", &["static"]),
+        "qcow2" => {
+            let file = image.file_path(layer, FileId::default()).and_then(|path| FileSource::open(path).ok());
+            let (Some(Ok(allocated)), Some(cluster)) = (file.map(|file| file.allocated()), info.block_size) else {
+                return false;
+            };
+            let clusters = allocated / u64::from(cluster);
+            mapped / u64::from(cluster) < (clusters * 10 / 9).max(clusters + 2)
+        }
+        _ => true,
+    }
 }
 
 /// Prints the states of a metadata context as the map of the export, as qemu-img does: bit 0 as what has no data, and bit 1 as zeros.
@@ -124,7 +168,7 @@ struct MapEntry<'a> {
 }
 
 impl<'a> MapEntry<'a> {
-    fn new(span: &Span, image: &'a Image) -> Self {
+    fn new(span: &Span, image: &'a Image, hidden: &[bool]) -> Self {
         // What follows the end of a raw disk, up to a whole sector, would be there: as qemu-img sees it.
         let is_padding = span.kind == ExtentKind::Hole
             && image.layers().nth(span.layer).is_some_and(|layer| layer.format == Format::RAW.name());
@@ -139,7 +183,7 @@ impl<'a> MapEntry<'a> {
             length: span.len,
             depth: span.layer,
             present: span.kind != ExtentKind::Hole || is_padding,
-            zero: span.is_zero(),
+            zero: if hidden.get(span.layer) == Some(&true) { !span.is_data() } else { span.is_zero() },
             data: span.is_data(),
             compressed: matches!(span.kind, ExtentKind::Compressed(_)),
             offset: location.map(|at| at.offset),
@@ -187,9 +231,13 @@ impl<'a> MapEntry<'a> {
     }
 }
 
-/// Iterates over the map of a guest range, with adjacent entries merged.
-fn entries(image: &Image, range: Range<u64>) -> impl Iterator<Item = Result<MapEntry<'_>>> {
-    merged(image.spans(range).map(|span| span.map(|span| MapEntry::new(&span, image))))
+/// Iterates over the map of a guest range, with adjacent entries merged. `hidden` says of which layers the holes of the file are data.
+fn entries<'a>(
+    image: &'a Image,
+    range: Range<u64>,
+    hidden: &'a [bool],
+) -> impl Iterator<Item = Result<MapEntry<'a>>> + 'a {
+    merged(image.spans(range).map(|span| span.map(|span| MapEntry::new(&span, image, hidden))))
 }
 
 /// Merges adjacent entries. Ends after an error.

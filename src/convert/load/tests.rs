@@ -92,6 +92,32 @@ fn units_that_differ_from_the_backing_image_are_stored() {
 }
 
 #[test]
+fn zeros_between_data_are_stored_in_a_complete_image() {
+    let source = raw(&filled(&[1, 0, 0, 1, 0, 2]));
+    let complete = |block_size| Job { complete: true, ..job(&source, None, block_size) };
+    let expected = [
+        item(0..1, ItemKind::Data),
+        item(1..3, ItemKind::Zero),
+        item(3..4, ItemKind::Data),
+        item(4..5, ItemKind::Zero),
+        item(5..6, ItemKind::Data),
+    ];
+    assert_eq!(items(&complete(BLOCK)), expected);
+    // Units are whole blocks, where the format has smaller ones too.
+    assert_eq!(items(&Job { sparse: 512, ..complete(2 * BLOCK) }), [item(0..6, ItemKind::Data)]);
+    // What the metadata tells is not cut into chunks.
+    let last = (1 << 40) - BLOCK..1 << 40;
+    let empty = islands(1 << 40, std::slice::from_ref(&last));
+    let mut works = 0;
+    load_all(&Job { complete: true, ..job(&empty, None, BLOCK) }, |work, loader| {
+        let ends = (loader.items().first().map(|i| i.guest.start), loader.items().last().map(|i| i.guest.end));
+        assert_eq!(ends, (Some(work.range.start), Some(work.range.end)));
+        works += 1;
+    });
+    assert_eq!(works, 1024 + 1);
+}
+
+#[test]
 fn incompressible_blocks_are_stored_uncompressed() {
     for codec in [Codec::Deflate, Codec::Zstd] {
         let source = raw(&[noise(BLOCK, 1), text(BLOCK), vec![0; BLOCK as usize], noise(BLOCK, 2)].concat());

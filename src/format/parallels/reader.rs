@@ -32,7 +32,7 @@ impl Reader {
     fn cluster(&self, page: &BatPage, index: u64, offset: u64) -> Result<(ExtentKind, u64)> {
         let within = offset % self.bat.header.cluster_size();
         let kind = match self.bat.host_offset(page, index)? {
-            None => ExtentKind::Zero { allocated: None },
+            None => ExtentKind::Hole,
             Some(host) => ExtentKind::Data(Location { file: IMAGE, offset: host + within }),
         };
         Ok((kind, self.bat.visible_len(index) - within))

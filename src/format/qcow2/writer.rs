@@ -293,11 +293,20 @@ impl SparseWrite for Writer {
 
     fn zero(&mut self, guest: Range<u64>) -> Result<()> {
         self.check_range(&guest)?;
-        if self.header.backing_file.is_none() {
-            // Unallocated clusters read as zeros.
-            return Ok(());
-        }
         let bits = self.header.cluster_bits;
+        let mut guest = guest;
+        if self.header.backing_file.is_none() {
+            let allocates = self.preallocation != Preallocation::Off || self.header.has_data_file();
+            if self.header.version < 3 || allocates {
+                // Unallocated and preallocated clusters read as zeros.
+                return Ok(());
+            }
+            // So does what is not placed of a cluster with data.
+            guest.start = guest.start.next_multiple_of(1 << bits);
+            if guest.end < self.spec.virtual_size {
+                guest.end = guest.end >> bits << bits;
+            }
+        }
         let mut at = guest.start;
         while at < guest.end {
             if self.header.version < 3 {

@@ -3,14 +3,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::FORMAT_NAME;
+use byteorder::{ByteOrder, LittleEndian};
+
 use super::entry::L2Entry;
 use super::header::Header;
+use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
+use crate::format::shared::table;
 use crate::format::shared::two_level::TwoLevelMap;
 use crate::io::ReadAt;
+
+/// Length of an L1 entry in bytes.
+const ENTRY: u64 = 8;
+/// Most bytes of the L1 table that are read at once.
+const CHUNK: usize = 64 << 10;
 
 /// Checks the tables of an image.
 ///
@@ -23,12 +31,12 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     if header.need_check {
         report.message("Note", || "the image was not closed cleanly".into());
     }
-    let map = TwoLevelMap::open(file, header.shape(), cx.budget)?;
+    let map = TwoLevelMap::open(file.clone(), header.shape(), cx.budget)?;
     let clusters = map.file_len.div_ceil(map.shape.cluster_size());
     match cx.budget.take(clusters.div_ceil(8), FORMAT_NAME, "the bitmap of clusters in use", 0) {
         Ok(()) => {
             let used = BitSet::new(clusters);
-            Check { map: &map, used, previous: None, report: &mut report }.run(&header)?;
+            Check { map: &map, file: &*file, used, previous: None, report: &mut report }.run(&header)?;
         }
         Err(error) => {
             report.check_errors += 1;
@@ -40,6 +48,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
 
 struct Check<'a> {
     map: &'a TwoLevelMap,
+    file: &'a dyn ReadAt,
     /// Host clusters in use.
     used: BitSet,
     /// Host offset of the data cluster before.
@@ -65,11 +74,42 @@ impl Check<'_> {
                 Err(error) => return Err(error),
             }
         }
-        // Clusters of what is damaged are not called leaked: freeing them could lose data.
-        if self.report.corruptions == 0 {
+        let tables_beyond = self.check_l1_beyond(header)?;
+        // Clusters of what is damaged, or not looked at, are not called leaked: freeing them could lose data.
+        if self.report.corruptions == 0 && tables_beyond == 0 {
             self.count_leaks();
         }
         Ok(())
+    }
+
+    /// Checks the L1 entries beyond the end of the disk, and returns how many there are. Their tables are not followed.
+    fn check_l1_beyond(&mut self, header: &Header) -> Result<u64> {
+        let shape = self.map.shape;
+        let start = header.l1_table_offset + shape.l1_entries() * ENTRY;
+        let end = (header.l1_table_offset + shape.l2_len()).min(self.map.file_len);
+        let (mut at, mut count, mut buf) = (start, 0, vec![0; CHUNK]);
+        while at + ENTRY <= end {
+            let len = (end - at).min(CHUNK as u64) / ENTRY * ENTRY;
+            let bytes = buf.get_mut(..len as usize).unwrap_or_default();
+            table::read(self.file, bytes, at)?;
+            for (entry_at, entry) in (at..).step_by(ENTRY as usize).zip(bytes.chunks_exact(ENTRY as usize)) {
+                let offset = LittleEndian::read_u64(entry);
+                if offset == 0 {
+                    continue;
+                }
+                count += 1;
+                let field = FIELDS.at("L1 entry", entry_at);
+                let checked = field
+                    .aligned(offset, shape.cluster_size())
+                    .and_then(|()| field.within(offset, shape.l2_len(), self.map.file_len));
+                match checked {
+                    Ok(()) => drop(self.claim(&(offset..offset + shape.l2_len()), "an L2 table")),
+                    Err(error) => self.report.corruption(|| error.to_string()),
+                }
+            }
+            at += len;
+        }
+        Ok(count)
     }
 
     fn check_table(&mut self, l1_index: u64, l2: u64) -> Result<()> {

@@ -372,8 +372,7 @@ impl Target {
 
     /// Connects, and opens the export within `time`.
     fn connect(&self, time: Duration) -> io::Result<Connection> {
-        let socket = Socket::connect(&self.address.server, Instant::now() + time)?;
-        let mut socket = socket.cancelled_by(self.cancel.clone());
+        let mut socket = Socket::connect(&self.address.server, Instant::now() + time, self.cancel.clone())?;
         let greeting = handshake::greet(&mut socket).map_err(protocol::closed)?;
         let name = &self.address.export;
         let Some((tls, host)) = &self.tls else {

@@ -8,6 +8,7 @@ use diskimage::io::{MemFile, ReadAt, WriteAt};
 use diskimage::{Converter, Format, Image, Name, OpenOptions, RebaseTo, ReferencePolicy};
 
 use crate::support::options;
+use crate::support::pattern::Pattern;
 
 const MIB: usize = 1 << 20;
 
@@ -57,6 +58,60 @@ fn a_new_backing_file_does_not_show_through() {
             assert!(found == expected, "{list}, {} bytes below", old.len());
         }
     }
+}
+
+/// The payloads share clusters, whose uses are counted; what is written over them later gives them up.
+#[test]
+fn what_a_rebase_keeps_is_compressed() {
+    let mut old: Vec<u8> = (0..MIB).map(|at| (at / 5000) as u8).collect();
+    // Blocks that do not become smaller, and a last one that is not whole.
+    old[300_000..420_000].copy_from_slice(&Pattern::Dense.make(120_000));
+    old.extend_from_slice(&[3; 1536]);
+    for list in [
+        "cluster_size=4k",
+        "cluster_size=64k",
+        "cluster_size=512,refcount_bits=1",
+        "cluster_size=4k,refcount_bits=2,compat=1.1",
+        "compat=0.10,cluster_size=128k",
+        "extended_l2=on,cluster_size=16k",
+        #[cfg(feature = "zstd")]
+        "compression_type=zstd,cluster_size=32k",
+    ] {
+        let file = Arc::new(MemFile::from(overlay(list, old.len(), &old)));
+        let disk = over(&old).open_disk_in(file.clone()).unwrap();
+        let mut expected = old.clone();
+        disk.write_all_at(&[8; 700], 10_000).unwrap();
+        expected[10_000..10_700].fill(8);
+        disk.rebase_compressed(None, &|_, _| {}).unwrap();
+        disk.close().unwrap();
+        let check = |what: &str| {
+            let report = OpenOptions::new().check_source(file.clone()).unwrap();
+            let found = (report.corruptions, report.leaks, report.check_errors);
+            assert_eq!(found, (0, 0, 0), "{list}, {what}: {:?}", report.messages);
+            report
+        };
+        let report = check("rebased");
+        assert!(report.compressed_clusters > 0, "{list}: nothing is compressed");
+        assert!(report.compressed_clusters < report.allocated_clusters, "{list}: noise is compressed");
+        assert!(content(&OpenOptions::new().open_source(file.clone()).unwrap()) == expected, "{list}");
+
+        let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+        for start in (0..old.len() - 3000).step_by(70_000) {
+            disk.write_all_at(&[start as u8 | 1; 3000], start as u64).unwrap();
+            expected[start..start + 3000].fill(start as u8 | 1);
+        }
+        disk.close().unwrap();
+        check("written");
+        assert!(content(&OpenOptions::new().open_source(file.clone()).unwrap()) == expected, "{list}, written");
+    }
+}
+
+#[test]
+fn an_image_without_compressed_blocks_refuses_a_compressed_rebase() {
+    let file = Arc::new(MemFile::from(vec![7; 1024]));
+    let disk = OpenOptions::new().format(Format::RAW).open_disk_in(file.clone()).unwrap();
+    assert_eq!(disk.rebase_compressed(None, &|_, _| {}).unwrap_err().kind().as_str(), "unsupported");
+    assert!(file.to_vec() == [7; 1024]);
 }
 
 /// An image without a backing file gets one.

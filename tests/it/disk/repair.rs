@@ -44,6 +44,30 @@ fn wrong_refcounts_are_repaired() {
     }
 }
 
+/// All counts of the blocks are lost; the new blocks count themselves.
+#[test]
+fn missing_refcount_blocks_are_made_anew() {
+    let starts = starts::all().into_iter().filter(|start| start.name.starts_with("qcow2"));
+    for start in starts {
+        let table = offset_at(&start.file, REFCOUNT_TABLE);
+        let clusters = u32::from_be_bytes(start.file[56..60].try_into().unwrap()) as usize;
+        let len = clusters << u32::from_be_bytes(start.file[20..24].try_into().unwrap());
+        for lost in [table..table + 8, table..table + len] {
+            let mut file = start.file.clone();
+            file[lost.clone()].fill(0);
+            let storage = Arc::new(MemFile::from(file.clone()));
+            let report = start.options().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::Leaks).unwrap();
+            assert!(report.before.corruptions > 0, "{}", start.name);
+            assert_eq!(report.corruptions_fixed, 0, "{}", start.name);
+            let storage = Arc::new(MemFile::from(file));
+            let report = start.options().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::All).unwrap();
+            let after = (report.after.corruptions, report.after.leaks, report.after.check_errors);
+            assert_eq!(after, (0, 0, 0), "{} {lost:?}: {:?}", start.name, report.after.messages);
+            assert!(start.read(storage.to_vec()) == start.content, "{}", start.name);
+        }
+    }
+}
+
 /// A damaged entry leaves clusters that only seem to be unused.
 #[test]
 fn nothing_is_freed_while_an_entry_is_damaged() {

@@ -12,6 +12,8 @@ use crate::output::{self, Style};
 
 /// The formats that qemu-img checks.
 const CHECKED: [&str; 6] = ["qcow2", "qed", "parallels", "vhdx", "vmdk", "vdi"];
+/// Those of which it says, asked for a repair, that it does not check them.
+const NOT_REPAIRED: [&str; 2] = ["vmdk", "vdi"];
 
 pub fn run(parsed: &Parsed) -> Outcome {
     let style = style(parsed)?;
@@ -29,7 +31,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
         }
     };
     if repair.is_some() {
-        source.warn_of_probing(source.inspect()?.format);
+        let format = source.inspect()?.format;
+        source.warn_of_probing(format);
+        if NOT_REPAIRED.contains(&format.name()) {
+            return Err(unsupported());
+        }
     }
     let repaired = repair.map(|repair| repaired(&source, repair)).transpose()?.flatten();
     let checked = repaired.as_ref().map_or_else(|| source.check(), |repaired| Ok(repaired.after.clone()));
@@ -53,17 +59,18 @@ pub fn run(parsed: &Parsed) -> Outcome {
         // There are images that qemu-img checks no more than it opens them.
         source.inspect()?;
     }
+    if let Some(repaired) = &repaired {
+        let cluster_size = source.try_inspect().ok().and_then(|image| image.info.block_size);
+        check_words::repaired(repaired, cluster_size).iter().for_each(|line| message::line(line));
+    }
+    if let (Some(repaired), Style::Human, false) = (&repaired, style, parsed.flag("quiet")) {
+        print_repairs(repaired)?;
+    }
+    check_words::found(&report, cluster_size).iter().for_each(|line| message::line(line));
     match style {
         Style::Json => output::print_json_indented(&json(&report, repaired.as_ref(), source.name()))?,
-        Style::Human => {
-            if let Some(repaired) = &repaired {
-                print_repairs(repaired, source.try_inspect().ok().and_then(|image| image.info.block_size))?;
-            }
-            check_words::found(&report, cluster_size).iter().for_each(|line| message::line(line));
-            if !parsed.flag("quiet") {
-                output::print(&check::human(&report))?;
-            }
-        }
+        Style::Human if parsed.flag("quiet") => {}
+        Style::Human => output::print(&check::human(&report))?,
     }
     Ok(check::exit_code(&report))
 }
@@ -99,8 +106,7 @@ fn as_by_qemu(mut report: CheckReport) -> CheckReport {
     report
 }
 
-fn print_repairs(repaired: &RepairReport, cluster_size: Option<u32>) -> Result<(), Failed> {
-    check_words::repaired(repaired, cluster_size).iter().for_each(|line| message::line(line));
+fn print_repairs(repaired: &RepairReport) -> Result<(), Failed> {
     output::print(&format!(
         "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    {} corruptions\n\n\
          Double checking the fixed image now...\n",
@@ -114,16 +120,19 @@ fn json(report: &CheckReport, repaired: Option<&RepairReport>, name: &str) -> Va
     let mut object = serde_json::Map::new();
     let mut add = |key: &str, count: u64| (count > 0).then(|| object.insert(key.to_owned(), count.into()));
     add("image-end-offset", report.image_end_offset);
-    add("total-clusters", report.total_clusters);
-    add("allocated-clusters", report.allocated_clusters);
-    add("fragmented-clusters", report.fragmented_clusters);
     add("compressed-clusters", report.compressed_clusters);
-    add("leaks", report.leaks);
+    add("total-clusters", report.total_clusters);
     add("corruptions", report.corruptions);
-    add("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed));
     add("corruptions-fixed", repaired.map_or(0, |repaired| repaired.corruptions_fixed));
     object.insert("check-errors".into(), report.check_errors.into());
+    let mut add = |key: &str, count: u64| (count > 0).then(|| object.insert(key.to_owned(), count.into()));
+    add("leaks", report.leaks);
+    add("leaks-fixed", repaired.map_or(0, |repaired| repaired.leaks_fixed));
+    add("allocated-clusters", report.allocated_clusters);
     object.insert("filename".into(), name.into());
     object.insert("format".into(), report.format.into());
+    if report.fragmented_clusters > 0 {
+        object.insert("fragmented-clusters".into(), report.fragmented_clusters.into());
+    }
     Value::Object(object)
 }

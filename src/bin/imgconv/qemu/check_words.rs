@@ -34,9 +34,9 @@ enum Finding<'a> {
         refcount: &'a str,
         expected: &'a str,
     },
-    /// The flag of an L2 entry, whose value is hexadecimal, of the cluster `cluster`. It is set unless the refcount is 1.
+    /// The flag of an entry, of the cluster `cluster`. It is set unless the refcount is 1.
     Flag {
-        entry: &'a str,
+        entry: String,
         cluster: u64,
         is_set: bool,
         message: &'a str,
@@ -70,9 +70,7 @@ impl Finding<'_> {
             }),
         };
         match refcount {
-            Some(refcount) => {
-                Some(format!("{severity} OFLAG_COPIED data cluster: l2_entry={entry} refcount={refcount}"))
-            }
+            Some(refcount) => Some(format!("{severity} OFLAG_COPIED {entry} refcount={refcount}")),
             None if others.is_empty() => None,
             None => Some(output::printable(message)),
         }
@@ -92,13 +90,17 @@ fn wrong_count(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> 
     Some(Finding::Count { severity, cluster, refcount, expected })
 }
 
-/// A wrong L2 entry.
+/// A wrong entry: of an L2 table, or a flag of the L1 table.
 fn wrong_entry(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> {
     // The offset in an entry, without the flags.
     const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
     let (_, rest) = message.strip_prefix("ERROR: qcow2: corrupt image at file offset 0x")?.split_once(": ")?;
-    let rest = rest.strip_prefix("L2 entry is ")?;
-    if let Some(rest) = rest.strip_prefix("out of bounds: ") {
+    let (name, rest) = rest.split_once(" is ")?;
+    let l1_index = name.strip_prefix("L1 entry ");
+    if name != "L2 entry" && l1_index.is_none() {
+        return None;
+    }
+    if let (None, Some(rest)) = (l1_index, rest.strip_prefix("out of bounds: ")) {
         let (len, rest) = rest.split_once(" bytes at ")?;
         let (offset, _) = rest.split_once(", ")?;
         let problem = "counting reference for region exceeding the end of the file by one cluster or more";
@@ -107,7 +109,8 @@ fn wrong_entry(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> 
     }
     let (entry, rest) = rest.strip_prefix("0x")?.split_once(", ")?;
     let offset = u64::from_str_radix(entry, 16).ok()? & OFFSET;
-    if rest.starts_with("not a multiple of") {
+    let offset_of_data = l1_index.is_none().then_some(offset);
+    if let (Some(offset), true) = (offset_of_data, rest.starts_with("not a multiple of")) {
         let line = format!("ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted.");
         return Some(Finding::Other(line));
     }
@@ -115,6 +118,10 @@ fn wrong_entry(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> 
         "set, as the refcount is 1" => false,
         "clear, as the refcount is not 1" => true,
         _ => return None,
+    };
+    let entry = match l1_index {
+        Some(index) => format!("L2 cluster: l1_index={index} l1_entry={entry}"),
+        None => format!("data cluster: l2_entry={entry}"),
     };
     Some(Finding::Flag { entry, cluster: offset / u64::from(cluster_size?), is_set, message })
 }
@@ -139,6 +146,7 @@ mod tests {
             format!("{AT} 0x8000000000050200, not a multiple of 65536"),
             "Leaked: cluster at host offset 0x60000: refcount is 2, expected 1".to_owned(),
             format!("{AT} 0x50000, but must have bit 63 set, as the refcount is 1"),
+            AT.replace("L2 entry", "L1 entry 3") + " 0x40000, but must have bit 63 set, as the refcount is 1",
             format!("{AT} out of bounds: 65536 bytes at 0x10000000, file length 0xa0000"),
             "ERROR: qcow2: corrupt image".to_owned(),
         ];
@@ -154,6 +162,7 @@ mod tests {
                 "Leaked cluster 6 refcount=2 reference=1",
                 "ERROR OFLAG_COPIED data cluster: l2_entry=8000000000060000 refcount=2",
                 "ERROR OFLAG_COPIED data cluster: l2_entry=50000 refcount=1",
+                "ERROR OFLAG_COPIED L2 cluster: l1_index=3 l1_entry=40000 refcount=1",
             ]
         );
         let mut repairs = RepairReport::default();
@@ -164,6 +173,7 @@ mod tests {
                 "Leaked cluster 6 refcount=2 reference=1",
                 "Repairing cluster 6 refcount=2 reference=1",
                 "Repairing OFLAG_COPIED data cluster: l2_entry=50000 refcount=1",
+                "Repairing OFLAG_COPIED L2 cluster: l1_index=3 l1_entry=40000 refcount=1",
             ]
         );
     }

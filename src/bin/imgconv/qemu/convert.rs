@@ -13,7 +13,7 @@ use super::message::{self, Failed, NAME, describe};
 use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
-use super::{Outcome, bitmaps, first_block, print};
+use super::{Outcome, bitmaps, print};
 use crate::location;
 use crate::node::{Node, Storage};
 use crate::signals::Interrupt;
@@ -53,20 +53,28 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let printer = Arc::new(Printer::new(parsed.flag("progress") && !parsed.flag("quiet")));
     let bar = printer.clone();
     let converter = place.converter(parsed, &sources, &target, image.virtual_size())?;
-    let converter = settings.apply(parsed, &target, converter).bitmaps(bitmaps);
+    let mut converter = settings.apply(parsed, &target, converter).bitmaps(bitmaps);
+    if let (true, true, [name]) = (parsed.flag("bitmaps"), parsed.flag("source-snapshot"), source_names) {
+        // Of the active state, whatever is converted.
+        let format = parsed.text("source-format");
+        converter = converter.bitmaps_from(sources.source(name, format.as_deref())?.open()?);
+    }
     let converter = converter.cancel(interrupt.flag()).progress(move |progress| bar.update(progress));
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
-        None => converter.convert(&image, &place.path),
+        None => match converter.convert(&image, &place.path) {
+            Err(error) if parsed.flag("no-create") && cannot_be_written_anew(&error) => {
+                let disk = sources.file(place.path.as_os_str(), Some(format.name()))?.open_disk("")?;
+                converter.convert_into_disk(&image, &disk).and_then(|report| disk.close().map(|()| report))
+            }
+            result => result,
+        },
         Some(ref client) if parsed.flag("no-create") => converter.convert_into_existing(&image, client.clone()),
         Some(ref client) => converter.convert_to(&image, client.clone()),
     };
     let report = report.map_err(|error| {
         Failed::unless_cancelled(&interrupt, error, |error| failure(error, &place.name, format, parsed))
     })?;
-    if format == Format::RAW && place.client.is_none() && !parsed.flag("no-create") {
-        first_block::allocate(&place.path);
-    }
     printer.finish();
     bitmaps::warn(&report);
     if report.cache_refused {
@@ -76,6 +84,11 @@ pub fn run(parsed: &Parsed) -> Outcome {
         message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
     Ok(0)
+}
+
+/// Whether an existing image has what only its tables say, so that it has to be changed in place.
+fn cannot_be_written_anew(error: &Error) -> bool {
+    matches!(error.root(), Error::Unsupported { feature, .. } if feature.starts_with("writing into an existing image"))
 }
 
 /// Where the new image is going to be.
@@ -137,6 +150,9 @@ impl Place {
             return target.converter(sources, options);
         }
         let converter = Converter::new(target.format).existing(true);
+        // What an overlay stores is independent of its backing file, unless the caller names that.
+        let complete = !parsed.flag("target-is-zero") && target.backing.is_none();
+        let converter = converter.complete(complete);
         Ok(match sources.secrets().of_target(self.secret.as_deref())? {
             Some(secret) => converter.secret(secret),
             None => converter,

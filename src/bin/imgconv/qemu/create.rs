@@ -8,7 +8,7 @@ use super::getopt::Parsed;
 use super::message::{Failed, describe};
 use super::source::{SECTOR, Sources};
 use super::target::{Target, asks_for_help, format_for};
-use super::{Outcome, first_block, print, size};
+use super::{Outcome, print, size};
 use crate::node::Node;
 use crate::output;
 use crate::signals::Interrupt;
@@ -87,9 +87,6 @@ fn create(parsed: &Parsed, path: &Path, name: &str, format: &str, given_size: Op
     converter.create(size.next_multiple_of(SECTOR), path).map_err(|error| {
         Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(&path.to_string_lossy(), error))
     })?;
-    if target.format == Format::RAW {
-        first_block::allocate(path);
-    }
     Ok(0)
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use diskimage::{Converter, Format, Image, OpenOptions, io};
 
+use super::Outcome;
 use super::getopt::Parsed;
 use super::message::{self, Failed, NAME};
 use super::source::Sources;
 use super::target::{Target, format_for};
-use super::{Outcome, first_block};
 use crate::node::Node;
 use crate::signals::Interrupt;
 
@@ -53,9 +53,6 @@ pub fn run(parsed: &Parsed) -> Outcome {
     converter.convert(&part, &path).map_err(|error| {
         Failed::unless_cancelled(&interrupt, error, |error| Failed::creating(operands.output, error))
     })?;
-    if format == Format::RAW {
-        first_block::allocate(&path);
-    }
     Ok(0)
 }
 

@@ -59,6 +59,32 @@ pub fn take(
     }
 }
 
+/// The words of qemu-img for a change that the library refuses.
+pub fn words(problem: &str) -> String {
+    let irreversible = "erase all the data in the image irreversibly - refusing operation";
+    let of_slot = || {
+        let (slot, problem) = problem.strip_prefix("key slot ")?.split_once(" is ")?;
+        Some(match problem {
+            "not active" => format!("Given keyslot {slot} is already erased (inactive)"),
+            "active: erase it first" => format!("Refusing to overwrite active keyslot {slot} - please erase it first"),
+            _ => format!("Attempt to erase the only active keyslot {slot} which will {irreversible}"),
+        })
+    };
+    match problem {
+        "the secret unlocks no key slot" => "No keyslots match given (old) password for erase operation".to_owned(),
+        "all key slots are active" => "Can't add a keyslot - all keyslots are in use".to_owned(),
+        _ if problem.starts_with("the secret unlocks all active key slots") => {
+            format!(
+                "All the active keyslots match the (old) password that was given and erasing them will {irreversible}"
+            )
+        }
+        _ => match problem.strip_prefix("invalid key slot ").and_then(|rest| rest.split_once(": expected 0 to ")) {
+            Some((slot, last)) => format!("Invalid keyslot {slot} specified. Must be between 0 and {last}"),
+            None => of_slot().unwrap_or_else(|| problem.to_owned()),
+        },
+    }
+}
+
 fn number(text: &str, name: &str) -> Result<u64, Failed> {
     text.parse().map_err(|_| Failed::new(format!("Parameter '{name}' expects a number")))
 }

@@ -6,7 +6,7 @@ use super::getopt::Parsed;
 use super::message::Failed;
 use super::source::Sources;
 use super::{Outcome, style};
-use crate::map;
+use crate::map::{self, FileHoles};
 
 pub fn run(parsed: &Parsed) -> Outcome {
     let style = style(parsed)?;
@@ -18,7 +18,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     match source.states() {
         Some(client) => map::print_states(client, start..end, style)?,
-        None => map::print(&source.open()?, start..end, style)?,
+        None => map::print(&source.open()?, start..end, style, FileHoles::AsByQemu)?,
     }
     Ok(0)
 }

@@ -14,7 +14,6 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
-mod first_block;
 mod getopt;
 mod info;
 mod keys;

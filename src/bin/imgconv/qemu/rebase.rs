@@ -54,9 +54,13 @@ pub fn run(parsed: &Parsed) -> Outcome {
         disk.set_backing(name.as_ref(), format.filter(|_| name.is_some()))
     } else {
         let to = new.as_ref().zip(name.as_ref()).map(|(image, name)| RebaseTo { image, name });
-        disk.rebase(to, &|done, total| printer.of(done, total))
+        let progress = |done, total| printer.of(done, total);
+        if parsed.flag("compress") { disk.rebase_compressed(to, &progress) } else { disk.rebase(to, &progress) }
     };
     changed.and_then(|()| disk.close()).map_err(|error| match error.root() {
+        Error::Unsupported { feature, .. } if feature == "compressed blocks" => {
+            Failed::new("Compression not supported for this file format")
+        }
         Error::Unsupported { .. } => failed("Operation not supported"),
         _ => failed(&describe(&error, source.name())),
     })?;

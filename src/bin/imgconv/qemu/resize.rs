@@ -7,7 +7,7 @@ use diskimage::{Disk, Error, Format, Preallocation};
 
 use super::Outcome;
 use super::getopt::Parsed;
-use super::message::Failed;
+use super::message::{self, Failed};
 use super::source::{SECTOR, Sources};
 use crate::output;
 use crate::resize::NewSize;
@@ -62,7 +62,18 @@ fn resize(disk: Disk, size: u64, preallocation: Option<Preallocation>) -> Result
         None => disk.resize(size),
         Some(how) => disk.grow_allocated(size, how),
     };
+    let is_raw = disk.format() == Format::RAW;
     resized.and_then(|()| disk.close()).map_err(|error| match error.root() {
+        Error::Io { action, .. } if *action == "allocating space" => {
+            let file = if is_raw { "" } else { "Failed to resize underlying file: " };
+            let what = match preallocation {
+                Some(Preallocation::Full) => "Could not write zeros for preallocation",
+                _ => "Could not preallocate new data",
+            };
+            let problem = message::describe(&error, "");
+            let cause = problem.strip_prefix("allocating space: ").unwrap_or(&problem);
+            Failed::new(format!("{file}{what}: {cause}"))
+        }
         Error::Unsupported { format: "qcow2", feature, .. } if feature.contains("version 2") => {
             Failed::new("Can't resize a v2 image which has snapshots")
         }

@@ -229,8 +229,7 @@ pub static COMMANDS: &[Command] = &[
                 .note(Note::NoEffect("zeros are written as holes where the target can have them"))
                 .imgconv("no effect"),
             row('S', "sparse-size", "SIZE", "omit runs of zeros of at least SIZE [default: 4k]"),
-            row(' ', "bitmaps", "", "copy the bitmaps of the source")
-                .note(Note::Differs("not with -l: a snapshot has no bitmaps")),
+            row(' ', "bitmaps", "", "copy the bitmaps of the source").imgconv("not with -l: a snapshot has no bitmaps"),
             row(' ', "skip-broken-bitmaps", "", "copy bitmaps, except broken ones"),
             SHARE,
             row('r', "rate", "RATE", "limit of bytes per second"),
@@ -353,7 +352,7 @@ pub static COMMANDS: &[Command] = &[
             row('B', "backing-file", "FILE", "as -b"),
             row('F', "backing-format", "FMT", "format of the new backing file"),
             row('u', "backing-unsafe", "", "change the name of the backing file only"),
-            row('c', "compress", "", "compress what is written").note(Note::Refused("clusters are not compressed")),
+            row('c', "compress", "", "compress what is written"),
             SHARE,
             OBJECT,
         ],

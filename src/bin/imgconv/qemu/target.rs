@@ -181,6 +181,7 @@ impl Target {
             }
         };
         match self.format.name() {
+            "raw" => default("first_block", "on".into()),
             // Sizes of a CHS geometry.
             "vpc" => default("force_size", "off".into()),
             "vhdx" => default("block_size", vhdx_block_size(size).to_string()),

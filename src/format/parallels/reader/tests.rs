@@ -37,7 +37,7 @@ impl Sample {
         let cluster = u64::from(self.cluster_sectors) * 512;
         let index = offset / cluster;
         let host = match (self.bat[index as usize], self.unit) {
-            (0, _) => return Ok(ExtentKind::Zero { allocated: None }),
+            (0, _) => return Ok(ExtentKind::Hole),
             (entry, Unit::Sectors) => u64::from(entry) * 512,
             (entry, Unit::Clusters) => u64::from(entry) * cluster,
         };

@@ -10,6 +10,7 @@ mod refcounts;
 mod tests;
 mod walk;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use self::counts::{Counts, Uses};
@@ -155,7 +156,7 @@ impl Findings {
         }
     }
 
-    fn fault(&mut self, name: &'static str, at: u64, problem: Problem) {
+    fn fault(&mut self, name: impl Into<Cow<'static, str>>, at: u64, problem: Problem) {
         self.report.corruption(|| Fault { format: FORMAT_NAME, field: name.into(), at, problem }.to_string());
     }
 

@@ -1,5 +1,7 @@
 //! Walks through all tables and counts the uses of host clusters.
 
+use std::borrow::Cow;
+
 use byteorder::{BigEndian, ByteOrder};
 
 use super::counts::{Counts, Uses};
@@ -89,7 +91,7 @@ impl<'a> Walk<'a> {
             let uses = if l1.active { Uses::L2_TABLE | Uses::ACTIVE } else { Uses::L2_TABLE };
             let entries = layout.entries(l1.offset, l1.entries);
             self.work.spend(entries.len())?;
-            for item in entries {
+            for (index, item) in entries.enumerate() {
                 let (at, entry) = item?;
                 match l2_table(entry, layout) {
                     Err(problem) => self.fault("L1 entry", at, problem),
@@ -101,7 +103,12 @@ impl<'a> Walk<'a> {
                     Ok(Some(offset)) => {
                         let clusters = layout.clusters(offset, 1);
                         if l1.active {
-                            self.check_copied("L1 entry", at, entry, counts.get(clusters.start));
+                            self.check_copied(
+                                || format!("L1 entry {index}").into(),
+                                at,
+                                entry,
+                                counts.get(clusters.start),
+                            );
                         }
                         counts.add(clusters, uses, l1.times);
                     }
@@ -168,7 +175,7 @@ impl<'a> Walk<'a> {
             if layout.data_file {
                 // Clusters of a data file have no refcounts; each has a single use.
                 if !active.is_empty() {
-                    self.check_copied("L2 entry", at, entry, self.first.then_some(Uses::REFCOUNT_ONE));
+                    self.check_copied(|| "L2 entry".into(), at, entry, self.first.then_some(Uses::REFCOUNT_ONE));
                 }
                 continue;
             }
@@ -177,7 +184,7 @@ impl<'a> Walk<'a> {
                 counts.add(clusters, Uses::COMPRESSED, table_uses.count());
             } else {
                 if !active.is_empty() {
-                    self.check_copied("L2 entry", at, entry, counts.get(clusters.start));
+                    self.check_copied(|| "L2 entry".into(), at, entry, counts.get(clusters.start));
                 }
                 counts.add(clusters, Uses::DATA, table_uses.count());
             }
@@ -252,14 +259,14 @@ impl Walk<'_> {
     }
 
     /// Checks bit 63 of an entry of the active state: set if and only if the refcount is 1.
-    fn check_copied(&mut self, name: &'static str, at: u64, entry: u64, uses: Option<Uses>) {
+    fn check_copied(&mut self, name: impl FnOnce() -> Cow<'static, str>, at: u64, entry: u64, uses: Option<Uses>) {
         let Some(uses) = uses else { return };
         let rule = match (entry & COPIED != 0, uses.contains(Uses::REFCOUNT_ONE)) {
             (true, false) => "must have bit 63 clear, as the refcount is not 1",
             (false, true) => "must have bit 63 set, as the refcount is 1",
             _ => return,
         };
-        self.findings.fault(name, at, Problem::Rule { value: entry, rule });
+        self.findings.fault(name(), at, Problem::Rule { value: entry, rule });
         self.findings.flags += 1;
     }
 

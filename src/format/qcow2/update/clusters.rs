@@ -60,6 +60,10 @@ impl Update {
         self.set_refcount(cluster, less)?;
         if less == 0 {
             self.first_free = self.first_free.min(cluster);
+            if self.compressed_end >> self.header.cluster_bits == cluster {
+                // Its rest goes with it.
+                self.compressed_end = 0;
+            }
         }
         Ok(())
     }

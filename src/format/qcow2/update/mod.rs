@@ -28,6 +28,7 @@
 mod bitmap_changes;
 mod bitmaps;
 mod clusters;
+mod compressed;
 mod header;
 mod mapping;
 mod repair;
@@ -44,6 +45,7 @@ use super::extent::{Bounds, DATA};
 use super::header::{Autoclear, Encryption, Header, Incompatible};
 use super::reader::Reader;
 use super::{FIELDS, FORMAT_NAME};
+use crate::codec::Encoding;
 #[cfg(feature = "crypto")]
 use crate::crypto::EncryptedFile;
 #[cfg(feature = "crypto")]
@@ -99,6 +101,8 @@ pub(super) struct Update {
     freed: Vec<u64>,
     /// No cluster below is free.
     first_free: u64,
+    /// End of the last payload, whose cluster may have space for more; 0 if there is none.
+    compressed_end: u64,
     /// Whether other programs have been told that the image changes.
     is_announced: bool,
 }
@@ -164,6 +168,7 @@ impl Update {
             published_refcounts: None,
             freed: Vec::new(),
             first_free: 0,
+            compressed_end: 0,
             is_announced: false,
         })
     }
@@ -284,6 +289,23 @@ impl SparseUpdate for Update {
         if allocation.at.file != DATA {
             self.give_up(allocation);
         }
+    }
+
+    fn encoding(&self) -> Option<Encoding> {
+        self.compressed_encoding()
+    }
+
+    fn allocate_compressed(&mut self, guest: Range<u64>, len: u32) -> Result<Allocation> {
+        self.begin()?;
+        self.place_payload(guest, len.into())
+    }
+
+    fn publish_compressed(&mut self, allocation: &Allocation, len: u32) -> Result<()> {
+        self.point_to_payload(allocation, len.into())
+    }
+
+    fn release_compressed(&mut self, allocation: &Allocation, len: u32) {
+        self.free_payload(&(allocation.at.offset..allocation.at.offset + u64::from(len)));
     }
 
     fn zero(&mut self, guest: Range<u64>, keep: bool) -> Result<Zeroed> {

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use super::Update;
 use super::replace::Replacement;
+use super::{NEW, REFCOUNT_TABLE, Update};
 use crate::driver::{Repair, RepairReport, SparseUpdate, UpdateContext};
 use crate::error::{Error, Result};
 use crate::format::qcow2::check::{Checked, WrongCount, check_with};
@@ -28,6 +28,8 @@ pub(in crate::format::qcow2) fn repair(
         RepairReport { before: found.report.clone(), after: found.report.clone(), ..RepairReport::default() };
     let is_marked = |image: &Update| image.header.incompatible.intersects(Incompatible::DIRTY | Incompatible::CORRUPT);
     let mut image = Update::open_for_repair(file, cx)?;
+    // As any other program that writes to the image.
+    image.clear_unknown_features()?;
     if found.report.leaks + found.report.corruptions == 0 && !is_marked(&image) {
         return Ok(report);
     }
@@ -74,10 +76,15 @@ impl Checked {
 }
 
 impl Update {
-    /// Sets the refcount of a cluster to the number of its uses, unless there is no refcount block for it, or the refcount width is too small.
+    /// Sets the refcount of a cluster to the number of its uses, unless the refcount table has no place for it, or the refcount width is too small.
     fn correct(&mut self, wrong: &WrongCount) -> Result<bool> {
-        if self.block(wrong.cluster / self.header.refcount_block_entries())?.is_none() {
-            return Ok(false);
+        let index = wrong.cluster / self.header.refcount_block_entries();
+        match self.block(index) {
+            Ok(Some(_)) => {}
+            Ok(None) if self.add_block(index)? => {}
+            // An invalid entry of the table may be all that is left of the block.
+            Ok(None) | Err(Error::Corrupt(_)) => return Ok(false),
+            Err(error) => return Err(error),
         }
         match self.set_refcount(wrong.cluster, wrong.uses) {
             Err(Error::Limit { .. }) => return Ok(false),
@@ -86,6 +93,27 @@ impl Update {
         // A power cut between two parts leaves what is not repaired yet.
         self.make_room()?;
         Ok(true)
+    }
+
+    /// Creates a missing refcount block at the end of the file, which nothing uses. Returns false if the refcount table is too short for the block,
+    /// or for that of its own count.
+    fn add_block(&mut self, index: u64) -> Result<bool> {
+        let (size, per_block) = (self.cluster_size(), self.header.refcount_block_entries());
+        let cluster = self.file_len.div_ceil(size);
+        let own = cluster / per_block;
+        if index.max(own) >= self.table_entries() {
+            return Ok(false);
+        }
+        let offset = cluster << self.header.cluster_bits;
+        self.pages.create(offset..offset + size, NEW);
+        self.grow_file(offset + size)?;
+        let entry = self.refcounts.offset + index * 8;
+        self.pages.write(&offset.to_be_bytes(), entry, REFCOUNT_TABLE)?;
+        let is_counted = self.block(own)?.is_some() || self.add_block(own)?;
+        if is_counted {
+            self.set_refcount(cluster, 1)?;
+        }
+        Ok(is_counted)
     }
 
     /// Replaces the active L1 table and those L2 tables in which flags are wrong.

@@ -43,6 +43,19 @@ fn at(cluster: u64) -> u64 {
 }
 
 #[test]
+fn l1_entries_beyond_the_disk_are_checked() {
+    // The disk needs the first entry.
+    for (entry, corruptions) in [(at(3), 0), (at(2), 1), (at(9), 1), (at(3) + 512, 1), (u64::MAX - 4095, 1)] {
+        for index in [1, 511] {
+            let file = image(0, &[(at(2), &[])], 4, 0);
+            file.write_all_at(&entry.to_le_bytes(), CLUSTER + index * 8).unwrap();
+            let report = report(file);
+            assert_eq!((report.corruptions, report.leaks), (corruptions, 0), "{entry:#x}: {:?}", report.messages);
+        }
+    }
+}
+
+#[test]
 fn verdicts() {
     // Entries of the only L2 table at cluster 2, clusters in the file, missing bytes; corruptions, leaks, fragmented clusters.
     for (entries, clusters, cut, corruptions, leaks, fragmented) in [

@@ -66,22 +66,21 @@ impl KeySlots {
             KeyChange::EraseSlot { slot, force } => {
                 let is_active = self.slot(*slot)?.active;
                 if !force && !is_active {
-                    return Err(Error::Usage(format!("Given keyslot {slot} is already erased (inactive)")));
+                    return Err(Error::Usage(format!("key slot {slot} is not active")));
                 }
                 if !force && self.active_count() == 1 {
-                    let problem = "which will erase all the data in the image irreversibly - refusing operation";
-                    return Err(Error::Usage(format!("Attempt to erase the only active keyslot {slot} {problem}")));
+                    let problem = "is the only active one: without it the disk is lost";
+                    return Err(Error::Usage(format!("key slot {slot} {problem}")));
                 }
                 self.erase(file, *slot)
             }
             KeyChange::EraseSecret { secret, force } => {
                 let slots = self.slots_with(file, secret)?;
                 if slots.is_empty() {
-                    return Err(Error::Usage("No keyslots match given (old) password for erase operation".into()));
+                    return Err(Error::Usage("the secret unlocks no key slot".into()));
                 }
                 if !force && slots.len() == self.active_count() {
-                    let problem = "All the active keyslots match the (old) password that was given and erasing them will erase all \
-                                   the data in the image irreversibly - refusing operation";
+                    let problem = "the secret unlocks all active key slots: without them the disk is lost";
                     return Err(Error::Usage(problem.into()));
                 }
                 slots.into_iter().try_for_each(|slot| self.erase(file, slot))
@@ -91,7 +90,7 @@ impl KeySlots {
 
     fn slot(&self, index: usize) -> Result<&Slot> {
         let last = SLOTS - 1;
-        let problem = || Error::Usage(format!("Invalid keyslot {index} specified. Must be between 0 and {last}"));
+        let problem = || Error::Usage(format!("invalid key slot {index}: expected 0 to {last}"));
         self.header.slots.get(index).ok_or_else(problem)
     }
 
@@ -103,13 +102,13 @@ impl KeySlots {
     fn slot_for(&self, given: Option<usize>, force: bool) -> Result<usize> {
         match given {
             Some(index) if self.slot(index)?.active && !force => {
-                let problem = format!("Refusing to overwrite active keyslot {index} - please erase it first");
+                let problem = format!("key slot {index} is active: erase it first");
                 Err(Error::Usage(problem))
             }
             Some(index) => Ok(index),
             None => {
                 let free = self.header.slots.iter().position(|slot| !slot.active);
-                free.ok_or_else(|| Error::Usage("Can't add a keyslot - all keyslots are in use".into()))
+                free.ok_or_else(|| Error::Usage("all key slots are active".into()))
             }
         }
     }
