@@ -49,6 +49,14 @@ pub trait SparseUpdate: Send {
     /// If the metadata cannot be read or is corrupt.
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent>;
 
+    /// Notes that a guest range is about to be changed, where the image tracks that, as in persistent bitmaps. It may end after the virtual size.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image.
+    fn record(&mut self, _guest: Range<u64>) -> Result<()> {
+        Ok(())
+    }
+
     /// Allocates a host range for the start of `guest`, as much as is contiguous in a file, or returns the one that it has.
     ///
     /// `guest` is not empty and ends at or before the virtual size; it need not be aligned. Before the disk grows, the rest of its last block is
@@ -145,7 +153,7 @@ pub trait SparseUpdate: Send {
     ///
     /// # Errors
     /// If the metadata cannot be read or is corrupt.
-    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    fn bitmaps(&mut self) -> Result<Vec<DirtyBitmap>> {
         Ok(Vec::new())
     }
 

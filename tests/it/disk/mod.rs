@@ -2,6 +2,8 @@
 //!
 //! The tests of a format are a list of [images to start with](model::Start); the rest is the same for all of them.
 
+#[cfg(feature = "qcow2")]
+mod bitmaps;
 mod crash;
 #[cfg(feature = "crypto")]
 mod encrypted;

@@ -10,7 +10,8 @@
 //! | `snapshots` | internal snapshots |
 //! | `header` | the backing file, the version and features |
 //! | `bitmap_changes` | persistent bitmaps: added, removed, cleared |
-//! | `bitmaps` | what other programs are told before the first change |
+//! | `bitmap_sizes` | persistent bitmaps of a disk that is resized |
+//! | `recording` | persistent bitmaps that record writes |
 //!
 //! # Order
 //!
@@ -26,10 +27,11 @@
 //! the image by a write to the first sector of the header.
 
 mod bitmap_changes;
-mod bitmaps;
+mod bitmap_sizes;
 mod clusters;
 mod header;
 mod mapping;
+mod recording;
 mod repair;
 mod replace;
 mod resize;
@@ -38,6 +40,7 @@ mod snapshots;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bitmap::Bitmap;
 #[cfg(feature = "crypto")]
 use super::crypt::key_slots;
 use super::extent::{Bounds, DATA};
@@ -70,6 +73,8 @@ const NEW: Step = Step(0);
 const REFCOUNT_TABLE: Step = Step(1);
 /// L1 and L2 tables in use.
 const TABLES: Step = Step(2);
+/// Offset of the autoclear features in the header, in bytes.
+const AUTOCLEAR: u64 = 88;
 /// Largest page of tables in bytes. Tables of different steps are in different clusters.
 const PAGE: u64 = 4096;
 /// Most clusters that wait for being free.
@@ -99,6 +104,8 @@ pub(super) struct Update {
     freed: Vec<u64>,
     /// No cluster below is free.
     first_free: u64,
+    /// The bitmaps that record writes, as they were before they were marked as in use.
+    recording: Vec<Bitmap>,
     /// Whether other programs have been told that the image changes.
     is_announced: bool,
 }
@@ -164,6 +171,7 @@ impl Update {
             published_refcounts: None,
             freed: Vec::new(),
             first_free: 0,
+            recording: Vec::new(),
             is_announced: false,
         })
     }
@@ -198,10 +206,21 @@ impl Update {
     /// Prepares for a change of guest data.
     fn begin(&mut self) -> Result<()> {
         if !self.is_announced {
-            self.announce()?;
+            self.start_recording()?;
+            self.clear_unknown_features()?;
             self.is_announced = true;
         }
         self.make_space()
+    }
+
+    /// Clears the autoclear features that this program does not know, before any change.
+    fn clear_unknown_features(&mut self) -> Result<()> {
+        let known = self.header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if self.header.version == 2 || known == self.header.autoclear {
+            return Ok(());
+        }
+        self.header.autoclear = known;
+        self.write_header(AUTOCLEAR, &known.bits().to_be_bytes())
     }
 
     /// Makes space in memory for a change of tables.
@@ -271,6 +290,10 @@ impl SparseUpdate for Update {
         self.map(range)
     }
 
+    fn record(&mut self, guest: Range<u64>) -> Result<()> {
+        self.record_change(guest)
+    }
+
     fn allocate(&mut self, guest: Range<u64>) -> Result<Allocation> {
         self.begin()?;
         self.place(guest)
@@ -322,7 +345,7 @@ impl SparseUpdate for Update {
         self.change_bitmaps(name, change)
     }
 
-    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    fn bitmaps(&mut self) -> Result<Vec<DirtyBitmap>> {
         self.open_bitmaps()
     }
 
@@ -360,5 +383,8 @@ impl SparseUpdate for Update {
             self.sync()?;
         }
         self.free_clusters()
+    }
+    fn close(&mut self) -> Result<()> {
+        self.stop_recording()
     }
 }
