@@ -9,7 +9,6 @@ use super::{DirtyBitmap, Extent, Location, OpenContext};
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
-use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
 
@@ -116,10 +115,11 @@ pub trait SparseUpdate: Send {
     fn resize(&mut self, size: u64, below: u64) -> Result<()>;
 
     /// Writes another name and format of the backing file into the image, or removes them, and makes that durable. Everything before is flushed.
+    /// A format that knows its backing file by an identity takes it from the reference; without one there, it keeps the one that it has.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the format has no backing files, or not such a name; errors of the storage.
-    fn set_backing(&mut self, _name: Option<&Name>, _format: Option<&Name>) -> Result<()> {
+    fn set_backing(&mut self, _backing: Option<&FileReference>) -> Result<()> {
         Err(Error::unsupported(self.info().format, "changing the backing file"))
     }
 

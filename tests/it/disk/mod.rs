@@ -7,11 +7,15 @@ mod bitmaps;
 mod crash;
 #[cfg(feature = "crypto")]
 mod encrypted;
+#[cfg(any(feature = "vmdk", feature = "vhdx"))]
+mod growth;
 #[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
 mod interop;
 mod model;
 #[cfg(feature = "qcow2")]
 mod overlays;
+#[cfg(all(feature = "vmdk", feature = "vhdx"))]
+mod parents;
 #[cfg(feature = "qed")]
 mod qed;
 mod recorder;

@@ -60,9 +60,8 @@ use crate::error::{Error, Result};
 use crate::format::shared::luks::KeySlots;
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, Storage};
-use crate::name::Name;
 use crate::options::Options;
 use clusters::RefcountTable;
 pub(super) use repair::repair;
@@ -329,8 +328,8 @@ impl SparseUpdate for Update {
         self.set_size(size, below)
     }
 
-    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
-        self.replace_backing(name, format)
+    fn set_backing(&mut self, backing: Option<&FileReference>) -> Result<()> {
+        self.replace_backing(backing.map(|file| &file.name), backing.and_then(|file| file.format.as_ref()))
     }
 
     fn check_amend(&mut self, options: &Options) -> Result<bool> {

@@ -24,7 +24,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::two_level::{ENTRY, IMAGE, Shape};
 use crate::format::shared::{run, table};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::{Storage, write_zeros};
 use crate::name::Name;
 
@@ -316,7 +316,8 @@ impl SparseUpdate for Update {
     }
 
     /// The name is written after the header, all in one sector.
-    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
+    fn set_backing(&mut self, reference: Option<&FileReference>) -> Result<()> {
+        let (name, format) = (reference.map(|file| &file.name), reference.and_then(|file| file.format.as_ref()));
         let mut sector = [0; SECTOR as usize];
         table::read(&*self.file, sector.get_mut(..Header::LEN).unwrap_or_default(), 0)?;
         let text = name.map_or(&[][..], Name::as_bytes);
