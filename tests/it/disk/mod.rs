@@ -14,13 +14,15 @@ mod interop;
 mod model;
 #[cfg(feature = "qcow2")]
 mod overlays;
-#[cfg(all(feature = "vmdk", feature = "vhdx"))]
+#[cfg(all(feature = "vmdk", feature = "vhdx", feature = "vhd"))]
 mod parents;
 #[cfg(feature = "qed")]
 mod qed;
 mod recorder;
 #[cfg(feature = "qcow2")]
 mod repair;
+#[cfg(all(feature = "vdi", feature = "vhd"))]
+mod repairs;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;

@@ -15,7 +15,7 @@ const NAME: &str = "another directory/with-a-much-longer-name-than-before.img";
 #[test]
 fn a_power_cut_leaves_the_old_or_the_new_parent() {
     let starts = starts::all().into_iter().filter(|start| start.backing.is_some());
-    for start in starts.filter(|start| start.name.starts_with("vhdx") || start.name.starts_with("vmdk")) {
+    for start in starts.filter(|start| start.name.starts_with("vhd") || start.name.starts_with("vmdk")) {
         for names in [&[NAME, "s"][..], &["s", NAME]] {
             let file = Arc::new(Recorder::new(start.file.clone()));
             let disk = start.options().open_disk_in(file.clone() as Arc<dyn Storage>).unwrap();
@@ -62,7 +62,7 @@ fn read(image: &Image) -> Vec<u8> {
 /// The new parent has another identity, and other content in parts.
 #[test]
 fn a_disk_keeps_its_content_with_another_parent() {
-    for (format, extension) in [(Format::VHDX, "vhdx"), (Format::VMDK, "vmdk")] {
+    for (format, extension) in [(Format::VHDX, "vhdx"), (Format::VHD, "vhd"), (Format::VMDK, "vmdk")] {
         let dir = TempDir::new();
         let [old, new, top] = ["old", "new", "top"].map(|name| format!("{name}.{extension}"));
         let mut bytes = content(5);

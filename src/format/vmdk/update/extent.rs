@@ -70,6 +70,12 @@ impl SparseExtent {
         if self.pages.is_full() { self.flush() } else { Ok(()) }
     }
 
+    /// Completes the redundant copies. [`close`](Self::close) then marks the extent as closed.
+    pub fn complete(&mut self) -> Result<()> {
+        self.begin()?;
+        self.flush()
+    }
+
     fn mark(&mut self, unclean: bool) -> Result<()> {
         let written = self.file.write_all_at(&[unclean.into()], UNCLEAN_AT);
         written.map_err(Error::io("writing the header", UNCLEAN_AT))?;

@@ -5,11 +5,13 @@
 //! | `extent` | a sparse extent: its grains and grain tables |
 //! | `content_id` | the content ID in the descriptor |
 //! | `descriptor` | changes of the size and of the parent |
+//! | `repair` | what follows from the redundant metadata |
 //! | `text` | changes of the text of a descriptor |
 
 mod content_id;
 mod descriptor;
 mod extent;
+mod repair;
 mod text;
 
 use std::cell::RefCell;
@@ -27,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, Storage};
 use extent::SparseExtent;
+pub(super) use repair::repair;
 
 /// An image that changes.
 pub(super) struct Update {
