@@ -1,11 +1,14 @@
 //! Repairs of formats without refcounts, and what needs none.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use diskimage::io::{MemFile, Storage};
-use diskimage::{CheckReport, Format, OpenOptions, Repair, RepairReport};
+use diskimage::io::{MemFile, ReadAt, Storage, WriteAt};
+use diskimage::{CheckReport, Converter, Format, OpenOptions, Repair, RepairReport};
 
-use super::starts::{content, image};
+use super::starts::{SIZE, content, image};
+use crate::support::options;
 
 fn repair(format: Format, file: &Arc<MemFile>, what: Repair) -> RepairReport {
     OpenOptions::new().format(format).repair_storage(file.clone() as Arc<dyn Storage>, what).unwrap()
@@ -137,5 +140,78 @@ fn the_footer_of_a_vhd_is_written_from_its_copy() {
         assert!(read(Format::VHD, &file) == (content.clone(), 0), "{damaged:?}");
         assert!(file.to_vec().ends_with(&good[end - 512..]) && file.to_vec().starts_with(&good[..512]));
         assert_eq!(repair(Format::VHD, &file, Repair::All).corruptions_fixed, 0);
+    }
+}
+
+/// Storage on a file system that is full.
+struct Limited {
+    file: MemFile,
+    /// Longest file in bytes.
+    limit: AtomicU64,
+}
+
+impl ReadAt for Limited {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+}
+
+impl WriteAt for Limited {
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        match offset + buf.len() as u64 <= self.limit.load(Ordering::Relaxed) {
+            true => self.file.write_all_at(buf, offset),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        match len <= self.limit.load(Ordering::Relaxed) {
+            true => self.file.set_len(len),
+            false => Err(io::ErrorKind::StorageFull.into()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The guest tries again and again while the storage grows by less than a block.
+#[test]
+fn a_full_storage_leaks_nothing() {
+    let formats = [
+        (Format::VDI, "block_size=128k"),
+        (Format::VHD, "block_size=512k"),
+        #[cfg(feature = "qed")]
+        (Format::QED, "cluster_size=4k,table_size=2"),
+        #[cfg(feature = "vhdx")]
+        (Format::VHDX, "block_size=1M"),
+        #[cfg(feature = "vmdk")]
+        (Format::VMDK, ""),
+    ];
+    for (format, list) in formats {
+        let empty = Arc::new(MemFile::new());
+        Converter::new(format).options(options(list)).create_to(SIZE, empty.clone()).unwrap();
+        let len = empty.to_vec().len() as u64;
+        let file = Arc::new(Limited { file: MemFile::from(empty.to_vec()), limit: len.into() });
+        let disk = OpenOptions::new().open_disk_in(file.clone() as Arc<dyn Storage>).unwrap();
+        let (mut failures, mut at) = (0, 0);
+        while at < SIZE {
+            match disk.write_all_at(&[9; 1000], at) {
+                Ok(()) => at += 60_000,
+                Err(_) => {
+                    failures += 1;
+                    file.limit.fetch_add(3000, Ordering::Relaxed);
+                }
+            }
+        }
+        disk.close().unwrap();
+        assert!(failures > 10, "{format}: {failures}");
+        let report = OpenOptions::new().check_source(Arc::new(MemFile::from(file.file.to_vec()))).unwrap();
+        assert_eq!(counts(&report), (0, 0, 0), "{format}: {:?}", report.messages);
     }
 }

@@ -239,10 +239,10 @@ impl SparseUpdate for Update {
             return self.run_in_place(&guest, number);
         }
         let number = self.new_block()?;
-        self.pending.insert(number);
         let host = self.header.host_offset(number);
         let reads_as_zeros = host >= self.file_len && self.file.starts_zeroed();
-        self.grow_file(host + block_size)?;
+        self.grow_file(host + block_size).inspect_err(|_| self.released.push(number))?;
+        self.pending.insert(number);
         let (start, at) = (index * block_size, Location { file: IMAGE, offset: host });
         Ok(Allocation { guest: start..start + block_size, at, is_new: true, reads_as_zeros })
     }

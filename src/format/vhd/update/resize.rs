@@ -97,6 +97,7 @@ impl Dynamic {
         Ok(end)
     }
 
+    /// Writes the size of the disk.
     fn write_size(&mut self, size: u64) -> Result<()> {
         let mut footer = self.footer.clone();
         footer.set_size(size);

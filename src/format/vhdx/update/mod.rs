@@ -322,7 +322,7 @@ impl SparseUpdate for Update {
             BlockState::NotPresent | BlockState::Zero | BlockState::Unmapped(_) => self.new_block()?,
         };
         let reads_as_zeros = host >= self.bat.file_len && self.file.starts_zeroed();
-        self.grow_file(host + block_size)?;
+        self.grow_file(host + block_size).inspect_err(|_| self.released.push(host))?;
         let at = Location { file: IMAGE, offset: host };
         Ok(Allocation { guest: start..start + block_size, at, is_new: true, reads_as_zeros })
     }

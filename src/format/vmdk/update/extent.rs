@@ -164,7 +164,7 @@ impl SparseExtent {
             None => self.new_grain()?,
         };
         let reads_as_zeros = offset >= self.grains.file_len && self.file.starts_zeroed();
-        self.grow_file(offset + grain_bytes)?;
+        self.grow_file(offset + grain_bytes).inspect_err(|_| self.released.push(offset))?;
         // The last grain may end after the extent.
         let guest = start..(start + grain_bytes).min(self.grains.len);
         Ok(Allocation { guest, at: Location { file: id, offset }, is_new: true, reads_as_zeros })

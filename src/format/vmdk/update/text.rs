@@ -171,7 +171,7 @@ pub(super) fn write_in_one_sector(old: &[u8], new: &DescriptorText) -> Option<(u
     let sector = SECTOR as usize;
     let text = DescriptorText::new(old.to_vec());
     let differ = |(old, new): (&u8, &u8)| old != new;
-    let first = text.0.iter().zip(&new.0).position(|pair| differ(pair)).unwrap_or(text.0.len().min(new.0.len()));
+    let first = text.0.iter().zip(&new.0).position(differ).unwrap_or(text.0.len().min(new.0.len()));
     let start = first - first % sector;
     let (old_end, new_len) = ((start + sector).min(old.len()), new.0.len());
     if text.0.len() <= start + sector && new_len <= start + sector {

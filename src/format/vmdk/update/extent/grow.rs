@@ -58,7 +58,7 @@ impl SparseExtent {
             header.redundant_directory = Some(Directory::At(redundant.at / SECTOR));
         }
         self.switch(header, end, text)?;
-        self.grains.metadata.push(start..end);
+        self.grains.metadata.extend((start < end).then_some(start..end));
         self.grains.directory = directory.tables;
         self.grains.redundant_directory = redundant.map_or_else(Vec::new, |redundant| redundant.tables);
         self.grains.len = len;
