@@ -186,6 +186,8 @@ fn a_full_storage_leaks_nothing() {
     let formats = [
         (Format::VDI, "block_size=128k"),
         (Format::VHD, "block_size=512k"),
+        #[cfg(feature = "qcow2")]
+        (Format::QCOW2, "cluster_size=4k"),
         #[cfg(feature = "qed")]
         (Format::QED, "cluster_size=4k,table_size=2"),
         #[cfg(feature = "vhdx")]
@@ -203,7 +205,8 @@ fn a_full_storage_leaks_nothing() {
         while at < SIZE {
             match disk.write_all_at(&[9; 1000], at) {
                 Ok(()) => at += 60_000,
-                Err(_) => {
+                Err(error) => {
+                    assert!(failures < 10_000, "{format}: {error}");
                     failures += 1;
                     file.limit.fetch_add(3000, Ordering::Relaxed);
                 }

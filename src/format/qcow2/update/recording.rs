@@ -91,9 +91,8 @@ impl Update {
         match Part::parse(entry, self.cluster_size()).map_err(|problem| field.fault(problem))? {
             Part::Same(true) => Ok(None),
             Part::Same(false) => {
-                let run = self.allocate_clusters(1, true)?;
+                let run = self.allocate_in_file(1, true)?;
                 let (offset, size) = (run.start << self.header.cluster_bits, self.cluster_size());
-                self.grow_file(offset + size)?;
                 self.pages.create(offset..offset + size, NEW);
                 self.pages.write(&offset.to_be_bytes(), at, TABLES)?;
                 Ok(Some(offset))
