@@ -9,7 +9,8 @@ use crate::error::Result;
 impl Disk {
     /// Adds or changes the persistent bitmap called `name`, and makes that durable. A power cut leaves the image with the change or without it.
     ///
-    /// Writes by a [`Disk`] are not tracked: they mark enabled bitmaps as inconsistent.
+    /// Enabled bitmaps record what is written to the disk. From the first write on they are marked as in use, until [`close`](Disk::close): those of
+    /// a disk that was not closed are inconsistent, as with qemu.
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) if the image cannot have bitmaps; [`Error::Usage`](crate::Error::Usage) if there is no

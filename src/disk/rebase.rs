@@ -10,11 +10,14 @@ use crate::driver::ExtentKind;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::image::Image;
+use crate::info::FileReference;
 use crate::name::Name;
 use crate::zero::is_zero;
 
 /// Most guest bytes that are compared at a time.
 const CHUNK: u64 = 2 << 20;
+/// The role of a backing file in messages.
+const ROLE: &str = "backing file";
 
 /// The new backing file of an overlay.
 #[derive(Clone, Copy, Debug)]
@@ -75,8 +78,12 @@ impl Disk {
         progress(size, size);
         drop(image);
         self.flush()?;
-        let format = to.map(|to| to.image.format());
-        self.set_backing(to.map(|to| to.name), format)
+        let reference = to.map(|to| {
+            let format = Name::from(to.image.format().name());
+            let identities = to.image.info().identities.clone();
+            FileReference { identities, ..FileReference::new(ROLE, to.name.clone(), Some(format)) }
+        });
+        self.set_reference(reference.as_ref())
     }
 
     /// Writes the name and format of the backing file into the overlay, whatever they are, or removes them. The disk has the content of the new
@@ -85,9 +92,13 @@ impl Disk {
     /// # Errors
     /// As [`rebase`](Self::rebase).
     pub fn set_backing(&self, name: Option<&Name>, format: Option<Format>) -> Result<()> {
-        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         let format = format.map(|format| Name::from(format.name()));
-        let set = self.driver().set_backing(name, format.as_ref());
+        self.set_reference(name.map(|name| FileReference::new(ROLE, name.clone(), format)).as_ref())
+    }
+
+    fn set_reference(&self, reference: Option<&FileReference>) -> Result<()> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        let set = self.driver().set_backing(reference);
         image.replace_top(Top::boxed(&self.driver));
         set.map_err(|e| self.locate(e))
     }
@@ -141,7 +152,10 @@ impl Disk {
             return self.write_piece(image, block, Payload::Bytes(bytes.get(..len).unwrap_or_default()));
         };
         let stored = payload.len() as u32;
-        let allocation = self.driver().allocate_compressed(block, stored).map_err(|e| self.locate(e))?;
+        let mut driver = self.driver();
+        let allocation = driver.record(block.clone()).and_then(|()| driver.allocate_compressed(block, stored));
+        drop(driver);
+        let allocation = allocation.map_err(|e| self.locate(e))?;
         let write = || {
             let offset = allocation.at.offset;
             let written = self.file(allocation.at)?.write_all_at(payload, offset);

@@ -47,7 +47,7 @@ impl Disk {
     pub(super) fn write_piece(&self, image: &Image, range: Range<u64>, payload: Payload<'_>) -> Result<()> {
         let mut at = range.start;
         while at < range.end {
-            let allocation = self.driver().allocate(at..range.end).map_err(|e| self.locate(e))?;
+            let allocation = self.allocate(at, &range).map_err(|e| self.locate(e))?;
             check_covers(&allocation, at)?;
             let part = at..allocation.guest.end.min(range.end);
             let bytes = match payload {
@@ -62,6 +62,15 @@ impl Disk {
             at = end;
         }
         Ok(())
+    }
+
+    /// Allocates a host range for guest offset `at` of a range, which is recorded as a whole at its start.
+    fn allocate(&self, at: u64, range: &Range<u64>) -> Result<Allocation> {
+        let mut driver = self.driver();
+        if at == range.start {
+            driver.record(range.clone())?;
+        }
+        driver.allocate(at..range.end)
     }
 
     /// Writes `part`, which lies within the allocation, fills the rest of a new one, and publishes it.

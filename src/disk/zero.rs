@@ -49,6 +49,7 @@ impl Disk {
         let range = self.range(&image, range.start, range.end.saturating_sub(range.start), "discard")?;
         for piece in pieces(range, PIECE.max(self.spec.block_size)) {
             let _alone = self.hold(&piece, Use::Change);
+            self.driver().record(piece.clone()).map_err(|e| self.locate(e))?;
             let (_, mut whole, _) = self.split(&image, piece);
             while !whole.is_empty() {
                 let discarded = self.driver().discard(whole.clone()).map_err(|e| self.locate(e))?;
@@ -66,6 +67,7 @@ impl Disk {
     pub(super) fn zero_pieces(&self, image: &Image, range: Range<u64>, keep: bool) -> Result<()> {
         for piece in pieces(range, PIECE.max(self.spec.block_size)) {
             let _alone = self.hold(&piece, Use::Change);
+            self.driver().record(piece.clone()).map_err(|e| self.locate(e))?;
             let (head, mut whole, tail) = self.split(image, piece);
             self.write_zero_payload(image, head)?;
             while !whole.is_empty() {

@@ -10,7 +10,6 @@ use crate::codec::Encoding;
 use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
-use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
 
@@ -49,6 +48,14 @@ pub trait SparseUpdate: Send {
     /// # Errors
     /// If the metadata cannot be read or is corrupt.
     fn extent_at(&mut self, range: Range<u64>) -> Result<Extent>;
+
+    /// Notes that a guest range is about to be changed, where the image tracks that, as in persistent bitmaps. It may end after the virtual size.
+    ///
+    /// # Errors
+    /// Errors of the storage and of the image.
+    fn record(&mut self, _guest: Range<u64>) -> Result<()> {
+        Ok(())
+    }
 
     /// Allocates a host range for the start of `guest`, as much as is contiguous in a file, or returns the one that it has.
     ///
@@ -134,10 +141,11 @@ pub trait SparseUpdate: Send {
     fn resize(&mut self, size: u64, below: u64) -> Result<()>;
 
     /// Writes another name and format of the backing file into the image, or removes them, and makes that durable. Everything before is flushed.
+    /// A format that knows its backing file by an identity takes it from the reference; without one there, it keeps the one that it has.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the format has no backing files, or not such a name; errors of the storage.
-    fn set_backing(&mut self, _name: Option<&Name>, _format: Option<&Name>) -> Result<()> {
+    fn set_backing(&mut self, _backing: Option<&FileReference>) -> Result<()> {
         Err(Error::unsupported(self.info().format, "changing the backing file"))
     }
 
@@ -171,7 +179,7 @@ pub trait SparseUpdate: Send {
     ///
     /// # Errors
     /// If the metadata cannot be read or is corrupt.
-    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    fn bitmaps(&mut self) -> Result<Vec<DirtyBitmap>> {
         Ok(Vec::new())
     }
 

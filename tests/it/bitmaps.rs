@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use diskimage::driver::BitmapChange;
 use diskimage::{BitmapPolicy, Error, Image, OpenOptions};
 
 use crate::cli::IMGCONV;
 use crate::support::tools::{check_with_qemu, find, needs_qemu, qemu_img, qemu_io, run};
-use crate::support::{TempDir, qcow2, raw};
+use crate::support::{Random, TempDir, qcow2, raw};
 
 /// An image with written parts, which the bitmaps of each granularity know, and whose last bits are set.
 fn marked(dir: &TempDir, name: &str, options: &str) -> (std::path::PathBuf, Vec<String>) {
@@ -134,4 +135,73 @@ fn where_there_are_no_bitmaps_none_is_lost() {
     let empty = dir.file("empty.raw", &[0; 512]);
     let empty = OpenOptions::new().format(diskimage::Format::RAW).open(empty).unwrap();
     assert!(raw().bitmaps(BitmapPolicy::Copy).convert(&empty, &target).is_ok());
+}
+
+/// What QEMU and this crate leave after the same requests.
+#[test]
+fn bitmaps_record_writes_as_those_of_qemu() {
+    needs_qemu!("bitmaps of QEMU");
+    if find("bitmaps of QEMU", &["nbdinfo"]).is_none() {
+        return;
+    }
+    let dir = TempDir::new();
+    let mut random = Random::new(1);
+    for options in ["cluster_size=64k", "cluster_size=512", "cluster_size=4k,lazy_refcounts=on"] {
+        let (theirs, names) = marked(&dir, "theirs.qcow2", options);
+        let ours = dir.join("ours.qcow2");
+        std::fs::copy(&theirs, &ours).unwrap();
+        for round in 0..6 {
+            let mut requests = Vec::new();
+            let disk = OpenOptions::new().open_disk(&ours).unwrap();
+            for _ in 0..5 {
+                let start = random.below(disk.size() / 512) * 512;
+                let len = ((random.below(300) + 1) * 512).min(disk.size() - start);
+                let range = start..start + len;
+                let (what, done) = match random.below(3) {
+                    0 => ("write", disk.write_all_at(&vec![0xcd; len as usize], start)),
+                    1 => ("write -z", disk.write_zeros(range)),
+                    _ => ("discard", disk.discard(range)),
+                };
+                done.unwrap();
+                requests.push(format!("{what} {start} {len}"));
+            }
+            // While the disk is open and has been written to, enabled bitmaps are in use.
+            let said = qemu_img(&[&"info", &"-U", &"--output=json", &ours]);
+            assert_eq!(String::from_utf8(said).unwrap().matches("in-use").count(), 5);
+            disk.close().unwrap();
+            qemu_io(&theirs, &requests);
+            let size = ["41M", "3M", "77M"].get(round / 2).filter(|_| round % 2 == 1);
+            if let Some(size) = size {
+                qemu_img(&[&"resize", &"-q", &"--shrink", &theirs, &size]);
+                let size = size.trim_end_matches('M').parse::<u64>().unwrap() << 20;
+                OpenOptions::new().open_disk(&ours).unwrap().resize(size).unwrap();
+            }
+            check_with_qemu(&ours);
+            assert_eq!(listed(&ours), listed(&theirs), "{options}: {requests:?}");
+            for name in &names {
+                assert_eq!(dirty(&ours, name), dirty(&theirs, name), "{options}: {name}, {requests:?}, {size:?}");
+            }
+        }
+    }
+}
+
+/// Bitmaps of a program that was killed are not trusted.
+#[test]
+fn an_inconsistent_bitmap_can_only_be_removed() {
+    needs_qemu!("bitmaps of QEMU");
+    let dir = TempDir::new();
+    let (image, _) = marked(&dir, "disk.qcow2", "cluster_size=64k");
+    let disk = OpenOptions::new().open_disk(&image).unwrap();
+    disk.write_all_at(&[1; 512], 0).unwrap();
+    disk.flush().unwrap();
+    let killed = dir.file("killed.qcow2", &std::fs::read(&image).unwrap());
+    disk.close().unwrap();
+    let disk = OpenOptions::new().open_disk(&killed).unwrap();
+    let said = disk.resize(1 << 20).unwrap_err().to_string();
+    assert!(said.contains("inconsistent"), "{said}");
+    let change = |change| disk.change_bitmap("every 4k", change);
+    assert!(change(BitmapChange::Clear).unwrap_err().to_string().contains("inconsistent"));
+    change(BitmapChange::Remove).unwrap();
+    disk.close().unwrap();
+    check_with_qemu(&killed);
 }

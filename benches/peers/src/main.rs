@@ -1,8 +1,10 @@
 //! Reads at random offsets by other crates: `peers CRATE FORMAT THREADS READS IMAGE [BACKING]...` prints the microseconds of a read, of all
-//! cores and by the clock.
+//! cores and by the clock. `peers write PATTERN THREADS IMAGE` prints the seconds of writes by imago.
 
 #[path = "../../common/random_reads.rs"]
 mod random_reads;
+#[path = "../../common/writes.rs"]
+mod writes;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -17,6 +19,9 @@ use virtdisk::{Image, ImageFormat, ReadAt};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let ["write", pattern, threads, image] = args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        return write(pattern.parse()?, threads.parse()?, image);
+    }
     let [name, format, threads, reads, image, backing @ ..] = args.as_slice() else {
         return Err("expected CRATE FORMAT THREADS READS IMAGE [BACKING]...".into());
     };
@@ -38,6 +43,18 @@ fn imago(format: &str, image: &str, _: &[String], threads: u64, reads: u64) -> R
         _ => return Err(format!("imago does not read {format}").into()),
     };
     Ok(measure(disk.size(), threads, reads, |buf, offset| disk.read(buf, offset).unwrap()))
+}
+
+fn write(pattern: usize, threads: u64, image: &str) -> Result<(), Box<dyn Error>> {
+    let (_, len, step) = writes::PATTERNS[pattern];
+    let image = Qcow2::<File>::builder_path(image).write(true).open(PermissiveImplicitOpenGate::default())?;
+    let disk = FormatAccess::new(image);
+    let seconds = writes::measure((len, step), threads, |buf, offset| disk.write(buf, offset).unwrap(), || {
+        disk.flush().unwrap();
+        disk.sync().unwrap();
+    });
+    println!("{seconds}");
+    Ok(())
 }
 
 fn virtdisk(format: &str, image: &str, backing: &[String], threads: u64, reads: u64) -> Result<Cost, Box<dyn Error>> {

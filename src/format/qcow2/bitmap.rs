@@ -11,7 +11,7 @@ use bitflags::bitflags;
 use byteorder::{BigEndian, ByteOrder};
 
 pub(super) use self::bits::{Bits, Part};
-pub(super) use self::union::Union;
+pub(super) use self::union::{Union, set_bits};
 use super::extension::BitmapDirectory;
 use super::header::{Autoclear, Header};
 use super::{FIELDS, FORMAT_NAME, until_nul};

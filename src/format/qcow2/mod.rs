@@ -31,8 +31,8 @@
 //! | backing file | yes | yes | yes; another one, or none |
 //! | external data file | yes | yes | yes |
 //! | internal snapshots | yes | no | made, gone back to, deleted; never changed by a guest |
-//! | bitmaps | listed, and copied on request | yes | added, removed, cleared, merged; writes mark them as in use, which means that they lack changes |
-//! | resizing | | | yes; not with bitmaps, and in version 2 not with snapshots |
+//! | bitmaps | listed, and copied on request | yes | added, removed, cleared, merged; enabled ones record writes, as in qemu |
+//! | resizing | | | yes, with bitmaps; in version 2 not with snapshots |
 //! | encryption (LUKS), with the feature `crypto` | yes | yes | yes; keys are added and erased |
 //! | encryption (AES), with the feature `crypto`; a wrong secret is not detected | yes | yes | no |
 //! | a damaged snapshot table, bitmap directory or LUKS header | reported with a warning; not needed for the active state | | refused |

@@ -63,7 +63,8 @@ pub(crate) static DRIVER: FormatDriver =
         .description("VirtualBox virtual disk, dynamic or static; differencing ones are read")
         .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
         .check(check::check)
-        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)))
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "vdi";
 /// Bytes in a sector of the disk.

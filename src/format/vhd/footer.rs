@@ -14,6 +14,8 @@ use crate::io::ReadAt;
 use crate::limits::Limits;
 
 pub(super) use crate::format::shared::signature::VHD as COOKIE;
+/// Offset of `data offset` in the footer.
+pub(super) const DATA_OFFSET: usize = 16;
 /// Offset of the checksum in the footer.
 pub(super) const CHECKSUM_AT: usize = 64;
 /// Offset of `current size` in the footer, for messages.

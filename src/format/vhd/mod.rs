@@ -25,7 +25,7 @@
 //! | footers of 511 bytes | yes | no |
 //! | block sizes: powers of two up to 256 MiB; blocks in any order | yes | 512 KiB to 16 MiB, in guest order |
 //! | sector bitmaps | yes: sectors that are not set read as zeros or from the parent | all ones; exact in differencing disks |
-//! | writing in place, by a guest | | yes; disks grow and shrink, those with blocks only where they have no data |
+//! | writing in place, by a guest | | yes; disks grow and shrink, those with blocks only where they have no data; another parent |
 //! | the batmap of XenServer | ignored | no |
 //! | saved machine state | a warning | no |
 //!
@@ -73,7 +73,8 @@ pub(crate) static DRIVER: FormatDriver =
         .description("virtual hard disk of Virtual PC, Hyper-V, Azure and XenServer")
         .create(writer::create, options::OPTIONS)
         .check(check::check)
-        .update(update::open);
+        .update(update::open)
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "vpc";
 /// Bytes in a sector.

@@ -18,6 +18,8 @@ const ENTRY_LEN: usize = 12;
 /// The keys of the parent's identity. During a merge the parent can have either of them.
 const LINKAGE: &str = "parent_linkage";
 const LINKAGE2: &str = "parent_linkage2";
+/// What a GUID follows in an identity.
+const IDENTITY: &str = "data write GUID ";
 /// The keys of the paths, in the order in which they are tried.
 const PATHS: [&str; 3] = ["relative_path", "volume_path", "absolute_win32_path"];
 
@@ -30,6 +32,16 @@ pub(super) struct ParentLocator {
 }
 
 impl ParentLocator {
+    /// A locator with the identity of the parent, as [`linkage`](Self::linkage) returns it, and a path.
+    pub fn new(linkage: String, key: &str, path: String) -> ParentLocator {
+        ParentLocator { entries: vec![(LINKAGE.to_owned(), linkage), (key.to_owned(), path)] }
+    }
+
+    /// The identity of the parent: its data write GUID in braces.
+    pub fn linkage(&self) -> Option<&str> {
+        self.get(LINKAGE)
+    }
+
     /// Parses the item at host offset `at`.
     pub fn parse(bytes: &[u8], at: u64) -> Result<ParentLocator> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
@@ -115,7 +127,13 @@ impl ParentLocator {
 
 /// The identity by which children refer to an image with this DataWriteGuid.
 pub(super) fn identity(data_write_guid: Uuid) -> Name {
-    Name::from(format!("data write GUID {data_write_guid}"))
+    Name::from(format!("{IDENTITY}{data_write_guid}"))
+}
+
+/// The value of `parent_linkage` for an [`identity`].
+pub(super) fn linkage_of(identity: &Name) -> Option<String> {
+    let text = std::str::from_utf8(identity.as_bytes()).ok()?.strip_prefix(IDENTITY)?;
+    Some(format!("{{{text}}}"))
 }
 
 /// Parses a GUID with hyphens, in braces. The document requires lower case, but its example is in upper case.

@@ -171,6 +171,28 @@ impl Metadata {
     }
 }
 
+/// Where a parent locator of another length goes.
+pub(super) struct LocatorPlace {
+    /// Host offset of its entry in the table.
+    pub entry_at: u64,
+    /// Its offset in the region.
+    pub offset: u32,
+    /// Host offset of the region.
+    pub region_at: u64,
+}
+
+/// Finds space for a parent locator of `len` bytes: that of the old one, or after all items.
+pub(super) fn place_of_locator(file: &dyn ReadAt, region: &Region, len: usize) -> Result<LocatorPlace> {
+    let table = Table::read(file, region)?;
+    let old = table.get(&PARENT_LOCATOR)?;
+    let (region_at, fits) = (region.range.start, (old.range.end - old.range.start) as usize >= len);
+    let start = if fits { old.range.start } else { table.end.next_multiple_of(8) };
+    let field = FIELDS.at("Length", old.at + 20);
+    field.at_most(len as u64, MIB)?;
+    field.at_most(start - region_at + len as u64, region.range.end - region_at)?;
+    Ok(LocatorPlace { entry_at: old.at, offset: (start - region_at) as u32, region_at })
+}
+
 fn parse_block_size(size: u32, at: u64) -> Result<u32> {
     let (field, value) = (FIELDS.at("BlockSize", at), u64::from(size));
     if !(MIB..=MAX_BLOCK_SIZE).contains(&value) {
@@ -198,6 +220,8 @@ struct Table {
     items: Vec<Item>,
     /// Number of entries of the table.
     count: u64,
+    /// Host offset after the table and all items, also those of users.
+    end: u64,
     /// Host offset of the table.
     at: u64,
 }
@@ -245,8 +269,9 @@ impl Table {
         let items =
             entries.zip(host_offsets).map(|(entry, at)| parse_entry(entry, at, region)).collect::<Result<Vec<_>>>()?;
         check_entries(&items, at)?;
+        let end = items.iter().map(|(item, _)| item.range.end).fold(at + Table::LEN as u64, u64::max);
         let items = items.into_iter().filter(|(_, is_user)| !is_user).map(|(item, _)| item).collect();
-        Ok(Table { items, count, at })
+        Ok(Table { items, count, end, at })
     }
 
     fn get(&self, known: &KnownItem) -> Result<&Item> {

@@ -27,7 +27,7 @@
 //! | empty disks | yes | no: neither qemu nor 7-Zip opens them |
 //! | sectors of 512 and of 4096 bytes | yes | yes |
 //! | a log to replay | yes, in memory | the log is empty |
-//! | writing in place, by a guest | | yes, with the log; disks grow, as far as the BAT region has room, and shrink where they have no data |
+//! | writing in place, by a guest | | yes, with the log; disks grow, and shrink where they have no data; another parent |
 //! | a damaged header or region table | yes, from the other one, with a warning | |
 //! | two identical headers (disk2vhd), regions in any order or not marked as required (qemu) | yes | |
 //! | a last block truncated at the end of the disk (old versions of qemu) | yes | whole blocks |

@@ -263,14 +263,14 @@ impl Parent {
     }
 
     fn locator(self) -> ParentLocator {
-        let linkage = ("parent_linkage".to_owned(), self.data_write_guid.braced().to_string());
-        ParentLocator { entries: vec![linkage, (self.path.0.to_owned(), self.path.1)] }
+        let linkage = self.data_write_guid.braced().to_string();
+        ParentLocator::new(linkage, self.path.0, self.path.1)
     }
 }
 
 /// The locator key of a path, and the path with backslashes (2.6.2.6.3); `None` if it is not a valid Windows path. An absolute
 /// path lacks the prefix that the document requires, because there are no drive letters here.
-fn windows_path(name: &Name) -> Option<(&'static str, String)> {
+pub(super) fn windows_path(name: &Name) -> Option<(&'static str, String)> {
     let path = std::str::from_utf8(name.as_bytes()).ok().filter(|path| !path.contains('\\'))?;
     let windows = path.replace('/', "\\");
     let (key, path) = if windows.starts_with('\\') {

@@ -75,6 +75,15 @@ impl Regions {
     }
 }
 
+/// Changes the host range in the entry at byte `entry` of a region table, and seals the table.
+pub(super) fn move_region(table: &mut [u8], entry: usize, range: &Range<u64>) {
+    if let Some(entry) = table.get_mut(entry..entry + ENTRY_LEN) {
+        LittleEndian::write_u64(&mut entry[16..], range.start);
+        LittleEndian::write_u32(&mut entry[24..], (range.end - range.start) as u32);
+    }
+    seal(table);
+}
+
 /// Refuses a file whose log damages a region table. Tables are changed through the log only (2.2.3), so this is no accident.
 pub(super) fn refuse_damage(on_disk: &dyn ReadAt, replayed: &dyn ReadAt) -> Result<()> {
     for at in TABLES_AT {

@@ -33,7 +33,7 @@
 //! | sparse extent version | 1, 2, 3 | 1; 2 with zeroed grains; 3 in streams |
 //! | zeroed grains, any power-of-two grain size | yes | zeroed grains over a parent; grains of 64 KiB |
 //! | redundant grain directory | used with a warning if the primary one is damaged; compared by `check` | yes |
-//! | writing in place, by a guest | | flat extents, and hosted sparse ones without compression; the size stays |
+//! | writing in place, by a guest | | flat extents, and hosted sparse ones without compression; disks grow, split ones in their last extent; another parent, or none |
 //! | parents (snapshots, linked clones) | yes | yes, monolithicSparse only |
 //! | fullDevice, partitionedDevice, raw device maps | refused by name | no |
 //! | encryption | refused | no |
@@ -93,7 +93,8 @@ pub(crate) static DRIVER: FormatDriver =
         .create(writer::create, options::OPTIONS)
         .open_stream(stream::is_stream, stream::open)
         .check(check::check)
-        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)))
+        .repair(update::repair);
 
 const FORMAT_NAME: &str = "vmdk";
 /// Bytes in a sector, the unit of offsets and sizes on disk.

@@ -321,7 +321,7 @@ fn describe_extent(line: &ExtentLine, file: Option<Name>, grain_bytes: Option<u6
 }
 
 /// Returns the reference to the parent, if there is one.
-fn parent(descriptor: &Descriptor) -> Option<FileReference> {
+pub(super) fn parent(descriptor: &Descriptor) -> Option<FileReference> {
     if descriptor.parent_cid.is_none() && descriptor.parent_hint.is_none() {
         // VirtualBox stores only a UUID; the name is in its registry.
         let uuid = descriptor.database_value("uuid.parent").and_then(uuid_identity)?;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use diskimage::io::{FileStorage, ReadAt, Storage, WriteAt};
 use diskimage::{Converter, Format, OpenOptions, ReferencePolicy};
 
-use crate::support::tools::{DISSECT, LIBYAL, check_with_qemu_as, needs_qemu, qemu_img, qemu_io_as, read_with_qemu};
+use crate::support::tools::{
+    DISSECT, LIBYAL, check_with_qemu_as, find, needs_qemu, qemu_img, qemu_io_as, read_with_7zip, read_with_qemu,
+};
 use crate::support::{Random, TempDir, options};
 
 const SIZE: u64 = 5 << 20;
@@ -123,31 +125,87 @@ fn images_of_qemu_are_written_in_turns() {
 #[test]
 fn our_images_are_written_in_turns_and_grow() {
     needs_qemu!("writing images of other formats in turns with qemu");
-    for (format, list, grows) in [
-        ("vdi", "block_size=1M", true),
-        ("vpc", "block_size=2M", true),
-        ("vpc", "subformat=fixed", true),
-        ("vmdk", "", false),
-        ("vmdk", "subformat=twoGbMaxExtentSparse", false),
-        ("vhdx", "block_size=1M", true),
-        ("qed", "cluster_size=4k,table_size=2", true),
+    for (format, list) in [
+        ("vdi", "block_size=1M"),
+        ("vpc", "block_size=2M"),
+        ("vpc", "subformat=fixed"),
+        ("vmdk", ""),
+        ("vmdk", "subformat=monolithicFlat"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse"),
+        ("vmdk", "subformat=twoGbMaxExtentFlat"),
+        ("vhdx", "block_size=1M"),
+        ("qed", "cluster_size=4k,table_size=2"),
     ] {
         let dir = TempDir::new();
         let path = dir.join(&format!("disk.{format}"));
         Converter::new(self::format(format)).options(options(list)).create(SIZE, &path).unwrap();
         let mut content = take_turns(format, &path, list.len() as u64 + 50);
-        if grows {
-            let new = SIZE + (3 << 20) + 4096;
-            let disk = open(format).open_disk(&path).unwrap();
-            disk.resize(new).unwrap();
-            disk.write_all_at(&[7; 5000], new - 5000).unwrap();
-            disk.close().unwrap();
-            content.resize(new as usize - 5000, 0);
-            content.resize(new as usize, 7);
-            check(format, &path, &content);
-        }
+        grow(format, &path, &mut content, SIZE + (3 << 20) + 8192);
         check_with_libraries(format, &path, &content);
     }
+}
+
+/// The disk grows, and its end is written to.
+fn grow(format: &str, path: &Path, content: &mut Vec<u8>, new: u64) {
+    let disk = open(format).open_disk(path).unwrap();
+    disk.resize(new).unwrap();
+    disk.write_all_at(&[7; 5000], new - 5000).unwrap();
+    disk.close().unwrap();
+    content.resize(new as usize - 5000, 0);
+    content.resize(new as usize, 7);
+    check(format, path, content);
+}
+
+/// From one grain table to three, and flat extents, which qemu goes on with.
+#[test]
+fn vmdk_images_of_qemu_grow() {
+    needs_qemu!("growing images of qemu");
+    for kind in ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let dir = TempDir::new();
+        let path = dir.join("disk.vmdk");
+        let options = format!("subformat={kind}");
+        qemu_img(&[&"create", &"-q", &"-f", &"vmdk", &"-o", &options, &path, &SIZE.to_string()]);
+        let mut content = take_turns("vmdk", &path, 3);
+        grow("vmdk", &path, &mut content, 70 << 20);
+        let range = 68 << 20..(68 << 20) + 9000;
+        content[range.start as usize..range.end as usize].fill(9);
+        by_qemu("vmdk", &path, &range, 9);
+        check("vmdk", &path, &content);
+        let info = String::from_utf8(qemu_img(&[&"info", &path])).unwrap();
+        assert!(info.contains("70 MiB"), "{info}");
+        check_with_libraries("vmdk", &path, &content);
+        if let (true, Some(program)) = (kind == "monolithicSparse", find("a VMDK that grew", &["7zz", "7z"])) {
+            assert!(read_with_7zip(&program, "vmdk", &path) == content, "7-Zip reads something else");
+        }
+    }
+}
+
+/// The BAT region has 1 MiB, and the disk needs another one.
+#[test]
+fn a_vhdx_outgrows_its_bat() {
+    needs_qemu!("growing a VHDX");
+    let dir = TempDir::new();
+    let path = dir.join("disk.vhdx");
+    qemu_img(&[&"create", &"-q", &"-f", &"vhdx", &"-o", &"block_size=1M", &path, &SIZE.to_string()]);
+    let size: u64 = 300 << 30;
+    let disk = open("vhdx").open_disk(&path).unwrap();
+    disk.write_all_at(&[5; 9000], SIZE - 9000).unwrap();
+    disk.resize(size).unwrap();
+    disk.write_all_at(&[6; 9000], size - 9000).unwrap();
+    disk.close().unwrap();
+    check_with_qemu_as("vhdx", &path);
+    let report = open("vhdx").check(&path).unwrap();
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{:?}", report.messages);
+    let [first, last] = [SIZE - 9000, size - 9000].map(|at| at.to_string());
+    let reads = [format!("read -P 5 {first} 9000"), format!("read -P 6 {last} 9000"), format!("read -P 0 {SIZE} 2M")];
+    qemu_io_as("vhdx", &path, &reads);
+    qemu_io_as("vhdx", &path, &[format!("write -P 8 {} 1M", size / 2)]);
+    if LIBYAL.is_there("a VHDX that grew") {
+        assert_eq!(LIBYAL.sizes("vhdx", std::slice::from_ref(&path)), [size]);
+    }
+    let mut bytes = [0; 9000];
+    open("vhdx").open(&path).unwrap().read_exact_at(&mut bytes, size / 2).unwrap();
+    assert_eq!(bytes, [8; 9000]);
 }
 
 /// Storage that loses what is written to a range, as if the power had failed before.

@@ -2,19 +2,27 @@
 //!
 //! The tests of a format are a list of [images to start with](model::Start); the rest is the same for all of them.
 
+#[cfg(feature = "qcow2")]
+mod bitmaps;
 mod crash;
 #[cfg(feature = "crypto")]
 mod encrypted;
+#[cfg(any(feature = "vmdk", feature = "vhdx"))]
+mod growth;
 #[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
 mod interop;
 mod model;
 #[cfg(feature = "qcow2")]
 mod overlays;
+#[cfg(all(feature = "vmdk", feature = "vhdx", feature = "vhd"))]
+mod parents;
 #[cfg(feature = "qed")]
 mod qed;
 mod recorder;
 #[cfg(feature = "qcow2")]
 mod repair;
+#[cfg(all(feature = "vdi", feature = "vhd"))]
+mod repairs;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;

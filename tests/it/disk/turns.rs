@@ -89,29 +89,6 @@ fn qemu_and_this_crate_write_in_turns() {
 }
 
 #[test]
-fn bitmaps_that_lack_changes_are_marked() {
-    needs_qemu!("the bitmaps of qemu");
-    let dir = TempDir::new();
-    run("qemu-img", &["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"], &dir);
-    for name in ["enabled", "disabled"] {
-        run("qemu-img", &["bitmap", "--add", "disk.qcow2", name], &dir);
-    }
-    run("qemu-img", &["bitmap", "--disable", "disk.qcow2", "disabled"], &dir);
-    let path = dir.join("disk.qcow2");
-    // What only reads changes nothing.
-    OpenOptions::new().open_disk(&path).unwrap().close().unwrap();
-    let marked = || {
-        let done = Command::new("qemu-img").args(["info", "--output=json"]).arg(&path).output().unwrap();
-        String::from_utf8_lossy(&done.stdout).matches("in-use").count()
-    };
-    assert_eq!(marked(), 0);
-    by_us(&path, &(0..512), 7, None);
-    assert_eq!(marked(), 1);
-    run("qemu-img", &["check", "-q", "disk.qcow2"], &dir);
-    run("qemu-img", &["bitmap", "--remove", "disk.qcow2", "enabled"], &dir);
-}
-
-#[test]
 fn an_image_that_is_open_is_locked_for_qemu() {
     needs_qemu!("the locks of qemu");
     let dir = TempDir::new();

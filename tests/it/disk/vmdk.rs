@@ -13,7 +13,7 @@ pub fn starts() -> Vec<Start> {
     let content = content(3);
     let file = image(Format::VMDK, "", false, &content);
     let plain =
-        Start { name: "vmdk".into(), file, backing: None, content, resizes: false, shrinks: false, snapshots: false };
+        Start { name: "vmdk".into(), file, backing: None, content, resizes: true, shrinks: false, snapshots: false };
     let mut no_tables = plain.clone();
     no_tables.name = "vmdk without grain tables".into();
     no_tables.content.fill(0);
@@ -38,5 +38,5 @@ fn child(list: &str) -> Start {
         .unwrap();
     let (name, backing, file) = (format!("vmdk {list}, with a parent"), Some(backing), file.to_vec());
     content.truncate(SIZE as usize);
-    Start { name, file, backing, content, resizes: false, shrinks: false, snapshots: false }
+    Start { name, file, backing, content, resizes: true, shrinks: false, snapshots: false }
 }

@@ -59,7 +59,8 @@ fn read_padded(bits: &dyn ReadAt, buf: &mut [u8], at: u64) -> Result<()> {
     bits.read_exact_at(head, at).map_err(Error::io("reading a bitmap", at))
 }
 
-fn set_bits(bytes: &mut [u8], bits: Range<u64>) {
+/// Sets bits, of which number 0 is the least significant one of the first byte.
+pub(in crate::format::qcow2) fn set_bits(bytes: &mut [u8], bits: Range<u64>) {
     let mut bit = bits.start;
     while bit < bits.end {
         let Some(byte) = bytes.get_mut((bit / 8) as usize) else { return };

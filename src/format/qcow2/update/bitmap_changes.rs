@@ -14,7 +14,7 @@ use crate::format::qcow2::bitmap::{
 };
 use crate::format::qcow2::entry::OFFSET_MASK;
 use crate::format::qcow2::extension::BitmapDirectory;
-use crate::format::qcow2::header::Autoclear;
+use crate::format::qcow2::header::{Autoclear, Header};
 use crate::format::shared::table;
 use crate::info::Value;
 use crate::io::ReadAt;
@@ -22,19 +22,19 @@ use crate::limits::Budget;
 use crate::name::Name;
 
 /// Largest bitmap directory in qemu, in bytes, with room for what is read of it.
-const MEMORY: u64 = 128 << 20;
+pub(super) const MEMORY: u64 = 128 << 20;
 /// Largest bitmap table that is read, in bytes: qemu limits the bitmap to 512 MiB.
-const MAX_TABLE: u64 = 64 << 20;
+pub(super) const MAX_TABLE: u64 = 64 << 20;
 
 /// An entry of the directory.
-struct Entry {
-    bitmap: Bitmap,
+pub(super) struct Entry {
+    pub bitmap: Bitmap,
     /// As it is stored.
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 impl Entry {
-    fn check_consistent(&self) -> Result<()> {
+    pub fn check_consistent(&self) -> Result<()> {
         match self.bitmap.flags.contains(BitmapFlags::IN_USE) {
             true => Err(inconsistent(&self.bitmap.name)),
             false => Ok(()),
@@ -44,7 +44,8 @@ impl Entry {
 
 impl Update {
     /// The bitmaps with their bits.
-    pub(super) fn open_bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    pub(super) fn open_bitmaps(&mut self) -> Result<Vec<DirtyBitmap>> {
+        self.stop_recording()?;
         let source: Arc<dyn ReadAt> = self.file.clone();
         open_bitmaps(&source, &self.header, &Budget::new(MEMORY))
     }
@@ -52,7 +53,7 @@ impl Update {
     /// Sets the bits of another bitmap in the one called `name`. Its bits and its table are written beside the old ones.
     pub(super) fn merge_bits(&mut self, name: &str, source: &DirtyBitmap) -> Result<()> {
         self.check_directory()?;
-        self.flush()?;
+        self.stop_recording()?;
         let mut entries = self.bitmap_entries()?;
         let found = position(&entries, name);
         let Some(entry) = found.and_then(|index| entries.get_mut(index)) else { return Err(not_found(name)) };
@@ -87,7 +88,7 @@ impl Update {
             return Err(Error::unsupported(FORMAT_NAME, "bitmaps in version 2"));
         }
         self.check_directory()?;
-        self.flush()?;
+        self.stop_recording()?;
         let mut entries = self.bitmap_entries()?;
         let found = position(&entries, name);
         let mut former = self.directory_range();
@@ -126,7 +127,16 @@ impl Update {
 
     /// Makes these bitmaps those of the image. `former` are the clusters that they no longer have.
     fn replace_directory(&mut self, entries: &[Entry], former: Vec<u64>) -> Result<()> {
-        let mut header = self.header.clone();
+        self.replace_directory_in(self.header.clone(), entries, former)
+    }
+
+    /// As [`replace_directory`](Self::replace_directory), with other changes of the header at the same time.
+    pub(super) fn replace_directory_in(
+        &mut self,
+        mut header: Header,
+        entries: &[Entry],
+        former: Vec<u64>,
+    ) -> Result<()> {
         header.extensions.bitmaps = None;
         if !entries.is_empty() {
             let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.bytes.iter().copied()).collect();
@@ -152,7 +162,7 @@ impl Update {
         Ok(())
     }
 
-    fn bitmap_entries(&self) -> Result<Vec<Entry>> {
+    pub(super) fn bitmap_entries(&self) -> Result<Vec<Entry>> {
         let source: Arc<dyn ReadAt> = self.file.clone();
         let bitmaps = read_bitmaps(&source, &self.header, &Budget::new(MEMORY))?;
         let end = match &self.header.extensions.bitmaps {
@@ -179,7 +189,7 @@ impl Update {
     }
 
     /// The clusters of the directory.
-    fn directory_range(&self) -> Vec<u64> {
+    pub(super) fn directory_range(&self) -> Vec<u64> {
         match &self.header.extensions.bitmaps {
             Some(Ok(BitmapDirectory { offset, len, .. })) => {
                 let bits = self.header.cluster_bits;
@@ -215,8 +225,7 @@ impl Update {
         }
         let count = self.bitmap_entries()?.len() as u64 + 1;
         FIELDS.at("nb_bitmaps", 0).at_most(count, MAX_BITMAPS)?;
-        let bytes = self.info.virtual_size.div_ceil(granularity).div_ceil(8);
-        let table_size = bytes.div_ceil(self.cluster_size()).max(1);
+        let table_size = self.table_entries_for(self.info.virtual_size, granularity);
         FIELDS.at("bitmap_table_size", 0).at_most(table_size * 8, MAX_TABLE)?;
         let table_offset = self.write_table(&vec![0; table_size as usize * 8], "a bitmap table")?;
         let flags = if enabled { BitmapFlags::AUTO } else { BitmapFlags::empty() };
@@ -249,7 +258,7 @@ fn inconsistent(name: &Name) -> Error {
     Error::Usage(format!("Bitmap '{name}' is inconsistent and cannot be used; it can be removed"))
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     if let Some(place) = bytes.get_mut(at..at + value.len()) {
         place.copy_from_slice(value);
     }

@@ -36,6 +36,17 @@ impl Update {
         }
     }
 
+    /// As [`allocate_clusters`](Self::allocate_clusters), in a file that is long enough for them.
+    pub(super) fn allocate_in_file(&mut self, wanted: u64, whole: bool) -> Result<Range<u64>> {
+        let run = self.allocate_clusters(wanted, whole)?;
+        let grown = self.grow_file(run.end << self.header.cluster_bits);
+        if grown.is_err() {
+            // What cannot be freed is leaked.
+            run.clone().for_each(|cluster| _ = self.count_use_less(cluster));
+        }
+        grown.map(|()| run)
+    }
+
     /// Counts a former use of each of these clusters no longer, now that the tables without them are durable.
     pub(super) fn free_clusters(&mut self) -> Result<()> {
         while let Some(&cluster) = self.freed.last() {

@@ -100,10 +100,10 @@ impl Update {
                     wanted += 1;
                 }
                 let unit = if whole { cluster_size } else { self.granule() };
-                let run = self.allocate_clusters(wanted, false)?;
+                let file_len = self.file_len;
+                let run = self.allocate_in_file(wanted, false)?;
                 let (host, host_end) = (run.start << self.header.cluster_bits, run.end << self.header.cluster_bits);
-                let reads_as_zeros = host >= self.file_len && self.disk.starts_zeroed();
-                self.grow_file(host_end)?;
+                let reads_as_zeros = host >= file_len && self.disk.starts_zeroed();
                 let start = guest.start - guest.start % unit;
                 let end = guest.end.next_multiple_of(unit).min(cluster + (host_end - host));
                 Ok(allocation(start..end, host + (start - cluster), true, reads_as_zeros))
@@ -373,9 +373,8 @@ impl Update {
         if let Some(table) = old.filter(|_| entry & COPIED != 0) {
             return Ok(table);
         }
-        let run = self.allocate_clusters(1, true)?;
+        let run = self.allocate_in_file(1, true)?;
         let (offset, size) = (run.start << self.header.cluster_bits, self.cluster_size());
-        self.grow_file(offset + size)?;
         self.pages.create(offset..offset + size, NEW);
         if let Some(old) = old {
             let mut bytes = vec![0; size as usize];

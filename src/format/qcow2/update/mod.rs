@@ -10,7 +10,9 @@
 //! | `snapshots` | internal snapshots |
 //! | `header` | the backing file, the version and features |
 //! | `bitmap_changes` | persistent bitmaps: added, removed, cleared |
-//! | `bitmaps` | what other programs are told before the first change |
+//! | `compressed` | compressed payloads, for changes of the backing file |
+//! | `bitmap_sizes` | persistent bitmaps of a disk that is resized |
+//! | `recording` | persistent bitmaps that record writes |
 //!
 //! # Order
 //!
@@ -26,11 +28,12 @@
 //! the image by a write to the first sector of the header.
 
 mod bitmap_changes;
-mod bitmaps;
+mod bitmap_sizes;
 mod clusters;
 mod compressed;
 mod header;
 mod mapping;
+mod recording;
 mod repair;
 mod replace;
 mod resize;
@@ -39,6 +42,7 @@ mod snapshots;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::bitmap::Bitmap;
 #[cfg(feature = "crypto")]
 use super::crypt::key_slots;
 use super::extent::{Bounds, DATA};
@@ -59,9 +63,8 @@ use crate::error::{Error, Result};
 use crate::format::shared::luks::KeySlots;
 use crate::format::shared::table;
 use crate::format::shared::table_pages::{Step, TablePages};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, Storage};
-use crate::name::Name;
 use crate::options::Options;
 use clusters::RefcountTable;
 pub(super) use repair::repair;
@@ -72,6 +75,8 @@ const NEW: Step = Step(0);
 const REFCOUNT_TABLE: Step = Step(1);
 /// L1 and L2 tables in use.
 const TABLES: Step = Step(2);
+/// Offset of the autoclear features in the header, in bytes.
+const AUTOCLEAR: u64 = 88;
 /// Largest page of tables in bytes. Tables of different steps are in different clusters.
 const PAGE: u64 = 4096;
 /// Most clusters that wait for being free.
@@ -103,6 +108,8 @@ pub(super) struct Update {
     first_free: u64,
     /// End of the last payload, whose cluster may have space for more; 0 if there is none.
     compressed_end: u64,
+    /// The bitmaps that record writes, as they were before they were marked as in use.
+    recording: Vec<Bitmap>,
     /// Whether other programs have been told that the image changes.
     is_announced: bool,
 }
@@ -169,6 +176,7 @@ impl Update {
             freed: Vec::new(),
             first_free: 0,
             compressed_end: 0,
+            recording: Vec::new(),
             is_announced: false,
         })
     }
@@ -203,10 +211,21 @@ impl Update {
     /// Prepares for a change of guest data.
     fn begin(&mut self) -> Result<()> {
         if !self.is_announced {
-            self.announce()?;
+            self.start_recording()?;
+            self.clear_unknown_features()?;
             self.is_announced = true;
         }
         self.make_space()
+    }
+
+    /// Clears the autoclear features that this program does not know, before any change.
+    fn clear_unknown_features(&mut self) -> Result<()> {
+        let known = self.header.autoclear & (Autoclear::BITMAPS | Autoclear::RAW_DATA_FILE);
+        if self.header.version == 2 || known == self.header.autoclear {
+            return Ok(());
+        }
+        self.header.autoclear = known;
+        self.write_header(AUTOCLEAR, &known.bits().to_be_bytes())
     }
 
     /// Makes space in memory for a change of tables.
@@ -276,6 +295,10 @@ impl SparseUpdate for Update {
         self.map(range)
     }
 
+    fn record(&mut self, guest: Range<u64>) -> Result<()> {
+        self.record_change(guest)
+    }
+
     fn allocate(&mut self, guest: Range<u64>) -> Result<Allocation> {
         self.begin()?;
         self.place(guest)
@@ -328,8 +351,8 @@ impl SparseUpdate for Update {
         self.set_size(size, below)
     }
 
-    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
-        self.replace_backing(name, format)
+    fn set_backing(&mut self, backing: Option<&FileReference>) -> Result<()> {
+        self.replace_backing(backing.map(|file| &file.name), backing.and_then(|file| file.format.as_ref()))
     }
 
     fn check_amend(&mut self, options: &Options) -> Result<bool> {
@@ -344,7 +367,7 @@ impl SparseUpdate for Update {
         self.change_bitmaps(name, change)
     }
 
-    fn bitmaps(&self) -> Result<Vec<DirtyBitmap>> {
+    fn bitmaps(&mut self) -> Result<Vec<DirtyBitmap>> {
         self.open_bitmaps()
     }
 
@@ -382,5 +405,9 @@ impl SparseUpdate for Update {
             self.sync()?;
         }
         self.free_clusters()
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.stop_recording()
     }
 }

@@ -20,14 +20,12 @@ impl Update {
         if self.header.version == 2 && self.header.nb_snapshots > 0 {
             return Err(Error::unsupported(FORMAT_NAME, "resizing an image of version 2 with internal snapshots"));
         }
-        if self.header.extensions.bitmaps.is_some() {
-            return Err(Error::unsupported(FORMAT_NAME, "resizing an image with bitmaps"));
-        }
         let (old, needed) = (self.info.virtual_size, self.header.l1_entries_for(size));
         if needed > MAX_L1_ENTRIES {
             let (field, limit) = ("virtual size".into(), MAX_L1_ENTRIES.saturating_mul(self.header.l2_coverage()));
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
         }
+        let bitmaps = self.bitmaps_to_resize(size)?;
         self.begin()?;
         if size > old {
             let prepared = self.prepare_growth(old, size, below);
@@ -37,7 +35,10 @@ impl Update {
             prepared?;
         }
         self.flush()?;
-        self.write_header(24, &size.to_be_bytes())?;
+        match bitmaps.is_empty() {
+            true => self.write_header(24, &size.to_be_bytes())?,
+            false => self.resize_bitmaps(bitmaps, size)?,
+        }
         self.header.size = size;
         self.info.virtual_size = size;
         if size < old {

@@ -24,7 +24,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::two_level::{ENTRY, IMAGE, Shape};
 use crate::format::shared::{run, table};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::{Storage, write_zeros};
 use crate::name::Name;
 
@@ -162,9 +162,10 @@ impl Update {
         let shape = self.shape();
         let (table, file_len) = (self.allocate_space(shape.l2_len())?, self.file_len);
         let end = table + shape.l2_len();
-        self.grow_file(end)?;
         let old = if self.file.starts_zeroed() { table..end.min(file_len).max(table) } else { table..end };
-        write_zeros(&*self.file, old).map_err(Error::io("writing a table", table))?;
+        let zero = |image: &mut Self| write_zeros(&*image.file, old).map_err(Error::io("writing a table", table));
+        // After an error, the space is still free.
+        self.grow_file(end).and_then(|()| zero(self)).inspect_err(|_| self.next = Some(table))?;
         self.pages.forget(&(table..end));
         self.pages.write(&table.to_le_bytes(), self.l1_entry_at(offset), TABLES)?;
         Ok(table + (offset >> shape.cluster_bits) % shape.l2_entries * ENTRY)
@@ -277,7 +278,7 @@ impl SparseUpdate for Update {
             None => self.allocate_space(cluster_size)?,
         };
         let reads_as_zeros = offset >= self.file_len && self.file.starts_zeroed();
-        self.grow_file(offset + cluster_size)?;
+        self.grow_file(offset + cluster_size).inspect_err(|_| self.released.push(offset))?;
         let (start, at) = (guest.start - within, Location { file: IMAGE, offset });
         Ok(Allocation { guest: start..start + cluster_size, at, is_new: true, reads_as_zeros })
     }
@@ -316,7 +317,8 @@ impl SparseUpdate for Update {
     }
 
     /// The name is written after the header, all in one sector.
-    fn set_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
+    fn set_backing(&mut self, reference: Option<&FileReference>) -> Result<()> {
+        let (name, format) = (reference.map(|file| &file.name), reference.and_then(|file| file.format.as_ref()));
         let mut sector = [0; SECTOR as usize];
         table::read(&*self.file, sector.get_mut(..Header::LEN).unwrap_or_default(), 0)?;
         let text = name.map_or(&[][..], Name::as_bytes);

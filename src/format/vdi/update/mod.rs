@@ -1,4 +1,4 @@
-//! Changing an image in place. `move_map` makes a larger map.
+//! Changing an image in place. `move_map` makes a larger map, `holes` finds blocks of the data area that nothing uses.
 //!
 //! # Order
 //!
@@ -8,21 +8,26 @@
 //!
 //! A block keeps its host offset: zeros and discards are holes in it.
 
+mod holes;
 mod move_map;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::check::check;
 use super::header::{BLOCKS_ALLOCATED_AT, Header, MODIFICATION_AT};
 use super::map::{BlockMapEntry, IMAGE};
 use super::options::random;
 use super::{FIELDS, FORMAT_NAME, SECTOR, reader};
-use crate::driver::{Allocation, Extent, Location, SparseUpdate, UpdateContext, UpdateSpec, Zeroed};
+use crate::driver::{
+    Allocation, Extent, Location, Repair, RepairReport, SparseUpdate, UpdateContext, UpdateSpec, Zeroed,
+};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::{end_is_allocated, new_identifier, run, table, whole_sectors};
 use crate::info::ImageInfo;
-use crate::io::Storage;
+use crate::io::{ReadAt, Storage};
 
 /// The header, and entries of blocks that the disk does not have yet.
 const HEADER: Step = Step(0);
@@ -43,10 +48,35 @@ pub(super) struct Update {
     pages: TablePages,
     /// Blocks of the data area that were allocated and given up.
     released: Vec<u32>,
+    /// Blocks of the data area that were allocated, and that the map does not point to yet.
+    pending: BTreeSet<u32>,
     /// Whether the header counts the blocks in use exactly.
     is_counted: bool,
     /// Whether the modification UUID is a new one.
     is_marked: bool,
+}
+
+/// Corrects the number of blocks in the header: where it is too low, a writer would overwrite a block in use; where it is too high, blocks at the
+/// end are leaked. Blocks that are leaked between others are allocated again when they are needed.
+pub(super) fn repair(file: Arc<dyn Storage>, cx: &UpdateContext<'_>, what: Repair) -> Result<RepairReport> {
+    let source: Arc<dyn ReadAt> = file.clone();
+    let before = check(source.clone(), &cx.open)?;
+    let mut image = Update::open(file, cx)?;
+    let (stated, counted) = (image.header.blocks_allocated, image.blocks_in_use()?);
+    // What seems to be unused may be what a damaged entry should point to.
+    let is_right = match counted < stated {
+        true => before.corruptions == 0,
+        false => what == Repair::All && counted <= image.header.blocks,
+    };
+    if before.corruptions + before.leaks == 0 || counted == stated || !is_right || before.check_errors > 0 {
+        return Ok(RepairReport { after: before.clone(), before, ..RepairReport::default() });
+    }
+    image.set_blocks_allocated(counted)?;
+    image.flush()?;
+    let after = check(source, &cx.open)?;
+    let leaks_fixed = before.leaks.saturating_sub(after.leaks);
+    let corruptions_fixed = before.corruptions.saturating_sub(after.corruptions);
+    Ok(RepairReport { before, leaks_fixed, corruptions_fixed, after })
 }
 
 impl Update {
@@ -60,7 +90,8 @@ impl Update {
         let page_size = 1 << header.map_offset.trailing_zeros().min(PAGE.ilog2());
         let pages = TablePages::new(file.clone(), FORMAT_NAME, page_size);
         let file_len = table::length(&*file)?;
-        Ok(Update { file, file_len, header, pages, released: Vec::new(), is_counted: false, is_marked: false })
+        let (released, pending) = (Vec::new(), BTreeSet::new());
+        Ok(Update { file, file_len, header, pages, released, pending, is_counted: false, is_marked: false })
     }
 
     /// Prepares for a change.
@@ -97,14 +128,17 @@ impl Update {
             return Ok(number);
         }
         let number = self.header.blocks_allocated;
-        if number >= self.header.blocks {
-            let finding = "all blocks of the data area are in use, but not by the map";
-            return Err(FIELDS
-                .at("cBlocksAllocated", BLOCKS_ALLOCATED_AT)
-                .fault(Problem::Conflict { value: number.into(), finding }));
+        if number < self.header.blocks {
+            self.set_blocks_allocated(number + 1)?;
+            return Ok(number);
         }
-        self.set_blocks_allocated(number + 1)?;
-        Ok(number)
+        self.released = self.holes()?;
+        self.released.pop().ok_or_else(|| {
+            let finding = "all blocks of the data area are in use, but not by the map";
+            FIELDS
+                .at("cBlocksAllocated", BLOCKS_ALLOCATED_AT)
+                .fault(Problem::Conflict { value: number.into(), finding })
+        })
     }
 
     fn set_blocks_allocated(&mut self, count: u32) -> Result<()> {
@@ -207,18 +241,22 @@ impl SparseUpdate for Update {
         let number = self.new_block()?;
         let host = self.header.host_offset(number);
         let reads_as_zeros = host >= self.file_len && self.file.starts_zeroed();
-        self.grow_file(host + block_size)?;
+        self.grow_file(host + block_size).inspect_err(|_| self.released.push(number))?;
+        self.pending.insert(number);
         let (start, at) = (index * block_size, Location { file: IMAGE, offset: host });
         Ok(Allocation { guest: start..start + block_size, at, is_new: true, reads_as_zeros })
     }
 
     fn publish(&mut self, allocation: &Allocation) -> Result<()> {
         let number = (allocation.at.offset - self.header.host_offset(0)) / self.header.stride();
-        self.set_entry(allocation.guest.start / self.block_size(), BlockMapEntry::Block(number as u32), MAP)
+        self.set_entry(allocation.guest.start / self.block_size(), BlockMapEntry::Block(number as u32), MAP)?;
+        self.pending.remove(&(number as u32));
+        Ok(())
     }
 
     fn release(&mut self, allocation: &Allocation) {
         let number = (allocation.at.offset - self.header.host_offset(0)) / self.header.stride();
+        self.pending.remove(&(number as u32));
         self.released.push(number as u32);
     }
 

@@ -24,7 +24,7 @@ use crate::format::vhd::footer::{Footer, Footers};
 use crate::format::vhd::header::Header;
 use crate::format::vhd::reader::{Content, Reader, read_header};
 use crate::format::vhd::{FIELDS, FORMAT_NAME, SECTOR};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::Storage;
 use crate::limits::Limits;
 
@@ -310,6 +310,10 @@ impl SparseUpdate for Dynamic {
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
         self.begin()?;
         self.set_size(size, below)
+    }
+
+    fn set_backing(&mut self, backing: Option<&FileReference>) -> Result<()> {
+        self.replace_parent(backing)
     }
 
     fn flush(&mut self) -> Result<()> {

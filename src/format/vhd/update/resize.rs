@@ -3,7 +3,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::dynamic::{Dynamic, NEW};
-use super::sync;
+use super::{FooterBytes, sync};
 use crate::driver::SparseUpdate;
 use crate::error::{Error, Result};
 use crate::format::shared::{end_is_allocated, table, whole_sectors};
@@ -97,22 +97,27 @@ impl Dynamic {
         Ok(end)
     }
 
-    /// Writes the size into the footer and its copy. They must not contradict each other, so that the footer is missing meanwhile.
+    /// Writes the size of the disk.
     fn write_size(&mut self, size: u64) -> Result<()> {
-        let at = self.footer_at;
         let mut footer = self.footer.clone();
         footer.set_size(size);
+        self.switch_footer(footer)?;
+        self.blocks.size = size;
+        let described = describe(&Footer::parse(&self.footer.0, self.footer_at, &self.limits)?, size, [None, None]);
+        let (block_size, backing) = (self.info.block_size, self.info.backing.take());
+        self.info = ImageInfo { block_size, backing, ..described };
+        Ok(())
+    }
+
+    /// Replaces the footer and its copy. They must not contradict each other, so that the footer is missing meanwhile.
+    pub(super) fn switch_footer(&mut self, footer: FooterBytes) -> Result<()> {
+        let at = self.footer_at;
         write_zeros(&*self.file, at..at + Footer::LEN).map_err(Error::io("clearing the footer", at))?;
         sync(&*self.file)?;
         footer.write(&*self.file, 0)?;
         sync(&*self.file)?;
         self.footer = footer;
         self.write_footer(at)?;
-        sync(&*self.file)?;
-        self.blocks.size = size;
-        let described = describe(&Footer::parse(&self.footer.0, at, &self.limits)?, size, [None, None]);
-        let (block_size, backing) = (self.info.block_size, self.info.backing.take());
-        self.info = ImageInfo { block_size, backing, ..described };
-        Ok(())
+        sync(&*self.file)
     }
 }

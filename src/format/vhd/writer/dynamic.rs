@@ -244,7 +244,7 @@ impl SparseWrite for DynamicWriter {
 }
 
 /// The Windows form of a path, and the platform code of its locator.
-fn windows_path(name: &Name) -> (String, [u8; 4]) {
+pub(in crate::format::vhd) fn windows_path(name: &Name) -> (String, [u8; 4]) {
     let path = name.to_text().replace('/', "\\");
     if path.starts_with('\\') {
         (path, Locator::W2KU)

@@ -4,6 +4,7 @@ mod dynamic;
 mod fixed;
 
 use self::dynamic::DynamicWriter;
+pub(super) use self::dynamic::windows_path;
 use self::fixed::FixedWriter;
 use super::FORMAT_NAME;
 use super::footer::{DiskType, Footer};

@@ -11,6 +11,8 @@
 //! from the parent, so that it needs no sector bitmap.
 
 mod journal;
+mod parent;
+mod regions;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,7 +34,7 @@ use crate::format::shared::bits::{self, BitOrder};
 use crate::format::shared::table::Field;
 use crate::format::shared::table_pages::{Step, TablePages};
 use crate::format::shared::{end_is_allocated, run};
-use crate::info::ImageInfo;
+use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, Storage};
 use journal::{new_guid, replay, write_header};
 
@@ -196,10 +198,7 @@ impl Update {
         if let Some(offset) = self.released.pop() {
             return Ok(offset);
         }
-        let offset = match self.next {
-            Some(next) => next,
-            None => self.end_of_blocks()?,
-        };
+        let offset = self.end()?;
         let end = offset.checked_add(self.block_size()).filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
         end.map(|_| offset).ok_or_else(|| Error::Limit {
@@ -209,6 +208,14 @@ impl Update {
             value: offset,
             limit: i64::MAX as u64,
         })
+    }
+
+    /// Host offset of the next block or region.
+    fn end(&mut self) -> Result<u64> {
+        match self.next {
+            Some(next) => Ok(next),
+            None => self.end_of_blocks(),
+        }
     }
 
     /// Host offset after all regions and blocks.
@@ -315,7 +322,7 @@ impl SparseUpdate for Update {
             BlockState::NotPresent | BlockState::Zero | BlockState::Unmapped(_) => self.new_block()?,
         };
         let reads_as_zeros = host >= self.bat.file_len && self.file.starts_zeroed();
-        self.grow_file(host + block_size)?;
+        self.grow_file(host + block_size).inspect_err(|_| self.released.push(host))?;
         let at = Location { file: IMAGE, offset: host };
         Ok(Allocation { guest: start..start + block_size, at, is_new: true, reads_as_zeros })
     }
@@ -361,7 +368,7 @@ impl SparseUpdate for Update {
         }
     }
 
-    /// The BAT grows up to the end of its region. A disk becomes smaller only where it has no data.
+    /// A BAT that needs a larger region moves to the end of the file. A disk becomes smaller only where it has no data.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         let size = size.checked_next_multiple_of(self.sector_size()).unwrap_or(u64::MAX);
         let field = || "virtual size".into();
@@ -381,12 +388,10 @@ impl SparseUpdate for Update {
         let room = (self.structure.regions.bat.range.end - self.structure.regions.bat.range.start) / 8;
         let chunks = count.div_ceil(self.bat.chunk_ratio);
         let needed = if self.bat.differencing { chunks * (self.bat.chunk_ratio + 1) } else { count + chunks };
-        if needed > room {
-            let limit = (room - room.div_ceil(self.bat.chunk_ratio + 1)).saturating_mul(self.block_size());
-            let field = "virtual size, limited by the BAT region".into();
-            return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
-        }
         self.begin()?;
+        if needed > room {
+            self.move_bat(needed)?;
+        }
         self.clear_entries(old_count..count)?;
         self.flush()?;
         self.pages.write(&size.to_le_bytes(), self.structure.metadata.virtual_disk_size_at, TABLES)?;
@@ -394,6 +399,10 @@ impl SparseUpdate for Update {
         self.structure.metadata.virtual_disk_size = size;
         (self.bat.disk_size, self.bat.block_count) = (size, count);
         Ok(())
+    }
+
+    fn set_backing(&mut self, backing: Option<&FileReference>) -> Result<()> {
+        self.replace_parent(backing)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -7,6 +7,8 @@
 //! copies may lack what was written last, as long as the extent is marked. Grains are allocated after the last one in use, and keep their
 //! place: zeros and discards are holes in them.
 
+mod grow;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -66,6 +68,12 @@ impl SparseExtent {
             self.mark(true)?;
         }
         if self.pages.is_full() { self.flush() } else { Ok(()) }
+    }
+
+    /// Completes the redundant copies. [`close`](Self::close) then marks the extent as closed.
+    pub fn complete(&mut self) -> Result<()> {
+        self.begin()?;
+        self.flush()
     }
 
     fn mark(&mut self, unclean: bool) -> Result<()> {
@@ -138,6 +146,9 @@ impl SparseExtent {
     /// Allocates a grain for the start of a range, or returns what it has.
     pub fn allocate(&mut self, range: Range<u64>) -> Result<Allocation> {
         self.begin()?;
+        if range.start >= self.grains.len {
+            return self.rest_of_last_grain(range);
+        }
         let found = self.extent_at(range.clone())?;
         let id = self.grains.id;
         if let ExtentKind::Data(at) = found.kind {
@@ -153,10 +164,26 @@ impl SparseExtent {
             None => self.new_grain()?,
         };
         let reads_as_zeros = offset >= self.grains.file_len && self.file.starts_zeroed();
-        self.grow_file(offset + grain_bytes)?;
+        self.grow_file(offset + grain_bytes).inspect_err(|_| self.released.push(offset))?;
         // The last grain may end after the extent.
         let guest = start..(start + grain_bytes).min(self.grains.len);
         Ok(Allocation { guest, at: Location { file: id, offset }, is_new: true, reads_as_zeros })
+    }
+
+    /// Returns where the last grain has a range after the end of the extent.
+    fn rest_of_last_grain(&mut self, range: Range<u64>) -> Result<Allocation> {
+        let grain_bytes = self.grains.grain_bytes;
+        let at = self.entry_at(range.start / grain_bytes).filter(|_| !range.start.is_multiple_of(grain_bytes));
+        let entry = at.map(|(at, _)| self.pages.read_array::<4>(at).and_then(|entry| self.grains.entry(&entry, at)));
+        let Some(GrainEntry::Allocated(host)) = entry.transpose()? else {
+            return Err(Error::unsupported(FORMAT_NAME, "making a disk larger in place that has a larger parent"));
+        };
+        let (within, start) = (range.start % grain_bytes, range.start - range.start % grain_bytes);
+        self.check_grain(host..host + grain_bytes)?;
+        self.grow_file(host + grain_bytes)?;
+        let guest = range.start..range.end.min(start + grain_bytes);
+        let at = Location { file: self.grains.id, offset: host + within };
+        Ok(Allocation { guest, at, is_new: false, reads_as_zeros: false })
     }
 
     /// Makes the tables point to a grain.
@@ -263,25 +290,37 @@ impl SparseExtent {
         }
         let mut end = self.header.overhead.saturating_mul(SECTOR).min(self.grains.file_len);
         end = self.grains.metadata.iter().map(|range| range.end).fold(end, u64::max);
-        let mut bytes = Vec::new();
         for index in 0..self.grains.directory.len() {
             let Some((table, copy)) = self.table(index) else { continue };
             let len = self.grains.table_entries(index) * 4;
             end = end.max(table + len).max(copy.map_or(0, |copy| copy + len));
+        }
+        self.each_grain(&mut |grain| end = end.max(grain.end))?;
+        self.next = Some(end);
+        Ok(end)
+    }
+
+    /// Calls `seen` with the host range of each grain in the tables of the file.
+    ///
+    /// # Errors
+    /// If one is out of bounds: a new grain could be where its entry points to.
+    fn each_grain(&self, seen: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        let mut bytes = Vec::new();
+        for index in 0..self.grains.directory.len() {
+            let Some((table, _)) = self.table(index) else { continue };
+            let len = self.grains.table_entries(index) * 4;
             for at in (0..len).step_by(CHUNK as usize) {
                 bytes.resize(CHUNK.min(len - at) as usize, 0);
                 table::read(&*self.file, &mut bytes, table + at)?;
                 for (entry, at) in bytes.as_chunks::<4>().0.iter().zip((table + at..).step_by(4)) {
                     if let GrainEntry::Allocated(host) = self.grains.entry(entry, at)? {
-                        // A new grain could be where this one points to.
                         FIELDS.at("grain table entry", at).within(host, 1, self.grains.file_len)?;
-                        end = end.max(host + self.grains.grain_bytes);
+                        seen(host..host.saturating_add(self.grains.grain_bytes));
                     }
                 }
             }
         }
-        self.next = Some(end);
-        Ok(end)
+        Ok(())
     }
 
     /// Refuses to write guest data where metadata is.

@@ -4,9 +4,15 @@
 //! |---|---|
 //! | `extent` | a sparse extent: its grains and grain tables |
 //! | `content_id` | the content ID in the descriptor |
+//! | `descriptor` | changes of the size and of the parent |
+//! | `repair` | what follows from the redundant metadata |
+//! | `text` | changes of the text of a descriptor |
 
 mod content_id;
+mod descriptor;
 mod extent;
+mod repair;
+mod text;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -23,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, Storage};
 use extent::SparseExtent;
+pub(super) use repair::repair;
 
 /// An image that changes.
 pub(super) struct Update {
@@ -33,6 +40,10 @@ pub(super) struct Update {
     block_size: u64,
     /// Where the content ID is in the image file, until it is a new one.
     content_id: Option<Range<u64>>,
+    /// The host range of the descriptor in the image file, with its padding.
+    text: Option<Range<u64>>,
+    /// Whether the image file is the extent as well.
+    is_embedded: bool,
 }
 
 /// A contiguous range of the disk.
@@ -81,16 +92,29 @@ impl Update {
                 "writing to extents that do not begin with a grain of the disk",
             ));
         }
+        let text = descriptor.as_ref().map(|(_, text, at)| *at..at + text.len() as u64);
         let content_id = descriptor.and_then(|(_, text, at)| content_id::find(&text, at));
-        Ok(Update { info, files, extents, block_size, content_id })
+        let is_embedded = files.len() == 1 && extents.iter().any(WritableExtent::is_sparse);
+        Ok(Update { info, files, extents, block_size, content_id, text, is_embedded })
     }
 
-    /// The index of the extent with a guest offset. What is written beyond the end of the disk is in the last one.
+    /// Finds the content ID in a new text of the descriptor.
+    fn find_content_id(&mut self, text: &[u8]) {
+        if let (Some(_), Some(at)) = (&self.content_id, &self.text) {
+            self.content_id = content_id::find(text, at.start);
+        }
+    }
+
+    /// The index of the extent with a guest offset. The rest of the last grain is in the last one.
     fn index(&self, offset: u64) -> Result<usize> {
         let index = self.extents.partition_point(|extent| extent.guest.end <= offset);
-        match index < self.extents.len() {
-            true => Ok(index),
-            false => Err(Error::Usage(format!("guest offset {offset:#x} is beyond the end of the disk"))),
+        match self.extents.last() {
+            _ if index < self.extents.len() => Ok(index),
+            Some(last) if last.is_sparse() => Ok(index - 1),
+            _ => Err(Error::unsupported(
+                FORMAT_NAME,
+                "changing the size of a disk with an extent of another kind at its end",
+            )),
         }
     }
 
@@ -186,6 +210,8 @@ impl SparseUpdate for Update {
                 Ok(Allocation { guest: guest.start..end, at, is_new: false, reads_as_zeros: false })
             }
             ExtentStorage::Sparse(sparse) => {
+                // The rest of the last grain is after the end.
+                let end = if guest.start < extent.guest.end { end } else { guest.end };
                 let allocation = sparse.allocate(guest.start - base..end - base)?;
                 let Range { start, end } = allocation.guest;
                 Ok(Allocation { guest: base + start..base + end, ..allocation })
@@ -231,11 +257,12 @@ impl SparseUpdate for Update {
         Ok(if matches!(found.kind, ExtentKind::Data(_)) { Zeroed::Not(len) } else { Zeroed::ByMetadata(len) })
     }
 
-    fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
-        match size == self.info.virtual_size {
-            true => Ok(()),
-            false => Err(Error::unsupported(FORMAT_NAME, "changing the size of a disk in place")),
-        }
+    fn resize(&mut self, size: u64, below: u64) -> Result<()> {
+        self.grow(size, below)
+    }
+
+    fn set_backing(&mut self, reference: Option<&FileReference>) -> Result<()> {
+        self.replace_parent(reference)
     }
 
     fn flush(&mut self) -> Result<()> {
