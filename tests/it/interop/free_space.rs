@@ -164,7 +164,7 @@ fn of_ext() {
 #[test]
 fn of_xfs() {
     let Some(_) = find("free space of XFS", &["mkfs.xfs"]) else { return };
-    for options in [&["-m", "crc=1"][..], &["-m", "crc=0"], &["-m", "rmapbt=1", "-d", "agcount=7"]] {
+    for options in [&["-m", "crc=1"][..], &["-m", "crc=0"], &["-m", "rmapbt=1", "-d", "agcount=3"]] {
         let dir = TempDir::new();
         let (disk, tree) = (disk(&dir, "xfs", 320 * MIB), files(&dir));
         let list = (0..9).map(|index| format!("file{index} ---644 0 0 {}/file{index}\n", tree.display()));

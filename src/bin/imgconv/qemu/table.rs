@@ -366,7 +366,8 @@ pub static COMMANDS: &[Command] = &[
         rows: &[
             HELP,
             QUIET,
-            row('f', "format", "FMT", "format of the image"),
+            row('f', "format", "FMT", "format of the image")
+                .note(Note::Differs("also formats that qemu-img does not resize, such as vmdk")),
             IMAGE_OPTS.imgconv("none"),
             row(' ', "preallocation", "MODE", "allocate what is added: off, metadata, falloc or full"),
             row(' ', "shrink", "", "allow a smaller size"),
