@@ -258,6 +258,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
     fn the_first_block_is_allocated_on_request() {
         for (options, size, placed, expected) in
             [("first_block=on", 1 << 20, None, 4096), ("first_block=on", 1000, None, 4096), ("", 1 << 20, None, 0)]

@@ -176,6 +176,10 @@ impl Node {
             let driver = take("driver");
             node.secret = node.secret.or_else(|| take("key-secret").or_else(|| take("encrypt.key-secret")));
             take("encrypt.format");
+            // Each image of a chain tries all secrets, so that it does not matter which one is for the backing file.
+            for key in ["backing.encrypt.key-secret", "backing.encrypt.format", "backing.key-secret"] {
+                take(key);
+            }
             node.force_share |= take("force-share").is_some_and(|value| ["on", "true", "yes"].contains(&&*value));
             node.header = node.header.or_else(|| {
                 take("header.driver");
@@ -328,6 +332,10 @@ mod tests {
         assert_eq!(
             list("driver=luks,key-secret=s,file.filename=a"),
             Ok(Node { format: Some(Format::LUKS), secret: Some("s".into()), ..file("a") })
+        );
+        assert_eq!(
+            list("driver=qcow2,file.filename=a,encrypt.key-secret=s,backing.encrypt.key-secret=t"),
+            Ok(Node { format: Some(Format::QCOW2), secret: Some("s".into()), ..file("a") })
         );
         assert_eq!(list("driver=null-co,size=4k").unwrap().storage, Storage::Null(4096));
         for (text, reason) in [
