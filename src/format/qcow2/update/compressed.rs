@@ -30,8 +30,7 @@ impl Update {
             self.share_cluster(open >> bits)?;
             open
         } else {
-            let new = self.allocate_clusters(1, true)?.start << bits;
-            self.grow_file(new + size)?;
+            let new = self.allocate_in_file(1, true)?.start << bits;
             match is_shareable && new == open + space {
                 true => {
                     self.share_cluster(open >> bits)?;
