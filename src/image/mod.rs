@@ -373,6 +373,7 @@ impl Image {
     fn with_origin(mut self, mut origin: Option<package::Origin>) -> Image {
         if let Some(origin) = &mut origin {
             origin.check_capacity(self.virtual_size());
+            origin.forget_package();
         }
         if let Some(part) = self.parts.first_mut() {
             part.origin = origin;

@@ -350,7 +350,7 @@ impl OpenOptions {
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
-            return self.open_member(source, &contents, path, purpose, _depth);
+            return self.open_member(source, contents, path, purpose, _depth);
         }
         let header = self.open_header()?;
         let format = match (self.format, &header) {

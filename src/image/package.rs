@@ -1,7 +1,6 @@
 //! Opening the disk in a package.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,8 +31,8 @@ pub(crate) struct Origin {
     pub warnings: Vec<Cow<'static, str>>,
     /// Whether the image is in the file of the package, so that it cannot reference files outside.
     pub is_inside: bool,
-    /// The other files in its directory of the package, which are its extents if it names them.
-    siblings: HashMap<Name, Arc<dyn ReadAt>>,
+    /// The package and the index of the disk, whose extents may be other files of it.
+    package: Option<(Contents, usize)>,
 }
 
 impl OpenOptions {
@@ -136,7 +135,7 @@ impl OpenOptions {
     pub(super) fn open_member(
         &self,
         source: Arc<SizedFile>,
-        contents: &Contents,
+        contents: Contents,
         path: Option<PathBuf>,
         purpose: Purpose,
         depth: usize,
@@ -173,7 +172,7 @@ impl OpenOptions {
             capacity: capacity.or(inner.capacity),
             warnings,
             is_inside: is_inside || inner.is_inside,
-            siblings: if inner.is_inside { inner.siblings } else { contents.siblings(index) },
+            package: inner.package.or(Some((contents, index))),
         });
         Ok(opened)
     }
@@ -181,11 +180,18 @@ impl OpenOptions {
 
 impl Origin {
     /// The file of the same package that a reference of the image names, which needs no permission. Only extents are looked for there.
-    pub fn find(&self, reference: &FileReference) -> Result<&Arc<dyn ReadAt>, ReferenceProblem> {
-        match reference.role {
-            "extent" => self.siblings.get(&reference.name).ok_or(ReferenceProblem::NotInPackage),
+    pub fn find(&self, reference: &FileReference) -> Result<Arc<dyn ReadAt>, ReferenceProblem> {
+        match (reference.role, &self.package) {
+            ("extent", Some((package, disk))) => {
+                package.sibling(*disk, &reference.name).ok_or(ReferenceProblem::NotInPackage)
+            }
             _ => Err(ReferenceProblem::NoPlace),
         }
+    }
+
+    /// Frees the list of members: all extents have been opened.
+    pub fn forget_package(&mut self) {
+        self.package = None;
     }
 
     /// Adds a warning if a disk of `size` bytes is smaller than the descriptor states.

@@ -75,7 +75,7 @@ impl OpenOptions {
         #[cfg(feature = "packages")]
         if let Some(origin) = image.origin.as_ref().filter(|origin| origin.is_inside) {
             let found = origin.find(reference).map_err(|problem| refusal(image.format, reference, problem));
-            let (source, name) = (found?.clone(), reference.name.as_path().unwrap_or(Path::new("")));
+            let (source, name) = (found?, reference.name.as_path().unwrap_or(Path::new("")));
             let path = image.path().and_then(Path::parent).unwrap_or(Path::new("")).join(name);
             return Ok(Found { path, source, reference: reference.clone() });
         }

@@ -437,16 +437,13 @@ impl Contents {
         }
     }
 
-    /// The other files in the directory of a disk in an archive, by their names there: the extents of the disk may be among them.
-    pub fn siblings(&self, index: usize) -> HashMap<Name, Arc<dyn ReadAt>> {
-        let (Storage::Archive(file, members), Some(disk)) = (&self.storage, self.description.disks.get(index)) else {
-            return HashMap::new();
-        };
-        let directory = directory_of(&disk.name);
-        let files = members.iter().filter(|member| member.kind == tar::Kind::File && member.name != disk.name);
-        let siblings = files.filter(|member| directory_of(&member.name) == directory);
-        let base = |name: &Name| Name::from(name.as_bytes().get(directory.len()..).unwrap_or_default());
-        siblings.map(|member| (base(&member.name), window(file, member))).collect()
+    /// The file called `name` in the directory of a disk in an archive: it may be an extent of the disk.
+    pub fn sibling(&self, index: usize, name: &Name) -> Option<Arc<dyn ReadAt>> {
+        let Storage::Archive(file, _) = &self.storage else { return None };
+        let disk = &self.description.disks.get(index)?.name;
+        let name = Name::from([directory_of(disk), name.as_bytes()].concat().as_slice());
+        let member = self.member(&name).filter(|member| member.kind == tar::Kind::File && name != *disk)?;
+        Some(window(file, member))
     }
 
     /// The name in the archive of a file that the descriptor names, relative to its directory.
