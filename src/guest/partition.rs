@@ -12,9 +12,8 @@ use crate::name::Name;
 pub(crate) struct PartitionTable {
     /// In the order of the table.
     pub partitions: Vec<Partition>,
-    pub is_gpt: bool,
-    /// Why the table does not tell for certain what is in use.
-    pub doubt: Option<&'static str>,
+    /// Bytes in a sector of a GPT; `None` for an MBR.
+    pub gpt_sector_size: Option<u64>,
 }
 
 /// A partition, which lies within the disk.
@@ -28,9 +27,6 @@ pub(crate) struct Partition {
     /// The label in a GPT.
     pub label: Name,
 }
-
-/// The partition of an MBR that protects a GPT.
-const PROTECTIVE: u8 = 0xee;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PartitionType {
@@ -115,10 +111,7 @@ impl PartitionTable {
         let Some(sector) = read(disk, 0, 512, len)? else { return Ok(None) };
         let Some(mbr) = MbrEntry::parse(&sector) else { return Ok(None) };
         for sector_size in [512, 4096] {
-            if let Some(mut gpt) = read_gpt(disk, len, sector_size)? {
-                if mbr.iter().any(|entry| !matches!(entry.kind, 0 | PROTECTIVE)) {
-                    gpt.doubt = gpt.doubt.or(Some("the disk has partitions in its MBR as well"));
-                }
+            if let Some(gpt) = read_gpt(disk, len, sector_size)? {
                 return Ok(Some(gpt));
             }
         }
@@ -138,7 +131,7 @@ impl PartitionTable {
         for extended in mbr.iter().filter(|entry| is_extended(Mbr(entry.kind))) {
             read_logical(disk, len, extended.first, &mut partitions)?;
         }
-        Ok(Some(PartitionTable { partitions, is_gpt: false, doubt: None }))
+        Ok(Some(PartitionTable { partitions, gpt_sector_size: None }))
     }
 }
 
@@ -237,28 +230,7 @@ fn read_gpt(disk: &dyn ReadAt, len: u64, sector_size: u64) -> Result<Option<Part
             label: label(entry),
         })
     });
-    let doubt = match has_gpt_checksums(disk, sector_size, &entries, len)? {
-        true => None,
-        false => Some("the checksums of the GPT are wrong"),
-    };
-    Ok(Some(PartitionTable { partitions: partitions.collect(), is_gpt: true, doubt }))
-}
-
-/// Whether the checksums of the header, which itself counts as zeros in it, and of the entries are right.
-fn has_gpt_checksums(disk: &dyn ReadAt, sector_size: u64, entries: &[u8], len: u64) -> Result<bool> {
-    let Some(sector) = read(disk, sector_size, sector_size as usize, len)? else { return Ok(false) };
-    let u32_at = |at: usize| sector.get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u32::from_le_bytes);
-    let Some(header) = sector.get(..u32_at(12) as usize).filter(|header| header.len() >= 92) else { return Ok(false) };
-    let mut covered = header.to_vec();
-    covered.iter_mut().skip(16).take(4).for_each(|byte| *byte = 0);
-    Ok(crc32(&covered) == u32_at(16) && crc32(entries) == u32_at(88))
-}
-
-/// The CRC-32 of Ethernet and ZIP.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 })
-    })
+    Ok(Some(PartitionTable { partitions: partitions.collect(), gpt_sector_size: Some(sector_size) }))
 }
 
 /// The label of an entry: UTF-16, up to the first zero.

@@ -39,6 +39,14 @@ pub(crate) fn end_is_allocated(format: &'static str) -> Error {
     Error::unsupported(format, "making a disk smaller in place that has data after the new end")
 }
 
+/// The CRC-32C of a structure in which the checksum itself, 4 bytes at offset `at`, counts as zeros.
+#[cfg(any(feature = "vhdx", feature = "sparsify"))]
+pub(crate) fn crc32c_without(bytes: &[u8], at: usize) -> u32 {
+    let (before, rest) = bytes.split_at(bytes.len().min(at));
+    let crc = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
+    crc32c::crc32c_append(crc, rest.get(4..).unwrap_or_default())
+}
+
 /// A new identifier of an image whose content changes, in place of the `old` one.
 pub(crate) fn new_identifier(format: &'static str, old: &[u8]) -> [u8; 16] {
     Identifiers::Random.for_image(format, 0, &Options::new()).with(old).bytes("modification")

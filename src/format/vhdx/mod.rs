@@ -105,6 +105,7 @@ mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
+use crate::format::shared::crc32c_without;
 use crate::format::shared::signature;
 use crate::format::shared::table::Fields;
 
@@ -134,7 +135,5 @@ fn checksum_matches(bytes: &[u8]) -> bool {
 
 /// The CRC-32C of a structure with its checksum field, 4 bytes at offset 4, as zeros.
 fn checksum(bytes: &[u8]) -> u32 {
-    let (before, rest) = bytes.split_at(bytes.len().min(4));
-    let crc = crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]);
-    crc32c::crc32c_append(crc, rest.get(4..).unwrap_or_default())
+    crc32c_without(bytes, 4)
 }

@@ -23,6 +23,10 @@ const INDEX_ALLOCATION: u32 = 0xa0;
 
 /// Bytes at which a structure has the number of its last update in place of two of its own.
 const STRIDE: usize = 512;
+/// Largest number of clusters, as in Windows.
+const MOST_CLUSTERS: u64 = u32::MAX as u64;
+/// Largest table that is looked at, in bytes: 16 million files.
+const LARGEST_TABLE: u64 = 16 << 30;
 /// Largest index of a directory that is searched, in bytes.
 const LARGEST_INDEX: u64 = 16 << 20;
 
@@ -123,18 +127,11 @@ impl Ntfs {
 
     /// The data of the attribute of this type, of a record, that has no name, or the name of an index of file names.
     fn attribute(&self, record: &[u8], kind: u32) -> Found<Option<Data>> {
-        let mut at = usize::from(Fields(record).le16(20)?);
         let mut found = None;
-        loop {
-            let attribute = Fields(record).from(at);
-            let own = attribute.le32(0)?;
-            if own == u32::MAX {
-                return Ok(found);
-            }
+        each_attribute(record, |own, attribute| {
             if own == ATTRIBUTE_LIST && kind == DATA {
                 return kept("a file of its own is described by several records");
             }
-            let len = attribute.le32(4)? as usize;
             let name = attribute.from(attribute.le16(10)?.into());
             let is_meant = match attribute.u8(9)? {
                 0 => !matches!(kind, INDEX_ROOT | INDEX_ALLOCATION),
@@ -144,28 +141,28 @@ impl Ntfs {
             if own == kind && is_meant && found.is_none() {
                 found = Some(self.data(attribute)?);
             }
-            if len < 16 || !len.is_multiple_of(8) {
-                return kept("an attribute has an absurd length");
-            }
-            at = at.saturating_add(len);
-        }
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     fn data(&self, attribute: Fields) -> Found<Data> {
-        let all = attribute.0.get(..attribute.le32(4)? as usize).unwrap_or_default();
-        if attribute.u8(8)? == 0 {
+        if is_resident(attribute)? {
             let (len, at) = (attribute.le32(16)? as usize, usize::from(attribute.le16(20)?));
-            let value = all.get(at..).and_then(|rest| rest.get(..len));
-            return value.map_or_else(
-                || kept("the value of an attribute is cut off"),
-                |value| Ok(Data::Resident(value.to_vec())),
-            );
+            return match attribute.0.get(at..).and_then(|rest| rest.get(..len)) {
+                Some(value) => Ok(Data::Resident(value.to_vec())),
+                None => kept("the value of an attribute is cut off"),
+            };
         }
         if attribute.le16(12)? & 0xff != 0 {
             return kept("a file of its own is compressed");
         }
-        let list = all.get(usize::from(attribute.le16(32)?)..).unwrap_or_default();
-        Ok(Data::Runs { runs: self.parse_runs(list)?, len: attribute.le64(48)? })
+        Ok(Data::Runs { runs: self.runs(attribute)?, len: attribute.le64(48)? })
+    }
+
+    /// The runs of an attribute that is not resident.
+    fn runs(&self, attribute: Fields) -> Found<Vec<(Option<u64>, u64)>> {
+        self.parse_runs(attribute.from(attribute.le16(32)?.into()).0)
     }
 
     /// Parses a list of runs: for each, the sizes of two numbers in a byte, its length, and how far it is from the run before.
@@ -265,24 +262,23 @@ impl Ntfs {
     /// Whether Windows is asleep and comes back to its caches.
     fn check_hibernation(&self, volume: &Volume) -> Found<()> {
         let root = self.record(volume, ROOT)?;
-        let mut found = None;
-        if let Some(Data::Resident(index)) = self.attribute(&root, INDEX_ROOT)? {
-            found = find_hibernation(Fields(&index).from(16), found)?;
-        }
+        let Some(Data::Resident(index)) = self.attribute(&root, INDEX_ROOT)? else {
+            return kept("the index of its root directory is damaged");
+        };
+        let mut found = find_hibernation(Fields(&index).from(16))?;
         if let Some(blocks) = self.attribute(&root, INDEX_ALLOCATION)? {
             let Data::Runs { len, .. } = blocks else { return kept("the index of its root directory is damaged") };
-            let Some(Data::Resident(index)) = self.attribute(&root, INDEX_ROOT)? else { return Ok(()) };
             let size = Fields(&index).le32(8)? as usize;
             if !(512..=65536).contains(&size) || len > LARGEST_INDEX {
                 return kept("the index of its root directory has an absurd size");
             }
+            let mut block = vec![0; size];
             for at in (0..len / size as u64).map(|number| number * size as u64) {
-                let mut block = vec![0; size];
                 self.read(volume, &blocks, at, &mut block)?;
                 // Blocks that are not in use keep what they had.
                 if block.starts_with(b"INDX") {
                     fix_up(&mut block)?;
-                    found = find_hibernation(Fields(&block).from(24), found)?;
+                    found = find_hibernation(Fields(&block).from(24))?.or(found);
                 }
             }
         }
@@ -323,8 +319,30 @@ fn fix_up(bytes: &mut [u8]) -> Found<()> {
     Ok(())
 }
 
-/// Finds the record of `hiberfil.sys` in the entries behind the header of an index.
-fn find_hibernation(header: Fields, found: Option<u64>) -> Found<Option<u64>> {
+/// Calls `attribute` with the type and the fields of each attribute of a record.
+fn each_attribute(record: &[u8], mut attribute: impl FnMut(u32, Fields) -> Found<()>) -> Found<()> {
+    let mut at = usize::from(Fields(record).le16(20)?);
+    loop {
+        let rest = Fields(record).from(at);
+        let kind = rest.le32(0)?;
+        if kind == u32::MAX {
+            return Ok(());
+        }
+        let len = rest.le32(4)? as usize;
+        let Some(own) = rest.0.get(..len).filter(|_| len >= 16 && len.is_multiple_of(8)) else {
+            return kept("an attribute has an absurd length");
+        };
+        attribute(kind, Fields(own))?;
+        at += len;
+    }
+}
+
+fn is_resident(attribute: Fields) -> Found<bool> {
+    attribute.u8(8).map(|flag| flag == 0)
+}
+
+/// Finds the record of `hiberfil.sys` in the entries after the header of an index.
+fn find_hibernation(header: Fields) -> Found<Option<u64>> {
     const NAME: &[u8] = b"hiberfil.sys";
     let (mut at, end) = (header.le32(0)? as usize, header.le32(4)? as usize);
     while at < end {
@@ -347,7 +365,7 @@ fn find_hibernation(header: Fields, found: Option<u64>) -> Found<Option<u64>> {
         }
         at += len;
     }
-    Ok(found)
+    Ok(None)
 }
 
 impl FileSystem for Ntfs {
@@ -359,6 +377,13 @@ impl FileSystem for Ntfs {
 
     fn free(&self, volume: &Volume, free: &mut FreeRanges) -> Found<()> {
         const CHUNK: u64 = 1 << 20;
+        let table_len = match self.table {
+            Data::Runs { len, .. } => len,
+            Data::Resident(_) => return kept("its table has no clusters"),
+        };
+        if self.clusters > MOST_CLUSTERS || table_len > LARGEST_TABLE {
+            return kept("it has more metadata than is looked at");
+        }
         if self.flags & 1 != 0 {
             return kept("it is marked as dirty");
         }
@@ -378,7 +403,7 @@ impl FileSystem for Ntfs {
             });
         }
         // It has no count of free clusters.
-        match self.clusters - clear == self.clusters_of_files(volume)? {
+        match self.clusters - clear == self.clusters_of_files(volume, table_len)? {
             true => Ok(()),
             false => kept("its files have another number of clusters than its bitmap"),
         }
@@ -386,7 +411,7 @@ impl FileSystem for Ntfs {
 }
 
 impl Ntfs {
-    /// Compares the boot sector with its copy, which is behind the last cluster.
+    /// Compares the boot sector with its copy, which follows the last cluster.
     fn check_backup(&self, volume: &Volume) -> Found<()> {
         match volume.read(0, 84)? == volume.read(self.sectors * self.sector_size, 84)? {
             true => Ok(()),
@@ -395,12 +420,11 @@ impl Ntfs {
     }
 
     /// The number of clusters of all files.
-    fn clusters_of_files(&self, volume: &Volume) -> Found<u64> {
+    fn clusters_of_files(&self, volume: &Volume, table_len: u64) -> Found<u64> {
         const CHUNK: usize = 1 << 18;
-        let Data::Runs { len, .. } = self.table else { return kept("its table has no clusters") };
         let mut count = 0_u64;
-        for at in (0..len).step_by(CHUNK) {
-            let mut chunk = vec![0; (len - at).min(CHUNK as u64) as usize];
+        for at in (0..table_len).step_by(CHUNK) {
+            let mut chunk = vec![0; (table_len - at).min(CHUNK as u64) as usize];
             self.read(volume, &self.table, at, &mut chunk)?;
             for record in chunk.chunks_exact_mut(self.record_size) {
                 // Of no file, or of one that was deleted.
@@ -416,24 +440,14 @@ impl Ntfs {
 
     /// The number of clusters of all attributes in a record.
     fn clusters_of(&self, record: &[u8]) -> Found<u64> {
-        let mut at = usize::from(Fields(record).le16(20)?);
         let mut count = 0_u64;
-        loop {
-            let attribute = Fields(record).from(at);
-            if attribute.le32(0)? == u32::MAX {
-                return Ok(count);
+        each_attribute(record, |_, attribute| {
+            if !is_resident(attribute)? {
+                let stored = self.runs(attribute)?.into_iter().filter(|(start, _)| start.is_some());
+                count = stored.fold(count, |count, (_, len)| count.saturating_add(len));
             }
-            let len = attribute.le32(4)? as usize;
-            let all = attribute.0.get(..len).unwrap_or_default();
-            if len < 16 || all.is_empty() {
-                return kept("an attribute has an absurd length");
-            }
-            if attribute.u8(8)? != 0 {
-                let runs = self.parse_runs(all.get(usize::from(attribute.le16(32)?)..).unwrap_or_default())?;
-                let stored = runs.iter().filter(|(start, _)| start.is_some()).map(|(_, len)| len);
-                count = stored.fold(count, |count, len| count.saturating_add(*len));
-            }
-            at = at.saturating_add(len);
-        }
+            Ok(())
+        })?;
+        Ok(count)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::volume::kept;
+use super::volume::{Fields, kept};
 use super::{Described, FILE_SYSTEMS, FileSystem, Found, FreeRanges, FreeSpace, GuestVolume, Kept, Volume};
 use crate::error::Result;
 use crate::format::shared::table;
@@ -11,6 +11,7 @@ use crate::guest::{ContentKind, content};
 use crate::io::ReadAt;
 use crate::limits::Limits;
 use crate::name::Name;
+use zlib_rs::crc32::crc32;
 
 /// Ranges of a volume, and of all of them, that are kept in memory: 16 MiB. Of more, the shortest stay in use.
 const MOST_RANGES: u64 = 1 << 20;
@@ -29,7 +30,7 @@ pub(crate) fn find(disk: &dyn ReadAt, limits: &Limits) -> Result<FreeSpace> {
     let mut all = Vec::new();
     let partitions = match &table {
         // The boot sector of a file system ends as a partition table does.
-        Some(table) if table.is_gpt || !is_file_system => &table.partitions[..],
+        Some(table) if table.gpt_sector_size.is_some() || !is_file_system => &table.partitions[..],
         _ => {
             let (volume, ranges) = examine(&whole, None, most)?;
             space.volumes.push(volume);
@@ -37,17 +38,18 @@ pub(crate) fn find(disk: &dyn ReadAt, limits: &Limits) -> Result<FreeSpace> {
             return Ok(space);
         }
     };
-    let doubt = table.as_ref().and_then(|table| table.doubt);
+    let sector_size = table.as_ref().and_then(|table| table.gpt_sector_size);
+    let doubt = sector_size.and_then(|sector_size| check_gpt(&whole, sector_size).err());
     for partition in partitions.iter().filter(|partition| !partition.is_extended()) {
         let volume = Volume { disk, range: partition.range.clone() };
         let (mut found, ranges) = examine(&volume, Some(partition.number), most)?;
         let others = || partitions.iter().filter(|other| other.number != partition.number && !other.is_extended());
         let reason = match others().any(|other| overlap(other, partition)) {
-            true => Some("it overlaps another partition"),
-            false => doubt,
+            true => Some(Kept("it overlaps another partition".into())),
+            false => doubt.clone(),
         };
-        if let Some(reason) = reason {
-            (found.kept, found.unused) = (Some(reason.into()), 0);
+        if let Some(Kept(reason)) = reason {
+            (found.kept, found.unused) = (Some(reason), 0);
         } else {
             all.extend(ranges);
         }
@@ -59,6 +61,33 @@ pub(crate) fn find(disk: &dyn ReadAt, limits: &Limits) -> Result<FreeSpace> {
     all.into_iter().for_each(|range| free.add(range));
     space.ranges = free.into_ranges();
     Ok(space)
+}
+
+/// Checks that a GPT has its checksums (UEFI specification 2.10, section 5.3.2), and that the MBR has no partition but that which protects it.
+fn check_gpt(whole: &Volume, sector_size: u64) -> Found<()> {
+    const MOST_BYTES: u64 = 1 << 20;
+    let wrong = "the checksums of the GPT are wrong";
+    let mut sector = whole.read(sector_size, sector_size as usize)?;
+    let fields = Fields(&sector);
+    let (len, own, of_entries) = (fields.le32(12)? as usize, fields.le32(16)?, fields.le32(88)?);
+    let entries =
+        (fields.le64(72)?.saturating_mul(sector_size), u64::from(fields.le32(80)?) * u64::from(fields.le32(84)?));
+    // The header counts as zeros in its own checksum.
+    sector.iter_mut().skip(16).take(4).for_each(|byte| *byte = 0);
+    let header = sector.get(..len).filter(|header| header.len() >= 92);
+    if header.is_none_or(|header| crc32(0, header) != own) || entries.1 > MOST_BYTES {
+        return kept(wrong);
+    }
+    if crc32(0, &whole.read(entries.0, entries.1 as usize)?) != of_entries {
+        return kept(wrong);
+    }
+    let mbr = whole.read(0, 512)?;
+    for entry in 0..4 {
+        if !matches!(Fields(&mbr).u8(446 + 16 * entry + 4)?, 0 | 0xee) {
+            return kept("the disk has partitions in its MBR as well");
+        }
+    }
+    Ok(())
 }
 
 fn overlap(one: &Partition, other: &Partition) -> bool {

@@ -4,6 +4,7 @@
 
 use super::volume::{Fields, Found, FreeRanges, Volume, kept};
 use super::{Described, FileSystem, uuid_text};
+use crate::format::shared::crc32c_without;
 
 /// No block: the end of a list of leaves.
 const NULL: u32 = u32::MAX;
@@ -335,10 +336,6 @@ impl FileSystem for Xfs {
 
 /// Whether the CRC-32C at byte `at`, which itself counts as zeros, matches.
 fn has_checksum(bytes: &[u8], at: usize) -> bool {
-    let (Some(before), Some(stored), Some(after)) = (bytes.get(..at), bytes.get(at..at + 4), bytes.get(at + 4..))
-    else {
-        return false;
-    };
-    let crc = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(before), &[0; 4]), after);
-    stored == crc.to_le_bytes()
+    let stored = bytes.get(at..).and_then(<[u8]>::first_chunk).map(|stored| u32::from_le_bytes(*stored));
+    stored == Some(crc32c_without(bytes, at))
 }
