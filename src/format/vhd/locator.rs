@@ -1,6 +1,7 @@
 //! Parent locators: the path of the parent in the notation of several platforms (the document, "Parent Locator Entry").
 
 use byteorder::{BigEndian, ByteOrder};
+use uuid::Uuid;
 
 use super::header::Parent;
 use super::{FIELDS, FORMAT_NAME};
@@ -97,9 +98,22 @@ pub(super) fn reference(parent: &Parent, file: &dyn ReadAt, budget: &Budget) -> 
     let format = (!parent.unique_id.is_nil()).then(|| Name::from(FORMAT_NAME));
     let mut reference = FileReference::from_names("parent", names, format);
     if !parent.unique_id.is_nil() {
-        reference.identities.push(Name::from(format!("UUID {}", parent.unique_id)));
+        reference.identities.push(identity(parent.unique_id));
     }
     Ok(reference)
+}
+
+/// What a UUID follows in an identity.
+const IDENTITY: &str = "UUID ";
+
+/// The identity by which children refer to an image with this UUID.
+pub(super) fn identity(unique_id: Uuid) -> Name {
+    Name::from(format!("{IDENTITY}{unique_id}"))
+}
+
+/// The UUID in an [`identity`].
+pub(super) fn unique_id_of(identity: &Name) -> Option<Uuid> {
+    std::str::from_utf8(identity.as_bytes()).ok()?.strip_prefix(IDENTITY)?.parse().ok()
 }
 
 /// The path of a URL: `file://localhost/a%20b` is `/a b`. XenServer writes relative ones without a host: `file://./a` is `./a`.

@@ -98,8 +98,7 @@ pub(super) fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'s
         ("uuid", footer.unique_id.to_string().as_str().into()),
         ("saved-state", footer.saved_state.into()),
     ];
-    let identity = (!footer.unique_id.is_nil()).then(|| Name::from(format!("UUID {}", footer.unique_id)));
-    let identities = identity.into_iter().collect();
+    let identities = (!footer.unique_id.is_nil()).then(|| locator::identity(footer.unique_id)).into_iter().collect();
     let warnings = warnings.into_iter().flatten().chain(footer.saved_state.then_some(SAVED_STATE));
     let warnings = warnings.map(Into::into).collect();
     ImageInfo { format: FORMAT_NAME, virtual_size, identities, warnings, specific, ..ImageInfo::default() }

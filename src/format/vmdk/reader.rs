@@ -346,9 +346,17 @@ fn uuid_identity(text: &str) -> Option<Name> {
     (!is_nil).then(|| Name::from(format!("UUID {}", text.trim().to_ascii_lowercase())))
 }
 
+/// What a content ID follows in an identity.
+const CONTENT_ID: &str = "CID ";
+
 /// Returns the identity by a content ID.
 pub(super) fn content_id(cid: u32) -> Name {
-    Name::from(format!("CID {cid:08x}"))
+    Name::from(format!("{CONTENT_ID}{cid:08x}"))
+}
+
+/// The content ID in an identity, in hexadecimal digits.
+pub(super) fn content_id_of(identity: &Name) -> Option<&str> {
+    std::str::from_utf8(identity.as_bytes()).ok()?.strip_prefix(CONTENT_ID)
 }
 
 impl SparseRead for Reader {

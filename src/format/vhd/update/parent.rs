@@ -1,7 +1,6 @@
 //! Another parent of a differencing disk.
 
 use byteorder::{BigEndian, ByteOrder};
-use uuid::Uuid;
 
 use super::dynamic::Dynamic;
 use super::sync;
@@ -9,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::format::vhd::footer::DATA_OFFSET;
 use crate::format::vhd::header::{CHECKSUM_AT, Header};
-use crate::format::vhd::locator::{Locator, reference};
+use crate::format::vhd::locator::{Locator, reference, unique_id_of};
 use crate::format::vhd::writer::windows_path;
 use crate::format::vhd::{FORMAT_NAME, SECTOR, checksum};
 use crate::info::FileReference;
@@ -18,8 +17,6 @@ use crate::name::{Name, utf16};
 
 /// Offset of the UUID, the time, the name and the locators of the parent in the header, in bytes. They are its end.
 const PARENT_AT: usize = 40;
-/// What a UUID follows in an identity.
-const IDENTITY: &str = "UUID ";
 
 impl Dynamic {
     /// Writes a header with another parent, and its locator, after the blocks. A write of the footer and its copy makes it that of the image.
@@ -30,9 +27,7 @@ impl Dynamic {
         };
         let mut header = self.header.clone();
         if !parent.identities.is_empty() {
-            let text =
-                |identity: &Name| std::str::from_utf8(identity.as_bytes()).ok()?.strip_prefix(IDENTITY)?.parse().ok();
-            let id: Option<Uuid> = parent.identities.iter().find_map(text);
+            let id = parent.identities.iter().find_map(unique_id_of);
             header.parent.unique_id =
                 id.ok_or_else(|| Error::unsupported(FORMAT_NAME, "a parent that is not a VHD with a UUID"))?;
         }

@@ -8,7 +8,7 @@ use crate::driver::SparseUpdate;
 use crate::error::{Error, Result};
 use crate::format::shared::{table, whole_sectors};
 use crate::format::vmdk::descriptor::Descriptor;
-use crate::format::vmdk::reader::parent;
+use crate::format::vmdk::reader::{content_id_of, parent};
 use crate::format::vmdk::{FORMAT_NAME, SECTOR};
 use crate::info::{FileReference, Value};
 use crate::io::write_zeros;
@@ -72,10 +72,7 @@ impl Update {
         match reference {
             None => text.remove_parent()?,
             Some(reference) => {
-                let id = reference.identities.iter().find_map(|identity| {
-                    let text = std::str::from_utf8(identity.as_bytes()).ok()?;
-                    text.strip_prefix("CID ")
-                });
+                let id = reference.identities.iter().find_map(content_id_of);
                 let is_known = id.is_some() || reference.identities.is_empty() && self.info.backing.is_some();
                 if !is_known {
                     return Err(Error::unsupported(FORMAT_NAME, "a parent without a content ID"));
