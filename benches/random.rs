@@ -10,6 +10,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/places.rs"]
+mod places;
 #[path = "common/random_reads.rs"]
 mod random_reads;
 
@@ -67,14 +69,8 @@ fn main() -> Result<()> {
 
 impl Settings {
     fn parse(words: &[&str]) -> Result<Settings> {
-        let shm = Path::new("/dev/shm");
-        let mut settings = Settings {
-            rounds: 5,
-            reads: 200_000,
-            only: String::new(),
-            dir: if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() },
-            peers: Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/target/release/peers"),
-        };
+        let mut settings =
+            Settings { rounds: 5, reads: 200_000, only: String::new(), dir: places::tmpfs(), peers: places::peers() };
         let mut words = words.iter().filter(|word| **word != "--bench");
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;

@@ -14,6 +14,8 @@
 //! copier, which is a part of this bench, shows what the machine can do at all. Absolute times depend on the
 //! machine and its load: only ratios are comparable.
 
+#[path = "common/places.rs"]
+mod places;
 #[path = "common/svg.rs"]
 mod svg;
 
@@ -165,8 +167,7 @@ impl Disk {
 
 impl Settings {
     fn parse(words: &[&str]) -> Result<Settings> {
-        let shm = Path::new("/dev/shm");
-        let dir = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+        let dir = places::tmpfs();
         let mut settings = Settings {
             rounds: 5,
             size: 8 << 30,

@@ -9,6 +9,8 @@
 //! end of a flush, by the clock; qemu has as many requests under way as the others have threads. The fastest of all rounds counts, so that other load
 //! on the machine disturbs little.
 
+#[path = "common/places.rs"]
+mod places;
 #[path = "common/writes.rs"]
 mod writes;
 
@@ -51,12 +53,7 @@ fn main() -> Result<()> {
 
 impl Settings {
     fn parse(words: &[&str]) -> Result<Settings> {
-        let shm = Path::new("/dev/shm");
-        let mut settings = Settings {
-            rounds: 5,
-            dir: if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() },
-            peers: Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/target/release/peers"),
-        };
+        let mut settings = Settings { rounds: 5, dir: places::tmpfs(), peers: places::peers() };
         let mut words = words.iter().filter(|word| **word != "--bench");
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
