@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{CHUNK_SIZE, Converter, Progress, Report, SECTOR};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Scratch};
 use crate::zero::data_runs;
 
 impl Converter {
@@ -45,7 +45,7 @@ impl Converter {
         let size = size.min(disk.size());
         let mut report = Report::new(Some(source.format()), disk.format(), disk.size(), 0);
         let stores_zeros = self.sparse == Some(0);
-        let mut buf = vec![0; CHUNK_SIZE as usize];
+        let (mut buf, mut scratch) = (vec![0; CHUNK_SIZE as usize], Scratch::default());
         for span in source.spans_exclusive()? {
             let span = span?;
             let mut rest = span.offset..span.end().min(size);
@@ -62,7 +62,7 @@ impl Converter {
                     disk.write_zeros(part)?;
                 } else {
                     let bytes = buf.get_mut(..(part.end - part.start) as usize).unwrap_or_default();
-                    source.read_exact_at(bytes, part.start)?;
+                    source.load(&span.clip(part.start, part.end), bytes, &mut scratch)?;
                     self.write_part(disk, bytes, part.start, stores_zeros, &mut report)?;
                 }
                 if let Some(progress) = &self.progress {

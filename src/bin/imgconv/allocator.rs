@@ -8,7 +8,7 @@
 #[allow(unsafe_code, reason = "a call without a safe wrapper")]
 pub fn return_large_buffers() {
     const SIZE: libc::c_int = 1 << 20;
-    // SAFETY: it sets a number, and there are no other threads yet.
+    // SAFETY: it sets a number, before any other thread starts.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, SIZE) };
 }
 

@@ -259,8 +259,8 @@ pub(crate) fn is_luks(probe: &Probe<'_>) -> bool {
     (matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)) && !is_vhd(probe)
 }
 
-/// The second header of LUKS2 behind a first one of the usual length, which was overwritten with zeros or is of the same volume. Behind
-/// anything else, it is what is left of a volume that was there before.
+/// The second header of LUKS2 after a first one of the usual length, which was overwritten with zeros or is of the same volume. After
+/// anything else, it is what is left of an earlier volume.
 fn is_damaged_luks2(head: &[u8]) -> bool {
     const UUID: Range<usize> = 168..208;
     let Some((first, second)) = head.split_at_checked(LUKS2_SECOND_AT) else { return false };

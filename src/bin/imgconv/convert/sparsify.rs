@@ -45,17 +45,12 @@ impl SparsifyArgs {
 pub fn note(volumes: &[GuestVolume], name: &str) {
     for volume in volumes {
         let content = volume.content.unwrap_or("unknown content");
-        let what = match (&volume.kept, volume.size) {
-            (Some(reason), _) => format!("kept: {reason}"),
-            (None, size) => {
-                let size = size.unwrap_or_default();
-                let used = size.saturating_sub(volume.free.unwrap_or_default());
-                format!(
-                    "{}, {} used, {} dropped",
-                    output::human_size(size),
-                    output::human_size(used),
-                    output::human_size(volume.unused)
-                )
+        let what = match &volume.kept {
+            Some(reason) => format!("kept: {reason}"),
+            None => {
+                let (size, free) = (volume.size.unwrap_or_default(), volume.free.unwrap_or_default());
+                let [size, used, dropped] = [size, size.saturating_sub(free), volume.unused].map(output::human_size);
+                format!("{size}, {used} used, {dropped} dropped")
             }
         };
         output::note(&format!("{name}: {}: {content}, {what}", place(volume)));
