@@ -10,7 +10,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
 use crate::{
-    check, commit, compare, convert, create, formats, hash, info, manual, map, measure, qemu, resize, serve, snapshot,
+    amend, bitmap, check, commit, compare, convert, create, formats, hash, info, manual, map, measure, qemu, rebase,
+    resize, serve, snapshot,
 };
 
 /// Convert, create and inspect virtual disk images
@@ -28,6 +29,7 @@ Examples:
   imgconv info disk.qcow2                   show format, size and metadata
   imgconv compare disk.raw disk.qcow2       check that both hold the same disk
   imgconv convert --help                    show the options of a command
+  imgconv qemu-img COMMAND ...              the command line of qemu-img, see install-links
 
 Referenced files (backing files, parents, data files, extents) are opened only with
 --references beside or --references any.
@@ -48,6 +50,9 @@ pub enum Command {
     Snapshot(snapshot::Args),
     Resize(resize::Args),
     Commit(commit::Args),
+    Rebase(rebase::Args),
+    Bitmap(bitmap::Args),
+    Amend(amend::Args),
     Serve(serve::Args),
     Formats(formats::Args),
     InstallLinks(qemu::InstallLinks),
@@ -70,6 +75,9 @@ impl Command {
             Command::Snapshot(args) => args.run(),
             Command::Resize(args) => args.run(),
             Command::Commit(args) => args.run(),
+            Command::Rebase(args) => args.run(),
+            Command::Bitmap(args) => args.run(),
+            Command::Amend(args) => args.run(),
             Command::Serve(args) => args.run(),
             Command::Formats(args) => args.run(),
             Command::InstallLinks(args) => args.run(),
@@ -92,6 +100,9 @@ impl Command {
             Command::Snapshot(args) => args.output.style,
             Command::Resize(args) => args.output.style,
             Command::Commit(args) => args.output.style,
+            Command::Rebase(args) => args.output.style,
+            Command::Bitmap(args) => args.output.style,
+            Command::Amend(args) => args.output.style,
             Command::Serve(args) => args.input.output.style,
             Command::Formats(args) => args.output.style,
             Command::InstallLinks(_) => Style::Human,

@@ -6,7 +6,9 @@
 #![deny(unsafe_code)]
 
 mod allocator;
+mod amend;
 mod args;
+mod bitmap;
 mod check;
 mod cli;
 mod commit;
@@ -25,6 +27,7 @@ mod node;
 mod output;
 mod progress;
 mod qemu;
+mod rebase;
 mod resize;
 mod secrets;
 mod serve;

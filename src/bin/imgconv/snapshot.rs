@@ -5,24 +5,24 @@ use std::process::ExitCode;
 
 use diskimage::{Format, Snapshot};
 
-use crate::args::{self, Output, PackageArgs, ShareArgs};
+use crate::args::{self, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{self, Style, human_size};
 
-/// List the internal snapshots of an image; convert -l extracts one
+/// List, create, apply or delete the internal snapshots of an image
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// List snapshots (required)
-    #[arg(short = 'l', long, required = true)]
-    list: bool,
+    #[command(flatten)]
+    action: Action,
 
     /// Format of FILE [default: detected]
     #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
     format: Option<Format>,
 
     #[command(flatten)]
-    share: ShareArgs,
+    references: ReferenceArgs,
 
     #[command(flatten)]
     package: PackageArgs,
@@ -35,9 +35,54 @@ pub struct Args {
     file: PathBuf,
 }
 
+/// What is done.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Action {
+    /// List the snapshots
+    #[arg(short = 'l', long)]
+    list: bool,
+
+    /// Create a snapshot of the present content
+    #[arg(short = 'c', long, value_name = "NAME")]
+    create: Option<String>,
+
+    /// Give the disk the content and the size of a snapshot, by ID or name;
+    /// the present content is lost
+    #[arg(short = 'a', long, value_name = "SNAPSHOT", verbatim_doc_comment)]
+    apply: Option<String>,
+
+    /// Delete a snapshot, by ID or name
+    #[arg(short = 'd', long, value_name = "SNAPSHOT")]
+    delete: Option<String>,
+}
+
+const AFTER_HELP: &str = "\
+Only qcow2 has snapshots that are created, applied and deleted here. convert -l makes an image of one.
+
+Examples:
+  imgconv snapshot -l disk.qcow2
+  imgconv snapshot -c before-upgrade disk.qcow2
+  imgconv snapshot -a before-upgrade disk.qcow2";
+
 impl Args {
     pub fn run(&self) -> Outcome {
-        let options = self.package.select(self.share.options(self.format));
+        if self.action.list {
+            return self.list();
+        }
+        let disk = self.references.options(self.format)?.open_disk(&self.file)?;
+        match &self.action {
+            Action { create: Some(name), .. } => disk.create_snapshot(name)?,
+            Action { apply: Some(snapshot), .. } => disk.apply_snapshot(snapshot)?,
+            Action { delete: Some(snapshot), .. } => disk.delete_snapshot(snapshot)?,
+            Action { .. } => {}
+        }
+        disk.close()?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn list(&self) -> Outcome {
+        let options = self.package.select(self.references.options(self.format)?);
         let info = Location::find(&self.file)?.inspect(&options)?.info;
         if info.snapshots_unreadable {
             let file = self.file.to_string_lossy();

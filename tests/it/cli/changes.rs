@@ -1,5 +1,8 @@
 //! Commands that change an image in place.
 
+use diskimage::{OpenOptions, ReferencePolicy};
+use serde_json::Value;
+
 use super::{fail, json, succeed};
 use crate::support::pattern::Pattern;
 use crate::support::{TempDir, content, open_beside};
@@ -33,13 +36,7 @@ fn an_overlay_is_committed() {
     let dir = TempDir::new();
     dir.file("base.raw", &[1; 1 << 20]);
     succeed(&dir, &["create", "--references", "beside", "-B", "base.raw", "overlay.qcow2", "2M"]);
-    {
-        let options = diskimage::OpenOptions::new().reference_policy(diskimage::ReferencePolicy::Beside);
-        let disk = options.open_disk(dir.join("overlay.qcow2")).unwrap();
-        disk.write_all_at(&[7; 1000], 500).unwrap();
-        disk.write_zeros(100_000..300_000).unwrap();
-        disk.close().unwrap();
-    }
+    write(&dir, "overlay.qcow2");
     let before = content(&open_beside(&dir.join("overlay.qcow2")).unwrap()).unwrap();
     assert!(fail(&dir, 1, &["commit", "overlay.qcow2"]).contains("--references"));
     assert!(fail(&dir, 1, &["commit", "base.raw"]).contains("no backing file"));
@@ -48,4 +45,112 @@ fn an_overlay_is_committed() {
     let map = json(&dir, &["map", "--references", "beside", "--output", "json", "overlay.qcow2"]);
     assert!(map.as_array().unwrap().iter().all(|range| range["depth"] != 0), "{map}");
     assert!(content(&open_beside(&dir.join("overlay.qcow2")).unwrap()).unwrap() == before);
+}
+
+/// Writes data and zeros that differ from a base of ones.
+fn write(dir: &TempDir, name: &str) {
+    let options = OpenOptions::new().reference_policy(ReferencePolicy::Beside);
+    let disk = options.open_disk(dir.join(name)).unwrap();
+    disk.write_all_at(&[7; 1000], 500).unwrap();
+    disk.write_zeros(100_000..300_000).unwrap();
+    disk.close().unwrap();
+}
+
+#[test]
+fn a_backing_file_is_changed() {
+    let dir = TempDir::new();
+    let (old, new) = (vec![1; 1 << 20], Pattern::Islands.make(1 << 20));
+    dir.file("old.raw", &old);
+    dir.file("new.raw", &new);
+    let backing = |name: &str| json(&dir, &["info", "--output", "json", name])["backing-filename"].clone();
+    let disk = |name: &str| content(&open_beside(&dir.join(name)).unwrap()).unwrap();
+    for (name, compress) in [("plain.qcow2", false), ("compressed.qcow2", true)] {
+        succeed(&dir, &["create", "--references", "beside", "-B", "old.raw", name]);
+        write(&dir, name);
+        let before = disk(name);
+        assert!(fail(&dir, 1, &["rebase", "-b", "new.raw", name]).contains("--references"));
+        let mut args = vec!["rebase", "--references", "beside", "-b", "new.raw", name];
+        args.extend(compress.then_some("-c"));
+        assert_eq!(succeed(&dir, &args), "");
+        assert_eq!(backing(name), "new.raw");
+        assert!(disk(name) == before, "{name}");
+        // Only the name, and what was copied is still there.
+        assert!(fail(&dir, 1, &["rebase", "-u", "-b", "old.raw", name]).contains("-F"));
+        succeed(&dir, &["rebase", "-u", "-b", "old.raw", "-F", "raw", name]);
+        assert_eq!(backing(name), "old.raw");
+        assert!(disk(name) == before, "{name}: new.raw differs from old.raw everywhere");
+        succeed(&dir, &["rebase", "--references", "beside", "-b", "", name]);
+        assert!(backing(name).is_null());
+        assert!(disk(name) == before, "{name}");
+    }
+    let map = json(&dir, &["map", "--output", "json", "compressed.qcow2"]);
+    assert!(map.as_array().unwrap().iter().any(|range| range["compressed"] == true), "{map}");
+    assert!(fail(&dir, 1, &["rebase", "-b", "", "-F", "raw", "plain.qcow2"]).contains("-F needs"));
+    assert!(fail(&dir, 1, &["rebase", "-b", "new.raw", "old.raw"]).contains("not supported"));
+}
+
+#[test]
+fn snapshots_are_changed() {
+    let dir = TempDir::new();
+    succeed(&dir, &["create", "disk.qcow2", "1M"]);
+    let names = || {
+        let list = json(&dir, &["snapshot", "-l", "--output", "json", "disk.qcow2"]);
+        list.as_array().unwrap().iter().map(|snapshot| snapshot["name"].to_string()).collect::<Vec<_>>()
+    };
+    succeed(&dir, &["snapshot", "-c", "empty", "disk.qcow2"]);
+    write(&dir, "disk.qcow2");
+    succeed(&dir, &["snapshot", "-c", "written", "disk.qcow2"]);
+    assert_eq!(names(), ["\"empty\"", "\"written\""]);
+    let disk = || content(&open_beside(&dir.join("disk.qcow2")).unwrap()).unwrap();
+    let written = disk();
+    succeed(&dir, &["snapshot", "-a", "empty", "disk.qcow2"]);
+    assert!(disk() == [0; 1 << 20]);
+    succeed(&dir, &["snapshot", "-a", "2", "disk.qcow2"]);
+    assert!(disk() == written);
+    succeed(&dir, &["snapshot", "-d", "empty", "disk.qcow2"]);
+    assert_eq!(names(), ["\"written\""]);
+    assert!(fail(&dir, 1, &["snapshot", "-d", "empty", "disk.qcow2"]).contains("unknown snapshot"));
+    assert!(fail(&dir, 1, &["snapshot", "-c", "a", "-l", "disk.qcow2"]).contains("cannot be used with"));
+}
+
+#[test]
+fn bitmaps_and_options_are_changed() {
+    let dir = TempDir::new();
+    succeed(&dir, &["create", "disk.qcow2", "1M"]);
+    let bitmaps =
+        || json(&dir, &["info", "--output", "json", "disk.qcow2"])["format-specific"]["data"]["bitmaps"].clone();
+    let change = |args: &[&str]| {
+        let mut words = vec!["bitmap", "disk.qcow2"];
+        words.extend(args);
+        succeed(&dir, &words)
+    };
+    change(&["--add", "all"]);
+    write(&dir, "disk.qcow2");
+    change(&["--add", "-g", "128K", "coarse"]);
+    change(&["--merge", "all", "coarse"]);
+    change(&["--disable", "all"]);
+    let bits = OpenOptions::new().open(dir.join("disk.qcow2")).unwrap().bitmaps().unwrap();
+    let of = |index: usize| {
+        let mut byte = [0];
+        bits[index].bits.read_exact_at(&mut byte, 0).unwrap();
+        byte[0]
+    };
+    // 64 KiB of 0, 100_000 to 300_000; 128 KiB of the same.
+    assert_eq!((of(0), of(1)), (0b1_1111, 0b111));
+    drop(bits);
+    let listed = bitmaps();
+    assert_eq!((&listed[0]["flags"], &listed[1]["granularity"]), (&Value::Array(Vec::new()), &(128 << 10).into()));
+    assert!(fail(&dir, 1, &["bitmap", "--merge", "none", "disk.qcow2", "all"]).contains("no bitmap"));
+    assert!(fail(&dir, 1, &["bitmap", "--clear", "-g", "64K", "disk.qcow2", "all"]).contains("--add"));
+    assert!(fail(&dir, 1, &["bitmap", "--clear", "-b", "disk.qcow2", "disk.qcow2", "all"]).contains("--merge"));
+    change(&["--remove", "all"]);
+    change(&["--remove", "coarse"]);
+
+    succeed(&dir, &["amend", "-o", "lazy_refcounts=on", "disk.qcow2"]);
+    let info = json(&dir, &["info", "--output", "json", "disk.qcow2"]);
+    assert_eq!(info["format-specific"]["data"]["lazy-refcounts"], true);
+    succeed(&dir, &["amend", "-o", "lazy_refcounts=off,compat=0.10", "disk.qcow2"]);
+    let info = json(&dir, &["info", "--output", "json", "disk.qcow2"]);
+    assert_eq!(info["format-specific"]["data"]["compat"], "0.10");
+    assert!(fail(&dir, 1, &["amend", "-o", "cluster_size=4k", "disk.qcow2"]).contains("cluster_size"));
 }
