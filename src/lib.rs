@@ -18,6 +18,7 @@
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
 //! - With the feature `disk`, `Disk` is an image that a guest writes to, and that is changed in place: resized, committed, rebased.
 //! - [`compare`] compares the contents of two disks. [`io`] has the storage traits, [`driver`] those for adding formats.
+//! - With the feature `inspect`, `inspect::Policy` judges untrusted images for services that take uploads.
 //! - With the feature `nbd`, disks are read from and written to NBD servers, and exported by one.
 //!
 //! # Architecture
@@ -39,7 +40,7 @@
 //!
 //! ```text
 //! bin/imgconv
-//! convert/  compare  nbd/server      Converter, Preset, the pipeline; the NBD server (the only threads, but for connecting)
+//! convert/  compare  inspect/  nbd/server   Converter, Preset, the pipeline; verdicts; the NBD server (the only threads, but for connecting)
 //! disk/                              Disk, Commit: writing by a guest, and changes in place
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
 //! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
@@ -93,6 +94,8 @@ mod hash;
 mod identifiers;
 mod image;
 mod info;
+#[cfg(feature = "inspect")]
+pub mod inspect;
 pub mod io;
 mod limits;
 mod name;

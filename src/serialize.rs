@@ -25,6 +25,44 @@ impl Serialize for Name {
     }
 }
 
+/// The word of [`Verdict::as_str`](crate::inspect::Verdict::as_str).
+#[cfg(feature = "inspect")]
+impl Serialize for crate::inspect::Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// As `check`, `verdict`, `disk`, `field`, `offset`, `value`, `rule`, where they are known, and `message`.
+#[cfg(feature = "inspect")]
+impl Serialize for crate::inspect::Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("check", self.check)?;
+        map.serialize_entry("verdict", &self.verdict)?;
+        optional(&mut map, "disk", self.disk.as_ref())?;
+        optional(&mut map, "field", self.field.as_ref())?;
+        optional(&mut map, "offset", self.offset)?;
+        optional(&mut map, "value", self.value.as_ref())?;
+        optional(&mut map, "rule", self.rule.as_ref())?;
+        map.serialize_entry("message", &self.message)?;
+        map.end()
+    }
+}
+
+/// As `verdict`, `format`, `virtual-size`, where they are known, and `findings`.
+#[cfg(feature = "inspect")]
+impl Serialize for crate::inspect::Judgement {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("verdict", &self.verdict)?;
+        optional(&mut map, "format", self.format)?;
+        optional(&mut map, "virtual-size", self.virtual_size)?;
+        map.serialize_entry("findings", &self.findings)?;
+        map.end()
+    }
+}
+
 /// As `partition`, `start`, `length`, `content`, `label`, `uuid`, `size`, `free`, where they are known, `unused`, and `kept` with the reason.
 #[cfg(feature = "sparsify")]
 impl Serialize for crate::guest::free::GuestVolume {

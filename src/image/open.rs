@@ -154,7 +154,7 @@ impl OpenOptions {
     }
 
     /// Whether a disk of a package is selected.
-    pub(super) fn selects_disk(&self) -> bool {
+    pub(crate) fn selects_disk(&self) -> bool {
         #[cfg(feature = "packages")]
         return self.member.is_some();
         #[cfg(not(feature = "packages"))]
@@ -183,7 +183,13 @@ impl OpenOptions {
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
     }
 
-    pub(super) fn spool_directory(&self) -> PathBuf {
+    /// Most bytes of a stream that are copied to a temporary file.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn stream_limit(&self) -> u64 {
+        self.limits.virtual_size
+    }
+
+    pub(crate) fn spool_directory(&self) -> PathBuf {
         self.temporary_directory.clone().unwrap_or_else(spool::default_directory)
     }
 

@@ -3,6 +3,7 @@
 mod changes;
 mod content;
 mod in_place;
+mod inspect;
 mod luks;
 mod manual;
 mod preset;

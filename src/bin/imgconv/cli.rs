@@ -10,8 +10,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
 use crate::{
-    amend, bitmap, check, commit, compare, convert, create, formats, hash, info, manual, map, measure, qemu, rebase,
-    resize, serve, snapshot,
+    amend, bitmap, check, commit, compare, convert, create, formats, hash, info, inspect, manual, map, measure, qemu,
+    rebase, resize, serve, snapshot,
 };
 
 /// Convert, create and inspect virtual disk images
@@ -35,7 +35,7 @@ Referenced files (backing files, parents, data files, extents) are opened only w
 --references beside or --references any.
 
 Exit codes: 0 success, 1 failure, 128 + n terminated by signal n. The commands check,
-compare and convert define others, see their help.";
+compare, convert and inspect define others, see their help.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -43,6 +43,7 @@ pub enum Command {
     Info(info::Args),
     Create(create::Args),
     Check(check::Args),
+    Inspect(inspect::Args),
     Compare(compare::Args),
     Map(map::Args),
     Measure(measure::Args),
@@ -68,6 +69,7 @@ impl Command {
             Command::Info(args) => args.run(),
             Command::Create(args) => args.run(),
             Command::Check(args) => args.run(),
+            Command::Inspect(args) => args.run(),
             Command::Compare(args) => args.run(),
             Command::Map(args) => args.run(),
             Command::Measure(args) => args.run(),
@@ -93,6 +95,7 @@ impl Command {
             Command::Info(args) => args.input.output.style,
             Command::Create(args) => args.output.style,
             Command::Check(args) => args.input.output.style,
+            Command::Inspect(args) => args.output.style,
             Command::Compare(args) => args.output.style,
             Command::Map(args) => args.input.output.style,
             Command::Measure(args) => args.output.style,
@@ -130,7 +133,11 @@ pub fn parse(words: &[OsString]) -> Result<Command, ExitCode> {
         _ => {
             let subcommand = words.get(1).and_then(|word| word.to_str()).unwrap_or_default();
             let failure = Failure::usage(one_line(&error.to_string()));
-            let failure = if subcommand == compare::NAME { failure.exit(compare::FAILED) } else { failure };
+            let failure = match subcommand {
+                compare::NAME => failure.exit(compare::FAILED),
+                inspect::NAME => failure.exit(inspect::UNKNOWN),
+                _ => failure,
+            };
             failure.report(requested_style(words))
         }
     })

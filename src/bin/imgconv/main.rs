@@ -19,6 +19,7 @@ mod failure;
 mod formats;
 mod hash;
 mod info;
+mod inspect;
 mod location;
 mod manual;
 mod map;

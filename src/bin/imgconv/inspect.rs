@@ -1,0 +1,137 @@
+//! `imgconv inspect`
+
+use std::fs;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use diskimage::inspect::{Judgement, Policy, Verdict};
+use diskimage::{Error, Format, OpenOptions};
+use serde_json::{Map, Value};
+
+use crate::args::{self, Endpoint, Output, PackageArgs, ReferenceArgs};
+use crate::failure::{Failure, Outcome};
+use crate::location::{self, Location};
+use crate::output::{self, Style, printable};
+use crate::signals::Interrupt;
+use crate::streams;
+
+/// The subcommand as it is typed.
+pub const NAME: &str = "inspect";
+
+/// Judge whether an untrusted image can be accepted
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// What is accepted: default, glance, nova, strict, or a TOML file
+    #[arg(long, value_name = "POLICY", default_value = "default")]
+    policy: String,
+
+    /// Format of FILE [default: detected]
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    references: ReferenceArgs,
+
+    #[command(flatten)]
+    package: PackageArgs,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// Image file, its http or https URL, or - for standard input
+    #[arg(value_parser = args::endpoint())]
+    file: Endpoint,
+}
+
+const AFTER_HELP: &str = "\
+No other file is opened: one that the image names is a reason to refuse it. A policy file
+has keys such as like = \"glance\", formats = [\"raw\", \"qcow2\"], virtual-size = \"2T\",
+snapshots = false; the documentation of the library lists keys and checks.
+
+Exit codes:
+  0   safe: the policy accepts the image
+  1   unsafe: the policy refuses it
+  2   unknown: the image could not be examined to the end
+
+Examples:
+  imgconv inspect upload.qcow2
+  imgconv inspect --policy strict --output json upload.vmdk
+  curl -s https://example.com/disk.qcow2 | imgconv inspect --policy policy.toml -";
+
+/// Also of any other failure: nothing is known of the image.
+pub const UNKNOWN: u8 = 2;
+
+impl Args {
+    pub fn run(&self) -> Outcome {
+        self.judge().map_err(|failure| failure.exit(UNKNOWN))
+    }
+
+    fn judge(&self) -> Outcome {
+        let policy = self.policy()?;
+        let options = self.package.select(self.references.options(self.format)?);
+        let judgement = match &self.file {
+            Endpoint::Stream => judge_stream(&policy, &options)?,
+            Endpoint::File(path) => match Location::find(path)? {
+                Location::File(path) => policy.judge(&options, path),
+                Location::Nbd(client) => policy.judge_source(&options, client),
+                Location::Url(url) => policy.judge_source(&options, options.url_source(&url)?),
+            },
+        };
+        match self.output.style {
+            Style::Json => output::print_json(&self.json(&judgement))?,
+            Style::Human => output::print(&human(&judgement))?,
+        }
+        Ok(ExitCode::from(match judgement.verdict {
+            Verdict::Safe => 0,
+            Verdict::Unsafe => 1,
+            Verdict::Unknown => UNKNOWN,
+        }))
+    }
+
+    /// The policy of this name, or else in the file of this name.
+    fn policy(&self) -> Result<Policy, Failure> {
+        if Policy::names().any(|name| name == self.policy) {
+            return Ok(Policy::built_in(&self.policy)?);
+        }
+        let text = fs::read_to_string(&self.policy)
+            .map_err(|error| Failure::usage(format!("{}: reading the policy: {error}", printable(&self.policy))))?;
+        Policy::parse(&text).map_err(|error| Failure::usage(format!("{}: {error}", printable(&self.policy))))
+    }
+
+    fn json(&self, judgement: &Judgement) -> Value {
+        let mut object = match serde_json::to_value(judgement) {
+            Ok(Value::Object(object)) => object,
+            _ => Map::new(),
+        };
+        if let Endpoint::File(path) = &self.file {
+            object.shift_insert(0, "filename".into(), location::shown(path).to_string_lossy().into());
+        }
+        Value::Object(object)
+    }
+}
+
+/// A stream is copied to a temporary file, unless it is a file.
+fn judge_stream(policy: &Policy, options: &OpenOptions) -> Result<Judgement, Failure> {
+    if let Some(file) = streams::input_file() {
+        return Ok(policy.judge_source(options, Arc::new(file)));
+    }
+    let interrupt = Interrupt::register()?;
+    let judgement = policy.judge_stream(options, streams::input(interrupt.flag())?);
+    match interrupt.flag().load(Ordering::Relaxed) {
+        true => Err(interrupt.failure(Error::Cancelled)),
+        false => Ok(judgement),
+    }
+}
+
+/// The verdict, and a line for each finding.
+fn human(judgement: &Judgement) -> String {
+    let mut text = format!("{}\n", judgement.verdict.as_str());
+    for finding in &judgement.findings {
+        let disk = finding.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
+        let unknown = if finding.verdict == Verdict::Unknown { " (cannot tell)" } else { "" };
+        text.push_str(&format!("  {}: {disk}{}{unknown}\n", finding.check, printable(&finding.message)));
+    }
+    text
+}

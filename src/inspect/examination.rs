@@ -1,0 +1,295 @@
+//! The examination of one file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::policy::name_of;
+use super::{Finding, Judgement, Policy};
+use crate::driver::CheckReport;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::guest::{self, ContentKind};
+use crate::image::{Image, Inspection, OpenOptions, ReferencePolicy};
+use crate::info::{ImageInfo, Value};
+use crate::io::{FileSource, ReadAt};
+#[cfg(feature = "packages")]
+use crate::package::Package;
+
+/// Findings of a check of the metadata that are told one by one.
+const CHECK_MESSAGES: usize = 100;
+
+/// Where the file is.
+pub(super) enum Place<'a> {
+    Path(&'a Path),
+    Source(Arc<dyn ReadAt>),
+}
+
+/// A file that is examined, and what was found until now.
+pub(super) struct Examination<'a> {
+    policy: &'a Policy,
+    options: OpenOptions,
+    place: Place<'a>,
+    judgement: Judgement,
+}
+
+impl<'a> Examination<'a> {
+    pub fn new(policy: &'a Policy, options: &OpenOptions, place: Place<'a>) -> Self {
+        let options = options.clone().reference_policy(ReferencePolicy::Deny).without_backing(true);
+        Examination { policy, options, place, judgement: Judgement::default() }
+    }
+
+    pub fn judge(mut self) -> Judgement {
+        if let Err(error) = self.examine() {
+            self.add(Finding::from(&error));
+        }
+        self.judgement
+    }
+
+    fn add(&mut self, finding: Finding) {
+        self.judgement.verdict = self.judgement.verdict.max(finding.verdict);
+        self.judgement.findings.push(finding);
+    }
+
+    /// Adds the finding, unless the policy accepts it.
+    fn add_unless(&mut self, accepted: bool, finding: impl FnOnce() -> Finding) {
+        if !accepted {
+            self.add(finding());
+        }
+    }
+
+    fn examine(&mut self) -> Result<()> {
+        #[cfg(feature = "packages")]
+        if !self.options.selects_disk()
+            && let Some(package) = self.package()?
+        {
+            self.examine_package(&package);
+            return Ok(());
+        }
+        let inspection = self.inspect()?;
+        self.judgement.format = Some(inspection.format.name());
+        self.judgement.virtual_size = Some(inspection.info.virtual_size);
+        self.examine_file(&inspection)?;
+        self.examine_properties(&inspection.info);
+        self.examine_metadata(&inspection)
+    }
+
+    /// Each disk is examined; without a permission for packages too, for the reasons that it adds.
+    #[cfg(feature = "packages")]
+    fn examine_package(&mut self, package: &Package) {
+        let Policy { packages, compressed, warnings, .. } = *self.policy;
+        self.judgement.format = Some(package.kind);
+        self.add_unless(packages, || {
+            let message = format!("{} package with {} disks", package.kind, package.disks.len());
+            Finding::refused("packages", message).with(package.kind, "a disk that is not in a package")
+        });
+        self.add_unless(compressed || package.compression.is_empty(), || {
+            Finding::refused("compression", "compressed package")
+        });
+        for warning in &package.warnings {
+            self.add_unless(warnings, || Finding::refused("warnings", &**warning));
+        }
+        // The extents of a disk are in the package.
+        let policy = Policy { external_files: true, packages: true, ..self.policy.clone() };
+        for (index, disk) in package.disks.iter().enumerate() {
+            let options = self.options.clone().member((index + 1).to_string());
+            let place = match &self.place {
+                Place::Path(path) => Place::Path(path),
+                Place::Source(source) => Place::Source(source.clone()),
+            };
+            let judged = Examination { policy: &policy, options, place, judgement: Judgement::default() }.judge();
+            self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
+            for finding in judged.findings {
+                self.add(Finding { disk: Some(disk.name.clone()), ..finding });
+            }
+        }
+    }
+
+    /// What the file is.
+    fn examine_file(&mut self, inspection: &Inspection) -> Result<()> {
+        let policy = self.policy;
+        let (format, file_len) = (inspection.format, inspection.file_len);
+        for layer in &inspection.compression {
+            self.add_unless(policy.compressed, || {
+                Finding::refused("compression", format!("compressed with {}", layer.name))
+                    .with(layer.name, "not compressed")
+            });
+        }
+        self.add_unless(Policy::accepts(policy.formats.as_deref(), format.name()), || {
+            let accepted = policy.formats.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Finding::refused("format", format!("the format is {format}")).with(format, format!("one of {accepted}"))
+        });
+        let content = name_of(inspection.content);
+        self.add_unless(format != Format::RAW || Policy::accepts(policy.content.as_deref(), content), || {
+            let accepted = policy.content.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+            Finding::refused("content", format!("the disk is a {content}")).with(content, format!("one of {accepted}"))
+        });
+        if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
+            self.examine_signatures(format)?;
+        }
+        self.examine_size("file-size", "the file", file_len, policy.file_size);
+        let size = inspection.info.virtual_size;
+        if let Some(most) = policy.expansion {
+            self.add_unless(size <= file_len.saturating_mul(most), || {
+                let message = format!("the disk of {size} bytes is in a file of {file_len} bytes");
+                Finding::refused("expansion", message).with(size / file_len.max(1), format!("at most {most} times"))
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the file starts with metadata, and not with what the guest writes.
+    fn starts_with_metadata(&self, inspection: &Inspection) -> bool {
+        let is_fixed = |value: &Value| *value == Value::from("fixed");
+        !matches!(inspection.format.name(), "raw" | "dmg" | "luks")
+            && !inspection.info.property("subformat").is_some_and(is_fixed)
+    }
+
+    /// An image that other programs take for an optical disc or for a disk with partitions.
+    fn examine_signatures(&mut self, format: Format) -> Result<()> {
+        let source: Arc<dyn ReadAt> = match &self.place {
+            #[cfg(feature = "packages")]
+            _ if self.options.selects_disk() => return Ok(()),
+            Place::Path(path) if path.is_dir() => return Ok(()),
+            Place::Path(path) => Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?),
+            Place::Source(source) => source.clone(),
+        };
+        if let Some(content) = guest::content(&source, 0)? {
+            let is_disk = content.kind == ContentKind::OpticalDisc || content.name.ends_with("partition table");
+            self.add_unless(!is_disk, || {
+                let message = format!("the {format} image has the signature of {}, too", content.name);
+                Finding::refused("signatures", message).with(content.name, "the signature of one format")
+            });
+        }
+        Ok(())
+    }
+
+    fn examine_size(&mut self, check: &'static str, what: &str, size: u64, most: Option<u64>) {
+        if let Some(most) = most {
+            self.add_unless(size <= most, || {
+                Finding::refused(check, format!("{what} has {size} bytes")).with(size, format!("at most {most}"))
+            });
+        }
+    }
+
+    /// What the header and the like say.
+    fn examine_properties(&mut self, info: &ImageInfo) {
+        let policy = self.policy;
+        if let Some(Value::Text(subformat)) = info.property("create-type") {
+            let subformat = subformat.to_text();
+            self.add_unless(Policy::accepts(policy.vmdk_subformats.as_deref(), &subformat), || {
+                let accepted =
+                    policy.vmdk_subformats.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let message = format!("the subformat is {subformat}");
+                Finding::refused("subformats", message).with(subformat, format!("one of {accepted}"))
+            });
+        }
+        for reference in info.backing.iter().chain(&info.files) {
+            self.add_unless(policy.external_files, || {
+                let message = format!("the image names a {}: {}", reference.role, reference.name);
+                Finding::refused("external-files", message).with(&reference.name, format!("no {}", reference.role))
+            });
+        }
+        if let Some(encryption) = info.encryption {
+            self.add_unless(policy.encrypted, || {
+                Finding::refused("encryption", format!("encrypted ({encryption})")).with(encryption, "not encrypted")
+            });
+        }
+        self.add_unless(policy.unclosed || !info.dirty, || {
+            Finding::refused("closed", "the image was not closed by its writer")
+        });
+        self.add_unless(!info.corrupt, || Finding::refused("corrupt", "the image is marked as corrupt"));
+        self.examine_size("virtual-size", "the disk", info.virtual_size, policy.virtual_size);
+        self.add_unless(policy.snapshots || info.snapshots.is_empty(), || {
+            let count = info.snapshots.len();
+            Finding::refused("snapshots", format!("the image has {count} internal snapshots")).with(count, "none")
+        });
+        self.add_unless(!info.snapshots_unreadable, || Finding::refused("snapshots", "the snapshots cannot be read"));
+        for snapshot in &info.snapshots {
+            self.examine_size("virtual-size", "a snapshot", snapshot.virtual_size, policy.virtual_size);
+        }
+        for warning in &info.warnings {
+            self.add_unless(policy.warnings, || Finding::refused("warnings", &**warning));
+        }
+    }
+
+    /// The tables, by the check of the driver, or else by reading them to the end.
+    fn examine_metadata(&mut self, inspection: &Inspection) -> Result<()> {
+        if !inspection.info.files.is_empty() {
+            // They are in files that are not opened.
+            return Ok(());
+        }
+        // A check goes on after a fault, and tells it in words only.
+        let image = match self.open() {
+            Err(error) if matches!(error.root(), Error::Secret { .. }) => None,
+            image => Some(image?),
+        };
+        if inspection.format.can_check() {
+            let report = self.check()?;
+            self.examine_report(&report);
+            return Ok(());
+        }
+        let Some(image) = image else { return Ok(()) };
+        for span in image.spans(0..image.virtual_size()) {
+            span?;
+        }
+        Ok(())
+    }
+
+    fn examine_report(&mut self, report: &CheckReport) {
+        let leaks = self.policy.leaks;
+        let mut told = [0; 3];
+        for message in report.messages.iter().take(CHECK_MESSAGES) {
+            let (severity, finding) = match message.split_once(": ").unwrap_or(("", message)) {
+                ("Leaked", text) => (0, (!leaks).then(|| Finding::refused("leaks", text))),
+                ("ERROR", text) => (1, Some(Finding::refused("metadata", text))),
+                ("Not checked", text) => (2, Some(Finding::unknown("metadata", text))),
+                // Notes say what the properties said.
+                _ => continue,
+            };
+            if let (Some(finding), Some(told)) = (finding, told.get_mut(severity)) {
+                *told += 1;
+                self.add(finding);
+            }
+        }
+        // Each kind has a finding at least, whatever the messages are.
+        let [leaks_told, corruptions_told, errors_told] = told;
+        self.add_unless(leaks || report.leaks == 0 || leaks_told > 0, || {
+            Finding::refused("leaks", format!("{} clusters are allocated, but not used", report.leaks))
+        });
+        self.add_unless(report.corruptions == 0 || corruptions_told > 0, || {
+            Finding::refused("metadata", format!("{} errors", report.corruptions))
+        });
+        self.add_unless(report.check_errors == 0 || errors_told > 0, || {
+            Finding::unknown("metadata", format!("{} parts could not be checked", report.check_errors))
+        });
+    }
+
+    #[cfg(feature = "packages")]
+    fn package(&self) -> Result<Option<Package>> {
+        match &self.place {
+            Place::Path(path) => self.options.package(path),
+            Place::Source(source) => self.options.package_source(source.clone()),
+        }
+    }
+
+    fn inspect(&self) -> Result<Inspection> {
+        match &self.place {
+            Place::Path(path) => self.options.inspect(path),
+            Place::Source(source) => self.options.inspect_source(source.clone()),
+        }
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        match &self.place {
+            Place::Path(path) => self.options.check(path),
+            Place::Source(source) => self.options.check_source(source.clone()),
+        }
+    }
+
+    fn open(&self) -> Result<Image> {
+        match &self.place {
+            Place::Path(path) => self.options.open(path),
+            Place::Source(source) => self.options.open_source(source.clone()),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+use std::sync::Arc;
+
+use super::{Judgement, Policy, Verdict};
+use crate::io::MemFile;
+use crate::{OpenOptions, Result};
+
+fn judge(policy: &Policy, bytes: Vec<u8>) -> Judgement {
+    policy.judge_source(&OpenOptions::new(), Arc::new(MemFile::from(bytes)))
+}
+
+fn checks(judgement: &Judgement) -> Vec<&'static str> {
+    judgement.findings.iter().map(|finding| finding.check).collect()
+}
+
+/// A disk with the signature of an optical disc.
+fn optical_disc() -> Vec<u8> {
+    let mut disc = vec![0; 64 << 10];
+    disc[0x8001..0x8006].copy_from_slice(b"CD001");
+    disc
+}
+
+#[test]
+fn raw_disks_are_judged_by_their_content() -> Result<()> {
+    let default = Policy::default();
+    assert_eq!(judge(&default, optical_disc()).verdict, Verdict::Safe);
+    let disks_only = Policy::parse("content = ['disk']")?;
+    let judged = judge(&disks_only, optical_disc());
+    assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["content"]));
+    assert_eq!(judged.findings[0].value.as_deref(), Some("optical-disc"));
+    assert_eq!(judge(&disks_only, vec![1; 512]).verdict, Verdict::Safe);
+    Ok(())
+}
+
+#[test]
+fn sizes_are_limited() -> Result<()> {
+    let policy = Policy::parse("virtual-size = 4096\nfile-size = 4096\nexpansion = 1")?;
+    assert_eq!(judge(&policy, vec![0; 4096]).verdict, Verdict::Safe);
+    assert_eq!(checks(&judge(&policy, vec![0; 4608])), ["file-size", "virtual-size"]);
+    Ok(())
+}
+
+#[test]
+fn what_is_no_disk_is_refused() {
+    let markup = b"<html><body>Not found</body></html>".repeat(20);
+    let judged = judge(&Policy::default(), markup);
+    assert_eq!((judged.verdict, checks(&judged), judged.format), (Verdict::Unsafe, vec!["format"], None));
+}
+
+#[cfg(all(feature = "qcow2", feature = "write"))]
+mod qcow2 {
+    use super::*;
+    use crate::{Converter, Format, Options};
+
+    fn image(options: &str) -> Vec<u8> {
+        let mut list = Options::new();
+        list.add_list(options);
+        let file = Arc::new(MemFile::new());
+        Converter::new(Format::QCOW2).options(list).create_to(1 << 20, file.clone()).unwrap();
+        file.to_vec()
+    }
+
+    #[test]
+    fn a_good_image_is_safe_in_every_policy() -> Result<()> {
+        for name in Policy::names() {
+            let judged = judge(&Policy::built_in(name)?, image(""));
+            assert_eq!(
+                judged,
+                Judgement {
+                    verdict: Verdict::Safe,
+                    format: Some("qcow2"),
+                    virtual_size: Some(1 << 20),
+                    findings: vec![]
+                },
+                "{name}"
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn each_damage_has_its_check() {
+        // The field, its new value, the verdict and the check.
+        let cases: [(usize, &[u8], Verdict, &str); 6] = [
+            // The version.
+            (4, &[0, 0, 0, 9], Verdict::Unknown, "features"),
+            // An incompatible feature without a name.
+            (72, &[0, 0, 0, 0, 0, 0, 1, 0], Verdict::Unknown, "features"),
+            (72, &[0, 0, 0, 0, 0, 0, 0, 2], Verdict::Unsafe, "corrupt"),
+            // The offset of the L1 table.
+            (40, &[0, 0, 0, 0, 0, 0xff, 0, 0], Verdict::Unsafe, "structure"),
+            // The reference count of the header, in the refcount block.
+            (2 << 16, &[0, 0], Verdict::Unsafe, "metadata"),
+            // The virtual size: 2^63.
+            (24, &[0x80, 0, 0, 0, 0, 0, 0, 0], Verdict::Unsafe, "limits"),
+        ];
+        for (at, bytes, verdict, check) in cases {
+            let mut file = image("");
+            file[at..at + bytes.len()].copy_from_slice(bytes);
+            let judged = judge(&Policy::default(), file);
+            assert_eq!(
+                (judged.verdict, checks(&judged).contains(&check)),
+                (verdict, true),
+                "{at}: {:?}",
+                judged.findings
+            );
+        }
+    }
+
+    #[test]
+    fn an_image_that_is_a_disc_too_is_refused() {
+        let mut file = image("");
+        file[0x8001..0x8006].copy_from_slice(b"CD001");
+        assert_eq!(checks(&judge(&Policy::default(), file)), ["signatures"]);
+    }
+
+    #[test]
+    fn the_dirty_bit_is_for_the_policy() -> Result<()> {
+        let mut file = image("lazy_refcounts=on");
+        file[72 + 7] = 1;
+        assert_eq!(judge(&Policy::default(), file.clone()).verdict, Verdict::Safe);
+        assert_eq!(checks(&judge(&Policy::built_in("strict")?, file)), ["closed"]);
+        Ok(())
+    }
+}

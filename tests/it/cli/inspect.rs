@@ -1,0 +1,111 @@
+//! The verdict of `imgconv inspect`.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::{IMGCONV, fail, imgconv, parse, succeed};
+use crate::support::TempDir;
+use crate::support::pattern::Pattern;
+
+/// The exit code, the verdict, and the checks that found something.
+fn judge(dir: &TempDir, args: &[&str]) -> (i32, String, Vec<String>) {
+    let mut words = vec!["inspect", "--output", "json"];
+    words.extend(args);
+    let done = imgconv(dir, &words);
+    assert!(done.stderr.is_empty(), "{args:?}: {}", String::from_utf8_lossy(&done.stderr));
+    let judgement = parse(&String::from_utf8(done.stdout).unwrap());
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let checks = judgement["findings"].as_array().unwrap().iter().map(|finding| text(&finding["check"])).collect();
+    (done.status.code().unwrap(), text(&judgement["verdict"]), checks)
+}
+
+fn is(exit: i32, verdict: &str, checks: &[&str]) -> (i32, String, Vec<String>) {
+    (exit, verdict.to_owned(), checks.iter().map(|check| (*check).to_owned()).collect())
+}
+
+#[test]
+fn images_of_every_format_are_judged() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    succeed(&dir, &["convert", "disk.raw", "disk.qcow2"]);
+    let safe = is(0, "safe", &[]);
+    for name in ["disk.raw", "disk.qcow2", "disk.vmdk", "disk.vhd", "disk.vhdx", "disk.vdi"] {
+        if !dir.join(name).exists() {
+            succeed(&dir, &["convert", "disk.raw", name]);
+        }
+        for policy in ["default", "glance", "nova", "strict"] {
+            assert_eq!(judge(&dir, &["--policy", policy, name]), safe, "{name}, {policy}");
+        }
+    }
+    for (name, check) in [("disk.qed", "format"), ("disk.hds", "format"), ("disk.ova", "packages")] {
+        succeed(&dir, &["convert", "disk.raw", name]);
+        assert_eq!(judge(&dir, &[name]), safe, "{name}");
+        assert_eq!(judge(&dir, &["--policy", "glance", name]), is(1, "unsafe", &[check]), "{name}");
+    }
+    succeed(&dir, &["convert", "disk.raw", "disk.raw.gz"]);
+    assert_eq!(judge(&dir, &["disk.raw.gz"]), safe);
+    assert_eq!(judge(&dir, &["--policy", "nova", "disk.raw.gz"]), is(1, "unsafe", &["compression"]));
+    assert_eq!(succeed(&dir, &["inspect", "disk.qcow2"]), "safe\n");
+}
+
+#[test]
+fn other_files_are_not_opened() {
+    let dir = TempDir::new();
+    dir.file("base.raw", &[7; 1 << 20]);
+    succeed(&dir, &["create", "-B", "base.raw", "overlay.qcow2"]);
+    succeed(&dir, &["convert", "-o", "subformat=monolithicFlat", "base.raw", "flat.vmdk"]);
+    succeed(&dir, &["convert", "-o", "data_file=disk.data", "base.raw", "data.qcow2"]);
+    // A permission to open them is not one to do so here.
+    for name in ["overlay.qcow2", "flat.vmdk", "data.qcow2"] {
+        assert_eq!(judge(&dir, &["--references", "any", name]), is(1, "unsafe", &["external-files"]), "{name}");
+    }
+    dir.file("policy.toml", b"external-files = true");
+    fs::remove_file(dir.join("base.raw")).unwrap();
+    fs::remove_file(dir.join("disk.data")).unwrap();
+    for name in ["overlay.qcow2", "data.qcow2"] {
+        assert_eq!(judge(&dir, &["--policy", "policy.toml", name]), is(0, "safe", &[]), "{name}");
+    }
+}
+
+#[test]
+fn a_stream_is_judged() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    succeed(&dir, &["convert", "disk.raw", "disk.vhd"]);
+    dir.file("policy.toml", b"file-size = '64K'");
+    let from = |pipe: bool, args: &[&str]| {
+        let stdin = match pipe {
+            true => Command::new("cat")
+                .arg(dir.join("disk.vhd"))
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+                .stdout
+                .unwrap()
+                .into(),
+            false => Stdio::from(fs::File::open(dir.join("disk.vhd")).unwrap()),
+        };
+        let mut program = Command::new(IMGCONV);
+        let done = program.arg("inspect").args(args).arg("-").current_dir(dir.path()).stdin(stdin).output().unwrap();
+        assert!(done.stderr.is_empty(), "{}", String::from_utf8_lossy(&done.stderr));
+        (done.status.code().unwrap(), String::from_utf8(done.stdout).unwrap())
+    };
+    for pipe in [true, false] {
+        assert_eq!(from(pipe, &[]), (0, "safe\n".to_owned()));
+        let (exit, text) = from(pipe, &["--policy", "policy.toml"]);
+        assert!(exit == 1 && text.starts_with("unsafe\n  file-size: "), "{exit}: {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_safe() {
+    let dir = TempDir::new();
+    assert_eq!(judge(&dir, &["missing.qcow2"]), is(2, "unknown", &["readable"]));
+    dir.file("disk.raw", &[0; 512]);
+    assert!(fail(&dir, 2, &["inspect", "--policy", "lax", "disk.raw"]).contains("lax"));
+    assert!(fail(&dir, 2, &["inspect", "--polisy", "nova", "disk.raw"]).contains("--polisy"));
+    dir.file("bad.toml", b"snapshot = 1");
+    assert!(fail(&dir, 2, &["inspect", "--policy", "bad.toml", "disk.raw"]).contains("snapshot"));
+}
