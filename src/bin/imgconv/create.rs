@@ -55,7 +55,7 @@ pub struct Args {
         long,
         value_name = "TYPE",
         value_parser = str::parse::<FileSystem>,
-        conflicts_with = "backing",
+        conflicts_with = "base",
         verbatim_doc_comment
     )]
     fs: Option<FileSystem>,

@@ -15,6 +15,7 @@ mod convert;
 mod create;
 mod failure;
 mod formats;
+mod guest;
 mod hash;
 mod info;
 mod location;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use diskimage::mkfs::{DiskOptions, FileSystem, PartitionScheme};
 use diskimage::{Converter, Format, Identifiers, Image, OpenOptions};
 
-use crate::support::tools::{find, output, run, skip};
+use crate::support::tools::{find, output, run};
 use crate::support::{Random, TempDir};
 
 const MIB: u64 = 1 << 20;
@@ -212,52 +212,52 @@ fn partition_tables_are_in_order() {
             assert!(size - start - len < 2 * MIB);
             let volumes = Image::open(&path).unwrap().volumes().unwrap();
             let [volume] = volumes.as_slice() else { panic!("{volumes:?}") };
-            assert_eq!((volume.range.clone(), volume.kept.as_deref()), (start..start + len, None));
+            assert_eq!(volume.range, start..start + len);
+            // A FAT without a directory does not tell where its clusters begin, so that none of it counts as free.
+            assert!(volume.kept.is_none() || system == "vfat", "{:?}", volume.kept);
             assert_eq!(volume.label.to_text(), "LABEL");
         }
     }
 }
 
-/// The kernel writes into each file system, if this test may mount it.
+/// As far as this kernel has the file system, and the test may mount it.
 #[test]
 fn the_kernel_writes_into_new_file_systems() {
-    if find("mounted file systems", &["mount"]).is_none() {
-        return;
-    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let may_mount = Path::new("/dev/loop-control").exists() && output("id", &["-u"]).stdout == b"0\n";
     let dir = TempDir::new();
     let mount = dir.join("mount");
     fs::create_dir(&mount).unwrap();
-    for (system, size, fsck) in [
-        ("ext4", 8 * MIB, "e2fsck"),
-        ("ext4", 130 * MIB, "e2fsck"),
-        ("ext4", 600 * MIB, "e2fsck"),
-        ("ext4", 200 * GIB, "e2fsck"),
-        ("vfat", 8 * MIB, "fsck.vfat"),
-        ("vfat", 40 * MIB, "fsck.vfat"),
-        ("vfat", 600 * MIB, "fsck.vfat"),
+    for (system, size) in [
+        ("ext4", 8 * MIB),
+        ("ext4", 130 * MIB),
+        ("ext4", 600 * MIB),
+        ("ext4", 200 * GIB),
+        ("vfat", 8 * MIB),
+        ("vfat", 40 * MIB),
+        ("vfat", 600 * MIB),
     ] {
-        let path = made_here(&dir, system, PartitionScheme::None, size);
-        let mounted = output("mount", &["-o", "loop", "-t", system, path.to_str().unwrap(), mount.to_str().unwrap()]);
-        if !mounted.status.success() {
-            let said = String::from_utf8_lossy(&mounted.stderr).into_owned();
-            if said.contains("unknown filesystem") || said.contains("permi") || said.contains("loop device") {
-                eprintln!("{system} cannot be mounted here: {said}");
-                continue;
-            }
-            skip("mounted file systems", "mounting");
-            panic!("{system} of {size} bytes: {said}");
+        if !may_mount || !known.lines().any(|line| line.split('\t').nth(1) == Some(system)) {
+            eprintln!("SKIPPED: {system} cannot be mounted here");
+            continue;
         }
-        let data: Vec<u8> = (0..3 * MIB).map(|byte| (byte * 7 >> 3) as u8).collect();
+        let path = made_here(&dir, system, PartitionScheme::None, size);
+        let [disk, directory] = [&path, &mount].map(|path| path.to_str().unwrap());
+        run("mount", &["-o", "loop", "-t", system, disk, directory]);
+        let data: Vec<u8> = (0..MIB).map(|byte| (byte * 7 >> 3) as u8).collect();
         fs::create_dir(mount.join("directory")).unwrap();
         for index in 0..20 {
             fs::write(mount.join(format!("directory/file{index}")), &data[index..100_000 * (index % 3 + 1)]).unwrap();
         }
         fs::remove_file(mount.join("directory/file3")).unwrap();
-        run("umount", &[&mount]);
-        run(fsck, &[if fsck == "e2fsck" { "-fn" } else { "-n" }, path.to_str().unwrap()]);
-        run("mount", &["-o", "loop,ro", "-t", system, path.to_str().unwrap(), mount.to_str().unwrap()]);
-        let read = fs::read(mount.join("directory/file8")).unwrap();
-        run("umount", &[&mount]);
-        assert!(read == data[8..300_000], "{system} of {size} bytes");
+        run("umount", &[directory]);
+        match system {
+            "ext4" => run("e2fsck", &["-fn", disk]),
+            _ => run("fsck.vfat", &["-n", disk]),
+        };
+        run("mount", &["-o", "loop,ro", "-t", system, disk, directory]);
+        let read = fs::read(mount.join("directory/file8"));
+        run("umount", &[directory]);
+        assert!(read.unwrap() == data[8..300_000], "{system} of {size} bytes");
     }
 }
