@@ -10,7 +10,7 @@ use crate::output;
 #[derive(Clone, Debug, clap::Args)]
 pub struct SparsifyArgs {
     /// Leave out what the file systems of the disk do not use: ext2, ext3,
-    /// ext4, XFS, btrfs, NTFS, FAT and swap, as far as they are clean.
+    /// ext4, XFS, btrfs, NTFS, exFAT, FAT and swap, if they are clean.
     /// Deleted files are gone from the result. With =strict, fail if a
     /// volume cannot be looked into
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "clean")]
