@@ -19,6 +19,7 @@
 //! - With the feature `disk`, `Disk` is an image that a guest writes to, and that is changed in place: resized, committed, rebased.
 //! - [`compare`] compares the contents of two disks. [`io`] has the storage traits, [`driver`] those for adding formats.
 //! - With the feature `inspect`, `inspect::Policy` judges untrusted images for services that take uploads.
+//! - With the feature `mkfs`, new disks have a file system.
 //! - With the feature `nbd`, disks are read from and written to NBD servers, and exported by one.
 //!
 //! # Architecture
@@ -43,7 +44,7 @@
 //! convert/  compare  inspect/  nbd/server   Converter, Preset, the pipeline; verdicts; the NBD server (the only threads, but for connecting)
 //! disk/                              Disk, Commit: writing by a guest, and changes in place
 //! image/                             Image, spans, reader, OpenOptions, reference policy, overlap tracking
-//! guest/  package/                   what a disk holds: partitions, file systems; disks in tar and OVF packages
+//! guest/  package/  mkfs/            what a disk holds: partitions, file systems; disks in tar and OVF packages; new file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, SparseUpdate, Extent, Placement, contexts
 //! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  name
@@ -98,6 +99,8 @@ mod info;
 pub mod inspect;
 pub mod io;
 mod limits;
+#[cfg(feature = "mkfs")]
+pub mod mkfs;
 mod name;
 #[cfg(feature = "nbd")]
 pub mod nbd;

@@ -2,6 +2,7 @@
 
 mod changes;
 mod content;
+mod guest;
 mod in_place;
 mod inspect;
 mod luks;

@@ -37,9 +37,20 @@ Referenced files (backing files, parents, data files, extents) are opened only w
 Exit codes: 0 success, 1 failure, 128 + n terminated by signal n. The commands check,
 compare, convert and inspect define others, see their help.";
 
+const SPARSIFY_HELP: &str = "\
+The same as imgconv convert --sparsify, with all of its options. SOURCE remains as it is.
+imgconv measure --sparsify tells the size of the result beforehand.
+
+Examples:
+  imgconv sparsify disk.raw small.qcow2
+  imgconv sparsify -c -o compression_type=zstd disk.qcow2 small.qcow2";
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Convert(convert::Args),
+    /// Convert an image without what its file systems do not use
+    #[command(after_help = SPARSIFY_HELP)]
+    Sparsify(convert::Args),
     Info(info::Args),
     Create(create::Args),
     Check(check::Args),
@@ -66,6 +77,7 @@ impl Command {
     pub fn run(&self) -> Outcome {
         match self {
             Command::Convert(args) => args.run(),
+            Command::Sparsify(args) => args.sparsified().run(),
             Command::Info(args) => args.run(),
             Command::Create(args) => args.run(),
             Command::Check(args) => args.run(),
@@ -91,7 +103,7 @@ impl Command {
     /// Output style of results and errors.
     pub fn style(&self) -> Style {
         match self {
-            Command::Convert(args) => args.style(),
+            Command::Convert(args) | Command::Sparsify(args) => args.style(),
             Command::Info(args) => args.input.output.style,
             Command::Create(args) => args.output.style,
             Command::Check(args) => args.input.output.style,

@@ -41,6 +41,11 @@ pub struct Args {
     #[arg(short = 's', long)]
     strict: bool,
 
+    /// Ignore what the file systems of each image do not use, as far as they
+    /// are clean: it counts as zeros. Deleted files make no difference then
+    #[arg(long, verbatim_doc_comment)]
+    guest: bool,
+
     /// Print errors only; the exit code is the result
     #[arg(short = 'q', long)]
     quiet: bool,
@@ -95,9 +100,13 @@ impl Args {
             let (options, file) = self.references.open(self.image_opts, format, file)?;
             Ok::<_, Failure>(Location::find(file)?.open(&args::select_disk(options, disk.as_deref()))?)
         };
-        let a = open(self.a_format, &self.a, &self.a_disk)?;
+        let mut a = open(self.a_format, &self.a, &self.a_disk)?;
         let b = open(self.b_format, &self.b, &self.b_disk);
-        let b = b.map_err(|failure| failure.format_option("-F").disk_option("--b-disk"))?;
+        let mut b = b.map_err(|failure| failure.format_option("-F").disk_option("--b-disk"))?;
+        if self.guest {
+            a.drop_free_space()?;
+            b.drop_free_space()?;
+        }
         let sizes = [a.virtual_size(), b.virtual_size()];
         let difference = match self.strict && sizes[0] != sizes[1] {
             true => Some(Difference::Size),

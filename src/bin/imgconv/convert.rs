@@ -4,7 +4,6 @@ mod package;
 mod preset;
 mod qemu_args;
 mod report;
-mod sparsify;
 
 use std::env;
 use std::ffi::OsStr;
@@ -23,6 +22,7 @@ use diskimage::{
 
 use crate::args::{self, BackingArgs, Endpoint, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::guest::SparsifyArgs;
 use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::progress::{self, Bar, When};
@@ -31,7 +31,6 @@ use crate::snapshot_selector;
 use crate::streams;
 use package::has_extension;
 use qemu_args::{BitmapArgs, CacheArgs, ScriptArgs};
-use sparsify::SparsifyArgs;
 
 /// Convert an image to another format, or rewrite it in the same format
 #[derive(Clone, Debug, clap::Args)]
@@ -327,6 +326,11 @@ Examples:
   imgconv convert -c -O qcow2 disk.raw - | ssh host 'cat >disk.qcow2'";
 
 impl Args {
+    /// The same conversion without what the file systems do not use: `imgconv sparsify`.
+    pub fn sparsified(&self) -> Args {
+        Args { sparsify: self.sparsify.clone().or_clean(), ..self.clone() }
+    }
+
     pub fn run(&self) -> Outcome {
         let mut args = self.clone();
         args.parse_target_opts()?;

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use diskimage::{Converter, Format, parse_size};
+use diskimage::mkfs::{DiskOptions, FileSystem, PartitionScheme};
+use diskimage::{Converter, Format, Image, OpenOptions, parse_size};
 use serde_json::json;
 
 use crate::args::{self, BackingArgs, Output, ReferenceArgs};
@@ -47,6 +49,32 @@ pub struct Args {
     #[arg(long, conflicts_with = "no_clobber", verbatim_doc_comment)]
     in_place: bool,
 
+    /// File system of the new disk
+    /// [possible values: ext4, vfat, swap]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        value_parser = str::parse::<FileSystem>,
+        conflicts_with = "base",
+        verbatim_doc_comment
+    )]
+    fs: Option<FileSystem>,
+
+    /// Label of the file system
+    #[arg(long, requires = "fs", value_name = "TEXT")]
+    label: Option<String>,
+
+    /// Partition table, with the file system in its only partition
+    /// [default: none] [possible values: gpt, mbr, none]
+    #[arg(
+        long,
+        requires = "fs",
+        value_name = "TABLE",
+        value_parser = str::parse::<PartitionScheme>,
+        verbatim_doc_comment
+    )]
+    partition: Option<PartitionScheme>,
+
     #[command(flatten)]
     pub output: Output,
 
@@ -65,6 +93,7 @@ Examples:
   imgconv create disk.qcow2 10G
   imgconv create -o cluster_size=2M,preallocation=metadata disk.qcow2 1.5T
   imgconv create -B base.qcow2 overlay.qcow2
+  imgconv create --fs ext4 --label data --partition gpt data.qcow2 100G
   imgconv create --object secret,id=sec0,file=passphrase -o key-secret=sec0 -f luks vol 5G
 
 An encrypted image takes the secret of -o key-secret=ID (luks) or
@@ -99,10 +128,22 @@ impl Args {
         if let Some(secret) = secret {
             converter = converter.secret(secret);
         }
-        match converter.create(size, &self.file) {
+        let created = match self.formatted(size)? {
+            Some(disk) => converter.convert(&disk, &self.file),
+            None => converter.create(size, &self.file),
+        };
+        match created {
             Ok(report) => self.print(format, report.virtual_size),
             Err(error) => Err(interrupt.failure(error)),
         }
+    }
+
+    /// The disk with its file system, if it has one.
+    fn formatted(&self, size: u64) -> diskimage::Result<Option<Image>> {
+        let Some(system) = self.fs.clone() else { return Ok(None) };
+        let system = system.label(self.label.as_deref().unwrap_or_default());
+        let disk = DiskOptions::new(system).partition(self.partition.unwrap_or_default()).build(size)?;
+        OpenOptions::new().format(Format::RAW).open_source(Arc::new(disk)).map(Some)
     }
 
     fn print(&self, format: Format, size: u64) -> Outcome {
@@ -112,10 +153,12 @@ impl Args {
                 "filename": self.file.to_string_lossy(),
                 "format": format,
                 "virtual-size": size,
+                "file-system": self.fs.as_ref().map(FileSystem::name),
             }))?,
             Style::Human if !self.quiet => {
                 let file = printable(&self.file.to_string_lossy());
-                output::print(&format!("Created {file}: {format}, {} ({size} bytes)\n", human_size(size)))?;
+                let system = self.fs.as_ref().map_or(String::new(), |system| format!(" with {}", system.name()));
+                output::print(&format!("Created {file}: {format}{system}, {} ({size} bytes)\n", human_size(size)))?;
             }
             Style::Human => {}
         }

@@ -10,7 +10,8 @@ use diskimage::{CompressionLayer, Inspection, Name, OpenOptions, Package};
 use serde_json::{Value, json};
 
 use crate::args::Input;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::guest;
 use crate::location::{self, Location};
 use crate::output::{self, Style, exact_size, human_properties, human_size};
 use crate::snapshot;
@@ -24,6 +25,11 @@ pub struct Args {
     #[arg(long)]
     backing_chain: bool,
 
+    /// Also show the file systems of the disk: labels, UUIDs, what is in use.
+    /// Reads the disk, and so the files that --references allows
+    #[arg(long, verbatim_doc_comment)]
+    guest: bool,
+
     #[command(flatten)]
     pub input: Input,
 }
@@ -33,10 +39,12 @@ Only FILE is opened, unless --backing-chain is given. The keys of --output json 
 those of qemu-img info, and some more: compression, warnings, properties of the format,
 and glance, the names of disk and container format for an upload to OpenStack.
 
-Kernels and ramdisks are named, too.
+Kernels and ramdisks are named, too. With --guest, --output json has the key guest, a list
+of volumes.
 
 Examples:
   imgconv info --output json disk.qcow2
+  imgconv info --guest disk.qcow2
   imgconv info --backing-chain --references beside overlay.qcow2";
 
 impl Args {
@@ -46,18 +54,35 @@ impl Args {
         if self.input.package.disk.is_none()
             && let Some(package) = image.package(&options)?
         {
+            if self.guest {
+                return Err(Failure::usage("FILE is a package: --guest needs --disk"));
+            }
             return self.package(&package, &image, &options);
         }
         let chain = match self.backing_chain {
             true => image.inspect_chain(&options)?,
             false => vec![image.inspect(&options)?],
         };
+        // Those of the disk, which is the whole chain, belong to its first image.
+        let volumes = self.guest.then(|| image.open(&options)?.volumes()).transpose()?;
         match self.input.output.style {
-            Style::Human => output::print(
-                &chain.iter().map(|image| human(image, Glance::of_image(image))).collect::<Vec<_>>().join("\n"),
-            )?,
-            Style::Json if self.backing_chain => output::print_json(&chain.iter().map(value).collect::<Vec<_>>())?,
-            Style::Json => chain.iter().map(value).try_for_each(|image| output::print_json(&image))?,
+            Style::Human => {
+                let mut texts: Vec<_> = chain.iter().map(|image| human(image, Glance::of_image(image))).collect();
+                if let (Some(volumes), Some(text)) = (volumes, texts.first_mut()) {
+                    text.push_str(&guest::describe(&volumes));
+                }
+                output::print(&texts.join("\n"))?;
+            }
+            Style::Json => {
+                let mut values: Vec<_> = chain.iter().map(value).collect();
+                if let (Some(volumes), Some(value)) = (volumes, values.first_mut()) {
+                    value["guest"] = json!(volumes);
+                }
+                match self.backing_chain {
+                    true => output::print_json(&values)?,
+                    false => values.iter().try_for_each(output::print_json)?,
+                }
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

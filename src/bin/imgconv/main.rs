@@ -17,6 +17,7 @@ mod convert;
 mod create;
 mod failure;
 mod formats;
+mod guest;
 mod hash;
 mod info;
 mod inspect;

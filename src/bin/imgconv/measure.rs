@@ -7,6 +7,7 @@ use diskimage::{Converter, Format, Image, Measure, parse_size};
 
 use crate::args::{self, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::guest::SparsifyArgs;
 use crate::location::Location;
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
@@ -53,6 +54,9 @@ pub struct Args {
     header: HeaderArgs,
 
     #[command(flatten)]
+    sparsify: SparsifyArgs,
+
+    #[command(flatten)]
     pub output: Output,
 
     /// Image that would be converted
@@ -73,6 +77,7 @@ convert can be smaller, since it has no tables for parts of the disk without dat
 
 Examples:
   imgconv measure -O qcow2 disk.raw
+  imgconv measure -O qcow2 --sparsify disk.raw
   imgconv measure -O qcow2 -o cluster_size=2M --size 1T
   imgconv measure --output json -O vmdk -o subformat=monolithicFlat disk.qcow2";
 
@@ -100,7 +105,9 @@ impl Args {
         if let Some(selector) = &self.snapshot {
             options = snapshot_selector::select(options, &image, file, selector)?;
         }
-        Ok(image.open(&options)?)
+        let mut image = image.open(&options)?;
+        self.sparsify.apply(&mut image, &file.to_string_lossy())?;
+        Ok(image)
     }
 }
 

@@ -4,6 +4,7 @@
 //! number that it states itself. What is no known file system, and what is between partitions, is in use.
 
 mod btrfs;
+mod exfat;
 mod ext;
 mod fat;
 mod ntfs;
@@ -22,7 +23,7 @@ pub(crate) use volumes::find;
 
 /// A volume of a disk: a partition, or all of a disk without a partition table, with what its file system says of itself.
 ///
-/// The properties are there for file systems that are known: ext2, ext3, ext4, XFS, btrfs, NTFS, FAT, and swap space of Linux.
+/// The properties are there for file systems that are known: ext2, ext3, ext4, XFS, btrfs, NTFS, exFAT, FAT, and swap space of Linux.
 ///
 /// ```no_run
 /// use diskimage::Image;
@@ -102,7 +103,7 @@ struct Described {
 /// Opens the file system, if the volume has one of a kind.
 type Open = fn(&Volume) -> Found<Option<Box<dyn FileSystem>>>;
 
-static FILE_SYSTEMS: &[Open] = &[ext::open, xfs::open, btrfs::open, ntfs::open, fat::open, swap::open];
+static FILE_SYSTEMS: &[Open] = &[ext::open, xfs::open, btrfs::open, ntfs::open, exfat::open, fat::open, swap::open];
 
 /// The bytes of a UUID in its usual form.
 fn uuid_text(bytes: &[u8; 16]) -> String {

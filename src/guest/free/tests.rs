@@ -20,13 +20,13 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(kind in 0..7_usize, noise in prop::collection::vec((0..2048_usize, any::<u8>()), 0..64)) {
+    fn garbage_never_panics(kind in 0..8_usize, noise in prop::collection::vec((0..2048_usize, any::<u8>()), 0..64)) {
         let mut disk = vec![0; 300 << 10];
-        let magics: [(usize, &[u8]); 7] = [
+        let magics: [(usize, &[u8]); 8] = [
             (1024 + 0x38, b"\x53\xef"), (0, b"XFSB"), (0x10040, b"_BHRfS_M"), (3, b"NTFS    "), (54, b"FAT16   "), (82, b"FAT32   "),
-            (4086, b"SWAPSPACE2"),
+            (4086, b"SWAPSPACE2"), (3, b"EXFAT   "),
         ];
-        let base = [1024, 0, 0x10000, 0, 0, 0, 1024][kind];
+        let base = [1024, 0, 0x10000, 0, 0, 0, 1024, 0][kind];
         noise.iter().for_each(|(at, byte)| disk[base + at] = *byte);
         if (3..6).contains(&kind) {
             disk[..3].copy_from_slice(b"\xeb\x58\x90");

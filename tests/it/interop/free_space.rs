@@ -213,6 +213,70 @@ fn of_ntfs() {
     }
 }
 
+/// Adds a directory of one cluster to an empty exFAT file system.
+fn add_exfat_directory(disk: &Path) {
+    let mut bytes = fs::read(disk).unwrap();
+    let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let cluster_len = 1 << (bytes[108] + bytes[109]);
+    let heap = u32_at(88) << bytes[108];
+    let offset = |cluster: usize| heap + (cluster - 2) * cluster_len;
+    let root = offset(u32_at(96));
+    let entry = |kind: u8| (root..).step_by(32).find(|at| bytes[*at] == kind).unwrap();
+    let bitmap = offset(u32_at(entry(0x81) + 20));
+    let (end, free) = (entry(0), (0..).find(|bit| bytes[bitmap + bit / 8] >> (bit % 8) & 1 == 0).unwrap());
+    let mut set = [0; 96];
+    // The entries of a file, of its clusters, which follow each other, and of its name "d". Times are those of 1980.
+    (set[0], set[1], set[4]) = (0x85, 2, 0x10);
+    for time in [8, 12, 16] {
+        set[time..time + 4].copy_from_slice(&0x0021_0000_u32.to_le_bytes());
+    }
+    // The hash of "D" in UTF-16 (section 7.6.4).
+    let hash = [b'D', 0].iter().fold(0_u16, |hash, byte| hash.rotate_right(1).wrapping_add((*byte).into()));
+    (set[32], set[33], set[35]) = (0xc0, 3, 1);
+    set[36..38].copy_from_slice(&hash.to_le_bytes());
+    set[52..56].copy_from_slice(&(free as u32 + 2).to_le_bytes());
+    for len in [40, 56] {
+        set[len..len + 8].copy_from_slice(&(cluster_len as u64).to_le_bytes());
+    }
+    (set[64], set[66]) = (0xc1, b'd');
+    let covered = set.iter().enumerate().filter(|(at, _)| !matches!(at, 2 | 3));
+    let sum = covered.fold(0_u16, |sum, (_, byte)| sum.rotate_right(1).wrapping_add((*byte).into()));
+    set[2..4].copy_from_slice(&sum.to_le_bytes());
+    let own = offset(free + 2);
+    bytes[end..end + 96].copy_from_slice(&set);
+    bytes[bitmap + free / 8] |= 1 << (free % 8);
+    bytes[own..own + cluster_len].fill(0);
+    fs::write(disk, bytes).unwrap();
+}
+
+#[test]
+fn of_exfat() {
+    let Some(_) = find("free space of exFAT", &["mkfs.exfat"]) else { return };
+    for cluster in ["512", "4K", "128K"] {
+        let dir = TempDir::new();
+        let disk = disk(&dir, "exfat", 48 * MIB);
+        run("mkfs.exfat", &["-c", cluster, "-L", "Möbel", disk.to_str().unwrap()]);
+        add_exfat_directory(&disk);
+        assert_free_space(&disk, "exFAT", 150, &|disk| {
+            let said = run("fsck.exfat", &["-n", disk.to_str().unwrap()]);
+            assert!(String::from_utf8_lossy(&said).contains("directories 2, files 0"));
+        });
+        let volumes = open(probed(&disk, None)).volumes().unwrap();
+        assert_eq!(volumes[0].label.to_text(), "Möbel");
+        // A cluster that no directory names.
+        let mut bytes = fs::read(&disk).unwrap();
+        let free = free_ranges(probed(&disk, None)).unwrap();
+        let u32_at = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
+        let heap = u32_at(88) << bytes[108];
+        let cluster_len = 1 << (bytes[108] + bytes[109]);
+        let bit = ((free[0].start - heap) / cluster_len) as usize;
+        // The bitmap is the first cluster.
+        bytes[heap as usize + bit / 8] |= 1 << (bit % 8);
+        fs::write(&disk, &bytes).unwrap();
+        assert!(free_ranges(probed(&disk, None)).unwrap_err().contains("another number of clusters"));
+    }
+}
+
 /// Adds an empty directory to an empty file system of FAT12 or FAT16.
 fn add_directory(disk: &Path) {
     let mut bytes = fs::read(disk).unwrap();

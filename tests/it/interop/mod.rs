@@ -17,6 +17,7 @@ mod luks;
 mod matrix;
 #[cfg(feature = "cli")]
 mod measure;
+mod mkfs;
 #[cfg(feature = "cli")]
 mod old_formats;
 pub(crate) mod overlays;

@@ -8,9 +8,10 @@ use diskimage::{Format, Image, Report};
 use serde_json::Value;
 
 use super::report::json;
-use super::{Args, STANDARD_INPUT, sparsify};
+use super::{Args, STANDARD_INPUT};
 use crate::args::{Endpoint, Target};
 use crate::failure::{Failure, Outcome};
+use crate::guest;
 use crate::location::{self, Location};
 use crate::output::{self, Style};
 use crate::signals::Interrupt;
@@ -161,7 +162,7 @@ impl Args {
     /// Prints the reports as a list in JSON style.
     fn print_reports(&self, reports: &[Report], names: impl Fn(usize) -> (PathBuf, PathBuf)) -> Outcome {
         for (index, report) in reports.iter().enumerate().filter(|_| !self.quiet) {
-            sparsify::note(&report.volumes, &names(index).0.to_string_lossy());
+            guest::note(&report.volumes, &names(index).0.to_string_lossy());
         }
         if self.style() == Style::Human {
             reports.iter().try_for_each(|report| self.print_digests(report))?;

@@ -9,9 +9,10 @@ use diskimage::{Damage, Name, Report};
 use serde_json::{Value, json};
 
 use super::qemu_args::BitmapArgs;
-use super::{Args, DAMAGED, sparsify};
+use super::{Args, DAMAGED};
 use crate::args::Endpoint;
 use crate::failure::{Failure, Outcome};
+use crate::guest;
 use crate::output::{self, Style};
 
 impl Args {
@@ -44,7 +45,7 @@ impl Args {
             }
         }
         if !self.quiet {
-            sparsify::note(&report.volumes, &source);
+            guest::note(&report.volumes, &source);
         }
         BitmapArgs::note_skipped(report);
         if report.cache_refused {

@@ -1,4 +1,4 @@
-//! `--sparsify`: what the file systems of the guest do not use is left out.
+//! File systems of the guest: what they do not use can be left out.
 
 use clap::ValueEnum;
 use diskimage::{GuestVolume, Image};
@@ -10,9 +10,9 @@ use crate::output;
 #[derive(Clone, Debug, clap::Args)]
 pub struct SparsifyArgs {
     /// Leave out what the file systems of the disk do not use: ext2, ext3,
-    /// ext4, XFS, btrfs, NTFS, FAT and swap, as far as they are clean.
-    /// Deleted files are gone from TARGET. With =strict, fail if a volume
-    /// cannot be looked into
+    /// ext4, XFS, btrfs, NTFS, exFAT, FAT and swap, if they are clean.
+    /// Deleted files are gone from the result. With =strict, fail if a
+    /// volume cannot be looked into
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "clean")]
     #[arg(hide_possible_values = true, verbatim_doc_comment)]
     sparsify: Option<How>,
@@ -25,6 +25,11 @@ enum How {
 }
 
 impl SparsifyArgs {
+    /// `--sparsify`, if it was not given at all.
+    pub fn or_clean(self) -> SparsifyArgs {
+        SparsifyArgs { sparsify: self.sparsify.or(Some(How::Clean)) }
+    }
+
     pub fn is_given(&self) -> bool {
         self.sparsify.is_some()
     }
@@ -47,14 +52,38 @@ pub fn note(volumes: &[GuestVolume], name: &str) {
         let content = volume.content.unwrap_or("unknown content");
         let what = match &volume.kept {
             Some(reason) => format!("kept: {reason}"),
-            None => {
-                let (size, free) = (volume.size.unwrap_or_default(), volume.free.unwrap_or_default());
-                let [size, used, dropped] = [size, size.saturating_sub(free), volume.unused].map(output::human_size);
-                format!("{size}, {used} used, {dropped} dropped")
-            }
+            None => format!("{}, {} dropped", usage(volume), output::human_size(volume.unused)),
         };
         output::note(&format!("{name}: {}: {content}, {what}", place(volume)));
     }
+}
+
+/// Describes each volume on a line of its own, and why its free space is in doubt.
+pub fn describe(volumes: &[GuestVolume]) -> String {
+    let mut text = "Guest volumes:\n".to_owned();
+    for volume in volumes {
+        text.push_str(&format!("    {}: {}", place(volume), volume.content.unwrap_or("unknown content")));
+        if !volume.label.as_bytes().is_empty() {
+            text.push_str(&format!(", label {}", volume.label));
+        }
+        if let Some(uuid) = &volume.uuid {
+            text.push_str(&format!(", UUID {uuid}"));
+        }
+        text.push_str(&format!(", {}\n", usage(volume)));
+        if let Some(reason) = &volume.kept {
+            text.push_str(&format!("        all in use for --sparsify: {}\n", output::printable(reason)));
+        }
+    }
+    text
+}
+
+/// The size of the file system, or of the volume, and what is in use.
+fn usage(volume: &GuestVolume) -> String {
+    let size = volume.size.unwrap_or(volume.range.end - volume.range.start);
+    let used = volume.free.map(|free| {
+        format!(", {} used, {} free", output::human_size(size.saturating_sub(free)), output::human_size(free))
+    });
+    format!("{}{}", output::human_size(size), used.unwrap_or_default())
 }
 
 fn place(volume: &GuestVolume) -> String {
