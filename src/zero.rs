@@ -30,17 +30,32 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// The number of zero bytes at the start of `bytes`.
+#[inline]
 pub(crate) fn leading_zeros(bytes: &[u8]) -> usize {
+    leading_repeats(bytes, [0; 8])
+}
+
+/// The number of bytes at the start of `bytes` that repeat `pattern`.
+#[inline]
+pub(crate) fn leading_repeats(bytes: &[u8], pattern: [u8; 8]) -> usize {
     let (lanes, _) = bytes.as_chunks::<LANE>();
-    let start = lanes.iter().take_while(|lane| is_zero_lane(lane)).count() * LANE;
-    start + bytes.get(start..).unwrap_or_default().iter().take_while(|byte| **byte == 0).count()
+    let start = lanes.iter().take_while(|lane| repeats_in_lane(lane, pattern)).count() * LANE;
+    let (words, _) = bytes.get(start..).unwrap_or_default().as_chunks::<8>();
+    let start = start + words.iter().take_while(|word| **word == pattern).count() * 8;
+    start + bytes.get(start..).unwrap_or_default().iter().zip(pattern).take_while(|(a, b)| *a == b).count()
+}
+
+#[inline]
+fn is_zero_lane(lane: &[u8; LANE]) -> bool {
+    repeats_in_lane(lane, [0; 8])
 }
 
 /// Has no branch within the lane, so that the compiler vectorizes it.
 #[inline]
-fn is_zero_lane(lane: &[u8; LANE]) -> bool {
+fn repeats_in_lane(lane: &[u8; LANE], pattern: [u8; 8]) -> bool {
     let (words, _) = lane.as_chunks::<8>();
-    words.iter().fold(0, |any, word| any | u64::from_ne_bytes(*word)) == 0
+    let pattern = u64::from_ne_bytes(pattern);
+    words.iter().fold(0, |any, word| any | (u64::from_ne_bytes(*word) ^ pattern)) == 0
 }
 
 /// Iterates over the maximal runs of granules that have a byte other than zero, as ascending byte ranges of `bytes`.

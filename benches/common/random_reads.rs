@@ -1,12 +1,14 @@
 //! The loop that the bench `random` measures, the same for this crate and for others.
 
+#[path = "cpu.rs"]
+mod cpu;
+
 use std::fmt;
 use std::str::FromStr;
 use std::thread::scope;
 use std::time::Instant;
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use cpu::cpu;
 
 /// Bytes of a read.
 pub const LEN: usize = 4 << 10;
@@ -41,11 +43,6 @@ pub fn measure(size: u64, threads: u64, reads: u64, read: impl Fn(&mut [u8], u64
         }
     });
     Cost { cpu: (cpu() - before) / reads as f64, elapsed: begin.elapsed().as_secs_f64() * 1e6 / reads as f64 }
-}
-
-fn cpu() -> f64 {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the system counts the time of a process");
-    (usage.user_time() + usage.system_time()).num_microseconds() as f64
 }
 
 impl fmt::Display for Cost {

@@ -74,7 +74,9 @@ impl SparseRead for Reader {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let cluster_size = self.bat.header.cluster_size();
         let page = self.bat.page(offset / cluster_size)?;
-        run::merge_units(offset, end, cluster_size, &page, |index, at| self.cluster(&page, index, at))
+        let (kind, len) = self.cluster(&page, offset / cluster_size, offset)?;
+        let first = Extent { offset, len, kind };
+        Ok(run::merge_units(first, end, cluster_size, &page, |index, at| self.cluster(&page, index, at).ok()))
     }
 
     /// The largest power of two that divides the host offsets and the size of all clusters.

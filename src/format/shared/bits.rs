@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::zero;
+
 /// The order of the bits in a byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BitOrder {
@@ -17,18 +19,19 @@ pub(crate) fn run(bytes: &[u8], order: BitOrder, index: u64, end: u64) -> (bool,
         BitOrder::LowestFirst => byte(index) & 1 << (index % 8) != 0,
     };
     let first = bit(index);
-    let whole = if first { 0xff } else { 0 };
-    let mut at = index + 1;
-    while at < end {
-        if at.is_multiple_of(8) && byte(at) == whole {
-            at += 8;
-        } else if bit(at) == first {
-            at += 1;
-        } else {
-            break;
-        }
+    let edge = (index + 1).next_multiple_of(8).min(end);
+    if let Some(at) = (index + 1..edge).find(|at| bit(*at) != first) {
+        return (first, at);
     }
-    (first, at.min(end))
+    // Whole bytes.
+    let rest = bytes.get((edge / 8) as usize..bytes.len().min(end.div_ceil(8) as usize)).unwrap_or_default();
+    let equal = zero::leading_repeats(rest, [if first { 0xff } else { 0 }; 8]);
+    let at = edge + equal as u64 * 8;
+    match rest.get(equal) {
+        Some(_) => (first, (at..end).find(|at| bit(*at) != first).unwrap_or(end)),
+        None if first => (first, at.min(end)),
+        None => (first, end),
+    }
 }
 
 /// A set of numbers below a bound, one bit each.

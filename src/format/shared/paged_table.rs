@@ -8,6 +8,7 @@ use crate::driver::{FileId, Location};
 use crate::error::Result;
 use crate::io::ReadAt;
 use crate::limits::Budget;
+use crate::zero;
 
 /// A table of entries of `N` bytes in the image file. The pages read last are cached.
 pub(crate) struct PagedTable<const N: usize> {
@@ -60,11 +61,24 @@ impl<const N: usize> TablePage<N> {
 
     /// How many of `count` entries from `index` on are equal to it, itself included; 0 outside the page.
     pub fn repeats(&self, index: u64, count: u64) -> u64 {
-        let Some(first) = self.entry(index) else { return 0 };
-        let start = (index - self.indexes.start) as usize * N;
-        let (entries, _) = self.bytes.bytes.get(start..).unwrap_or_default().as_chunks::<N>();
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        entries.iter().take(count).take_while(|entry| **entry == first).count() as u64
+        self.entry(index).map_or(0, |first| self.equal(index, count, first))
+    }
+
+    /// How many of `count` entries from `index` on are `entry`, up to one that is not; 0 outside the page.
+    pub fn equal(&self, index: u64, count: u64, entry: [u8; N]) -> u64 {
+        const { assert!(8 % N == 0) }
+        let start = index.checked_sub(self.indexes.start).map_or(usize::MAX, |index| index as usize * N);
+        let bytes = self.bytes.bytes.get(start..).unwrap_or_default();
+        let len = bytes.len().min(usize::try_from(count.saturating_mul(N as u64)).unwrap_or(usize::MAX));
+        let mut pattern = [0; 8];
+        pattern.as_chunks_mut().0.fill(entry);
+        (zero::leading_repeats(bytes.get(..len).unwrap_or_default(), pattern) / N) as u64
+    }
+
+    /// The same page, of a table whose entries are counted otherwise: its first one has the index `first`.
+    pub fn renumbered(self, first: u64) -> Self {
+        let len = self.indexes.end - self.indexes.start;
+        TablePage { indexes: first..first + len, ..self }
     }
 
     /// The host offset of entry `index`, which is at or after the start of the page.
@@ -75,6 +89,8 @@ impl<const N: usize> TablePage<N> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::io::MemFile;
 
@@ -85,6 +101,23 @@ mod tests {
         let page = table.page(0, 0..5).unwrap();
         assert_eq!([0, 1, 2, 3, 4, 5].map(|index| page.repeats(index, 9)), [1, 3, 2, 1, 1, 0]);
         assert_eq!([0, 1, 2].map(|count| page.repeats(1, count)), [0, 1, 2]);
+        assert_eq!([0, 1, 3, 4, 5].map(|index| page.equal(index, 9, [2, 1])), [0, 3, 1, 0, 0]);
+        let page = page.renumbered(7);
+        assert_eq!((page.indexes.clone(), page.entry(7), page.entry(11)), (7..12, Some([1, 1]), Some([1, 2])));
+        assert_eq!([6, 7, 8, 12].map(|index| page.repeats(index, 9)), [0, 1, 3, 0]);
+        assert_eq!(page.host_offset(8), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn equal_entries_are_found_at_any_length(entry in 0u32..3, run in 0u64..200, after in 0u64..70, count in 0u64..300) {
+            let entries = std::iter::repeat_n(entry, run as usize).chain(std::iter::repeat_n(9, after as usize));
+            let bytes: Vec<u8> = entries.flat_map(u32::to_le_bytes).collect();
+            let table = PagedTable::<4>::new(Arc::new(MemFile::from(bytes)), 0, &Budget::new(0));
+            let page = table.page(0, 0..run + after).unwrap();
+            prop_assert_eq!(page.equal(0, count, entry.to_le_bytes()), run.min(count));
+            prop_assert_eq!(page.repeats(run, count), after.min(count));
+        }
     }
 
     #[test]

@@ -2,26 +2,24 @@
 
 use super::paged_table::TablePage;
 use crate::driver::{Extent, ExtentKind};
-use crate::error::Result;
 
-/// Returns the extent from guest offset `offset` on, of allocation units of `unit` bytes whose entries are on `page`, merged up to guest
-/// offset `end`.
+/// Extends `first` by allocation units of `unit` bytes whose entries are on `page`, up to guest offset `end`.
 ///
-/// `kind` returns the kind and the length of the rest of a unit, by its index and a guest offset in it.
+/// `kind` returns the kind and the length of the rest of a unit, by its index and a guest offset in it, or `None` for an invalid
+/// entry, and for a unit that is not of one kind.
 pub(crate) fn merge_units<const N: usize>(
-    offset: u64,
+    first: Extent,
     end: u64,
     unit: u64,
     page: &TablePage<N>,
-    kind: impl Fn(u64, u64) -> Result<(ExtentKind, u64)>,
-) -> Result<Extent> {
-    let (first, len) = kind(offset / unit, offset)?;
-    Ok(merge(Extent { offset, len, kind: first }, end, |at| {
+    kind: impl Fn(u64, u64) -> Option<(ExtentKind, u64)>,
+) -> Extent {
+    merge(first, end, |at| {
         let index = at / unit;
         if index >= page.indexes.end {
             return None;
         }
-        match kind(index, at).ok()? {
+        match kind(index, at)? {
             // Fast path: most units of most disks are not allocated, and have the same entry.
             (first @ (ExtentKind::Hole | ExtentKind::Zero { allocated: None }), len) => {
                 match page.repeats(index, (end - at).div_ceil(unit)) {
@@ -29,13 +27,13 @@ pub(crate) fn merge_units<const N: usize>(
                     // The last one may end with the disk.
                     count => {
                         let last = (count - 1) * unit;
-                        kind(index + count - 1, at + last).ok().map(|(_, len)| (first, last + len))
+                        kind(index + count - 1, at + last).map(|(_, len)| (first, last + len))
                     }
                 }
             }
             other => Some(other),
         }
-    }))
+    })
 }
 
 /// Extends `first` by the extents that continue it, up to guest offset `end`.

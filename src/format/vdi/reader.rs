@@ -91,7 +91,9 @@ impl SparseRead for Reader {
         let (offset, end) = (range.start, range.end.min(self.info.virtual_size));
         let block_size = self.map.header.block_size.into();
         let page = self.map.page(offset / block_size)?;
-        run::merge_units(offset, end, block_size, &page, |index, at| self.block(&page, index, at))
+        let (kind, len) = self.block(&page, offset / block_size, offset)?;
+        let first = Extent { offset, len, kind };
+        Ok(run::merge_units(first, end, block_size, &page, |index, at| self.block(&page, index, at).ok()))
     }
 
     /// The largest power of two that divides the host offsets and the size of all blocks. Metadata precedes the data area.

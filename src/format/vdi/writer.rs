@@ -72,21 +72,33 @@ impl Writer {
     /// Adds the entries of the blocks before `end`. Blocks from `start`, and all blocks of a static image, are allocated at the
     /// end of the data area.
     fn map(&mut self, start: u64, end: u64) -> Result<()> {
-        while self.mapped < end {
-            let entry = if self.header.kind == Kind::Static || self.mapped >= start {
-                let number = self.header.blocks_allocated;
-                self.header.blocks_allocated += 1;
-                BlockMapEntry::Block(number)
-            } else {
-                BlockMapEntry::Free
-            };
-            self.entries.extend(entry.encode().to_le_bytes());
-            self.mapped += 1;
-            if self.entries.len() >= FLUSH * BlockMapEntry::LEN as usize {
-                self.flush()?;
+        if self.header.kind == Kind::Dynamic {
+            while self.mapped < start {
+                let count = (start - self.mapped).min(self.room());
+                let len = self.entries.len() + (count * BlockMapEntry::LEN) as usize;
+                // `BlockMapEntry::Free`.
+                self.entries.resize(len, 0xff);
+                self.add(count)?;
             }
         }
+        while self.mapped < end {
+            let number = self.header.blocks_allocated;
+            self.header.blocks_allocated += 1;
+            self.entries.extend(BlockMapEntry::Block(number).encode().to_le_bytes());
+            self.add(1)?;
+        }
         Ok(())
+    }
+
+    /// How many entries are added before the next ones are written: at least one.
+    fn room(&self) -> u64 {
+        FLUSH as u64 - self.entries.len() as u64 / BlockMapEntry::LEN
+    }
+
+    /// Counts entries that were added to the encoded ones.
+    fn add(&mut self, count: u64) -> Result<()> {
+        self.mapped += count;
+        if self.room() == 0 { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {

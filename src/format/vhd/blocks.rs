@@ -10,7 +10,7 @@ use super::{FIELDS, SECTOR};
 use crate::driver::{ExtentKind, FileId, Location};
 use crate::error::{Problem, Result};
 use crate::format::shared::bits::{self, BitOrder};
-use crate::format::shared::paged_table::PagedTable;
+use crate::format::shared::paged_table::{PagedTable, TablePage};
 use crate::format::shared::table;
 use crate::format::shared::table_cache::TableCache;
 use crate::io::ReadAt;
@@ -49,6 +49,9 @@ pub(super) struct BatEntry {
     /// Host offset of the block, which starts with its bitmap; `None` if it is unallocated.
     pub block: Option<u64>,
 }
+
+/// A page of the table.
+type BatPage = TablePage<ENTRY_LEN>;
 
 impl Blocks {
     /// The blocks of a disk of `size` bytes, as described by `header` at host offset `header_at`. `other` are the host ranges of
@@ -91,30 +94,35 @@ impl Blocks {
     /// where entries beyond `end` would have to be read.
     pub fn extent(&self, offset: u64, end: u64) -> Result<(ExtentKind, u64)> {
         let index = offset / self.block_size;
-        let mut entries = self.entries(index)?;
-        let first = entries.next();
-        match first.and_then(|entry| Some((entry, entry.block?))) {
-            Some((entry, block)) => self.block(entry, block, offset, end),
+        let page = self.page(index)?;
+        let entry = BatEntry::from_page(&page, index);
+        match entry.block {
+            Some(block) => self.block(entry, block, offset, end),
             None => {
-                let most = (end.div_ceil(self.block_size) - index).saturating_sub(1);
-                let more = entries.take(most as usize).take_while(|entry| entry.block.is_none()).count() as u64;
-                let end = (index + 1 + more) * self.block_size;
+                let unallocated = unallocated(&page, index, end.div_ceil(self.block_size) - index);
+                let end = (index + unallocated.max(1)) * self.block_size;
                 let kind = if self.differencing { ExtentKind::Hole } else { ExtentKind::Zero { allocated: None } };
                 Ok((kind, end.min(self.size) - offset))
             }
         }
     }
 
-    /// The entries from block `index` to the end of its table page.
-    pub fn entries(&self, index: u64) -> Result<impl Iterator<Item = BatEntry>> {
-        let page = self.entries.page(index, 0..self.count())?;
-        Ok((index..page.indexes.end).map(move |index| {
-            let block = match page.entry(index).map_or(UNALLOCATED, u32::from_be_bytes) {
-                UNALLOCATED => None,
-                sector => Some(u64::from(sector) * SECTOR),
-            };
-            BatEntry { index, at: page.host_offset(index), block }
-        }))
+    /// The entries and host offsets of the allocated blocks from block `index` to the end of its table page, and the first block after
+    /// the page.
+    pub fn allocated(&self, index: u64) -> Result<(impl Iterator<Item = (BatEntry, u64)>, u64)> {
+        let page = self.page(index)?;
+        let (mut index, end) = (index, page.indexes.end);
+        let entries = std::iter::from_fn(move || {
+            index += unallocated(&page, index, u64::MAX);
+            let entry = BatEntry::from_page(&page, index);
+            index += 1;
+            Some((entry, entry.block?))
+        });
+        Ok((entries, end))
+    }
+
+    fn page(&self, index: u64) -> Result<BatPage> {
+        self.entries.page(index, 0..self.count())
     }
 
     /// Number of blocks.
@@ -140,12 +148,11 @@ impl Blocks {
         }
         let mut index = 0;
         while index < self.count() {
-            for entry in self.entries(index)? {
-                index = entry.index + 1;
+            let (entries, next) = self.allocated(index)?;
+            index = next;
+            for (entry, offset) in entries {
                 // An offset beyond the end of the file is reported when the block is read.
-                if let Some(offset) = entry.block.filter(|offset| *offset < self.file_len)
-                    && !claim(IMAGE, offset..offset + self.bitmap_len)
-                {
+                if offset < self.file_len && !claim(IMAGE, offset..offset + self.bitmap_len) {
                     let overlap = Problem::Overlap { offset, with: "other metadata" };
                     return Err(FIELDS.at("block allocation table entry", entry.at).fault(overlap));
                 }
@@ -193,4 +200,20 @@ impl Blocks {
         FIELDS.at("block allocation table entry", entry.at).within(location.offset, len, self.file_len)?;
         Ok((kind, len))
     }
+}
+
+impl BatEntry {
+    /// The entry of block `index`, which is on `page`; unallocated outside it.
+    fn from_page(page: &BatPage, index: u64) -> BatEntry {
+        let block = match page.entry(index).map_or(UNALLOCATED, u32::from_be_bytes) {
+            UNALLOCATED => None,
+            sector => Some(u64::from(sector) * SECTOR),
+        };
+        BatEntry { index, at: page.host_offset(index), block }
+    }
+}
+
+/// How many of `count` blocks from `index` on are unallocated, up to one that is not, or to the end of the page.
+fn unallocated(page: &BatPage, index: u64, count: u64) -> u64 {
+    page.equal(index, count, UNALLOCATED.to_be_bytes())
 }

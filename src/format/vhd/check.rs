@@ -41,9 +41,9 @@ fn collect(blocks: &Blocks, cx: &OpenContext<'_>, report: &mut CheckReport) -> R
     let mut next: Option<u64> = None;
     let mut index = 0;
     while index < blocks.count() {
-        for BatEntry { index: number, at, block } in blocks.entries(index)? {
-            index = number + 1;
-            let Some(offset) = block else { continue };
+        let (entries, next_page) = blocks.allocated(index)?;
+        index = next_page;
+        for (BatEntry { index: number, at, .. }, offset) in entries {
             let len = blocks.bitmap_len + blocks.used_len(number);
             if let Err(error) = FIELDS.at("block allocation table entry", at).within(offset, len, blocks.file_len) {
                 report.corruption(|| error.to_string());

@@ -3,8 +3,6 @@
 //! Entries are interleaved: the entries of the payload blocks of a chunk are followed by the entry of its sector bitmap block,
 //! which has a bit for each sector of the chunk.
 
-use std::ops::Range;
-
 use super::structure::Structure;
 use super::{FIELDS, HEADER_SECTION, MIB};
 use crate::driver::{ExtentKind, FileId, Location};
@@ -65,11 +63,8 @@ pub(super) struct Bat {
 /// A page of the table, with payload blocks of one chunk.
 pub(super) struct BatPage<'a> {
     bat: &'a Bat,
-    /// Indexes of the payload blocks.
-    pub blocks: Range<u64>,
-    /// Index of the chunk: the number of sector bitmap entries before the page.
-    chunk: u64,
-    entries: TablePage<{ ENTRY_LEN as usize }>,
+    /// By the index of the payload block.
+    pub entries: TablePage<{ ENTRY_LEN as usize }>,
 }
 
 impl Bat {
@@ -123,8 +118,9 @@ impl Bat {
         let count = self.chunk_ratio.min(self.block_count.saturating_sub(first_block));
         let first = self.first_entry(chunk);
         let entries = self.entries.page(first + (block - first_block), first..first + count)?;
-        let blocks = entries.indexes.start - chunk..entries.indexes.end - chunk;
-        Ok(BatPage { bat: self, blocks, chunk, entries })
+        // The entries of the sector bitmap blocks of the chunks before are not counted.
+        let first = entries.indexes.start - chunk;
+        Ok(BatPage { bat: self, entries: entries.renumbered(first) })
     }
 
     /// The host offset of the sector bitmap block of a chunk, if it is present (2.5.1.2), and the field of its entry.
@@ -183,13 +179,13 @@ impl Bat {
 impl BatPage<'_> {
     /// The field of the entry of a block, for messages.
     pub fn field(&self, block: u64) -> Field {
-        FIELDS.at("payload BAT entry", self.entries.host_offset(block + self.chunk))
+        FIELDS.at("payload BAT entry", self.entries.host_offset(block))
     }
 
     /// The state of a block of the page. The visible bytes of a present block lie within the file; the last block of an image may
     /// be truncated after them.
     pub fn block_state(&self, block: u64) -> Result<BlockState> {
-        let entry = self.entries.entry(block + self.chunk).map_or(state::NOT_PRESENT, u64::from_le_bytes);
+        let entry = self.entries.entry(block).map_or(state::NOT_PRESENT, u64::from_le_bytes);
         self.bat.parse(entry, block, self.field(block))
     }
 }

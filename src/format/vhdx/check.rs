@@ -80,7 +80,7 @@ impl Checker<'_> {
         let mut block = chunk * ratio;
         while block < ((chunk + 1) * ratio).min(self.bat.block_count) {
             let page = self.bat.page(block)?;
-            for block in page.blocks.clone() {
+            for block in page.entries.indexes.clone() {
                 match page.block_state(block) {
                     Ok(BlockState::NotPresent | BlockState::Zero) => {}
                     // The space is neither leaked nor in use: another block may overlap it.
@@ -96,7 +96,7 @@ impl Checker<'_> {
                     Err(error) => self.report.corruption(|| error.to_string()),
                 }
             }
-            block = page.blocks.end;
+            block = page.entries.indexes.end;
         }
         Ok(partial)
     }

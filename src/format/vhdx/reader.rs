@@ -69,11 +69,7 @@ impl Reader {
             first => self.bat.kind(first).advance(within),
         };
         let first = Extent { offset, len: self.bat.visible_len(block) - within, kind: first };
-        let extent = run::merge(first, end, |at| {
-            let block = at / self.bat.block_size;
-            if block >= page.blocks.end {
-                return None;
-            }
+        let extent = run::merge_units(first, end, self.bat.block_size, &page.entries, |block, _| {
             match page.block_state(block) {
                 Ok(BlockState::PartiallyPresent(_)) | Err(_) => None,
                 Ok(next) => Some((self.bat.kind(next), self.bat.visible_len(block))),

@@ -13,10 +13,11 @@ use super::run;
 use super::table::{self, Field, Fields};
 use super::table_cache::{CachedTable, TableCache};
 use crate::driver::{Extent, ExtentKind, FileId, Location};
-use crate::error::{Error, Problem, Result};
+use crate::error::{Problem, Result};
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use crate::limits::Budget;
+use crate::zero;
 
 /// The image file.
 pub(crate) const IMAGE: FileId = FileId(0);
@@ -105,7 +106,7 @@ impl TwoLevelMap {
     }
 
     /// Returns the extent at guest offset `range.start`, as [`SparseRead::extent_at`](crate::driver::SparseRead::extent_at).
-    /// `kind` parses an entry; the extent that it returns does not end before the cluster.
+    /// `kind` parses an entry; the extent that it returns does not end before the cluster. Entries of 0 have one kind.
     pub fn extent_at(
         &self,
         info: &ImageInfo,
@@ -128,21 +129,32 @@ impl TwoLevelMap {
             if index >= slice.indexes.end {
                 return None;
             }
-            kind(slice.entry(index, at)).ok().map(|kind| (kind, self.shape.len_in_cluster(at)))
+            let kind = kind(slice.entry(index, at)).ok()?;
+            // Fast path: most entries of most disks are unallocated.
+            match slice.empty(index, (end - at).div_ceil(self.shape.cluster_size())) {
+                0 => Some((kind, self.shape.len_in_cluster(at))),
+                count => {
+                    index += count - 1;
+                    Some((kind, (count << self.shape.cluster_bits).min(self.shape.virtual_size - at)))
+                }
+            }
         }))
     }
 
     /// Claims the L1 and L2 tables, as [`SparseRead::metadata`](crate::driver::SparseRead::metadata).
     pub fn claim_l2_tables(&self, claim: &mut dyn FnMut(FileId, Range<u64>) -> bool) -> Result<()> {
-        for index in 0..self.shape.l1_entries() {
-            // Other faults of an entry are reported when its guest range is read.
-            let offset = match self.l2_table(index) {
-                Ok(Some(offset)) => offset,
-                Ok(None) | Err(Error::Corrupt(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            if !claim(IMAGE, offset..offset.saturating_add(self.shape.l2_len())) {
-                return Err(self.l1_field(index).fault(Problem::Overlap { offset, with: "other metadata" }));
+        let mut index = 0;
+        while index < self.shape.l1_entries() {
+            let page = self.l1_page(index)?;
+            while index < page.indexes.end {
+                // Other faults of an entry are reported when its guest range is read.
+                if let Ok(Some(offset)) = self.l2_table_in(&page, index)
+                    && !claim(IMAGE, offset..offset.saturating_add(self.shape.l2_len()))
+                {
+                    return Err(self.l1_field(index).fault(Problem::Overlap { offset, with: "other metadata" }));
+                }
+                index += 1;
+                index += page.equal(index, u64::MAX, [0; ENTRY as usize]);
             }
         }
         Ok(())
@@ -191,8 +203,7 @@ impl TwoLevelMap {
     fn hole(&self, offset: u64, page: &L1Page, l1_index: u64, end: u64) -> Extent {
         let coverage = self.shape.l2_coverage();
         let end_index = end.div_ceil(coverage).min(page.indexes.end);
-        let is_empty = |index: &u64| page.entry(*index).map(self.shape.decode) == Some(0);
-        let empty = (l1_index..end_index).take_while(is_empty).count() as u64;
+        let empty = page.equal(l1_index, end_index.saturating_sub(l1_index), [0; ENTRY as usize]);
         let end = (l1_index + empty.max(1)).saturating_mul(coverage).min(self.shape.virtual_size);
         Extent { offset, len: end - offset, kind: ExtentKind::Hole }
     }
@@ -213,6 +224,14 @@ pub(crate) struct L2Slice {
 }
 
 impl L2Slice {
+    /// How many of `count` entries from `index` on, which is in the slice, are 0, up to one that is not.
+    fn empty(&self, index: u64, count: u64) -> u64 {
+        let start = (index.saturating_sub(self.indexes.start) * ENTRY) as usize;
+        let bytes = self.bytes.bytes.get(start..).unwrap_or_default();
+        let len = bytes.len().min(usize::try_from(count.saturating_mul(ENTRY)).unwrap_or(usize::MAX));
+        zero::leading_zeros(bytes.get(..len).unwrap_or_default()) as u64 / ENTRY
+    }
+
     /// Entry `index`, which maps the cluster of guest offset `offset`.
     pub fn entry(&self, index: u64, offset: u64) -> Entry {
         let within = index.saturating_sub(self.indexes.start) * ENTRY;

@@ -199,13 +199,18 @@ impl Writer {
 
     /// Adds the entries of the blocks before `index`, which have no data.
     fn skip_to(&mut self, index: u64) -> Result<()> {
-        while self.mapped < index {
-            let entry = if self.metadata.leave_block_allocated {
-                self.allocate(self.block_size()) | state::FULLY_PRESENT
-            } else {
-                self.unwritten_entry
-            };
+        while self.mapped < index && self.metadata.leave_block_allocated {
+            let entry = self.allocate(self.block_size()) | state::FULLY_PRESENT;
             self.map(entry)?;
+        }
+        while self.mapped < index {
+            let chunk_end = (self.mapped / self.metadata.chunk_ratio() + 1) * self.metadata.chunk_ratio();
+            let end = index.min(chunk_end);
+            self.table.repeat(self.unwritten_entry, end - self.mapped)?;
+            self.mapped = end;
+            if end == chunk_end {
+                self.end_chunk()?;
+            }
         }
         Ok(())
     }

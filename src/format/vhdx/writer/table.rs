@@ -9,6 +9,9 @@ use crate::io::WriteAt;
 /// Number of entries written at once.
 pub(super) const FLUSH: usize = 64 << 10;
 
+/// Bytes of zeros above which they are not written.
+const GAP: u64 = 4096;
+
 /// A table written entry by entry, into a region that reads as zeros.
 pub(super) struct Table {
     out: Arc<dyn WriteAt>,
@@ -32,6 +35,21 @@ impl Table {
         }
         self.entries.extend(entry.to_le_bytes());
         if self.entries.len() >= FLUSH * ENTRY_LEN as usize { self.flush() } else { Ok(()) }
+    }
+
+    /// Adds `entry` `count` times.
+    pub fn repeat(&mut self, entry: u64, count: u64) -> Result<()> {
+        let len = count * ENTRY_LEN;
+        if entry == 0 && (self.entries.is_empty() || len > GAP) {
+            self.flush()?;
+            // The region reads as zeros already.
+            self.at += len;
+        } else {
+            for _ in 0..count {
+                self.push(entry)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn flush(&mut self) -> Result<()> {
