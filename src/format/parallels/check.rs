@@ -8,6 +8,7 @@ use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
+use crate::format::shared::table;
 use crate::io::ReadAt;
 
 /// Checks the BAT of an image.
@@ -15,8 +16,13 @@ use crate::io::ReadAt;
 /// # Errors
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
-    let bat = Bat::new(file.clone(), Header::read(&*file, cx.limits)?, cx.budget)?;
-    let mut report = CheckReport { total_clusters: bat.header.clusters(), ..CheckReport::default() };
+    let mut header = Header::read(&*file, cx.limits)?;
+    let mut report = CheckReport { total_clusters: header.clusters(), ..CheckReport::default() };
+    if !header.has_data_area(table::length(&*file)?) {
+        report.corruption(|| format!("the data area at {:#x} is not in the file after the BAT", header.data_offset()));
+        header.data_sector = 0;
+    }
+    let bat = Bat::new(file, header, cx.budget)?;
     report.image_end_offset = bat.header.data_offset();
     if bat.header.is_open() {
         report.message("Note", || "the image is open for writing, or was not closed".into());
