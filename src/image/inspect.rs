@@ -92,6 +92,9 @@ impl OpenOptions {
                 let inspection = self.inspect_opened(&opened)?;
                 self.check_identity(&opened, &inspection.info)?;
                 let backing = inspection.info.backing.as_ref().filter(|_| !self.without_backing);
+                if chain.is_empty() {
+                    self.check_has_backing(backing)?;
+                }
                 let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
                 Ok((inspection, SourceFile::new(opened.source.clone(), None), backing))
             };

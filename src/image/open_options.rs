@@ -37,6 +37,8 @@ pub struct OpenOptions {
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
     pub(super) without_backing: bool,
+    /// The backing file of the top image that the caller names, and its format.
+    pub(super) backing_file: Option<(PathBuf, Option<Format>)>,
     pub(super) temporary_directory: Option<PathBuf>,
     pub(super) one_pass: bool,
     pub(super) cancel: Option<Arc<AtomicBool>>,
@@ -191,6 +193,24 @@ impl OpenOptions {
         self
     }
 
+    /// Opens the file at `path` as the backing file of the image, in place of the one that the image names. `format` is its format; without one it
+    /// is the format that the image states, or detected as for any backing file.
+    ///
+    /// The caller names the file, so that the reference policy does not apply to it, only to what it references. An image without a backing file is
+    /// refused.
+    ///
+    /// ```no_run
+    /// use diskimage::{Format, OpenOptions};
+    ///
+    /// let disk = OpenOptions::new().backing_file("moved/base.qcow2", Some(Format::QCOW2)).open("overlay.qcow2")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn backing_file(mut self, path: impl Into<PathBuf>, format: Option<Format>) -> Self {
+        self.backing_file = Some((path.into(), format));
+        self
+    }
+
     /// Whether a compressed image may be opened for one conversion, which reads its guest data once and in order. Default: false.
     ///
     /// A raw disk or a stream-optimized VMDK in a gzip file, or in another one that has to be decoded from its beginning, is then not
@@ -306,6 +326,13 @@ impl OpenOptions {
     pub(crate) fn alone(mut self, alone: bool) -> Self {
         self.alone = alone;
         self
+    }
+
+    /// The options for a backing file that is opened as an image of its own, in this format.
+    #[must_use]
+    pub(crate) fn for_backing(mut self, format: Format) -> Self {
+        self.backing_file = None;
+        self.format(format)
     }
 }
 

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::cli::IMGCONV;
 use crate::support::TempDir;
 use crate::support::pattern::Pattern;
-use crate::support::tools::{needs_qemu, qemu_io};
+use crate::support::tools::{needs_qemu, qemu_io, qemu_io_as};
 
 /// A directory with the images that the lines name.
 fn directory() -> TempDir {
@@ -46,6 +46,8 @@ fn directory() -> TempDir {
         "create -q -f qed -o cluster_size=4k existing.qed 3M",
         "convert -f raw -O parallels small.raw small.hds",
         "convert -f raw -O qed disk.raw disk.qed",
+        "create -q -f qcow -b disk.raw -F raw top.qcow",
+        "convert -f raw -O qcow small.raw small.qcow",
         "create -q -f qcow2 -o preallocation=metadata preallocated.qcow2 5M",
         "snapshot -c before disk.qcow2",
         "convert -f raw -O qcow2 disk.raw plain.qcow2",
@@ -378,6 +380,8 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "check -r all disk.raw",
         "check -r all existing.vdi",
         "check -r leaks disk.vmdk",
+        "resize small.qcow 4M",
+        "rebase -b disk.raw -F raw top.qcow",
         "snapshot -a none plain.qcow2",
         "snapshot -d none plain.qcow2",
         "snapshot -a before disk.qcow2",
@@ -448,6 +452,35 @@ fn the_program_is_qemu_img_by_its_name() {
     assert_eq!(install(&[]).status.code(), Some(1));
     assert!(install(&["--force"]).status.success());
     assert_eq!(fs::read_link(&link).unwrap(), Path::new(IMGCONV).canonicalize().unwrap());
+}
+
+/// The base of a commit is named as in the overlay, relative to the directory of the overlay.
+#[test]
+fn the_base_of_a_commit_is_found_as_by_qemu_img() {
+    needs_qemu!("commits of qemu-img");
+    let dir = TempDir::new();
+    let below = |dir: &TempDir| dir.join("below");
+    let prepare = |dir: &TempDir| {
+        fs::create_dir(below(dir)).unwrap();
+        for line in [
+            "create -q -f qcow2 below/base 1M",
+            "create -q -f qcow2 -b base -F qcow2 below/middle",
+            "create -q -f qcow2 -b middle -F qcow2 below/top",
+        ] {
+            assert!(run("qemu-img", &[], dir, line).status.success(), "{line}");
+        }
+        qemu_io(&dir.join("below/top"), &["write -P 7 0 64k".into()]);
+        std::os::unix::fs::symlink("base", dir.join("below/link")).unwrap();
+    };
+    for base in ["base", "middle", "./base", "link", "below/base", "top", "nothing"] {
+        let [theirs, ours] = twins(&dir).inspect(prepare);
+        let line = format!("commit -b {base} below/top");
+        let (a, b) = (run("qemu-img", &[], &theirs, &line), run(IMGCONV, &["qemu-img"], &ours, &line));
+        assert_eq!((b.status.code(), text(&b.stderr)), (a.status.code(), text(&a.stderr)), "{line}");
+        for name in ["below/base", "below/middle", "below/top"] {
+            assert!(image(&theirs, name) == image(&ours, name), "{line}: {name} differs");
+        }
+    }
 }
 
 /// Runs a line that must fail, and leave the file as it is. Returns the message.
@@ -556,6 +589,7 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("snapshot -a 1 plain.qcow2", "plain.qcow2"),
         ("snapshot -q -d before plain.qcow2", "plain.qcow2"),
         ("commit overlay.qcow2", "disk.qcow2"),
+        ("commit top.qcow", "top.qcow"),
         ("commit -d -q top.qcow2", "disk.raw"),
         ("commit top.qcow2", "top.qcow2"),
         ("commit -b disk.qcow2 -t none overlay.qcow2", "overlay.qcow2"),
