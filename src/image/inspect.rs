@@ -130,12 +130,9 @@ impl OpenOptions {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);
                 let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
-                let cx = OpenContext {
-                    path: opened.path(),
-                    inspect: true,
-                    detached_header,
-                    ..self.context(&budget, 1, file)
-                };
+                let cx =
+                    OpenContext { snapshot: None, ..self.context(&budget, opened.named_by.is_some().into(), file) };
+                let cx = OpenContext { path: opened.path(), inspect: true, detached_header, ..cx };
                 opened.format.open(opened.source.clone(), &cx)
             };
             let alone = || open(&|_| Ok(None));

@@ -286,7 +286,9 @@ impl OpenOptions {
     pub(super) fn context<'a>(&'a self, budget: &'a Budget, layer: usize, file: &'a FileOpener<'a>) -> OpenContext<'a> {
         let snapshot = if layer == 0 { self.snapshot.as_deref() } else { None };
         let cancel = self.cancel.as_deref();
-        OpenContext { snapshot, file, secrets: &self.secrets, cancel, ..OpenContext::new(&self.limits, budget) }
+        let cx =
+            OpenContext { snapshot, file, secrets: &self.secrets, cancel, ..OpenContext::new(&self.limits, budget) };
+        if layer == 0 { OpenContext { options: &self.options, ..cx } } else { cx }
     }
 
     pub(super) fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {

@@ -11,6 +11,7 @@ use super::references::{ReferencePolicy, Resolver};
 use crate::format::{Format, Formats};
 use crate::io::{CacheMode, ReadAt};
 use crate::limits::Limits;
+use crate::options::Options;
 use crate::secret::Secret;
 
 /// Configures how images are opened.
@@ -31,6 +32,8 @@ pub struct OpenOptions {
     pub(super) formats: Formats,
     pub(super) format: Option<Format>,
     pub(super) backing_format: Option<Format>,
+    /// Of the top image.
+    pub(super) options: Options,
     pub(super) detect_as_qemu: bool,
     pub(super) snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
@@ -104,6 +107,23 @@ impl OpenOptions {
     #[must_use]
     pub fn backing_format(mut self, format: Format) -> Self {
         self.backing_format = Some(format);
+        self
+    }
+
+    /// Sets options of the format for reading the image; its backing files have none. They are those of [`Format::read_options`]: of a VHD,
+    /// `force_size_calc=chs` or `current_size` says which of the two sizes in its footer the disk has.
+    ///
+    /// ```no_run
+    /// use diskimage::{Format, OpenOptions, Options};
+    ///
+    /// let mut options = Options::new();
+    /// options.set("force_size_calc", "current_size");
+    /// let disk = OpenOptions::new().format(Format::VHD).options(options).open("disk.vhd")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
         self
     }
 
@@ -332,7 +352,7 @@ impl OpenOptions {
     #[must_use]
     pub(crate) fn for_backing(mut self, format: Format) -> Self {
         self.backing_file = None;
-        self.format(format)
+        self.options(Options::new()).format(format)
     }
 }
 

@@ -30,6 +30,9 @@ fn directory() -> TempDir {
     dir.file("small.raw", &Pattern::Dense.make(64 << 10));
     dir.file("odd.raw", &Pattern::Dense.make(70_000));
     dir.file("shorter.raw", &Pattern::Dense.make(69_999));
+    let mut different = Pattern::Dense.make(64 << 10);
+    different[5000] ^= 1;
+    dir.file("different.raw", &different);
     dir.file("pass", b"secret");
     for line in [
         "convert -f raw -O qcow2 disk.raw disk.qcow2",
@@ -43,6 +46,7 @@ fn directory() -> TempDir {
         "create -q -f vdi existing.vdi 3M",
         "create -q -f vhdx -o block_size=2M existing.vhdx 3M",
         "create -q -f vpc existing.vpc 3M",
+        "create -q -f vpc -o force_size=on exact.vpc 3M",
         "create -q -f qed -o cluster_size=4k existing.qed 3M",
         "convert -f raw -O parallels small.raw small.hds",
         "convert -f raw -O qed disk.raw disk.qed",
@@ -53,6 +57,7 @@ fn directory() -> TempDir {
         "convert -f raw -O qcow2 disk.raw plain.qcow2",
         "snapshot -c before plain.qcow2",
         "bitmap --add disk.qcow2 marks",
+        "convert -c -f raw -O qcow2 disk.raw compressed.qcow2",
         "create -q -f luks --object secret,id=s,file=pass -o key-secret=s,iter-time=10 vol.luks 1M",
     ] {
         let done = run("qemu-img", &[], &dir, line);
@@ -198,11 +203,27 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "map disk.qcow2",
         "map --output=json disk.qcow2",
         "map --output=json odd.raw",
+        "map --output=json existing.vhdx",
+        "map existing.vhdx",
+        "map compressed.qcow2",
+        "map --output=json compressed.qcow2",
+        "compare different.raw small.raw",
+        "compare -s different.raw small.raw",
+        "compare -s disk.raw compressed.qcow2",
+        "compare -s disk.vmdk disk.qed",
+        "compare -s existing.vhdx existing.vpc",
+        "compare -s disk.qed disk.qcow2",
+        "compare -s existing.qcow2 disk.raw",
+        "compare -s disk.raw existing.vdi",
+        "compare -s preallocated.qcow2 tuned.qcow2",
         "map --output=json shorter.raw",
         "map --output=json overlay.qcow2",
         "map --output json --start-offset 1M --max-length 1M disk.qcow2",
         "map --output=json small.hds",
         "map --output=json disk.qed",
+        "map --output=json --image-opts driver=vpc,file.filename=exact.vpc",
+        "map --output=json --image-opts driver=vpc,force_size_calc=chs,file.filename=exact.vpc",
+        "map --output=json --image-opts driver=vpc,force_size_calc=current_size,file.filename=existing.vpc",
         "map --output=json preallocated.qcow2",
         "amend -o help existing.qcow2",
         "amend -f luks -o help",

@@ -231,7 +231,7 @@ impl ReferenceArgs {
             return Err(Failure::usage("the format of an image given by options is set with driver="));
         }
         let opts = plain_image(file)?;
-        let options = self.without_secrets(opts.format).without_backing(opts.without_backing);
+        let options = self.without_secrets(opts.format).without_backing(opts.without_backing).options(opts.options);
         let options = if opts.force_share { options.force_share(true) } else { options };
         let options = match opts.backing {
             Some(Backing { path, format }) => options.backing_file(path, format),

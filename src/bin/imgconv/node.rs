@@ -11,6 +11,8 @@ use diskimage::{Error, Format, Options, nbd, parse_size, remote};
 pub struct Node {
     /// The format, unless it is to be detected.
     pub format: Option<Format>,
+    /// Options of the format for reading.
+    pub options: Options,
     pub storage: Storage,
     /// The range of the storage that is the image: offset, and length unless it is the rest.
     pub window: Option<(u64, Option<u64>)>,
@@ -34,6 +36,8 @@ pub struct Node {
 pub struct Plain {
     /// The format, unless it is to be detected.
     pub format: Option<Format>,
+    /// Options of the format for reading.
+    pub options: Options,
     /// The path, or the name of a remote image.
     pub path: PathBuf,
     /// The file of a detached header.
@@ -146,8 +150,8 @@ impl Node {
         if self.tls.is_some() {
             return Err(Invalid::new("tls-creds is not supported: name the server by a URI, as in nbds://HOST/EXPORT"));
         }
-        let Node { format, header, secret, force_share, without_backing, backing, .. } = self;
-        Ok(Plain { format, path, header, secret, force_share, without_backing, backing })
+        let Node { format, options, header, secret, force_share, without_backing, backing, .. } = self;
+        Ok(Plain { format, options, path, header, secret, force_share, without_backing, backing })
     }
 
     /// The name for messages: that of the file, and a URL without secrets.
@@ -187,20 +191,19 @@ impl Node {
         if described.names().next().is_none() {
             return Ok(None);
         }
-        let of_backing = |invalid: Invalid| Invalid(format!("backing: {invalid}"));
-        let Node {
-            format,
-            storage: Storage::File(path),
-            window: None,
-            header: None,
-            without_backing: false,
-            backing: None,
-            ..
-        } = Node::from_options(described).map_err(of_backing)?
-        else {
+        if described.names().any(|name| name.starts_with("backing")) {
+            return Err(Invalid::new("the backing file of a backing file is not supported by imgconv as an option"));
+        }
+        let node = Node::from_options(described).map_err(|invalid| Invalid(format!("backing: {invalid}")))?;
+        let Node { format, storage: Storage::File(path), window: None, header: None, .. } = node else {
             return Err(Invalid::new("a backing file other than a whole file is not supported by imgconv"));
         };
-        Ok(Some(Backing { path, format }))
+        match node.options.names().next() {
+            Some(option) => {
+                Err(Invalid::new(format!("option 'backing.{option}' of an image is not supported by imgconv")))
+            }
+            None => Ok(Some(Backing { path, format })),
+        }
     }
 
     fn from_options(mut options: Options) -> Result<Node, Invalid> {
@@ -278,6 +281,11 @@ impl Node {
                         return Err(Invalid::new(problem));
                     }
                     node.format = Some(format);
+                    for option in format.read_options() {
+                        if let Some(value) = take(option.name) {
+                            node.options.set(option.name, value);
+                        }
+                    }
                 }
                 None => {}
             }
@@ -382,18 +390,21 @@ mod tests {
             ),
             Ok(Node { backing: Some(Backing { path: "b".into(), format: Some(Format::QCOW2) }), ..file("a") })
         );
+        let sized = list("driver=vpc,force_size_calc=chs,file.filename=a").unwrap();
+        assert_eq!(sized.options.value("force_size_calc"), Some("chs"));
         assert_eq!(list("driver=null-co,size=4k").unwrap().storage, Storage::Null(4096));
         for (text, reason) in [
             ("driver=qcow2", "must be specified"),
             ("x.img", "must be specified"),
             ("driver=qcow2,file.filename=a,size=1", "option 'size'"),
+            ("driver=qcow2,file.filename=a,force_size_calc=chs", "option 'force_size_calc'"),
             ("driver=nope,file.filename=a", "Unknown driver 'nope'"),
             ("driver=qcow2,file.driver=vmdk,file.file.filename=a", "qcow2 over vmdk"),
             ("driver=qcow2,file.filename=a,backing.driver=raw", "backing: A block device"),
             ("driver=qcow2,file.filename=a,backing.driver=null-co", "other than a whole file"),
             (
                 "driver=qcow2,file.filename=a,backing.file.filename=b,backing.backing.filename=c",
-                "other than a whole file",
+                "backing file of a backing",
             ),
         ] {
             assert!(list(text).unwrap_err().contains(reason), "{text}");
@@ -422,6 +433,7 @@ mod tests {
             plain("driver=luks,file.filename=a,,b.img,key-secret=sec0,header.filename=h,force-share=on").unwrap();
         let expected = Plain {
             format: Some(Format::LUKS),
+            options: Options::new(),
             path: "a,b.img".into(),
             header: Some("h".into()),
             secret: Some("sec0".into()),

@@ -82,10 +82,15 @@ fn check_entries(bat: &Bat, mut used: BitSet, area: u64, report: &mut CheckRepor
     // The clusters of a format extension and of its bitmaps are in use, too. Where something is damaged, freeing a cluster could lose
     // data.
     if bat.header.extension_sector == 0 && report.corruptions == 0 {
-        let in_use = (0..area).filter(|number| used.contains(*number)).count() as u64;
-        if in_use < area {
-            report.leaks += area - in_use;
-            report.message("Leaked", || format!("{} clusters of the data area are not referenced", area - in_use));
+        let (mut in_use, mut end) = (0, 0);
+        for number in (0..area).filter(|number| used.contains(*number)) {
+            (in_use, end) = (in_use + 1, number + 1);
+        }
+        for (leaked, place) in [(end - in_use, "between others"), (area - end, "after all others")] {
+            if leaked > 0 {
+                report.leaks += leaked;
+                report.message("Leaked", || format!("{leaked} clusters {place} are not referenced"));
+            }
         }
     }
     Ok(())

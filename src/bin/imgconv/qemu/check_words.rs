@@ -94,6 +94,20 @@ impl Finding<'_> {
     }
 }
 
+/// The report of a Parallels image without the clusters between others, which qemu-img does not look for.
+pub fn without_leaks_between(mut report: CheckReport) -> CheckReport {
+    let between = |message: &String| leaks(message, "between others");
+    report.leaks = report.leaks.saturating_sub(report.messages.iter().filter_map(between).sum());
+    report.messages.retain(|message| between(message).is_none());
+    report
+}
+
+/// The number of leaked clusters at a place in a Parallels image.
+fn leaks(message: &str, place: &str) -> Option<u64> {
+    let count = message.strip_prefix("Leaked: ")?.strip_suffix(" are not referenced")?.strip_suffix(place)?;
+    count.strip_suffix(" clusters ")?.parse().ok()
+}
+
 /// A finding in a Parallels image.
 fn of_parallels(message: &str, cluster_size: Option<u32>) -> Option<String> {
     /// Host offset of the BAT, and bytes of its entries.
@@ -101,9 +115,8 @@ fn of_parallels(message: &str, cluster_size: Option<u32>) -> Option<String> {
     if message.starts_with("ERROR: the data area at ") {
         return Some("data_off field has incorrect value".to_owned());
     }
-    if let Some(leaked) = message.strip_prefix("Leaked: ") {
-        let (count, _) = leaked.split_once(" clusters of the data area are not referenced")?;
-        let bytes = count.parse::<u64>().ok()?.checked_mul(cluster_size?.into())?;
+    if let Some(count) = leaks(message, "after all others") {
+        let bytes = count.checked_mul(cluster_size?.into())?;
         return Some(format!("space leaked at the end of the image {bytes}"));
     }
     if let Some(shared) = message.strip_prefix("ERROR: cluster ") {

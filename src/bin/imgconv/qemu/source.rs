@@ -119,6 +119,7 @@ impl Sources {
             .force_share(self.force_share || node.force_share)
             .cache(self.cache)
             .without_backing(node.without_backing)
+            .options(node.options)
             .reference_policy(ReferencePolicy::Any)
             .detect_as_qemu(true);
         let secret = node.secret.clone();

@@ -35,6 +35,16 @@ fn shared_clusters_are_copied() {
     assert!(file.to_vec().len() == 4096 && file.to_vec()[1024..].iter().all(|&byte| byte == 1));
 }
 
+/// What has been there may be all that is left of a damaged entry.
+#[test]
+fn leaked_clusters_are_not_overwritten() {
+    let file = image([1, 1, 3], 2, 3);
+    let report = repaired(&file, Repair::All);
+    assert_eq!((report.corruptions_fixed, report.after.corruptions, report.after.leaks), (1, 0, 1));
+    assert_eq!(report.after.messages, ["Leaked: 1 clusters between others are not referenced"]);
+    assert_eq!((bat(&file), file.to_vec()[2048]), ([1, 4, 3], 2));
+}
+
 #[test]
 fn the_end_is_cut_off_where_nothing_is_damaged() {
     for (what, entry, leaks_fixed, len) in [
