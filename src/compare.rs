@@ -1,5 +1,7 @@
 //! Comparison of the guest data of two images.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::image::{Image, Scratch, Span};
 use crate::zero;
@@ -36,9 +38,29 @@ const STEP: u64 = 1 << 20;
 /// # Ok::<(), diskimage::Error>(())
 /// ```
 pub fn compare(a: &Image, b: &Image) -> Result<Comparison> {
-    let mut sides = [Side::new(a), Side::new(b)];
-    let end = a.virtual_size().max(b.virtual_size());
-    let mut at = 0;
+    compare_range(a, b, 0..u64::MAX)
+}
+
+/// As [`compare`], for a range of guest offsets in bytes. What is after the end of both disks is equal.
+///
+/// # Errors
+/// As [`compare`].
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use diskimage::io::MemFile;
+/// use diskimage::{Comparison, Format, OpenOptions, compare_range};
+///
+/// let open = |bytes: Vec<u8>| OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(bytes)));
+/// let (a, b) = (open(vec![1, 2, 3])?, open(vec![1, 2, 4])?);
+/// assert_eq!(compare_range(&a, &b, 0..2)?, Comparison::Identical);
+/// # Ok::<(), diskimage::Error>(())
+/// ```
+pub fn compare_range(a: &Image, b: &Image, range: Range<u64>) -> Result<Comparison> {
+    let mut sides = [Side::new(a, range.clone()), Side::new(b, range.clone())];
+    let end = a.virtual_size().max(b.virtual_size()).min(range.end);
+    let mut at = range.start;
     while at < end {
         let [left, right] = &mut sides;
         let (x, y) = (left.span_at(at)?, right.span_at(at)?);
@@ -71,8 +93,8 @@ struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(image: &'a Image) -> Self {
-        Side { image, spans: image.spans(0..u64::MAX), current: None, scratch: Scratch::default(), buf: Vec::new() }
+    fn new(image: &'a Image, range: Range<u64>) -> Self {
+        Side { image, spans: image.spans(range), current: None, scratch: Scratch::default(), buf: Vec::new() }
     }
 
     /// The span that contains guest offset `at`, or `None` after the end of the disk. `at` ascends.
@@ -152,6 +174,23 @@ mod tests {
             theirs[LEN - 1] ^= 1;
             theirs[at] = 9;
             assert_eq!(compared(&ours, &theirs), Comparison::Different { offset: at as u64 });
+        }
+    }
+
+    #[test]
+    fn only_the_range_is_compared() {
+        let ours = vec![5; LEN];
+        let mut theirs = ours.clone();
+        (theirs[700], theirs[LEN - 2]) = (1, 1);
+        let different = |offset| Comparison::Different { offset };
+        for (range, expected) in [
+            (0..700, Comparison::Identical),
+            (0..701, different(700)),
+            (701..LEN as u64 - 2, Comparison::Identical),
+            (701..u64::MAX, different(LEN as u64 - 2)),
+            (LEN as u64..u64::MAX, Comparison::Identical),
+        ] {
+            assert_eq!(compare_range(&raw(&ours), &qcow2(&theirs), range.clone()).unwrap(), expected, "{range:?}");
         }
     }
 

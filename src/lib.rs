@@ -121,7 +121,7 @@ mod testing;
 mod tls;
 pub mod zero;
 
-pub use compare::{Comparison, compare};
+pub use compare::{Comparison, compare, compare_range};
 #[cfg(feature = "hash")]
 pub use convert::FileDigest;
 #[cfg(feature = "write")]

@@ -78,8 +78,8 @@ fn is_runtime_option(name: &str) -> bool {
 
 impl Options {
     /// No options: all have their default.
-    pub fn new() -> Self {
-        Options::default()
+    pub const fn new() -> Self {
+        Options(Vec::new())
     }
 
     /// Adds the options of a list like `cluster_size=128k,compat=1.1`. A comma in a value is doubled, and an option without

@@ -81,7 +81,7 @@ impl Commit {
         };
         // The tables and the length that the reader of the chain knows of the base are out of date with the first write to it.
         top.image.write().unwrap_or_else(PoisonError::into_inner).truncate_layers(layer);
-        let base = self.options.clone().format(format).open_disk(base)?;
+        let base = self.options.clone().for_backing(format).open_disk(base)?;
         self.copy(&top, &base)?;
         // The overlay is emptied when its data is durable elsewhere.
         base.close()?;

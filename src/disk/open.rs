@@ -56,7 +56,8 @@ impl OpenOptions {
     ///
     /// Only what follows from the rest of the metadata is changed, so that nothing that can be read is lost: the reference counts of qcow2,
     /// and the marks of an image that was not closed, or found to be corrupt; the number of allocated blocks of VDI; the footer of VHD or its
-    /// copy; the grain directory of VMDK, where the redundant one has what it lacks. The log of VHDX is replayed.
+    /// copy; the grain directory of VMDK, where the redundant one has what it lacks; clusters of Parallels images that several entries share, and space after all
+    /// clusters. The log of VHDX is replayed.
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) if there are no repairs for the format; and as [`open_disk`](Self::open_disk).

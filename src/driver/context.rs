@@ -19,6 +19,8 @@ use crate::secret::Secret;
 /// image and opens no referenced file.
 pub type FileOpener<'a> = dyn Fn(&FileReference) -> Result<Option<Arc<dyn ReadAt>>> + 'a;
 
+static NO_OPTIONS: Options = Options::new();
+
 /// Arguments for opening an image.
 ///
 /// ```
@@ -49,6 +51,8 @@ pub struct OpenContext<'a> {
     /// The header, if it is in a file of its own. Only drivers with [`FormatDriver::detached_headers`](super::FormatDriver::detached_headers)
     /// get one.
     pub detached_header: Option<DetachedHeader<'a>>,
+    /// The options for reading. Each is one of those that the driver lists: [`FormatDriver::read_options`](super::FormatDriver::read_options).
+    pub options: &'a Options,
     /// Whether only the properties of the image are wanted. An encrypted image needs no secret then; otherwise a driver that cannot unlock
     /// it returns [`Error::Secret`].
     pub inspect: bool,
@@ -67,6 +71,7 @@ impl<'a> OpenContext<'a> {
             file: &|_| Ok(None),
             secrets: &[],
             detached_header: None,
+            options: &NO_OPTIONS,
             inspect: false,
             cancel: None,
         }

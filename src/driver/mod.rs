@@ -250,6 +250,7 @@ pub struct FormatDriver {
     pub(crate) extensions: &'static [&'static str],
     pub(crate) description: &'static str,
     pub(crate) options: &'static [OptionSpec],
+    pub(crate) read_options: &'static [OptionSpec],
     pub(crate) probe: ProbeFn,
     pub(crate) open: OpenFn,
     pub(crate) create: Option<CreateFn>,
@@ -271,6 +272,7 @@ impl FormatDriver {
             extensions: &[],
             description: "",
             options: &[],
+            read_options: &[],
             probe,
             open,
             create: None,
@@ -359,6 +361,13 @@ impl FormatDriver {
     #[must_use]
     pub const fn open_stream(mut self, probe: ProbeFn, open_stream: OpenStreamFn) -> Self {
         self.open_stream = Some((probe, open_stream));
+        self
+    }
+
+    /// Sets the options for reading an image: [`OpenContext::options`]. An unknown one is refused before the image is opened.
+    #[must_use]
+    pub const fn read_options(mut self, options: &'static [OptionSpec]) -> Self {
+        self.read_options = options;
         self
     }
 

@@ -267,6 +267,11 @@ impl Format {
         self.0.options
     }
 
+    /// The options for reading an image: [`OpenOptions::options`](crate::OpenOptions::options).
+    pub fn read_options(&self) -> &'static [OptionSpec] {
+        self.0.read_options
+    }
+
     /// Whether images of this format can be written.
     pub fn can_create(&self) -> bool {
         self.0.create.is_some()
@@ -303,6 +308,7 @@ impl Format {
     }
 
     pub(crate) fn open(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Box<dyn SparseRead>> {
+        cx.options.check(self.name(), self.read_options())?;
         (self.0.open)(source, cx)
     }
 
@@ -354,6 +360,7 @@ impl Format {
         cx: &UpdateContext<'_>,
     ) -> Result<Box<dyn SparseUpdate>> {
         let open = self.0.open_update.ok_or_else(|| Error::unsupported(self.name(), "writing to an image in place"))?;
+        cx.open.options.check(self.name(), self.read_options())?;
         cx.open.refuse_snapshots(self.name())?;
         open(storage, cx)
     }
@@ -377,6 +384,7 @@ impl Format {
 
     pub(crate) fn check(&self, source: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
         let check = self.0.check.ok_or_else(|| Error::unsupported(self.name(), "checks"))?;
+        cx.options.check(self.name(), self.read_options())?;
         check(source, cx).map(|report| CheckReport { format: self.name(), ..report })
     }
 

@@ -92,6 +92,9 @@ impl OpenOptions {
                 let inspection = self.inspect_opened(&opened)?;
                 self.check_identity(&opened, &inspection.info)?;
                 let backing = inspection.info.backing.as_ref().filter(|_| !self.without_backing);
+                if chain.is_empty() {
+                    self.check_has_backing(backing)?;
+                }
                 let backing = backing.map(|r| self.open_backing(&opened, r, chain.len() + 1)).transpose()?;
                 Ok((inspection, SourceFile::new(opened.source.clone(), None), backing))
             };
@@ -127,12 +130,9 @@ impl OpenOptions {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);
                 let detached_header = opened.header.as_ref().map(HeaderFile::for_driver);
-                let cx = OpenContext {
-                    path: opened.path(),
-                    inspect: true,
-                    detached_header,
-                    ..self.context(&budget, 1, file)
-                };
+                let cx =
+                    OpenContext { snapshot: None, ..self.context(&budget, opened.named_by.is_some().into(), file) };
+                let cx = OpenContext { path: opened.path(), inspect: true, detached_header, ..cx };
                 opened.format.open(opened.source.clone(), &cx)
             };
             let alone = || open(&|_| Ok(None));

@@ -259,6 +259,9 @@ impl OpenOptions {
         if let Some(open) = open {
             let layer = open(opened, &self.context(budget, layers.len(), &|_| Ok(None)))?;
             let backing = layer.reader.info().backing.clone().filter(|_| !self.alone);
+            if !self.alone {
+                self.check_has_backing(backing.as_ref())?;
+            }
             layers.push(layer);
             return Ok(backing);
         }
@@ -279,6 +282,9 @@ impl OpenOptions {
         files.extend(opened.header.as_ref().map(HeaderFile::as_source_file));
         self.check_identity(opened, reader.info())?;
         let backing = reader.info().backing.clone().filter(|_| !self.without_backing);
+        if layers.is_empty() {
+            self.check_has_backing(backing.as_ref())?;
+        }
         layers.push(Layer { reader, format: opened.format, files });
         Ok(backing)
     }
@@ -286,7 +292,9 @@ impl OpenOptions {
     pub(super) fn context<'a>(&'a self, budget: &'a Budget, layer: usize, file: &'a FileOpener<'a>) -> OpenContext<'a> {
         let snapshot = if layer == 0 { self.snapshot.as_deref() } else { None };
         let cancel = self.cancel.as_deref();
-        OpenContext { snapshot, file, secrets: &self.secrets, cancel, ..OpenContext::new(&self.limits, budget) }
+        let cx =
+            OpenContext { snapshot, file, secrets: &self.secrets, cancel, ..OpenContext::new(&self.limits, budget) };
+        if layer == 0 { OpenContext { options: &self.options, ..cx } } else { cx }
     }
 
     pub(super) fn open_data_file(&self, image: &Opened, reference: &FileReference) -> Result<SourceFile> {
@@ -304,7 +312,10 @@ impl OpenOptions {
             let field = "backing chain length".into();
             return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
         }
-        let Found { path, source, reference } = self.open_reference(image, reference)?;
+        let Found { path, source, reference } = match &self.backing_file {
+            Some((path, format)) if layer == 1 => self.open_chosen_backing(reference, path, *format)?,
+            _ => self.open_reference(image, reference)?,
+        };
         let opened = || {
             let source = Arc::new(SizedFile::new(source)?);
             let format = self.detect_backing(image, &reference, &source, &path)?;

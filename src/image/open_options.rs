@@ -11,6 +11,7 @@ use super::references::{ReferencePolicy, Resolver};
 use crate::format::{Format, Formats};
 use crate::io::{CacheMode, ReadAt};
 use crate::limits::Limits;
+use crate::options::Options;
 use crate::secret::Secret;
 
 /// Configures how images are opened.
@@ -31,12 +32,16 @@ pub struct OpenOptions {
     pub(super) formats: Formats,
     pub(super) format: Option<Format>,
     pub(super) backing_format: Option<Format>,
+    /// Of the top image.
+    pub(super) options: Options,
     pub(super) detect_as_qemu: bool,
     pub(super) snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
     pub(super) resolver: Option<Arc<Resolver>>,
     pub(super) changed_backing: bool,
     pub(super) without_backing: bool,
+    /// The backing file of the top image that the caller names, and its format.
+    pub(super) backing_file: Option<(PathBuf, Option<Format>)>,
     pub(super) temporary_directory: Option<PathBuf>,
     pub(super) one_pass: bool,
     pub(super) cancel: Option<Arc<AtomicBool>>,
@@ -102,6 +107,23 @@ impl OpenOptions {
     #[must_use]
     pub fn backing_format(mut self, format: Format) -> Self {
         self.backing_format = Some(format);
+        self
+    }
+
+    /// Sets options of the format for reading the image; its backing files have none. They are those of [`Format::read_options`]: of a VHD,
+    /// `force_size_calc=chs` or `current_size` says which of the two sizes in its footer the disk has.
+    ///
+    /// ```no_run
+    /// use diskimage::{Format, OpenOptions, Options};
+    ///
+    /// let mut options = Options::new();
+    /// options.set("force_size_calc", "current_size");
+    /// let disk = OpenOptions::new().format(Format::VHD).options(options).open("disk.vhd")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
         self
     }
 
@@ -188,6 +210,24 @@ impl OpenOptions {
     #[must_use]
     pub fn without_backing(mut self, without: bool) -> Self {
         self.without_backing = without;
+        self
+    }
+
+    /// Opens the file at `path` as the backing file of the image, in place of the one that the image names. `format` is its format; without one it
+    /// is the format that the image states, or detected as for any backing file.
+    ///
+    /// The caller names the file, so that the reference policy does not apply to it, only to what it references. An image without a backing file is
+    /// refused.
+    ///
+    /// ```no_run
+    /// use diskimage::{Format, OpenOptions};
+    ///
+    /// let disk = OpenOptions::new().backing_file("moved/base.qcow2", Some(Format::QCOW2)).open("overlay.qcow2")?;
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[must_use]
+    pub fn backing_file(mut self, path: impl Into<PathBuf>, format: Option<Format>) -> Self {
+        self.backing_file = Some((path.into(), format));
         self
     }
 
@@ -306,6 +346,13 @@ impl OpenOptions {
     pub(crate) fn alone(mut self, alone: bool) -> Self {
         self.alone = alone;
         self
+    }
+
+    /// The options for a backing file that is opened as an image of its own, in this format.
+    #[must_use]
+    pub(crate) fn for_backing(mut self, format: Format) -> Self {
+        self.backing_file = None;
+        self.options(Options::new()).format(format)
     }
 }
 

@@ -90,6 +90,31 @@ impl OpenOptions {
         Ok(Found { path, source, reference })
     }
 
+    /// Opens the backing file at `path` in place of the referenced one.
+    pub(super) fn open_chosen_backing(
+        &self,
+        reference: &FileReference,
+        path: &Path,
+        format: Option<Format>,
+    ) -> Result<Found> {
+        let file = self.open_locked(path, true);
+        let file = file.map_err(|e| cannot_open("opening the backing file")(e).in_file(path))?;
+        let format = format.map(|format| Name::from(format.name())).or_else(|| reference.format.clone());
+        let reference = FileReference { name: path.into(), format, ..reference.clone() };
+        Ok(Found { path: path.to_owned(), source: Arc::new(file), reference })
+    }
+
+    /// Checks that the top image has a backing file, if the caller names one.
+    pub(super) fn check_has_backing(&self, backing: Option<&FileReference>) -> Result<()> {
+        match (&self.backing_file, backing) {
+            (Some((path, _)), None) => {
+                let problem = format!("the image has no backing file that {} could replace", path.display());
+                Err(Error::Usage(problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Tries the names in turn; then, for images of Windows, files whose names differ in case only; then identities.
     fn find(&self, image: &Opened, reference: &FileReference) -> Result<Opening> {
         let names = || [&reference.name].into_iter().chain(&reference.alternatives);

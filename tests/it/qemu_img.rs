@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::cli::IMGCONV;
 use crate::support::TempDir;
 use crate::support::pattern::Pattern;
-use crate::support::tools::{needs_qemu, qemu_io};
+use crate::support::tools::{needs_qemu, qemu_io, qemu_io_as};
 
 /// A directory with the images that the lines name.
 fn directory() -> TempDir {
@@ -30,6 +30,9 @@ fn directory() -> TempDir {
     dir.file("small.raw", &Pattern::Dense.make(64 << 10));
     dir.file("odd.raw", &Pattern::Dense.make(70_000));
     dir.file("shorter.raw", &Pattern::Dense.make(69_999));
+    let mut different = Pattern::Dense.make(64 << 10);
+    different[5000] ^= 1;
+    dir.file("different.raw", &different);
     dir.file("pass", b"secret");
     for line in [
         "convert -f raw -O qcow2 disk.raw disk.qcow2",
@@ -43,14 +46,18 @@ fn directory() -> TempDir {
         "create -q -f vdi existing.vdi 3M",
         "create -q -f vhdx -o block_size=2M existing.vhdx 3M",
         "create -q -f vpc existing.vpc 3M",
+        "create -q -f vpc -o force_size=on exact.vpc 3M",
         "create -q -f qed -o cluster_size=4k existing.qed 3M",
         "convert -f raw -O parallels small.raw small.hds",
         "convert -f raw -O qed disk.raw disk.qed",
+        "create -q -f qcow -b disk.raw -F raw top.qcow",
+        "convert -f raw -O qcow small.raw small.qcow",
         "create -q -f qcow2 -o preallocation=metadata preallocated.qcow2 5M",
         "snapshot -c before disk.qcow2",
         "convert -f raw -O qcow2 disk.raw plain.qcow2",
         "snapshot -c before plain.qcow2",
         "bitmap --add disk.qcow2 marks",
+        "convert -c -f raw -O qcow2 disk.raw compressed.qcow2",
         "create -q -f luks --object secret,id=s,file=pass -o key-secret=s,iter-time=10 vol.luks 1M",
     ] {
         let done = run("qemu-img", &[], &dir, line);
@@ -196,11 +203,27 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "map disk.qcow2",
         "map --output=json disk.qcow2",
         "map --output=json odd.raw",
+        "map --output=json existing.vhdx",
+        "map existing.vhdx",
+        "map compressed.qcow2",
+        "map --output=json compressed.qcow2",
+        "compare different.raw small.raw",
+        "compare -s different.raw small.raw",
+        "compare -s disk.raw compressed.qcow2",
+        "compare -s disk.vmdk disk.qed",
+        "compare -s existing.vhdx existing.vpc",
+        "compare -s disk.qed disk.qcow2",
+        "compare -s existing.qcow2 disk.raw",
+        "compare -s disk.raw existing.vdi",
+        "compare -s preallocated.qcow2 tuned.qcow2",
         "map --output=json shorter.raw",
         "map --output=json overlay.qcow2",
         "map --output json --start-offset 1M --max-length 1M disk.qcow2",
         "map --output=json small.hds",
         "map --output=json disk.qed",
+        "map --output=json --image-opts driver=vpc,file.filename=exact.vpc",
+        "map --output=json --image-opts driver=vpc,force_size_calc=chs,file.filename=exact.vpc",
+        "map --output=json --image-opts driver=vpc,force_size_calc=current_size,file.filename=existing.vpc",
         "map --output=json preallocated.qcow2",
         "amend -o help existing.qcow2",
         "amend -f luks -o help",
@@ -378,6 +401,8 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "check -r all disk.raw",
         "check -r all existing.vdi",
         "check -r leaks disk.vmdk",
+        "resize small.qcow 4M",
+        "rebase -b disk.raw -F raw top.qcow",
         "snapshot -a none plain.qcow2",
         "snapshot -d none plain.qcow2",
         "snapshot -a before disk.qcow2",
@@ -448,6 +473,35 @@ fn the_program_is_qemu_img_by_its_name() {
     assert_eq!(install(&[]).status.code(), Some(1));
     assert!(install(&["--force"]).status.success());
     assert_eq!(fs::read_link(&link).unwrap(), Path::new(IMGCONV).canonicalize().unwrap());
+}
+
+/// The base of a commit is named as in the overlay, relative to the directory of the overlay.
+#[test]
+fn the_base_of_a_commit_is_found_as_by_qemu_img() {
+    needs_qemu!("commits of qemu-img");
+    let dir = TempDir::new();
+    let below = |dir: &TempDir| dir.join("below");
+    let prepare = |dir: &TempDir| {
+        fs::create_dir(below(dir)).unwrap();
+        for line in [
+            "create -q -f qcow2 below/base 1M",
+            "create -q -f qcow2 -b base -F qcow2 below/middle",
+            "create -q -f qcow2 -b middle -F qcow2 below/top",
+        ] {
+            assert!(run("qemu-img", &[], dir, line).status.success(), "{line}");
+        }
+        qemu_io(&dir.join("below/top"), &["write -P 7 0 64k".into()]);
+        std::os::unix::fs::symlink("base", dir.join("below/link")).unwrap();
+    };
+    for base in ["base", "middle", "./base", "link", "below/base", "top", "nothing"] {
+        let [theirs, ours] = twins(&dir).inspect(prepare);
+        let line = format!("commit -b {base} below/top");
+        let (a, b) = (run("qemu-img", &[], &theirs, &line), run(IMGCONV, &["qemu-img"], &ours, &line));
+        assert_eq!((b.status.code(), text(&b.stderr)), (a.status.code(), text(&a.stderr)), "{line}");
+        for name in ["below/base", "below/middle", "below/top"] {
+            assert!(image(&theirs, name) == image(&ours, name), "{line}: {name} differs");
+        }
+    }
 }
 
 /// Runs a line that must fail, and leave the file as it is. Returns the message.
@@ -556,6 +610,7 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("snapshot -a 1 plain.qcow2", "plain.qcow2"),
         ("snapshot -q -d before plain.qcow2", "plain.qcow2"),
         ("commit overlay.qcow2", "disk.qcow2"),
+        ("commit top.qcow", "top.qcow"),
         ("commit -d -q top.qcow2", "disk.raw"),
         ("commit top.qcow2", "top.qcow2"),
         ("commit -b disk.qcow2 -t none overlay.qcow2", "overlay.qcow2"),

@@ -10,7 +10,7 @@ use diskimage::{Error, Format, HashAlgorithm, Image, Limits, Name, OpenOptions, 
 
 use crate::failure::Failure;
 use crate::location;
-use crate::node::{Node, Plain};
+use crate::node::{Backing, Node, Plain};
 use crate::output::{self, Style};
 use crate::secrets::SecretArgs;
 
@@ -231,8 +231,12 @@ impl ReferenceArgs {
             return Err(Failure::usage("the format of an image given by options is set with driver="));
         }
         let opts = plain_image(file)?;
-        let options = self.without_secrets(opts.format).without_backing(opts.without_backing);
+        let options = self.without_secrets(opts.format).without_backing(opts.without_backing).options(opts.options);
         let options = if opts.force_share { options.force_share(true) } else { options };
+        let options = match opts.backing {
+            Some(Backing { path, format }) => options.backing_file(path, format),
+            None => options,
+        };
         let options = self.secrets.add_to(options, opts.secret.as_deref())?;
         Ok((with_header(options, opts.header), opts.path))
     }

@@ -342,8 +342,9 @@ impl Args {
     fn parse_target_opts(&mut self) -> Result<(), Failure> {
         if self.target_image_opts {
             let opts = args::plain_image(self.target_name())?;
-            if opts.header.is_some() {
-                return Err(Failure::usage("a TARGET with a detached header is not supported"));
+            if opts.header.is_some() || opts.backing.is_some() || opts.options.names().next().is_some() {
+                let problem = "a TARGET with a detached header, a backing file or options for reading is not supported";
+                return Err(Failure::usage(problem));
             }
             self.target_format = opts.format.map(args::Target::Image);
             *self.more.last_mut().unwrap_or(&mut self.second) = Endpoint::File(opts.path);

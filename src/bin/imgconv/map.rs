@@ -48,26 +48,89 @@ pub enum FileHoles {
 /// Prints the map of a guest range.
 pub fn print(image: &Image, range: Range<u64>, style: Style, holes: FileHoles) -> Result<()> {
     // Reading the metadata twice: nothing is printed for a corrupt image, and a large map is never in memory.
+    let details = details(image, range.clone(), holes)?;
+    let mut stdout = Stdout::new();
+    match style {
+        Style::Human if holes == FileHoles::AsByQemu => {
+            // The rows before are printed.
+            let told = table_of(entries(image, range, &details).map(with_offset), &mut stdout);
+            stdout.finish()?;
+            return told;
+        }
+        Style::Human => table_of(entries(image, range, &details), &mut stdout)?,
+        Style::Json => json_of(entries(image, range, &details), &mut stdout)?,
+    }
+    stdout.finish()
+}
+
+/// The entry, unless it is data that the table of qemu-img has no column for.
+fn with_offset(entry: Result<MapEntry<'_>>) -> Result<MapEntry<'_>> {
+    match entry {
+        Ok(entry) if entry.data && entry.offset.is_none() => {
+            Err(Error::Usage("File contains external, encrypted or compressed clusters.".into()))
+        }
+        entry => entry,
+    }
+}
+
+/// The first guest offset at which qemu-img sees other states of the two images: what is allocated, is zeros, or is stored in another way.
+pub fn first_other_state(a: &Image, b: &Image) -> Result<Option<u64>> {
+    let [of_a, of_b] = [a, b].map(|image| details(image, 0..u64::MAX, FileHoles::AsByQemu));
+    let (of_a, of_b) = (of_a?, of_b?);
+    let mut others = entries(b, 0..u64::MAX, &of_b);
+    let mut other = others.next().transpose()?;
+    for entry in entries(a, 0..u64::MAX, &of_a) {
+        let mut entry = entry?;
+        while entry.length > 0 {
+            let Some(theirs) = other else { return Ok(None) };
+            if entry.state() != theirs.state() {
+                return Ok(Some(entry.start));
+            }
+            let len = entry.length.min(theirs.length);
+            entry = entry.after(len);
+            let rest = theirs.after(len);
+            other = if rest.length == 0 { others.next().transpose()? } else { Some(rest) };
+        }
+    }
+    Ok(None)
+}
+
+/// What is told of each layer, from the metadata of a guest range.
+fn details(image: &Image, range: Range<u64>, holes: FileHoles) -> Result<Vec<Detail>> {
     let mut mapped = vec![0u64; image.layer_count()];
-    for span in image.spans(range.clone()) {
+    for span in image.spans(range) {
         let span = span?;
         if let (Some(mapped), Some(_)) = (mapped.get_mut(span.layer), span.location()) {
             *mapped = mapped.saturating_add(span.len);
         }
     }
-    let hidden: Vec<bool> = match holes {
-        FileHoles::Shown => vec![false; image.layer_count()],
+    Ok(match holes {
+        FileHoles::Shown => vec![Detail::FileHoles; image.layer_count()],
         FileHoles::AsByQemu => {
             let layers = image.layers().zip(mapped).enumerate();
-            layers.map(|(layer, (info, mapped))| hides_holes(image, layer, info, mapped)).collect()
+            layers.map(|(layer, (info, mapped))| detail_of_qemu(image, layer, info, mapped)).collect()
         }
-    };
-    let mut stdout = Stdout::new();
-    match style {
-        Style::Human => table_of(entries(image, range, &hidden), &mut stdout)?,
-        Style::Json => json_of(entries(image, range, &hidden), &mut stdout)?,
+    })
+}
+
+/// What is told of a layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detail {
+    /// What is allocated, and the holes of its file.
+    FileHoles,
+    /// What is allocated.
+    Blocks,
+    /// Everything is data.
+    Nothing,
+}
+
+/// What qemu-img tells of a layer, which maps `mapped` bytes.
+fn detail_of_qemu(image: &Image, layer: usize, info: &ImageInfo, mapped: u64) -> Detail {
+    match info.format {
+        "vhdx" | "dmg" | "bochs" | "cloop" => Detail::Nothing,
+        _ if hides_holes(image, layer, info, mapped) => Detail::Blocks,
+        _ => Detail::FileHoles,
     }
-    stdout.finish()
 }
 
 /// Whether qemu-img takes the holes of the file of a layer for data. The layer maps `mapped` bytes.
@@ -168,7 +231,13 @@ struct MapEntry<'a> {
 }
 
 impl<'a> MapEntry<'a> {
-    fn new(span: &Span, image: &'a Image, hidden: &[bool]) -> Self {
+    fn new(span: &Span, image: &'a Image, details: &[Detail]) -> Self {
+        let detail = details.get(span.layer).copied().unwrap_or(Detail::FileHoles);
+        if detail == Detail::Nothing {
+            let (present, zero, data) = (true, false, true);
+            let (start, length, depth) = (span.offset, span.len, span.layer);
+            return MapEntry { start, length, depth, present, zero, data, compressed: false, offset: None, file: None };
+        }
         // What follows the end of a raw disk, up to a whole sector, would be there: as qemu-img sees it.
         let is_padding = span.kind == ExtentKind::Hole
             && image.layers().nth(span.layer).is_some_and(|layer| layer.format == Format::RAW.name());
@@ -183,7 +252,7 @@ impl<'a> MapEntry<'a> {
             length: span.len,
             depth: span.layer,
             present: span.kind != ExtentKind::Hole || is_padding,
-            zero: if hidden.get(span.layer) == Some(&true) { !span.is_data() } else { span.is_zero() },
+            zero: if detail == Detail::Blocks { !span.is_data() } else { span.is_zero() },
             data: span.is_data(),
             compressed: matches!(span.kind, ExtentKind::Compressed(_)),
             offset: location.map(|at| at.offset),
@@ -206,14 +275,20 @@ impl<'a> MapEntry<'a> {
         }
     }
 
+    /// What is told of each byte.
+    fn state(&self) -> [bool; 5] {
+        [self.present, self.zero, self.data, self.compressed, self.offset.is_some()]
+    }
+
+    /// What is left of an entry without its first `len` bytes.
+    fn after(self, len: u64) -> Self {
+        let offset = self.offset.map(|offset| offset.saturating_add(len));
+        MapEntry { start: self.start + len, length: self.length - len, offset, ..self }
+    }
+
     /// Merges two entries, if `next` continues `self` in the same state.
     fn merge(self, next: MapEntry<'a>) -> Option<MapEntry<'a>> {
-        let moved = MapEntry {
-            start: self.start + self.length,
-            length: next.length,
-            offset: self.offset.map(|offset| offset.saturating_add(self.length)),
-            ..self
-        };
+        let moved = MapEntry { length: next.length, ..self.after(self.length) };
         (moved == next).then(|| MapEntry { length: self.length + next.length, ..self })
     }
 
@@ -231,13 +306,13 @@ impl<'a> MapEntry<'a> {
     }
 }
 
-/// Iterates over the map of a guest range, with adjacent entries merged. `hidden` says of which layers the holes of the file are data.
+/// Iterates over the map of a guest range, with adjacent entries merged. `details` says what is told of each layer.
 fn entries<'a>(
     image: &'a Image,
     range: Range<u64>,
-    hidden: &'a [bool],
+    details: &'a [Detail],
 ) -> impl Iterator<Item = Result<MapEntry<'a>>> + 'a {
-    merged(image.spans(range).map(|span| span.map(|span| MapEntry::new(&span, image, hidden))))
+    merged(image.spans(range).map(|span| span.map(|span| MapEntry::new(&span, image, details))))
 }
 
 /// Merges adjacent entries. Ends after an error.

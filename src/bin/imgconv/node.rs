@@ -11,6 +11,8 @@ use diskimage::{Error, Format, Options, nbd, parse_size, remote};
 pub struct Node {
     /// The format, unless it is to be detected.
     pub format: Option<Format>,
+    /// Options of the format for reading.
+    pub options: Options,
     pub storage: Storage,
     /// The range of the storage that is the image: offset, and length unless it is the rest.
     pub window: Option<(u64, Option<u64>)>,
@@ -21,6 +23,8 @@ pub struct Node {
     pub force_share: bool,
     /// Whether the image is read without its backing file.
     pub without_backing: bool,
+    /// The file in place of the backing file that the image names.
+    pub backing: Option<Backing>,
     /// ID of the certificates for a connection with TLS, and the name of the server in its certificate.
     pub tls: Option<(String, Option<String>)>,
     /// A metadata context of an NBD server, which is shown as the map.
@@ -32,6 +36,8 @@ pub struct Node {
 pub struct Plain {
     /// The format, unless it is to be detected.
     pub format: Option<Format>,
+    /// Options of the format for reading.
+    pub options: Options,
     /// The path, or the name of a remote image.
     pub path: PathBuf,
     /// The file of a detached header.
@@ -41,6 +47,16 @@ pub struct Plain {
     pub force_share: bool,
     /// Whether the image is read without its backing file.
     pub without_backing: bool,
+    /// The file in place of the backing file that the image names.
+    pub backing: Option<Backing>,
+}
+
+/// A backing file that the command line describes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Backing {
+    pub path: PathBuf,
+    /// The format, unless it is the one that the overlay states, or detected.
+    pub format: Option<Format>,
 }
 
 /// Where the bytes of an image are.
@@ -134,8 +150,8 @@ impl Node {
         if self.tls.is_some() {
             return Err(Invalid::new("tls-creds is not supported: name the server by a URI, as in nbds://HOST/EXPORT"));
         }
-        let Node { format, header, secret, force_share, without_backing, .. } = self;
-        Ok(Plain { format, path, header, secret, force_share, without_backing })
+        let Node { format, options, header, secret, force_share, without_backing, backing, .. } = self;
+        Ok(Plain { format, options, path, header, secret, force_share, without_backing, backing })
     }
 
     /// The name for messages: that of the file, and a URL without secrets.
@@ -161,6 +177,35 @@ impl Node {
         Node { storage: Storage::File(name.into()), ..Node::default() }
     }
 
+    /// The file that the options `backing.…` describe, if they describe one.
+    fn backing(options: &mut Options) -> Result<Option<Backing>, Invalid> {
+        let mut described = Options::new();
+        let names: Vec<_> = options.names().map(str::to_owned).collect();
+        for (name, key) in names.iter().filter_map(|name| Some((name, name.strip_prefix("backing.")?))) {
+            described.set(key, options.take(name).unwrap_or_default());
+        }
+        // Each image of a chain tries all secrets, so that it does not matter which one is for the backing file.
+        for key in ["encrypt.key-secret", "encrypt.format", "key-secret"] {
+            described.take(key);
+        }
+        if described.names().next().is_none() {
+            return Ok(None);
+        }
+        if described.names().any(|name| name.starts_with("backing")) {
+            return Err(Invalid::new("the backing file of a backing file is not supported by imgconv as an option"));
+        }
+        let node = Node::from_options(described).map_err(|invalid| Invalid(format!("backing: {invalid}")))?;
+        let Node { format, storage: Storage::File(path), window: None, header: None, .. } = node else {
+            return Err(Invalid::new("a backing file other than a whole file is not supported by imgconv"));
+        };
+        match node.options.names().next() {
+            Some(option) => {
+                Err(Invalid::new(format!("option 'backing.{option}' of an image is not supported by imgconv")))
+            }
+            None => Ok(Some(Backing { path, format })),
+        }
+    }
+
     fn from_options(mut options: Options) -> Result<Node, Invalid> {
         options.remove_runtime_options();
         let mut node = Node::default();
@@ -170,16 +215,13 @@ impl Node {
             }
             node.without_backing = true;
         }
+        node.backing = Node::backing(&mut options)?;
         let mut prefix = String::new();
         loop {
             let mut take = |key: &str| options.take(&format!("{prefix}{key}"));
             let driver = take("driver");
             node.secret = node.secret.or_else(|| take("key-secret").or_else(|| take("encrypt.key-secret")));
             take("encrypt.format");
-            // Each image of a chain tries all secrets, so that it does not matter which one is for the backing file.
-            for key in ["backing.encrypt.key-secret", "backing.encrypt.format", "backing.key-secret"] {
-                take(key);
-            }
             node.force_share |= take("force-share").is_some_and(|value| ["on", "true", "yes"].contains(&&*value));
             node.header = node.header.or_else(|| {
                 take("header.driver");
@@ -239,6 +281,11 @@ impl Node {
                         return Err(Invalid::new(problem));
                     }
                     node.format = Some(format);
+                    for option in format.read_options() {
+                        if let Some(value) = take(option.name) {
+                            node.options.set(option.name, value);
+                        }
+                    }
                 }
                 None => {}
             }
@@ -337,14 +384,28 @@ mod tests {
             list("driver=qcow2,file.filename=a,encrypt.key-secret=s,backing.encrypt.key-secret=t"),
             Ok(Node { format: Some(Format::QCOW2), secret: Some("s".into()), ..file("a") })
         );
+        assert_eq!(
+            list(
+                "file.filename=a,backing.driver=qcow2,backing.file.filename=b,backing.key-secret=s,backing.cache.direct=on"
+            ),
+            Ok(Node { backing: Some(Backing { path: "b".into(), format: Some(Format::QCOW2) }), ..file("a") })
+        );
+        let sized = list("driver=vpc,force_size_calc=chs,file.filename=a").unwrap();
+        assert_eq!(sized.options.value("force_size_calc"), Some("chs"));
         assert_eq!(list("driver=null-co,size=4k").unwrap().storage, Storage::Null(4096));
         for (text, reason) in [
             ("driver=qcow2", "must be specified"),
             ("x.img", "must be specified"),
             ("driver=qcow2,file.filename=a,size=1", "option 'size'"),
+            ("driver=qcow2,file.filename=a,force_size_calc=chs", "option 'force_size_calc'"),
             ("driver=nope,file.filename=a", "Unknown driver 'nope'"),
             ("driver=qcow2,file.driver=vmdk,file.file.filename=a", "qcow2 over vmdk"),
-            ("driver=qcow2,file.filename=a,backing.file.filename=b", "backing.file.filename"),
+            ("driver=qcow2,file.filename=a,backing.driver=raw", "backing: A block device"),
+            ("driver=qcow2,file.filename=a,backing.driver=null-co", "other than a whole file"),
+            (
+                "driver=qcow2,file.filename=a,backing.file.filename=b,backing.backing.filename=c",
+                "backing file of a backing",
+            ),
         ] {
             assert!(list(text).unwrap_err().contains(reason), "{text}");
         }
@@ -372,11 +433,13 @@ mod tests {
             plain("driver=luks,file.filename=a,,b.img,key-secret=sec0,header.filename=h,force-share=on").unwrap();
         let expected = Plain {
             format: Some(Format::LUKS),
+            options: Options::new(),
             path: "a,b.img".into(),
             header: Some("h".into()),
             secret: Some("sec0".into()),
             force_share: true,
             without_backing: false,
+            backing: None,
         };
         assert_eq!(found, expected);
         assert_eq!(plain("driver=nbd,host=h,port=1").unwrap().path, PathBuf::from("nbd://h:1/"));

@@ -86,6 +86,11 @@ impl SecretArgs {
         Ok(all.fold(options, |options, secret| options.secret(secret.clone())))
     }
 
+    /// Whether there is a secret called `id`, or one that cannot be read.
+    pub fn has(&self, id: &str) -> bool {
+        self.all().map_or(true, |all| all.iter().any(|named| named.id.as_deref() == Some(id)))
+    }
+
     /// Whether there are any.
     pub fn is_given(&self) -> bool {
         !self.objects.is_empty() || !self.files.is_empty()

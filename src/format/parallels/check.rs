@@ -8,6 +8,7 @@ use super::{FIELDS, FORMAT_NAME};
 use crate::driver::{CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
+use crate::format::shared::table;
 use crate::io::ReadAt;
 
 /// Checks the BAT of an image.
@@ -15,8 +16,13 @@ use crate::io::ReadAt;
 /// # Errors
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
-    let bat = Bat::new(file.clone(), Header::read(&*file, cx.limits)?, cx.budget)?;
-    let mut report = CheckReport { total_clusters: bat.header.clusters(), ..CheckReport::default() };
+    let mut header = Header::read(&*file, cx.limits)?;
+    let mut report = CheckReport { total_clusters: header.clusters(), ..CheckReport::default() };
+    if !header.has_data_area(table::length(&*file)?) {
+        report.corruption(|| format!("the data area at {:#x} is not in the file after the BAT", header.data_offset()));
+        header.data_sector = 0;
+    }
+    let bat = Bat::new(file, header, cx.budget)?;
     report.image_end_offset = bat.header.data_offset();
     if bat.header.is_open() {
         report.message("Note", || "the image is open for writing, or was not closed".into());
@@ -76,10 +82,15 @@ fn check_entries(bat: &Bat, mut used: BitSet, area: u64, report: &mut CheckRepor
     // The clusters of a format extension and of its bitmaps are in use, too. Where something is damaged, freeing a cluster could lose
     // data.
     if bat.header.extension_sector == 0 && report.corruptions == 0 {
-        let in_use = (0..area).filter(|number| used.contains(*number)).count() as u64;
-        if in_use < area {
-            report.leaks += area - in_use;
-            report.message("Leaked", || format!("{} clusters of the data area are not referenced", area - in_use));
+        let (mut in_use, mut end) = (0, 0);
+        for number in (0..area).filter(|number| used.contains(*number)) {
+            (in_use, end) = (in_use + 1, number + 1);
+        }
+        for (leaked, place) in [(end - in_use, "between others"), (area - end, "after all others")] {
+            if leaked > 0 {
+                report.leaks += leaked;
+                report.message("Leaked", || format!("{leaked} clusters {place} are not referenced"));
+            }
         }
     }
     Ok(())

@@ -13,6 +13,8 @@ use crate::format::shared::signature::PARALLELS as MAGICS;
 use crate::io::ReadAt;
 use crate::limits::Limits;
 
+/// Host offset of the offset of the data area.
+pub(super) const DATA_SECTOR_AT: u64 = 48;
 const VERSION: u32 = 2;
 /// `in_use` of an image that is open for writing, or was not closed.
 const OPEN: u32 = 0x746f_6e59;
@@ -152,6 +154,11 @@ impl Header {
             0 => self.bat_end().next_multiple_of(self.unit_len()),
             sector => u64::from(sector) * SECTOR,
         }
+    }
+
+    /// Whether the data area is in a file of `file_len` bytes, after the BAT.
+    pub fn has_data_area(&self, file_len: u64) -> bool {
+        self.data_sector == 0 || (self.bat_end()..=file_len).contains(&self.data_offset())
     }
 
     /// Bytes that entries of the BAT count in.

@@ -1,4 +1,4 @@
-//! Parallels expandable images (`.hds`, `.hdd`). Read, written and checked.
+//! Parallels expandable images (`.hds`, `.hdd`). Read, written, checked and repaired.
 //!
 //! # Layout
 //!
@@ -35,6 +35,7 @@ mod extension;
 mod header;
 mod options;
 mod reader;
+mod repair;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -47,7 +48,8 @@ pub(crate) static DRIVER: FormatDriver = FormatDriver::new(FORMAT_NAME, signatur
 .extensions(&["hds", "hdd"])
 .description("Parallels expandable image")
 .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
-.check(check::check);
+.check(check::check)
+.repair(repair::repair);
 
 const FORMAT_NAME: &str = "parallels";
 /// Bytes in a sector of the disk.

@@ -126,7 +126,7 @@ impl Header {
 }
 
 /// The range of the file with the backing file name, if there is one.
-fn backing_name(bytes: &[u8; Header::LEN], file_len: u64) -> Result<Option<Range<u64>>> {
+pub(super) fn backing_name(bytes: &[u8; Header::LEN], file_len: u64) -> Result<Option<Range<u64>>> {
     let (offset, len) = (BigEndian::read_u64(&bytes[8..]), u64::from(BigEndian::read_u32(&bytes[16..])));
     if offset == 0 || len == 0 {
         return Ok(None);

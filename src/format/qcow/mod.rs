@@ -23,6 +23,9 @@
 //! | encryption (AES), with the feature `crypto`; not of compressed clusters | yes | yes |
 //! | an empty disk | yes | no: qemu does not open it |
 //!
+//! An image is changed in place, unless it is encrypted: its clusters are written, and those of an overlay committed. Its size and its backing file stay, as in
+//! qemu.
+//!
 //! The format of the backing file is not stored. Unless the file looks like a raw disk, the caller has to state it:
 //! [`OpenOptions::backing_format`](crate::OpenOptions::backing_format).
 //!
@@ -41,6 +44,7 @@ mod entry;
 mod header;
 mod options;
 mod reader;
+mod update;
 mod writer;
 
 use crate::driver::FormatDriver;
@@ -51,7 +55,8 @@ pub(crate) static DRIVER: FormatDriver =
     FormatDriver::new(FORMAT_NAME, signature::is_qcow, |source, cx| Ok(Box::new(reader::Reader::open(source, cx)?)))
         .extensions(&["qcow"])
         .description("QEMU copy-on-write image, version 1")
-        .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS);
+        .create(|cx| Ok(Box::new(writer::Writer::create(cx)?)), options::OPTIONS)
+        .update(|file, cx| Ok(Box::new(update::Update::open(file, cx)?)));
 
 const FORMAT_NAME: &str = "qcow";
 /// Bytes in a sector of the disk.

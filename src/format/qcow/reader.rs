@@ -73,7 +73,7 @@ fn unlock(_: Arc<dyn ReadAt>, _: &OpenContext<'_>) -> Result<Option<Decryption>>
 }
 
 /// The properties of the image, from its header.
-fn describe(header: &Header) -> ImageInfo {
+pub(super) fn describe(header: &Header) -> ImageInfo {
     let backing = header.backing_file.clone();
     ImageInfo {
         format: FORMAT_NAME,

@@ -1,7 +1,9 @@
 //! The CHS geometry, and the disk size with or without it (the document, "Appendix: CHS Calculation").
 
-use super::SECTOR;
 use super::footer::Footer;
+use super::{FORMAT_NAME, SECTOR};
+use crate::error::Result;
+use crate::options::{OptionSpec, Options};
 
 /// Cylinders, heads and sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,12 +65,39 @@ impl Geometry {
     }
 }
 
+/// The field of the footer that has the disk size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SizeField {
+    Geometry,
+    CurrentSize,
+}
+
+/// The options for reading an image.
+pub(super) const READ_OPTIONS: &[OptionSpec] = &[OptionSpec {
+    name: FORCE_SIZE_CALC,
+    values: "current_size|chs",
+    help: "the field with the disk size [default: by the program that created the image]",
+}];
+const FORCE_SIZE_CALC: &str = "force_size_calc";
+
+impl SizeField {
+    /// The field that the options state.
+    pub fn stated(options: &Options) -> Result<Option<SizeField>> {
+        let words = [("current_size", SizeField::CurrentSize), ("chs", SizeField::Geometry)];
+        options.choice(FORMAT_NAME, FORCE_SIZE_CALC, &words)
+    }
+}
+
 /// The disk size in bytes, and a warning if the footer is contradictory. The image has `capacity` bytes for the disk.
-pub(super) fn disk_size(footer: &Footer, capacity: u64) -> (u64, Option<&'static str>) {
+pub(super) fn disk_size(footer: &Footer, capacity: u64, stated: Option<SizeField>) -> (u64, Option<&'static str>) {
     let (current, geometry) = (footer.current_size, footer.geometry);
     let by_geometry = matches!(&footer.creator_app, b"vpc " | b"qemu");
     let bytes = geometry.bytes();
-    if !by_geometry || geometry.sectors() == Geometry::MAX.sectors() || bytes == current {
+    if stated == Some(SizeField::CurrentSize) || geometry.sectors() == Geometry::MAX.sectors() {
+        (current, None)
+    } else if stated == Some(SizeField::Geometry) {
+        (bytes, None)
+    } else if !by_geometry || bytes == current {
         (current, None)
     } else if bytes < current && bytes > 0 && current - bytes < geometry.cylinder_sectors() * SECTOR {
         (bytes, None)
@@ -177,7 +206,7 @@ mod tests {
             current_size,
             ..Footer::for_tests()
         };
-        let size_of = |app, geometry, current| disk_size(&footer(app, geometry, current), u64::MAX);
+        let size_of = |app, geometry, current| disk_size(&footer(app, geometry, current), u64::MAX, None);
         // 127 GiB, the default of Virtual PC.
         let size: u64 = 136_365_211_648;
         let geometry = Geometry::from_sectors(size / SECTOR);
@@ -196,6 +225,14 @@ mod tests {
         // A larger geometry, with and without data for it.
         let large = Geometry::from_sectors(8160);
         assert_eq!(size_of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
-        assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), 1 << 20), (1 << 20, Some(CONTRADICTION)));
+        assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), 1 << 20, None), (1 << 20, Some(CONTRADICTION)));
+        // The caller knows.
+        for (app, stated, expected) in
+            [(b"vpc ", SizeField::CurrentSize, 1 << 20), (b"win ", SizeField::Geometry, large.bytes())]
+        {
+            assert_eq!(disk_size(&footer(app, large, 1 << 20), 1 << 20, Some(stated)), (expected, None));
+        }
+        let largest = footer(b"win ", Geometry::MAX, 200 << 30);
+        assert_eq!(disk_size(&largest, u64::MAX, Some(SizeField::Geometry)), (200 << 30, None));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::blocks::Blocks;
 use super::footer::{CURRENT_SIZE_AT, DiskType, Footer, Footers};
+use super::geometry::SizeField;
 use super::header::Header;
 use super::{EPOCH, FIELDS, FORMAT_NAME, SECTOR, geometry, locator};
 use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
@@ -34,8 +35,9 @@ impl Reader {
         let file_len = table::length(&*file)?;
         let Footers { footer, at, end, warning } = Footers::read(&*file, file_len, cx.limits)?;
         let size_field = FIELDS.at("current size", at + CURRENT_SIZE_AT);
+        let stated_size = SizeField::stated(cx.options)?;
         if footer.disk_type == DiskType::Fixed {
-            let (size, size_warning) = geometry::disk_size(&footer, at);
+            let (size, size_warning) = geometry::disk_size(&footer, at, stated_size);
             size_field.within(0, size, at)?;
             let info = describe(&footer, size, [warning, size_warning]);
             return Ok(Reader { info, content: Content::Fixed });
@@ -43,7 +45,7 @@ impl Reader {
 
         let header_at = footer.data_offset;
         let header = read_header(&*file, file_len, at, header_at)?;
-        let (size, size_warning) = geometry::disk_size(&footer, header.capacity());
+        let (size, size_warning) = geometry::disk_size(&footer, header.capacity(), stated_size);
         size_field.at_most(size, cx.limits.virtual_size)?;
         let mut info = describe(&footer, size, [warning, size_warning]);
         info.block_size = Some(header.block_size);

@@ -31,6 +31,7 @@ const KINDS: &[(&str, &str)] = &[
     ("vhdx", "subformat=fixed"),
     ("qed", ""),
     ("qed", "cluster_size=4k,table_size=2"),
+    ("qcow", ""),
 ];
 
 fn format(name: &str) -> Format {
@@ -60,9 +61,12 @@ fn check(format: &str, path: &Path, content: &[u8]) {
     if matches!(format, "vdi" | "vmdk" | "vhdx" | "qed") {
         check_with_qemu_as(format, path);
     }
-    let report = open(format).check(path).unwrap();
-    let counts = (report.corruptions, report.leaks, report.check_errors);
-    assert_eq!(counts, (0, 0, 0), "{format}: {:?}", report.messages);
+    // There is nothing to check in images of qcow.
+    if format != "qcow" {
+        let report = open(format).check(path).unwrap();
+        let counts = (report.corruptions, report.leaks, report.check_errors);
+        assert_eq!(counts, (0, 0, 0), "{format}: {:?}", report.messages);
+    }
     let image = open(format).open(path).unwrap();
     let mut ours = vec![0; content.len()];
     image.read_exact_at(&mut ours, 0).unwrap();
@@ -82,7 +86,7 @@ fn check_with_libraries(format: &str, path: &Path, content: &[u8]) {
     if takes && LIBYAL.is_there(&what) {
         LIBYAL.assert_reads(format, &image);
     }
-    if format != "qed" && DISSECT.is_there(&what) {
+    if !matches!(format, "qed" | "qcow") && DISSECT.is_there(&what) {
         DISSECT.assert_reads(format, &image);
     }
 }

@@ -9,13 +9,23 @@ mod crash;
 mod encrypted;
 #[cfg(any(feature = "vmdk", feature = "vhdx"))]
 mod growth;
-#[cfg(all(unix, feature = "vdi", feature = "vhd", feature = "vmdk", feature = "vhdx", feature = "qed"))]
+#[cfg(all(
+    unix,
+    feature = "vdi",
+    feature = "vhd",
+    feature = "vmdk",
+    feature = "vhdx",
+    feature = "qed",
+    feature = "qcow"
+))]
 mod interop;
 mod model;
 #[cfg(feature = "qcow2")]
 mod overlays;
 #[cfg(all(feature = "vmdk", feature = "vhdx", feature = "vhd"))]
 mod parents;
+#[cfg(feature = "qcow")]
+mod qcow;
 #[cfg(feature = "qed")]
 mod qed;
 mod recorder;

@@ -23,6 +23,8 @@ pub fn all() -> Vec<Start> {
     starts.extend(super::vmdk::starts());
     #[cfg(feature = "vhdx")]
     starts.extend(super::vhdx::starts());
+    #[cfg(feature = "qcow")]
+    starts.extend(super::qcow::starts());
     #[cfg(feature = "qed")]
     starts.extend(super::qed::starts());
     #[cfg(feature = "crypto")]

@@ -91,3 +91,61 @@ fn encrypted_images_are_changed_in_place_as_by_qemu_img() {
         assert!(a[..defined] == b[..defined], "{line}: other contents");
     }
 }
+
+/// A chain in which each image has a secret of its own, and a backing file that the overlay does not name.
+#[test]
+fn described_backing_files_are_used_as_by_qemu_img() {
+    needs_qemu!("chains of encrypted images of qemu-img");
+    let dir = directory();
+    let create = |name: &str, id: &str| {
+        format!(
+            "create -q -f qcow2 {SECRETS} -o encrypt.format=luks,encrypt.key-secret={id},encrypt.iter-time=10 {name}"
+        )
+    };
+    dir.file("moved.raw", &Pattern::Dense.make(3 << 20));
+    for line in [
+        format!("{} 3M", create("base", "a")),
+        format!("{} -b base -F qcow2", create("top", "b")).replace("top -b base -F qcow2", "-b base -F qcow2 top"),
+        format!(
+            "convert -n {SECRETS} --target-image-opts disk.raw driver=qcow2,file.filename=base,encrypt.key-secret=a"
+        ),
+        "convert -O qcow2 moved.raw moved.qcow2".to_owned(),
+    ] {
+        let done = run("qemu-img", &[], &dir, &line);
+        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let base = "driver=qcow2,file.filename=base,encrypt.key-secret=a";
+    let top = "driver=qcow2,file.filename=top,encrypt.key-secret=b";
+    let chain = format!("{top},backing.driver=qcow2,backing.file.filename=base,backing.encrypt.key-secret=a");
+    let line = format!("commit {SECRETS} --image-opts {chain}");
+    let [theirs, ours] = assert_same(&dir, &line, None);
+    assert!(plain(&theirs, base) == plain(&ours, base) && plain(&theirs, &chain) == plain(&ours, &chain), "{line}");
+
+    let moved = "driver=qcow2,file.filename=overlay.qcow2,backing.driver=qcow2,backing.file.filename=moved.qcow2";
+    for (line, target) in [
+        (format!("convert -O raw --image-opts {moved} x"), Some("x")),
+        (format!("commit --image-opts {moved}"), Some("moved.qcow2")),
+        (format!("map --output=json --image-opts {moved}"), None),
+        // Without its secret, an image has properties only.
+        (format!("info --output=json --image-opts {top}"), None),
+        (format!("info --image-opts {top}"), None),
+        (format!("check --image-opts {top}"), None),
+        (format!("map --image-opts {top}"), None),
+        (format!("resize --image-opts {top} 4M"), None),
+    ] {
+        assert_same(&dir, &line, target);
+    }
+}
+
+#[test]
+fn a_new_image_has_a_secret_that_qemu_takes() {
+    needs_qemu!("secrets of qemu-img");
+    let dir = directory();
+    dir.file("binary", b"\x3a\xff");
+    for line in [
+        "create -q -f luks --object secret,id=s,file=binary -o key-secret=s x 1M",
+        "create -q -f qcow2 --object secret,id=s,file=binary -o encrypt.format=luks,encrypt.key-secret=s x 1M",
+    ] {
+        assert_same(&dir, line, None);
+    }
+}

@@ -1,4 +1,4 @@
-//! Repairs of qcow2 images, which both programs make of copies of the same damaged image.
+//! Repairs, which both programs make of copies of the same damaged image.
 
 use std::os::unix::fs::FileExt;
 
@@ -61,5 +61,36 @@ fn a_repair_clears_unknown_autoclear_bits_as_by_qemu_img() {
         let [theirs, ours] = assert_same(&dir, line, None);
         assert_eq!(number(&theirs, "x", AUTOCLEAR), left, "{line}");
         assert_eq!(number(&ours, "x", AUTOCLEAR), left, "{line}");
+    }
+}
+
+/// Little-endian fields of a Parallels image: the offset of the data area, and the BAT.
+#[test]
+fn parallels_images_are_repaired_as_by_qemu_img() {
+    needs_qemu!("repairs of qemu-img");
+    const DATA_OFF: u64 = 48;
+    const BAT: u64 = 64;
+    let dir = TempDir::new();
+    assert!(run("qemu-img", &[], &dir, "create -q -f parallels x 4M").status.success());
+    qemu_io_as("parallels", &dir.join("x"), &["write -P 1 0 1M".into(), "write -P 2 2M 1M".into()]);
+    let whole = fs::read(dir.join("x")).unwrap();
+    let shared = whole[BAT as usize..][..4].to_vec();
+    let damages: [&dyn Fn(&TempDir); 4] = [
+        &|dir| put(dir, "x", BAT + 8, &shared),
+        &|dir| put(dir, "x", DATA_OFF, &[0xff; 4]),
+        &|dir| put(dir, "x", whole.len() as u64 + (1 << 20) - 1, &[0]),
+        &|_| {},
+    ];
+    for damage in damages {
+        fs::write(dir.join("x"), &whole).unwrap();
+        damage(&dir);
+        for line in ["check x", "check -r leaks x", "check -r all x", "check -q -r all --output=json x"] {
+            let [theirs, ours] = assert_same(&dir, line, None);
+            if line.contains("-r all") {
+                assert!(image(&theirs, "x") == image(&ours, "x"), "{line}: x differs");
+                let len = |dir: &TempDir| fs::metadata(dir.join("x")).unwrap().len();
+                assert_eq!(len(&ours), len(&theirs), "{line}");
+            }
+        }
     }
 }

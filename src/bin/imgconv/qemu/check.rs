@@ -95,7 +95,8 @@ fn repaired(source: &Source, repair: Repair) -> Result<Option<RepairReport>, Fai
 /// The report without what qemu-img does not look at: of most formats, leaks and statistics.
 fn as_by_qemu(mut report: CheckReport) -> CheckReport {
     match report.format {
-        "qcow2" | "parallels" => {}
+        "qcow2" => {}
+        "parallels" => return check_words::without_leaks_between(report),
         "qed" => report.image_end_offset = 0,
         _ => {
             (report.leaks, report.total_clusters, report.image_end_offset) = (0, 0, 0);

@@ -1,4 +1,4 @@
-//! What a check of qcow2 finds, in the words of qemu-img, which are made from those of the library.
+//! What a check of qcow2 or Parallels finds, in the words of qemu-img, which are made from those of the library.
 
 use diskimage::{CheckReport, RepairReport};
 
@@ -21,6 +21,7 @@ pub fn repaired(report: &RepairReport, cluster_size: Option<u32>) -> Vec<String>
     let findings = findings(gone, cluster_size);
     let mut lines: Vec<_> = findings.iter().filter_map(|finding| finding.count(None)).collect();
     lines.extend(findings.iter().filter_map(|finding| finding.count(Some("Repairing"))));
+    lines.extend(findings.iter().filter_map(Finding::repaired_entry));
     // A flag that was right for the right refcount is not told.
     lines.extend(findings.iter().filter_map(|finding| finding.flag("Repairing", &[])));
     lines
@@ -41,12 +42,16 @@ enum Finding<'a> {
         is_set: bool,
         message: &'a str,
     },
+    /// An entry of the BAT of a Parallels image, or what is outside of all of them.
+    Entry(String),
     Other(String),
 }
 
 fn findings<'a>(messages: impl IntoIterator<Item = &'a String>, cluster_size: Option<u32>) -> Vec<Finding<'a>> {
     let parse = |message: &'a String| {
-        let known = wrong_count(message, cluster_size).or_else(|| wrong_entry(message, cluster_size));
+        let known = wrong_count(message, cluster_size)
+            .or_else(|| wrong_entry(message, cluster_size))
+            .or_else(|| of_parallels(message, cluster_size).map(Finding::Entry));
         known.unwrap_or_else(|| Finding::Other(output::printable(message)))
     };
     messages.into_iter().map(parse).collect()
@@ -77,8 +82,52 @@ impl Finding<'_> {
     }
 
     fn other(&self) -> Option<String> {
-        if let Finding::Other(line) = self { Some(line.clone()) } else { None }
+        match self {
+            Finding::Other(line) => Some(line.clone()),
+            Finding::Entry(what) => Some(format!("ERROR {what}")),
+            Finding::Count { .. } | Finding::Flag { .. } => None,
+        }
     }
+
+    fn repaired_entry(&self) -> Option<String> {
+        if let Finding::Entry(what) = self { Some(format!("Repairing {what}")) } else { None }
+    }
+}
+
+/// The report of a Parallels image without the clusters between others, which qemu-img does not look for.
+pub fn without_leaks_between(mut report: CheckReport) -> CheckReport {
+    let between = |message: &String| leaks(message, "between others");
+    report.leaks = report.leaks.saturating_sub(report.messages.iter().filter_map(between).sum());
+    report.messages.retain(|message| between(message).is_none());
+    report
+}
+
+/// The number of leaked clusters at a place in a Parallels image.
+fn leaks(message: &str, place: &str) -> Option<u64> {
+    let count = message.strip_prefix("Leaked: ")?.strip_suffix(" are not referenced")?.strip_suffix(place)?;
+    count.strip_suffix(" clusters ")?.parse().ok()
+}
+
+/// A finding in a Parallels image.
+fn of_parallels(message: &str, cluster_size: Option<u32>) -> Option<String> {
+    /// Host offset of the BAT, and bytes of its entries.
+    const BAT: (u64, u64) = (64, 4);
+    if message.starts_with("ERROR: the data area at ") {
+        return Some("data_off field has incorrect value".to_owned());
+    }
+    if let Some(count) = leaks(message, "after all others") {
+        let bytes = count.checked_mul(cluster_size?.into())?;
+        return Some(format!("space leaked at the end of the image {bytes}"));
+    }
+    if let Some(shared) = message.strip_prefix("ERROR: cluster ") {
+        let (index, _) = shared.strip_suffix(" overlaps another cluster")?.split_once(" at host offset ")?;
+        return Some(format!("duplicate offset in BAT entry {index}"));
+    }
+    let (at, _) = message
+        .strip_prefix("ERROR: parallels: corrupt image at file offset 0x")?
+        .split_once(": BAT entry is out of bounds")?;
+    let index = u64::from_str_radix(at, 16).ok()?.checked_sub(BAT.0)? / BAT.1;
+    Some(format!("cluster {index} is outside image"))
 }
 
 /// A wrong refcount.

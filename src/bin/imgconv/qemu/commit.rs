@@ -1,8 +1,10 @@
 //! `qemu-img commit`
 
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use diskimage::{Commit, Error};
+use diskimage::{Commit, Error, Inspection};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
@@ -30,13 +32,13 @@ pub fn run(parsed: &Parsed) -> Outcome {
         .keep(parsed.flag("drop") || base.is_some())
         .progress(move |done, total| shown.of(done, total));
     if let Some(base) = &base {
-        commit = commit.base(base);
-    }
-    commit.run(path).map_err(|error| match (error.root(), base) {
-        (Error::Usage(problem), Some(base)) if problem.ends_with("not in the backing chain") => {
+        let found = in_chain(base, &source.inspect_chain()?);
+        commit = commit.base(found.ok_or_else(|| {
             Failed::new(format!("Did not find '{base}' in the backing chain of '{}'", source.name()))
-        }
-        (Error::Io { action, .. }, _) if *action == "opening" => source.not_opened(&error),
+        })?);
+    }
+    commit.run(path).map_err(|error| match error.root() {
+        Error::Io { action, .. } if *action == "opening" => source.not_opened(&error),
         _ => Failed::new(describe(&error, source.name())),
     })?;
     printer.finish();
@@ -44,4 +46,14 @@ pub fn run(parsed: &Parsed) -> Outcome {
         output::print("Image committed.\n")?;
     }
     Ok(0)
+}
+
+/// The path of the backing file `base`, whose name is relative to the directory of the image that it backs.
+fn in_chain(base: &str, chain: &[Inspection]) -> Option<PathBuf> {
+    let real = |path: PathBuf| fs::canonicalize(path).ok();
+    chain.iter().zip(chain.iter().skip(1)).find_map(|(overlay, backing)| {
+        let (overlay, backing) = (overlay.path.as_ref()?, backing.path.as_ref()?);
+        let named = real(overlay.with_file_name("").join(base))?;
+        (real(backing.clone())? == named).then(|| backing.clone())
+    })
 }

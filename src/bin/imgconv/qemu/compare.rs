@@ -1,12 +1,13 @@
 //! `qemu-img compare`
 
-use diskimage::{Comparison, Image};
+use diskimage::{Comparison, Error, Image, compare_range};
 
 use super::getopt::Parsed;
 use super::message::{Failed, describe};
 use super::progress::Printer;
-use super::source::Sources;
+use super::source::{SECTOR, Sources};
 use super::{Outcome, print};
+use crate::map;
 
 const DIFFERENT: u8 = 1;
 /// An image could not be opened, or the command line is wrong.
@@ -38,11 +39,14 @@ fn verdict(a: &Image, b: &Image, strict: bool) -> Result<(String, u8), Failed> {
     if strict && !same_size {
         return Ok(("Strict mode: Image size mismatch!\n".into(), DIFFERENT));
     }
-    if strict && let Some(offset) = allocation_mismatch(a, b)? {
+    let cannot_read = |error: Error| Failed::new(describe(&error, "")).exit(CANNOT_READ);
+    let other_state = if strict { map::first_other_state(a, b).map_err(cannot_read)? } else { None };
+    let common = a.virtual_size().min(b.virtual_size());
+    // What differs before it is told instead.
+    let verdict = compare_range(a, b, 0..other_state.unwrap_or(u64::MAX)).map_err(cannot_read)?;
+    if let (Comparison::Identical, Some(offset)) = (verdict, other_state) {
         return Ok((format!("Strict mode: Offset {offset} block status mismatch!\n"), DIFFERENT));
     }
-    let common = a.virtual_size().min(b.virtual_size());
-    let verdict = diskimage::compare(a, b).map_err(|error| Failed::new(describe(&error, "")).exit(CANNOT_READ))?;
     // The part that both have is compared first.
     let warning = match verdict {
         Comparison::Different { offset } if offset < common => "",
@@ -51,48 +55,10 @@ fn verdict(a: &Image, b: &Image, strict: bool) -> Result<(String, u8), Failed> {
     };
     Ok(match verdict {
         Comparison::Identical => (format!("{warning}Images are identical.\n"), 0),
-        Comparison::Different { offset } => (format!("{warning}Content mismatch at offset {offset}!\n"), DIFFERENT),
-    })
-}
-
-/// The first offset at which one image has data, or stated zeros, and the other has nothing.
-fn allocation_mismatch(a: &Image, b: &Image) -> Result<Option<u64>, Failed> {
-    let mut other = runs(b);
-    let mut theirs = other.next().transpose()?;
-    for run in runs(a) {
-        let mut run = run?;
-        while run.len > 0 {
-            let Some(their) = theirs else { return Ok(None) };
-            if run.state != their.state {
-                return Ok(Some(run.start));
-            }
-            let len = run.len.min(their.len);
-            run = run.after(len);
-            let rest = their.after(len);
-            theirs = if rest.len == 0 { other.next().transpose()? } else { Some(rest) };
+        // qemu-img compares whole sectors.
+        Comparison::Different { offset } => {
+            let offset = offset - offset % SECTOR;
+            (format!("{warning}Content mismatch at offset {offset}!\n"), DIFFERENT)
         }
-    }
-    Ok(None)
-}
-
-#[derive(Clone, Copy)]
-struct Run {
-    start: u64,
-    len: u64,
-    /// Whether it is allocated, reads as zeros, has data.
-    state: (bool, bool, bool),
-}
-
-impl Run {
-    fn after(self, len: u64) -> Run {
-        Run { start: self.start + len, len: self.len - len, ..self }
-    }
-}
-
-fn runs(image: &Image) -> impl Iterator<Item = Result<Run, Failed>> {
-    image.spans(0..u64::MAX).map(|span| {
-        let span = span.map_err(|error| Failed::new(describe(&error, "")).exit(CANNOT_READ))?;
-        let present = !matches!(span.kind, diskimage::driver::ExtentKind::Hole);
-        Ok(Run { start: span.offset, len: span.len, state: (present, span.is_zero(), span.is_data()) })
     })
 }

@@ -115,8 +115,9 @@ impl Place {
         if by_options && parsed.flag("target-format") {
             return Err(Failed::new("--image-opts and --format are mutually exclusive"));
         }
-        if node.window.is_some() || node.header.is_some() {
-            let what = "a part of a file, nor a volume with a detached header";
+        let is_read_otherwise = node.backing.is_some() || node.options.names().next().is_some();
+        if node.window.is_some() || node.header.is_some() || is_read_otherwise {
+            let what = "a part of a file, a volume with a detached header, nor an image with options for reading";
             return Err(Failed::new(format!("{name}: imgconv does not write to {what}")));
         }
         let mut format = node.format.filter(|_| is_description);

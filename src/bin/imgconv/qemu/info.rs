@@ -20,7 +20,10 @@ pub fn run(parsed: &Parsed) -> Outcome {
     };
     let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
     let chain = if parsed.flag("backing-chain") { source.inspect_chain()? } else { vec![source.inspect()?] };
-    let images: Vec<_> = chain.into_iter().map(|inspection| Described::new(inspection, source.name())).collect();
+    let mut images: Vec<_> = chain.into_iter().map(|inspection| Described::new(inspection, source.name())).collect();
+    if let Some(top) = images.first_mut() {
+        top.name = source.described(top.image.format).unwrap_or_else(|| std::mem::take(&mut top.name));
+    }
     match style {
         Style::Human => output::print(&images.iter().map(Described::human).collect::<Vec<_>>().join("\n"))?,
         Style::Json if parsed.flag("backing-chain") => {
@@ -29,6 +32,28 @@ pub fn run(parsed: &Parsed) -> Outcome {
         Style::Json => images.iter().try_for_each(|image| output::print_json_indented(&image.json()))?,
     }
     Ok(0)
+}
+
+/// The properties of the encryption, in the order of qemu-img.
+const ENCRYPTION: [&str; 11] = [
+    "ivgen-alg",
+    "ivgen-hash-alg",
+    "detached-header",
+    "hash-alg",
+    "cipher-alg",
+    "uuid",
+    "format",
+    "cipher-mode",
+    "slots",
+    "payload-offset",
+    "master-key-iters",
+];
+
+fn encryption_of_qemu(mut encryption: Property) -> Property {
+    if let Property::Map(entries) = &mut encryption {
+        entries.sort_by_key(|(key, _)| ENCRYPTION.iter().position(|known| known == key));
+    }
+    encryption
 }
 
 /// An image with its files.
@@ -79,23 +104,17 @@ impl Described {
                 "extended-l2",
             ],
             "vmdk" => &["cid", "parent-cid", "create-type", "extents"],
-            "luks" => &[
-                "ivgen-alg",
-                "ivgen-hash-alg",
-                "detached-header",
-                "hash-alg",
-                "cipher-alg",
-                "uuid",
-                "cipher-mode",
-                "slots",
-                "payload-offset",
-                "master-key-iters",
-            ],
+            "luks" => &ENCRYPTION,
             _ => &[],
         };
         let all = &self.image.info.specific;
         let found = known.iter().filter_map(|name| all.iter().find(|(key, _)| key == name).cloned());
-        found.map(|(key, value)| (key, if key == "extents" { self.extents_of_qemu(value) } else { value })).collect()
+        let as_by_qemu = |key: &str, value| match key {
+            "extents" => self.extents_of_qemu(value),
+            "encrypt" => encryption_of_qemu(value),
+            _ => value,
+        };
+        found.map(|(key, value)| (key, as_by_qemu(key, value))).collect()
     }
 
     /// The extents as qemu-img shows them: without their access, and of an extent in the image file without its kind.

@@ -12,6 +12,8 @@ use super::source::{SECTOR, Sources};
 use crate::output;
 use crate::resize::NewSize;
 
+const NO_RESIZE: &str = "Image format driver does not support resize";
+
 pub fn run(parsed: &Parsed) -> Outcome {
     let (name, size) = match parsed.operands.as_slice() {
         [name, size] => (name, size),
@@ -21,7 +23,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let size = new_size(size)?;
     let preallocation = preallocation(parsed.text("preallocation").as_deref())?;
     let source = Sources::new(parsed).source(name, parsed.text("format").as_deref())?;
-    let disk = source.open_disk("Image format driver does not support resize")?;
+    let disk = source.open_disk(NO_RESIZE)?;
     let old = disk.size().next_multiple_of(SECTOR);
     let new = size.from(old).filter(|size| *size > 0).ok_or_else(|| Failed::new("New image size must be positive"))?;
     if new <= old && preallocation.is_some() {
@@ -77,6 +79,7 @@ fn resize(disk: Disk, size: u64, preallocation: Option<Preallocation>) -> Result
         Error::Unsupported { format: "qcow2", feature, .. } if feature.contains("version 2") => {
             Failed::new("Can't resize a v2 image which has snapshots")
         }
+        Error::Unsupported { feature, .. } if feature == "changing the size" => Failed::new(NO_RESIZE),
         Error::Unsupported { feature, .. } if feature.contains("preallocation of metadata") => {
             Failed::new("Unsupported preallocation mode: metadata")
         }

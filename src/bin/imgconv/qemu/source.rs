@@ -8,10 +8,12 @@ use diskimage::io::{self, CacheMode, FileSource, ReadAt};
 use diskimage::nbd::{self, Client};
 use diskimage::{CheckReport, Disk, Error, Format, Image, Inspection, OpenOptions, ReferencePolicy};
 
+use serde_json::json;
+
 use super::getopt::Parsed;
 use super::message::{self, Failed};
 use crate::location::{self, Location};
-use crate::node::{Node, Storage};
+use crate::node::{Backing, Node, Storage};
 use crate::secrets::SecretArgs;
 
 /// The size of a raw disk is a multiple of it, in qemu.
@@ -35,6 +37,10 @@ pub struct Source {
     given: String,
     /// Whether the format is detected.
     is_probed: bool,
+    /// The ID of its secret.
+    secret: Option<String>,
+    /// The same, if there is no secret with it. Properties can be read without one.
+    unknown_secret: Option<String>,
 }
 
 enum At {
@@ -113,11 +119,18 @@ impl Sources {
             .force_share(self.force_share || node.force_share)
             .cache(self.cache)
             .without_backing(node.without_backing)
+            .options(node.options)
             .reference_policy(ReferencePolicy::Any)
             .detect_as_qemu(true);
-        let options = self.secrets.add_to(options, node.secret.as_deref())?;
+        let secret = node.secret.clone();
+        let unknown_secret = secret.clone().filter(|id| !self.secrets.has(id));
+        let options = self.secrets.add_to(options, node.secret.as_deref().filter(|_| unknown_secret.is_none()))?;
         let options = match format {
             Some(format) => options.format(format),
+            None => options,
+        };
+        let options = match node.backing {
+            Some(Backing { path, format }) => options.backing_file(path, format),
             None => options,
         };
         let options = match node.header {
@@ -147,7 +160,7 @@ impl Sources {
                 At::Storage(part(io::zeros(size), offset, len)?)
             }
         };
-        Ok(Source { options, at, name, given, is_probed: format.is_none() })
+        Ok(Source { options, at, name, given, is_probed: format.is_none(), secret, unknown_secret })
     }
 }
 
@@ -176,6 +189,18 @@ fn part(file: Arc<dyn ReadAt>, offset: u64, len: Option<u64>) -> Result<Arc<dyn 
 impl Source {
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The description of an image that is more than a file, as QEMU makes it of the options. `None` if the name of the file is enough.
+    pub fn described(&self, format: Format) -> Option<String> {
+        let id = json!(self.secret.as_ref()?);
+        let format_name = format.name();
+        let file =
+            format!(r#""driver": "{format_name}", "file": {{"driver": "file", "filename": {}}}"#, json!(self.name));
+        Some(match format == Format::LUKS {
+            true => format!(r#"json:{{{file}, "key-secret": {id}}}"#),
+            false => format!(r#"json:{{"encrypt.key-secret": {id}, {file}}}"#),
+        })
     }
 
     /// Why it could not be opened.
@@ -207,6 +232,7 @@ impl Source {
     }
 
     pub fn try_open(&self) -> Result<Image, Error> {
+        self.check_secret()?;
         match &self.at {
             At::Location(location) => location.open(&self.options),
             At::Storage(storage) => self.options.open_source(storage.clone()),
@@ -214,8 +240,16 @@ impl Source {
         }
     }
 
+    fn check_secret(&self) -> Result<(), Error> {
+        match &self.unknown_secret {
+            Some(id) => Err(Error::Usage(format!("No secret with id '{id}'"))),
+            None => Ok(()),
+        }
+    }
+
     /// The path of the file, and how it is opened, for what changes it.
     pub fn path_and_options(&self) -> Result<(&Path, &OpenOptions), Failed> {
+        self.check_secret().map_err(|error| self.not_opened(&error))?;
         match &self.at {
             At::Location(Location::File(path)) => Ok((path, &self.options)),
             _ => Err(Failed::new(format!("{}: imgconv changes files only", self.name))),
@@ -279,6 +313,7 @@ impl Source {
     }
 
     pub fn check(&self) -> Result<CheckReport, Error> {
+        self.check_secret()?;
         match &self.at {
             At::Location(location) => location.check(&self.options),
             At::Storage(storage) => self.options.check_source(storage.clone()),

@@ -145,7 +145,7 @@ pub static COMMANDS: &[Command] = &[
             SHARE,
             OUTPUT,
             row('r', "repair", "leaks|all", "repair the image")
-                .note(Note::Differs("refcounts and flags of qcow2, not what would have to be guessed; the log of vhdx"))
+                .note(Note::Differs("refcounts and flags of qcow2, shared clusters and leaked space of parallels, not what would have to be guessed; the log of vhdx"))
                 .imgconv("none"),
             OBJECT,
         ],
@@ -185,7 +185,6 @@ pub static COMMANDS: &[Command] = &[
             row('F', "b-format", "FMT", "format of FILENAME2"),
             IMAGE_OPTS,
             row('s', "strict", "", "the sizes and what is allocated have to be equal, too")
-                .note(Note::Differs("data, zeros and holes are compared; two formats alone make no difference"))
                 .imgconv("the sizes have to be equal"),
             CACHE_READ,
             SHARE,

@@ -193,6 +193,11 @@ impl Target {
     /// A converter to the new image with these options, and with its secret, whose ID is one of them.
     pub fn converter(&self, sources: &Sources, mut options: Options) -> Result<Converter, Failed> {
         let secret = key_of_target(sources.secrets(), self.format, &mut options)?;
+        if secret.as_ref().is_some_and(|secret| std::str::from_utf8(secret.as_bytes()).is_err()) {
+            // QEMU does not open such an image.
+            let id = ["key-secret", "encrypt.key-secret"].iter().find_map(|option| self.given.value(option));
+            return Err(Failed::new(format!("Data from secret {} is not valid UTF-8", id.unwrap_or_default())));
+        }
         let converter = Converter::new(self.format).options(options);
         Ok(match secret {
             Some(secret) => converter.secret(secret),
