@@ -183,7 +183,7 @@ impl OpenOptions {
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
     }
 
-    pub(super) fn spool_directory(&self) -> PathBuf {
+    pub(crate) fn spool_directory(&self) -> PathBuf {
         self.temporary_directory.clone().unwrap_or_else(spool::default_directory)
     }
 
