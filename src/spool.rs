@@ -110,6 +110,12 @@ impl Spool {
     }
 }
 
+/// A file in `directory` without a name, of which nothing is left when it is closed.
+#[cfg(feature = "disk")]
+pub(crate) fn unnamed_file(directory: &Path) -> Result<fs::File> {
+    create_unnamed(directory).map(FileTarget::into_file)
+}
+
 /// Creates a file and removes its name. Windows allows that while the file is open, as Unix does.
 fn create_unnamed(directory: &Path) -> Result<FileTarget> {
     let created = loop {

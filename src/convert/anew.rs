@@ -54,9 +54,7 @@ impl Converter {
                 }
                 Some(Backing { name: stated.name.clone(), ..backing.clone() })
             }
-            (None, Some(_)) => {
-                return Err(Error::Usage("the existing image is an overlay, and its backing file is not given".into()));
-            }
+            (None, Some(_)) => return unsupported("that is an overlay, without its backing file"),
         };
         let options = self.options_of(info);
         Ok((Converter { options, backing, existing: false, in_place: true, ..self.clone() }, info.virtual_size))

@@ -14,7 +14,7 @@ const PIECE: u64 = 256 << 20;
 
 impl Disk {
     /// Changes options of the image, as far as its format allows that; the content stays the same. qcow2 has `compat` (0.10, 1.1),
-    /// `lazy_refcounts` (on, off), `data_file` (the name only) and `data_file_raw` (off).
+    /// `lazy_refcounts` (on, off), `refcount_bits` (1 to 64), `data_file` (the name only) and `data_file_raw` (off).
     ///
     /// # Errors
     /// [`Error::Unsupported`](crate::Error::Unsupported) if the format has no such option, or the image cannot have this value;

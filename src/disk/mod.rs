@@ -13,6 +13,9 @@
 //! | `commit`, `rebase` | overlays |
 //! | `amend`, `bitmaps` | options and bitmaps of the image |
 //! | `snapshots` | internal snapshots |
+//! | `repair` | repairs |
+//! | `backup` | the old metadata of a repaired image |
+//! | `trial` | a file that is changed for trial |
 //! | `stream` | `Read`, `Write` and `Seek` |
 //!
 //! # Threads
@@ -21,14 +24,17 @@
 //! request holds the guest blocks that it is about: readers share them, a change has them alone.
 
 mod amend;
+mod backup;
 mod bitmaps;
 mod commit;
 mod open;
 mod preallocate;
 mod ranges;
 mod rebase;
+mod repair;
 mod snapshots;
 mod stream;
+mod trial;
 mod write;
 mod zero;
 

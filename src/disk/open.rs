@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::ranges::RangeLocks;
 use super::{Disk, Top};
-use crate::driver::{Repair, RepairReport, UpdateContext};
+use crate::driver::UpdateContext;
 use crate::error::Result;
 use crate::format::Format;
 use crate::image::{OpenOptions, TopLayer};
@@ -50,37 +50,6 @@ impl OpenOptions {
     /// As [`open_disk`](Self::open_disk).
     pub fn open_disk_alone(&self, path: impl AsRef<Path>) -> Result<Disk> {
         self.clone().alone(true).open_disk(path)
-    }
-
-    /// Repairs the metadata of the image at `path`, which is locked as for [`open_disk`](Self::open_disk). The backing file is not opened.
-    ///
-    /// Only what follows from the rest of the metadata is changed, so that nothing that can be read is lost: the reference counts of qcow2,
-    /// and the marks of an image that was not closed, or found to be corrupt; the number of allocated blocks of VDI; the footer of VHD or its
-    /// copy; the grain directory of VMDK, where the redundant one has what it lacks; clusters of Parallels images that several entries share, and space after all
-    /// clusters. The log of VHDX is replayed.
-    ///
-    /// # Errors
-    /// [`Error::Unsupported`](crate::Error::Unsupported) if there are no repairs for the format; and as [`open_disk`](Self::open_disk).
-    ///
-    /// ```no_run
-    /// use diskimage::{OpenOptions, Repair};
-    ///
-    /// let report = OpenOptions::new().repair("disk.qcow2", Repair::Leaks)?;
-    /// println!("{} clusters are free again, {} faults are left", report.leaks_fixed, report.after.corruptions);
-    /// # Ok::<(), diskimage::Error>(())
-    /// ```
-    pub fn repair(&self, path: impl AsRef<Path>, what: Repair) -> Result<RepairReport> {
-        let path = path.as_ref();
-        let repair = || self.repair_in(self.open_storage(path)?, Some(path), what);
-        repair().map_err(|e| e.in_file(path))
-    }
-
-    /// Repairs the metadata of the image in `storage`.
-    ///
-    /// # Errors
-    /// As [`repair`](Self::repair).
-    pub fn repair_storage(&self, storage: Arc<dyn Storage>, what: Repair) -> Result<RepairReport> {
-        self.repair_in(storage, None, what)
     }
 
     /// Opens an image whose backing file is going to be changed by another [`Disk`], which locks it.

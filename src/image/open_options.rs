@@ -7,8 +7,12 @@ use std::sync::atomic::AtomicBool;
 
 use super::ResolveRequest;
 use super::detached::HeaderLocation;
+#[cfg(feature = "disk")]
+use super::references::StorageResolver;
 use super::references::{ReferencePolicy, Resolver};
 use crate::format::{Format, Formats};
+#[cfg(feature = "disk")]
+use crate::io::Storage;
 use crate::io::{CacheMode, ReadAt};
 use crate::limits::Limits;
 use crate::options::Options;
@@ -38,6 +42,8 @@ pub struct OpenOptions {
     pub(super) snapshot: Option<String>,
     pub(super) policy: ReferencePolicy,
     pub(super) resolver: Option<Arc<Resolver>>,
+    #[cfg(feature = "disk")]
+    pub(super) storage_resolver: Option<Arc<StorageResolver>>,
     pub(super) changed_backing: bool,
     pub(super) without_backing: bool,
     /// The backing file of the top image that the caller names, and its format.
@@ -177,6 +183,39 @@ impl OpenOptions {
         resolve: impl Fn(&ResolveRequest<'_>) -> std::io::Result<Arc<dyn ReadAt>> + Send + Sync + 'static,
     ) -> Self {
         self.resolver = Some(Arc::new(resolve));
+        self
+    }
+
+    /// Opens the data files and extents of a disk that is written with `resolve`, after the [`resolver`](Self::resolver) has found them. Without it
+    /// they have to be at paths. It is called with the name that was found.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use diskimage::io::MemFile;
+    /// use diskimage::{OpenOptions, ReferencePolicy};
+    ///
+    /// let extent = Arc::new(MemFile::from(vec![7; 512]));
+    /// let (found, written) = (extent.clone(), extent.clone());
+    /// let descriptor = "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+    ///     createType=\"monolithicFlat\"\nRW 1 FLAT \"disk-flat.vmdk\" 0\n";
+    /// let disk = OpenOptions::new()
+    ///     .reference_policy(ReferencePolicy::Beside)
+    ///     .resolver(move |_| Ok(found.clone()))
+    ///     .storage_resolver(move |_| Ok(written.clone()))
+    ///     .open_disk_in(Arc::new(MemFile::from(descriptor.as_bytes().to_vec())))?;
+    /// disk.write_all_at(&[8; 512], 0)?;
+    /// disk.close()?;
+    /// assert_eq!(extent.to_vec(), [8; 512]);
+    /// # Ok::<(), diskimage::Error>(())
+    /// ```
+    #[cfg(feature = "disk")]
+    #[must_use]
+    pub fn storage_resolver(
+        mut self,
+        resolve: impl Fn(&ResolveRequest<'_>) -> std::io::Result<Arc<dyn Storage>> + Send + Sync + 'static,
+    ) -> Self {
+        self.storage_resolver = Some(Arc::new(resolve));
         self
     }
 

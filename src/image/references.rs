@@ -57,6 +57,10 @@ pub struct ResolveRequest<'a> {
 /// A callback that opens referenced files.
 pub(super) type Resolver = dyn Fn(&ResolveRequest<'_>) -> io::Result<Arc<dyn ReadAt>> + Send + Sync;
 
+/// A callback that opens referenced files for writing.
+#[cfg(feature = "disk")]
+pub(super) type StorageResolver = dyn Fn(&ResolveRequest<'_>) -> io::Result<Arc<dyn crate::io::Storage>> + Send + Sync;
+
 /// A referenced file.
 pub(super) struct Found {
     /// The path by which it was found.

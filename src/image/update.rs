@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::open::{Opened, cannot_open};
-use super::references::Found;
+use super::references::{Found, ResolveRequest};
 use super::{Image, Layer, OpenOptions, SizedFile, SourceFile};
 use crate::driver::{OpenContext, Repair, RepairReport, SparseRead, UpdateContext};
 use crate::error::{Error, Result};
@@ -92,7 +92,12 @@ impl OpenOptions {
 
     /// Opens a data file for writing: the one that the reference policy lets be opened for reading.
     fn open_data_storage(&self, image: &Opened, reference: &FileReference) -> Result<Arc<dyn Storage>> {
-        let Found { path, source, .. } = self.open_reference(image, reference)?;
+        let Found { path, source, reference } = self.open_reference(image, reference)?;
+        if let Some(resolve) = &self.storage_resolver {
+            let request =
+                ResolveRequest { reference: &reference, name: &reference.name, path: &path, image: image.path() };
+            return resolve(&request).map_err(|e| cannot_open("opening")(e).in_file(&path));
+        }
         let identity = source.identity().map_err(Error::io("reading the file identity", None))?;
         // Its lock is that of a reader.
         drop(source);

@@ -426,6 +426,9 @@ fn failures_have_the_words_and_codes_of_qemu_img() {
         "amend -o help existing.vdi",
         "amend -o compat=0.11 existing.qcow2",
         "amend -o compat=0.10 tuned.qcow2",
+        "amend -o refcount_bits=3 tuned.qcow2",
+        "amend -o refcount_bits=x tuned.qcow2",
+        "amend -o refcount_bits=1 plain.qcow2",
         "bitmap disk.qcow2 marks",
         "bitmap --add disk.qcow2",
         "bitmap --add disk.qcow2 marks",
@@ -626,6 +629,8 @@ fn what_is_changed_in_place_is_the_same_image() {
         ("rebase -c -b disk.raw -F raw overlay.qcow2", "overlay.qcow2"),
         ("bitmap --remove disk.qcow2 marks", "disk.qcow2"),
         ("amend -f qcow2 -o lazy_refcounts=on,size=6M existing.qcow2", "existing.qcow2"),
+        ("amend -o refcount_bits=64 plain.qcow2", "plain.qcow2"),
+        ("amend -o refcount_bits=16,compat=0.10 tuned.qcow2", "tuned.qcow2"),
     ] {
         assert_same(&dir, line, Some(target));
     }

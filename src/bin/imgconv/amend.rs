@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Of qcow2: compat, lazy_refcounts, data_file, data_file_raw. The key slots of encrypted images are changed by imgconv qemu-img amend,
+Of qcow2: compat, lazy_refcounts, refcount_bits, data_file, data_file_raw. The key slots of encrypted images are changed by imgconv qemu-img amend,
 in the words of qemu-img.
 
 Examples:

@@ -1,9 +1,10 @@
 //! `imgconv check`
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use diskimage::{CheckReport, Error, Format};
+use diskimage::{CheckReport, Error, Format, OpenOptions, Repair, RepairReport};
 use serde_json::{Map, Value};
 
 use crate::args::Input;
@@ -11,7 +12,7 @@ use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{self, Style};
 
-/// Check the metadata of an image; nothing is repaired
+/// Check the metadata of an image, and repair it
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -19,17 +20,47 @@ pub struct Args {
     #[arg(short = 'q', long)]
     quiet: bool,
 
+    /// Repair the image as far as the right values follow from the rest of
+    /// its metadata
+    #[arg(short = 'r', long, value_name = "WHAT", verbatim_doc_comment)]
+    repair: Option<What>,
+
+    /// Before a repair, write the metadata that it changes to a new file
+    #[arg(long, value_name = "BACKUP", requires = "repair")]
+    backup: Option<PathBuf>,
+
+    /// Undo a repair: put back the metadata of a backup, before the check
+    #[arg(long, value_name = "BACKUP", conflicts_with = "repair")]
+    restore: Option<PathBuf>,
+
     #[command(flatten)]
     pub input: Input,
 }
 
+/// What is repaired.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum What {
+    /// Clusters that are allocated but not used
+    Leaks,
+    /// Also faults that lose or mix up data
+    All,
+}
+
 const AFTER_HELP: &str = "\
 Exit codes, as in qemu-img:
-  0   no errors found
+  0   no errors found, or all of them repaired
   1   the check could not be completed
   2   the image is corrupt
   3   the image has leaked clusters, but is not corrupt
-  63  the format does not support checks";
+  63  the format does not support checks, or repairs
+
+A repair never guesses: what is left of the errors tells the exit code. BACKUP is not written if nothing has to be changed. After anything else
+has written to the image, it can no longer be restored.
+
+Examples:
+  imgconv check disk.qcow2
+  imgconv check -r all --backup disk.backup disk.qcow2
+  imgconv check --restore disk.backup disk.qcow2";
 
 const INCOMPLETE: u8 = 1;
 const CORRUPT: u8 = 2;
@@ -39,27 +70,42 @@ pub const NO_CHECKS: u8 = 63;
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let report =
-            Location::find(file).and_then(|image| image.check(&options)).map_err(|error| self.failure(error))?;
+        if let Some(backup) = &self.restore {
+            options.restore_backup(&file, backup)?;
+        }
+        let repaired = self.repair.map(|what| self.repaired(&options, &file, what)).transpose()?;
+        let report = match &repaired {
+            Some(repaired) => repaired.after.clone(),
+            None => Location::find(file).and_then(|image| image.check(&options)).map_err(|e| self.failure(e))?,
+        };
         match self.input.output.style {
-            Style::Json => output::print_json(&self.json(&report))?,
-            Style::Human => {
-                for message in &report.messages {
-                    output::note(message);
-                }
-                if !self.quiet {
-                    output::print(&human(&report))?;
-                }
-            }
+            Style::Json => output::print_json(&self.json(&report, repaired.as_ref()))?,
+            Style::Human => self.print(&report, repaired.as_ref())?,
         }
         Ok(ExitCode::from(exit_code(&report)))
     }
 
+    fn repaired(&self, options: &OpenOptions, file: &Path, what: What) -> Result<RepairReport, Failure> {
+        let what = match what {
+            What::Leaks => Repair::Leaks,
+            What::All => Repair::All,
+        };
+        let repaired = match &self.backup {
+            Some(backup) => options.repair_with_backup(file, what, backup),
+            None => options.repair(file, what),
+        };
+        repaired.map_err(|e| self.failure(e))
+    }
+
     fn failure(&self, error: Error) -> Failure {
+        let (is_missing, what): (fn(Format) -> bool, _) = match self.repair {
+            Some(_) => (|format| !format.can_repair(), "repairs"),
+            None => (|format| !format.can_check(), "checks"),
+        };
         match error.root() {
-            Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(|format| !format.can_check()) => {
+            Error::Unsupported { format, .. } if Format::by_name(format).is_ok_and(is_missing) => {
                 let file = self.input.file.to_string_lossy();
-                Failure::new("unsupported", format!("{file}: {format}: checks are not supported"))
+                Failure::new("unsupported", format!("{file}: {format}: {what} are not supported"))
                     .with("path", file)
                     .with("format", *format)
                     .exit(NO_CHECKS)
@@ -68,13 +114,33 @@ impl Args {
         }
     }
 
+    fn print(&self, report: &CheckReport, repaired: Option<&RepairReport>) -> Result<(), Failure> {
+        if let Some(RepairReport { before, leaks_fixed, corruptions_fixed, .. }) =
+            repaired.filter(|repaired| repaired.leaks_fixed + repaired.corruptions_fixed > 0)
+        {
+            before.messages.iter().for_each(|message| output::note(message));
+            if !self.quiet {
+                output::print(&format!("Repaired: {corruptions_fixed} errors, {leaks_fixed} leaked clusters\n"))?;
+            }
+        }
+        report.messages.iter().for_each(|message| output::note(message));
+        if !self.quiet {
+            output::print(&human(report))?;
+        }
+        Ok(())
+    }
+
     /// The report with the keys of qemu-img, which omits counts of 0. `messages` is an addition.
-    fn json(&self, report: &CheckReport) -> Value {
+    fn json(&self, report: &CheckReport, repaired: Option<&RepairReport>) -> Value {
         let mut object = match serde_json::to_value(report) {
             Ok(Value::Object(object)) => object,
             _ => Map::new(),
         };
         object.shift_insert(0, "filename".into(), self.input.file.to_string_lossy().into());
+        let fixed = repaired.map_or((0, 0), |repaired| (repaired.corruptions_fixed, repaired.leaks_fixed));
+        for (key, count) in [("corruptions-fixed", fixed.0), ("leaks-fixed", fixed.1)] {
+            (count > 0).then(|| object.insert(key.into(), count.into()));
+        }
         Value::Object(object)
     }
 }

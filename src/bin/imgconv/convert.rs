@@ -1,5 +1,6 @@
 //! `imgconv convert`
 
+mod existing;
 mod package;
 mod preset;
 mod qemu_args;
@@ -29,6 +30,7 @@ use crate::progress::{self, Bar, When};
 use crate::signals::Interrupt;
 use crate::snapshot_selector;
 use crate::streams;
+pub use existing::is_changed_in_place;
 use package::has_extension;
 use qemu_args::{BitmapArgs, CacheArgs, ScriptArgs};
 
@@ -58,8 +60,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "source_format", verbatim_doc_comment)]
     image_opts: bool,
 
-    /// Write into the existing image TARGET, a LUKS volume or a raw disk,
-    /// instead of into a new one; a failure leaves it half written
+    /// Write into the existing image TARGET, with the properties that it
+    /// has, instead of into a new one; a failure leaves it half written
     #[arg(short = 'n', long, conflicts_with_all = ["no_clobber", "compress", "options"], verbatim_doc_comment)]
     no_create: bool,
 
@@ -382,7 +384,7 @@ impl Args {
         self.note_what_is_not_done(&source, format);
         let convert = |source: &Image| match &target {
             None => Ok::<_, Failure>(converter.convert_to(source, Arc::new(streams::output()?))),
-            Some(Location::File(path)) => Ok(converter.convert(source, path)),
+            Some(Location::File(path)) => self.convert_to_file(&converter, source, format, path),
             Some(Location::Url(_)) => Err(Failure::usage("TARGET cannot be a URL")),
             Some(Location::Nbd(client)) if self.no_create => {
                 Ok(converter.convert_into_existing(source, client.clone()))

@@ -18,6 +18,8 @@ pub(super) use crate::format::shared::signature::VHD as COOKIE;
 pub(super) const DATA_OFFSET: usize = 16;
 /// Offset of the checksum in the footer.
 pub(super) const CHECKSUM_AT: usize = 64;
+/// Offset of the type of the disk in bytes.
+pub(super) const DISK_TYPE_AT: usize = 60;
 /// Offset of `current size` in the footer, for messages.
 pub(super) const CURRENT_SIZE_AT: u64 = 48;
 /// Bit 1 is always set; bit 0 marks a temporary disk.

@@ -193,6 +193,32 @@ pub(super) fn place_of_locator(file: &dyn ReadAt, region: &Region, len: usize) -
     Ok(LocatorPlace { entry_at: old.at, offset: (start - region_at) as u32, region_at })
 }
 
+/// What makes a disk one without a parent.
+pub(super) struct WithoutParent {
+    /// The table without the entry of the parent locator, from the start of the region.
+    pub table: Vec<u8>,
+    /// The flags of the file parameters.
+    pub flags: u32,
+    /// Host offsets of the region and of the flags.
+    pub region_at: u64,
+    pub flags_at: u64,
+}
+
+/// Removes the parent locator and the flag `HasParent`, in memory.
+pub(super) fn without_parent(file: &dyn ReadAt, region: &Region) -> Result<WithoutParent> {
+    let table = Table::read(file, region)?;
+    let (parameters, parameters_at) = table.fixed::<8>(file, &FILE_PARAMETERS)?;
+    let flags = LittleEndian::read_u32(&parameters[4..]) & !HAS_PARENT;
+    let entry = (table.get(&PARENT_LOCATOR)?.at - table.at) as usize;
+    let end = Table::HEADER_LEN + table.count as usize * Table::ENTRY_LEN;
+    let mut bytes = vec![0; end];
+    table::read(file, &mut bytes, table.at)?;
+    bytes.drain(entry..entry + Table::ENTRY_LEN);
+    bytes.resize(end, 0);
+    LittleEndian::write_u16(&mut bytes[10..], table.count as u16 - 1);
+    Ok(WithoutParent { table: bytes, flags, region_at: table.at, flags_at: parameters_at + 4 })
+}
+
 fn parse_block_size(size: u32, at: u64) -> Result<u32> {
     let (field, value) = (FIELDS.at("BlockSize", at), u64::from(size));
     if !(MIB..=MAX_BLOCK_SIZE).contains(&value) {

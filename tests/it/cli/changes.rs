@@ -3,7 +3,7 @@
 use diskimage::{OpenOptions, ReferencePolicy};
 use serde_json::Value;
 
-use super::{fail, json, succeed};
+use super::{fail, imgconv, json, succeed};
 use crate::support::pattern::Pattern;
 use crate::support::{TempDir, content, open_beside};
 
@@ -153,4 +153,74 @@ fn bitmaps_and_options_are_changed() {
     let info = json(&dir, &["info", "--output", "json", "disk.qcow2"]);
     assert_eq!(info["format-specific"]["data"]["compat"], "0.10");
     assert!(fail(&dir, 1, &["amend", "-o", "cluster_size=4k", "disk.qcow2"]).contains("cluster_size"));
+}
+
+/// The number of blocks in the header of a VDI.
+const VDI_BLOCKS: usize = 388;
+
+#[test]
+fn an_image_is_repaired_and_restored() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(3 << 20));
+    succeed(&dir, &["convert", "disk.raw", "disk.vdi"]);
+    let mut damaged = std::fs::read(dir.join("disk.vdi")).unwrap();
+    damaged[VDI_BLOCKS] -= 1;
+    dir.file("disk.vdi", &damaged);
+
+    let done = imgconv(&dir, &["check", "disk.vdi"]);
+    assert_eq!(done.status.code(), Some(2));
+    // A leak is not what is wrong.
+    let done = imgconv(&dir, &["check", "-r", "leaks", "--backup", "old", "disk.vdi"]);
+    assert_eq!((done.status.code(), dir.join("old").exists()), (Some(2), false));
+    let done = imgconv(&dir, &["check", "-r", "all", "--backup", "old", "disk.vdi"]);
+    let (text, messages) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap());
+    assert!(done.status.success() && text.starts_with("Repaired: 1 errors, 0 leaked clusters\nNo errors"), "{text}");
+    assert!(messages.starts_with("imgconv: ERROR: "), "{messages}");
+    succeed(&dir, &["compare", "disk.raw", "disk.vdi"]);
+    succeed(&dir, &["check", "disk.vdi"]);
+
+    let done = imgconv(&dir, &["check", "--restore", "old", "disk.vdi"]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(std::fs::read(dir.join("disk.vdi")).unwrap() == damaged);
+    assert!(fail(&dir, 1, &["check", "-r", "all", "--backup", "old", "disk.vdi"]).contains("old: "));
+    let repaired = json(&dir, &["check", "-r", "all", "--output", "json", "disk.vdi"]);
+    assert_eq!((&repaired["corruptions-fixed"], repaired.get("corruptions")), (&1.into(), None), "{repaired}");
+    assert!(fail(&dir, 63, &["check", "-r", "all", "-f", "raw", "disk.raw"]).contains("repairs are not supported"));
+    fail(&dir, 1, &["check", "--restore", "disk.raw", "disk.vdi"]);
+}
+
+/// What only the tables of the image say stays: a snapshot, encryption, the name of the backing file.
+#[test]
+fn an_existing_image_is_written_as_by_a_guest() {
+    const OBJECT: &str = "secret,id=key,file=key";
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    dir.file("base.raw", &[9; 2 << 20]);
+    dir.file("key", b"secret");
+    succeed(&dir, &["create", "snapshot.qcow2", "2M"]);
+    let disk = diskimage::OpenOptions::new().open_disk(dir.join("snapshot.qcow2")).unwrap();
+    disk.create_snapshot("before").unwrap();
+    disk.close().unwrap();
+    succeed(
+        &dir,
+        &["create", "--object", OBJECT, "-o", "encrypt.format=luks,encrypt.iter-time=10", "secret.qcow2", "2M"],
+    );
+    succeed(&dir, &["create", "--references", "beside", "-B", "base.raw", "-F", "raw", "overlay.qcow2"]);
+
+    for name in ["snapshot.qcow2", "secret.qcow2", "overlay.qcow2"] {
+        let options = ["--object", OBJECT, "--references", "beside"];
+        let with = |command: &[&'static str], files: &[&'static str]| [command, &options, files].concat();
+        let done = imgconv(&dir, &with(&["convert", "-q", "-n"], &["disk.raw", name]));
+        assert!(done.status.success(), "{name}: {}", String::from_utf8_lossy(&done.stderr));
+        let read = imgconv(&dir, &with(&["convert", "-q"], &[name, "read.raw"]));
+        assert!(read.status.success(), "{name}: {}", String::from_utf8_lossy(&read.stderr));
+        let (read, written) =
+            (std::fs::read(dir.join("read.raw")).unwrap(), std::fs::read(dir.join("disk.raw")).unwrap());
+        let rest = if name == "overlay.qcow2" { 9 } else { 0 };
+        assert!(read.starts_with(&written) && read[1 << 20..].iter().all(|byte| *byte == rest), "{name}");
+        succeed(&dir, &["check", "-q", name]);
+    }
+    assert!(succeed(&dir, &["snapshot", "-l", "snapshot.qcow2"]).contains("before"));
+    let done = imgconv(&dir, &["convert", "-q", "-n", "disk.raw", "secret.qcow2"]);
+    assert!(!done.status.success() && String::from_utf8_lossy(&done.stderr).contains("secret"), "{done:?}");
 }

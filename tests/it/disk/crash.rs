@@ -9,10 +9,10 @@ use super::model::{Model, Step};
 use super::starts;
 
 /// The content after an operation, and the number of events until its end.
-struct State {
-    events: usize,
-    content: Vec<u8>,
-    step: Step,
+pub struct State {
+    pub events: usize,
+    pub content: Vec<u8>,
+    pub step: Step,
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_power_cut_leaves_old_or_new_sectors_and_leaks_at_most() {
 }
 
 /// Each sector must be that of one of the states.
-fn check_content(found: &[u8], possible: &[State], context: &dyn Fn() -> String) {
+pub fn check_content(found: &[u8], possible: &[State], context: &dyn Fn() -> String) {
     let sizes = possible.iter().any(|state| state.content.len() == found.len());
     assert!(sizes, "{}: the size is {}", context(), found.len());
     for (index, sector) in found.chunks(512).enumerate() {
@@ -78,7 +78,7 @@ fn a_power_cut_during_a_change_of_the_image_is_not_seen() {
         options.set(option, value);
         disk.amend(&options)
     }
-    let changes: [Change; 8] = [
+    let changes: [Change; 9] = [
         ("bitmap", |disk| {
             let add = BitmapChange::Add { granularity: None, enabled: true };
             for change in [add, BitmapChange::Disable, BitmapChange::Clear, BitmapChange::Remove] {
@@ -94,6 +94,7 @@ fn a_power_cut_during_a_change_of_the_image_is_not_seen() {
         ("amend to version 2", |disk| amend(disk, "compat", "0.10")),
         ("amend to version 3", |disk| amend(disk, "compat", "1.1")),
         ("amend lazy_refcounts", |disk| amend(disk, "lazy_refcounts", "on")),
+        ("amend refcount_bits", |disk| ["64", "2", "8"].iter().try_for_each(|bits| amend(disk, "refcount_bits", bits))),
         ("snapshot -c", |disk| disk.create_snapshot("one")),
         ("snapshot -c, -d", |disk| disk.create_snapshot("one").and_then(|()| disk.delete_snapshot("one"))),
         ("snapshot -c, -a", |disk| disk.create_snapshot("one").and_then(|()| disk.apply_snapshot("one"))),

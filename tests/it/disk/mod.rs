@@ -2,11 +2,15 @@
 //!
 //! The tests of a format are a list of [images to start with](model::Start); the rest is the same for all of them.
 
+#[cfg(all(not(target_family = "wasm"), feature = "qcow2", feature = "vdi", feature = "vhd", feature = "vmdk"))]
+mod backups;
 #[cfg(feature = "qcow2")]
 mod bitmaps;
 mod crash;
 #[cfg(feature = "crypto")]
 mod encrypted;
+#[cfg(feature = "vmdk")]
+mod extents;
 #[cfg(any(feature = "vmdk", feature = "vhdx"))]
 mod growth;
 #[cfg(all(
@@ -44,6 +48,8 @@ mod vhd;
 mod vhdx;
 #[cfg(feature = "vmdk")]
 mod vmdk;
+#[cfg(feature = "qcow2")]
+mod widths;
 
 use std::sync::Arc;
 

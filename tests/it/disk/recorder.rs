@@ -1,7 +1,7 @@
 //! Storage that records what is done to it, and shows what a power cut may leave.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use diskimage::io::{MemFile, ReadAt, WriteAt};
 
@@ -18,11 +18,19 @@ pub enum Event {
     Sync,
 }
 
-/// A file in memory with the events since it was made.
+/// A file in memory. What is done to it, and to others with the same log, is recorded.
 pub struct Recorder {
     file: MemFile,
-    start: Vec<u8>,
-    events: Mutex<Vec<Event>>,
+    /// Its number in the log.
+    index: usize,
+    log: Arc<Log>,
+}
+
+/// The events of several files, in the order of the calls.
+struct Log {
+    /// The files as they were at the start.
+    start: Vec<Vec<u8>>,
+    events: Mutex<Vec<(usize, Event)>>,
 }
 
 /// Which of the events since the last sync have reached the storage at a power cut.
@@ -38,7 +46,14 @@ pub enum Cut {
 
 impl Recorder {
     pub fn new(bytes: Vec<u8>) -> Recorder {
-        Recorder { file: MemFile::from(bytes.clone()), start: bytes, events: Mutex::default() }
+        Recorder::several(vec![bytes]).remove(0)
+    }
+
+    /// Files whose events have one order.
+    pub fn several(files: Vec<Vec<u8>>) -> Vec<Recorder> {
+        let log = Arc::new(Log { start: files.clone(), events: Mutex::default() });
+        let files = files.into_iter().enumerate();
+        files.map(|(index, bytes)| Recorder { file: MemFile::from(bytes), index, log: log.clone() }).collect()
     }
 
     /// The number of events so far.
@@ -52,39 +67,50 @@ impl Recorder {
 
     /// Calls `check` with what the file may be after a power cut, for each number of events: the number, the cut and the bytes.
     pub fn replay(&self, seed: u64, mut check: impl FnMut(usize, Cut, Vec<u8>)) {
+        self.replay_all(seed, |count, cut, mut files| check(count, cut, files.swap_remove(self.index)));
+    }
+
+    /// As [`replay`](Self::replay), with all files of the log. A sync makes the events of its own file durable only.
+    pub fn replay_all(&self, seed: u64, mut check: impl FnMut(usize, Cut, Vec<Vec<u8>>)) {
         let events = self.events();
         let mut random = Random::new(seed);
-        let (mut durable, mut synced) = (self.start.clone(), 0);
+        let mut durable = self.log.start.clone();
+        let mut pending: Vec<&(usize, Event)> = Vec::new();
         for count in 0..=events.len() {
-            let pending = &events[synced..count];
             let mut cuts = vec![Cut::Prefix];
             if pending.len() > 1 {
                 cuts.extend([Cut::Sectors(random.next()), Cut::Sectors(random.next())]);
                 cuts.push(Cut::Without(random.below(pending.len() as u64) as usize));
             }
             for cut in cuts {
-                let mut bytes = durable.clone();
-                apply(&mut bytes, pending, cut);
-                check(count, cut, bytes);
+                let mut files = durable.clone();
+                apply(&mut files, &pending, cut);
+                check(count, cut, files);
             }
-            if let Some(Event::Sync) = events.get(count) {
-                apply(&mut durable, pending, Cut::Prefix);
-                synced = count + 1;
+            match events.get(count) {
+                Some((synced, Event::Sync)) => {
+                    let (done, rest) = pending.iter().partition(|(index, _)| index == synced);
+                    pending = rest;
+                    apply(&mut durable, &done, Cut::Prefix);
+                }
+                Some(event) => pending.push(event),
+                None => {}
             }
         }
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    fn events(&self) -> MutexGuard<'_, Vec<(usize, Event)>> {
+        self.log.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn apply(file: &mut Vec<u8>, events: &[Event], cut: Cut) {
+fn apply(files: &mut [Vec<u8>], events: &[&(usize, Event)], cut: Cut) {
     let mut random = match cut {
         Cut::Sectors(seed) => Some(Random::new(seed)),
         _ => None,
     };
-    for (index, event) in events.iter().enumerate() {
+    for (index, (file, event)) in events.iter().enumerate() {
+        let file = &mut files[*file];
         if matches!(cut, Cut::Without(skipped) if skipped == index) {
             continue;
         }
@@ -128,17 +154,17 @@ impl WriteAt for Recorder {
         let end = (offset + buf.len() as u64).next_multiple_of(SECTOR as u64).min(self.file.size()?);
         let mut sectors = vec![0; (end - start) as usize];
         self.file.read_exact_at(&mut sectors, start)?;
-        events.push(Event::Write(start, sectors));
+        events.push((self.index, Event::Write(start, sectors)));
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.events().push(Event::SetLen(len));
+        self.events().push((self.index, Event::SetLen(len)));
         self.file.set_len(len)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.events().push(Event::Sync);
+        self.events().push((self.index, Event::Sync));
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! `qemu-img amend`
 
-use diskimage::{Disk, Error, Format, Options, Value};
+use diskimage::{Disk, Error, Format, Options};
 
 use super::getopt::Parsed;
 use super::keys;
@@ -98,20 +98,13 @@ fn to_change(disk: &Disk, given: &Options) -> Result<(Options, Option<u64>), Fai
     for name in given.names() {
         let value = given.value(name).unwrap_or_default();
         match name {
-            "compat" | "lazy_refcounts" | "data_file" | "data_file_raw" => options.set(name, value),
+            "compat" | "lazy_refcounts" | "refcount_bits" | "data_file" | "data_file_raw" => options.set(name, value),
             "size" => {
                 let problem = || Failed::new("Parameter 'size' expects a non-negative number below 2^64");
                 new_size = Some(size(value).map_err(|_| problem())?);
             }
             "backing_file" | "backing_fmt" => {
                 return Err(Failed::new("Cannot amend the backing file\nYou can use 'qemu-img rebase' instead."));
-            }
-            "refcount_bits" => {
-                let info = disk.info();
-                let now = info.specific.iter().find(|(key, _)| *key == "refcount-bits").map(|(_, value)| value);
-                if now.is_none_or(|now| *now != Value::Number(value.parse().unwrap_or(0))) {
-                    return Err(Failed::new("imgconv does not change the width of refcounts"));
-                }
             }
             other if disk.format().options().iter().any(|option| option.name == other) => {
                 let problem = "This option is only supported for image creation";
@@ -136,8 +129,26 @@ fn problem(error: &Error) -> Option<String> {
         Error::Unsupported { feature, .. } if feature.contains("a data file for an image without one") => {
             Some("data-file can only be set for images that use an external data file".into())
         }
+        Error::Option { name, problem, .. } if name == "refcount_bits" => {
+            let value = problem.split('"').nth(1).unwrap_or_default();
+            Some(match value.parse::<u64>() {
+                Ok(_) => "Refcount width must be a power of two and may not exceed 64 bits".into(),
+                Err(_) => "Parameter 'refcount_bits' expects a number".into(),
+            })
+        }
+        Error::Unsupported { feature, .. } if feature.starts_with("other refcounts than of 16 bits") => Some(
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)"
+                .into(),
+        ),
         Error::Unsupported { feature, .. } if feature.contains("than of 16 bits") => {
             Some("compat=0.10 requires refcount_bits=16".into())
+        }
+        Error::Unsupported { feature, .. } => {
+            let (bits, rest) = feature.strip_prefix("refcounts of ")?.split_once(" bits: the cluster at ")?;
+            let (offset, count) = rest.strip_suffix(" times")?.split_once(" is used ")?;
+            Some(format!(
+                "Cannot decrease refcount entry width to {bits} bits: Cluster at offset {offset} has a refcount of {count}"
+            ))
         }
         _ => None,
     }

@@ -14,6 +14,7 @@ use super::progress::Printer;
 use super::source::{Source, Sources};
 use super::target::{Target, asks_for_help, format_for};
 use super::{Outcome, bitmaps, print};
+use crate::convert::is_changed_in_place;
 use crate::location;
 use crate::node::{Node, Storage};
 use crate::signals::Interrupt;
@@ -63,7 +64,7 @@ pub fn run(parsed: &Parsed) -> Outcome {
     let converter = place.with_backing(parsed, &sources, &mut target, converter)?;
     let report = match place.client {
         None => match converter.convert(&image, &place.path) {
-            Err(error) if parsed.flag("no-create") && cannot_be_written_anew(&error) => {
+            Err(error) if parsed.flag("no-create") && is_changed_in_place(&error) => {
                 let disk = sources.file(place.path.as_os_str(), Some(format.name()))?.open_disk("")?;
                 converter.convert_into_disk(&image, &disk).and_then(|report| disk.close().map(|()| report))
             }
@@ -84,11 +85,6 @@ pub fn run(parsed: &Parsed) -> Outcome {
         message::line(&format!("{NAME}: warning: error while reading offset {}: {message}", range.start));
     }
     Ok(0)
-}
-
-/// Whether an existing image has what only its tables say, so that it has to be changed in place.
-fn cannot_be_written_anew(error: &Error) -> bool {
-    matches!(error.root(), Error::Unsupported { feature, .. } if feature.starts_with("writing into an existing image"))
 }
 
 /// Where the new image is going to be.

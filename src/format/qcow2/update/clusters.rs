@@ -6,15 +6,35 @@ use super::{NEW, PAGE, REFCOUNT_TABLE, Update};
 use crate::driver::SparseUpdate;
 use crate::error::{Error, Problem, Result};
 use crate::format::qcow2::entry::OFFSET_MASK;
-use crate::format::qcow2::header::MAX_REFCOUNT_TABLE;
+use crate::format::qcow2::header::{Header, MAX_REFCOUNT_TABLE};
 use crate::format::qcow2::refcount::{count_at, max_count, set_count};
 use crate::format::qcow2::{FIELDS, FORMAT_NAME};
 
-/// Where a refcount table is.
+/// Where a refcount table is, and how its blocks count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RefcountTable {
     pub offset: u64,
     pub clusters: u32,
+    /// Refcounts have `1 << order` bits.
+    pub order: u32,
+}
+
+impl RefcountTable {
+    pub fn of(header: &Header) -> RefcountTable {
+        let (offset, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
+        RefcountTable { offset, clusters, order: header.refcount_order }
+    }
+
+    /// The number of refcounts in a block.
+    pub fn per_block(self, cluster_bits: u32) -> u64 {
+        (8 << cluster_bits) >> self.order
+    }
+
+    /// The host offset of the eight bytes with refcount number `index` of a block, and its number in them.
+    fn position(self, block: u64, index: u64) -> (u64, usize) {
+        let per_word = 64 >> self.order;
+        (block + index / per_word * 8, (index % per_word) as usize)
+    }
 }
 
 impl Update {
@@ -94,36 +114,36 @@ impl Update {
     }
 
     fn refcount_in(&mut self, table: RefcountTable, cluster: u64) -> Result<u64> {
-        let per_block = self.header.refcount_block_entries();
+        let per_block = table.per_block(self.header.cluster_bits);
         let Some(block) = self.block_in(table, cluster / per_block)? else { return Ok(0) };
-        let (at, index) = self.position(block, cluster % per_block);
+        let (at, index) = table.position(block, cluster % per_block);
         let bytes = self.pages.read_array::<8>(at)?;
-        Ok(count_at(&bytes, self.header.refcount_order, index).unwrap_or(0))
+        Ok(count_at(&bytes, table.order, index).unwrap_or(0))
     }
 
     /// Sets the refcount of a cluster that has a refcount block.
     pub(super) fn set_refcount(&mut self, cluster: u64, count: u64) -> Result<()> {
-        let order = self.header.refcount_order;
+        let table = self.refcounts;
+        let order = table.order;
         if count > max_count(order) {
             let (field, limit) = ("refcount".into(), max_count(order));
             return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: count, limit });
         }
-        let per_block = self.header.refcount_block_entries();
+        let per_block = self.counts_per_block();
         let Some(block) = self.block(cluster / per_block)? else {
             let finding = "the cluster has no refcount block";
             let offset = cluster << self.header.cluster_bits;
             return Err(FIELDS.at("refcount", offset).fault(Problem::Conflict { value: count, finding }));
         };
-        let (at, index) = self.position(block, cluster % per_block);
+        let (at, index) = table.position(block, cluster % per_block);
         let mut bytes = self.pages.read_array::<8>(at)?;
         set_count(&mut bytes, order, index, count);
         self.pages.write(&bytes, at, NEW)
     }
 
-    /// The host offset of the eight bytes with refcount number `index` of a block, and its number in them.
-    fn position(&self, block: u64, index: u64) -> (u64, usize) {
-        let per_word = 64 >> self.header.refcount_order;
-        (block + index / per_word * 8, (index % per_word) as usize)
+    /// The number of refcounts in a block.
+    pub(super) fn counts_per_block(&self) -> u64 {
+        self.refcounts.per_block(self.header.cluster_bits)
     }
 
     /// Host offset of a refcount block, if there is one.
@@ -182,7 +202,7 @@ impl Update {
 
     /// The first free cluster from `cluster` on.
     fn next_free(&mut self, mut cluster: u64) -> Result<u64> {
-        let (order, per_block) = (self.header.refcount_order, self.header.refcount_block_entries());
+        let (order, per_block) = (self.refcounts.order, self.counts_per_block());
         let page_size = PAGE.min(self.cluster_size());
         let mut bytes = vec![0; page_size as usize];
         let per_page = (page_size * 8) >> order;
@@ -203,7 +223,7 @@ impl Update {
 
     /// Creates the first refcount block that a run of free clusters needs. Returns whether one was missing.
     fn create_missing_block(&mut self, run: &Range<u64>) -> Result<bool> {
-        let per_block = self.header.refcount_block_entries();
+        let per_block = self.counts_per_block();
         for index in run.start / per_block..run.end.div_ceil(per_block) {
             if index >= self.table_entries() {
                 self.grow_refcount_table(index)?;
@@ -219,7 +239,7 @@ impl Update {
 
     /// Creates the refcount block `index` in the first of the clusters that it counts, which are all free.
     fn create_block(&mut self, index: u64) -> Result<()> {
-        let cluster = index * self.header.refcount_block_entries();
+        let cluster = index * self.counts_per_block();
         self.check_not_in_use(&(cluster..cluster + 1))?;
         let offset = cluster << self.header.cluster_bits;
         self.pages.create(offset..offset + self.cluster_size(), NEW);
@@ -239,7 +259,7 @@ impl Update {
                 .fault(Problem::Conflict { value: index, finding }));
         }
         self.flush()?;
-        let (bits, per_block) = (self.header.cluster_bits, self.header.refcount_block_entries());
+        let (bits, per_block) = (self.header.cluster_bits, self.counts_per_block());
         let (old, old_clusters) = (self.refcounts.offset, u64::from(self.refcounts.clusters));
         let first_index = self.table_entries();
         let first = first_index * per_block;
@@ -268,7 +288,7 @@ impl Update {
         self.pages.forget(&(first << bits..offset + (clusters << bits)));
         self.grow_file(offset + (clusters << bits))?;
         self.file.write_all_at(&table, offset).map_err(Error::io("writing the refcount table", offset))?;
-        let order = self.header.refcount_order;
+        let order = self.refcounts.order;
         for block in 0..blocks {
             let mut counts = vec![0; self.cluster_size() as usize];
             let used = (blocks + clusters).saturating_sub(block * per_block).min(per_block);
@@ -280,7 +300,7 @@ impl Update {
 
         let fields = [&offset.to_be_bytes()[..], &(clusters as u32).to_be_bytes()].concat();
         self.write_header(48, &fields)?;
-        self.refcounts = RefcountTable { offset, clusters: clusters as u32 };
+        self.refcounts = RefcountTable { offset, clusters: clusters as u32, order };
         (self.header.refcount_table_offset, self.header.refcount_table_clusters) = (offset, clusters as u32);
         self.pages.forget(&(old..old + (old_clusters << bits)));
         (old >> bits..(old >> bits) + old_clusters).try_for_each(|cluster| self.count_use_less(cluster))

@@ -24,8 +24,7 @@ impl Update {
         let (bits, size) = (self.header.cluster_bits, self.cluster_size());
         let open = self.compressed_end;
         let space = open.next_multiple_of(size) - open;
-        let is_shareable =
-            space > 0 && self.refcount(open >> bits)? < max_count(self.header.refcount_order) && len <= size;
+        let is_shareable = space > 0 && self.refcount(open >> bits)? < max_count(self.refcounts.order) && len <= size;
         let offset = if is_shareable && len <= space {
             self.share_cluster(open >> bits)?;
             open

@@ -41,7 +41,7 @@ impl Update {
 
     /// Checks options before the image is changed. Returns whether zero clusters have to be replaced, which version 2 does not have.
     pub(super) fn check_options(&self, options: &Options) -> Result<bool> {
-        let known = ["compat", "lazy_refcounts", "data_file", "data_file_raw"];
+        let known = ["compat", "lazy_refcounts", "refcount_bits", "data_file", "data_file_raw"];
         if let Some(name) = options.names().find(|name| !known.contains(name)) {
             return Err(Error::unsupported(FORMAT_NAME, format!("changing the option {name} of an existing image")));
         }
@@ -56,16 +56,36 @@ impl Update {
             return Ok(());
         }
         self.flush()?;
+        if header.refcount_order == self.header.refcount_order {
+            return self.replace_header(header);
+        }
+        if self.header.version < header.version {
+            // Version 2 has no other widths.
+            self.replace_header(Header { refcount_order: self.header.refcount_order, ..header.clone() })?;
+        }
+        self.set_refcount_width(header.refcount_order)?;
+        let header = self.amended_header(options)?;
         self.replace_header(header)
     }
 
     fn amended_header(&self, options: &Options) -> Result<Header> {
         let mut header = self.header.clone();
+        let widths = [("1", 0), ("2", 1), ("4", 2), ("8", 3), ("16", 4), ("32", 5), ("64", 6)];
+        if let Some(order) = options.choice(FORMAT_NAME, "refcount_bits", &widths)? {
+            header.refcount_order = order;
+        }
         let versions = [("0.10", 2), ("v2", 2), ("1.1", 3), ("v3", 3)];
         match options.choice(FORMAT_NAME, "compat", &versions)? {
             Some(2) if header.version == 3 => self.downgrade(&mut header)?,
             Some(3) if header.version == 2 => self.upgrade(&mut header)?,
             _ => {}
+        }
+        if header.version == 2 && header.refcount_order != V2_REFCOUNT_ORDER {
+            let feature = match self.header.version {
+                2 => "other refcounts than of 16 bits in an image of version 2",
+                _ => "version 2 with other refcounts than of 16 bits",
+            };
+            return Err(Error::unsupported(FORMAT_NAME, feature));
         }
         let switch = [("on", true), ("true", true), ("off", false), ("false", false)];
         match options.choice(FORMAT_NAME, "lazy_refcounts", &switch)? {
@@ -98,9 +118,6 @@ impl Update {
 
     fn downgrade(&self, header: &mut Header) -> Result<()> {
         let unsupported = |feature: &'static str| Err(Error::unsupported(FORMAT_NAME, feature));
-        if header.refcount_order != V2_REFCOUNT_ORDER {
-            return unsupported("version 2 with other refcounts than of 16 bits");
-        }
         if !header.incompatible.is_empty() || header.compression != Codec::Deflate {
             return unsupported("version 2 with features of version 3");
         }

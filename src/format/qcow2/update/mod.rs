@@ -7,6 +7,7 @@
 //! | `resize` | the virtual size and the L1 table |
 //! | `repair` | wrong refcounts and flags |
 //! | `replace` | refcounts, tables and snapshots, all at once |
+//! | `refcount_width` | refcounts of another width |
 //! | `snapshots` | internal snapshots |
 //! | `header` | the backing file, the version and features |
 //! | `bitmap_changes` | persistent bitmaps: added, removed, cleared |
@@ -34,6 +35,7 @@ mod compressed;
 mod header;
 mod mapping;
 mod recording;
+mod refcount_width;
 mod repair;
 mod replace;
 mod resize;
@@ -155,8 +157,7 @@ impl Update {
             u64::from(header.refcount_table_clusters) << header.cluster_bits,
             file_len,
         )?;
-        let refcounts =
-            RefcountTable { offset: header.refcount_table_offset, clusters: header.refcount_table_clusters };
+        let refcounts = RefcountTable::of(&header);
         let page_size = header.cluster_size().min(PAGE) as usize;
         let pages = TablePages::new(file.clone(), FORMAT_NAME, page_size);
         Ok(Update {

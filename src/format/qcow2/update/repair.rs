@@ -78,7 +78,7 @@ impl Checked {
 impl Update {
     /// Sets the refcount of a cluster to the number of its uses, unless the refcount table has no place for it, or the refcount width is too small.
     fn correct(&mut self, wrong: &WrongCount) -> Result<bool> {
-        let index = wrong.cluster / self.header.refcount_block_entries();
+        let index = wrong.cluster / self.counts_per_block();
         match self.block(index) {
             Ok(Some(_)) => {}
             Ok(None) if self.add_block(index)? => {}
@@ -98,7 +98,7 @@ impl Update {
     /// Creates a missing refcount block at the end of the file, which nothing uses. Returns false if the refcount table is too short for the block,
     /// or for that of its own count.
     fn add_block(&mut self, index: u64) -> Result<bool> {
-        let (size, per_block) = (self.cluster_size(), self.header.refcount_block_entries());
+        let (size, per_block) = (self.cluster_size(), self.counts_per_block());
         let cluster = self.file_len.div_ceil(size);
         let own = cluster / per_block;
         if index.max(own) >= self.table_entries() {

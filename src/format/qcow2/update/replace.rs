@@ -12,6 +12,7 @@ use crate::driver::SparseUpdate;
 use crate::error::{Error, Result};
 use crate::format::qcow2::entry::{COMPRESSED, COPIED, L2Entry, OFFSET_MASK, parse_l1_entry};
 use crate::format::qcow2::header::MAX_REFCOUNT_TABLE;
+use crate::format::shared::table;
 use crate::format::shared::table_pages::TablePages;
 
 /// The fields of the header that change at once.
@@ -34,18 +35,26 @@ pub(super) enum Uses {
 impl Update {
     /// Makes new refcount blocks by `change`, which also writes new tables, and replaces those of the image. If it fails, the image is as before.
     pub(super) fn replace(&mut self, change: impl FnOnce(&mut Self) -> Result<Replacement>) -> Result<()> {
+        self.replace_with_width(self.refcounts.order, change)
+    }
+
+    /// As [`replace`](Self::replace), with refcounts of `1 << order` bits.
+    pub(super) fn replace_with_width(
+        &mut self,
+        order: u32,
+        change: impl FnOnce(&mut Self) -> Result<Replacement>,
+    ) -> Result<()> {
         self.clear_unknown_features()?;
         self.flush()?;
         let l1 = self.l1.clone();
-        let replaced = self.copy_refcounts().and_then(|()| {
+        let replaced = self.copy_refcounts(order).and_then(|()| {
             let replacement = change(self)?;
             self.publish_replacement(&replacement)
         });
         // What is in memory is that of tables that are no longer those of the image, or never were.
         let page_size = self.cluster_size().min(PAGE) as usize;
         self.pages = TablePages::new(self.file.clone(), FORMAT_NAME, page_size);
-        let (offset, clusters) = (self.header.refcount_table_offset, self.header.refcount_table_clusters);
-        self.refcounts = RefcountTable { offset, clusters };
+        self.refcounts = RefcountTable::of(&self.header);
         self.published_refcounts = None;
         self.first_free = 0;
         self.freed.clear();
@@ -59,24 +68,35 @@ impl Update {
         replaced
     }
 
-    /// Goes on with copies of the refcount table and of all refcount blocks. They count what the image uses, without the old ones.
-    fn copy_refcounts(&mut self) -> Result<()> {
-        let (bits, per_block) = (self.header.cluster_bits, self.header.refcount_block_entries());
+    /// Goes on with copies of the refcount table and of all refcount blocks, with refcounts of `1 << order` bits. They count what the image uses,
+    /// without the old ones.
+    fn copy_refcounts(&mut self, order: u32) -> Result<()> {
+        let bits = self.header.cluster_bits;
         let old = self.refcounts;
+        let per_block = RefcountTable { order, ..old }.per_block(bits);
+        let mut former: Vec<u64> = (old.offset >> bits..).take(old.clusters as usize).collect();
         let mut indexes = BTreeSet::new();
         for index in 0..self.table_entries() {
-            if self.block(index)?.is_some() {
+            let Some(block) = self.block(index)? else { continue };
+            former.push(block >> bits);
+            if order == old.order {
                 indexes.insert(index);
+            } else {
+                self.each_count(index, &mut |cluster, _| {
+                    indexes.insert(cluster / per_block);
+                    Ok(())
+                })?;
             }
         }
-        // Room for the tables that the change writes.
-        let clusters = u64::from(old.clusters) + 1;
-        let region = loop {
+        let per_cluster = self.cluster_size() / 8;
+        let (region, clusters) = loop {
+            // Room for the tables that the change writes.
+            let clusters = indexes.last().map_or(0, |last| last / per_cluster + 1) + 1;
             let region = self.find_free(indexes.len() as u64 + clusters, true)?;
             let before = indexes.len();
             indexes.extend(region.start / per_block..region.end.div_ceil(per_block));
             if indexes.len() == before {
-                break region;
+                break (region, clusters);
             }
         };
         FIELDS.at("refcount_table_clusters", 56).at_most(clusters << bits, MAX_REFCOUNT_TABLE)?;
@@ -86,14 +106,13 @@ impl Update {
         let offset = (region.start + indexes.len() as u64) << bits;
         let mut table = vec![0; (clusters << bits) as usize];
         let mut bytes = vec![0; self.cluster_size() as usize];
-        let mut former = Vec::new();
         for (index, block) in indexes.into_iter().zip(region.start..) {
-            match self.block(index)? {
-                Some(old) => {
-                    self.pages.read(&mut bytes, old)?;
-                    former.push(old >> bits);
-                }
-                None => bytes.fill(0),
+            match order == old.order {
+                true => match self.block(index)? {
+                    Some(old) => self.pages.read(&mut bytes, old)?,
+                    None => bytes.fill(0),
+                },
+                false => self.read_counts(index * per_block..(index + 1) * per_block, order, &mut bytes)?,
             }
             let at = block << bits;
             self.file.write_all_at(&bytes, at).map_err(Error::io("writing a refcount block", at))?;
@@ -104,10 +123,9 @@ impl Update {
         }
         self.file.write_all_at(&table, offset).map_err(Error::io("writing the refcount table", offset))?;
         self.pages.forget(&(region.start << bits..region.end << bits));
-        former.extend((old.offset >> bits..).take(old.clusters as usize));
 
         self.published_refcounts = Some(old);
-        self.refcounts = RefcountTable { offset, clusters: clusters as u32 };
+        self.refcounts = RefcountTable { offset, clusters: clusters as u32, order };
         for cluster in region {
             self.set_refcount(cluster, 1)?;
         }
@@ -120,8 +138,8 @@ impl Update {
         }
         self.sync()?;
         let encryption = (self.header.encryption as u32).to_be_bytes();
-        let RefcountTable { offset, clusters } = self.refcounts;
-        let fields = [
+        let RefcountTable { offset, clusters, order } = self.refcounts;
+        let mut fields = [
             &new.size.to_be_bytes()[..],
             &encryption,
             &new.l1_size.to_be_bytes(),
@@ -130,10 +148,19 @@ impl Update {
             &clusters.to_be_bytes(),
             &new.snapshot_count.to_be_bytes(),
             &new.snapshots_offset.to_be_bytes(),
-        ];
-        self.write_header(24, &fields.concat())?;
+        ]
+        .concat();
+        if order != self.header.refcount_order {
+            // The features between stay as they are.
+            let mut features = [0; 24];
+            table::read(&*self.file, &mut features, 72)?;
+            fields.extend(features);
+            fields.extend(order.to_be_bytes());
+        }
+        self.write_header(24, &fields)?;
         let header = &mut self.header;
         (header.refcount_table_offset, header.refcount_table_clusters) = (offset, clusters);
+        header.refcount_order = order;
         (header.l1_table_offset, header.l1_size) = (new.l1_table_offset, new.l1_size);
         (header.nb_snapshots, header.snapshots_offset) = (new.snapshot_count, new.snapshots_offset);
         (header.size, self.info.virtual_size) = (new.size, new.size);
@@ -244,7 +271,7 @@ impl Update {
 
     pub(super) fn read_l2(&self, offset: u64) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.cluster_size() as usize];
-        crate::format::shared::table::read(&*self.file, &mut bytes, offset)?;
+        table::read(&*self.file, &mut bytes, offset)?;
         Ok(bytes)
     }
 }

@@ -31,7 +31,7 @@ use crate::limits::Limits;
 /// Bitmaps of new blocks, and entries that the disk does not have yet.
 pub(super) const NEW: Step = Step(0);
 /// The table, and bitmaps of blocks in use.
-const TABLES: Step = Step(1);
+pub(super) const TABLES: Step = Step(1);
 /// Alignment of the guest data in new blocks.
 const ALIGNMENT: u64 = 4096;
 /// The largest sector number in an entry.
@@ -120,7 +120,7 @@ impl Dynamic {
     }
 
     /// The bitmap of the block at host offset `block`.
-    fn bitmap(&mut self, at: u64, block: u64) -> Result<Vec<u8>> {
+    pub fn bitmap(&mut self, at: u64, block: u64) -> Result<Vec<u8>> {
         self.blocks.check_bitmap(at, block)?;
         let mut bitmap = vec![0; self.blocks.bitmap_len as usize];
         self.pages.read(&mut bitmap, block)?;

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::text::{DescriptorText, write_in_one_sector};
-use super::{ExtentStorage, Update};
-use crate::driver::SparseUpdate;
+use super::{ExtentStorage, Update, WritableExtent};
+use crate::driver::{Location, SparseUpdate};
 use crate::error::{Error, Result};
 use crate::format::shared::{table, whole_sectors};
 use crate::format::vmdk::descriptor::Descriptor;
@@ -18,29 +18,31 @@ use crate::limits::Limits;
 const MAX_SPLIT: u64 = 2 << 30;
 
 impl Update {
-    /// Makes the last extent larger, and writes the size of the disk to the descriptor after that.
-    pub(super) fn grow(&mut self, size: u64, below: u64) -> Result<()> {
+    /// Makes the last extent larger, and writes the size of the disk to the descriptor after that. If it becomes smaller, the descriptor is first.
+    pub(super) fn set_size(&mut self, size: u64, below: u64) -> Result<()> {
         let size = whole_sectors(FORMAT_NAME, size)?;
         let old = self.info.virtual_size;
         if size == old {
             return Ok(());
         }
-        if size < old {
-            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller in place"));
+        let start = self.extents.last().map_or(0, |extent| extent.guest.start);
+        if size <= start {
+            return Err(Error::unsupported(FORMAT_NAME, "making a disk smaller by whole extents"));
         }
-        if below > old {
+        if size > old && below > old {
             return Err(Error::unsupported(FORMAT_NAME, "making a disk larger in place that has a larger parent"));
         }
         self.begin()?;
         self.flush()?;
         let bytes = self.read_text()?;
         let mut text = DescriptorText::new(bytes.clone());
-        let start = self.extents.last().map_or(0, |extent| extent.guest.start);
         let (count, sectors) = (self.extents.len(), (size - start) / SECTOR);
         if text.set_last_extent(sectors) != count {
             return Err(Error::unsupported(FORMAT_NAME, "changing the size of a disk with empty extents"));
         }
-        self.check_split(size - start)?;
+        if size > old {
+            self.check_split(size - start)?;
+        }
         let without_geometry = text.clone();
         text.set_geometry(old / SECTOR, size / SECTOR);
 
@@ -54,8 +56,14 @@ impl Update {
                     .ok_or_else(too_long)?,
             ),
         };
-        self.grow_last_extent(size - start, is_embedded.then(|| text.bytes()))?;
-        self.write_text(write)?;
+        let text = is_embedded.then(|| text.bytes());
+        if size > old {
+            self.grow_last_extent(size - start, text)?;
+            self.write_text(write)?;
+        } else {
+            self.write_text(write)?;
+            self.shrink_last_extent(size - start, text)?;
+        }
         self.info.virtual_size = size;
         if let Some(extent) = self.extents.last_mut() {
             extent.guest.end = size;
@@ -128,10 +136,7 @@ impl Update {
             ExtentStorage::Sparse(sparse) => sparse.grow(len, text),
             ExtentStorage::Zero => Ok(()),
             ExtentStorage::Flat(at) => {
-                let shares = others
-                    .iter()
-                    .any(|other| matches!(&other.storage, ExtentStorage::Flat(other) if other.file == at.file));
-                let Some(file) = self.files.get(at.file.0 as usize).filter(|_| !shares) else {
+                let Some(file) = self.files.get(at.file.0 as usize).filter(|_| !shares_file(others, at)) else {
                     return Err(Error::unsupported(
                         FORMAT_NAME,
                         "changing the size of one of several extents in a file",
@@ -150,6 +155,25 @@ impl Update {
         }
     }
 
+    fn shrink_last_extent(&mut self, len: u64, text: Option<&[u8]>) -> Result<()> {
+        let Some((last, others)) = self.extents.split_last_mut() else { return Err(no_descriptor()) };
+        match &mut last.storage {
+            ExtentStorage::Sparse(sparse) => sparse.shrink(len, text),
+            ExtentStorage::Zero => Ok(()),
+            ExtentStorage::Flat(at) => {
+                let Some(file) = self.files.get(at.file.0 as usize) else { return Err(no_descriptor()) };
+                let old_end = at.offset + (last.guest.end - last.guest.start);
+                // What follows is of somebody else.
+                if table::length(&**file)? != old_end || shares_file(others, at) {
+                    return Ok(());
+                }
+                let end = at.offset + len;
+                file.set_len(end).map_err(Error::io("setting the length", end))?;
+                file.sync().map_err(Error::io("syncing", None))
+            }
+        }
+    }
+
     fn describe_last_extent(&mut self, len: u64) {
         for (key, value) in &mut self.info.specific {
             if let ("extents", Value::List(extents)) = (*key, value)
@@ -162,6 +186,11 @@ impl Update {
             }
         }
     }
+}
+
+/// Whether another extent is in the same file.
+fn shares_file(others: &[WritableExtent], at: &Location) -> bool {
+    others.iter().any(|other| matches!(&other.storage, ExtentStorage::Flat(other) if other.file == at.file))
 }
 
 fn no_descriptor() -> Error {

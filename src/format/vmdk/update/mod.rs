@@ -258,7 +258,7 @@ impl SparseUpdate for Update {
     }
 
     fn resize(&mut self, size: u64, below: u64) -> Result<()> {
-        self.grow(size, below)
+        self.set_size(size, below)
     }
 
     fn set_backing(&mut self, reference: Option<&FileReference>) -> Result<()> {

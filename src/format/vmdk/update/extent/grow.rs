@@ -1,4 +1,4 @@
-//! Other metadata of an extent: larger tables, another descriptor.
+//! Other metadata of an extent: larger tables, another size, another descriptor.
 //!
 //! What replaces metadata is written at the end of the file, and a write to the header, which is one sector, makes it that of the extent. Directories
 //! and the last tables get their new entries in place where zeros follow them that nothing else uses, as in the files of all known writers. The
@@ -63,6 +63,38 @@ impl SparseExtent {
         self.grains.redundant_directory = redundant.map_or_else(Vec::new, |redundant| redundant.tables);
         self.grains.len = len;
         self.next = Some(end);
+        Ok(())
+    }
+
+    /// Sets the size of the extent to `len` bytes, less than it has, as [`grow`](Self::grow) does. Entries after the end are cleared when they are no
+    /// longer those of the extent, and the file is cut off after what is left. Grains between others are leaked.
+    pub fn shrink(&mut self, len: u64, text: Option<&[u8]>) -> Result<()> {
+        self.begin()?;
+        self.flush()?;
+        let header = Header { capacity: len / SECTOR, ..self.header.clone() };
+        let end = self.end_of_grains()?.next_multiple_of(SECTOR);
+        self.switch(header, end, text)?;
+        let entries = self.header.directory_entries() as usize;
+        let directories = self.directories();
+        let last = entries.saturating_sub(1);
+        let old_entries = self.grains.table_entries(last);
+        self.grains.directory.truncate(entries);
+        self.grains.redundant_directory.truncate(entries);
+        self.grains.len = len;
+        let kept = self.grains.table_entries(last);
+        for (at, tables) in directories.into_iter().flatten() {
+            self.clear(at + entries as u64 * 4..at + tables.len() as u64 * 4)?;
+            if let Some(table) = tables.get(last).filter(|table| **table != 0) {
+                self.clear(table + kept * 4..table + old_entries * 4)?;
+            }
+        }
+        self.sync()?;
+        (self.next, self.released) = (None, Vec::new());
+        let end = self.end_of_grains()?;
+        if end < self.grains.file_len {
+            self.file.set_len(end).map_err(Error::io("setting the length", end))?;
+            self.grains.file_len = end;
+        }
         Ok(())
     }
 
