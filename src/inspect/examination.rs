@@ -1,5 +1,6 @@
 //! The examination of one file.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ use crate::package::Package;
 
 /// Findings of a check of the metadata that are told one by one.
 const CHECK_MESSAGES: usize = 100;
+
+/// Guest bytes that are read at once.
+const CHUNK: usize = 1 << 20;
 
 /// Where the file is.
 pub(super) enum Place<'a> {
@@ -87,6 +91,11 @@ impl<'a> Examination<'a> {
         });
         for warning in &package.warnings {
             self.add_unless(warnings, || Finding::refused("warnings", &**warning));
+        }
+        if package.disks.is_empty() {
+            let problem = self.inspect().err();
+            let finding = problem.as_ref().map(Finding::from);
+            self.add(finding.unwrap_or_else(|| Finding::refused("packages", "the package has no disk")));
         }
         // The extents of a disk are in the package.
         let policy = Policy { external_files: true, packages: true, ..self.policy.clone() };
@@ -226,11 +235,17 @@ impl<'a> Examination<'a> {
         if inspection.format.can_check() {
             let report = self.check()?;
             self.examine_report(&report);
-            return Ok(());
+            if !self.policy.read_data {
+                return Ok(());
+            }
         }
         let Some(image) = image else { return Ok(()) };
+        let mut buf = if self.policy.read_data { vec![0; CHUNK] } else { Vec::new() };
         for span in image.spans(0..image.virtual_size()) {
-            span?;
+            let span = span?;
+            if self.policy.read_data && !span.is_zero() {
+                read(&image, span.offset..span.end(), &mut buf)?;
+            }
         }
         Ok(())
     }
@@ -292,4 +307,15 @@ impl<'a> Examination<'a> {
             Place::Source(source) => self.options.open_source(source.clone()),
         }
     }
+}
+
+/// Reads a guest range: its payloads have to decode.
+fn read(image: &Image, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(buf.len() as u64);
+        image.read_exact_at(buf.get_mut(..len as usize).unwrap_or_default(), at)?;
+        at += len;
+    }
+    Ok(())
 }

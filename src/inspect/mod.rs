@@ -13,8 +13,8 @@
 //! # Ok::<(), diskimage::Error>(())
 //! ```
 //!
-//! Nothing but the file itself is opened: a file that it names is a finding. All metadata is read and checked, in bounded memory; guest data is
-//! not, but for signatures. Findings name the check, and the field, offset, value and rule where there are such.
+//! Nothing but the file itself is opened: a file that it names is a finding. All metadata is read and checked, in bounded memory; guest data
+//! only if the policy says so (`read-data`), for payloads that do not decode. Findings name the check, and the field, offset, value and rule where there are such.
 //!
 //! These are the checks. "Always" means that no policy accepts such an image. The last column is what the format inspector of OpenStack
 //! (`oslo.utils.imageutils.format_inspector`) does in its place.
@@ -29,7 +29,7 @@
 //! | `subformats` | another createType of VMDK | `vmdk-subformats` | same |
 //! | `external-files` | a backing file or parent of any format, a data file, extents | `external-files` | qcow2; extents of VMDK |
 //! | `features` | cannot tell: features that are unknown here | always | unknown features of qcow2, compatible ones too |
-//! | `structure` | a field that breaks a rule of the format, or points beyond the file | always | version and footer of VMDK, version of LUKS |
+//! | `structure` | a field that breaks a rule of the format, or points beyond the file; a payload that does not decode | always; `read-data` | version and footer of VMDK, version of LUKS |
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |
 //! | `corrupt` | an image that is marked as corrupt | always | none |
 //! | `limits` | a number above those of [`Limits`](crate::Limits) | always | none |

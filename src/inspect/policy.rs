@@ -58,6 +58,8 @@ pub struct Policy {
     pub leaks: bool,
     /// Whether oddities are accepted that do not prevent reading.
     pub warnings: bool,
+    /// Whether all guest data is read, so that what does not decode is found, too.
+    pub read_data: bool,
     /// Largest virtual size in bytes, of the disk and of each snapshot.
     #[serde(deserialize_with = "size")]
     pub virtual_size: Option<u64>,
@@ -82,6 +84,7 @@ impl Default for Policy {
             snapshots: true,
             leaks: true,
             warnings: true,
+            read_data: false,
             virtual_size: None,
             file_size: None,
             expansion: None,

@@ -50,6 +50,8 @@ fn what_is_no_disk_is_refused() {
 mod qcow2 {
     use super::*;
     use crate::{Converter, Format, Options};
+    #[cfg(feature = "deflate")]
+    use crate::{Span, driver::ExtentKind};
 
     fn image(options: &str) -> Vec<u8> {
         let mut list = Options::new();
@@ -104,6 +106,25 @@ mod qcow2 {
                 judged.findings
             );
         }
+    }
+
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn payloads_are_decoded_if_the_policy_says_so() -> Result<()> {
+        let disk =
+            OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(b"data".repeat(1 << 16))))?;
+        let file = Arc::new(MemFile::new());
+        Converter::new(Format::QCOW2).compress(true).convert_to(&disk, file.clone())?;
+        let mut file = file.to_vec();
+        let read = Policy::parse("read-data = true")?;
+        assert_eq!(judge(&read, file.clone()).verdict, Verdict::Safe);
+        let image = OpenOptions::new().open_source(Arc::new(MemFile::from(file.clone())))?;
+        let Some(Ok(Span { kind: ExtentKind::Compressed(unit), .. })) = image.spans(0..1).next() else { panic!() };
+        file[unit.at.offset as usize..][..4].fill(0xff);
+        assert_eq!(judge(&Policy::default(), file.clone()).verdict, Verdict::Safe);
+        let judged = judge(&read, file);
+        assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["structure"]));
+        Ok(())
     }
 
     #[test]
