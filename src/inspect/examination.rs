@@ -194,8 +194,8 @@ impl<'a> Examination<'a> {
         }
         for reference in info.backing.iter().chain(&info.files) {
             self.add_unless(policy.external_files, || {
-                let message = format!("the image names a {}: {}", reference.role, reference.name);
-                Finding::refused("external-files", message).with(&reference.name, format!("no {}", reference.role))
+                let message = format!("the image names another file, its {}: {}", reference.role, reference.name);
+                Finding::refused("external-files", message).with(&reference.name, "no other file")
             });
         }
         if let Some(encryption) = info.encryption {
