@@ -2,12 +2,12 @@
 //! same, and the other way round.
 //!
 //! ```text
-//! cargo bench --bench growth -- [--only WORD] [--clusters COUNT] [--dir DIR]
+//! cargo bench --bench growth -- [--only WORD] [--clusters COUNT] [--size SIZE] [--dir DIR] [--time]
 //! ```
 //!
 //! Each image is written from a raw disk, and read, by one thread; both are files on a tmpfs (`--dir`), and the data is clusters of 64 KiB, 500 of
-//! them (`--clusters`), spread evenly over the disk. The counts do not depend on the load of the machine. With `--time`, valgrind is not used, and the
-//! table has milliseconds of CPU time.
+//! them (`--clusters`), spread evenly over the disk, which has 64 GiB (`--size`), or less for a format with a limit. The counts do not depend on
+//! the load of the machine. With `--time`, valgrind is not used, and the table has milliseconds of CPU time.
 
 #[path = "common/mod.rs"]
 mod common;

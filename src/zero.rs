@@ -30,16 +30,19 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 }
 
 /// The number of zero bytes at the start of `bytes`.
-#[inline]
 pub(crate) fn leading_zeros(bytes: &[u8]) -> usize {
-    leading_repeats(bytes, [0; 8])
+    leading(bytes, [0; 8], is_zero_lane)
 }
 
 /// The number of bytes at the start of `bytes` that repeat `pattern`.
-#[inline]
 pub(crate) fn leading_repeats(bytes: &[u8], pattern: [u8; 8]) -> usize {
+    leading(bytes, pattern, |lane| repeats_in_lane(lane, pattern))
+}
+
+/// The same, with a test of whole lanes.
+fn leading(bytes: &[u8], pattern: [u8; 8], repeats: impl Fn(&[u8; LANE]) -> bool) -> usize {
     let (lanes, _) = bytes.as_chunks::<LANE>();
-    let start = lanes.iter().take_while(|lane| repeats_in_lane(lane, pattern)).count() * LANE;
+    let start = lanes.iter().take_while(|lane| repeats(lane)).count() * LANE;
     let (words, _) = bytes.get(start..).unwrap_or_default().as_chunks::<8>();
     let start = start + words.iter().take_while(|word| **word == pattern).count() * 8;
     start + bytes.get(start..).unwrap_or_default().iter().zip(pattern).take_while(|(a, b)| *a == b).count()

@@ -67,7 +67,8 @@ impl<const N: usize> TablePage<N> {
     /// How many of `count` entries from `index` on are `entry`, up to one that is not; 0 outside the page.
     pub fn equal(&self, index: u64, count: u64, entry: [u8; N]) -> u64 {
         const { assert!(8 % N == 0) }
-        let start = index.checked_sub(self.indexes.start).map_or(usize::MAX, |index| index as usize * N);
+        let start =
+            index.checked_sub(self.indexes.start).map_or(usize::MAX, |index| (index as usize).saturating_mul(N));
         let bytes = self.bytes.bytes.get(start..).unwrap_or_default();
         let len = bytes.len().min(usize::try_from(count.saturating_mul(N as u64)).unwrap_or(usize::MAX));
         let mut pattern = [0; 8];
