@@ -202,8 +202,8 @@ mod tests {
             assert!(image.to_vec().iter().all(|byte| *byte == 1), "{error}");
         };
         (0..backup.len()).step_by(11).for_each(|len| refused(backup[..len].to_vec()));
-        // The signature, the length of the backup, and the first record.
-        for at in (0..16).chain(32..56) {
+        // The signature, the length of the backup, and an offset beyond the end.
+        for at in (0..16).chain(32..46) {
             let mut damaged = backup.clone();
             damaged[at] ^= 0x80;
             refused(damaged);

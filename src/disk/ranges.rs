@@ -18,8 +18,15 @@ pub(super) enum Use {
 /// A request holds one range at a time, so that none waits for another for ever.
 #[derive(Debug, Default)]
 pub(super) struct RangeLocks {
-    held: Mutex<Vec<(Range<u64>, Use)>>,
+    held: Mutex<Held>,
     released: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    ranges: Vec<(Range<u64>, Use)>,
+    /// The number of requests that wait. Waking costs a system call, also if there are none.
+    waiting: usize,
 }
 
 impl RangeLocks {
@@ -29,14 +36,16 @@ impl RangeLocks {
         let contradicts = |(other, use_of_other): &(Range<u64>, Use)| {
             (used == Use::Change || *use_of_other == Use::Change) && range.start < other.end && other.start < range.end
         };
-        while held.iter().any(contradicts) {
+        while held.ranges.iter().any(contradicts) {
+            held.waiting += 1;
             held = self.released.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held.waiting -= 1;
         }
-        held.push((range.clone(), used));
+        held.ranges.push((range.clone(), used));
         RangeGuard { locks: self, range, used }
     }
 
-    fn held(&self) -> MutexGuard<'_, Vec<(Range<u64>, Use)>> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         // A panic elsewhere cannot leave a half-changed list.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,11 +62,15 @@ pub(super) struct RangeGuard<'a> {
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut held = self.locks.held();
-        if let Some(index) = held.iter().position(|(range, used)| *range == self.range && *used == self.used) {
-            held.swap_remove(index);
+        let ranges = &mut held.ranges;
+        if let Some(index) = ranges.iter().position(|(range, used)| *range == self.range && *used == self.used) {
+            ranges.swap_remove(index);
         }
+        let is_awaited = held.waiting > 0;
         drop(held);
-        self.locks.released.notify_all();
+        if is_awaited {
+            self.locks.released.notify_all();
+        }
     }
 }
 
@@ -84,6 +97,6 @@ mod tests {
             drop(change);
         });
         assert_eq!(order.into_inner().unwrap(), ["changed", "read"]);
-        assert!(locks.held().is_empty());
+        assert!(locks.held().ranges.is_empty());
     }
 }

@@ -47,7 +47,7 @@ impl Trial {
         let state = self.state();
         let mut ranges: Vec<Range<u64>> = Vec::new();
         let pages = state.pages.keys().map(|page| page * PAGE..((page + 1) * PAGE).min(state.kept_len));
-        for range in pages.chain([state.kept_len..self.file_len]).filter(|range| !range.is_empty()) {
+        for range in pages.chain(std::iter::once(state.kept_len..self.file_len)).filter(|range| !range.is_empty()) {
             match ranges.last_mut() {
                 Some(last) if last.end == range.start => last.end = range.end,
                 _ => ranges.push(range),

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::{FileIdentity, FileSource, sys};
+use super::{FileIdentity, FileSource, sys, target};
 use crate::io::{ReadAt, WriteAt};
 
 /// An existing regular file or block device, opened for reading and writing.
@@ -86,7 +86,7 @@ impl WriteAt for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        WriteAt::set_len(self.source.file(), len)
+        target::set_len(self.source.file(), self.source.is_device(), len)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -381,7 +381,7 @@ fn clone_unit(file: &File, source: &File) -> Option<u64> {
     (cloned.is_ok() && emptied.is_ok()).then_some(unit)
 }
 
-fn set_len(file: &File, device: bool, len: u64) -> io::Result<()> {
+pub(super) fn set_len(file: &File, device: bool, len: u64) -> io::Result<()> {
     if !device {
         return file.set_len(len);
     }

@@ -130,7 +130,7 @@ const IMAGES: [(&str, bool); 4] = [
 #[test]
 fn bitmaps_record_writes_and_follow_the_size() {
     for (list, compress) in IMAGES {
-        for seed in 0..super::rounds(1) {
+        for seed in super::seeds(1) {
             let (file, content) = start(list, compress);
             let mut marked = Marked::open(file, content, seed);
             (0..150).for_each(|_| marked.step(true));
@@ -142,7 +142,7 @@ fn bitmaps_record_writes_and_follow_the_size() {
 #[test]
 fn a_power_cut_leaves_no_bitmap_that_lacks_a_change() {
     for (list, compress) in IMAGES {
-        for seed in 0..super::rounds(1) {
+        for seed in super::seeds(1) {
             let (file, content) = start(list, compress);
             let mut marked = Marked::open(file, content.clone(), seed);
             (0..40).for_each(|_| marked.step(false));

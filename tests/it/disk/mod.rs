@@ -51,6 +51,7 @@ mod vmdk;
 #[cfg(feature = "qcow2")]
 mod widths;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, Storage};
@@ -59,7 +60,7 @@ use model::Model;
 #[test]
 fn a_disk_behaves_like_an_array() {
     for start in starts::all() {
-        for seed in 0..rounds(1) {
+        for seed in seeds(1) {
             let mut model = Model::new(&start, seed);
             (0..150).for_each(|_| _ = model.step());
         }
@@ -103,7 +104,9 @@ fn threads_write_at_the_same_time() {
     }
 }
 
-/// The number of rounds with each image: more of them if the environment says so.
-fn rounds(usual: u64) -> u64 {
-    std::env::var("DISKIMAGE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+/// Seeds for the rounds with each image: as many as usual, or more of them, and from another one on, if the environment says so.
+fn seeds(usual: u64) -> Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let first = number("DISKIMAGE_SEED").unwrap_or(0);
+    first..first + number("DISKIMAGE_ROUNDS").unwrap_or(usual)
 }

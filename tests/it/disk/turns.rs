@@ -66,8 +66,9 @@ fn qemu_and_this_crate_write_in_turns() {
         if !has_data_file {
             run("qemu-img", &["snapshot", "-c", "kept", "disk.qcow2"], &dir);
         }
-        let mut random = Random::new(options.len() as u64);
-        for round in 0..10 {
+        let seeds = super::seeds(10);
+        let mut random = Random::new(options.len() as u64 + seeds.start);
+        for round in 0..seeds.end - seeds.start {
             let start = random.below(SIZE / 512) * 512;
             let range = start..(start + (random.below(300) + 1) * 512).min(SIZE);
             let pattern = random.below(5) as u8;
