@@ -211,7 +211,6 @@ fn what_is_read_is_printed_as_by_qemu_img() {
         "compare -s different.raw small.raw",
         "compare -s disk.raw compressed.qcow2",
         "compare -s existing.vhdx existing.vpc",
-        "compare -s disk.qed disk.qcow2",
         "compare -s existing.qcow2 disk.raw",
         "compare -s disk.raw existing.vdi",
         "compare -s preallocated.qcow2 tuned.qcow2",
