@@ -68,8 +68,8 @@ pub fn run(parsed: &Parsed) -> Outcome {
     }
     check_words::found(&report, cluster_size).iter().for_each(|line| message::line(line));
     match style {
+        _ if parsed.flag("quiet") => {}
         Style::Json => output::print_json_indented(&json(&report, repaired.as_ref(), source.name()))?,
-        Style::Human if parsed.flag("quiet") => {}
         Style::Human => output::print(&check::human(&report))?,
     }
     Ok(check::exit_code(&report))

@@ -185,6 +185,7 @@ pub static COMMANDS: &[Command] = &[
             row('F', "b-format", "FMT", "format of FILENAME2"),
             IMAGE_OPTS,
             row('s', "strict", "", "the sizes and what is allocated have to be equal, too")
+                .note(Note::Differs("what map tells is compared; the end of a file makes no difference"))
                 .imgconv("the sizes have to be equal"),
             CACHE_READ,
             SHARE,
