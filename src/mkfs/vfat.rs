@@ -296,7 +296,7 @@ fn dos_time(time: u64) -> (u16, u16) {
         month += 1;
     }
     let date = (year - 1980) << 9 | month << 5 | (days + 1);
-    let time = seconds / 3600 << 11 | seconds / 60 % 60 << 5 | seconds % 60 / 2;
+    let time = (seconds / 3600) << 11 | (seconds / 60 % 60) << 5 | (seconds % 60 / 2);
     (date as u16, time as u16)
 }
 

@@ -170,7 +170,9 @@ impl FileSystem for Fat {
             Fat32 => "FAT32",
         };
         let uuid = Some(serial_text(self.serial));
-        Described { name, label: self.label.to_vec(), uuid, size: self.size, free: None }
+        // What stands there without a label.
+        let label = if self.label == *b"NO NAME    " { Vec::new() } else { self.label.to_vec() };
+        Described { name, label, uuid, size: self.size, free: None }
     }
 
     fn free(&self, volume: &Volume, free: &mut FreeRanges) -> Found<()> {

@@ -42,10 +42,12 @@ impl Geometry {
     pub fn new(len: u64) -> Result<Geometry> {
         // With more than 2^32 blocks, the journal and the features would have to be others.
         const LARGEST: u64 = 16 << 40;
+        const SMALL: u64 = 512 << 20;
+        const LARGE: u64 = 4 << 40;
         let (block_size, inode_ratio) = match len {
-            ..0x2000_0000 => (1024, 4096),
-            ..0x400_0000_0000 => (4096, 16384),
-            ..LARGEST => (4096, 32768),
+            ..SMALL => (1024, 4096),
+            SMALL..LARGE => (4096, 16384),
+            LARGE..LARGEST => (4096, 32768),
             LARGEST => (4096, 65536),
             _ => return Err(too_large("ext4", len, LARGEST)),
         };
@@ -148,12 +150,12 @@ fn has_copy(group: u64) -> bool {
 fn journal_blocks(blocks: u64) -> u64 {
     match blocks {
         ..0x8000 => 1024,
-        ..0x4_0000 => 4096,
-        ..0x8_0000 => 8192,
-        ..0x40_0000 => 16384,
-        ..0x80_0000 => 32768,
-        ..0x100_0000 => 65536,
-        ..0x200_0000 => 131_072,
+        0x8000..0x4_0000 => 4096,
+        0x4_0000..0x8_0000 => 8192,
+        0x8_0000..0x40_0000 => 16384,
+        0x40_0000..0x80_0000 => 32768,
+        0x80_0000..0x100_0000 => 65536,
+        0x100_0000..0x200_0000 => 131_072,
         _ => 262_144,
     }
 }

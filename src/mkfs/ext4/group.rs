@@ -1,5 +1,6 @@
 //! Bitmaps and group descriptors (group_descr.rst, bitmaps.rst).
 
+use std::iter;
 use std::sync::Arc;
 
 use super::geometry::{DESCRIPTOR_SIZE, FIRST_INODE, Geometry};
@@ -86,7 +87,7 @@ fn block_bitmap(geometry: &Geometry, layout: &Layout, group: u64) -> Vec<u8> {
     let mut bitmap = vec![0; geometry.block_size as usize];
     let blocks = geometry.group(group);
     let beyond = blocks.start + geometry.blocks_per_group;
-    for used in layout.used.within(blocks.clone()).chain([blocks.end..beyond]) {
+    for used in layout.used.within(blocks.clone()).chain(iter::once(blocks.end..beyond)) {
         for bit in used.start - blocks.start..used.end - blocks.start {
             bitmap[bit as usize / 8] |= 1 << (bit % 8);
         }

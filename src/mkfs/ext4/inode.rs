@@ -1,6 +1,7 @@
 //! The inodes that are in use, and their blocks.
 
 use std::ops::Range;
+use std::slice;
 
 use super::geometry::{FIRST_INODE, Geometry, INODE_SIZE};
 use super::layout::{DIRECT_BLOCKS, INODE_EXTENTS, Layout, MOST_EXTENT};
@@ -32,11 +33,11 @@ pub(super) fn write(geometry: &Geometry, layout: &Layout, identity: &Identity, v
     add(BAD_BLOCKS, unused(BAD_BLOCKS, identity.time, identity));
     (BAD_BLOCKS + 1..FIRST_INODE).for_each(|number| add(number, unused(number, 0, identity)));
 
-    let root = vec![layout.root..layout.root + 1];
+    let root = layout.root..layout.root + 1;
     let entries = [(ROOT, "."), (ROOT, ".."), (LOST_AND_FOUND, "lost+found")];
     volume.put(layout.root * block_size, directory_block(ROOT, &entries, geometry, identity));
     let directory = Inode { flags: EXTENTS, ..Inode::new(DIRECTORY | 0o755, 3, block_size, 1) };
-    add(ROOT, Inode { map: extents(&root, None).0, ..directory }.encode(ROOT, geometry, identity));
+    add(ROOT, Inode { map: extents(slice::from_ref(&root), None).0, ..directory }.encode(ROOT, geometry, identity));
 
     let blocks: Vec<u64> = layout.lost_and_found.iter().cloned().flatten().collect();
     for (index, block) in blocks.iter().enumerate() {

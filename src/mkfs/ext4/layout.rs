@@ -1,6 +1,7 @@
 //! Where everything is: the places that mke2fs chooses.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::ops::Range;
 
 use super::geometry::{FLEX_GROUPS, Geometry};
@@ -163,7 +164,7 @@ impl Used {
     fn gaps(&self, blocks: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         let end = blocks.end;
         let mut at = blocks.start;
-        let used = self.within(blocks).chain([end..end]);
+        let used = self.within(blocks).chain(iter::once(end..end));
         used.filter_map(move |used| {
             let gap = at..used.start;
             at = used.end;

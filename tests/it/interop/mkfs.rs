@@ -244,7 +244,7 @@ fn the_kernel_writes_into_new_file_systems() {
         let path = made_here(&dir, system, PartitionScheme::None, size);
         let [disk, directory] = [&path, &mount].map(|path| path.to_str().unwrap());
         run("mount", &["-o", "loop", "-t", system, disk, directory]);
-        let data: Vec<u8> = (0..MIB).map(|byte| (byte * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..MIB).map(|byte| (byte * 7 / 8) as u8).collect();
         fs::create_dir(mount.join("directory")).unwrap();
         for index in 0..20 {
             fs::write(mount.join(format!("directory/file{index}")), &data[index..100_000 * (index % 3 + 1)]).unwrap();
