@@ -81,6 +81,12 @@ mod qcow2 {
 
     #[test]
     fn each_damage_has_its_check() {
+        let number = |file: &[u8], at: usize| {
+            let bytes: [u8; 8] = file[at..at + 8].try_into().unwrap();
+            u64::from_be_bytes(bytes) as usize
+        };
+        let refcount_table = number(&image(""), 48);
+        let refcounts = number(&image(""), refcount_table);
         // The field, its new value, the verdict and the check.
         let cases: [(usize, &[u8], Verdict, &str); 6] = [
             // The version.
@@ -90,8 +96,8 @@ mod qcow2 {
             (72, &[0, 0, 0, 0, 0, 0, 0, 2], Verdict::Unsafe, "corrupt"),
             // The offset of the L1 table.
             (40, &[0, 0, 0, 0, 0, 0xff, 0, 0], Verdict::Unsafe, "structure"),
-            // The reference count of the header, in the refcount block.
-            (2 << 16, &[0, 0], Verdict::Unsafe, "metadata"),
+            // The refcount of the header.
+            (refcounts, &[0, 0], Verdict::Unsafe, "metadata"),
             // The virtual size: 2^63.
             (24, &[0x80, 0, 0, 0, 0, 0, 0, 0], Verdict::Unsafe, "limits"),
         ];
