@@ -8,9 +8,11 @@
 //! | 16 | 8 | length of the image before the repair |
 //! | 24 | 8 | length of the image after it |
 //! | 32 | 8 | length of the backup |
-//! | 40 | | records: offset in the image (8), length of the content (8), content |
+//! | 40 | | records: offset in the image (8), length (8), old content, new content |
 //!
-//! The records are in the order of their offsets, do not overlap, and end at or before the former end of the image.
+//! The records are in the order of their offsets, do not overlap, and end at or before the former end of the image. What the image no longer has after the
+//! repair is zeros in the new content. An image is restored only if each of its sectors in a record is the old or the new one, so that it was not
+//! changed by anything else.
 
 use std::fs;
 use std::ops::Range;
@@ -25,6 +27,8 @@ const FIELDS: Fields = Fields("backup");
 const SIGNATURE: [u8; 16] = *b"imgconv backup 1";
 const HEADER: usize = 40;
 const RECORD: usize = 16;
+/// Bytes that are written at once, or not.
+const SECTOR: usize = 512;
 /// Bytes that are copied at once.
 const CHUNK: u64 = 256 << 10;
 
@@ -57,8 +61,12 @@ fn write_to(file: &dyn ReadAt, trial: &Trial, target: &dyn WriteAt) -> Result<()
     for range in trial.changed() {
         put(&[range.start.to_be_bytes(), (range.end - range.start).to_be_bytes()].concat(), at)?;
         at += RECORD as u64;
+        let len = range.end - range.start;
         copy(file, range.clone(), target, at)?;
-        at += range.end - range.start;
+        let new_len = table::length(trial)?.clamp(range.start, range.end);
+        copy(trial, range.start..new_len, target, at + len)?;
+        at += 2 * len;
+        target.set_len(at).map_err(Error::io("writing the backup", at))?;
     }
     sync()?;
     let header = Header { old_len: table::length(file)?, new_len: table::length(trial)?, backup_len: at };
@@ -78,14 +86,39 @@ fn restore_from(backup: &dyn ReadAt, file: &dyn Storage) -> Result<()> {
     let len = table::length(file)?;
     let possible = header.old_len.min(header.new_len)..=header.old_len.max(header.new_len);
     if !possible.contains(&len) {
-        let problem = format!("it is the backup of another image: of {} bytes, not {len}", header.old_len);
-        return Err(Error::Usage(problem));
+        return Err(changed(&format!("its length is {len}, not {}", header.new_len)));
     }
-    // All records are read before one is put back.
-    header.each_record(backup, &mut |_, _| Ok(()))?;
+    // All records are looked at before one is put back.
+    header.each_record(backup, &mut |range, at| {
+        compare(backup, at, file, range.start..range.end.min(len), range.end - range.start)
+    })?;
     header.each_record(backup, &mut |range, at| copy(backup, at..at + (range.end - range.start), file, range.start))?;
     file.set_len(header.old_len).map_err(Error::io("setting the length", header.old_len))?;
     file.sync().map_err(Error::io("syncing", None))
+}
+
+/// The image is not what a repair makes of the one that the backup is of.
+fn changed(how: &str) -> Error {
+    Error::Usage(format!("it is the backup of another image, or the image was changed after the repair: {how}"))
+}
+
+/// Compares the sectors of the image in `range` with the old and the new content of a record of `len` bytes at `at` in the backup.
+fn compare(backup: &dyn ReadAt, at: u64, file: &dyn Storage, range: Range<u64>, len: u64) -> Result<()> {
+    let mut parts = [const { Vec::new() }; 3];
+    for start in range.clone().step_by(CHUNK as usize) {
+        let part = (range.end - start).min(CHUNK) as usize;
+        let [now, old, new] = &mut parts;
+        [&mut *now, &mut *old, &mut *new].into_iter().for_each(|bytes| bytes.resize(part, 0));
+        table::read(file, now, start)?;
+        let at = at + (start - range.start);
+        table::read(backup, old, at)?;
+        table::read(backup, new, at + len)?;
+        let mut sectors = now.chunks(SECTOR).zip(old.chunks(SECTOR)).zip(new.chunks(SECTOR));
+        if let Some(index) = sectors.position(|((now, old), new)| now != old && now != new) {
+            return Err(changed(&format!("at offset {:#x}", start + (index * SECTOR) as u64)));
+        }
+    }
+    Ok(())
 }
 
 /// Copies a range of `from` to the offset `at`.
@@ -137,10 +170,11 @@ impl Header {
                 return Err(field.fault(Problem::Range { value: start, min: end, max: self.old_len }));
             }
             at += RECORD as u64;
-            FIELDS.at("content of a record", at).within(at, len, self.backup_len)?;
+            // The old content and the new one.
+            FIELDS.at("content of a record", at).within(at, len.saturating_mul(2), self.backup_len)?;
             end = start + len;
             each(start..end, at)?;
-            at += len;
+            at += 2 * len;
         }
         Ok(())
     }
@@ -161,7 +195,7 @@ mod tests {
     use crate::testing::{Random, TempDir};
 
     /// An image, and the backup of some changes of it.
-    fn changed(seed: u64) -> (Vec<u8>, Arc<Trial>, Vec<u8>) {
+    fn repaired(seed: u64) -> (Vec<u8>, Arc<Trial>, Vec<u8>) {
         let dir = TempDir::new();
         let mut random = Random::new(seed);
         let old = random.bytes(60_000);
@@ -181,25 +215,50 @@ mod tests {
     #[test]
     fn a_backup_has_all_that_was_changed() {
         for seed in 0..20 {
-            let (old, trial, backup) = changed(seed);
+            let (old, trial, backup) = repaired(seed);
             let mut new = vec![0; trial.size().unwrap() as usize];
             trial.read_exact_at(&mut new, 0).unwrap();
             assert!(new != old);
-            let image = MemFile::from(new);
+            let image = MemFile::from(new.clone());
             restore_from(&backup, &image).unwrap();
             assert!(image.to_vec() == old, "seed {seed}");
             restore_from(&backup, &image).unwrap();
             assert!(image.to_vec() == old, "seed {seed}, again");
+            // Of a repair that was interrupted, some sectors are there.
+            let mut random = Random::new(seed);
+            let common = old.len().min(new.len()) / SECTOR;
+            let mut mixed = new;
+            for sector in (0..common).filter(|_| random.below(2) == 0).map(|index| index * SECTOR..(index + 1) * SECTOR)
+            {
+                mixed[sector.clone()].copy_from_slice(&old[sector]);
+            }
+            let image = MemFile::from(mixed);
+            restore_from(&backup, &image).unwrap();
+            assert!(image.to_vec() == old, "seed {seed}, interrupted");
+        }
+    }
+
+    #[test]
+    fn an_image_that_was_changed_after_the_repair_is_refused() {
+        let (_, trial, backup) = repaired(1);
+        let mut new = vec![0; trial.size().unwrap() as usize];
+        trial.read_exact_at(&mut new, 0).unwrap();
+        for range in trial.changed() {
+            let mut used = new.clone();
+            used[range.end as usize - 1] ^= 1;
+            let image = MemFile::from(used.clone());
+            let error = restore_from(&backup, &image).unwrap_err().to_string();
+            assert!(error.contains("changed after the repair") && image.to_vec() == used, "{error}");
         }
     }
 
     #[test]
     fn a_damaged_backup_changes_nothing() {
-        let (old, _, backup) = changed(1);
+        let (old, _, backup) = repaired(1);
         let refused = |backup: Vec<u8>| {
-            let image = MemFile::from(vec![1; old.len()]);
+            let image = MemFile::from(old.clone());
             let error = restore_from(&backup, &image).unwrap_err();
-            assert!(image.to_vec().iter().all(|byte| *byte == 1), "{error}");
+            assert!(image.to_vec() == old, "{error}");
         };
         (0..backup.len()).step_by(11).for_each(|len| refused(backup[..len].to_vec()));
         // The signature, the length of the backup, and an offset beyond the end.
@@ -210,6 +269,6 @@ mod tests {
         }
         refused([&backup[..], &[0; 16]].concat());
         let other = MemFile::from(vec![0; old.len() + 100_000]);
-        assert!(restore_from(&backup, &other).unwrap_err().to_string().contains("another image"));
+        assert!(restore_from(&backup, &other).unwrap_err().to_string().contains("its length is"));
     }
 }

@@ -70,12 +70,11 @@ impl OpenOptions {
     }
 
     /// Gives the image at `path`, which is locked as for [`open_disk`](Self::open_disk), the metadata that it had before a
-    /// [repair](Self::repair_with_backup), also one that was interrupted. What was written to the image since the repair is lost with the metadata
-    /// that it needs.
+    /// [repair](Self::repair_with_backup), also one that was interrupted.
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) for a damaged backup; [`Error::Usage`](crate::Error::Usage) if the image cannot be the one of the
-    /// backup, because of its length; errors of the storage. An interrupted call can be repeated.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) for a damaged backup; [`Error::Usage`](crate::Error::Usage) if the image is not as the repair left
+    /// it, because it is another one, or something has changed the same metadata since; errors of the storage. An interrupted call can be repeated.
     pub fn restore_backup(&self, path: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<()> {
         let (path, backup) = (path.as_ref(), backup.as_ref());
         let storage = self.open_storage(path).map_err(|e| e.in_file(path))?;

@@ -42,6 +42,7 @@ use crate::guest::free::FreeSpace;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use concatenation::Part;
+pub(crate) use detect::Ends;
 pub use inspect::Inspection;
 pub use open_options::OpenOptions;
 use overlap::OverlapTracker;

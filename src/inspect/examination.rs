@@ -9,8 +9,9 @@ use super::{Finding, Judgement, Policy};
 use crate::driver::CheckReport;
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::format::shared::signature;
 use crate::guest::{self, ContentKind};
-use crate::image::{Image, Inspection, OpenOptions, ReferencePolicy};
+use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy};
 use crate::info::{ImageInfo, Value};
 use crate::io::{FileSource, ReadAt};
 #[cfg(feature = "packages")]
@@ -132,6 +133,9 @@ impl<'a> Examination<'a> {
             let accepted = policy.content.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
             Finding::refused("content", format!("the disk is a {content}")).with(content, format!("one of {accepted}"))
         });
+        if format == Format::RAW && self.is_no_disk()? {
+            self.add(Finding::refused("content", "the file is empty or a text").with("text", "a disk"));
+        }
         if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
             self.examine_signatures(format)?;
         }
@@ -153,15 +157,26 @@ impl<'a> Examination<'a> {
             && !inspection.info.property("subformat").is_some_and(is_fixed)
     }
 
-    /// An image that other programs take for an optical disc or for a disk with partitions.
-    fn examine_signatures(&mut self, format: Format) -> Result<()> {
-        let source: Arc<dyn ReadAt> = match &self.place {
-            #[cfg(feature = "packages")]
-            _ if self.options.selects_disk() => return Ok(()),
-            Place::Path(path) if path.is_dir() => return Ok(()),
+    /// Whether a file without a signature is empty, or begins as a text.
+    fn is_no_disk(&self) -> Result<bool> {
+        let Some(source) = self.file()? else { return Ok(false) };
+        let probe = Ends::read(&source)?;
+        Ok(matches!(signature::describe(&probe.probe()), "empty" | "text"))
+    }
+
+    /// The bytes of the file, unless they are those of a package.
+    fn file(&self) -> Result<Option<Arc<dyn ReadAt>>> {
+        Ok(Some(match &self.place {
+            _ if self.options.selects_disk() => return Ok(None),
+            Place::Path(path) if path.is_dir() => return Ok(None),
             Place::Path(path) => Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?),
             Place::Source(source) => source.clone(),
-        };
+        }))
+    }
+
+    /// An image that other programs take for an optical disc or for a disk with partitions.
+    fn examine_signatures(&mut self, format: Format) -> Result<()> {
+        let Some(source) = self.file()? else { return Ok(()) };
         if let Some(content) = guest::content(&source, 0)? {
             let is_disk = content.kind == ContentKind::OpticalDisc || content.name.ends_with("partition table");
             self.add_unless(!is_disk, || {

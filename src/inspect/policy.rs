@@ -1,7 +1,8 @@
 //! Policies: what a service accepts.
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use toml::Table;
+use toml::{Table, Value};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -193,16 +194,12 @@ fn invalid(error: toml::de::Error) -> Error {
 
 /// A number of bytes, or a text with a suffix.
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Size {
-        Bytes(u64),
-        Text(String),
-    }
-    match Size::deserialize(deserializer)? {
-        Size::Bytes(bytes) => Ok(Some(bytes)),
-        Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
-    }
+    let size = match Value::deserialize(deserializer)? {
+        Value::Integer(bytes) => u64::try_from(bytes).ok(),
+        Value::String(text) => return parse_size(&text).map(Some).map_err(D::Error::custom),
+        _ => None,
+    };
+    size.map(Some).ok_or_else(|| D::Error::custom("invalid size: expected a number of bytes, or a text such as \"2T\""))
 }
 
 #[cfg(test)]

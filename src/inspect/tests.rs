@@ -44,6 +44,10 @@ fn what_is_no_disk_is_refused() {
     let markup = b"<html><body>Not found</body></html>".repeat(20);
     let judged = judge(&Policy::default(), markup);
     assert_eq!((judged.verdict, checks(&judged), judged.format), (Verdict::Unsafe, vec!["format"], None));
+    for file in [b"root:x:0:0:root:/root:/bin/bash\n".to_vec(), Vec::new()] {
+        assert_eq!(checks(&judge(&Policy::default(), file)), ["content"]);
+    }
+    assert_eq!(judge(&Policy::default(), vec![0; 512]).verdict, Verdict::Safe);
 }
 
 #[cfg(all(feature = "qcow2", feature = "write"))]

@@ -437,7 +437,9 @@ pub fn endpoint() -> impl TypedValueParser<Value = Endpoint> {
 /// Parses a file name, for clap.
 pub fn file() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| match path.as_os_str() == OsStr::new("-") {
-        true => Err("only SOURCE and TARGET of convert can be streams; for a file named -, use ./-"),
+        true => {
+            Err("only SOURCE and TARGET of convert, and FILE of inspect, can be streams; for a file named -, use ./-")
+        }
         false => Ok(path),
     })
 }

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "BACKUP", requires = "repair")]
     backup: Option<PathBuf>,
 
-    /// Undo a repair: put back the metadata of a backup, before the check
+    /// Undo a repair: put back the metadata of a backup; nothing is checked
     #[arg(long, value_name = "BACKUP", conflicts_with = "repair")]
     restore: Option<PathBuf>,
 
@@ -54,8 +54,9 @@ Exit codes, as in qemu-img:
   3   the image has leaked clusters, but is not corrupt
   63  the format does not support checks, or repairs
 
-A repair never guesses: what is left of the errors tells the exit code. BACKUP is not written if nothing has to be changed. After anything else
-has written to the image, it can no longer be restored.
+A repair never guesses: what is left of the errors tells the exit code. BACKUP is not written
+if nothing has to be changed. It cannot be put back once anything else has changed
+the same metadata.
 
 Examples:
   imgconv check disk.qcow2
@@ -72,6 +73,10 @@ impl Args {
         let (options, file) = self.input.open()?;
         if let Some(backup) = &self.restore {
             options.restore_backup(&file, backup)?;
+            if self.input.output.style == Style::Human && !self.quiet {
+                output::print("The metadata is as before the repair.\n")?;
+            }
+            return Ok(ExitCode::SUCCESS);
         }
         let repaired = self.repair.map(|what| self.repaired(&options, &file, what)).transpose()?;
         let report = match &repaired {

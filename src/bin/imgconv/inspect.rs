@@ -9,10 +9,11 @@ use diskimage::inspect::{Judgement, Policy, Verdict};
 use diskimage::{Error, Format, OpenOptions};
 use serde_json::{Map, Value};
 
-use crate::args::{self, Endpoint, Output, PackageArgs, ReferenceArgs};
+use crate::args::{self, Endpoint, Output, PackageArgs, ShareArgs};
 use crate::failure::{Failure, Outcome};
 use crate::location::{self, Location};
-use crate::output::{self, Style, printable};
+use crate::output::{self, Style, human_size, printable};
+use crate::secrets::SecretArgs;
 use crate::signals::Interrupt;
 use crate::streams;
 
@@ -32,7 +33,10 @@ pub struct Args {
     format: Option<Format>,
 
     #[command(flatten)]
-    references: ReferenceArgs,
+    share: ShareArgs,
+
+    #[command(flatten)]
+    secrets: SecretArgs,
 
     #[command(flatten)]
     package: PackageArgs,
@@ -46,9 +50,25 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-No other file is opened: one that the image names is a reason to refuse it. A policy file
-has keys such as like = \"glance\", formats = [\"raw\", \"qcow2\"], virtual-size = \"2T\",
-snapshots = false; the documentation of the library lists keys and checks.
+No other file is opened: one that the image names is a reason to refuse it. The policies:
+  default  every disk that can be read without another file
+  glance   raw, qcow2, vmdk (monolithicSparse, streamOptimized), vpc, vhdx, vdi and luks, not
+           compressed and not in a package
+  nova     as glance, not encrypted
+  strict   as nova, closed, without snapshots, leaks and warnings, no kernel or ramdisk, at
+           most 64T; all data is read
+
+Keys of a policy file, all optional, the defaults are those of the policy default:
+  like = \"glance\"                        begin with the keys of this policy
+  formats = [\"raw\", \"qcow2\"]           accepted formats; vmdk-subformats likewise
+  content = [\"disk\", \"file-system\"]    what a raw disk may be, of these and optical-disc,
+                                         kernel, ramdisk
+  packages, compressed, encrypted, unclosed, snapshots, leaks, warnings = true or false
+                                         whether such images are accepted
+  external-files = true or false         whether they may name other files [default: false]
+  read-data = true or false              whether all data is read and decoded [default: false]
+  virtual-size, file-size = \"2T\"         largest sizes
+  expansion = 1000                       largest ratio of virtual size to file size
 
 Exit codes:
   0   safe: the policy accepts the image
@@ -70,7 +90,7 @@ impl Args {
 
     fn judge(&self) -> Outcome {
         let policy = self.policy()?;
-        let options = self.package.select(self.references.options(self.format)?);
+        let options = self.package.select(self.secrets.add_to(self.share.options(self.format), None)?);
         let judgement = match &self.file {
             Endpoint::Stream => judge_stream(&policy, &options)?,
             Endpoint::File(path) => match Location::find(path)? {
@@ -95,8 +115,11 @@ impl Args {
         if Policy::names().any(|name| name == self.policy) {
             return Ok(Policy::built_in(&self.policy)?);
         }
-        let text = fs::read_to_string(&self.policy)
-            .map_err(|error| Failure::usage(format!("{}: reading the policy: {error}", printable(&self.policy))))?;
+        let text = fs::read_to_string(&self.policy).map_err(|error| {
+            let names = Policy::names().collect::<Vec<_>>().join(", ");
+            let file = printable(&self.policy);
+            Failure::usage(format!("{file}: neither a policy file that can be read ({error}) nor one of {names}"))
+        })?;
         Policy::parse(&text).map_err(|error| Failure::usage(format!("{}: {error}", printable(&self.policy))))
     }
 
@@ -127,11 +150,19 @@ fn judge_stream(policy: &Policy, options: &OpenOptions) -> Result<Judgement, Fai
 
 /// The verdict, and a line for each finding.
 fn human(judgement: &Judgement) -> String {
-    let mut text = format!("{}\n", judgement.verdict.as_str());
+    let mut text = judgement.verdict.as_str().to_owned();
+    if let Some(format) = judgement.format {
+        let size = judgement.virtual_size.map(|size| format!(", {}", human_size(size))).unwrap_or_default();
+        text.push_str(&format!(": {format}{size}"));
+    }
+    text.push('\n');
     for finding in &judgement.findings {
         let disk = finding.disk.as_ref().map(|disk| format!("{disk}: ")).unwrap_or_default();
         let unknown = if finding.verdict == Verdict::Unknown { " (cannot tell)" } else { "" };
-        text.push_str(&format!("  {}: {disk}{}{unknown}\n", finding.check, printable(&finding.message)));
+        // The message of a field has its rule.
+        let rule = finding.rule.as_ref().filter(|_| finding.field.is_none());
+        let rule = rule.map(|rule| format!("; expected {}", printable(rule))).unwrap_or_default();
+        text.push_str(&format!("  {}: {disk}{}{rule}{unknown}\n", finding.check, printable(&finding.message)));
     }
     text
 }

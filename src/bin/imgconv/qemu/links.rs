@@ -26,7 +26,7 @@ pub struct Args {
 const AFTER_HELP: &str = "\
 Under the name qemu-img, or as imgconv qemu-img, the program takes the command line of
 qemu-img, with its effects: backing files are followed without permission, and existing
-targets are written in place. Do not use it so on images of strangers without stating
+targets are written in place. Do not use it so on untrusted images without stating
 their format.";
 
 impl Args {

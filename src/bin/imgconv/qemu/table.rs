@@ -91,7 +91,7 @@ pub static COMMANDS: &[Command] = &[
             QUIET.imgconv("none"),
             PROGRESS.imgconv("none"),
             row('o', "options", "K=V,...", "options of the format").note(Note::Differs(
-                "compat, lazy_refcounts, data_file, data_file_raw and size of qcow2; key slots of qcow2 and luks",
+                "compat, lazy_refcounts, refcount_bits, data_file, data_file_raw and size of qcow2; key slots of qcow2 and luks",
             )).imgconv("none of the key slots, nor size"),
             row('f', "format", "FMT", "format of the image"),
             IMAGE_OPTS.imgconv("none"),
@@ -100,7 +100,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: amend::run,
-        imgconv: "prints nothing; needs --references",
+        imgconv: "prints nothing",
     },
     Command {
         name: "bench",
@@ -130,7 +130,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: bitmap::run,
-        imgconv: "one change at a time; needs --references",
+        imgconv: "one change at a time",
     },
     Command {
         name: "check",
@@ -166,12 +166,12 @@ pub static COMMANDS: &[Command] = &[
             row('b', "base", "BASE", "the image of the backing chain that is written to; implies -d"),
             row('d', "drop", "", "do not empty the overlay afterwards"),
             row('r', "rate-limit", "RATE", "limit of bytes per second")
-                .note(Note::Refused("there is no limit"))
+                .note(Note::Refused("the rate cannot be limited"))
                 .imgconv("none"),
             OBJECT,
         ],
         run: commit::run,
-        imgconv: "prints nothing; needs --references",
+        imgconv: "prints nothing",
     },
     Command {
         name: "compare",
@@ -357,7 +357,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: rebase::run,
-        imgconv: "prints nothing; needs --references",
+        imgconv: "prints nothing",
     },
     Command {
         name: "resize",
@@ -387,7 +387,7 @@ pub static COMMANDS: &[Command] = &[
             IMAGE_OPTS,
             SHARE,
             OBJECT,
-            row('l', "list", "", "list the snapshots (the default)").imgconv("has to be given"),
+            row('l', "list", "", "list the snapshots (the default)").imgconv("one of -l, -c, -a and -d has to be given"),
             row('c', "create", "NAME", "create a snapshot"),
             row('a', "apply", "SNAPSHOT", "go back to a snapshot"),
             row('d', "delete", "SNAPSHOT", "delete a snapshot"),
