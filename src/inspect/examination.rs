@@ -14,6 +14,7 @@ use crate::guest::{self, ContentKind};
 use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy};
 use crate::info::{ImageInfo, Value};
 use crate::io::{FileSource, ReadAt};
+use crate::name::Name;
 #[cfg(feature = "packages")]
 use crate::package::Package;
 
@@ -35,12 +36,14 @@ pub(super) struct Examination<'a> {
     options: OpenOptions,
     place: Place<'a>,
     judgement: Judgement,
+    /// The files beside it in a package, which can be its extents.
+    members: Vec<Name>,
 }
 
 impl<'a> Examination<'a> {
     pub fn new(policy: &'a Policy, options: &OpenOptions, place: Place<'a>) -> Self {
         let options = options.clone().reference_policy(ReferencePolicy::Deny).without_backing(true);
-        Examination { policy, options, place, judgement: Judgement::default() }
+        Examination { policy, options, place, judgement: Judgement::default(), members: Vec::new() }
     }
 
     pub fn judge(mut self) -> Judgement {
@@ -98,15 +101,15 @@ impl<'a> Examination<'a> {
             let finding = problem.as_ref().map(Finding::from);
             self.add(finding.unwrap_or_else(|| Finding::refused("packages", "the package has no disk")));
         }
-        // The extents of a disk are in the package.
-        let policy = Policy { external_files: true, packages: true, ..self.policy.clone() };
+        let members: Vec<_> = package.members.iter().map(|member| member.name.clone()).collect();
         for (index, disk) in package.disks.iter().enumerate() {
             let options = self.options.clone().member((index + 1).to_string());
             let place = match &self.place {
                 Place::Path(path) => Place::Path(path),
                 Place::Source(source) => Place::Source(source.clone()),
             };
-            let judged = Examination { policy: &policy, options, place, judgement: Judgement::default() }.judge();
+            let (policy, members) = (self.policy, members.clone());
+            let judged = Examination { policy, options, place, judgement: Judgement::default(), members }.judge();
             self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
             for finding in judged.findings {
                 self.add(Finding { disk: Some(disk.name.clone()), ..finding });
@@ -152,9 +155,11 @@ impl<'a> Examination<'a> {
 
     /// Whether the file starts with metadata, and not with what the guest writes.
     fn starts_with_metadata(&self, inspection: &Inspection) -> bool {
-        let is_fixed = |value: &Value| *value == Value::from("fixed");
-        !matches!(inspection.format.name(), "raw" | "dmg" | "luks")
-            && !inspection.info.property("subformat").is_some_and(is_fixed)
+        match inspection.format.name() {
+            "raw" | "dmg" => false,
+            "vpc" => inspection.info.property("subformat") != Some(&Value::from("fixed")),
+            _ => true,
+        }
     }
 
     /// Whether a file without a signature is empty, or begins as a text.
@@ -195,6 +200,15 @@ impl<'a> Examination<'a> {
         }
     }
 
+    /// Whether the package has such a file in some directory, from where alone it is opened then.
+    fn has_member(&self, name: &Name) -> bool {
+        let name = name.as_bytes();
+        !name.contains(&b'/')
+            && self.members.iter().any(|member| {
+                member.as_bytes().strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with(b"/"))
+            })
+    }
+
     /// What the header and the like say.
     fn examine_properties(&mut self, info: &ImageInfo) {
         let policy = self.policy;
@@ -208,7 +222,8 @@ impl<'a> Examination<'a> {
             });
         }
         for reference in info.backing.iter().chain(&info.files) {
-            self.add_unless(policy.external_files, || {
+            let is_member = reference.role == "extent" && self.has_member(&reference.name);
+            self.add_unless(policy.external_files || is_member, || {
                 let message = format!("the image names another file, its {}: {}", reference.role, reference.name);
                 Finding::refused("external-files", message).with(&reference.name, "no other file")
             });
@@ -250,19 +265,34 @@ impl<'a> Examination<'a> {
         if inspection.format.can_check() {
             let report = self.check()?;
             self.examine_report(&report);
+            self.examine_end(inspection, &report);
             if !self.policy.read_data {
                 return Ok(());
             }
         }
         let Some(image) = image else { return Ok(()) };
         let mut buf = if self.policy.read_data { vec![0; CHUNK] } else { Vec::new() };
-        for span in image.spans(0..image.virtual_size()) {
+        for span in image.spans_exclusive()? {
             let span = span?;
             if self.policy.read_data && !span.is_zero() {
                 read(&image, span.offset..span.end(), &mut buf)?;
             }
         }
         Ok(())
+    }
+
+    /// What is after the last block of a VDI or VHDX, of which their checks say nothing. A VHDX is whole MiB long.
+    fn examine_end(&mut self, inspection: &Inspection, report: &CheckReport) {
+        const ALIGNMENT: u64 = 1 << 20;
+        let end = match inspection.format.name() {
+            "vdi" => report.image_end_offset,
+            "vhdx" => report.image_end_offset.next_multiple_of(ALIGNMENT),
+            _ => return,
+        };
+        let after = inspection.file_len.saturating_sub(end);
+        self.add_unless(self.policy.leaks || after == 0 || !inspection.compression.is_empty(), || {
+            Finding::refused("leaks", format!("{after} bytes after the last block are not used"))
+        });
     }
 
     fn examine_report(&mut self, report: &CheckReport) {

@@ -24,7 +24,7 @@
 //! | `format` | another format, a file that is no disk | `formats` | same, by `disk_format` |
 //! | `signatures` | several formats match; an image that is also an optical disc or has a partition table; an extension that contradicts the content | always | several formats match |
 //! | `content` | a raw disk that is a kernel, for example; always an empty file and a text | `content` | a GPT with an odd protective MBR |
-//! | `packages` | a disk in an archive, in which files are missing or have another digest | `packages` | none: an archive is a raw disk |
+//! | `packages` | a disk in an archive, in which files are missing; digests are for conversions | `packages` | none: an archive is a raw disk |
 //! | `compression` | a compressed file | `compressed` | none: a raw disk |
 //! | `subformats` | another createType of VMDK | `vmdk-subformats` | same |
 //! | `external-files` | a backing file or parent of any format, a data file, extents | `external-files` | qcow2; extents of VMDK |

@@ -1,6 +1,7 @@
 //! `imgconv inspect`
 
 use std::fs;
+use std::io::{self, Read};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -80,6 +81,9 @@ Examples:
   imgconv inspect --policy strict --output json upload.vmdk
   curl -s https://example.com/disk.qcow2 | imgconv inspect --policy policy.toml -";
 
+/// Most bytes of a policy file that are read.
+const LARGEST_POLICY: u64 = 1 << 20;
+
 /// Also of any other failure: nothing is known of the image.
 pub const UNKNOWN: u8 = 2;
 
@@ -115,7 +119,11 @@ impl Args {
         if Policy::names().any(|name| name == self.policy) {
             return Ok(Policy::built_in(&self.policy)?);
         }
-        let text = fs::read_to_string(&self.policy).map_err(|error| {
+        let read = || -> io::Result<String> {
+            let mut text = String::new();
+            fs::File::open(&self.policy)?.take(LARGEST_POLICY).read_to_string(&mut text).map(|_| text)
+        };
+        let text = read().map_err(|error| {
             let names = Policy::names().collect::<Vec<_>>().join(", ");
             let file = printable(&self.policy);
             Failure::usage(format!("{file}: neither a policy file that can be read ({error}) nor one of {names}"))

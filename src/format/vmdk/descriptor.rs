@@ -144,6 +144,7 @@ impl Descriptor {
     pub fn parse(text: &[u8], at: u64, limits: &Limits) -> Result<Descriptor> {
         let text = Text::new(text, at);
         let lines = Lines::parse(text, limits)?;
+        check_parent_hint(text, lines.parent_hint.is_some())?;
         let version = version(lines.version)?;
         // Before the extents: some devices have extents with another syntax.
         let create_type = create_type(lines.create_type, text)?;
@@ -250,6 +251,19 @@ fn content_id(text: Option<Text<'_>>, field: &'static str) -> Result<Option<u32>
     match digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()) {
         Some(cid) => Ok(Some(cid)),
         None => Err(text.fault(field, "must be a hexadecimal 32-bit number")),
+    }
+}
+
+/// Refuses `parentFileNameHint` in a comment or a value. QEMU takes the first one anywhere in the descriptor for the name of the parent, and would open
+/// a file of which a look at the lines tells nothing.
+fn check_parent_hint(text: Text<'_>, is_known: bool) -> Result<()> {
+    const KEY: &[u8] = b"parentFileNameHint";
+    let mut found = text.bytes.windows(KEY.len()).enumerate().filter(|(_, bytes)| *bytes == KEY);
+    match found.nth(usize::from(is_known)) {
+        Some((at, _)) => {
+            Err(text.split(at).1.fault("parentFileNameHint", "must be the key of one line, and nowhere else"))
+        }
+        None => Ok(()),
     }
 }
 

@@ -42,9 +42,14 @@ impl Uses {
         *self = Uses::from_bits_retain((self.bits() | uses.bits()) & !Self::MAX_COUNT | count);
     }
 
+    /// Whether the cluster is exclusive metadata and something else.
+    pub fn overlaps_metadata(self) -> bool {
+        self.contains(Uses::METADATA) && self.count() > 1
+    }
+
     /// Describes a conflict between the uses, whatever the refcount.
     pub fn conflict(self) -> Option<&'static str> {
-        if self.contains(Uses::METADATA) && self.count() > 1 {
+        if self.overlaps_metadata() {
             Some("metadata overlaps other data")
         } else if self.contains(Uses::L2_TABLE) && self.intersects(Uses::DATA | Uses::COMPRESSED) {
             Some("guest data overlaps an L2 table")

@@ -50,6 +50,8 @@ pub(super) struct Checked {
     pub low: u64,
     /// Number of entries in which only bit 63 is wrong.
     pub flags: u64,
+    /// Number of clusters that are metadata, refcounts for example, and something else.
+    pub overlaps: u64,
 }
 
 /// As [`check`]. Calls `wrong` with each wrong refcount.
@@ -66,7 +68,8 @@ pub(super) fn check_with(
         Err(error @ Error::Limit { .. }) => findings.not_checked(&error),
         other => other?,
     }
-    Ok(Checked { report: findings.report, low: findings.low, flags: findings.flags })
+    let Findings { report, low, flags, overlaps, .. } = findings;
+    Ok(Checked { report, low, flags, overlaps })
 }
 
 fn check_layout(
@@ -116,6 +119,7 @@ fn compare(
         }
         findings.report.image_end_offset = offset.saturating_add(cluster_size);
         let differs = || format!("cluster at host offset {offset:#x}: refcount is {refcount}, expected {count}");
+        findings.overlaps += u64::from(uses.overlaps_metadata());
         match uses.conflict() {
             Some(conflict) if count > refcount => findings.report.corruption(|| format!("{}: {conflict}", differs())),
             Some(conflict) => {
@@ -144,6 +148,8 @@ struct Findings {
     /// Refcounts that are too low, and entries in which only bit 63 is wrong, among the corruptions.
     low: u64,
     flags: u64,
+    /// Clusters that are metadata and something else.
+    overlaps: u64,
 }
 
 impl Findings {

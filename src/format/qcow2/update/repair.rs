@@ -35,14 +35,15 @@ pub(in crate::format::qcow2) fn repair(
     }
     // Clusters that seem to be unused may be those of a damaged entry.
     let frees = found.is_understood();
-    let raises = what == Repair::All;
+    // A refcount block that is also a table or guest data would be written over.
+    let raises = what == Repair::All && found.overlaps == 0;
     let (mut leaks, mut low, mut failed) = (0, 0, None);
     check_with(source.clone(), &cx.open, &mut |wrong: WrongCount| {
         let is_leak = wrong.refcount > wrong.uses;
         if failed.is_some() || !(if is_leak { frees } else { raises }) {
             return;
         }
-        match image.correct(&wrong) {
+        match image.correct(&wrong, frees) {
             Ok(true) if is_leak => leaks += 1,
             Ok(true) => low += 1,
             Ok(false) => {}
@@ -77,11 +78,12 @@ impl Checked {
 
 impl Update {
     /// Sets the refcount of a cluster to the number of its uses, unless the refcount table has no place for it, or the refcount width is too small.
-    fn correct(&mut self, wrong: &WrongCount) -> Result<bool> {
+    /// Missing refcount blocks are created if `creates`: an entry that is out of bounds may point to where they would be.
+    fn correct(&mut self, wrong: &WrongCount, creates: bool) -> Result<bool> {
         let index = wrong.cluster / self.counts_per_block();
         match self.block(index) {
             Ok(Some(_)) => {}
-            Ok(None) if self.add_block(index)? => {}
+            Ok(None) if creates && self.add_block(index)? => {}
             // An invalid entry of the table may be all that is left of the block.
             Ok(None) | Err(Error::Corrupt(_)) => return Ok(false),
             Err(error) => return Err(error),

@@ -213,6 +213,12 @@ fn header_values() {
     assert_eq!(hint("\"a = b.vmdk\"").unwrap(), Some("a = b.vmdk".into()));
     assert_eq!(hint("\"C:\\dir\\a.vmdk\"").unwrap(), Some("C:\\dir\\a.vmdk".into()));
     assert_eq!(hint("\"a.vmdk").unwrap_err().kind().as_str(), "invalid-field");
+    for hidden in
+        ["# parentFileNameHint=\"/etc/passwd\"", "xparentFileNameHint=\"a\"", "ddb.x=\"parentFileNameHint=\"a\""]
+    {
+        assert!(line_error(&format!("{hidden}\nRW 1 ZERO")).0.contains("nowhere else"), "{hidden}");
+    }
+    assert_eq!(hint("\"parentFileNameHint\"").unwrap_err().kind().as_str(), "invalid-field");
 
     let comment = parse(zero("ddb.comment=\"a \\\"b\\\" = c\"")).unwrap();
     assert_eq!(comment.database_value("comment"), Some("a \\\"b\\\" = c"));

@@ -136,7 +136,7 @@ impl<'a> Text<'a> {
     }
 
     /// Splits after `mid` bytes, or at the end of a shorter text.
-    fn split(self, mid: usize) -> (Text<'a>, Text<'a>) {
+    pub fn split(self, mid: usize) -> (Text<'a>, Text<'a>) {
         let (head, tail) = self.bytes.split_at_checked(mid).unwrap_or((self.bytes, &[]));
         (Text { at: self.at, bytes: head }, Text { at: self.at.saturating_add(head.len() as u64), bytes: tail })
     }
