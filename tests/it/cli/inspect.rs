@@ -108,3 +108,45 @@ fn what_cannot_be_judged_is_not_safe() {
     dir.file("bad.toml", b"snapshot = 1");
     assert!(fail(&dir, 2, &["inspect", "--policy", "bad.toml", "disk.raw"]).contains("snapshot"));
 }
+
+#[test]
+fn disks_of_packages_are_judged_as_others() {
+    let dir = TempDir::new();
+    dir.file("base.raw", &[7; 1 << 20]);
+    succeed(&dir, &["create", "-B", "base.raw", "overlay.qcow2"]);
+    succeed(&dir, &["convert", "-o", "subformat=monolithicFlat", "base.raw", "flat.vmdk"]);
+    let descriptor = fs::read_to_string(dir.join("flat.vmdk")).unwrap();
+    dir.file("other.vmdk", descriptor.replace("flat-flat.vmdk", "/etc/passwd").as_bytes());
+    let tar = |name: &str, members: &[&str]| {
+        let done = Command::new("tar").arg("cf").arg(name).args(members).current_dir(dir.path()).status();
+        assert!(done.unwrap().success());
+    };
+    tar("overlay.tar", &["overlay.qcow2"]);
+    tar("other.tar", &["other.vmdk"]);
+    tar("flat.tar", &["flat.vmdk", "flat-flat.vmdk"]);
+    for (name, expected) in [
+        ("overlay.tar", is(1, "unsafe", &["external-files"])),
+        ("other.tar", is(1, "unsafe", &["external-files"])),
+        ("flat.tar", is(0, "safe", &[])),
+    ] {
+        assert_eq!(judge(&dir, &[name]), expected, "{name}");
+    }
+}
+
+/// As a polyglot, and with bytes after the end.
+#[test]
+fn images_that_are_more_than_a_disk_are_refused() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    succeed(&dir, &["convert", "-o", "subformat=fixed", "disk.raw", "fixed.vhdx"]);
+    succeed(&dir, &["convert", "disk.raw", "disk.vdi"]);
+    let mut fixed = fs::read(dir.join("fixed.vhdx")).unwrap();
+    fixed[0x8001..0x8006].copy_from_slice(b"CD001");
+    dir.file("fixed.vhdx", &fixed);
+    assert_eq!(judge(&dir, &["fixed.vhdx"]), is(1, "unsafe", &["signatures"]));
+    let mut long = fs::read(dir.join("disk.vdi")).unwrap();
+    long.extend([7; 3000]);
+    dir.file("disk.vdi", &long);
+    assert_eq!(judge(&dir, &["disk.vdi"]), is(0, "safe", &[]));
+    assert_eq!(judge(&dir, &["--policy", "strict", "disk.vdi"]), is(1, "unsafe", &["leaks"]));
+}

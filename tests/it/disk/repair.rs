@@ -124,3 +124,47 @@ fn no_two_programs_change_an_image() {
     disk.close().unwrap();
     shared.open_disk(&path).unwrap().close().unwrap();
 }
+
+/// The refcount table points to a table or to guest data in place of a refcount block: nothing is written there.
+#[test]
+fn a_refcount_block_that_is_something_else_is_not_written() {
+    const L1_TABLE: usize = 40;
+    let starts = starts::all().into_iter().filter(|start| start.name.starts_with("qcow2") && start.backing.is_none());
+    let mut tried = 0;
+    for start in starts {
+        let table = offset_at(&start.file, REFCOUNT_TABLE);
+        let (l1, mask) = (offset_at(&start.file, L1_TABLE), 0x00ff_ffff_ffff_fe00);
+        let l2 = offset_at(&start.file, l1) & mask;
+        for other in [l1, l2].into_iter().filter(|other| *other > 0) {
+            let mut file = start.file.clone();
+            file[table..table + 8].copy_from_slice(&(other as u64).to_be_bytes());
+            let storage = Arc::new(MemFile::from(file));
+            // An image that is not opened is not changed either.
+            let Ok(report) = start.options().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::All) else {
+                continue;
+            };
+            assert!(report.after.corruptions > 0, "{}: {other:#x}", start.name);
+            assert!(start.read(storage.to_vec()) == start.content, "{}: {other:#x}", start.name);
+            tried += 1;
+        }
+    }
+    assert!(tried > 4);
+}
+
+/// An entry that points beyond the end of the file would point to a new refcount block there.
+#[test]
+fn no_refcount_block_is_created_where_an_entry_points_to() {
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::QCOW2).create_to(8 << 20, file.clone()).unwrap();
+    let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+    disk.write_all_at(&[0xaa; 4 << 20], 0).unwrap();
+    disk.close().unwrap();
+    let mut bytes = file.to_vec();
+    bytes.truncate(3 << 20);
+    let table = offset_at(&bytes, REFCOUNT_TABLE);
+    bytes[table..table + 8].fill(0);
+    let storage = Arc::new(MemFile::from(bytes.clone()));
+    let report = OpenOptions::new().repair_storage(storage.clone() as Arc<dyn Storage>, Repair::All).unwrap();
+    assert!(report.after.corruptions > 0);
+    assert!(storage.to_vec() == bytes);
+}
