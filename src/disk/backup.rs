@@ -146,7 +146,7 @@ impl Header {
         let (bytes, len) = FIELDS.read_header::<HEADER>(backup)?;
         let [first, second, old_len, new_len, backup_len] = words(&bytes);
         if [first, second].map(u64::to_be_bytes).as_flattened() != SIGNATURE {
-            return Err(Error::Usage("it is no backup of a repair, or was not completed".into()));
+            return Err(Error::Usage("it is not a backup of a repair, or was not completed".into()));
         }
         let field = FIELDS.at("length of the backup", 32);
         field.within(0, backup_len, len)?;

@@ -25,6 +25,7 @@ const CHECK_MESSAGES: usize = 100;
 const CHUNK: usize = 1 << 20;
 
 /// Where the file is.
+#[derive(Clone)]
 pub(super) enum Place<'a> {
     Path(&'a Path),
     Source(Arc<dyn ReadAt>),
@@ -104,11 +105,7 @@ impl<'a> Examination<'a> {
         let members: Vec<_> = package.members.iter().map(|member| member.name.clone()).collect();
         for (index, disk) in package.disks.iter().enumerate() {
             let options = self.options.clone().member((index + 1).to_string());
-            let place = match &self.place {
-                Place::Path(path) => Place::Path(path),
-                Place::Source(source) => Place::Source(source.clone()),
-            };
-            let (policy, members) = (self.policy, members.clone());
+            let (policy, place, members) = (self.policy, self.place.clone(), members.clone());
             let judged = Examination { policy, options, place, judgement: Judgement::default(), members }.judge();
             self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
             for finding in judged.findings {
@@ -128,15 +125,15 @@ impl<'a> Examination<'a> {
             });
         }
         self.add_unless(Policy::accepts(policy.formats.as_deref(), format.name()), || {
-            let accepted = policy.formats.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Finding::refused("format", format!("the format is {format}")).with(format, format!("one of {accepted}"))
+            let accepted = one_of(&policy.formats);
+            Finding::refused("format", format!("the format is {format}")).with(format, accepted)
         });
         let content = name_of(inspection.content);
         self.add_unless(format != Format::RAW || Policy::accepts(policy.content.as_deref(), content), || {
-            let accepted = policy.content.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
-            Finding::refused("content", format!("the disk is a {content}")).with(content, format!("one of {accepted}"))
+            let accepted = one_of(&policy.content);
+            Finding::refused("content", format!("the disk is a {content}")).with(content, accepted)
         });
-        if format == Format::RAW && self.is_no_disk()? {
+        if format == Format::RAW && self.is_not_a_disk()? {
             self.add(Finding::refused("content", "the file is empty or a text").with("text", "a disk"));
         }
         if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
@@ -163,7 +160,7 @@ impl<'a> Examination<'a> {
     }
 
     /// Whether a file without a signature is empty, or begins as a text.
-    fn is_no_disk(&self) -> Result<bool> {
+    fn is_not_a_disk(&self) -> Result<bool> {
         let Some(source) = self.file()? else { return Ok(false) };
         let probe = Ends::read(&source)?;
         Ok(matches!(signature::describe(&probe.probe()), "empty" | "text"))
@@ -215,10 +212,9 @@ impl<'a> Examination<'a> {
         if let Some(Value::Text(subformat)) = info.property("create-type") {
             let subformat = subformat.to_text();
             self.add_unless(Policy::accepts(policy.vmdk_subformats.as_deref(), &subformat), || {
-                let accepted =
-                    policy.vmdk_subformats.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let accepted = one_of(&policy.vmdk_subformats);
                 let message = format!("the subformat is {subformat}");
-                Finding::refused("subformats", message).with(subformat, format!("one of {accepted}"))
+                Finding::refused("subformats", message).with(subformat, accepted)
             });
         }
         for reference in info.backing.iter().chain(&info.files) {
@@ -352,6 +348,11 @@ impl<'a> Examination<'a> {
             Place::Source(source) => self.options.open_source(source.clone()),
         }
     }
+}
+
+/// What a list of accepted names allows, in words.
+fn one_of(names: &Option<Vec<String>>) -> String {
+    format!("one of {}", names.as_deref().unwrap_or_default().join(", "))
 }
 
 /// Reads a guest range: its payloads have to decode.

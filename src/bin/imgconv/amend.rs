@@ -1,11 +1,10 @@
 //! `imgconv amend`
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use diskimage::{Format, Options};
+use diskimage::Options;
 
-use crate::args::{self, Output, ReferenceArgs};
+use crate::args::ChangedArgs;
 use crate::failure::Outcome;
 
 /// Change options of an image that were chosen when it was created
@@ -16,19 +15,8 @@ pub struct Args {
     #[arg(short = 'o', value_name = "NAME=VALUE[,...]", required = true)]
     options: Vec<String>,
 
-    /// Format of FILE [default: detected]
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     #[command(flatten)]
-    references: ReferenceArgs,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Image file
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub image: ChangedArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -43,7 +31,7 @@ impl Args {
     pub fn run(&self) -> Outcome {
         let mut options = Options::new();
         self.options.iter().for_each(|list| options.add_list(list));
-        let disk = self.references.options(self.format)?.open_disk(&self.file)?;
+        let disk = self.image.open()?;
         disk.amend(&options)?;
         disk.close()?;
         Ok(ExitCode::SUCCESS)

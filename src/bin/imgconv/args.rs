@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Error, Format, HashAlgorithm, Image, Limits, Name, OpenOptions, Options, Secret, parse_size};
+use diskimage::{Disk, Error, Format, HashAlgorithm, Image, Limits, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
 use crate::location;
@@ -134,6 +134,36 @@ impl Input {
     pub fn open(&self) -> Result<(OpenOptions, PathBuf), Failure> {
         let (options, path) = self.references.open(self.image_opts, self.format, &self.file)?;
         Ok((self.header.add_to(self.package.select(options)), path))
+    }
+}
+
+/// The image that a subcommand changes in place.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ChangedArgs {
+    /// Format of FILE [default: detected]
+    #[arg(short = 'f', long, value_name = "FMT", value_parser = self::format)]
+    format: Option<Format>,
+
+    #[command(flatten)]
+    pub references: ReferenceArgs,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// Image file
+    #[arg(value_parser = self::file())]
+    pub file: PathBuf,
+}
+
+impl ChangedArgs {
+    /// Options for opening the image.
+    pub fn options(&self) -> Result<OpenOptions, Failure> {
+        self.references.options(self.format)
+    }
+
+    /// Opens the image for changes.
+    pub fn open(&self) -> Result<Disk, Failure> {
+        Ok(self.options()?.open_disk(&self.file)?)
     }
 }
 

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use diskimage::driver::{BitmapChange, DirtyBitmap};
-use diskimage::{Disk, Error, Format, parse_size};
+use diskimage::{Disk, Error, parse_size};
 
-use crate::args::{self, Output, ReferenceArgs};
+use crate::args::{self, ChangedArgs};
 use crate::failure::{Failure, Outcome};
 
 /// Change a persistent dirty bitmap of an image
@@ -24,19 +24,8 @@ pub struct Args {
     #[arg(short = 'b', long = "from", value_name = "IMAGE", value_parser = args::file())]
     from: Option<PathBuf>,
 
-    /// Format of FILE [default: detected]
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     #[command(flatten)]
-    references: ReferenceArgs,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Image file
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub image: ChangedArgs,
 
     /// Name of the bitmap
     name: String,
@@ -87,7 +76,7 @@ impl Args {
         if self.from.is_some() && self.change.merge.is_none() {
             return Err(Failure::usage("--from is only for --merge"));
         }
-        let disk = self.references.options(self.format)?.open_disk(&self.file)?;
+        let disk = self.image.open()?;
         match &self.change.merge {
             Some(other) => disk.merge_bitmap(&self.name, &self.merged(&disk, other)?)?,
             None => disk.change_bitmap(&self.name, self.change.of_one(self.granularity))?,
@@ -101,10 +90,10 @@ impl Args {
         let bitmaps = match &self.from {
             None => disk.bitmaps()?,
             // The image that changes may be its backing file.
-            Some(path) => self.references.options(None)?.without_backing(true).open(path)?.bitmaps()?,
+            Some(path) => self.image.references.options(None)?.without_backing(true).open(path)?.bitmaps()?,
         };
         let found = bitmaps.into_iter().find(|bitmap| bitmap.name.as_bytes() == name.as_bytes());
-        let file = self.from.as_ref().unwrap_or(&self.file);
+        let file = self.from.as_ref().unwrap_or(&self.image.file);
         Ok(found.ok_or_else(|| Error::Usage(format!("{}: no bitmap {name:?}", file.display())))?)
     }
 }

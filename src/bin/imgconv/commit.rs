@@ -3,19 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use diskimage::{Commit, Format};
+use diskimage::Commit;
 
-use crate::args::{self, Output, ReferenceArgs};
+use crate::args::ChangedArgs;
 use crate::failure::Outcome;
 
 /// Write the data of an overlay into its backing file
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE [default: detected]
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     /// Image of the backing chain that is written to, and keep the data of
     /// FILE; images between the two are no longer valid
     #[arg(short = 'b', long, value_name = "BASE", verbatim_doc_comment)]
@@ -26,14 +22,7 @@ pub struct Args {
     keep: bool,
 
     #[command(flatten)]
-    references: ReferenceArgs,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Overlay
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub image: ChangedArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -45,11 +34,11 @@ Examples:
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let mut commit = Commit::new(self.references.options(self.format)?).keep(self.keep || self.base.is_some());
+        let mut commit = Commit::new(self.image.options()?).keep(self.keep || self.base.is_some());
         if let Some(base) = &self.base {
             commit = commit.base(base);
         }
-        commit.run(&self.file)?;
+        commit.run(&self.image.file)?;
         Ok(ExitCode::SUCCESS)
     }
 }

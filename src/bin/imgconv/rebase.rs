@@ -1,22 +1,18 @@
 //! `imgconv rebase`
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use diskimage::{Disk, Format, Image, Name, RebaseTo};
 
-use crate::args::{self, Output, ReferenceArgs};
+use crate::args::{self, ChangedArgs};
 use crate::failure::{Failure, Outcome};
 
 /// Change the backing file of an overlay, or make it independent
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE [default: detected]
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     /// New backing file, stored as given; a relative BASE starts at the
     /// directory of FILE, and an empty one removes the backing file
     #[arg(short = 'b', visible_short_alias = 'B', long = "backing", value_name = "BASE", verbatim_doc_comment)]
@@ -36,14 +32,7 @@ pub struct Args {
     compress: bool,
 
     #[command(flatten)]
-    references: ReferenceArgs,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Overlay
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub image: ChangedArgs,
 }
 
 const AFTER_HELP: &str = "\
@@ -74,14 +63,14 @@ impl Args {
         if name.is_some() && self.base_format.is_none() {
             return Err(Failure::usage("-u does not open BASE; set its format with -F"));
         }
-        let disk = self.references.options(self.format)?.open_disk_alone(&self.file)?;
+        let disk = self.image.options()?.open_disk_alone(&self.image.file)?;
         disk.set_backing(name, self.base_format)?;
         Ok(disk)
     }
 
     /// Changes the backing file, and copies what differs.
     fn copy(&self, name: Option<&Name>) -> Result<Disk, Failure> {
-        let disk = self.references.options(self.format)?.open_disk(&self.file)?;
+        let disk = self.image.open()?;
         let image = name.map(|_| self.open_base(&self.base)).transpose()?;
         let to = image.as_ref().zip(name).map(|(image, name)| RebaseTo { image, name });
         if self.compress {
@@ -93,8 +82,8 @@ impl Args {
     }
 
     fn open_base(&self, base: &OsStr) -> Result<Image, Failure> {
-        let options = self.references.options(self.base_format)?;
-        let image = options.open(self.file.with_file_name("").join(base));
+        let options = self.image.references.options(self.base_format)?;
+        let image = options.open(self.image.file.with_file_name("").join(base));
         image.map_err(|error| Failure::from(error).format_option("-F"))
     }
 }

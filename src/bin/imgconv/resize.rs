@@ -1,12 +1,11 @@
 //! `imgconv resize`
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use diskimage::{Format, Preallocation, parse_size};
+use diskimage::{Preallocation, parse_size};
 use serde_json::json;
 
-use crate::args::{self, Output, ReferenceArgs};
+use crate::args::ChangedArgs;
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Style, printable};
 
@@ -14,10 +13,6 @@ use crate::output::{self, Style, printable};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
-    /// Format of FILE [default: detected]
-    #[arg(short = 'f', long, value_name = "FMT", value_parser = args::format)]
-    format: Option<Format>,
-
     /// Allow a smaller size; the data after it is lost
     #[arg(long)]
     shrink: bool,
@@ -31,14 +26,7 @@ pub struct Args {
     quiet: bool,
 
     #[command(flatten)]
-    references: ReferenceArgs,
-
-    #[command(flatten)]
-    pub output: Output,
-
-    /// Image file
-    #[arg(value_parser = args::file())]
-    file: PathBuf,
+    pub image: ChangedArgs,
 
     /// New size in bytes, or with a suffix K, M, G, T, P or E; +SIZE and
     /// -SIZE are relative to the present one
@@ -74,7 +62,7 @@ impl From<Mode> for Preallocation {
 
 impl Args {
     pub fn run(&self) -> Outcome {
-        let disk = self.references.options(self.format)?.open_disk(&self.file)?;
+        let disk = self.image.open()?;
         let old = disk.size();
         let new = self.size.from(old).filter(|size| *size > 0);
         let new = new.ok_or_else(|| Failure::usage("invalid size: expected more than 0 bytes"))?;
@@ -90,11 +78,11 @@ impl Args {
         }
         let size = disk.size();
         disk.close()?;
-        match self.output.style {
+        match self.image.output.style {
             Style::Json => output::print_json(&json!({ "virtual-size": size, "previous-virtual-size": old }))?,
             Style::Human if self.quiet => {}
             Style::Human => {
-                let name = printable(&self.file.to_string_lossy());
+                let name = printable(&self.image.file.to_string_lossy());
                 output::print(&format!("{name}: {old} -> {size} bytes\n"))?;
             }
         }
