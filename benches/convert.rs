@@ -1,5 +1,5 @@
 //! Conversions from memory to a target that discards everything: the cost of reading, decoding, zero detection, encoding and
-//! allocation. Every format is converted from raw, to raw and to itself.
+//! allocation. Every format is converted from raw, to raw and to itself; some with several numbers of threads.
 
 mod common;
 
@@ -39,5 +39,22 @@ fn convert(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, convert);
+/// The same data with more threads: on a machine with fewer cores, what the locks and the switches between threads cost.
+fn threads(c: &mut Criterion) {
+    const SIZE: usize = 128 << 20;
+    let mut group = c.benchmark_group("threads");
+    group.throughput(Throughput::Bytes(SIZE as u64)).sample_size(10);
+    for (source, target) in [("raw", "qcow2"), ("qcow2", "raw"), ("vmdk", "raw")] {
+        let image = Kind::by_name(source).image(disk(SIZE, |_| true));
+        for threads in [1, 2, 4, 8, 16] {
+            let converter = Kind::by_name(target).converter().threads(threads);
+            group.bench_function(format!("{source} to {target}, {threads}"), |b| {
+                b.iter(|| converter.convert_to(&image, Arc::new(Null)).unwrap());
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, convert, threads);
 criterion_main!(benches);

@@ -71,7 +71,7 @@ impl Buffers {
         direct: impl Fn(&mut [u8], u64) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let skip = (offset % BLOCK as u64) as usize;
-        let wanted = buf.len().min(MOST - BLOCK);
+        let wanted = buf.len().min(MOST - skip);
         if skip == 0 && is_aligned(buf) {
             return direct(buf, offset);
         }
@@ -220,6 +220,7 @@ mod tests {
             (10_000, 5, 0, (8192, BLOCK)),
             (20_000, 1, 0, (16384, BLOCK)),
             (1, 2 * MOST, 9999, (0, MOST)),
+            (4096, MOST, 5904, (4096, MOST)),
         ] {
             let mut buf = vec![0; len];
             assert_eq!(recorder.read(&Buffers::default(), &mut buf, offset), read, "{offset} {len}");

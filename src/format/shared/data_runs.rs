@@ -60,8 +60,10 @@ impl DataRuns {
             // From the start of the file, since offsets in descending order would be a query each.
             let start = if window.moved { offset } else { 0 };
             *window = Window { range: start..start, runs: Vec::new(), moved: window.moved };
-        } else if window.range.is_empty() {
-            window.range = offset..offset;
+        } else if window.range.is_empty() || (window.moved && offset > window.range.end) {
+            // In a file of more runs than are remembered, what lies between is not needed: a directory and its copy are asked for in
+            // turns, and each would move the window over all runs between them.
+            *window = Window { range: offset..offset, runs: Vec::new(), moved: window.moved };
         }
         while window.range.end <= offset {
             self.extend(&mut window)?;
@@ -196,29 +198,49 @@ mod tests {
         assert_eq!(runs.run_at(LEN - 1).unwrap(), (true, LEN));
     }
 
+    /// Data in every other byte, of a file that counts queries.
+    #[derive(Default)]
+    struct Stripes(AtomicUsize);
+
+    impl ReadAt for Stripes {
+        fn size(&self) -> io::Result<u64> {
+            Ok(u64::MAX)
+        }
+
+        fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let start = offset.next_multiple_of(2);
+            Ok(Some(start..start + 1))
+        }
+    }
+
     #[test]
     fn memory_is_bounded() {
         let most = DataRuns::CAPACITY as u64;
-        /// Data in every other byte.
-        struct Stripes;
-        impl ReadAt for Stripes {
-            fn size(&self) -> io::Result<u64> {
-                Ok(u64::MAX)
-            }
-
-            fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
-                Err(io::ErrorKind::Unsupported.into())
-            }
-
-            fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-                let start = offset.next_multiple_of(2);
-                Ok(Some(start..start + 1))
-            }
-        }
-        let runs = DataRuns::new(Arc::new(Stripes), u64::MAX);
+        let runs = DataRuns::new(Arc::new(Stripes::default()), u64::MAX);
         for offset in [0, 1, 2 * most + 10, 2 * most + 11, 4, 5, 4 * most] {
             assert_eq!(runs.run_at(offset).unwrap(), (offset.is_multiple_of(2), offset + 1), "{offset}");
             assert!(runs.window.lock().unwrap().runs.len() <= DataRuns::CAPACITY);
         }
+    }
+
+    /// As for the grain directory of VMDK and its copy.
+    #[test]
+    fn two_places_asked_for_in_turns_are_a_query_each() {
+        let most = DataRuns::CAPACITY as u64;
+        let file = Arc::new(Stripes::default());
+        let runs = DataRuns::new(file.clone(), u64::MAX);
+        for pair in 0..1000 {
+            for start in [0, 10 * most] {
+                let offset = start + 2 * pair;
+                assert_eq!(runs.run_at(offset).unwrap(), (true, offset + 1));
+            }
+        }
+        let queries = file.0.load(Ordering::Relaxed) as u64;
+        assert!(queries <= most + 2 * 1000 + 1, "{queries}");
     }
 }
