@@ -1,6 +1,10 @@
 //! L2 entries.
 
-use crate::error::Problem;
+use super::FORMAT_NAME;
+use crate::codec::Codec;
+use crate::driver::{Compressed, ExtentKind, Location};
+use crate::error::{Error, Problem, Result};
+use crate::format::shared::two_level::{Entry, IMAGE, Shape};
 
 /// The bit of a compressed cluster, `QCOW_OFLAG_COMPRESSED`.
 const COMPRESSED: u64 = 1 << 63;
@@ -42,6 +46,30 @@ impl L2Entry {
             L2Entry::Compressed { host, len } => COMPRESSED | u64::from(len) << (63 - cluster_bits) | host,
         }
     }
+}
+
+/// What the cluster of an entry is, from the guest offset on that was looked up. What it points to in a file of `file_len` bytes is checked.
+pub(super) fn kind(shape: &Shape, entry: Entry, file_len: u64) -> Result<ExtentKind> {
+    let within = entry.offset % shape.cluster_size();
+    let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", entry.at, problem);
+    Ok(match L2Entry::parse(entry.value, shape.cluster_bits).map_err(fault)? {
+        L2Entry::Unallocated => ExtentKind::Hole,
+        L2Entry::Data(host) => {
+            shape.check_cluster(entry, host, within + shape.len_in_cluster(entry.offset), file_len)?;
+            ExtentKind::Data(Location { file: IMAGE, offset: host + within })
+        }
+        L2Entry::Compressed { host, len } => {
+            shape.check_within(entry, host, len.into(), file_len)?;
+            ExtentKind::Compressed(Compressed {
+                at: Location { file: IMAGE, offset: host },
+                stored_len: len,
+                codec: Codec::Deflate,
+                unit: entry.offset - within,
+                unit_len: shape.cluster_size() as u32,
+                min_len: shape.cluster_size() as u32,
+            })
+        }
+    })
 }
 
 /// The exclusive limit of host offsets of payloads: the length takes the upper bits.

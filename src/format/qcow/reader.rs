@@ -4,10 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::FORMAT_NAME;
-use super::entry::L2Entry;
+use super::entry;
 use super::header::Header;
-use crate::codec::Codec;
-use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
+use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::{Error, Result};
 #[cfg(feature = "crypto")]
 use crate::format::shared::decryption::LegacyAes;
@@ -33,31 +32,13 @@ impl Reader {
     }
 
     fn kind(&self, entry: Entry) -> Result<ExtentKind> {
-        let shape = &self.map.shape;
-        let within = entry.offset % shape.cluster_size();
-        let fault = |problem| Error::corrupt(FORMAT_NAME, "L2 entry", entry.at, problem);
-        Ok(match L2Entry::parse(entry.value, shape.cluster_bits).map_err(fault)? {
-            L2Entry::Unallocated => ExtentKind::Hole,
-            L2Entry::Data(host) => {
-                self.map.check_cluster(entry, host, within + shape.len_in_cluster(entry.offset))?;
-                ExtentKind::Data(Location { file: IMAGE, offset: host + within })
-            }
-            L2Entry::Compressed { host, .. } if self.info.encryption.is_some() => {
+        match entry::kind(&self.map.shape, entry, self.map.file_len)? {
+            ExtentKind::Compressed(payload) if self.info.encryption.is_some() => {
                 let feature = "compressed clusters of an encrypted image".into();
-                return Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(host) });
+                Err(Error::Unsupported { format: FORMAT_NAME, feature, at: Some(payload.at.offset) })
             }
-            L2Entry::Compressed { host, len } => {
-                self.map.check_within(entry, host, len.into())?;
-                ExtentKind::Compressed(Compressed {
-                    at: Location { file: IMAGE, offset: host },
-                    stored_len: len,
-                    codec: Codec::Deflate,
-                    unit: entry.offset - within,
-                    unit_len: shape.cluster_size() as u32,
-                    min_len: shape.cluster_size() as u32,
-                })
-            }
-        })
+            kind => Ok(kind),
+        }
     }
 }
 

@@ -128,7 +128,7 @@ impl Check<'_> {
                     self.previous.is_none_or(|previous| previous.checked_add(shape.cluster_size()) == Some(host));
                 self.report.fragmented_clusters += u64::from(!follows);
                 self.previous = Some(host);
-                match self.map.check_cluster(entry, host, shape.len_in_cluster(offset)) {
+                match shape.check_cluster(entry, host, shape.len_in_cluster(offset), self.map.file_len) {
                     Ok(()) => drop(self.claim(&(host..host + shape.cluster_size()), "a data cluster")),
                     Err(error) => self.report.corruption(|| error.to_string()),
                 }

@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::entry::L2Entry;
+use super::entry;
 use super::header::{Backing, Header};
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
+use crate::driver::{Extent, FileId, OpenContext, SparseRead};
 use crate::error::{Problem, Result};
-use crate::format::shared::two_level::{Entry, IMAGE, TwoLevelMap};
+use crate::format::shared::two_level::{IMAGE, TwoLevelMap};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::ReadAt;
 use crate::name::Name;
@@ -26,18 +26,6 @@ impl Reader {
         let header = Header::read(&*file, cx.limits)?;
         let map = TwoLevelMap::open(file, header.shape(), cx.budget)?;
         Ok(Reader { info: describe(&header), header, map })
-    }
-
-    fn kind(&self, entry: Entry) -> Result<ExtentKind> {
-        Ok(match L2Entry::parse(entry.value) {
-            L2Entry::Unallocated => ExtentKind::Hole,
-            L2Entry::Zero => ExtentKind::Zero { allocated: None },
-            L2Entry::Data(host) => {
-                let within = entry.offset % self.map.shape.cluster_size();
-                self.map.check_cluster(entry, host, within + self.map.shape.len_in_cluster(entry.offset))?;
-                ExtentKind::Data(Location { file: IMAGE, offset: host + within })
-            }
-        })
     }
 }
 
@@ -63,7 +51,7 @@ impl SparseRead for Reader {
     }
 
     fn extent_at(&self, range: Range<u64>) -> Result<Extent> {
-        self.map.extent_at(&self.info, range, |entry| self.kind(entry))
+        self.map.extent_at(&self.info, range, |entry| entry::kind(&self.map.shape, entry, self.map.file_len))
     }
 
     fn host_alignment(&self) -> Option<u64> {

@@ -1,11 +1,13 @@
 //! Maps of two levels, as QED and version 1 of qcow have them: an L1 table of the host offsets of L2 tables, which have one entry for
 //! each guest cluster. Both are read page by page.
 
+mod update;
 mod writer;
 
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use update::MapUpdate;
 pub(crate) use writer::TwoLevelWriter;
 
 use super::paged_table::{PagedTable, TablePage};
@@ -66,6 +68,18 @@ impl Shape {
     pub fn len_in_cluster(&self, offset: u64) -> u64 {
         let len = self.cluster_size() - offset % self.cluster_size();
         len.min(self.virtual_size.saturating_sub(offset))
+    }
+
+    /// Checks that `len` bytes at host offset `host`, to which an L2 entry points, are a cluster or the part of one that the disk
+    /// shows.
+    pub fn check_cluster(&self, entry: Entry, host: u64, len: u64, file_len: u64) -> Result<()> {
+        self.field("L2 entry", entry.at).aligned(host, self.cluster_size())?;
+        self.check_within(entry, host, len, file_len)
+    }
+
+    /// Checks that `len` bytes at host offset `host`, to which an L2 entry points, are within the file.
+    pub fn check_within(&self, entry: Entry, host: u64, len: u64, file_len: u64) -> Result<()> {
+        self.field("L2 entry", entry.at).within(host, len, file_len)
     }
 
     fn field(&self, name: &'static str, at: u64) -> Field {
@@ -158,18 +172,6 @@ impl TwoLevelMap {
             }
         }
         Ok(())
-    }
-
-    /// Checks that `len` bytes at host offset `host`, to which an L2 entry points, are a cluster or the part of one that the disk
-    /// shows.
-    pub fn check_cluster(&self, entry: Entry, host: u64, len: u64) -> Result<()> {
-        self.shape.field("L2 entry", entry.at).aligned(host, self.shape.cluster_size())?;
-        self.check_within(entry, host, len)
-    }
-
-    /// Checks that `len` bytes at host offset `host`, to which an L2 entry points, are within the file.
-    pub fn check_within(&self, entry: Entry, host: u64, len: u64) -> Result<()> {
-        self.shape.field("L2 entry", entry.at).within(host, len, self.file_len)
     }
 
     /// Host offset of the L2 table of L1 entry `index`, if it is allocated.
