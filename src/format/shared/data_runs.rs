@@ -60,12 +60,15 @@ impl DataRuns {
             // From the start of the file, since offsets in descending order would be a query each.
             let start = if window.moved { offset } else { 0 };
             *window = Window { range: start..start, runs: Vec::new(), moved: window.moved };
-        } else if window.range.is_empty() || (window.moved && offset > window.range.end) {
-            // In a file of more runs than are remembered, what lies between is not needed: a directory and its copy are asked for in
-            // turns, and each would move the window over all runs between them.
-            *window = Window { range: offset..offset, runs: Vec::new(), moved: window.moved };
+        } else if window.range.is_empty() {
+            window.range = offset..offset;
         }
         while window.range.end <= offset {
+            // In a file of more runs than are remembered, what lies between is not looked at: a directory and its copy are asked for in
+            // turns, and each would move the window over all runs between them.
+            if window.moved && window.range.end < offset {
+                *window = Window { range: offset..offset, runs: Vec::new(), moved: true };
+            }
             self.extend(&mut window)?;
         }
         let next = window.runs.partition_point(|run| run.end <= offset);

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::codec::Codec;
+use crate::driver::Compressed;
 use crate::format::Format;
 use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::driver::{ExtentKind, Location};
 use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};
 
