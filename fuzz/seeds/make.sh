@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-rm -rf any bochs cloop compressed deflate dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
-mkdir any bochs cloop compressed deflate dmg luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+rm -rf any bochs cloop compressed deflate dmg inflate luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
+mkdir any bochs cloop compressed deflate dmg inflate luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
 # Guest bytes: text, zeros, a repeated byte.
 { seq 1 128; head -c 1024 /dev/zero; yes x | head -c 1024; } | head -c 2560 >"$tmp/disk"
@@ -327,6 +327,11 @@ cp dmg/zlib any/dmg
 { printf '\005\006' && cat "$tmp/disk"; } >deflate/deflate
 { printf '\211\003' && seq 1 300; } >deflate/zlib
 { printf '\001\055' && seq 1 60; } >deflate/copies
+
+# Wrapper, length of the output (tests/fuzzing/inflate.rs), and a stream: blocks of their own codes, of the fixed ones, and stored.
+{ printf '\000\104\004' && seq 1 300 | gzip -n | tail -c +11; } >inflate/dynamic
+{ printf '\000\006\000' && echo abcab | gzip -n | tail -c +11; } >inflate/fixed
+{ printf '\001\011\000\170\234\001\011\000\366\377Wikipedia\021\346\003\230'; } >inflate/zlib
 
 # 16 bytes choose format, settings and options (tests/fuzzing/roundtrip.rs); 200 leaves an option at its default, 255 a size.
 # Then runs of guest bytes: a kind, a length of two bytes, and for kind 3 the bytes.

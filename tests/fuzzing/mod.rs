@@ -7,6 +7,7 @@
 pub mod deflate;
 #[cfg(any(fuzzing, feature = "disk"))]
 pub mod disk;
+pub mod inflate;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;
 #[cfg(any(fuzzing, feature = "packages"))]
@@ -24,6 +25,7 @@ use diskimage::{
 };
 
 pub use deflate::deflate;
+pub use inflate::inflate;
 pub use roundtrip::roundtrip;
 
 /// The secret of encrypted seeds.

@@ -297,6 +297,11 @@ proptest! {
         targets::deflate(&few);
     }
 
+    #[test]
+    fn inflate(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        targets::inflate(&bytes);
+    }
+
     #[cfg(feature = "nbd")]
     #[test]
     fn nbd_servers(input in damaged(stored("nbd_client"), 400)) {

@@ -1,39 +1,48 @@
 //! DEFLATE streams, alone (RFC 1951) and with the header and checksum of zlib (RFC 1950).
 
 use zlib_rs::adler32::adler32;
-use zlib_rs::{Inflate, InflateFlush, Status};
 
+use super::inflate::{Inflated, Inflater, Stop};
 use super::{Decode, DecodeError, Payload};
 use crate::codec::{Codec, zlib};
 
 pub(super) fn decoder() -> Box<dyn Decode> {
-    Box::new(Inflate::new(false, zlib::MAX_WINDOW_BITS))
+    Box::new(Inflater::new())
 }
 
-impl Decode for Inflate {
+impl Decode for Inflater {
     fn decode(&mut self, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<Payload, DecodeError> {
-        if codec == Codec::Gzip {
-            return Err(DecodeError::invalid(codec, "a unit of an image is not a member of gzip"));
-        }
-        let zlib = codec == Codec::Zlib;
-        self.reset(zlib);
-        let mut ended = inflate(self, codec, stored, out)?;
         let want = out.len();
-        let got = usize::try_from(self.total_out()).unwrap_or(want);
-        if zlib && !ended && got == want {
-            // A stream that continues yields one more byte; a truncated one does not.
-            let taken = usize::try_from(self.total_in()).unwrap_or(stored.len());
-            let result = inflate(self, codec, stored.get(taken..).unwrap_or_default(), &mut [0]);
-            if self.total_out() > want as u64 {
-                return Err(DecodeError::Long { codec, want });
+        let short = |got, ended| DecodeError::Short { codec, got, want, ended };
+        let invalid = |fault: &str| DecodeError::invalid(codec, fault);
+        match codec {
+            Codec::Gzip => Err(invalid("a unit of an image is not a member of gzip")),
+            Codec::Zlib => {
+                let Some((header, rest)) = stored.split_first_chunk() else { return Err(short(0, false)) };
+                verify_header(*header).map_err(invalid)?;
+                let Inflated { taken, made, stop } = self.inflate(rest, out).map_err(invalid)?;
+                if stop == Stop::Full {
+                    return Err(DecodeError::Long { codec, want });
+                }
+                let checksum = rest.get(taken..).and_then(|rest| rest.first_chunk());
+                let Some(checksum) = checksum.filter(|_| stop == Stop::End) else { return Err(short(made, false)) };
+                let decoded = out.get(..made).unwrap_or_default();
+                if adler32(zlib::ADLER32_OF_NOTHING, decoded) != u32::from_be_bytes(*checksum) {
+                    return Err(invalid("incorrect data check"));
+                }
+                if made < want {
+                    return Err(short(made, true));
+                }
+                Ok(Payload { codec, length: header.len() + taken + checksum.len(), whole: true })
             }
-            ended = result?;
+            _ => {
+                let Inflated { taken, made, stop } = self.inflate(stored, out).map_err(invalid)?;
+                if made < want {
+                    return Err(short(made, stop == Stop::End));
+                }
+                Ok(Payload { codec, length: taken, whole: stop == Stop::End })
+            }
         }
-        if got < want || (zlib && !ended) {
-            return Err(DecodeError::Short { codec, got, want, ended });
-        }
-        let length = usize::try_from(self.total_in()).unwrap_or(stored.len());
-        Ok(Payload { codec, length, whole: ended })
     }
 
     fn rewrap(&self, payload: &[u8], to: Codec, decoded: &[u8], out: &mut Vec<u8>) -> bool {
@@ -55,10 +64,20 @@ impl Decode for Inflate {
     }
 }
 
-/// Decodes as much of `stored` as fits in `out`, and returns whether the stream ended there.
-fn inflate(inflate: &mut Inflate, codec: Codec, stored: &[u8], out: &mut [u8]) -> Result<bool, DecodeError> {
-    match inflate.decompress(stored, out, InflateFlush::Finish) {
-        Ok(status) => Ok(status == Status::StreamEnd),
-        Err(error) => Err(DecodeError::invalid(codec, inflate.error_message().unwrap_or(error.as_str()))),
+/// Verifies the header of a zlib stream (RFC 1950, section 2.2); the words are those of zlib.
+fn verify_header(header: [u8; 2]) -> Result<(), &'static str> {
+    let [cmf, flg] = header;
+    if !u16::from_be_bytes(header).is_multiple_of(31) {
+        return Err("incorrect header check");
     }
+    if cmf & 0x0f != 8 {
+        return Err("unknown compression method");
+    }
+    if cmf >> 4 > 7 {
+        return Err("invalid window size");
+    }
+    if flg & 0x20 != 0 {
+        return Err("need dictionary");
+    }
+    Ok(())
 }

@@ -6,6 +6,8 @@ mod adc;
 mod bzip2;
 #[cfg(feature = "deflate")]
 mod deflate;
+#[cfg(feature = "deflate")]
+mod inflate;
 #[cfg(feature = "dmg")]
 mod lz;
 #[cfg(feature = "dmg")]
