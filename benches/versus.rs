@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --features cli --bench versus -- [--rounds N] [--size SIZE] [--data SIZE] [--only WORD] [--from DIR]
-//!     [--dir DIR] [--disk system|dense|empty|islands] [--svg FILE]
+//!     [--dir DIR] [--disk system|dense|empty|islands] [--svg FILE] [--peers PROGRAM]
 //! ```
 //!
 //! The table is in Markdown; `--svg` also draws how many times as fast each conversion is.
@@ -11,8 +11,8 @@
 //! it, in an ext4 file system. Other disks are dense, with no more than that much of random bytes; empty; or of islands, each
 //! 4 KiB of random bytes, spread evenly. All images are on a tmpfs (`--dir`), so that programs are measured and not a disk, and each
 //! program is measured as its user runs it: by its defaults, and `qemu-img` also by the flags that suit it best. A plain
-//! copier, which is a part of this bench, shows what the machine can do at all. Absolute times depend on the
-//! machine and its load: only ratios are comparable.
+//! copier, which is a part of this bench, shows what the machine can do at all. With `--peers`, the program of `benches/peers`, other
+//! crates convert as well, what they can. Absolute times depend on the machine and its load: only ratios are comparable.
 
 #[path = "common/places.rs"]
 mod places;
@@ -85,6 +85,9 @@ const COPIES: [(Kind, Kind); 9] = [
     (VDI, RAW),
 ];
 
+/// The other crates.
+const PEERS: [&str; 2] = ["imago", "virtdisk"];
+
 /// A kind of image, and the arguments that make both programs write it.
 #[derive(Clone, Copy, PartialEq)]
 struct Kind {
@@ -149,6 +152,7 @@ struct Settings {
     dir: PathBuf,
     disk: Disk,
     svg: Option<PathBuf>,
+    peers: Option<PathBuf>,
 }
 
 /// What is on the disk.
@@ -177,6 +181,7 @@ impl Settings {
             dir,
             disk: Disk::System,
             svg: None,
+            peers: None,
         };
         let mut words = words.iter().filter(|word| **word != "--bench");
         while let Some(option) = words.next() {
@@ -189,6 +194,7 @@ impl Settings {
                 "--from" => settings.from = value.into(),
                 "--dir" => settings.dir = value.into(),
                 "--svg" => settings.svg = Some(value.into()),
+                "--peers" => settings.peers = Some(value.into()),
                 "--disk" => {
                     let named = Disk::NAMES.iter().find(|(name, _)| name == value);
                     settings.disk = named.ok_or_else(|| format!("--disk {value} is unknown"))?.1;
@@ -244,8 +250,9 @@ fn bench(settings: &Settings) -> Result<()> {
         settings.rounds,
         ENOUGH.as_secs()
     );
-    println!("| conversion | imgconv | qemu-img | ratio | `-W -m 16` | ratio | file size | plain copier |");
-    println!("|---|---|---|---|---|---|---|---|");
+    let (title, line) = if settings.peers.is_some() { (" other crates |", "---|") } else { ("", "") };
+    println!("| conversion | imgconv | qemu-img | ratio | `-W -m 16` | ratio | file size | plain copier |{title}");
+    println!("|---|---|---|---|---|---|---|---|{line}");
     let mut bars = Vec::new();
     for (from, to) in CASES {
         let name = format!("{} to {}", from.name, to.name);
@@ -257,7 +264,7 @@ fn bench(settings: &Settings) -> Result<()> {
                 // By the other program, as most images in the world are.
                 run(&mut convert(if has_qemu { "qemu-img" } else { IMGCONV }, RAW, from, &[], &raw, &source))?;
             }
-            let (row, ratios) = measure_case(settings.rounds, has_qemu, (from, to), &source, &space)?;
+            let (row, ratios) = measure_case(settings, has_qemu, (from, to), &source, &space)?;
             println!("| {name} | {row} |");
             bars.push((name, ratios));
         }
@@ -270,7 +277,7 @@ fn bench(settings: &Settings) -> Result<()> {
 
 /// Measures one conversion, and returns its row of the table and the two ratios in it.
 fn measure_case(
-    rounds: usize,
+    settings: &Settings,
     has_qemu: bool,
     (from, to): (Kind, Kind),
     source: &Path,
@@ -289,8 +296,16 @@ fn measure_case(
         copier.arg("--copy").args([source, &target("copier")]);
         contestant("copier", copier)
     }));
+    let mut peers = Vec::new();
+    for name in PEERS {
+        let peer = settings.peers.as_deref().and_then(|program| convert_by_peer(program, name, from, to));
+        if let Some(mut command) = peer {
+            command.args([from.format.as_ref(), source.as_os_str(), to.format.as_ref(), target(name).as_os_str()]);
+            peers.push((name, contestant(name, command)));
+        }
+    }
     let started = Instant::now();
-    for round in 0..rounds {
+    for round in 0..settings.rounds {
         // Where a round takes long, the ratio is so far from 1 that others would say the same.
         if round > 0 && started.elapsed() > ENOUGH {
             break;
@@ -299,6 +314,8 @@ fn measure_case(
         for other in others.iter_mut().flatten() {
             other.run()?;
         }
+        // What a crate cannot do shows when it is asked to.
+        peers.retain_mut(|(_, peer)| peer.run().is_ok());
     }
 
     let program = if has_qemu { "qemu-img" } else { IMGCONV };
@@ -331,7 +348,16 @@ fn measure_case(
         Some(copier) => format!(" | {}; imgconv takes {:.2} of its time", copier.summary(), ours.ratio(copier)),
         None => " | -".to_owned(),
     };
-    for contestant in others.iter().flatten().chain([&ours]) {
+    if settings.peers.is_some() {
+        row += " | ";
+        for (name, peer) in &peers {
+            let mut compare = Command::new(IMGCONV);
+            compare.args(["compare", "-F", to.format]).args([source, &peer.target]);
+            let fault = if runs(&mut compare) { "" } else { ", with another content" };
+            row += &format!("{name} {}, {:.2}{fault}. ", peer.summary(), peer.ratio(&ours));
+        }
+    }
+    for contestant in others.iter().flatten().chain([&ours]).chain(peers.iter().map(|(_, peer)| peer)) {
         fs::remove_file(&contestant.target)?;
     }
     Ok((row, ratios))
@@ -402,6 +428,13 @@ fn convert(program: &str, from: Kind, to: Kind, flags: &[&str], source: &Path, t
     };
     command.arg(target);
     command
+}
+
+/// The command of a crate for a conversion, without the images; none for what no crate can do: compression, encryption, kinds of a format.
+fn convert_by_peer(program: &Path, name: &str, from: Kind, to: Kind) -> Option<Command> {
+    let mut command = Command::new(program);
+    command.args(["convert", name]);
+    (from.key.is_none() && to.args.is_empty()).then_some(command)
 }
 
 /// Runs a program and returns what it prints.
