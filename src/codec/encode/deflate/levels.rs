@@ -46,7 +46,7 @@ impl Level {
             2 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 32, 0, 4000),
             3 => settings(Parser::Greedy4(Buckets::new()), 0, 0, 64, 0, 2000),
             4 => settings(Parser::Lazy4(ShortBuckets::new()), 0, 0, 32, 0, 2500),
-            5 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 32, 10, 2500),
+            5 => settings(Parser::Lazy4(ShortBuckets::new()), 1, 0, 32, 5, 2500),
             6 => settings(Parser::Lazy8(ShortBuckets::new()), 1, 0, 48, 16, 1500),
             7 => settings(Parser::LazyChains(Chains::new()), 1, 16, 128, 128, 1000),
             8 => settings(Parser::LazyChains(Chains::new()), 2, 40, 128, 128, 1000),
