@@ -34,7 +34,7 @@ proptest! {
         }
         let (at, magic) = magics[kind];
         disk[at..at + magic.len()].copy_from_slice(magic);
-        let space = find(&MemFile::from(disk), &Limits::default()).unwrap();
+        let space = find(&MemFile::from(disk), &|_| 0, &Limits::default()).unwrap();
         prop_assert!(space.ranges.iter().all(|range| range.start < range.end && range.end <= 300 << 10));
     }
 }
@@ -57,7 +57,7 @@ fn of_more_ranges_than_are_kept_the_longest_stay() {
 fn a_disk_without_a_known_file_system_is_kept() {
     for disk in [vec![], vec![0; 512], vec![7; 8192]] {
         let len = disk.len() as u64;
-        let space = find(&MemFile::from(disk), &Limits::default()).unwrap();
+        let space = find(&MemFile::from(disk), &|_| 0, &Limits::default()).unwrap();
         assert!(space.ranges.is_empty() && space.at(0) == Err(u64::MAX));
         let [volume] = space.volumes.as_slice() else { panic!("{:?}", space.volumes) };
         assert_eq!((volume.range.clone(), volume.kept.as_deref()), (0..len, Some("no known file system")));
