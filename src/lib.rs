@@ -139,7 +139,9 @@ pub use guest::free::GuestVolume;
 #[cfg(feature = "hash")]
 pub use hash::{Digest, HashAlgorithm};
 pub use identifiers::{Identifiers, ImageIdentifiers};
-pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
+pub use image::{
+    Allocation, Image, Inspection, OpenOptions, Plot, Reader, ReferencePolicy, ResolveRequest, Span, Spans,
+};
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;

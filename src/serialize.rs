@@ -15,7 +15,7 @@ use serde::ser::{SerializeMap, Serializer};
 use crate::driver::{CheckReport, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
-use crate::image::{Inspection, Span};
+use crate::image::{Allocation, Inspection, Plot, Span};
 use crate::info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 use crate::name::Name;
 
@@ -82,6 +82,27 @@ impl Serialize for crate::guest::free::GuestVolume {
         map.serialize_entry("unused-stored", &self.unused_stored)?;
         optional(&mut map, "kept", self.kept.as_ref())?;
         map.end()
+    }
+}
+
+/// As `cell-length`, `cells` and `total`.
+impl Serialize for Plot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("cell-length", &self.cell_len)?;
+        map.serialize_entry("cells", &self.cells)?;
+        map.serialize_entry("total", &self.total)?;
+        map.end()
+    }
+}
+
+/// Without the kinds of which there is nothing.
+impl Serialize for Allocation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Allocation { data, compressed, backing, zero, unallocated, free } = *self;
+        let kinds = [data, compressed, backing, zero, unallocated, free];
+        let names = ["data", "compressed", "backing", "zero", "unallocated", "free"];
+        serializer.collect_map(names.into_iter().zip(kinds).filter(|(_, bytes)| *bytes > 0))
     }
 }
 
