@@ -115,7 +115,8 @@ fn only_what_was_stored_is_said_to_be_dropped() {
     let done = super::imgconv(&dir, &["sparsify", "disk.raw", "small.qcow2"]);
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(said.contains(" free, 4") && said.contains(" of old data dropped"), "{said}");
-    let report = json(&dir, &["sparsify", "--output", "json", "disk.raw", "again.qcow2"]);
+    let done = super::imgconv(&dir, &["sparsify", "--output", "json", "disk.raw", "again.qcow2"]);
+    let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(report["volumes"][0]["unused-stored"].as_u64(), Some(stored));
 }
 
