@@ -63,3 +63,23 @@ fn a_disk_without_a_known_file_system_is_kept() {
         assert_eq!((volume.range.clone(), volume.kept.as_deref()), (0..len, Some("no known file system")));
     }
 }
+
+#[test]
+fn absurd_numbers_in_the_boot_sector_of_ntfs() {
+    let sector = |per_cluster: u8, record: u8, table: u64| {
+        let mut disk = vec![0; 64 << 10];
+        disk[3..11].copy_from_slice(b"NTFS    ");
+        // Sectors of 512 bytes, and 100 of them.
+        (disk[12], disk[13], disk[40], disk[64]) = (2, per_cluster, 100, record);
+        disk[48..56].copy_from_slice(&table.to_le_bytes());
+        disk
+    };
+    for (per_cluster, record, table) in
+        [(0xc1, 0x7f, 4), (0xc1, 0x80, 4), (1, 2, u64::MAX), (1, 2, u64::MAX >> 9), (1, 0x7f, 4), (0, 0, 4)]
+    {
+        let disk = MemFile::from(sector(per_cluster, record, table));
+        let space = find(&disk, &|_| 0, &Limits::default()).unwrap();
+        let reason = space.volumes[0].kept.as_deref().unwrap();
+        assert_eq!(reason, "the numbers in its boot sector are not valid", "{per_cluster:#x} {record:#x} {table:#x}");
+    }
+}

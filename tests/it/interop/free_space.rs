@@ -1,6 +1,8 @@
 //! Free space of file systems that their own programs make and check.
 
+#[cfg(target_os = "linux")]
 mod histories;
+#[cfg(target_os = "linux")]
 mod lvm;
 
 use std::fs;
