@@ -13,7 +13,7 @@
 //! ```
 //!
 //! - [`Image`] is an opened disk: [`Image::read_exact_at`] reads at any offset, [`Image::reader`] is `Read + Seek`, and
-//!   [`Image::spans`] lists the data, zero and compressed ranges with their host offsets.
+//!   [`Image::spans`] lists the data, zero and compressed ranges with their host offsets, and [`Image::plot`] sums them up.
 //! - [`OpenOptions`] sets the format, snapshot, limits and reference policy.
 //! - [`Converter`] writes a new image from an opened one, or an empty one.
 //! - With the feature `disk`, `Disk` is an image that a guest writes to, and that is changed in place: resized, committed, rebased.
@@ -139,7 +139,9 @@ pub use guest::free::GuestVolume;
 #[cfg(feature = "hash")]
 pub use hash::{Digest, HashAlgorithm};
 pub use identifiers::{Identifiers, ImageIdentifiers};
-pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
+pub use image::{
+    Allocation, Image, Inspection, OpenOptions, Plot, Reader, ReferencePolicy, ResolveRequest, Span, Spans,
+};
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 pub use limits::{Budget, Limits};
 pub use name::Name;

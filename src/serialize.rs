@@ -15,7 +15,7 @@ use serde::ser::{SerializeMap, Serializer};
 use crate::driver::{CheckReport, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
-use crate::image::{Inspection, Span};
+use crate::image::{Allocation, Inspection, Plot, Span};
 use crate::info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
 use crate::name::Name;
 
@@ -63,22 +63,46 @@ impl Serialize for crate::inspect::Judgement {
     }
 }
 
-/// As `partition`, `start`, `length`, `content`, `label`, `uuid`, `size`, `free`, where they are known, `unused`, and `kept` with the reason.
+/// As `partition` or `logical-volume`, `start`, `length`, `content`, `label`, `uuid`, `size`, `free`, where they are known, `unused`,
+/// `unused-stored`, and `kept` with the reason.
 #[cfg(feature = "sparsify")]
 impl Serialize for crate::guest::free::GuestVolume {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         optional(&mut map, "partition", self.partition)?;
-        map.serialize_entry("start", &self.range.start)?;
-        map.serialize_entry("length", &(self.range.end - self.range.start))?;
+        optional(&mut map, "logical-volume", self.logical_volume.as_ref())?;
+        optional(&mut map, "start", (!self.range.is_empty()).then_some(self.range.start))?;
+        map.serialize_entry("length", &self.len)?;
         optional(&mut map, "content", self.content)?;
         optional(&mut map, "label", (!self.label.as_bytes().is_empty()).then_some(&self.label))?;
         optional(&mut map, "uuid", self.uuid.as_ref())?;
         optional(&mut map, "size", self.size)?;
         optional(&mut map, "free", self.free)?;
         map.serialize_entry("unused", &self.unused)?;
+        map.serialize_entry("unused-stored", &self.unused_stored)?;
         optional(&mut map, "kept", self.kept.as_ref())?;
         map.end()
+    }
+}
+
+/// As `cell-length`, `cells` and `total`.
+impl Serialize for Plot {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3))?;
+        map.serialize_entry("cell-length", &self.cell_len)?;
+        map.serialize_entry("cells", &self.cells)?;
+        map.serialize_entry("total", &self.total)?;
+        map.end()
+    }
+}
+
+/// Without the kinds of which there is nothing.
+impl Serialize for Allocation {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Allocation { data, compressed, backing, zero, unallocated, free } = *self;
+        let kinds = [data, compressed, backing, zero, unallocated, free];
+        let names = ["data", "compressed", "backing", "zero", "unallocated", "free"];
+        serializer.collect_map(names.into_iter().zip(kinds).filter(|(_, bytes)| *bytes > 0))
     }
 }
 

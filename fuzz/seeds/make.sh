@@ -1,10 +1,11 @@
 #!/bin/sh
-# Recreates the seeds of the fuzz targets with qemu-img, qemu-io and cryptsetup: the smallest image of each kind. Those of the target
+# Recreates the seeds of the fuzz targets with qemu-img, qemu-io, cryptsetup, lvm2, mtools and mkfs: the smallest image of each kind. Those of the target
 # `open` are in a directory for each format, and in `any`.
 set -eu
 cd "$(dirname "$0")"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+rm -rf guest_*
 rm -rf any bochs cloop compressed deflate dmg inflate luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 mkdir any bochs cloop compressed deflate dmg inflate luks nbd_client nbd_server package parallels qcow qcow2 qed raw vdi vhdx vmdk vpc roundtrip
 
@@ -360,3 +361,60 @@ with_zeros='\3\6\0abcdef\0\0\200\1\7\1'
 { choices 6 4 0 0 && printf "$runs"; } >roundtrip/qed
 { choices 7 2 0 && printf "$with_zeros"; } >roundtrip/parallels
 { choices 8 2 2 && printf "$runs"; } >roundtrip/raw
+
+# Guests: 0 and a disk, or the number of one of these disks, in the order of their names, and a byte that is changed (tests/fuzzing/guest.rs).
+# Each has a file in a directory, as far as that is easy, and is as small as the programs allow. The one of LVM needs a loop device.
+guest() { # name
+    mkdir "guest_$1"
+    python3 guest.py "$tmp/$1" >"guest_$1/disk"
+    count=$((${count:-0} + 1))
+    { le 1 $count && le 1 17 && le 1 1 && le 1 0 && le 1 4; } >"guest_$1/byte"
+}
+mkdir "$tmp/tree" "$tmp/tree/d" && seq 1 2000 >"$tmp/tree/d/f"
+size() { truncate -s "$2" "$tmp/$1"; }
+size btrfs 16M && mkfs.btrfs -q -f -M -n 4096 --rootdir "$tmp/tree" "$tmp/btrfs" && guest btrfs
+size exfat 4M && mkfs.exfat -c 512 "$tmp/exfat" >/dev/null && guest exfat
+size ext2 256K && mke2fs -q -F -t ext2 -b 1024 -N 16 -d "$tmp/tree" "$tmp/ext2" && guest ext2
+size ext4 512K && mke2fs -q -F -t ext4 -b 1024 -N 16 -O ^has_journal,^resize_inode -d "$tmp/tree" "$tmp/ext4" && guest ext4
+fat() { # name, size, arguments of mkfs.vfat
+    name=$1
+    size "$1" "$2"
+    shift 2
+    mkfs.vfat "$@" "$tmp/$name" >/dev/null
+    mmd -i "$tmp/$name" ::d && mcopy -i "$tmp/$name" "$tmp/tree/d/f" ::d/f
+    guest "$name"
+}
+fat fat12 64K -F 12 -s 1
+fat fat16 3M -F 16 -s 1
+fat fat32 34M -F 32 -s 1
+lvm() { # arguments
+    program=$1
+    shift
+    $program --devices "$loop" --driverloaded n "$@" >/dev/null 2>&1
+}
+size lvm 2M && loop=$(losetup -f --show "$tmp/lvm")
+lvm pvcreate --metadatasize 64k --dataalignment 64k "$loop"
+lvm vgcreate -An -s 64k vg "$loop"
+lvm lvcreate -An -an -Zn -y -n root -L 512k vg
+lvm lvcreate -An -an -Zn -y -n swap -L 64k vg
+lvm lvextend -An -L +64k vg/root
+start=$(pvs --devices "$loop" --driverloaded n --noheadings --units b --nosuffix -o pe_start "$loop" 2>/dev/null)
+losetup -d "$loop"
+size root 576K && mke2fs -q -F -t ext2 -b 1024 -N 16 -d "$tmp/tree" "$tmp/root"
+size swap 64K && mkswap "$tmp/swap" >/dev/null
+extents() { # file, skipped, where, count
+    dd if="$tmp/$1" of="$tmp/lvm" bs=64k skip="$2" seek=$((start / 65536 + $3)) count="$4" conv=notrunc status=none
+}
+extents root 0 0 8 && extents swap 0 8 1 && extents root 8 9 1 && guest lvm
+size ntfs 2M && mkfs.ntfs -q -F -f -c 512 "$tmp/ntfs" 2>/dev/null && ntfscp -q "$tmp/ntfs" "$tmp/tree/d/f" f && guest ntfs
+guest swap
+printf '/\n0 0\nd--755 0 0\nf ---644 0 0 %s\n$\n' "$tmp/tree/d/f" >"$tmp/prototype"
+xfs() { # name, arguments
+    name=$1
+    shift
+    # As its own tests have it, it makes file systems that are smaller than is useful.
+    size "$name" 16M && TEST_DIR=1 TEST_DEV=1 QA_CHECK_FS=1 mkfs.xfs -q -f -d agcount=1 -p "$tmp/prototype" "$@" "$tmp/$name" 2>/dev/null
+    guest "$name"
+}
+xfs xfs4 -m crc=0
+xfs xfs5 -m reflink=0

@@ -60,7 +60,12 @@ impl Image {
                 "the file systems of a disk that is read once, in order, cannot be examined".into(),
             ));
         }
-        free::find(self, &Limits::default())
+        // Where the map is damaged, nothing is known to be stored. What is not in use is not read.
+        let stored = |range| {
+            let spans = self.spans(range).map_while(Result::ok);
+            spans.filter(|span| !span.is_zero()).map(|span| span.len).sum()
+        };
+        free::find(self, &stored, &Limits::default())
     }
 
     /// The volumes, if what they do not use was dropped.

@@ -12,6 +12,7 @@ pub(crate) mod overlap;
 #[cfg(feature = "packages")]
 mod package;
 mod peel;
+mod plot;
 mod qemu_name;
 mod reader;
 mod references;
@@ -46,6 +47,7 @@ pub(crate) use detect::Ends;
 pub use inspect::Inspection;
 pub use open_options::OpenOptions;
 use overlap::OverlapTracker;
+pub use plot::{Allocation, Plot};
 pub use reader::Reader;
 pub use references::{ReferencePolicy, ResolveRequest};
 pub(crate) use source::{SizedFile, SourceFile};

@@ -7,6 +7,8 @@
 pub mod deflate;
 #[cfg(any(fuzzing, feature = "disk"))]
 pub mod disk;
+#[cfg(any(fuzzing, feature = "sparsify"))]
+pub mod guest;
 pub mod inflate;
 #[cfg(any(fuzzing, feature = "nbd"))]
 pub mod nbd;

@@ -200,6 +200,40 @@ fn package_input() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+/// The stored disks with file systems.
+#[cfg(feature = "sparsify")]
+fn disks_of_guests() -> Vec<Vec<u8>> {
+    let names = "btrfs exfat ext2 ext4 fat12 fat16 fat32 lvm ntfs swap xfs4 xfs5";
+    names.split(' ').flat_map(|name| stored(&format!("guest_{name}"))).collect()
+}
+
+/// They are valid: in each something is not in use.
+#[cfg(feature = "sparsify")]
+#[test]
+fn seeds_of_guests_are_valid() {
+    // None in a published package.
+    let count = targets::guest::valid_disks().len();
+    assert!(count == 12 && disks_of_guests().len() == 24 || disks_of_guests().is_empty(), "{count}");
+    disks_of_guests().iter().for_each(|input| targets::guest::guest(input));
+}
+
+/// An input for file systems of a guest: one of the stored disks with bytes changed.
+#[cfg(feature = "sparsify")]
+fn guest_input(changes: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
+    // In a published package there are none.
+    let sizes: Vec<_> = targets::guest::valid_disks().into_iter().enumerate().collect();
+    let sizes = if sizes.is_empty() { vec![(0, 1)] } else { sizes };
+    let bits = prop_oneof![(0..8_u8).prop_map(|bit| 1 << bit), 1..=255_u8];
+    let changes = prop::collection::vec((any::<prop::sample::Index>(), bits), changes);
+    (prop::sample::select(sizes), changes).prop_map(|((index, len), changes)| {
+        let change = |(at, bits): (prop::sample::Index, u8)| {
+            let [low, middle, high, ..] = (at.index(len) as u32).to_le_bytes();
+            [low, middle, high, bits]
+        };
+        [vec![index as u8 + 1], changes.into_iter().flat_map(change).collect()].concat()
+    })
+}
+
 /// Few cases: the fuzz targets try many more of the same, optimized.
 fn config() -> ProptestConfig {
     ProptestConfig { cases: 50, failure_persistence: None, ..ProptestConfig::default() }
@@ -284,6 +318,20 @@ proptest! {
     #[test]
     fn packages(input in package_input()) {
         targets::packages::package(&input);
+    }
+
+    /// One byte that is wrong makes nothing free that is in use.
+    #[cfg(feature = "sparsify")]
+    #[test]
+    fn guests_with_a_wrong_byte(inputs in prop::collection::vec(guest_input(1..2), 20)) {
+        inputs.iter().for_each(|input| targets::guest::guest(input));
+    }
+
+    #[cfg(feature = "sparsify")]
+    #[test]
+    fn guests(changed in guest_input(2..9), damaged in damaged(disks_of_guests(), 4096)) {
+        targets::guest::guest(&changed);
+        targets::guest::guest(&damaged);
     }
 
     #[test]

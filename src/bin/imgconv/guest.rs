@@ -10,7 +10,8 @@ use crate::output;
 #[derive(Clone, Debug, clap::Args)]
 pub struct SparsifyArgs {
     /// Leave out what the file systems of the disk do not use: ext2, ext3,
-    /// ext4, XFS, btrfs, NTFS, exFAT, FAT and swap, if they are clean.
+    /// ext4, XFS, btrfs, NTFS, exFAT, FAT and swap, if they are clean, also
+    /// in linear volumes of LVM, and free extents of LVM.
     /// Deleted files are gone from the result. With =strict, fail if a
     /// volume cannot be looked into
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "clean")]
@@ -52,7 +53,7 @@ pub fn note(volumes: &[GuestVolume], name: &str) {
         let content = volume.content.unwrap_or("unknown content");
         let what = match &volume.kept {
             Some(reason) => format!("kept: {reason}"),
-            None => format!("{}, {} dropped", usage(volume), output::human_size(volume.unused)),
+            None => format!("{}, {} of old data dropped", usage(volume), output::human_size(volume.unused_stored)),
         };
         output::note(&format!("{name}: {}: {content}, {what}", place(volume)));
     }
@@ -69,7 +70,11 @@ pub fn describe(volumes: &[GuestVolume]) -> String {
         if let Some(uuid) = &volume.uuid {
             text.push_str(&format!(", UUID {uuid}"));
         }
-        text.push_str(&format!(", {}\n", usage(volume)));
+        text.push_str(&format!(", {}", usage(volume)));
+        if volume.unused_stored > 0 {
+            text.push_str(&format!(", {} of that with old data", output::human_size(volume.unused_stored)));
+        }
+        text.push('\n');
         if let Some(reason) = &volume.kept {
             text.push_str(&format!("        all in use for --sparsify: {}\n", output::printable(reason)));
         }
@@ -79,7 +84,7 @@ pub fn describe(volumes: &[GuestVolume]) -> String {
 
 /// The size of the file system, or of the volume, and what is in use.
 fn usage(volume: &GuestVolume) -> String {
-    let size = volume.size.unwrap_or(volume.range.end - volume.range.start);
+    let size = volume.size.unwrap_or(volume.len);
     let used = volume.free.map(|free| {
         format!(", {} used, {} free", output::human_size(size.saturating_sub(free)), output::human_size(free))
     });
@@ -87,5 +92,9 @@ fn usage(volume: &GuestVolume) -> String {
 }
 
 fn place(volume: &GuestVolume) -> String {
-    volume.partition.map_or_else(|| "the whole disk".into(), |number| format!("partition {number}"))
+    match (&volume.logical_volume, volume.partition) {
+        (Some(name), _) => format!("logical volume {name}"),
+        (None, Some(number)) => format!("partition {number}"),
+        (None, None) => "the whole disk".into(),
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::process::ExitCode;
 
-use diskimage::{CompressionLayer, Inspection, Name, OpenOptions, Package};
+use diskimage::{CompressionLayer, GuestVolume, Inspection, Name, OpenOptions, Package};
 use serde_json::{Value, json};
 
 use crate::args::Input;
@@ -40,7 +40,7 @@ those of qemu-img info, and some more: compression, warnings, properties of the 
 and glance, the names of disk and container format for an upload to OpenStack.
 
 Kernels and ramdisks are named, too. With --guest, --output json has the key guest, a list
-of volumes.
+of volumes; of a package, each of its disks has it.
 
 Examples:
   imgconv info --output json disk.qcow2
@@ -54,9 +54,6 @@ impl Args {
         if self.input.package.disk.is_none()
             && let Some(package) = image.package(&options)?
         {
-            if self.guest {
-                return Err(Failure::usage("FILE is a package: --guest needs --disk"));
-            }
             return self.package(&package, &image, &options);
         }
         let chain = match self.backing_chain {
@@ -91,8 +88,15 @@ impl Args {
 impl Args {
     /// Shows the members and disks of a package, and the image of each disk that can be opened.
     fn package(&self, package: &Package, file: &Location, options: &OpenOptions) -> Outcome {
-        let inspect = |index: usize| file.inspect(&options.clone().member((index + 1).to_string()));
+        let disk = |index: usize| options.clone().member((index + 1).to_string());
+        let inspect = |index: usize| file.inspect(&disk(index));
         let disks: Vec<_> = package.disks.iter().enumerate().map(|(index, disk)| (disk, inspect(index))).collect();
+        // Of a disk that cannot be opened, the reason is told already.
+        let guest = |(index, (_, image)): (usize, &(_, diskimage::Result<Inspection>))| match image {
+            Ok(_) if self.guest => Ok(Some(file.open(&disk(index))?.volumes()?)),
+            _ => Ok(None),
+        };
+        let guests = disks.iter().enumerate().map(guest).collect::<Result<Vec<_>, Failure>>()?;
         let size = |size: Option<u64>| size.map_or_else(|| "unknown size".to_owned(), human_size);
         let images = disks.iter().filter(|(disk, _)| disk.has_file).map(|(_, image)| image.as_ref().ok());
         let glance = images.collect::<Option<Vec<_>>>().and_then(|images| Glance::of_package(package, images));
@@ -113,7 +117,7 @@ impl Args {
                 for warning in &package.warnings {
                     text.push_str(&format!("warning: {}\n", output::printable(warning)));
                 }
-                for (index, (disk, image)) in disks.iter().enumerate() {
+                for (index, ((disk, image), guest)) in disks.iter().zip(&guests).enumerate() {
                     text.push_str(&format!("\ndisk {}: {}\n", index + 1, disk.name));
                     if let Some(capacity) = disk.capacity {
                         text.push_str(&format!("capacity: {}\n", exact_size(capacity)));
@@ -125,17 +129,26 @@ impl Args {
                             text.push_str(&format!("not opened: {}\n", output::printable(&error.to_string())))
                         }
                     }
+                    if let Some(volumes) = guest {
+                        text.push_str(&guest::describe(volumes));
+                    }
                 }
                 output::print(&text)?;
             }
             Style::Json => {
                 let member = |member: &diskimage::PackageMember| json!({ "name": member.name, "role": member.role, "size": member.size });
-                let disk = |(disk, image): &(&diskimage::PackageDisk, diskimage::Result<Inspection>)| {
+                let disk = |((disk, image), guest): (
+                    &(&diskimage::PackageDisk, diskimage::Result<Inspection>),
+                    &Option<Vec<GuestVolume>>,
+                )| {
                     let mut value =
                         json!({ "name": disk.name, "id": disk.id, "size": disk.size, "capacity": disk.capacity });
                     match image {
                         Ok(image) => value["image"] = self::value(image),
                         Err(error) => value["error"] = error.to_string().into(),
+                    }
+                    if let Some(volumes) = guest {
+                        value["guest"] = json!(volumes);
                     }
                     value
                 };
@@ -143,7 +156,7 @@ impl Args {
                     "filename": location::shown(&self.input.file).to_string_lossy(),
                     "format": package.kind,
                     "members": package.members.iter().map(member).collect::<Vec<Value>>(),
-                    "disks": disks.iter().map(disk).collect::<Vec<Value>>(),
+                    "disks": disks.iter().zip(&guests).map(disk).collect::<Vec<Value>>(),
                 });
                 if !package.compression.is_empty() {
                     value["compression"] = json!(package.compression);

@@ -1,5 +1,7 @@
 //! `imgconv map`
 
+mod plot;
+
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::Path;
@@ -11,7 +13,7 @@ use diskimage::nbd::Client;
 use diskimage::{Error, Format, Image, ImageInfo, Name, Result, Span, Value};
 
 use crate::args::Input;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{Stdout, Style};
 
@@ -19,6 +21,16 @@ use crate::output::{Stdout, Style};
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
+    /// Draw the disk: how much of each part of it is stored, and how. In
+    /// characters, as wide as COLUMNS says, or as SVG
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    #[arg(verbatim_doc_comment)]
+    plot: Option<plot::How>,
+
+    /// With --plot, also tell what the file systems of the disk do not use
+    #[arg(long, requires = "plot")]
+    guest: bool,
+
     #[command(flatten)]
     pub input: Input,
 }
@@ -26,12 +38,28 @@ pub struct Args {
 const AFTER_HELP: &str = "\
 The human style is a table of the ranges with data and their host offsets. The JSON style
 lists the whole disk with the keys of qemu-img map: start, length, depth (0 is FILE, 1 its
-backing file), present, zero, data, compressed and, unless compressed, offset.";
+backing file), present, zero, data, compressed and, unless compressed, offset.
+
+Of --plot, the JSON style has the bytes of each kind in each cell.
+
+Examples:
+  imgconv map --plot disk.qcow2
+  imgconv map --plot=svg --guest disk.qcow2 >disk.svg";
 
 impl Args {
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
-        let image = Location::find(file)?.open(&options)?;
+        let mut image = Location::find(file)?.open(&options)?;
+        if let Some(how) = self.plot {
+            if how == plot::How::Svg && self.input.output.style == Style::Json {
+                return Err(Failure::usage("--plot=svg cannot be used with --output json"));
+            }
+            if self.guest {
+                image.drop_free_space()?;
+            }
+            plot::print(&image, how, self.input.output.style, &self.input.file)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         print(&image, 0..u64::MAX, self.input.output.style, FileHoles::Shown)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -104,14 +104,15 @@ impl Fat {
         })
     }
 
-    /// Makes sure that the numbers of the boot sector are right, which has no checksum.
-    fn check_numbers(&self, volume: &Volume) -> Found<()> {
+    /// Makes sure that the numbers of the boot sector are right, which has no checksum. Returns whether they are: nothing tells where the clusters
+    /// of FAT12 and FAT16 begin as long as none is in use.
+    fn check_numbers(&self, volume: &Volume) -> Found<bool> {
         if self.width == Fat32 {
             let sector = volume.read(0, 512)?;
             let copy = u64::from(Fields(&sector).le16(50)?);
             let sector_size = u64::from(Fields(&sector).le16(11)?);
             return match copy > 0 && sector == volume.read(copy * sector_size, 512)? {
-                true => Ok(()),
+                true => Ok(true),
                 false => kept("the copies of its boot sector differ"),
             };
         }
@@ -124,12 +125,29 @@ impl Fat {
             if is_directory && (2..self.clusters + 2).contains(&u64::from(cluster)) {
                 let own = volume.read(self.data + (u64::from(cluster) - 2) * self.cluster_size, 32)?;
                 return match own.starts_with(b".          ") && Fields(&own).le16(26)? == cluster {
-                    true => Ok(()),
+                    true => Ok(true),
                     false => kept("a directory is not where its clusters seem to be"),
                 };
             }
         }
-        kept("it has no directory, which would tell where its clusters begin")
+        // The copy of the table is where the numbers say, and so is this directory. If it ends here, nothing of it comes later (6.1), and a table
+        // without entries has none in any order.
+        match root.chunks_exact(32).any(|entry| entry.first() == Some(&0)) && self.is_rest_of_table_empty(volume)? {
+            true => Ok(false),
+            false => kept("it has no directory, which would tell where its clusters begin"),
+        }
+    }
+
+    /// Whether the table has nothing after its last cluster, as it may if the number of clusters is wrong.
+    fn is_rest_of_table_empty(&self, volume: &Volume) -> Found<bool> {
+        const MOST: u64 = 1 << 20;
+        let bit = (self.clusters + 2) * if self.width == Fat12 { 12 } else { 16 };
+        let (start, shift) = (bit / 8, bit % 8);
+        if self.table_len - start > MOST {
+            return Ok(false);
+        }
+        let rest = volume.read(self.table + start, (self.table_len - start) as usize)?;
+        Ok(rest.iter().zip(std::iter::once(shift).chain(std::iter::repeat(0))).all(|(byte, shift)| byte >> shift == 0))
     }
 
     /// Calls `entry` with the number and the value of each cluster, the two reserved ones first.
@@ -184,7 +202,7 @@ impl FileSystem for Fat {
         if self.copy.is_none() {
             return kept("it has one table, whose damage does not show");
         }
-        self.check_numbers(volume)?;
+        let is_placed = self.check_numbers(volume)?;
         self.entries(volume, |number, value| match number {
             // The media type, and the flags of a clean file system without errors.
             0 if value < last - 8 => kept("the first entry of its table is not valid"),
@@ -195,6 +213,7 @@ impl FileSystem for Fat {
                 free.add(start..start + self.cluster_size);
                 Ok(())
             }
+            _ if !is_placed => kept("it has no directory, which would tell where its clusters begin"),
             _ if u64::from(value) < self.clusters + 2 && value != 1 || value >= bad => Ok(()),
             _ => kept(format!("the entry of cluster {number} is not valid")),
         })

@@ -7,6 +7,7 @@ mod btrfs;
 mod exfat;
 mod ext;
 mod fat;
+mod lvm;
 mod ntfs;
 mod swap;
 mod volume;
@@ -21,9 +22,11 @@ use volume::{Found, Kept};
 pub(super) use volume::{FreeRanges, Volume};
 pub(crate) use volumes::find;
 
-/// A volume of a disk: a partition, or all of a disk without a partition table, with what its file system says of itself.
+/// A volume of a disk: a partition, all of a disk without a partition table, or a logical volume of LVM, with what its file system says of
+/// itself.
 ///
-/// The properties are there for file systems that are known: ext2, ext3, ext4, XFS, btrfs, NTFS, exFAT, FAT, and swap space of Linux.
+/// The properties are there for file systems that are known: ext2, ext3, ext4, XFS, btrfs, NTFS, exFAT, FAT, and swap space of Linux. Those of
+/// a physical volume of LVM are of its extents, and its label is the name of the volume group.
 ///
 /// ```no_run
 /// use diskimage::Image;
@@ -39,10 +42,15 @@ pub(crate) use volumes::find;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuestVolume {
-    /// Number of the partition, as operating systems count; `None` for a whole disk.
+    /// Number of the partition, as operating systems count; `None` for a whole disk, and for a logical volume.
     pub partition: Option<u32>,
-    /// Guest offsets in bytes.
+    /// Names of the volume group and of the logical volume, as `vg/root`.
+    pub logical_volume: Option<Name>,
+    /// Guest offsets in bytes. Those of a logical volume, which can be in pieces, are from its first byte on the disk to its last one; empty
+    /// where that is not known.
     pub range: Range<u64>,
+    /// Length in bytes.
+    pub len: u64,
     /// What it holds, as far as that is known: `ext4`, `LVM`.
     pub content: Option<&'static str>,
     /// The label of the file system. Empty without one.
@@ -55,8 +63,31 @@ pub struct GuestVolume {
     pub free: Option<u64>,
     /// Bytes in [`range`](Self::range) that are certainly not in use; 0 if all is kept. A file system keeps a part of what is free for itself.
     pub unused: u64,
+    /// Bytes of [`unused`](Self::unused) that the image stores as data, which are read as zeros after
+    /// [`Image::drop_free_space`](crate::Image::drop_free_space). The others are holes of it already.
+    pub unused_stored: u64,
     /// Why all of it counts as used.
     pub kept: Option<Cow<'static, str>>,
+}
+
+impl GuestVolume {
+    /// A volume of which nothing is known.
+    fn new(range: Range<u64>) -> GuestVolume {
+        GuestVolume {
+            partition: None,
+            logical_volume: None,
+            len: range.end - range.start,
+            range,
+            content: None,
+            label: Name::default(),
+            uuid: None,
+            size: None,
+            free: None,
+            unused: 0,
+            unused_stored: 0,
+            kept: None,
+        }
+    }
 }
 
 /// What a disk does not use.
@@ -64,7 +95,7 @@ pub struct GuestVolume {
 pub(crate) struct FreeSpace {
     /// In ascending order, without overlaps.
     pub ranges: Vec<Range<u64>>,
-    /// In the order of the partition table.
+    /// In the order of the partition table; logical volumes after the partitions.
     pub volumes: Vec<GuestVolume>,
 }
 

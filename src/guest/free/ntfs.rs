@@ -72,7 +72,7 @@ impl Ntfs {
         let cluster_size = sector_size.saturating_mul(per_cluster);
         let record_size = match fields.u8(64)?.cast_signed() {
             log @ ..0 => 1_u64.checked_shl(u32::from(log.unsigned_abs())).unwrap_or_default(),
-            clusters => clusters.unsigned_abs() as u64 * cluster_size,
+            clusters => u64::from(clusters.unsigned_abs()).saturating_mul(cluster_size),
         };
         let sectors = fields.le64(40)?;
         let table = fields.le64(48)?;
@@ -83,7 +83,7 @@ impl Ntfs {
             && record_size.is_power_of_two()
             && (1024..=4096).contains(&record_size)
             && sectors.checked_mul(sector_size).is_some_and(|size| size <= volume.len())
-            && table < sectors;
+            && table.checked_mul(cluster_size).is_some_and(|at| at < volume.len());
         if !is_sound {
             return kept("the numbers in its boot sector are not valid");
         }

@@ -34,7 +34,7 @@ proptest! {
         }
         let (at, magic) = magics[kind];
         disk[at..at + magic.len()].copy_from_slice(magic);
-        let space = find(&MemFile::from(disk), &Limits::default()).unwrap();
+        let space = find(&MemFile::from(disk), &|_| 0, &Limits::default()).unwrap();
         prop_assert!(space.ranges.iter().all(|range| range.start < range.end && range.end <= 300 << 10));
     }
 }
@@ -57,9 +57,29 @@ fn of_more_ranges_than_are_kept_the_longest_stay() {
 fn a_disk_without_a_known_file_system_is_kept() {
     for disk in [vec![], vec![0; 512], vec![7; 8192]] {
         let len = disk.len() as u64;
-        let space = find(&MemFile::from(disk), &Limits::default()).unwrap();
+        let space = find(&MemFile::from(disk), &|_| 0, &Limits::default()).unwrap();
         assert!(space.ranges.is_empty() && space.at(0) == Err(u64::MAX));
         let [volume] = space.volumes.as_slice() else { panic!("{:?}", space.volumes) };
         assert_eq!((volume.range.clone(), volume.kept.as_deref()), (0..len, Some("no known file system")));
+    }
+}
+
+#[test]
+fn absurd_numbers_in_the_boot_sector_of_ntfs() {
+    let sector = |per_cluster: u8, record: u8, table: u64| {
+        let mut disk = vec![0; 64 << 10];
+        disk[3..11].copy_from_slice(b"NTFS    ");
+        // Sectors of 512 bytes, and 100 of them.
+        (disk[12], disk[13], disk[40], disk[64]) = (2, per_cluster, 100, record);
+        disk[48..56].copy_from_slice(&table.to_le_bytes());
+        disk
+    };
+    for (per_cluster, record, table) in
+        [(0xc1, 0x7f, 4), (0xc1, 0x80, 4), (1, 2, u64::MAX), (1, 2, u64::MAX >> 9), (1, 0x7f, 4), (0, 0, 4)]
+    {
+        let disk = MemFile::from(sector(per_cluster, record, table));
+        let space = find(&disk, &|_| 0, &Limits::default()).unwrap();
+        let reason = space.volumes[0].kept.as_deref().unwrap();
+        assert_eq!(reason, "the numbers in its boot sector are not valid", "{per_cluster:#x} {record:#x} {table:#x}");
     }
 }

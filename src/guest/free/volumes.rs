@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::lvm::{self, Mapped};
 use super::volume::{Fields, kept};
 use super::{Described, FILE_SYSTEMS, FileSystem, Found, FreeRanges, FreeSpace, GuestVolume, Kept, Volume};
 use crate::error::Result;
@@ -16,51 +17,133 @@ use zlib_rs::crc32::crc32;
 /// Ranges of a volume, and of all of them, that are kept in memory: 16 MiB. Of more, the shortest stay in use.
 const MOST_RANGES: u64 = 1 << 20;
 
-/// Examines the disk.
+/// Examines the disk. `stored` tells how many bytes of a guest range are stored as data.
 ///
 /// # Errors
 /// Errors of the storage where partition tables are. A volume that cannot be read is kept.
-pub(crate) fn find(disk: &dyn ReadAt, limits: &Limits) -> Result<FreeSpace> {
+pub(crate) fn find(disk: &dyn ReadAt, stored: &dyn Fn(Range<u64>) -> u64, limits: &Limits) -> Result<FreeSpace> {
     let len = table::length(disk)?;
     let most = (limits.metadata / size_of::<Range<u64>>() as u64).min(MOST_RANGES) as usize;
     let whole = Volume { disk, range: 0..len };
     let table = PartitionTable::read(disk)?;
     let is_file_system = content(disk, 0)?.is_some_and(|content| content.kind == ContentKind::FileSystem);
-    let mut space = FreeSpace::default();
-    let mut all = Vec::new();
-    let partitions = match &table {
+    let mut search = Search { disk, stored, most, free: FreeRanges::new(most), volumes: Vec::new(), parts: Vec::new() };
+    match &table {
         // The boot sector of a file system ends as a partition table does.
-        Some(table) if table.gpt_sector_size.is_some() || !is_file_system => &table.partitions[..],
-        _ => {
-            let (volume, ranges) = examine(&whole, None, most)?;
-            space.volumes.push(volume);
-            space.ranges = ranges;
-            return Ok(space);
+        Some(table) if table.gpt_sector_size.is_some() || !is_file_system => {
+            let doubt = table.gpt_sector_size.and_then(|sector_size| check_gpt(&whole, sector_size).err());
+            let partitions = || table.partitions.iter().filter(|partition| !partition.is_extended());
+            for partition in partitions() {
+                let mut others = partitions().filter(|other| other.number != partition.number);
+                let doubt = match others.any(|other| overlap(other, partition)) {
+                    true => Some(Kept("it overlaps another partition".into())),
+                    false => doubt.clone(),
+                };
+                search.partition(Some(partition.number), &partition.range, doubt);
+            }
         }
-    };
-    let sector_size = table.as_ref().and_then(|table| table.gpt_sector_size);
-    let doubt = sector_size.and_then(|sector_size| check_gpt(&whole, sector_size).err());
-    for partition in partitions.iter().filter(|partition| !partition.is_extended()) {
-        let volume = Volume { disk, range: partition.range.clone() };
-        let (mut found, ranges) = examine(&volume, Some(partition.number), most)?;
-        let others = || partitions.iter().filter(|other| other.number != partition.number && !other.is_extended());
-        let reason = match others().any(|other| overlap(other, partition)) {
-            true => Some(Kept("it overlaps another partition".into())),
-            false => doubt.clone(),
-        };
-        if let Some(Kept(reason)) = reason {
-            (found.kept, found.unused) = (Some(reason), 0);
-        } else {
-            all.extend(ranges);
-        }
-        space.volumes.push(found);
+        _ => search.partition(None, &whole.range, None),
     }
-    // Each volume alone has no more than these; of all together, the longest.
-    all.sort_unstable_by_key(|range| range.start);
-    let mut free = FreeRanges::new(most);
-    all.into_iter().for_each(|range| free.add(range));
-    space.ranges = free.into_ranges();
-    Ok(space)
+    search.logical_volumes();
+    Ok(search.finish())
+}
+
+/// What is found on a disk.
+struct Search<'a> {
+    disk: &'a dyn ReadAt,
+    stored: &'a dyn Fn(Range<u64>) -> u64,
+    /// Ranges that are kept in memory of a volume, and of all of them.
+    most: usize,
+    free: FreeRanges,
+    volumes: Vec<GuestVolume>,
+    /// Physical volumes of LVM, and the index of each in `volumes`.
+    parts: Vec<(usize, lvm::Part)>,
+}
+
+/// How many bytes of a volume are not in use, and the guest ranges.
+type Unused = (u64, Vec<Range<u64>>);
+
+impl Search<'_> {
+    /// Examines a partition, or the whole disk, which is kept if there is a doubt.
+    fn partition(&mut self, number: Option<u32>, range: &Range<u64>, doubt: Option<Kept>) {
+        let volume = Volume { disk: self.disk, range: range.clone() };
+        let mut found = GuestVolume { partition: number, ..GuestVolume::new(range.clone()) };
+        let unused = match physical_volume(&volume) {
+            Ok(Some(physical)) => {
+                found.content = Some("LVM");
+                found.uuid = Some(physical.id.clone());
+                self.parts.push((self.volumes.len(), lvm::Part { range: range.clone(), physical, doubt }));
+                return self.volumes.push(found);
+            }
+            Ok(None) => examine(&volume, self.most, &mut found),
+            Err(reason) => {
+                found.content = content(self.disk, range.start).ok().flatten().map(|content| content.name);
+                Err(reason)
+            }
+        };
+        let unused = doubt.map_or(unused, Err).map(|free| {
+            let on_disk = |free: Range<u64>| range.start + free.start..range.start + free.end;
+            (free.total(), free.into_ranges().into_iter().map(on_disk).collect())
+        });
+        let found = self.with_unused(found, unused);
+        self.volumes.push(found);
+    }
+
+    /// Examines the volume groups that the physical volumes make up.
+    fn logical_volumes(&mut self) {
+        let (indices, parts): (Vec<_>, Vec<_>) = std::mem::take(&mut self.parts).into_iter().unzip();
+        let lvm = lvm::examine(&parts);
+        for (index, part) in indices.into_iter().zip(lvm.parts) {
+            let Some(found) = self.volumes.get(index) else { continue };
+            let mut found = found.clone();
+            if let Some((group, size, free)) = part.group {
+                found.label = Name::from(group);
+                (found.size, found.free) = (Some(size), Some(free));
+            }
+            let unused = part.free.map(|ranges| (ranges.iter().map(|range| range.end - range.start).sum(), ranges));
+            let found = self.with_unused(found, unused);
+            self.volumes.iter_mut().skip(index).take(1).for_each(|volume| *volume = found.clone());
+        }
+        for volume in lvm.volumes {
+            let pieces = Mapped::new(self.disk, volume.pieces.iter().flatten().cloned());
+            let mut found = GuestVolume {
+                logical_volume: Some(Name::from(volume.name)),
+                len: volume.len,
+                ..GuestVolume::new(pieces.hull())
+            };
+            let unused = volume.pieces.and_then(|_| {
+                let free = examine(&Volume { disk: &pieces, range: 0..volume.len }, self.most, &mut found)?;
+                let (total, mut on_disk) = (free.total(), FreeRanges::new(self.most));
+                let ranges = free.into_ranges();
+                ranges.into_iter().flat_map(|range| pieces.on_disk(range)).for_each(|range| on_disk.add(range));
+                Ok((total, on_disk.into_ranges()))
+            });
+            let found = self.with_unused(found, unused);
+            self.volumes.push(found);
+        }
+    }
+
+    /// The volume with what is not in use, which is recorded.
+    fn with_unused(&mut self, mut found: GuestVolume, unused: Found<Unused>) -> GuestVolume {
+        match unused {
+            Ok((total, ranges)) => {
+                found.unused = total;
+                found.free = found.free.or(Some(total));
+                for range in ranges {
+                    found.unused_stored += (self.stored)(range.clone());
+                    self.free.add(range);
+                }
+            }
+            Err(Kept(reason)) => found.kept = Some(reason),
+        }
+        found
+    }
+
+    fn finish(self) -> FreeSpace {
+        let mut free = FreeRanges::new(self.most);
+        self.free.into_ranges().into_iter().for_each(|range| free.add(range));
+        FreeSpace { ranges: free.into_ranges(), volumes: self.volumes }
+    }
 }
 
 /// Checks that a GPT has its checksums (UEFI specification 2.10, section 5.3.2), and that the MBR has no partition but that which protects it.
@@ -94,42 +177,32 @@ fn overlap(one: &Partition, other: &Partition) -> bool {
     one.range.start < other.range.end && other.range.start < one.range.end
 }
 
-/// Describes a volume, and returns it with what is free, in guest offsets.
-fn examine(volume: &Volume, partition: Option<u32>, most: usize) -> Result<(GuestVolume, Vec<Range<u64>>)> {
-    let content = content(volume.disk, volume.range.start)?.map(|content| content.name);
-    let mut found = GuestVolume {
-        partition,
-        range: volume.range.clone(),
-        content,
-        label: Name::default(),
-        uuid: None,
-        size: None,
-        free: None,
-        unused: 0,
-        kept: None,
-    };
-    let mut free = FreeRanges::new(most);
-    let result = open(volume).and_then(|system| {
-        let Described { name, label, uuid, size, free: stated } = system.describe();
-        found.content = Some(name);
-        found.label = Name::from(label.split(|byte| *byte == 0).next().unwrap_or_default().trim_ascii_end());
-        (found.uuid, found.size, found.free) = (uuid, Some(size), stated);
+/// Opens the physical volume of LVM, unless the volume is something else as well.
+fn physical_volume(volume: &Volume) -> Found<Option<lvm::Physical>> {
+    let physical = lvm::open(volume)?;
+    if physical.is_some() {
         check_raid(volume)?;
-        system.free(volume, &mut free)
-    });
-    match result {
-        Ok(()) => {
-            found.unused = free.total();
-            found.free = found.free.or(Some(free.total()));
-            let start = volume.range.start;
-            let ranges = free.into_ranges().into_iter().map(|range| start + range.start..start + range.end);
-            Ok((found, ranges.collect()))
-        }
-        Err(Kept(reason)) => {
-            found.kept = Some(reason);
-            Ok((found, Vec::new()))
+        for open in FILE_SYSTEMS {
+            if open(volume)?.is_some() {
+                return kept("it has the signatures of LVM and of a file system");
+            }
         }
     }
+    Ok(physical)
+}
+
+/// Describes a volume, and returns what its file system does not use, in offsets from its start.
+fn examine(volume: &Volume, most: usize, found: &mut GuestVolume) -> Found<FreeRanges> {
+    found.content = content(volume.disk, volume.range.start).ok().flatten().map(|content| content.name);
+    let system = open(volume)?;
+    let Described { name, label, uuid, size, free: stated } = system.describe();
+    found.content = Some(name);
+    found.label = Name::from(label.split(|byte| *byte == 0).next().unwrap_or_default().trim_ascii_end());
+    (found.uuid, found.size, found.free) = (uuid, Some(size), stated);
+    check_raid(volume)?;
+    let mut free = FreeRanges::new(most);
+    system.free(volume, &mut free)?;
+    Ok(free)
 }
 
 /// The only file system that the volume has the signature of.
