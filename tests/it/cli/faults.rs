@@ -33,10 +33,12 @@ const NEW: &[&[&str]] = &[
     &["convert", "-O", "luks", "-o", "iter-time=10", "--secret-file", "secret", "source.qcow2", "target"],
     &["convert", "-O", "ova", "source.qcow2", "target"],
     &["convert", "-O", "gcp", "source.qcow2", "target"],
+    &["convert", "-O", "ovf", "source.qcow2", "target"],
+    &["sparsify", "-O", "qcow2", "source.qcow2", "target"],
     &["create", "-f", "qcow2", "-o", "preallocation=full", "target", "1M"],
 ];
 
-/// Commands that change the image `image`, whose base is `base.raw`, in place, and whether its content remains the same.
+/// Commands that change the image `image`, whose base is `base.raw`, in place, and whether its content remains that of `changed.raw`.
 const IN_PLACE: &[(&[&str], bool)] = &[
     (&["resize", "--references", "beside", "image", "3M"], false),
     (&["resize", "--references", "beside", "--preallocation", "full", "image", "3M"], false),
@@ -45,6 +47,7 @@ const IN_PLACE: &[(&[&str], bool)] = &[
     (&["amend", "--references", "beside", "-o", "refcount_bits=64", "image"], true),
     (&["bitmap", "--references", "beside", "--add", "image", "marks"], true),
     (&["check", "-r", "all", "image"], true),
+    (&["commit", "--references", "beside", "image"], true),
     (&["convert", "-n", "--references", "beside", "source.qcow2", "image"], false),
 ];
 
@@ -119,7 +122,9 @@ fn what_is_written_anew_is_old_or_new() {
                     assert_eq!(output.status.code(), Some(1), "{}", context());
                     assert!(all(dir.path()) == expected, "{}: {:?}", context(), dir.names());
                 }
-                made.iter().for_each(|name| _ = fs::remove_file(dir.join(name)));
+                for path in made.iter().map(|name| dir.join(name)) {
+                    _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+                }
                 assert!(all(dir.path()) == before, "{}", context());
             }
         }
@@ -131,13 +136,15 @@ fn what_is_written_anew_is_old_or_new() {
 fn what_is_changed_in_place_has_leaks_at_most() {
     let dir = TempDir::new();
     source(&dir);
-    dir.file("base.raw", &Pattern::Dense.make(1 << 20));
-    let create = ["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-B", "base.raw", "-F", "raw", "image"];
+    let base = Pattern::Dense.make(1 << 20);
+    let mut changed = base.clone();
+    changed[300_000..500_000].fill(b'c');
+    dir.file("changed.raw", &changed);
+    let create = "convert -q -f raw -O qcow2 -o cluster_size=4k -B base.raw -F raw changed.raw image";
     for (args, keeps_content) in IN_PLACE {
         let make = || {
-            fs::remove_file(dir.join("image")).unwrap_or_default();
-            let done = imgconv(&dir, &create);
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            dir.file("base.raw", &base);
+            succeed(&dir, &create.split(' ').collect::<Vec<_>>());
         };
         make();
         let start = fs::metadata(dir.join("image")).unwrap().len() as usize;
@@ -154,10 +161,14 @@ fn what_is_changed_in_place_has_leaks_at_most() {
             let text = String::from_utf8_lossy(&checked.stderr);
             assert!(matches!(checked.status.code(), Some(0 | 3)), "{context}: {} {text}", checked.status);
             if *keeps_content {
-                let compare = ["compare", "-q", "--references", "beside", "-f", "raw", "base.raw", "image"];
+                let compare = ["compare", "-q", "--references", "beside", "-f", "raw", "changed.raw", "image"];
                 assert!(imgconv(&dir, &compare).status.success(), "{context}: other content");
             }
-            assert_eq!(dir.names(), ["base.raw", "image", "secret", "source.qcow2", "source.raw"], "{context}");
+            assert_eq!(
+                dir.names(),
+                ["base.raw", "changed.raw", "image", "secret", "source.qcow2", "source.raw"],
+                "{context}"
+            );
         }
     }
 }
