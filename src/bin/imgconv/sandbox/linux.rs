@@ -137,14 +137,16 @@ const SOCKETS: &[libc::c_long] =
     &[libc::SYS_socket, libc::SYS_socketpair, libc::SYS_connect, libc::SYS_bind, libc::SYS_listen];
 
 fn restrict_calls(network: bool) -> Result<(), seccompiler::Error> {
-    /// The bit of a number that calls the x32 variant (syscall(2)).
+    /// The bit of a number that makes the same call from a program of x32, and the numbers of those calls that are its own (syscall(2)).
     const X32: libc::c_long = 0x4000_0000;
+    const OF_X32: std::ops::RangeInclusive<libc::c_long> = 512..=547;
     let sockets = SOCKETS.iter().filter(|_| !network);
-    let calls = FORBIDDEN.iter().chain(sockets).flat_map(|&call| match ARCH {
-        "x86_64" => vec![call, call | X32],
-        _ => vec![call],
-    });
-    let forbidden: BTreeMap<_, _> = calls.map(|call| (call, Vec::new())).collect();
+    let mut calls: Vec<_> = FORBIDDEN.iter().chain(sockets).copied().collect();
+    if ARCH == "x86_64" {
+        let of_x32 = calls.iter().copied().chain(OF_X32).map(|call| call | X32);
+        calls.extend(of_x32.collect::<Vec<_>>());
+    }
+    let forbidden: BTreeMap<_, _> = calls.into_iter().map(|call| (call, Vec::new())).collect();
     let refusal = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(forbidden, SeccompAction::Allow, refusal, TargetArch::try_from(ARCH)?)?;
     apply_filter(&BpfProgram::try_from(filter)?)
