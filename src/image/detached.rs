@@ -66,7 +66,7 @@ impl OpenOptions {
             None => return Ok(None),
             Some(HeaderLocation::Source(source)) => (source.clone(), None),
             Some(HeaderLocation::Path(path)) => {
-                let opened = self.open_locked(path, true);
+                let opened = self.open_locked(path);
                 let file = opened.map_err(cannot_open("opening the header")).map_err(|e| e.in_file(path))?;
                 (Arc::new(file), Some(path.clone()))
             }

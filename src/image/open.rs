@@ -11,7 +11,7 @@ use super::detached::HeaderFile;
 use super::peel::{OnePass, PeeledStream};
 use super::peel::{Peeled, decompressed, head_of};
 use super::references::{Found, refusal};
-use super::{Image, Layer, OpenOptions, SizedFile, SourceFile};
+use super::{Image, Layer, OpenOptions, ReferencePolicy, SizedFile, SourceFile};
 use crate::driver::{CheckReport, FileOpener, OpenContext, Probe, SparseRead};
 #[cfg(feature = "compressed")]
 use crate::error::ErrorKind;
@@ -20,7 +20,7 @@ use crate::format::Format;
 use crate::format::shared::table;
 use crate::guest;
 use crate::info::{CompressionLayer, FileReference};
-use crate::io::{FileSource, ReadAt};
+use crate::io::{FileDirectory, FileSource, ReadAt};
 use crate::limits::Budget;
 #[cfg(feature = "packages")]
 use crate::package::Kind;
@@ -312,7 +312,7 @@ impl OpenOptions {
             let field = "backing chain length".into();
             return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
         }
-        let Found { path, source, reference } = match &self.backing_file {
+        let Found { path, source, reference, directory } = match &self.backing_file {
             Some((path, format)) if layer == 1 => self.open_chosen_backing(reference, path, *format)?,
             _ => self.open_reference(image, reference)?,
         };
@@ -324,20 +324,36 @@ impl OpenOptions {
         };
         let (format, source, named_by) = opened().map_err(|e: Error| e.in_file(&path))?;
         let opened = Opened::new(Some(path), source, format)?;
-        Ok(Opened { named_by, ..opened })
+        Ok(Opened { named_by, directory, ..opened })
     }
 
     /// Opens the file at a path that the caller names, to which the reference policy does not apply.
     fn open_top(&self, path: &Path) -> Result<Arc<SizedFile>> {
-        let open = || SizedFile::new(Arc::new(self.open_locked(path, true).map_err(cannot_open("opening"))?));
+        let open = || SizedFile::new(Arc::new(self.open_locked(path).map_err(cannot_open("opening"))?));
         open().map(Arc::new).map_err(|e| e.in_file(path))
     }
 
-    /// Opens and locks a file.
-    pub(super) fn open_locked(&self, path: &Path, follow: bool) -> io::Result<FileSource> {
-        let file = if follow { FileSource::open(path) } else { FileSource::open_nofollow(path) }?;
+    /// Opens and locks a file, following symbolic links.
+    pub(super) fn open_locked(&self, path: &Path) -> io::Result<FileSource> {
+        self.locked(FileSource::open(path)?)
+    }
+
+    /// Locks an open file.
+    pub(super) fn locked(&self, file: FileSource) -> io::Result<FileSource> {
         self.lock(&file)?;
         Ok(file.with_cache(self.cache))
+    }
+
+    /// The directory of a file that the caller names, if referenced files are opened there only.
+    pub(super) fn directory_of(&self, path: Option<&Path>, file: &SizedFile) -> Result<Option<Arc<FileDirectory>>> {
+        match path {
+            Some(path) if self.policy == ReferencePolicy::Beside && self.resolver.is_none() => {
+                let identity = file.identity().map_err(Error::io("reading the file identity", None))?;
+                let directory = FileDirectory::of_file(path, identity);
+                Ok(Some(Arc::new(directory.map_err(Error::io("opening the directory", None))?)))
+            }
+            _ => Ok(None),
+        }
     }
 
     pub(super) fn lock(&self, file: &FileSource) -> io::Result<()> {
@@ -346,7 +362,8 @@ impl OpenOptions {
 
     /// Detects the format, unless it is stated, of a file that is not in a package.
     pub(super) fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
-        self.opened_at(file.clone(), path.map(Path::to_owned), purpose, 0)
+        self.directory_of(path, &file)
+            .and_then(|directory| self.opened_at(file.clone(), path.map(Path::to_owned), directory, purpose, 0))
             .map_err(|e| e.in_file_at(path.or_else(|| file.name())))
     }
 
@@ -360,6 +377,7 @@ impl OpenOptions {
         &self,
         file: Arc<SizedFile>,
         path: Option<PathBuf>,
+        directory: Option<Arc<FileDirectory>>,
         purpose: Purpose,
         _depth: usize,
     ) -> Result<Opened> {
@@ -367,7 +385,8 @@ impl OpenOptions {
         let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
-            return self.open_member(source, contents, path, purpose, _depth);
+            let package = Opened::new(path, source, super::package::descriptor_format())?;
+            return self.open_member(contents, Opened { directory, ..package }, purpose, _depth);
         }
         let header = self.open_header()?;
         let format = match (self.format, &header) {
@@ -382,7 +401,7 @@ impl OpenOptions {
             },
         };
         self.check_has_headers(format)?;
-        Ok(Opened { layers, file_len, header, ..Opened::new(path, source, format)? })
+        Ok(Opened { layers, file_len, header, directory, ..Opened::new(path, source, format)? })
     }
 
     fn is_ramdisk(&self, file: &SizedFile) -> Result<bool> {
@@ -437,6 +456,8 @@ pub(super) struct Opened {
     pub layers: Vec<CompressionLayer>,
     /// Length of the file as it is stored.
     pub file_len: u64,
+    /// Where referenced files are opened, if that is in one directory only.
+    pub directory: Option<Arc<FileDirectory>>,
     /// The header, if it is in a file of its own.
     pub header: Option<HeaderFile>,
     /// The package that it is the disk of.
@@ -455,6 +476,7 @@ impl Opened {
             named_by: None,
             layers: Vec::new(),
             file_len,
+            directory: None,
             header: None,
             #[cfg(feature = "packages")]
             origin: None,

@@ -23,6 +23,11 @@ const MAX_DEPTH: usize = 3;
 static OVF: FormatDriver =
     FormatDriver::new("ovf", |_| false, |_, _| Err(Error::unsupported("ovf", "opening it as an image")));
 
+/// The format of a package whose disks are opened.
+pub(super) fn descriptor_format() -> Format {
+    Format::from_driver(&OVF)
+}
+
 /// What is known of an image that is the disk of a package.
 #[derive(Default)]
 pub(crate) struct Origin {
@@ -131,18 +136,16 @@ impl OpenOptions {
         Ok(Some(contents))
     }
 
-    /// Opens the selected disk.
+    /// Opens the selected disk of `package`.
     pub(super) fn open_member(
         &self,
-        source: Arc<SizedFile>,
         contents: Contents,
-        path: Option<PathBuf>,
+        package: Opened,
         purpose: Purpose,
         depth: usize,
     ) -> Result<Opened> {
         let index = contents.select(self.member.as_deref().filter(|_| depth == 0))?;
         let is_inside = contents.description.kind != OVF.name;
-        let package = Opened::new(path.clone(), source, Format::from_driver(&OVF))?;
         let found = std::cell::RefCell::new(None);
         let open = |reference: &FileReference| {
             let file = self.open_reference(&package, reference)?;
@@ -155,13 +158,13 @@ impl OpenOptions {
         warnings.extend(contents.description.warnings.iter().cloned());
         let name = contents.description.disks.get(index).map(|disk| disk.name.clone()).unwrap_or_default();
         // For messages, the member of an archive is a file in a directory of its name.
-        let member_path = match (is_inside, path) {
-            (true, Some(path)) => name.as_path().map(|name| path.join(name)),
-            (true, None) => name.as_path().map(Path::to_owned),
-            (false, _) => found.into_inner(),
+        let (member_path, directory) = match (is_inside, package.path()) {
+            (true, Some(path)) => (name.as_path().map(|name| path.join(name)), None),
+            (true, None) => (name.as_path().map(Path::to_owned), None),
+            (false, _) => (found.into_inner(), package.directory.clone()),
         };
         let opened = SizedFile::new(file)
-            .and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), purpose, depth + 1));
+            .and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), directory, purpose, depth + 1));
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;

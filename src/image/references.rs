@@ -1,17 +1,18 @@
 //! Referenced files: the caller's policy, and finding the files.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use super::open::{Opened, cannot_open};
-use super::{OpenOptions, qemu_name};
+use super::{OpenOptions, SizedFile, qemu_name};
 use crate::driver::OpenContext;
 use crate::error::{Error, ReferenceProblem, Result};
 use crate::format::Format;
 use crate::info::{FileReference, ImageInfo};
-use crate::io::{FileSource, ReadAt};
+use crate::io::{FileDirectory, FileSource, NotOpened, ReadAt};
 use crate::limits::Budget;
 use crate::name::Name;
 
@@ -33,7 +34,8 @@ pub enum ReferencePolicy {
     /// None. An image with a required reference is refused.
     #[default]
     Deny,
-    /// Files in the directory of the referencing image, except symbolic links.
+    /// Regular files in the directory of the referencing image. Symbolic links are not followed, and the directory is the one that the image
+    /// was opened in, even if its path comes to mean another one meanwhile.
     Beside,
     /// All files.
     Any,
@@ -68,6 +70,8 @@ pub(super) struct Found {
     pub source: Arc<dyn ReadAt>,
     /// The reference, with a plain file name.
     pub reference: FileReference,
+    /// The directory in which it was opened, if the policy allows no other.
+    pub directory: Option<Arc<FileDirectory>>,
 }
 
 /// A file with the path it was found by.
@@ -81,7 +85,7 @@ impl OpenOptions {
             let found = origin.find(reference).map_err(|problem| refusal(image.format, reference, problem));
             let (source, name) = (found?, reference.name.as_path().unwrap_or(Path::new("")));
             let path = image.path().and_then(Path::parent).unwrap_or(Path::new("")).join(name);
-            return Ok(Found { path, source, reference: reference.clone() });
+            return Ok(Found { path, source, reference: reference.clone(), directory: None });
         }
         if image.path.is_none() && self.resolver.is_none() {
             return Err(refusal(image.format, reference, ReferenceProblem::NoPlace));
@@ -91,7 +95,7 @@ impl OpenOptions {
         }
         let reference = qemu_name::resolve(reference).map_err(|problem| refusal(image.format, reference, problem))?;
         let (path, source) = self.find(image, &reference)?;
-        Ok(Found { path, source, reference })
+        Ok(Found { path, source, reference, directory: image.directory.clone() })
     }
 
     /// Opens the backing file at `path` in place of the referenced one.
@@ -101,11 +105,13 @@ impl OpenOptions {
         path: &Path,
         format: Option<Format>,
     ) -> Result<Found> {
-        let file = self.open_locked(path, true);
+        let file = self.open_locked(path);
         let file = file.map_err(|e| cannot_open("opening the backing file")(e).in_file(path))?;
         let format = format.map(|format| Name::from(format.name())).or_else(|| reference.format.clone());
         let reference = FileReference { name: path.into(), format, ..reference.clone() };
-        Ok(Found { path: path.to_owned(), source: Arc::new(file), reference })
+        let source = Arc::new(SizedFile::new(Arc::new(file)).map_err(|e| e.in_file(path))?);
+        let directory = self.directory_of(Some(path), &source).map_err(|e| e.in_file(path))?;
+        Ok(Found { path: path.to_owned(), source, reference, directory })
     }
 
     /// Checks that the top image has a backing file, if the caller names one.
@@ -155,9 +161,9 @@ impl OpenOptions {
         extension: &str,
     ) -> Result<Opening> {
         let here = image_path.with_file_name("");
-        let mut candidates = files_with_extension(&here, extension)?;
+        let mut candidates = files_with_extension(&here, image.directory.as_deref(), extension)?;
         if self.policy == ReferencePolicy::Any {
-            candidates.extend(files_with_extension(&here.join(".."), extension).unwrap_or_default());
+            candidates.extend(files_with_extension(&here.join(".."), None, extension).unwrap_or_default());
         }
         let identity = reference.identity();
         let mut found: Option<(PathBuf, Arc<FileSource>)> = None;
@@ -181,7 +187,11 @@ impl OpenOptions {
 
     /// Opens the file at `path` if it has an identity of the reference. A file that cannot be read is skipped.
     fn with_identity(&self, image: &Opened, reference: &FileReference, path: &Path) -> Option<Arc<FileSource>> {
-        let source = Arc::new(FileSource::open_nofollow(path).ok()?);
+        let source = match &image.directory {
+            Some(directory) => directory.open_source(path.file_name()?).ok()?,
+            None => FileSource::open_nofollow(path).ok()?,
+        };
+        let source = Arc::new(source);
         if source.identity().ok()?.is_some_and(|own| image.source.identity().is_ok_and(|other| other == Some(own))) {
             return None;
         }
@@ -203,20 +213,31 @@ impl OpenOptions {
             return refuse(ReferenceProblem::NotBeside);
         }
         if case == Case::Ignored && self.resolver.is_none() {
-            path = in_other_case(&path).unwrap_or(path);
+            path = in_other_case(&path, image.directory.as_deref()).unwrap_or(path);
         }
-        let source: io::Result<Arc<dyn ReadAt>> = match (&self.resolver, self.policy) {
-            (Some(resolve), _) => resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }),
-            (None, policy) => self.open_locked(&path, policy == ReferencePolicy::Any).map(|file| Arc::new(file) as _),
+        let source: Result<Arc<dyn ReadAt>, NotOpened> = match (&self.resolver, self.policy) {
+            (Some(resolve), _) => {
+                resolve(&ResolveRequest { reference, name, path: &path, image: image.path() }).map_err(NotOpened::Io)
+            }
+            (None, ReferencePolicy::Any) => {
+                self.open_locked(&path).map(|file| Arc::new(file) as _).map_err(NotOpened::Io)
+            }
+            (None, _) => match (&image.directory, path.file_name()) {
+                (Some(directory), Some(name)) => self.open_in(directory, name),
+                _ => return refuse(ReferenceProblem::NoPlace),
+            },
         };
         match source {
             Ok(source) => Ok((path, source)),
-            Err(_) if self.resolver.is_none() && self.policy == ReferencePolicy::Beside && is_link(&path) => {
-                refuse(ReferenceProblem::Link)
-            }
-            Err(e) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
-            Err(e) => Err(cannot_open(format!("opening the {}", reference.role))(e).in_file(&path)),
+            Err(NotOpened::Link) => refuse(ReferenceProblem::Link),
+            Err(NotOpened::NotRegular) => refuse(ReferenceProblem::NotRegular),
+            Err(NotOpened::Io(e)) if e.kind() == io::ErrorKind::InvalidInput => refuse(ReferenceProblem::NotRegular),
+            Err(NotOpened::Io(e)) => Err(cannot_open(format!("opening the {}", reference.role))(e).in_file(&path)),
         }
+    }
+
+    fn open_in(&self, directory: &FileDirectory, name: &OsStr) -> Result<Arc<dyn ReadAt>, NotOpened> {
+        Ok(Arc::new(self.locked(directory.open_source(name)?)?))
     }
 
     /// Checks that a backing file is the one that its overlay was created with.
@@ -263,39 +284,38 @@ enum Case {
     Ignored,
 }
 
-/// The path of the only file in the directory of `path` whose name differs in case at most.
-fn in_other_case(path: &Path) -> Option<PathBuf> {
+/// The path of the only file in the directory of `path` whose name differs in case at most. `directory` is that directory, if it is open.
+fn in_other_case(path: &Path, directory: Option<&FileDirectory>) -> Option<PathBuf> {
     let wanted = path.file_name()?.to_str()?.to_lowercase();
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let names = fs::read_dir(directory).ok()?.filter_map(|entry| Some(entry.ok()?.file_name()));
-    let mut names = names.filter(|name| name.to_str().is_some_and(|name| name.to_lowercase() == wanted));
+    let names = names_in(&path.with_file_name(""), directory).ok()?;
+    let mut names = names.iter().filter(|name| name.to_str().is_some_and(|name| name.to_lowercase() == wanted));
     let name = names.next().filter(|_| names.next().is_none())?;
     Some(path.with_file_name(name))
 }
 
-fn is_link(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink())
+/// The names in the directory at `path`, or in `directory`, which is the same one as it was opened.
+fn names_in(path: &Path, directory: Option<&FileDirectory>) -> io::Result<Vec<OsString>> {
+    match directory {
+        Some(directory) => directory.names(),
+        None => fs::read_dir(or_current(path))?.map(|entry| Ok(entry?.file_name())).collect(),
+    }
 }
 
-/// Lists the regular files with `extension` in a directory, sorted by name, without symbolic links; at most 1000, since each
-/// one is opened.
-fn files_with_extension(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
+fn or_current(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() { Path::new(".") } else { path }
+}
+
+/// Lists what has `extension` in a directory, sorted by name; at most 1000, since each file is opened. See [`names_in`].
+fn files_with_extension(path: &Path, directory: Option<&FileDirectory>, extension: &str) -> Result<Vec<PathBuf>> {
     const MOST: usize = 1000;
-    let real = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    let list = || -> io::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for entry in fs::read_dir(real)? {
-            let entry = entry?;
-            let path = directory.join(entry.file_name());
-            if path.extension().is_some_and(|own| own.eq_ignore_ascii_case(extension)) && entry.file_type()?.is_file() {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        paths.truncate(MOST);
-        Ok(paths)
-    };
-    list().map_err(|e| Error::io("listing the directory", None)(e).in_file(real))
+    let names = names_in(path, directory);
+    let names = names.map_err(|e| Error::io("listing the directory", None)(e).in_file(or_current(path)))?;
+    let files = names.iter().map(|name| path.join(name));
+    let has_extension = |path: &PathBuf| path.extension().is_some_and(|own| own.eq_ignore_ascii_case(extension));
+    let mut files: Vec<_> = files.filter(has_extension).collect();
+    files.sort();
+    files.truncate(MOST);
+    Ok(files)
 }
 
 /// Whether `name` is a file in `directory` by its text alone. Without a directory, only a plain file name is.

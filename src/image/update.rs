@@ -52,7 +52,8 @@ impl OpenOptions {
         if self.detached_header.is_some() {
             return Err(Error::unsupported(format.name(), "writing with a detached header"));
         }
-        let top = Opened::new(path.map(Path::to_owned), source, format)?;
+        let directory = self.directory_of(path, &source)?;
+        let top = Opened { directory, ..Opened::new(path.map(Path::to_owned), source, format)? };
         self.open_chain_by(top, Some(&|top, cx| self.open_top_layer(top, cx, storage.clone(), open)))
     }
 
@@ -65,7 +66,8 @@ impl OpenOptions {
     ) -> Result<RepairReport> {
         let source = Arc::new(SizedFile::new(storage.clone())?);
         let format = self.format.map_or_else(|| self.detect(&source, path), Ok)?;
-        let top = Opened::new(path.map(Path::to_owned), source, format)?;
+        let directory = self.directory_of(path, &source)?;
+        let top = Opened { directory, ..Opened::new(path.map(Path::to_owned), source, format)? };
         let budget = Budget::new(self.limits.metadata);
         let data_file = |reference: &FileReference| self.open_data_storage(&top, reference);
         let cx = self.context(&budget, 0, &|_| Ok(None));
@@ -92,7 +94,7 @@ impl OpenOptions {
 
     /// Opens a data file for writing: the one that the reference policy lets be opened for reading.
     fn open_data_storage(&self, image: &Opened, reference: &FileReference) -> Result<Arc<dyn Storage>> {
-        let Found { path, source, reference } = self.open_reference(image, reference)?;
+        let Found { path, source, reference, directory } = self.open_reference(image, reference)?;
         if let Some(resolve) = &self.storage_resolver {
             let request =
                 ResolveRequest { reference: &reference, name: &reference.name, path: &path, image: image.path() };
@@ -105,7 +107,11 @@ impl OpenOptions {
             return Err(Error::unsupported(image.format.name(), "writing to a data file that is not at a path"));
         }
         let open = || {
-            let file = FileStorage::open(&path).map_err(Error::io("opening", None))?;
+            let file = match (&directory, path.file_name()) {
+                (Some(directory), Some(name)) => directory.open_storage(name, &path).map_err(Into::into),
+                _ => FileStorage::open(&path),
+            };
+            let file = file.map_err(Error::io("opening", None))?;
             if file.identity().map_err(Error::io("reading the file identity", None))? != identity {
                 return Err(Error::Usage("the file was replaced meanwhile".into()));
             }

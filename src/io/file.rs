@@ -1,5 +1,6 @@
 //! Files and block devices of the operating system.
 
+mod directory;
 mod source;
 mod storage;
 mod target;
@@ -11,6 +12,7 @@ use std::io;
 use std::path::Path;
 
 use super::sys::{self, FileAccess, FileKind};
+pub(crate) use directory::{FileDirectory, NotOpened};
 pub use source::FileSource;
 pub use storage::FileStorage;
 pub use target::FileTarget;

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 pub use cache::CacheMode;
 pub use directory::{MemDirectory, TargetDirectory};
-pub(crate) use file::FileStatus;
+pub(crate) use file::{FileDirectory, FileStatus, NotOpened};
 pub use file::{FileIdentity, FileSource, FileStorage, FileTarget};
 pub(crate) use lock::{WriteLock, is_in_use};
 pub use mem::MemFile;

@@ -2,6 +2,7 @@
 
 mod changes;
 mod content;
+mod faults;
 mod guest;
 mod in_place;
 mod inspect;
@@ -9,6 +10,7 @@ mod luks;
 mod manual;
 mod preset;
 mod progress;
+mod sandbox;
 mod vmdk;
 
 use std::ffi::OsStr;

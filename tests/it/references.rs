@@ -243,3 +243,90 @@ fn sources_without_a_path_have_no_referenced_files() {
     let result = OpenOptions::new().reference_policy(ReferencePolicy::Any).open_source(file);
     assert_eq!(problem(result), ReferenceProblem::NoPlace);
 }
+
+/// The same file by another name: a hard link, a symbolic link, a mount.
+#[test]
+fn loops_over_mixed_names() {
+    let dir = TempDir::new();
+    let image = overlay(&dir, "image.qcow2", "hard.qcow2", "qcow2");
+    fs::hard_link(&image, dir.join("hard.qcow2")).unwrap();
+    for references in [ReferencePolicy::Beside, ReferencePolicy::Any] {
+        assert_eq!(refusal(&image, references), ReferenceProblem::Loop);
+    }
+    let image = overlay(&dir, "one.qcow2", "link.qcow2", "qcow2");
+    symlink("two.qcow2", dir.join("link.qcow2")).unwrap();
+    overlay(&dir, "two.qcow2", "up/one.qcow2", "qcow2");
+    symlink(".", dir.join("up")).unwrap();
+    assert_eq!(refusal(&image, ReferencePolicy::Beside), ReferenceProblem::Link);
+    assert_eq!(refusal(&image, ReferencePolicy::Any), ReferenceProblem::Loop);
+
+    fs::create_dir(dir.join("mount")).unwrap();
+    let image = overlay(&dir, "low.qcow2", "mount/low.qcow2", "qcow2");
+    let mount = |name: &str, words: &[&str]| {
+        std::process::Command::new(name).args(words).output().is_ok_and(|output| output.status.success())
+    };
+    let (from, to) = (dir.path().to_str().unwrap(), dir.join("mount"));
+    let to = to.to_str().unwrap();
+    if !mount("mount", &["--bind", from, to]) {
+        eprintln!("SKIPPED: without a mount of the same directory, which takes root");
+        return;
+    }
+    let problem = open(&image, ReferencePolicy::Any);
+    assert!(mount("umount", &[to]));
+    assert_eq!(self::problem(problem), ReferenceProblem::Loop);
+}
+
+/// What another process does between two steps never makes a file part of the image that is not in its directory.
+#[test]
+fn exchanged_names_lead_nowhere_else() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const ROUNDS: usize = 3000;
+    let dir = TempDir::new();
+    for (name, byte) in [("images", 1), ("elsewhere", 2)] {
+        fs::create_dir(dir.join(name)).unwrap();
+        let image = overlay(&dir, "overlay.qcow2", "base.raw", "raw");
+        fs::rename(image, dir.join(name).join("overlay.qcow2")).unwrap();
+        fs::write(dir.join(name).join("base.raw"), vec![byte; 65536]).unwrap();
+        // The first cluster is in the overlay.
+        let disk = OpenOptions::new().open_disk_alone(dir.join(name).join("overlay.qcow2")).unwrap();
+        disk.write_all_at(&[byte; 512], 0).unwrap();
+        disk.close().unwrap();
+    }
+    fs::write(dir.join("secret"), vec![3; 65536]).unwrap();
+
+    let stop = AtomicBool::new(false);
+    let (moved, images) = (dir.join("moved"), dir.join("images"));
+    let (mut opened, mut refused) = ([0; 4], 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = moved.join("base.raw");
+            while !stop.load(Ordering::Relaxed) {
+                // The directory is a link to another, and back.
+                fs::rename(&images, &moved).unwrap();
+                symlink("elsewhere", &images).unwrap();
+                // The file is a link to one elsewhere, and back.
+                fs::rename(&file, moved.join("kept")).unwrap();
+                symlink("../secret", &file).unwrap();
+                fs::remove_file(&images).unwrap();
+                fs::rename(&moved, &images).unwrap();
+                fs::remove_file(images.join("base.raw")).unwrap();
+                fs::rename(images.join("kept"), images.join("base.raw")).unwrap();
+            }
+        });
+        for _ in 0..ROUNDS {
+            match open(&images.join("overlay.qcow2"), ReferencePolicy::Beside) {
+                Ok(image) => {
+                    let bytes = content(&image).unwrap();
+                    let byte = bytes[0];
+                    assert_eq!(bytes, vec![byte; 65536]);
+                    opened[usize::from(byte)] += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(opened.iter().sum::<usize>() + refused, ROUNDS);
+    assert!(opened[1] > 0, "{opened:?}, {refused} refused");
+}

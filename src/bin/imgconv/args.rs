@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::location;
 use crate::node::{Backing, Node, Plain};
 use crate::output::{self, Style};
+use crate::sandbox::Needs;
 use crate::secrets::SecretArgs;
 
 /// `--output`.
@@ -66,6 +67,11 @@ impl CompressedArgs {
 }
 
 impl ShareArgs {
+    /// Adds what reading an image takes besides the image.
+    pub fn add_needs(&self, needs: &mut Needs) {
+        needs.spool(self.compressed.spool_dir.as_deref());
+    }
+
     /// Options for opening a single image of `format`, which is detected if `None`.
     pub fn options(&self, format: Option<Format>) -> OpenOptions {
         let options = self.compressed.apply(OpenOptions::new().force_share(self.force_share));
@@ -130,6 +136,19 @@ pub struct Input {
 }
 
 impl Input {
+    /// What reading the image needs.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        self.references.add_needs(&mut needs, self.image_opts, &self.file);
+        self.header.add_needs(&mut needs);
+        needs
+    }
+
+    /// Whether referenced files may be anywhere.
+    pub fn allows_any(&self) -> bool {
+        self.references.allows_any()
+    }
+
     /// Options for opening the image, and its path.
     pub fn open(&self) -> Result<(OpenOptions, PathBuf), Failure> {
         let (options, path) = self.references.open(self.image_opts, self.format, &self.file)?;
@@ -206,6 +225,13 @@ impl HeaderArgs {
         self.detached_header.is_some()
     }
 
+    /// Adds what reading the header needs.
+    pub fn add_needs(&self, needs: &mut Needs) {
+        if let Some(path) = &self.detached_header {
+            needs.read(path);
+        }
+    }
+
     /// The options with the header, if there is one.
     pub fn add_to(&self, options: OpenOptions) -> OpenOptions {
         with_header(options, self.detached_header.clone())
@@ -241,6 +267,33 @@ enum ReferencePolicy {
 }
 
 impl ReferenceArgs {
+    /// Adds what opening the image `file` needs, with the files that it may reference. With `image_opts`, `file` is a list of options.
+    pub fn add_needs(&self, needs: &mut Needs, image_opts: bool, file: &Path) {
+        self.add_needs_of_options(needs);
+        match self.references {
+            _ if !location::is_file(file) => needs.network(),
+            // Several names can be in a list.
+            _ if image_opts => needs.read_anything(),
+            ReferencePolicy::None => needs.read(file),
+            ReferencePolicy::Beside => {
+                needs.read(file);
+                needs.read_beside(file);
+            }
+            ReferencePolicy::Any => needs.read_anything(),
+        }
+    }
+
+    /// Adds what the options need, whatever the image is.
+    pub fn add_needs_of_options(&self, needs: &mut Needs) {
+        self.share.add_needs(needs);
+        self.secrets.add_needs(needs);
+    }
+
+    /// Whether referenced files may be anywhere.
+    pub fn allows_any(&self) -> bool {
+        self.references == ReferencePolicy::Any
+    }
+
     /// The directory for temporary files, if it is set.
     pub fn spool_directory(&self) -> Option<&Path> {
         self.share.compressed.spool_dir.as_deref()
@@ -311,6 +364,11 @@ impl ReferenceArgs {
 }
 
 impl BackingArgs {
+    /// The path of the backing file, if there is one, as it is stored.
+    pub fn path<'a>(&'a self, options: &'a Options) -> Option<&'a Path> {
+        self.base.as_deref().or_else(|| options.value("backing_file").map(Path::new))
+    }
+
     /// Whether `-B` or `-F` is on the command line.
     pub fn is_given(&self) -> bool {
         self.base.is_some() || self.base_format.is_some()

@@ -11,6 +11,7 @@ use crate::args::Input;
 use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{self, Style};
+use crate::sandbox::Needs;
 
 /// Check the metadata of an image, and repair it
 #[derive(Debug, clap::Args)]
@@ -69,6 +70,11 @@ const LEAKS: u8 = 3;
 pub const NO_CHECKS: u8 = 63;
 
 impl Args {
+    /// What a check needs; `None` for a repair, which changes the image and its data files.
+    pub fn needs(&self) -> Option<Needs> {
+        (self.repair.is_none() && self.restore.is_none()).then(|| self.input.needs())
+    }
+
     pub fn run(&self) -> Outcome {
         let (options, file) = self.input.open()?;
         if let Some(backup) = &self.restore {

@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::failure::{Failure, Outcome};
 use crate::output::Style;
+use crate::sandbox::{self, Needs, When};
 use crate::{
     amend, bitmap, check, commit, compare, convert, create, formats, hash, info, inspect, manual, map, measure, qemu,
     rebase, resize, serve, snapshot,
@@ -17,9 +18,27 @@ use crate::{
 /// Convert, create and inspect virtual disk images
 #[derive(Debug, Parser)]
 #[command(name = "imgconv", version, arg_required_else_help = true, after_help = AFTER_HELP)]
-struct Cli {
+pub struct Cli {
+    /// Whether the program first gives up what the command does not need:
+    /// other files, programs and networks; auto: as far as the system can
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", verbatim_doc_comment)]
+    sandbox: When,
+
     #[command(subcommand)]
     command: Command,
+}
+
+impl Cli {
+    /// Runs the subcommand.
+    pub fn run(&self) -> Outcome {
+        sandbox::enter(self.sandbox, || self.command.needs())?;
+        self.command.run()
+    }
+
+    /// Output style of results and errors.
+    pub fn style(&self) -> Style {
+        self.command.style()
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -46,7 +65,7 @@ Examples:
   imgconv sparsify -c -o compression_type=zstd disk.qcow2 small.qcow2";
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     Convert(convert::Args),
     /// Convert an image without what its file systems do not use
     #[command(after_help = SPARSIFY_HELP)]
@@ -73,8 +92,34 @@ pub enum Command {
 }
 
 impl Command {
+    /// What the sandbox leaves open; `None` for a command without one, because it changes images in place, or opens none.
+    fn needs(&self) -> Option<Needs> {
+        match self {
+            Command::Convert(args) | Command::Sparsify(args) => Some(args.needs()),
+            Command::Info(args) => Some(args.input.needs()),
+            Command::Check(args) => args.needs(),
+            Command::Inspect(args) => Some(args.needs()),
+            Command::Compare(args) => Some(args.needs()),
+            Command::Map(args) => Some(args.input.needs()),
+            Command::Measure(args) => Some(args.needs()),
+            Command::Hash(args) => Some(args.input.needs()),
+            Command::Serve(args) => Some(args.needs()),
+            Command::Create(_)
+            | Command::Snapshot(_)
+            | Command::Resize(_)
+            | Command::Commit(_)
+            | Command::Rebase(_)
+            | Command::Bitmap(_)
+            | Command::Amend(_)
+            | Command::Formats(_)
+            | Command::InstallLinks(_)
+            | Command::Man(_)
+            | Command::Completions(_) => None,
+        }
+    }
+
     /// Runs the subcommand.
-    pub fn run(&self) -> Outcome {
+    fn run(&self) -> Outcome {
         match self {
             Command::Convert(args) => args.run(),
             Command::Sparsify(args) => args.sparsified().run(),
@@ -101,7 +146,7 @@ impl Command {
     }
 
     /// Output style of results and errors.
-    pub fn style(&self) -> Style {
+    fn style(&self) -> Style {
         match self {
             Command::Convert(args) | Command::Sparsify(args) => args.style(),
             Command::Info(args) => args.input.output.style,
@@ -131,8 +176,8 @@ impl Command {
 /// # Errors
 ///
 /// The exit code, after help, the version or a usage error has been printed.
-pub fn parse(words: &[OsString]) -> Result<Command, ExitCode> {
-    Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| match error.kind() {
+pub fn parse(words: &[OsString]) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(words).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::SUCCESS,

@@ -10,6 +10,7 @@ use crate::args::{self, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{self, Style};
+use crate::sandbox::Needs;
 
 /// Compare the guest data of two images
 #[derive(Debug, clap::Args)]
@@ -91,6 +92,15 @@ enum Difference {
 }
 
 impl Args {
+    /// What reading both images needs.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        for file in [&self.a, &self.b] {
+            self.references.add_needs(&mut needs, self.image_opts, file);
+        }
+        needs
+    }
+
     pub fn run(&self) -> Outcome {
         self.verdict().and_then(|verdict| self.print(&verdict)).map_err(|failure| failure.exit(FAILED))
     }

@@ -1,6 +1,7 @@
 //! `imgconv convert`
 
 mod existing;
+mod needs;
 mod package;
 mod preset;
 mod qemu_args;

@@ -14,6 +14,7 @@ use crate::args::{self, Endpoint, Output, PackageArgs, ShareArgs};
 use crate::failure::{Failure, Outcome};
 use crate::location::{self, Location};
 use crate::output::{self, Style, human_size, printable};
+use crate::sandbox::Needs;
 use crate::secrets::SecretArgs;
 use crate::signals::Interrupt;
 use crate::streams;
@@ -88,6 +89,20 @@ const LARGEST_POLICY: u64 = 1 << 20;
 pub const UNKNOWN: u8 = 2;
 
 impl Args {
+    /// What judging the image needs.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        self.share.add_needs(&mut needs);
+        self.secrets.add_needs(&mut needs);
+        needs.read(&self.policy);
+        match &self.file {
+            Endpoint::File(path) if location::is_file(path) => needs.read(path),
+            Endpoint::File(_) => needs.network(),
+            Endpoint::Stream => {}
+        }
+        needs
+    }
+
     pub fn run(&self) -> Outcome {
         self.judge().map_err(|failure| failure.exit(UNKNOWN))
     }

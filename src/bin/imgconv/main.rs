@@ -31,6 +31,7 @@ mod progress;
 mod qemu;
 mod rebase;
 mod resize;
+mod sandbox;
 mod secrets;
 mod serve;
 mod signals;
@@ -51,13 +52,13 @@ fn main() -> ExitCode {
         [_, command, rest @ ..] if qemu::is_meant_by(command) => return qemu::run(rest),
         _ => {}
     }
-    let command = match cli::parse(&words) {
-        Ok(command) => command,
+    let cli = match cli::parse(&words) {
+        Ok(cli) => cli,
         Err(exit) => return exit,
     };
-    match command.run() {
+    match cli.run() {
         Ok(exit) => exit,
-        Err(failure) => failure.report(command.style()),
+        Err(failure) => failure.report(cli.style()),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::failure::{Failure, Outcome};
 use crate::guest::SparsifyArgs;
 use crate::location::Location;
 use crate::output::{self, Style};
+use crate::sandbox::Needs;
 use crate::signals::Interrupt;
 use crate::snapshot_selector;
 
@@ -82,6 +83,17 @@ Examples:
   imgconv measure --output json -O vmdk -o subformat=monolithicFlat disk.qcow2";
 
 impl Args {
+    /// What reading the image needs, if there is one.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::default();
+        match &self.file {
+            Some(file) => self.references.add_needs(&mut needs, self.image_opts, file),
+            None => self.references.add_needs_of_options(&mut needs),
+        }
+        self.header.add_needs(&mut needs);
+        needs
+    }
+
     pub fn run(&self) -> Outcome {
         let interrupt = Interrupt::register()?;
         let mut options = args::format_options(&self.options);

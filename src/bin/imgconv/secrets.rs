@@ -10,6 +10,7 @@ use diskimage::{Error, OpenOptions, Options, Secret};
 
 use crate::failure::Failure;
 use crate::output;
+use crate::sandbox::Needs;
 
 /// Options for secrets.
 #[derive(Clone, Debug, clap::Args)]
@@ -89,6 +90,13 @@ impl SecretArgs {
     /// Whether there is a secret called `id`, or one that cannot be read.
     pub fn has(&self, id: &str) -> bool {
         self.all().map_or(true, |all| all.iter().any(|named| named.id.as_deref() == Some(id)))
+    }
+
+    /// Reads the secrets now, before the sandbox is closed. Adds what is needed to report why they cannot be read.
+    pub fn add_needs(&self, needs: &mut Needs) {
+        if self.all().is_err() {
+            needs.read_anything();
+        }
     }
 
     /// Whether there are any.

@@ -15,6 +15,7 @@ use crate::args::Input;
 use crate::failure::{Failure, Outcome};
 use crate::location::{self, Location};
 use crate::output::{self, Style};
+use crate::sandbox::Needs;
 use crate::signals::Interrupt;
 
 /// Export an image to NBD clients, read-only or for writing
@@ -83,6 +84,22 @@ Examples:
   imgconv serve -l before-upgrade --once --export-name old disk.qcow2";
 
 impl Args {
+    /// What serving the disk needs.
+    pub fn needs(&self) -> Needs {
+        let mut needs = self.input.needs();
+        needs.network();
+        if let Some(socket) = &self.socket {
+            needs.replace(socket);
+        }
+        match (self.rw, self.input.allows_any()) {
+            (true, true) => needs.change_anything(),
+            // With its data file.
+            (true, false) => needs.replace(&self.input.file),
+            (false, _) => {}
+        }
+        needs
+    }
+
     pub fn run(&self) -> Outcome {
         let interrupt = Interrupt::register()?;
         let (options, file) = self.input.open()?;

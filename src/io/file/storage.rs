@@ -1,5 +1,6 @@
 //! Files that are read and written.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,11 @@ impl FileStorage {
         if sys::kind(&file)?.is_device() {
             file = sys::open_device(path)?;
         }
+        Self::from_file(file, path)
+    }
+
+    /// A file that was opened for reading and writing; `path` is what messages call it.
+    pub(super) fn from_file(file: File, path: &Path) -> io::Result<Self> {
         Ok(FileStorage { source: FileSource::try_from(file)?, path: path.to_owned() })
     }
 

@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[allow(unsafe_code)] // System calls without a safe wrapper; each use states its reason.
 mod calls;
 
+mod directory;
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 #[cfg_attr(unix, allow(dead_code, reason = "each system has some of these requests itself"))]
 mod page_cache;
@@ -29,6 +30,7 @@ mod unnamed;
 #[cfg_attr(not(any(unix, windows, target_os = "wasi")), path = "none.rs")]
 mod system;
 
+pub(crate) use directory::{Access, Directory, EntryKind};
 #[cfg(any(unix, target_os = "wasi"))]
 pub(crate) use rename::rename_new;
 pub(crate) use system::*;

@@ -42,6 +42,14 @@ pub(crate) fn open_writable(_path: &Path) -> io::Result<File> {
     unsupported()
 }
 
+pub(crate) fn open_writable_nofollow(_path: &Path) -> io::Result<File> {
+    unsupported()
+}
+
+pub(crate) fn hold_directory(_path: &Path) -> io::Result<File> {
+    unsupported()
+}
+
 pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
     unsupported()
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use windows_sys::Win32::Foundation::{GENERIC_READ, GENERIC_WRITE};
 use windows_sys::Win32::Storage::FileSystem::{
-    FILE_ATTRIBUTE_SPARSE_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES,
-    FILE_SHARE_DELETE, READ_CONTROL, SECURITY_ANONYMOUS, WRITE_DAC,
+    FILE_ATTRIBUTE_SPARSE_FILE, FILE_FLAG_BACKUP_SEMANTICS, FILE_FLAG_OPEN_REPARSE_POINT, FILE_LIST_DIRECTORY,
+    FILE_READ_ATTRIBUTES, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE, READ_CONTROL, SECURITY_ANONYMOUS,
+    WRITE_DAC,
 };
 
 pub(crate) use super::page_cache::*;
@@ -24,12 +25,27 @@ pub(crate) struct FileAccess(Option<Vec<u64>>);
 pub(crate) fn open(path: &Path, follow: bool) -> io::Result<File> {
     // The other end of a named pipe learns nothing of this user.
     let file = OpenOptions::new().read(true).security_qos_flags(SECURITY_ANONYMOUS).open(path)?;
+    if follow { Ok(file) } else { unless_link(path, file) }
+}
+
+/// `file`, which was opened at `path`, unless that is a symbolic link.
+fn unless_link(path: &Path, file: File) -> io::Result<File> {
     // A symbolic link has an identity of its own. Opening the link itself for reading would also bypass what other reparse
     // points do, deduplication for instance.
-    if !follow && identity(&open_to_ask(path, FILE_READ_ATTRIBUTES, false)?)? != identity(&file)? {
+    if identity(&open_to_ask(path, FILE_READ_ATTRIBUTES, false)?)? != identity(&file)? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a symbolic link"));
     }
     Ok(file)
+}
+
+/// Opens a directory so that it cannot be renamed.
+pub(crate) fn hold_directory(path: &Path) -> io::Result<File> {
+    let share = FILE_SHARE_READ | FILE_SHARE_WRITE;
+    OpenOptions::new()
+        .access_mode(FILE_LIST_DIRECTORY)
+        .share_mode(share)
+        .custom_flags(FILE_FLAG_BACKUP_SEMANTICS)
+        .open(path)
 }
 
 /// Opens what is at `path`, of any kind, to ask the system about it.
@@ -67,6 +83,11 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
 /// Opens an existing file for reading and writing.
 pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).security_qos_flags(SECURITY_ANONYMOUS).open(path)
+}
+
+/// Opens for reading and writing, unless it is a symbolic link.
+pub(crate) fn open_writable_nofollow(path: &Path) -> io::Result<File> {
+    unless_link(path, open_writable(path)?)
 }
 
 /// Removes the sparse attribute of a file that has no holes yet.

@@ -11,6 +11,7 @@ mod crash;
 mod encrypted;
 #[cfg(feature = "vmdk")]
 mod extents;
+mod faults;
 #[cfg(any(feature = "vmdk", feature = "vhdx"))]
 mod growth;
 #[cfg(all(

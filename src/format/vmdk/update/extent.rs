@@ -89,7 +89,11 @@ impl SparseExtent {
     /// If they have what the tables do not have: this program writes the tables first.
     fn compare_copies(&mut self) -> Result<()> {
         for index in 0..self.grains.directory.len() {
-            let Some((table, copy)) = self.table(index).and_then(|(table, copy)| Some((table, copy?))) else {
+            let Some((table, copy)) = self.table(index) else { continue };
+            let Some(copy) = copy else {
+                if self.grains.redundant_directory.get(index) == Some(&0) {
+                    self.copy_table(index, table)?;
+                }
                 continue;
             };
             for at in (0..self.grains.table_entries(index) * 4).step_by(4) {
@@ -244,6 +248,8 @@ impl SparseExtent {
         let Some((at, copy)) = self.entry_at(grain) else {
             return Err(Error::Usage("a grain without a grain table".into()));
         };
+        // It is in memory then: an entry is not changed without its copy.
+        copy.map_or(Ok([0; 4]), |copy| self.pages.read_array(copy))?;
         self.pages.write(&entry.to_le_bytes(), at, TABLES)?;
         copy.map_or(Ok(()), |copy| self.pages.write(&entry.to_le_bytes(), copy, REDUNDANT))
     }
@@ -257,22 +263,56 @@ impl SparseExtent {
         let Directory::At(directory) = directory else {
             return Err(Error::unsupported(FORMAT_NAME, "a grain directory at the end of the file"));
         };
-        let has_copies = !self.grains.redundant_directory.is_empty();
-        for (directory, step) in [(Some(directory), TABLES), (redundant.filter(|_| has_copies), REDUNDANT)] {
-            let Some(directory) = directory else { continue };
-            let len = (self.grains.entries_per_table * 4).next_multiple_of(SECTOR);
-            let offset = self.end_of_grains()?.next_multiple_of(SECTOR);
-            let sector = u32::try_from(offset / SECTOR).map_err(|_| too_large(offset))?;
-            self.grow_file(offset + len)?;
-            self.next = Some(offset + len);
+        let redundant = redundant.filter(|_| !self.grains.redundant_directory.is_empty());
+        let entry = |directory: u64| directory * SECTOR + index as u64 * 4;
+        let mut entries = vec![(entry(directory), TABLES)];
+        entries.extend(redundant.map(|directory| (entry(directory), REDUNDANT)));
+        let len = self.table_len();
+        let offset = self.end_of_grains()?.next_multiple_of(SECTOR);
+        let end = offset + len * entries.len() as u64;
+        u32::try_from(end / SECTOR).map_err(|_| too_large(end))?;
+        self.grow_file(end)?;
+        // All that can fail comes before the first change: a table without its copy would never get one.
+        for (at, _) in &entries {
+            self.pages.read_array::<4>(*at)?;
+        }
+        self.next = Some(end);
+        for ((at, step), offset) in entries.into_iter().zip((offset..end).step_by(len as usize)) {
+            self.set_directory_entry(index, at, offset, step)?;
             self.pages.create(offset..offset + len, NEW);
-            self.pages.write(&sector.to_le_bytes(), directory * SECTOR + index as u64 * 4, step)?;
-            let tables = if step == TABLES { &mut self.grains.directory } else { &mut self.grains.redundant_directory };
-            if let Some(table) = tables.get_mut(index) {
-                *table = offset;
-            }
         }
         Ok(())
+    }
+
+    /// Length of a table in its file.
+    fn table_len(&self) -> u64 {
+        (self.grains.entries_per_table * 4).next_multiple_of(SECTOR)
+    }
+
+    /// Makes the entry of a directory, which is at `at`, point to the table at `offset`.
+    fn set_directory_entry(&mut self, index: usize, at: u64, offset: u64, step: Step) -> Result<()> {
+        let sector = u32::try_from(offset / SECTOR).map_err(|_| too_large(offset))?;
+        self.pages.write(&sector.to_le_bytes(), at, step)?;
+        let tables = if step == TABLES { &mut self.grains.directory } else { &mut self.grains.redundant_directory };
+        if let Some(table) = tables.get_mut(index) {
+            *table = offset;
+        }
+        Ok(())
+    }
+
+    /// Creates the redundant copy of a table that lacks one.
+    fn copy_table(&mut self, index: usize, table: u64) -> Result<()> {
+        let Some(directory) = self.header.redundant_directory_sector() else { return Ok(()) };
+        let len = self.table_len();
+        let offset = self.end_of_grains()?.next_multiple_of(SECTOR);
+        self.grow_file(offset + len)?;
+        self.next = Some(offset + len);
+        self.pages.create(offset..offset + len, NEW);
+        for at in (0..self.grains.table_entries(index) * 4).step_by(4) {
+            let entry = self.pages.read_array::<4>(table + at)?;
+            self.pages.write(&entry, offset + at, NEW)?;
+        }
+        self.set_directory_entry(index, directory * SECTOR + index as u64 * 4, offset, REDUNDANT)
     }
 
     /// Host offset of a new grain.

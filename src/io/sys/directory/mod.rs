@@ -1,0 +1,23 @@
+//! A directory that stays the same one, whatever its path comes to mean, and what is in it. Names are single components.
+
+#[cfg_attr(any(unix, target_os = "wasi"), path = "descriptor.rs")]
+#[cfg_attr(not(any(unix, target_os = "wasi")), path = "path.rs")]
+mod system;
+
+pub(crate) use system::Directory;
+
+/// For what a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    ReadWrite,
+}
+
+/// What a name in a directory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EntryKind {
+    Regular,
+    /// A symbolic link; on Windows also a junction.
+    Link,
+    Other,
+}
