@@ -141,7 +141,7 @@ pub use hash::{Digest, HashAlgorithm};
 pub use identifiers::{Identifiers, ImageIdentifiers};
 pub use image::{Image, Inspection, OpenOptions, Reader, ReferencePolicy, ResolveRequest, Span, Spans};
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
-pub use limits::{Budget, Limits};
+pub use limits::{Budget, LimitName, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
 #[cfg(feature = "packages")]

@@ -1,38 +1,56 @@
 //! Limits for untrusted images.
 
-use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+mod budget;
+
+use std::fmt;
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
+pub use budget::Budget;
+pub(crate) use budget::TableRoom;
 
-/// Upper bounds for untrusted images. An image that exceeds one is refused with [`Error::Limit`].
+/// Upper bounds for untrusted images. An image that exceeds one is refused with [`Error::Limit`], which has its [name](LimitName).
+///
+/// These are the limits of the caller. Those of a format, such as 1023 bytes for the name of a backing file in qcow2, are in its driver.
 ///
 /// ```
 /// use std::sync::Arc;
 ///
 /// use diskimage::io::MemFile;
-/// use diskimage::{ErrorKind, Format, Limits, OpenOptions};
+/// use diskimage::{Error, Format, LimitName, Limits, OpenOptions};
 ///
 /// let mut limits = Limits::default();
 /// limits.virtual_size = 1 << 20;
 /// limits.metadata = 1 << 20;
 /// let options = OpenOptions::new().format(Format::RAW).limits(limits);
 /// let error = options.open_source(Arc::new(MemFile::from(vec![0; 2 << 20]))).unwrap_err();
-/// assert_eq!(error.kind(), ErrorKind::Limit);
+/// assert!(matches!(error.root(), Error::Limit { name: Some(LimitName::VirtualSize), limit: 0x10_0000, .. }));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
     /// Largest virtual size in bytes. Default: 8 EiB less one sector, the largest file offset.
     pub virtual_size: u64,
-    /// Memory in bytes for the metadata (tables, names) of a whole chain. Default: 64 MiB.
+    /// Memory in bytes for the metadata (tables, names) of a whole chain. Default: 64 MiB, the tables of any disk of usual size.
     pub metadata: u64,
     /// Largest number of images in a chain. Default: 200, the limit of libvirt.
-    pub chain_depth: usize,
+    pub chain_depth: u64,
     /// Largest number of extents of one image, each possibly a file of its own. Default: 8192, which is 16 TiB in the usual
     /// extents of 2 GiB.
-    pub extents: usize,
+    pub extents: u64,
+    /// Largest number of internal snapshots of one image. Default: 65,536, the limit of QEMU.
+    pub snapshots: u64,
+    /// Largest number of members of an archive, and of files of a package. Default: 1 Mi, twice the blocks in an export of XenServer of
+    /// 512 GiB, each of which has a checksum. (The memory of their names is limited by [`metadata`](Self::metadata).)
+    pub members: u64,
+    /// Largest number of compressions around a file, and of packages within packages. Default: 3, more than anyone makes on purpose; each
+    /// multiplies the size, and has memory and a temporary file of its own.
+    pub nesting: u64,
+    /// Longest name of a member of an archive, with all else that describes the member, in bytes. Default: 1 MiB, the limit of GNU tar.
+    pub name_length: u64,
+    /// Longest text in bytes: the descriptor of a VMDK or a package, a manifest. Default: 4 MiB, several times the descriptor of a disk with
+    /// the largest number of extents.
+    pub text_length: u64,
     /// Largest number of iterations of PBKDF2 in one key slot or digest of an encrypted image: the time to try a secret. Default: 100
     /// million, half a minute.
     pub pbkdf2_iterations: u64,
@@ -41,12 +59,14 @@ pub struct Limits {
     pub argon2_memory: u64,
     /// Largest product of this memory in bytes and the number of passes over it: the time to try a secret. Default: 32 GiB, a minute or two.
     pub argon2_work: u64,
-    /// Largest number of bytes to which a compressed file decompresses, at each layer of compression. Default: 64 TiB.
+    /// Largest number of bytes to which a compressed file decompresses, at each layer of compression: what is written to temporary files.
+    /// Default: 64 TiB, the largest disk of VMDK and VHDX.
     pub decompressed: u64,
     /// Largest ratio of decompressed to compressed bytes, above 1 GiB of decompressed bytes. Default: 100,000, which only bzip2 exceeds,
     /// on a disk of zeros.
     pub decompression_ratio: u64,
-    /// Largest dictionary (xz) or window (zstd) in bytes, which each thread that decodes keeps in memory. Default: 128 MiB.
+    /// Largest dictionary (xz) or window (zstd) in bytes, which each thread that decodes keeps in memory. Default: 128 MiB, that of
+    /// `zstd --ultra -22`, and twice that of `xz -9`.
     pub window: u64,
 }
 
@@ -57,6 +77,11 @@ impl Default for Limits {
             metadata: 64 << 20,
             chain_depth: 200,
             extents: 8192,
+            snapshots: 65_536,
+            members: 1 << 20,
+            nesting: 3,
+            name_length: 1 << 20,
+            text_length: 4 << 20,
             pbkdf2_iterations: 100_000_000,
             argon2_memory: 1 << 30,
             argon2_work: 32 << 30,
@@ -67,78 +92,169 @@ impl Default for Limits {
     }
 }
 
-/// Memory for metadata that is left of [`Limits::metadata`], shared by all images of a chain.
+impl Limits {
+    /// The value of a limit.
+    ///
+    /// ```
+    /// use diskimage::{LimitName, Limits};
+    ///
+    /// let mut limits = Limits::default();
+    /// limits.set(LimitName::ChainDepth, 8);
+    /// assert_eq!((limits.chain_depth, limits.get(LimitName::ChainDepth)), (8, 8));
+    /// ```
+    pub fn get(&self, name: LimitName) -> u64 {
+        *self.clone().field(name)
+    }
+
+    /// Sets a limit.
+    pub fn set(&mut self, name: LimitName, value: u64) {
+        *self.field(name) = value;
+    }
+
+    fn field(&mut self, name: LimitName) -> &mut u64 {
+        match name {
+            LimitName::VirtualSize => &mut self.virtual_size,
+            LimitName::Metadata => &mut self.metadata,
+            LimitName::ChainDepth => &mut self.chain_depth,
+            LimitName::Extents => &mut self.extents,
+            LimitName::Snapshots => &mut self.snapshots,
+            LimitName::Members => &mut self.members,
+            LimitName::Nesting => &mut self.nesting,
+            LimitName::NameLength => &mut self.name_length,
+            LimitName::TextLength => &mut self.text_length,
+            LimitName::Pbkdf2Iterations => &mut self.pbkdf2_iterations,
+            LimitName::Argon2Memory => &mut self.argon2_memory,
+            LimitName::Argon2Work => &mut self.argon2_work,
+            LimitName::Decompressed => &mut self.decompressed,
+            LimitName::DecompressionRatio => &mut self.decompression_ratio,
+            LimitName::Window => &mut self.window,
+        }
+    }
+}
+
+/// One of the [`Limits`]. Its name is that of the field, with hyphens; the option of `imgconv` is `--max-` and this name.
 ///
 /// ```
-/// use diskimage::{Budget, ErrorKind};
+/// use diskimage::LimitName;
 ///
-/// let budget = Budget::new(1 << 20);
-/// budget.take(1 << 19, "toy", "block map", 512)?;
-/// assert_eq!(budget.take(1 << 20, "toy", "block map", 512).unwrap_err().kind(), ErrorKind::Limit);
+/// assert_eq!(LimitName::VirtualSize.as_str(), "virtual-size");
+/// assert_eq!("virtual-size".parse::<LimitName>()?, LimitName::VirtualSize);
+/// assert!("size".parse::<LimitName>().is_err());
 /// # Ok::<(), diskimage::Error>(())
 /// ```
-#[derive(Debug)]
-pub struct Budget {
-    limit: u64,
-    left: AtomicU64,
-    tables: Arc<TableRoom>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum LimitName {
+    /// [`Limits::virtual_size`]
+    VirtualSize,
+    /// [`Limits::metadata`]
+    Metadata,
+    /// [`Limits::chain_depth`]
+    ChainDepth,
+    /// [`Limits::extents`]
+    Extents,
+    /// [`Limits::snapshots`]
+    Snapshots,
+    /// [`Limits::members`]
+    Members,
+    /// [`Limits::nesting`]
+    Nesting,
+    /// [`Limits::name_length`]
+    NameLength,
+    /// [`Limits::text_length`]
+    TextLength,
+    /// [`Limits::pbkdf2_iterations`]
+    Pbkdf2Iterations,
+    /// [`Limits::argon2_memory`]
+    Argon2Memory,
+    /// [`Limits::argon2_work`]
+    Argon2Work,
+    /// [`Limits::decompressed`]
+    Decompressed,
+    /// [`Limits::decompression_ratio`]
+    DecompressionRatio,
+    /// [`Limits::window`]
+    Window,
 }
 
-impl Budget {
-    /// A budget of `limit` bytes.
-    pub fn new(limit: u64) -> Self {
-        Budget { limit, left: AtomicU64::new(limit), tables: Arc::new(TableRoom::new(TableRoom::BYTES)) }
-    }
+impl LimitName {
+    /// All limits, with their names, in the order of the fields of [`Limits`].
+    const NAMES: [(LimitName, &'static str); 15] = [
+        (LimitName::VirtualSize, "virtual-size"),
+        (LimitName::Metadata, "metadata"),
+        (LimitName::ChainDepth, "chain-depth"),
+        (LimitName::Extents, "extents"),
+        (LimitName::Snapshots, "snapshots"),
+        (LimitName::Members, "members"),
+        (LimitName::Nesting, "nesting"),
+        (LimitName::NameLength, "name-length"),
+        (LimitName::TextLength, "text-length"),
+        (LimitName::Pbkdf2Iterations, "pbkdf2-iterations"),
+        (LimitName::Argon2Memory, "argon2-memory"),
+        (LimitName::Argon2Work, "argon2-work"),
+        (LimitName::Decompressed, "decompressed"),
+        (LimitName::DecompressionRatio, "decompression-ratio"),
+        (LimitName::Window, "window"),
+    ];
 
-    /// Takes `bytes` bytes for the table `field` at file offset `at`.
+    /// All limits.
     ///
-    /// # Errors
-    /// [`Error::Limit`] if less than that is left.
-    pub fn take(&self, bytes: u64, format: &'static str, field: impl Into<Cow<'static, str>>, at: u64) -> Result<()> {
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).map(drop).map_err(
-            |left| Error::Limit {
-                format,
-                field: Cow::Owned(format!("size in memory of {}", field.into())),
-                at: Some(at),
-                value: (self.limit - left).saturating_add(bytes),
-                limit: self.limit,
-            },
-        )
+    /// ```
+    /// use diskimage::{LimitName, Limits};
+    ///
+    /// let limits = Limits::default();
+    /// for name in LimitName::all() {
+    ///     println!("--max-{name} {}", limits.get(name));
+    /// }
+    /// ```
+    pub fn all() -> impl Iterator<Item = LimitName> {
+        LimitName::NAMES.into_iter().map(|(limit, _)| limit)
     }
 
-    /// Loads a table that can be done without. If that fails, nothing is taken: what was loaded is dropped.
-    pub(crate) fn attempt<T>(&self, load: impl FnOnce(&Budget) -> Result<T>) -> Result<T> {
-        let before = self.left.load(Ordering::Relaxed);
-        let part = Budget { limit: self.limit, left: AtomicU64::new(before), tables: self.table_room() };
-        let loaded = load(&part)?;
-        self.left.fetch_sub(before - part.left.into_inner(), Ordering::Relaxed);
-        Ok(loaded)
+    /// The name.
+    pub fn as_str(self) -> &'static str {
+        LimitName::NAMES.iter().find(|(limit, _)| *limit == self).map_or("", |(_, name)| name)
     }
 
-    /// The memory for cached tables of the same images.
-    pub(crate) fn table_room(&self) -> Arc<TableRoom> {
-        self.tables.clone()
+    /// Whether the limit is a number of bytes.
+    pub fn is_size(self) -> bool {
+        match self {
+            LimitName::VirtualSize
+            | LimitName::Metadata
+            | LimitName::NameLength
+            | LimitName::TextLength
+            | LimitName::Argon2Memory
+            | LimitName::Argon2Work
+            | LimitName::Decompressed
+            | LimitName::Window => true,
+            LimitName::ChainDepth
+            | LimitName::Extents
+            | LimitName::Snapshots
+            | LimitName::Members
+            | LimitName::Nesting
+            | LimitName::Pbkdf2Iterations
+            | LimitName::DecompressionRatio => false,
+        }
     }
 }
 
-/// Memory for parts of tables that are cached after they were read, shared by all images of a chain. It does not depend on the image, so that
-/// it is not of the budget.
-#[derive(Debug)]
-pub(crate) struct TableRoom(AtomicUsize);
-
-impl TableRoom {
-    /// The L2 tables of 32 GiB of qcow2 with the default cluster size.
-    const BYTES: usize = 4 << 20;
-
-    /// Room for `bytes` bytes.
-    pub fn new(bytes: usize) -> TableRoom {
-        TableRoom(AtomicUsize::new(bytes))
+impl fmt::Display for LimitName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
+}
 
-    /// Takes `new` bytes in exchange for `old` that were taken before, and returns whether the limit allows them. If not, nothing changes.
-    pub fn resize(&self, old: usize, new: usize) -> bool {
-        let change = |left: usize| left.saturating_add(old).checked_sub(new);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
+impl FromStr for LimitName {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Usage`] for another name.
+    fn from_str(name: &str) -> Result<Self> {
+        let known = LimitName::NAMES.iter().find(|(_, own)| *own == name);
+        known.map(|(limit, _)| *limit).ok_or_else(|| {
+            let names = LimitName::NAMES.map(|(_, own)| own).join(", ");
+            Error::Usage(format!("unknown limit {name:?}: expected {names}"))
+        })
     }
 }
 
@@ -147,24 +263,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_used_up() {
-        let budget = Budget::new(100);
-        assert!(budget.take(60, "raw", "a", 0).is_ok());
-        assert!(matches!(budget.take(41, "raw", "b", 8), Err(Error::Limit { value: 101, limit: 100, .. })));
-        assert!(budget.take(40, "raw", "c", 0).is_ok());
-    }
-
-    #[test]
-    fn a_failed_attempt_takes_nothing() {
-        let budget = Budget::new(100);
-        let load = |bytes| {
-            budget.attempt(|budget| {
-                budget.take(30, "raw", "a", 0)?;
-                budget.take(bytes, "raw", "b", 0)
-            })
-        };
-        assert!(load(71).is_err());
-        assert!(load(70).is_ok());
-        assert!(budget.take(1, "raw", "c", 0).is_err());
+    fn names_are_those_of_the_fields() {
+        let mut limits = Limits::default();
+        let text = format!("{limits:?}");
+        let fields: Vec<_> = text.split(['{', ',']).filter_map(|field| field.trim().split_once(": ")).collect();
+        let names: Vec<_> = LimitName::all().map(|name| name.as_str().replace('-', "_")).collect();
+        assert!(fields.iter().map(|(field, _)| field).eq(&names), "{text}");
+        for (number, name) in (7..).zip(LimitName::all()) {
+            limits.set(name, number);
+            assert_eq!(name.as_str().parse::<LimitName>().unwrap(), name);
+        }
+        for (number, name) in (7..).zip(LimitName::all()) {
+            assert_eq!(limits.get(name), number, "{name}");
+            assert!(format!("{limits:?}").contains(&format!(" {}: {number}", name.as_str().replace('-', "_"))));
+        }
     }
 }

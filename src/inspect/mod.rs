@@ -56,6 +56,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::image::OpenOptions;
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 use crate::spool::spool;
 use examination::{Examination, Place};
 pub use finding::{Finding, Verdict};
@@ -121,7 +122,7 @@ impl Policy {
     /// ```
     pub fn judge_stream(&self, options: &OpenOptions, stream: impl Read) -> Judgement {
         let most = options.stream_limit().min(self.file_size.unwrap_or(u64::MAX));
-        match spool(stream, &options.spool_directory(), "stream", most) {
+        match spool(stream, &options.spool_directory(), "stream", LimitName::VirtualSize, most) {
             Ok(file) => self.judge_source(options, Arc::new(file)),
             Err(error) => {
                 let mut finding = Finding::from(&error);

@@ -159,7 +159,8 @@ impl Update {
         let end = end.filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
         let (field, limit) = ("file length", i64::MAX as u64);
-        let error = Error::Limit { format: FORMAT_NAME, field: field.into(), at: None, value: start, limit };
+        let error =
+            Error::Limit { name: None, format: FORMAT_NAME, field: field.into(), at: None, value: start, limit };
         end.map(|_| start).ok_or(error)
     }
 

@@ -22,7 +22,7 @@ use self::lines::Lines;
 use self::text::{Charset, Text};
 use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 pub(crate) use self::database::{Geometry, long_content_id, uuid};
@@ -287,7 +287,11 @@ fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits)
         sum = in_range("sum of the extent sizes", line.at, extent.sectors.saturating_add(sum), MAX_SECTORS)?;
         extents.push(extent);
     }
-    FIELDS.at("sum of the extent sizes", first.at).at_most(sum.saturating_mul(SECTOR), limits.virtual_size)?;
+    FIELDS.at("sum of the extent sizes", first.at).within_limit(
+        LimitName::VirtualSize,
+        sum.saturating_mul(SECTOR),
+        limits.virtual_size,
+    )?;
     Ok(extents)
 }
 

@@ -180,7 +180,8 @@ impl Update {
         let end = start.checked_add(len).filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
         let (field, limit) = ("file length", i64::MAX as u64);
-        let error = Error::Limit { format: FORMAT_NAME, field: field.into(), at: None, value: start, limit };
+        let error =
+            Error::Limit { name: None, format: FORMAT_NAME, field: field.into(), at: None, value: start, limit };
         end.map(|_| start).ok_or(error)
     }
 
@@ -324,7 +325,14 @@ impl SparseUpdate for Update {
         let text = name.map_or(&[][..], Name::as_bytes);
         let Some(place) = sector.get_mut(Header::LEN..Header::LEN + text.len()) else {
             let (field, limit) = ("length of the backing file name".into(), SECTOR - Header::LEN as u64);
-            return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: text.len() as u64, limit });
+            return Err(Error::Limit {
+                name: None,
+                format: FORMAT_NAME,
+                field,
+                at: None,
+                value: text.len() as u64,
+                limit,
+            });
         };
         place.copy_from_slice(text);
         let is_raw = format.is_some_and(|format| format.as_bytes() == b"raw");

@@ -12,6 +12,7 @@ use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result, SecretProblem};
 use crate::format::shared::table::{self, Field, Fields};
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 use crate::name::Name;
 
 /// Tries of secrets with the key slots of a volume. What is wrong with one slot does not prevent another one from being used, and is
@@ -45,7 +46,7 @@ impl Attempts {
         if self.cost.get() > 1000 * MOST {
             let field = "cost of trying the key slots, in key derivations of the largest cost allowed".into();
             let value = self.cost.get().div_ceil(1000);
-            return Err(Error::Limit { format: self.format, field, at: None, value, limit: MOST });
+            return Err(Error::Limit { name: None, format: self.format, field, at: None, value, limit: MOST });
         }
         Ok(())
     }
@@ -146,7 +147,11 @@ impl Header {
         let (spec, hash) = self.algorithms(fields)?;
         let mut attempts = Attempts::new(fields.0, cx)?;
         let iterations = fields.at("mk-digest-iter", range.start + 164);
-        iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
+        iterations.within_limit(
+            LimitName::Pbkdf2Iterations,
+            self.digest_iterations.into(),
+            cx.limits.pbkdf2_iterations,
+        )?;
         let volume = Locked { header: self, file, range: &range, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
             let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
@@ -203,7 +208,11 @@ impl Locked<'_> {
     /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
     fn try_slot(&self, slot: &Slot, at: u64, attempts: &Attempts) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let Locked { header, file, range, spec, hash, cx, fields } = *self;
-        fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
+        fields.at("key slot iterations", at + 4).within_limit(
+            LimitName::Pbkdf2Iterations,
+            slot.iterations.into(),
+            cx.limits.pbkdf2_iterations,
+        )?;
         let len = u64::from(header.key_len) * u64::from(slot.stripes);
         let offset = range.start.saturating_add(slot.offset());
         let stored = len.next_multiple_of(super::SECTOR);
