@@ -130,7 +130,7 @@ pub use convert::{
 };
 #[cfg(feature = "disk")]
 pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
-pub use driver::{CheckReport, Repair, RepairReport};
+pub use driver::{CheckKind, CheckMessage, CheckReport, Repair, RepairReport};
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;

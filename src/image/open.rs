@@ -190,6 +190,13 @@ impl OpenOptions {
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
     }
 
+    /// Lowers a limit, unless it is lower already.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn at_most(mut self, name: LimitName, value: u64) -> Self {
+        self.limits.set(name, value.min(self.limits.get(name)));
+        self
+    }
+
     /// Most bytes of a stream that are copied to a temporary file.
     #[cfg(feature = "inspect")]
     pub(crate) fn stream_limit(&self) -> u64 {

@@ -66,6 +66,13 @@ const DEVICE_TYPES: &[(&str, &str)] = &[
     ("vmfsPassthroughRawDeviceMap", "a raw device map"),
 ];
 
+/// Whether a `createType` is known, supported or not.
+#[cfg(feature = "inspect")]
+pub(crate) fn is_create_type(name: &str) -> bool {
+    let devices = DEVICE_TYPES.iter().map(|(device, _)| device);
+    CREATE_TYPES.iter().chain(devices).any(|known| known.eq_ignore_ascii_case(name))
+}
+
 /// A valid descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Descriptor {

@@ -21,7 +21,7 @@ impl Metadata {
     /// # Errors
     /// [`Error::Secret`], [`Error::Limit`] for key slots that take too long to try, and errors of the storage.
     pub fn unlock(self, file: &dyn ReadAt, at: u64, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
-        let mut attempts = Attempts::new(FORMAT_NAME, cx)?;
+        let mut attempts = Attempts::new(FORMAT_NAME, cx);
         let (digest_cost, digest_most) = check_cost(&self.digest.kdf, at, cx)?;
         for (_, slot) in self.keyslots {
             let attempt = slot.and_then(|slot| {
