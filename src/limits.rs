@@ -93,6 +93,48 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// The most memory in bytes that an image takes at once, beside files in memory of the caller's.
+    ///
+    /// ```text
+    /// opening, checking: metadata + 2 × text_length + 5 MiB
+    ///                  + layers × (3 × metadata + 2 × text_length + name_length + window + 8 MiB)
+    /// converting, also:  24 MiB + threads × (4 MiB + 6 × block)
+    ///                  + layers × (64 MiB + threads × (window + 26 MiB))
+    /// ```
+    ///
+    /// The first line is a chain of images: its tables, and the parts of tables that are cached. For a conversion, the overlap detection and decoded
+    /// units are added, and for each thread the buffers of a work range and a codec. `threads` are those of the conversion, or the cores of the
+    /// machine if these are more; 0 for an image that is not converted. `block` is 1 MiB, or the blocks of the new image (VHD, VHDX) or the
+    /// largest compressed unit of the source (dmg: 64 MiB), if these are larger. `layers` is the number of compressions and packages around the
+    /// image, at most twice [`nesting`](Self::nesting): each has an index or a list of names, and decoders.
+    ///
+    /// While a secret is tried, a LUKS2 volume takes [`argon2_memory`](Self::argon2_memory) beside.
+    ///
+    /// ```
+    /// use diskimage::Limits;
+    ///
+    /// let mut limits = Limits::default();
+    /// limits.metadata = 16 << 20;
+    /// assert_eq!(limits.peak_memory(0, 1 << 20, 0) >> 20, 29);
+    /// assert_eq!(limits.peak_memory(2, 1 << 20, 0) >> 20, 73);
+    /// ```
+    pub fn peak_memory(&self, threads: u64, block: u64, layers: u64) -> u64 {
+        const MIB: u64 = 1 << 20;
+        let Limits { metadata, text_length, name_length, window, .. } = *self;
+        let sum = |terms: &[u64]| terms.iter().fold(0, |sum: u64, term| sum.saturating_add(*term));
+        let texts = text_length.saturating_mul(2);
+        let opening = sum(&[metadata, texts, 5 * MIB]);
+        let layer = sum(&[metadata.saturating_mul(3), texts, name_length, window, 8 * MIB]);
+        let (converting, decoding) = match threads {
+            0 => (0, 0),
+            _ => (
+                sum(&[24 * MIB, threads.saturating_mul(sum(&[4 * MIB, block.saturating_mul(6)]))]),
+                sum(&[64 * MIB, threads.saturating_mul(sum(&[window, 26 * MIB]))]),
+            ),
+        };
+        sum(&[opening, converting, layers.saturating_mul(sum(&[layer, decoding]))])
+    }
+
     /// The value of a limit.
     ///
     /// ```
