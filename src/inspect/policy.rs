@@ -164,7 +164,7 @@ impl Policy {
             .enumerate()
             .map(|(index, own)| if index + 1 == line { "\n" } else { own })
             .collect();
-        toml::from_str::<Policy>(&own).map_err(invalid)?;
+        toml::from_str::<Policy>(&own).map_err(|error| self::invalid(&own, &error))?;
         let mut whole: Table = base.parse().map_err(invalid)?;
         whole.extend(own.parse::<Table>().map_err(invalid)?);
         whole.try_into().map_err(invalid)

@@ -10,7 +10,7 @@ pub(crate) mod manifest;
 #[cfg(feature = "write")]
 pub(crate) mod ova;
 mod ovf;
-mod tar;
+pub(crate) mod tar;
 mod xva;
 
 use std::borrow::Cow;

@@ -22,13 +22,15 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let mut report = CheckReport { total_clusters: map.header.blocks.into(), ..CheckReport::default() };
     report.image_end_offset = map.header.data_offset;
     match unused_blocks(map.capacity(), cx) {
-        Ok(used) => check_entries(&map, used, &mut report)?,
+        Ok(used) => {
+            check_entries(&map, used, &mut report)?;
+            report.unused_end = file_len.saturating_sub(report.image_end_offset);
+        }
         Err(error @ Error::Limit { .. }) => {
             report.not_checked(|| error.to_string());
         }
         Err(error) => return Err(error),
     }
-    report.unused_end = file_len.saturating_sub(report.image_end_offset);
     Ok(report)
 }
 

@@ -44,14 +44,15 @@ fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckR
             if !structure.metadata.leave_block_allocated {
                 checker.gaps();
             }
+            // A file is a multiple of 1 MiB long (2.2).
+            let end = structure.ranges().map(|(range, _)| range.end).fold(report.image_end_offset, u64::max);
+            report.unused_end = structure.file_len.saturating_sub(end.next_multiple_of(MIB));
         }
         Err(error @ Error::Limit { .. }) => {
             report.not_checked(|| error.to_string());
         }
         Err(error) => return Err(error),
     }
-    // A file is a multiple of 1 MiB long (2.2).
-    report.unused_end = structure.file_len.saturating_sub(report.image_end_offset.next_multiple_of(MIB));
     Ok(report)
 }
 

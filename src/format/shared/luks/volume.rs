@@ -206,7 +206,11 @@ mod tests {
         assert_eq!(unlock(&[], &limits).unwrap_err(), "luks: the image is encrypted, and no secret is given");
         let low = Limits { pbkdf2_iterations: 999, ..Limits::default() };
         let error = unlock(&["right"], &low).unwrap_err();
-        assert!(error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is") && error.ends_with("999"), "{error}");
+        assert!(
+            error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is")
+                && error.ends_with("999 (pbkdf2-iterations)"),
+            "{error}"
+        );
     }
 
     #[test]
