@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::codec::{DecodeError, MissingCodec};
-use crate::limits::LimitName;
+use crate::limit_name::LimitName;
 use crate::name::Name;
 pub use kind::ErrorKind;
 

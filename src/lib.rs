@@ -47,7 +47,7 @@
 //! guest/  package/  mkfs/            what a disk holds: partitions, file systems; disks in tar and OVF packages; new file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, SparseUpdate, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  limit_name  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -98,6 +98,7 @@ mod info;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod io;
+mod limit_name;
 mod limits;
 #[cfg(feature = "mkfs")]
 pub mod mkfs;

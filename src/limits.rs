@@ -2,10 +2,10 @@
 
 mod budget;
 
-use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+pub use crate::limit_name::LimitName;
 pub use budget::Budget;
 pub(crate) use budget::TableRoom;
 
@@ -174,128 +174,15 @@ impl Limits {
     }
 }
 
-/// One of the [`Limits`]. Its name is that of the field, with hyphens; the option of `imgconv` is `--max-` and this name.
-///
-/// ```
-/// use diskimage::LimitName;
-///
-/// assert_eq!(LimitName::VirtualSize.as_str(), "virtual-size");
-/// assert_eq!("virtual-size".parse::<LimitName>()?, LimitName::VirtualSize);
-/// assert!("size".parse::<LimitName>().is_err());
-/// # Ok::<(), diskimage::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum LimitName {
-    /// [`Limits::virtual_size`]
-    VirtualSize,
-    /// [`Limits::metadata`]
-    Metadata,
-    /// [`Limits::chain_depth`]
-    ChainDepth,
-    /// [`Limits::extents`]
-    Extents,
-    /// [`Limits::snapshots`]
-    Snapshots,
-    /// [`Limits::members`]
-    Members,
-    /// [`Limits::nesting`]
-    Nesting,
-    /// [`Limits::name_length`]
-    NameLength,
-    /// [`Limits::text_length`]
-    TextLength,
-    /// [`Limits::pbkdf2_iterations`]
-    Pbkdf2Iterations,
-    /// [`Limits::argon2_memory`]
-    Argon2Memory,
-    /// [`Limits::argon2_work`]
-    Argon2Work,
-    /// [`Limits::decompressed`]
-    Decompressed,
-    /// [`Limits::decompression_ratio`]
-    DecompressionRatio,
-    /// [`Limits::window`]
-    Window,
-}
-
-impl LimitName {
-    /// All limits, with their names, in the order of the fields of [`Limits`].
-    const NAMES: [(LimitName, &'static str); 15] = [
-        (LimitName::VirtualSize, "virtual-size"),
-        (LimitName::Metadata, "metadata"),
-        (LimitName::ChainDepth, "chain-depth"),
-        (LimitName::Extents, "extents"),
-        (LimitName::Snapshots, "snapshots"),
-        (LimitName::Members, "members"),
-        (LimitName::Nesting, "nesting"),
-        (LimitName::NameLength, "name-length"),
-        (LimitName::TextLength, "text-length"),
-        (LimitName::Pbkdf2Iterations, "pbkdf2-iterations"),
-        (LimitName::Argon2Memory, "argon2-memory"),
-        (LimitName::Argon2Work, "argon2-work"),
-        (LimitName::Decompressed, "decompressed"),
-        (LimitName::DecompressionRatio, "decompression-ratio"),
-        (LimitName::Window, "window"),
-    ];
-
-    /// All limits.
-    ///
-    /// ```
-    /// use diskimage::{LimitName, Limits};
-    ///
-    /// let limits = Limits::default();
-    /// for name in LimitName::all() {
-    ///     println!("--max-{name} {}", limits.get(name));
-    /// }
-    /// ```
-    pub fn all() -> impl Iterator<Item = LimitName> {
-        LimitName::NAMES.into_iter().map(|(limit, _)| limit)
-    }
-
-    /// The name.
-    pub fn as_str(self) -> &'static str {
-        LimitName::NAMES.iter().find(|(limit, _)| *limit == self).map_or("", |(_, name)| name)
-    }
-
-    /// Whether the limit is a number of bytes.
-    pub fn is_size(self) -> bool {
-        match self {
-            LimitName::VirtualSize
-            | LimitName::Metadata
-            | LimitName::NameLength
-            | LimitName::TextLength
-            | LimitName::Argon2Memory
-            | LimitName::Argon2Work
-            | LimitName::Decompressed
-            | LimitName::Window => true,
-            LimitName::ChainDepth
-            | LimitName::Extents
-            | LimitName::Snapshots
-            | LimitName::Members
-            | LimitName::Nesting
-            | LimitName::Pbkdf2Iterations
-            | LimitName::DecompressionRatio => false,
-        }
-    }
-}
-
-impl fmt::Display for LimitName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 impl FromStr for LimitName {
     type Err = Error;
 
     /// # Errors
     /// [`Error::Usage`] for another name.
     fn from_str(name: &str) -> Result<Self> {
-        let known = LimitName::NAMES.iter().find(|(_, own)| *own == name);
-        known.map(|(limit, _)| *limit).ok_or_else(|| {
-            let names = LimitName::NAMES.map(|(_, own)| own).join(", ");
-            Error::Usage(format!("unknown limit {name:?}: expected {names}"))
+        LimitName::all().find(|limit| limit.as_str() == name).ok_or_else(|| {
+            let names: Vec<_> = LimitName::all().map(LimitName::as_str).collect();
+            Error::Usage(format!("unknown limit {name:?}: expected {}", names.join(", ")))
         })
     }
 }

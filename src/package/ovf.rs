@@ -69,9 +69,11 @@ impl Envelope {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for what is not well-formed XML in UTF-8, or not an envelope; for a disk or a reference that is ambiguous
-    /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more files than
-    /// the limits allow, 1024 disks, 200,000 nodes, 200 levels or 500 attributes.
+    /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for a longer text, a
+    /// larger tree or more files than the limits allow, 1024 disks, 200,000 nodes, 200 levels or 500 attributes.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Envelope> {
+        let len = bytes.len() as u64;
+        FIELDS.at("length of the descriptor", 0).within_limit(LimitName::TextLength, len, limits.text_length)?;
         let document = xml::parse(&FIELDS, xml::text(&FIELDS, bytes)?, &Budget::new(limits.metadata))?;
         let root = document.root_element();
         let namespace = root.tag_name().namespace().unwrap_or_default();

@@ -1,9 +1,8 @@
 //! The options for limits.
 
 use clap::{Arg, ArgMatches, Command};
-use diskimage::{LimitName, Limits};
+use diskimage::{LimitName, Limits, parse_size};
 
-use crate::args;
 use crate::output::human_size;
 
 /// `--max-NAME` for each of the limits. The short help has none of them.
@@ -46,6 +45,10 @@ pub fn option(name: LimitName) -> String {
     format!("--max-{name}")
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).map_err(|error| error.to_string())
+}
+
 impl clap::Args for LimitArgs {
     fn augment_args(command: Command) -> Command {
         let defaults = Limits::default();
@@ -57,9 +60,7 @@ impl clap::Args for LimitArgs {
             let value = if name.is_size() { "SIZE" } else { "N" };
             let arg = Arg::new(*option).long(*option).value_name(value).hide_short_help(true);
             command.arg(
-                arg.aliases(*alias)
-                    .value_parser(args::size)
-                    .help(format!("Refuse {refused} {value} [default: {default}]")),
+                arg.aliases(*alias).value_parser(size).help(format!("Refuse {refused} {value} [default: {default}]")),
             )
         })
     }

@@ -140,6 +140,17 @@ fn hostile_descriptors_are_refused() {
         assert!(error.kind() == kind && error.to_string().contains(message), "{message}: {error}");
     }
     assert!(Envelope::parse(&deep(150), &Limits::default()).is_ok());
+    for (name, limits) in [
+        (LimitName::Metadata, Limits { metadata: 1000, ..Limits::default() }),
+        (LimitName::TextLength, Limits { text_length: 1000, ..Limits::default() }),
+        (LimitName::Members, Limits { members: 1, ..Limits::default() }),
+    ] {
+        let files = r#"<References><File id="a" href="a"/><File id="b" href="b"/></References>"#;
+        let text = envelope(&format!("{files}{}", "<x/>".repeat(250)));
+        let error = Envelope::parse(&text, &limits).unwrap_err();
+        assert!(matches!(error, Error::Limit { name: Some(own), .. } if own == name), "{name}: {error}");
+        assert!(Envelope::parse(&text, &Limits::default()).is_ok());
+    }
 }
 
 proptest! {

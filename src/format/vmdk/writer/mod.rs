@@ -43,7 +43,7 @@ fn check_size(settings: &Settings) -> Result<()> {
     let limit = match settings.subformat {
         Subformat::MonolithicSparse | Subformat::StreamOptimized => MAX_SPARSE_SECTORS,
         Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat => {
-            Limits::default().extents as u64 * extents::SPLIT_SECTORS
+            Limits::default().extents * extents::SPLIT_SECTORS
         }
         Subformat::MonolithicFlat | Subformat::Vmfs => u64::MAX,
     };
