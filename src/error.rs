@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::codec::{DecodeError, MissingCodec};
+use crate::limit_name::LimitName;
 use crate::name::Name;
 pub use kind::ErrorKind;
 
@@ -53,6 +54,8 @@ pub enum Error {
 
     /// A number in the image, or a requested size, exceeds the caller's [`Limits`](crate::Limits) or the format's own limit.
     Limit {
+        /// Which one of the caller's limits it is; `None` for a limit of the format.
+        name: Option<LimitName>,
         /// Name of the format.
         format: &'static str,
         /// The field, or what is limited: "virtual size".
@@ -212,8 +215,9 @@ impl fmt::Display for Error {
         match self {
             Error::Io { action, offset, cause } => write!(f, "{action}{}: {cause}", At(*offset)),
             Error::Corrupt(fault) => fault.fmt(f),
-            Error::Limit { format, field, at, value, limit } => {
-                write!(f, "{format}: {field}{} is {value}, above the limit of {limit}", At(*at))
+            Error::Limit { name, format, field, at, value, limit } => {
+                write!(f, "{format}: {field}{} is {value}, above the limit of {limit}", At(*at))?;
+                name.map_or(Ok(()), |name| write!(f, " ({name})"))
             }
             Error::Unsupported { format, feature, at } => write!(f, "{format}: not supported{}: {feature}", At(*at)),
             Error::Reference { format, role, name, problem } => {

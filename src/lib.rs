@@ -47,7 +47,7 @@
 //! guest/  package/  mkfs/            what a disk holds: partitions, file systems; disks in tar and OVF packages; new file systems
 //! format/                            the registry; raw, qcow2/, vmdk/, vhd/, vhdx/, vdi/, luks/; qcow/, qed/, parallels/, bochs, cloop, dmg/; shared/
 //! driver/                            FormatDriver, SparseRead, SparseWrite, SparseUpdate, Extent, Placement, contexts
-//! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  name
+//! codec/  compressed/  crypto/  hash  remote/  nbd/client  tls/  spool  info  identifiers  options  limits  secret  error  limit_name  name
 //! io/  zero                          ReadAt, WriteAt; files, memory, pipes
 //! ```
 //!
@@ -98,6 +98,7 @@ mod info;
 #[cfg(feature = "inspect")]
 pub mod inspect;
 pub mod io;
+mod limit_name;
 mod limits;
 #[cfg(feature = "mkfs")]
 pub mod mkfs;
@@ -130,7 +131,7 @@ pub use convert::{
 };
 #[cfg(feature = "disk")]
 pub use disk::{Commit, Disk, DiskStream, Preallocation, RebaseTo};
-pub use driver::{CheckReport, Repair, RepairReport};
+pub use driver::{CheckKind, CheckMessage, CheckReport, Repair, RepairReport};
 pub use error::{Error, ErrorKind, Fault, Problem, ReferenceProblem, Result, SecretProblem};
 pub use format::{Format, Formats};
 pub use guest::ContentKind;
@@ -143,7 +144,7 @@ pub use image::{
     Allocation, Image, Inspection, OpenOptions, Plot, Reader, ReferencePolicy, ResolveRequest, Span, Spans,
 };
 pub use info::{CompressionLayer, FileReference, ImageInfo, Snapshot, Value};
-pub use limits::{Budget, Limits};
+pub use limits::{Budget, LimitName, Limits};
 pub use name::Name;
 pub use options::{OptionSpec, Options, parse_size};
 #[cfg(feature = "packages")]

@@ -12,7 +12,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use crate::driver::{CheckReport, ExtentKind};
+use crate::driver::{CheckMessage, CheckReport, ExtentKind};
 use crate::error::ErrorKind;
 use crate::format::Format;
 use crate::image::{Allocation, Inspection, Plot, Span};
@@ -265,6 +265,13 @@ impl<'a> FileInfo<'a> {
             dirty_flag: false,
             children: [],
         }
+    }
+}
+
+/// The whole text.
+impl Serialize for CheckMessage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::io::{FileSource, FileTarget, ReadAt, WriteAt};
+use crate::limits::LimitName;
 use crate::zero::data_runs;
 
 /// Bytes read and written at once.
@@ -27,8 +28,14 @@ pub(crate) fn default_directory() -> PathBuf {
 /// Copies the stream to a file in `directory`, with holes for zeros. The file has no name, so that nothing is left of it.
 ///
 /// # Errors
-/// Errors of the stream and of the system; [`Error::Limit`] for a stream of more than `limit` bytes, which may have no end.
-pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static str, limit: u64) -> Result<FileSource> {
+/// Errors of the stream and of the system; [`Error::Limit`], by this name, for a stream of more than `limit` bytes, which may have no end.
+pub(crate) fn spool(
+    mut stream: impl Read,
+    directory: &Path,
+    format: &'static str,
+    name: LimitName,
+    limit: u64,
+) -> Result<FileSource> {
     let in_directory = |error: Error| error.in_file(directory);
     let target = create_unnamed(directory)?;
     let mut piece = vec![0; PIECE];
@@ -38,7 +45,14 @@ pub(crate) fn spool(mut stream: impl Read, directory: &Path, format: &'static st
         let bytes = piece.get(..read).unwrap_or_default();
         let value = len + read as u64;
         if value > limit {
-            return Err(Error::Limit { format, field: "length of the stream".into(), at: None, value, limit });
+            return Err(Error::Limit {
+                name: Some(name),
+                format,
+                field: "length of the stream".into(),
+                at: None,
+                value,
+                limit,
+            });
         }
         for run in data_runs(bytes, BLOCK) {
             let (at, data) = (len + run.start as u64, bytes.get(run).unwrap_or_default());
@@ -165,7 +179,7 @@ mod tests {
         for len in [1, 4096, PIECE, PIECE + 1, 3 * PIECE + 700] {
             let mut bytes = vec![0; len];
             bytes[len / 2] = 7;
-            let file = spool(Trickle(&bytes), dir.path(), "raw", len as u64).unwrap();
+            let file = spool(Trickle(&bytes), dir.path(), "raw", LimitName::VirtualSize, len as u64).unwrap();
             let mut copy = vec![1; len];
             file.read_exact_at(&mut copy, 0).unwrap();
             assert_eq!((file.size().unwrap(), copy == bytes), (len as u64, true));
@@ -235,11 +249,11 @@ mod tests {
             }
         }
         let dir = TempDir::new();
-        assert_eq!(spool(io::empty(), dir.path(), "raw", 0).unwrap().size().unwrap(), 0);
-        assert_eq!(spool(Failing, dir.path(), "raw", 0).unwrap_err().kind().as_str(), "io");
-        let error = spool(io::repeat(1), &dir.join("missing"), "raw", 0).unwrap_err();
+        assert_eq!(spool(io::empty(), dir.path(), "raw", LimitName::VirtualSize, 0).unwrap().size().unwrap(), 0);
+        assert_eq!(spool(Failing, dir.path(), "raw", LimitName::VirtualSize, 0).unwrap_err().kind().as_str(), "io");
+        let error = spool(io::repeat(1), &dir.join("missing"), "raw", LimitName::VirtualSize, 0).unwrap_err();
         assert_eq!(error.path(), Some(&*dir.join("missing")));
-        let endless = spool(io::repeat(1), dir.path(), "raw", 1 << 20).unwrap_err();
+        let endless = spool(io::repeat(1), dir.path(), "raw", LimitName::VirtualSize, 1 << 20).unwrap_err();
         assert!(matches!(endless, Error::Limit { value, limit: 0x10_0000, .. } if value <= (1 << 20) + PIECE as u64));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -177,7 +177,7 @@ impl Header<'_> {
             Some(left) => self.left = left,
             None => {
                 let at = self.input.at();
-                return Err(self.input.limit("length of the header", at, MAX_HEADER + 1, MAX_HEADER));
+                return Err(self.input.limit(None, "length of the header", at, MAX_HEADER + 1, MAX_HEADER));
             }
         }
         Ok(bytes)

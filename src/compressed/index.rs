@@ -10,7 +10,7 @@ use super::zstd::Zstd;
 use super::{Compression, gzip, xz, zstd};
 use crate::error::{Error, Problem};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// A part that is decoded on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,5 +149,12 @@ pub(super) fn check_size(size: u64, file_len: u64, compression: Compression, lim
         return Ok(());
     }
     let field = "decompressed size".into();
-    Err(Error::Limit { format: compression.name(), field, at: Some(file_len), value: size, limit: limits.decompressed })
+    Err(Error::Limit {
+        name: Some(LimitName::Decompressed),
+        format: compression.name(),
+        field,
+        at: Some(file_len),
+        value: size,
+        limit: limits.decompressed,
+    })
 }

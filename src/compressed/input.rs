@@ -5,6 +5,7 @@ use std::io::{self, Read};
 
 use super::Compression;
 use crate::error::{Error, Problem};
+use crate::limits::LimitName;
 
 /// Bytes read at once.
 const BUFFER: usize = 64 << 10;
@@ -131,9 +132,9 @@ impl Input {
         self.corrupt(field, at, Problem::Conflict { value, finding: "the data has another" })
     }
 
-    /// The error for a number that exceeds a limit.
-    pub fn limit(&self, field: &'static str, at: u64, value: u64, limit: u64) -> io::Error {
-        Error::Limit { format: self.compression.name(), field: field.into(), at: Some(at), value, limit }.into()
+    /// The error for a number that exceeds a limit: of the caller, if it has a name.
+    pub fn limit(&self, name: Option<LimitName>, field: &'static str, at: u64, value: u64, limit: u64) -> io::Error {
+        Error::Limit { name, format: self.compression.name(), field: field.into(), at: Some(at), value, limit }.into()
     }
 
     /// The error for a feature that is not implemented.

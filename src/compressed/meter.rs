@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use super::input::Input;
 use crate::error::Error;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// Decompressed bytes below which the ratio is not looked at: an empty disk compresses to next to nothing.
 const RATIO_FROM: u64 = 1 << 30;
@@ -42,11 +42,23 @@ impl<D: Decode> Meter<D> {
         self.out += len as u64;
         let input = self.decoder.input();
         if self.out > self.most {
-            return Err(input.limit("decompressed size", input.at(), self.out, self.most));
+            return Err(input.limit(
+                Some(LimitName::Decompressed),
+                "decompressed size",
+                input.at(),
+                self.out,
+                self.most,
+            ));
         }
         let ratio = self.out / input.at().max(1);
         if self.out > RATIO_FROM && ratio > self.ratio {
-            return Err(input.limit("ratio of decompressed to compressed size", input.at(), ratio, self.ratio));
+            return Err(input.limit(
+                Some(LimitName::DecompressionRatio),
+                "ratio of decompressed to compressed size",
+                input.at(),
+                ratio,
+                self.ratio,
+            ));
         }
         self.ended = len == 0;
         Ok(len)
@@ -74,7 +86,7 @@ impl EmptyParts {
     pub fn note(&mut self, len: u64, input: &Input) -> io::Result<()> {
         self.0 = if len == 0 { self.0 + 1 } else { 0 };
         match self.0 > MAX_EMPTY {
-            true => Err(input.limit("number of consecutive parts without data", input.at(), self.0, MAX_EMPTY)),
+            true => Err(input.limit(None, "number of consecutive parts without data", input.at(), self.0, MAX_EMPTY)),
             false => Ok(()),
         }
     }

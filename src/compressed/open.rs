@@ -9,7 +9,7 @@ use super::units::{EndCheck, Once, UnitFile};
 use super::{Compression, decoder};
 use crate::error::{Error, Result};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::spool::spool;
 
 /// Bytes at the start of the decompressed file that tell its format and its size: the header of a GPT with sectors of 4 KiB ends there.
@@ -34,7 +34,7 @@ pub(crate) fn open(
         return Ok(Arc::new(UnitFile::new(file, compression, limits, directory.to_owned(), index, None)));
     }
     let decoded = decoder(compression, Box::new(Sequential::new(file)), limits);
-    Ok(Arc::new(spool(decoded, directory, compression.name(), limits.decompressed)?))
+    Ok(Arc::new(spool(decoded, directory, compression.name(), LimitName::Decompressed, limits.decompressed)?))
 }
 
 /// A compressed file without several parts, to be decoded once.

@@ -19,7 +19,7 @@ use super::index::{Index, open_unit};
 use super::{Compression, Sequential, decoder};
 use crate::error::{Error, Problem};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::spool::spool;
 
 /// Bytes decoded at once.
@@ -360,7 +360,8 @@ impl UnitFile {
             return Ok(file);
         }
         let stream = decoder(self.compression, Box::new(Sequential::new(self.file.clone())), &self.limits);
-        let file = spool(stream, &self.directory, self.compression.name(), self.limits.decompressed)?;
+        let file =
+            spool(stream, &self.directory, self.compression.name(), LimitName::Decompressed, self.limits.decompressed)?;
         if file.size()? != self.index.size() {
             return Err(self.wrong_size().into());
         }

@@ -11,7 +11,7 @@ use super::index::{Index, Range};
 use super::input::Input;
 use super::meter::{Decode, EmptyParts};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// Length in bytes of the longest header of a frame (section 3.1.1.1).
 const MAX_HEADER: usize = 18;
@@ -72,7 +72,13 @@ impl Zstd {
                         return Err(self.input.unsupported("dictionaries", at));
                     }
                     Ok(info) if info.window_size > self.max_window => {
-                        return Err(self.input.limit("window size", at, info.window_size, self.max_window));
+                        return Err(self.input.limit(
+                            Some(LimitName::Window),
+                            "window size",
+                            at,
+                            info.window_size,
+                            self.max_window,
+                        ));
                     }
                     Ok(_) => {}
                     Err(_) if head.len() < MAX_HEADER => {

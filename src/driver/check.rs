@@ -1,13 +1,17 @@
 //! The result of a check.
 
+use std::fmt;
+use std::ops::Deref;
+
 /// Findings of a check of an image's metadata.
 ///
 /// ```
-/// use diskimage::CheckReport;
+/// use diskimage::{CheckKind, CheckReport};
 ///
 /// let mut report = CheckReport::default();
 /// report.corruption(|| "block 3 is mapped twice".into());
-/// assert_eq!((report.corruptions, &*report.messages[0]), (1, "ERROR: block 3 is mapped twice"));
+/// assert_eq!((report.corruptions, report.messages[0].kind()), (1, CheckKind::Error));
+/// assert_eq!(report.messages[0].to_string(), "ERROR: block 3 is mapped twice");
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -15,7 +19,7 @@ pub struct CheckReport {
     /// Name of the format.
     pub format: &'static str,
     /// The findings in words, at most [`CheckReport::MESSAGES`] of them.
-    pub messages: Vec<String>,
+    pub messages: Vec<CheckMessage>,
     /// Number of faults that lose or mix up guest data, now or when the image is written to.
     pub corruptions: u64,
     /// Number of host clusters that are allocated but not used.
@@ -32,6 +36,30 @@ pub struct CheckReport {
     pub fragmented_clusters: u64,
     /// Host offset of the end of the last cluster in use, in bytes.
     pub image_end_offset: u64,
+    /// Number of bytes at the end of the file that no structure of the image refers to, and that are too few or too many for a leaked cluster:
+    /// they prevent nothing, and can have any content.
+    pub unused_end: u64,
+}
+
+/// What a finding of a check is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CheckKind {
+    /// A fault that loses or mixes up guest data, now or when the image is written to.
+    Error,
+    /// Host clusters that are allocated but not used.
+    Leak,
+    /// A part that could not be checked.
+    NotChecked,
+    /// Something that the properties of the image tell as well, and that is not wrong.
+    Note,
+}
+
+/// A finding of a check in words. As a text, it begins with its kind: `ERROR: `, `Leaked: `, `Not checked: ` or `Note: `.
+#[derive(Clone)]
+pub struct CheckMessage {
+    kind: CheckKind,
+    text: String,
 }
 
 impl CheckReport {
@@ -41,21 +69,85 @@ impl CheckReport {
     /// Counts a corruption. `message` is called only if the text is kept.
     pub fn corruption(&mut self, message: impl FnOnce() -> String) {
         self.corruptions += 1;
-        self.message("ERROR", message);
+        self.message(CheckKind::Error, message);
     }
 
     /// Counts a leaked cluster. `message` is called only if the text is kept.
     pub fn leak(&mut self, message: impl FnOnce() -> String) {
         self.leaks += 1;
-        self.message("Leaked", message);
+        self.message(CheckKind::Leak, message);
     }
 
-    /// Adds the message `severity: message` without counting it. The text is formatted only if it is kept: a corrupt image can
-    /// have millions of findings.
-    pub fn message(&mut self, severity: &str, message: impl FnOnce() -> String) {
+    /// Counts a part that could not be checked. `message` is called only if the text is kept.
+    pub fn not_checked(&mut self, message: impl FnOnce() -> String) {
+        self.check_errors += 1;
+        self.message(CheckKind::NotChecked, message);
+    }
+
+    /// Adds a message without counting it. The text is formatted only if it is kept: a corrupt image can have millions of findings.
+    pub fn message(&mut self, kind: CheckKind, message: impl FnOnce() -> String) {
         if self.messages.len() < Self::MESSAGES {
-            self.messages.push(format!("{severity}: {}", message()));
+            self.messages.push(CheckMessage { kind, text: format!("{}: {}", kind.as_str(), message()) });
         }
+    }
+}
+
+impl CheckKind {
+    /// How messages of this kind begin.
+    const fn as_str(self) -> &'static str {
+        match self {
+            CheckKind::Error => "ERROR",
+            CheckKind::Leak => "Leaked",
+            CheckKind::NotChecked => "Not checked",
+            CheckKind::Note => "Note",
+        }
+    }
+}
+
+impl CheckMessage {
+    /// What the finding is.
+    pub fn kind(&self) -> CheckKind {
+        self.kind
+    }
+
+    /// The words without the kind.
+    pub fn words(&self) -> &str {
+        self.text.get(self.kind.as_str().len() + 2..).unwrap_or_default()
+    }
+}
+
+/// The whole text.
+impl Deref for CheckMessage {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for CheckMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl fmt::Debug for CheckMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl AsRef<str> for CheckMessage {
+    fn as_ref(&self) -> &str {
+        self
+    }
+}
+
+impl Eq for CheckMessage {}
+
+impl<T: AsRef<str>> PartialEq<T> for CheckMessage {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
     }
 }
 
@@ -102,5 +194,7 @@ mod tests {
         assert_eq!((report.leaks, report.corruptions), (CheckReport::MESSAGES as u64 + 5, 1));
         assert_eq!(report.messages.len(), CheckReport::MESSAGES);
         assert_eq!((&*report.messages[0], &*report.messages[999]), ("Leaked: 0", "Leaked: 999"));
+        let last = &report.messages[999];
+        assert_eq!((last.kind(), last.words()), (CheckKind::Leak, "999"));
     }
 }

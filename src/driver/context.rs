@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::identifiers::{Identifiers, ImageIdentifiers};
 use crate::info::{FileReference, ImageInfo};
 use crate::io::{ReadAt, WriteAt};
-use crate::limits::{Budget, Limits};
+use crate::limits::{Budget, LimitName, Limits};
 use crate::name::Name;
 use crate::options::Options;
 use crate::secret::Secret;
@@ -102,7 +102,14 @@ impl<'a> OpenContext<'a> {
         if size <= limit {
             return Ok(());
         }
-        Err(Error::Limit { format, field: "virtual size".into(), at: None, value: size, limit })
+        Err(Error::Limit {
+            name: Some(LimitName::VirtualSize),
+            format,
+            field: "virtual size".into(),
+            at: None,
+            value: size,
+            limit,
+        })
     }
 }
 

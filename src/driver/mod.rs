@@ -148,7 +148,7 @@ use std::io::Read;
 use std::sync::Arc;
 
 pub use bitmap::DirtyBitmap;
-pub use check::{CheckReport, Repair, RepairReport};
+pub use check::{CheckKind, CheckMessage, CheckReport, Repair, RepairReport};
 pub use context::{CreateContext, DetachedHeader, FileOpener, NewBacking, OpenContext, TargetFiles};
 pub use extent::{Compressed, Extent, ExtentKind, FileId, Location};
 pub use measure::FileSize;

@@ -38,7 +38,7 @@ use crate::format::shared::table_cache::TableCache;
 use crate::format::shared::{run, signature};
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 pub(crate) static DRIVER: FormatDriver =
@@ -143,7 +143,7 @@ impl Header {
         }
         FIELDS.at("catalog entries", 72).within(self.header_size.into(), self.catalog_len(), file_len)?;
         let disk = FIELDS.at("disk size", disk_at);
-        disk.at_most(self.disk_size, limits.virtual_size)?;
+        disk.within_limit(LimitName::VirtualSize, self.disk_size, limits.virtual_size)?;
         let max = u64::from(self.catalog_entries) * u64::from(self.extent_size);
         if self.disk_size > max {
             return Err(disk.fault(Problem::Range { value: self.disk_size, min: 0, max }));

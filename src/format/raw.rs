@@ -27,6 +27,7 @@ use crate::format::shared::whole_sectors;
 use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt, write_zeros};
+use crate::limits::LimitName;
 use crate::options::OptionSpec;
 
 pub(crate) static DRIVER: FormatDriver =
@@ -66,7 +67,7 @@ impl Reader {
     fn open(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Self> {
         cx.refuse_snapshots(FORMAT_NAME)?;
         let virtual_size = table::length(&*file)?;
-        FIELDS.at("size", 0).at_most(virtual_size, cx.limits.virtual_size)?;
+        FIELDS.at("size", 0).within_limit(LimitName::VirtualSize, virtual_size, cx.limits.virtual_size)?;
         let info = ImageInfo { format: FORMAT_NAME, virtual_size, ..ImageInfo::default() };
         Ok(Reader(info))
     }

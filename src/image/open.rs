@@ -21,7 +21,7 @@ use crate::format::shared::table;
 use crate::guest;
 use crate::info::{CompressionLayer, FileReference};
 use crate::io::{FileDirectory, FileSource, ReadAt};
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName};
 #[cfg(feature = "packages")]
 use crate::package::Kind;
 use crate::spool;
@@ -117,7 +117,13 @@ impl OpenOptions {
             PeeledStream::Decompressed(stream, Some(format)) => return self.open_in_order(format, stream, None),
             PeeledStream::Decompressed(stream, None) => {
                 let directory = self.spool_directory();
-                let file = spool::spool(stream, &directory, "compressed file", self.limits.decompressed)?;
+                let file = spool::spool(
+                    stream,
+                    &directory,
+                    "compressed file",
+                    LimitName::Decompressed,
+                    self.limits.decompressed,
+                )?;
                 return self.open_source(Arc::new(file));
             }
         };
@@ -137,7 +143,8 @@ impl OpenOptions {
                 format => format.name(),
             },
         };
-        let file = spool::spool(stream, &self.spool_directory(), name, self.limits.virtual_size)?;
+        let file =
+            spool::spool(stream, &self.spool_directory(), name, LimitName::VirtualSize, self.limits.virtual_size)?;
         if table::length(&file)? == 0 {
             // Its writer has failed.
             return Err(Error::Usage("the input is empty".into()));
@@ -181,6 +188,13 @@ impl OpenOptions {
         };
         let file = SourceFile::from_file(source, path)?.seen_by(&*reader)?;
         Ok(Image::new(vec![Layer { reader, format, files: vec![file] }]).read_in_order())
+    }
+
+    /// Lowers a limit, unless it is lower already.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn at_most(mut self, name: LimitName, value: u64) -> Self {
+        self.limits.set(name, value.min(self.limits.get(name)));
+        self
     }
 
     /// Most bytes of a stream that are copied to a temporary file.
@@ -307,10 +321,17 @@ impl OpenOptions {
     }
 
     pub(super) fn open_backing(&self, image: &Opened, reference: &FileReference, layer: usize) -> Result<Opened> {
-        if layer >= self.limits.chain_depth {
-            let limit = self.limits.chain_depth as u64;
+        let limit = self.limits.chain_depth;
+        if layer as u64 >= limit {
             let field = "backing chain length".into();
-            return Err(Error::Limit { format: image.format.name(), field, at: None, value: limit + 1, limit });
+            return Err(Error::Limit {
+                name: Some(LimitName::ChainDepth),
+                format: image.format.name(),
+                field,
+                at: None,
+                value: limit.saturating_add(1),
+                limit,
+            });
         }
         let Found { path, source, reference, directory } = match &self.backing_file {
             Some((path, format)) if layer == 1 => self.open_chosen_backing(reference, path, *format)?,

@@ -16,9 +16,6 @@ use crate::limits::Budget;
 use crate::name::Name;
 use crate::package::{Contents, DigestCheck, DiskFile, Kind, Package};
 
-/// Largest number of packages within packages.
-const MAX_DEPTH: usize = 3;
-
 /// What messages about the files of a descriptor call the format. It is never opened as an image.
 static OVF: FormatDriver =
     FormatDriver::new("ovf", |_| false, |_, _| Err(Error::unsupported("ovf", "opening it as an image")));
@@ -111,10 +108,8 @@ impl OpenOptions {
             return Ok(None);
         }
         let kind = Kind::of(&source.ends()?.probe());
-        if kind.is_some() && depth == MAX_DEPTH {
-            let limit = MAX_DEPTH as u64;
-            let field = "number of packages within packages".into();
-            return Err(Error::Limit { format: "tar", field, at: None, value: limit + 1, limit });
+        if kind.is_some() {
+            self.check_nesting("tar", "number of packages within packages", depth)?;
         }
         let contents = match kind {
             None if member.is_some() => {

@@ -19,9 +19,7 @@ use crate::format::shared::signature::Signature;
 use crate::format::shared::table;
 use crate::info::CompressionLayer;
 use crate::io::{FileIdentity, ReadAt};
-
-/// Layers of compression, at most.
-const MAX_LAYERS: usize = 3;
+use crate::limits::LimitName;
 
 /// A file without its layers of compression.
 pub(super) struct Peeled {
@@ -106,7 +104,8 @@ impl OpenOptions {
     pub(super) fn peel_stream(&self, stream: Box<dyn Read + Send>) -> Result<PeeledStream> {
         let mut stream = stream;
         let mut is_compressed = false;
-        for layer in 0..=MAX_LAYERS {
+        let mut layers = 0;
+        loop {
             let head;
             (head, stream) = head_of(stream)?;
             let probe = Probe::new(&head, &[], u64::MAX);
@@ -114,8 +113,9 @@ impl OpenOptions {
             let format = self.format.or_else(|| self.formats.probe(&probe).ok());
             let in_order = format.filter(|format| format.streams(&probe));
             match compression {
-                Some(compression) if layer == MAX_LAYERS => return Err(too_many_layers(compression)),
                 Some(compression) => {
+                    self.check_nesting(compression.name(), "number of layers of compression", layers)?;
+                    layers += 1;
                     stream = compressed::decoder(compression, stream, &self.limits);
                     is_compressed = true;
                 }
@@ -126,13 +126,20 @@ impl OpenOptions {
         Ok(PeeledStream::Plain(stream))
     }
 
+    /// Checks that one more container can be opened after `opened` of them.
+    pub(super) fn check_nesting(&self, format: &'static str, field: &'static str, opened: usize) -> Result<()> {
+        let (limit, value) = (self.limits.nesting, opened as u64 + 1);
+        if value <= limit {
+            return Ok(());
+        }
+        Err(Error::Limit { name: Some(LimitName::Nesting), format, field: field.into(), at: None, value, limit })
+    }
+
     /// Removes the layers of compression from a file, for reads at any offset.
     pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
         let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
         while let Some(compression) = self.compression_in(&peeled.source)? {
-            if peeled.layers.len() == MAX_LAYERS {
-                return Err(too_many_layers(compression));
-            }
+            self.check_nesting(compression.name(), "number of layers of compression", peeled.layers.len())?;
             let content = self.decompress(peeled.source.clone(), compression)?;
             peeled.push(compression, content)?;
         }
@@ -288,9 +295,4 @@ fn inner_path(path: Option<&Path>) -> Option<PathBuf> {
     let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
     let is_outer = extension.is_some_and(|own| Signature::of_container(&own).is_some_and(|name| name != "tar"));
     Some(if is_outer { path.with_extension("") } else { path.to_owned() })
-}
-
-fn too_many_layers(compression: Compression) -> Error {
-    let (value, limit) = (MAX_LAYERS as u64 + 1, MAX_LAYERS as u64);
-    Error::Limit { format: compression.name(), field: "number of layers of compression".into(), at: None, value, limit }
 }

@@ -1,17 +1,16 @@
 //! The examination of one file.
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::policy::name_of;
 use super::{Finding, Judgement, Policy};
-use crate::driver::CheckReport;
+use crate::driver::{CheckKind, CheckReport};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::format::shared::signature;
 use crate::guest::{self, ContentKind};
-use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy};
+use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy, Scratch, Span};
 use crate::info::{ImageInfo, Value};
 use crate::io::{FileSource, ReadAt};
 use crate::name::Name;
@@ -43,7 +42,7 @@ pub(super) struct Examination<'a> {
 
 impl<'a> Examination<'a> {
     pub fn new(policy: &'a Policy, options: &OpenOptions, place: Place<'a>) -> Self {
-        let options = options.clone().reference_policy(ReferencePolicy::Deny).without_backing(true);
+        let options = policy.limit(options).reference_policy(ReferencePolicy::Deny).without_backing(true);
         Examination { policy, options, place, judgement: Judgement::default(), members: Vec::new() }
     }
 
@@ -253,7 +252,7 @@ impl<'a> Examination<'a> {
             // They are in files that are not opened.
             return Ok(());
         }
-        // A check goes on after a fault, and tells it in words only.
+        // A check goes on after a fault, which has less details then.
         let image = match self.open() {
             Err(error) if matches!(error.root(), Error::Secret { .. }) => None,
             image => Some(image?),
@@ -261,62 +260,48 @@ impl<'a> Examination<'a> {
         if inspection.format.can_check() {
             let report = self.check()?;
             self.examine_report(&report);
-            self.examine_end(inspection, &report);
             if !self.policy.read_data {
                 return Ok(());
             }
         }
         let Some(image) = image else { return Ok(()) };
-        let mut buf = if self.policy.read_data { vec![0; CHUNK] } else { Vec::new() };
+        let mut reading = self.policy.read_data.then(|| (vec![0; CHUNK], Scratch::default()));
         for span in image.spans_exclusive()? {
             let span = span?;
-            if self.policy.read_data && !span.is_zero() {
-                read(&image, span.offset..span.end(), &mut buf)?;
+            if let Some((buf, scratch)) = reading.as_mut().filter(|_| !span.is_zero()) {
+                read(&image, &span, buf, scratch)?;
             }
         }
-        Ok(())
-    }
-
-    /// What is after the last block of a VDI or VHDX, of which their checks say nothing. A VHDX is whole MiB long.
-    fn examine_end(&mut self, inspection: &Inspection, report: &CheckReport) {
-        const ALIGNMENT: u64 = 1 << 20;
-        let end = match inspection.format.name() {
-            "vdi" => report.image_end_offset,
-            "vhdx" => report.image_end_offset.next_multiple_of(ALIGNMENT),
-            _ => return,
-        };
-        let after = inspection.file_len.saturating_sub(end);
-        self.add_unless(self.policy.leaks || after == 0 || !inspection.compression.is_empty(), || {
-            Finding::refused("leaks", format!("{after} bytes after the last block are not used"))
-        });
+        if self.policy.read_data { image.verify() } else { Ok(()) }
     }
 
     fn examine_report(&mut self, report: &CheckReport) {
         let leaks = self.policy.leaks;
-        let mut told = [0; 3];
+        let refused = |check, words: &str| Some(Finding::refused(check, words));
         for message in report.messages.iter().take(CHECK_MESSAGES) {
-            let (severity, finding) = match message.split_once(": ").unwrap_or(("", message)) {
-                ("Leaked", text) => (0, (!leaks).then(|| Finding::refused("leaks", text))),
-                ("ERROR", text) => (1, Some(Finding::refused("metadata", text))),
-                ("Not checked", text) => (2, Some(Finding::unknown("metadata", text))),
-                // Notes say what the properties said.
-                _ => continue,
+            let finding = match message.kind() {
+                CheckKind::Leak if leaks => None,
+                CheckKind::Leak => refused("leaks", message.words()),
+                CheckKind::Error => refused("metadata", message.words()),
+                CheckKind::NotChecked => Some(Finding::unknown("metadata", message.words())),
+                // The properties say the same.
+                CheckKind::Note => None,
             };
-            if let (Some(finding), Some(told)) = (finding, told.get_mut(severity)) {
-                *told += 1;
-                self.add(finding);
-            }
+            finding.into_iter().for_each(|finding| self.add(finding));
         }
-        // Each kind has a finding at least, whatever the messages are.
-        let [leaks_told, corruptions_told, errors_told] = told;
-        self.add_unless(leaks || report.leaks == 0 || leaks_told > 0, || {
+        // Each kind has a finding at least, wherever the messages end.
+        let told = |kind| report.messages.iter().take(CHECK_MESSAGES).any(|message| message.kind() == kind);
+        self.add_unless(leaks || report.leaks == 0 || told(CheckKind::Leak), || {
             Finding::refused("leaks", format!("{} clusters are allocated, but not used", report.leaks))
         });
-        self.add_unless(report.corruptions == 0 || corruptions_told > 0, || {
+        self.add_unless(report.corruptions == 0 || told(CheckKind::Error), || {
             Finding::refused("metadata", format!("{} errors", report.corruptions))
         });
-        self.add_unless(report.check_errors == 0 || errors_told > 0, || {
+        self.add_unless(report.check_errors == 0 || told(CheckKind::NotChecked), || {
             Finding::unknown("metadata", format!("{} parts could not be checked", report.check_errors))
+        });
+        self.add_unless(leaks || report.unused_end == 0, || {
+            Finding::refused("leaks", format!("{} bytes after the last block are not used", report.unused_end))
         });
     }
 
@@ -355,13 +340,13 @@ fn one_of(names: &Option<Vec<String>>) -> String {
     format!("one of {}", names.as_deref().unwrap_or_default().join(", "))
 }
 
-/// Reads a guest range: its payloads have to decode.
-fn read(image: &Image, range: Range<u64>, buf: &mut [u8]) -> Result<()> {
-    let mut at = range.start;
-    while at < range.end {
-        let len = (range.end - at).min(buf.len() as u64);
-        image.read_exact_at(buf.get_mut(..len as usize).unwrap_or_default(), at)?;
-        at += len;
+/// Reads the data of a span: its payload has to decode.
+fn read(image: &Image, span: &Span, buf: &mut [u8], scratch: &mut Scratch) -> Result<()> {
+    let mut at = span.offset;
+    while at < span.end() {
+        let end = span.end().min(at.saturating_add(buf.len() as u64));
+        image.load(&span.clip(at, end), buf.get_mut(..(end - at) as usize).unwrap_or_default(), scratch)?;
+        at = end;
     }
     Ok(())
 }

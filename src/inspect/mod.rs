@@ -24,7 +24,7 @@
 //! | `format` | another format, a file that is no disk | `formats` | same, by `disk_format` |
 //! | `signatures` | several formats match; an image that is also an optical disc or has a partition table; an extension that contradicts the content | always | several formats match |
 //! | `content` | a raw disk that is a kernel, for example; always an empty file and a text | `content` | a GPT with an odd protective MBR |
-//! | `packages` | a disk in an archive, in which files are missing; digests are for conversions | `packages` | none: an archive is a raw disk |
+//! | `packages` | a disk in an archive, in which files are missing; always, with `read-data`, a file with another digest than in the manifest | `packages` | none: an archive is a raw disk |
 //! | `compression` | a compressed file | `compressed` | none: a raw disk |
 //! | `subformats` | another createType of VMDK | `vmdk-subformats` | same |
 //! | `external-files` | a backing file or parent of any format, a data file, extents | `external-files` | qcow2; extents of VMDK |
@@ -32,7 +32,7 @@
 //! | `structure` | a field that breaks a rule of the format, or points beyond the file; a payload that does not decode | always; `read-data` | version and footer of VMDK, version of LUKS |
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |
 //! | `corrupt` | an image that is marked as corrupt | always | none |
-//! | `limits` | a number above those of [`Limits`](crate::Limits) | always | none |
+//! | `limits` | a number above those of [`Limits`](crate::Limits); also the cost of a key slot | always, by `limits` | none |
 //! | `encryption` | an encrypted image, whose content is not known | `encrypted` | the passphrase of LUKS, if there is one |
 //! | `closed` | a log to be replayed, a dirty bit | `unclosed` | none |
 //! | `snapshots` | internal snapshots, or a damaged table of them | `snapshots` | none |
@@ -56,6 +56,7 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::image::OpenOptions;
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 use crate::spool::spool;
 use examination::{Examination, Place};
 pub use finding::{Finding, Verdict};
@@ -120,8 +121,8 @@ impl Policy {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn judge_stream(&self, options: &OpenOptions, stream: impl Read) -> Judgement {
-        let most = options.stream_limit().min(self.file_size.unwrap_or(u64::MAX));
-        match spool(stream, &options.spool_directory(), "stream", most) {
+        let most = self.limit(options).stream_limit().min(self.file_size.unwrap_or(u64::MAX));
+        match spool(stream, &options.spool_directory(), "stream", LimitName::VirtualSize, most) {
             Ok(file) => self.judge_source(options, Arc::new(file)),
             Err(error) => {
                 let mut finding = Finding::from(&error);

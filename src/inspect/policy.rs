@@ -1,12 +1,16 @@
 //! Policies: what a service accepts.
 
+use std::collections::BTreeMap;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use toml::{Table, Value};
+use toml::{Spanned, Table, Value};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::guest::ContentKind;
+use crate::image::OpenOptions;
+use crate::limits::LimitName;
 use crate::options::parse_size;
 
 /// What a service accepts of the images that it is given.
@@ -26,6 +30,7 @@ use crate::options::parse_size;
 ///     virtual-size = "2T"          # largest virtual size
 ///     expansion = 1000             # largest ratio of the virtual size to the size of the file
 ///     snapshots = false            # whether internal snapshots are accepted
+///     limits = { members = 100 }   # limits as in `Limits`, where they are lower than those of the caller
 ///     "#,
 /// )?;
 /// assert_eq!(policy.virtual_size, Some(2 << 40));
@@ -38,10 +43,13 @@ use crate::options::parse_size;
 #[non_exhaustive]
 pub struct Policy {
     /// Names of the accepted formats; `None` for all.
+    #[serde(deserialize_with = "formats")]
     pub formats: Option<Vec<String>>,
     /// Names of the accepted subformats (createTypes) of VMDK; `None` for all.
+    #[serde(deserialize_with = "subformats")]
     pub vmdk_subformats: Option<Vec<String>>,
     /// Accepted kinds of raw disks: `disk`, `file-system`, `optical-disc`, `kernel`, `ramdisk`; `None` for all.
+    #[serde(deserialize_with = "contents")]
     pub content: Option<Vec<String>>,
     /// Whether packages are accepted (OVA, tar and others), each of whose disks is inspected.
     pub packages: bool,
@@ -69,6 +77,9 @@ pub struct Policy {
     pub file_size: Option<u64>,
     /// Largest ratio of the virtual size to the size of the file. A disk without data has a large one, in every sparse format.
     pub expansion: Option<u64>,
+    /// Limits that are lower than those of the [options](OpenOptions::limits).
+    #[serde(deserialize_with = "limits")]
+    pub limits: BTreeMap<LimitName, u64>,
 }
 
 impl Default for Policy {
@@ -89,6 +100,7 @@ impl Default for Policy {
             virtual_size: None,
             file_size: None,
             expansion: None,
+            limits: BTreeMap::new(),
         }
     }
 }
@@ -100,8 +112,12 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("nova", include_str!("policies/nova.toml")),
     ("strict", include_str!("policies/strict.toml")),
 ];
-/// The key that names another policy.
-const LIKE: &str = "like";
+
+/// The key that names another policy, among others.
+#[derive(Deserialize)]
+struct Like {
+    like: Option<Spanned<String>>,
+}
 
 impl Policy {
     /// The names of the policies that are built in.
@@ -134,29 +150,29 @@ impl Policy {
     /// Parses a policy in TOML.
     ///
     /// # Errors
-    /// [`Error::Usage`] for text that is not TOML, unknown keys, and values of another type or outside their range.
+    /// [`Error::Usage`], with the number of the line, for text that is not TOML, unknown keys and names, and values of another type or outside
+    /// their range.
     pub fn parse(text: &str) -> Result<Policy> {
-        let mut table: Table = text.parse().map_err(invalid)?;
-        if let Some(like) = table.remove(LIKE) {
-            let name = like.as_str().ok_or_else(|| Error::Usage(format!("policy: {LIKE} is not a text")))?;
-            let mut whole: Table = text_of(name)?.parse().map_err(invalid)?;
-            whole.extend(table);
-            table = whole;
-        }
-        let policy: Policy = table.try_into().map_err(invalid)?;
-        policy.check_names()?;
-        Ok(policy)
+        let invalid = |error| invalid(text, &error);
+        let Like { like } = toml::from_str(text).map_err(invalid)?;
+        let Some(like) = like else { return toml::from_str(text).map_err(invalid) };
+        let line = line_of(text, like.span().start);
+        let base = text_of(like.get_ref()).map_err(|error| Error::Usage(format!("policy, line {line}: {error}")))?;
+        // Checked apart from the other policy: a value in a table has no line.
+        let own: String = text
+            .split_inclusive('\n')
+            .enumerate()
+            .map(|(index, own)| if index + 1 == line { "\n" } else { own })
+            .collect();
+        toml::from_str::<Policy>(&own).map_err(|error| self::invalid(&own, &error))?;
+        let mut whole: Table = base.parse().map_err(invalid)?;
+        whole.extend(own.parse::<Table>().map_err(invalid)?);
+        whole.try_into().map_err(invalid)
     }
 
-    /// A mistyped name would refuse every image.
-    fn check_names(&self) -> Result<()> {
-        for format in self.formats.iter().flatten() {
-            Format::by_name(format)?;
-        }
-        match self.content.iter().flatten().find(|name| !CONTENTS.iter().any(|(_, known)| known == name)) {
-            Some(name) => Err(Error::Usage(format!("policy: unknown content '{name}'"))),
-            None => Ok(()),
-        }
+    /// The options with the limits of the policy.
+    pub(super) fn limit(&self, options: &OpenOptions) -> OpenOptions {
+        self.limits.iter().fold(options.clone(), |options, (name, value)| options.at_most(*name, *value))
     }
 
     /// Whether a list that may be absent has the name.
@@ -188,18 +204,70 @@ fn text_of(name: &str) -> Result<&'static str> {
     found.map(|(_, text)| *text).ok_or_else(unknown)
 }
 
-fn invalid(error: toml::de::Error) -> Error {
-    Error::Usage(format!("policy: {}", error.message()))
+fn invalid(text: &str, error: &toml::de::Error) -> Error {
+    let line = error.span().map(|span| format!(", line {}", line_of(text, span.start))).unwrap_or_default();
+    Error::Usage(format!("policy{line}: {}", error.message()))
+}
+
+/// The number of the line, from 1 on, with byte `at` of the text.
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+}
+
+/// A list of formats.
+fn formats<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    names(deserializer, "format", |name| Format::by_name(name).is_ok())
+}
+
+/// A list of values of `createType`.
+fn subformats<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[cfg(feature = "vmdk")]
+    let is_known = crate::format::vmdk::is_create_type;
+    #[cfg(not(feature = "vmdk"))]
+    let is_known = |_: &str| true;
+    names(deserializer, "subformat", is_known)
+}
+
+/// A list of what a raw disk holds.
+fn contents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    names(deserializer, "content", |name| CONTENTS.iter().any(|(_, known)| *known == name))
+}
+
+/// A list of known names. A mistyped one would refuse every image.
+fn names<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    what: &str,
+    is_known: impl Fn(&str) -> bool,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    match names.iter().find(|name| !is_known(name)) {
+        Some(name) => Err(D::Error::custom(format!("unknown {what} {name:?}"))),
+        None => Ok(Some(names)),
+    }
+}
+
+/// Limits by their names.
+fn limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<LimitName, u64>, D::Error> {
+    let table = BTreeMap::<String, Value>::deserialize(deserializer)?;
+    let limit = |(name, value): (String, Value)| {
+        let name: LimitName = name.parse().map_err(D::Error::custom)?;
+        Ok((name, number(value).map_err(D::Error::custom)?))
+    };
+    table.into_iter().map(limit).collect()
 }
 
 /// A number of bytes, or a text with a suffix.
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    let size = match Value::deserialize(deserializer)? {
+    number(Value::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+fn number(value: Value) -> Result<u64, String> {
+    let number = match value {
         Value::Integer(bytes) => u64::try_from(bytes).ok(),
-        Value::String(text) => return parse_size(&text).map(Some).map_err(D::Error::custom),
+        Value::String(text) => return parse_size(&text).map_err(|error| error.to_string()),
         _ => None,
     };
-    size.map(Some).ok_or_else(|| D::Error::custom("invalid size: expected a number of bytes, or a text such as \"2T\""))
+    number.ok_or_else(|| "invalid size: expected a number of bytes, or a text such as \"2T\"".to_owned())
 }
 
 #[cfg(test)]
@@ -224,19 +292,29 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_refused() {
+    fn mistakes_are_refused_by_their_line() {
         for (text, problem) in [
-            ("formats = ", "policy: "),
-            ("formats = ['qcow3']", "qcow3"),
-            ("content = ['disc']", "unknown content 'disc'"),
-            ("leak = true", "leak"),
+            ("\nformats = ", "policy, line 2: "),
+            ("leaks = true\nformats = ['qcow3']", "policy, line 2: unknown format \"qcow3\""),
+            ("vmdk-subformats = ['monolithicSprase']", "policy, line 1: unknown subformat \"monolithicSprase\""),
+            ("content = ['disc']", "policy, line 1: unknown content \"disc\""),
+            ("like = 'strict'\n\nleak = true", "policy, line 3: unknown field `leak`"),
             ("virtual-size = '10Q'", "10Q"),
-            ("virtual-size = -1", "policy: "),
-            ("like = 'lax'", "unknown policy 'lax'"),
-            ("like = 1", "not a text"),
+            ("virtual-size = -1", "policy, line 1: "),
+            ("leaks = true\nlike = 'lax'", "policy, line 2: unknown policy 'lax'"),
+            ("like = 1", "policy, line 1: "),
+            ("limits = { memory = 1 }", "policy, line 1: unknown limit \"memory\""),
+            ("[limits]\nmetadata = '1M'\nmembers = 'many'", "many"),
         ] {
             let error = Policy::parse(text).unwrap_err().to_string();
             assert!(error.contains(problem) && !error.contains('\n'), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn limits_are_lowered_only() {
+        let policy = Policy::parse("[limits]\nmetadata = '1M'\nchain-depth = 1000").unwrap();
+        let limits = format!("{:?}", policy.limit(&OpenOptions::new()));
+        assert!(limits.contains("metadata: 1048576,") && limits.contains("chain_depth: 200,"), "{limits}");
     }
 }

@@ -153,3 +153,77 @@ mod qcow2 {
         Ok(())
     }
 }
+
+#[test]
+fn a_policy_lowers_limits() -> Result<()> {
+    let policy = Policy::parse("limits = { virtual-size = 4096 }")?;
+    assert_eq!(judge(&policy, vec![0; 4096]).verdict, Verdict::Safe);
+    let judged = judge(&policy, vec![0; 4608]);
+    assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["limits"]));
+    assert_eq!(judge(&Policy::default(), vec![0; 4608]).verdict, Verdict::Safe);
+    Ok(())
+}
+
+#[cfg(all(feature = "crypto", feature = "write"))]
+#[test]
+fn the_cost_of_key_slots_is_judged_without_a_secret() {
+    use crate::{Converter, Format, Options, Secret};
+
+    let mut options = Options::new();
+    options.set("iter-time", "1");
+    let file = Arc::new(MemFile::new());
+    let converter = Converter::new(Format::LUKS).options(options).secret(Secret::new("secret"));
+    converter.create_to(1 << 16, file.clone()).unwrap();
+    let mut file = file.to_vec();
+    assert_eq!(judge(&Policy::default(), file.clone()).verdict, Verdict::Safe);
+    // The iterations of the first slot.
+    file[208 + 4..][..4].fill(0xff);
+    let judged = judge(&Policy::default(), file);
+    assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["limits"]));
+}
+
+#[cfg(all(feature = "vdi", feature = "vhdx", feature = "write"))]
+#[test]
+fn what_follows_the_last_block_is_for_the_policy() -> Result<()> {
+    use crate::{Converter, Format};
+
+    for format in [Format::VDI, Format::VHDX] {
+        let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 1 << 20])))?;
+        let file = Arc::new(MemFile::new());
+        Converter::new(format).convert_to(&disk, file.clone())?;
+        let mut file = file.to_vec();
+        let tight = Policy::parse("leaks = false")?;
+        assert_eq!(
+            judge(&tight, file.clone()),
+            Judgement { format: Some(format.name()), virtual_size: Some(1 << 20), ..Judgement::default() }
+        );
+        file.extend([7; 1 << 20]);
+        assert_eq!(checks(&judge(&tight, file.clone())), ["leaks"], "{format}");
+        assert_eq!(judge(&Policy::default(), file).verdict, Verdict::Safe);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "packages")]
+#[test]
+fn manifests_are_verified_with_the_data() -> Result<()> {
+    use crate::package::tar::tests::entry;
+
+    let descriptor = br#"<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References><File href="a.img" id="f"/></References>
+<DiskSection><Disk diskId="d" fileRef="f"/></DiskSection></Envelope>"#;
+    let package = |manifest: &str| {
+        let (disk, manifest) = (entry("a.img", b'0', &[0; 512]), entry("vm.mf", b'0', manifest.as_bytes()));
+        [entry("vm.ovf", b'0', descriptor), manifest, disk, vec![0; 1024]].concat()
+    };
+    // The SHA-1 of 512 zeros.
+    let (good, bad) = (
+        "SHA1(a.img)= 5c3eb80066420002bc3dcc7ca4ab6efad7ed4ae5\n",
+        "SHA1(a.img)= 5c3eb80066420002bc3dcc7ca4ab6efad7ed4ae6\n",
+    );
+    let read = Policy::parse("read-data = true")?;
+    assert_eq!(judge(&read, package(good)).findings, []);
+    assert_eq!(judge(&Policy::default(), package(bad)).findings, []);
+    let judged = judge(&read, package(bad));
+    assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["packages"]));
+    Ok(())
+}

@@ -10,9 +10,6 @@ use crate::format::shared::table;
 use crate::io::ReadAt;
 use crate::name::Name;
 
-/// Largest length of a manifest in bytes.
-pub(super) const MAX_LEN: u64 = 4 << 20;
-
 /// An algorithm of digests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {

@@ -10,7 +10,7 @@ pub(crate) mod manifest;
 #[cfg(feature = "write")]
 pub(crate) mod ova;
 mod ovf;
-mod tar;
+pub(crate) mod tar;
 mod xva;
 
 use std::borrow::Cow;
@@ -23,7 +23,7 @@ use crate::format::shared::signature::Signature;
 use crate::format::shared::table::{self, Fields};
 use crate::info::{CompressionLayer, FileReference};
 use crate::io::{ReadAt, Window};
-use crate::limits::{Budget, Limits};
+use crate::limits::{Budget, LimitName, Limits};
 use crate::name::Name;
 use manifest::{Algorithm, Hasher, Hex, Manifest};
 use ovf::Envelope;
@@ -119,7 +119,7 @@ pub(crate) struct Contents {
     /// The disks of an XVA.
     xva: Vec<xva::Disk>,
     /// Largest number of chunks of a file.
-    most_chunks: usize,
+    limits: Limits,
 }
 
 enum Storage {
@@ -153,7 +153,7 @@ impl Contents {
     /// # Errors
     /// Those of [`tar::members`] and of [`Envelope::parse`]; [`Error::Unsupported`] for an archive with several descriptors.
     pub fn of_archive(file: Arc<dyn ReadAt>, limits: &Limits, budget: &Budget) -> Result<Contents> {
-        let members = tar::members(&*file, budget)?;
+        let members = tar::members(&*file, limits, budget)?;
         let descriptors: Vec<_> = members.iter().filter(|member| is_file_with(member, "ovf")).collect();
         if !descriptors.is_empty() {
             tar::check_names(&members)?;
@@ -161,7 +161,7 @@ impl Contents {
         let descriptor = match *descriptors.as_slice() {
             [] => None,
             [member] => {
-                let text = read_text(&*window(&file, member), ovf::MAX_LEN, "length of the descriptor")?;
+                let text = read_text(&*window(&file, member), limits, "length of the descriptor")?;
                 Some((member.name.clone(), text))
             }
             _ => return Err(Error::unsupported("ova", "an archive with several OVF descriptors")),
@@ -174,7 +174,7 @@ impl Contents {
             files: Vec::new(),
             disks: Vec::new(),
             xva: Vec::new(),
-            most_chunks: limits.extents,
+            limits: limits.clone(),
         };
         match contents.descriptor.clone() {
             Some((name, text)) => contents.describe_envelope("ova", &name, &text)?,
@@ -188,7 +188,7 @@ impl Contents {
     /// # Errors
     /// Those of [`Envelope::parse`].
     pub fn of_descriptor(file: &dyn ReadAt, name: Name, limits: &Limits) -> Result<Contents> {
-        let text = read_text(file, ovf::MAX_LEN, "length of the descriptor")?;
+        let text = read_text(file, limits, "length of the descriptor")?;
         let mut contents = Contents {
             description: Package::default(),
             storage: Storage::Files,
@@ -197,14 +197,14 @@ impl Contents {
             files: Vec::new(),
             disks: Vec::new(),
             xva: Vec::new(),
-            most_chunks: limits.extents,
+            limits: limits.clone(),
         };
         contents.describe_envelope("ovf", &name, &text)?;
         Ok(contents)
     }
 
     fn describe_envelope(&mut self, kind: &'static str, name: &Name, text: &[u8]) -> Result<()> {
-        let envelope = Envelope::parse(text)?;
+        let envelope = Envelope::parse(text, &self.limits)?;
         self.description.kind = kind;
         self.description.warnings.extend(envelope.warnings.into_iter().map(Cow::Owned));
         for disk in envelope.disks {
@@ -264,8 +264,8 @@ impl Contents {
     fn describe_archive(&mut self) -> Result<()> {
         let Storage::Archive(file, members) = &self.storage else { return Ok(()) };
         if let Some(first) = members.first().filter(|first| first.name.as_bytes() == xva::DESCRIPTOR) {
-            let text = read_text(&*window(file, first), ovf::MAX_LEN, "length of ova.xml")?;
-            self.xva = xva::disks(members, &text)?;
+            let text = read_text(&*window(file, first), &self.limits, "length of ova.xml")?;
+            self.xva = xva::disks(members, &text, &self.limits)?;
         }
         if self.xva.is_empty() {
             tar::check_names(members)?;
@@ -393,7 +393,11 @@ impl Contents {
             return Err(Error::unsupported(ovf::FORMAT_NAME, "a file in chunks without its size"));
         };
         let count = size.div_ceil(chunk_size);
-        Fields(ovf::FORMAT_NAME).at("number of chunks", 0).at_most(count, self.most_chunks as u64)?;
+        Fields(ovf::FORMAT_NAME).at("number of chunks", 0).within_limit(
+            LimitName::Extents,
+            count,
+            self.limits.extents,
+        )?;
         let mut parts = Vec::new();
         for index in 0..count {
             let name = Name::from([file.href.as_bytes(), format!(".{index:09}").as_bytes()].concat().as_slice());
@@ -481,7 +485,7 @@ impl Contents {
             },
         };
         let Some(file) = file else { return Ok(None) };
-        read_text(&*file, manifest::MAX_LEN, "length of the manifest").map(|text| Some(Manifest::parse(&text)))
+        read_text(&*file, &self.limits, "length of the manifest").map(|text| Some(Manifest::parse(&text)))
     }
 
     /// Compares the descriptor with the manifest, and returns what is left to compare.
@@ -599,10 +603,10 @@ fn is_not_found(error: &Error) -> bool {
     matches!(error.root(), Error::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// Reads a whole file of at most `limit` bytes.
-fn read_text(file: &dyn ReadAt, limit: u64, what: &'static str) -> Result<Vec<u8>> {
+/// Reads a whole text.
+fn read_text(file: &dyn ReadAt, limits: &Limits, what: &'static str) -> Result<Vec<u8>> {
     let field = Fields(ovf::FORMAT_NAME).at(what, 0);
     let len = table::length(file)?;
-    field.at_most(len, limit)?;
-    table::read_table(file, 0, len, field, &Budget::new(limit))
+    field.within_limit(LimitName::TextLength, len, limits.text_length)?;
+    table::read_table(file, 0, len, field, &Budget::new(len))
 }

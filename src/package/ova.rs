@@ -484,7 +484,7 @@ mod tests {
             let list: Vec<_> = disks.iter().map(|(capacity, size)| Disk { capacity: *capacity, size: *size, populated: *size }).collect();
             let text = settings.descriptor(&list);
             prop_assert_eq!(text.len() as u64, settings.descriptor_len(disks.len()));
-            let envelope = Envelope::parse(&text).unwrap();
+            let envelope = Envelope::parse(&text, &crate::limits::Limits::default()).unwrap();
             let found: Vec<_> = envelope.disks.iter().map(|disk| {
                 let file = &envelope.files[disk.file.unwrap()];
                 (disk.capacity.unwrap(), file.size.unwrap())

@@ -9,20 +9,20 @@ mod hardware;
 mod tests;
 mod units;
 
+use std::collections::HashSet;
+
 use roxmltree::Node;
 
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Fields;
 use crate::format::shared::xml;
+use crate::limits::{Budget, LimitName, Limits};
 use crate::name::Name;
 
 /// Name of the format.
 pub(super) const FORMAT_NAME: &str = "ovf";
 const FIELDS: Fields = Fields(FORMAT_NAME);
-/// Largest length of a descriptor in bytes.
-pub(super) const MAX_LEN: u64 = 4 << 20;
-/// Largest number of files and of disks.
-const MAX_FILES: u64 = 8192;
+/// Largest number of disks, each of which is compared with all others and all files. A virtual machine has at most a few hundred.
 const MAX_DISKS: u64 = 1024;
 /// How the namespaces of envelopes begin.
 const NAMESPACES: [&str; 2] = ["http://schemas.dmtf.org/ovf/", "http://www.vmware.com/schema/ovf/"];
@@ -69,17 +69,18 @@ impl Envelope {
     ///
     /// # Errors
     /// [`Error::Corrupt`] for what is not well-formed XML in UTF-8, or not an envelope; for a disk or a reference that is ambiguous
-    /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for more than 4 MiB, 200,000 nodes,
-    /// 200 levels, 500 attributes, 8192 files or 1024 disks.
-    pub fn parse(bytes: &[u8]) -> Result<Envelope> {
-        FIELDS.at("length of the descriptor", 0).at_most(bytes.len() as u64, MAX_LEN)?;
-        let document = xml::parse(&FIELDS, xml::text(&FIELDS, bytes)?)?;
+    /// or refers to nothing. [`Error::Unsupported`] for a document type definition, [`Error::Limit`] for a longer text, a
+    /// larger tree or more files than the limits allow, 1024 disks, 200,000 nodes, 200 levels or 500 attributes.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Envelope> {
+        let len = bytes.len() as u64;
+        FIELDS.at("length of the descriptor", 0).within_limit(LimitName::TextLength, len, limits.text_length)?;
+        let document = xml::parse(&FIELDS, xml::text(&FIELDS, bytes)?, &Budget::new(limits.metadata))?;
         let root = document.root_element();
         let namespace = root.tag_name().namespace().unwrap_or_default();
         if root.tag_name().name() != "Envelope" || !NAMESPACES.iter().any(|known| namespace.starts_with(known)) {
             return Err(conflict(root, "root element", "not an envelope of OVF"));
         }
-        let mut envelope = Envelope { files: files(root)?, ..Envelope::default() };
+        let mut envelope = Envelope { files: files(root, limits)?, ..Envelope::default() };
         let mut disks = envelope.disks(root)?;
         for (id, is_file) in hardware::disks(root) {
             let found =
@@ -150,12 +151,12 @@ pub(super) fn is_descriptor(head: &[u8]) -> bool {
     text.starts_with(b"<") && contains(b"Envelope") && NAMESPACES.iter().any(|namespace| contains(namespace.as_bytes()))
 }
 
-fn files(root: Node<'_, '_>) -> Result<Vec<File>> {
-    let mut files: Vec<File> = Vec::new();
+fn files(root: Node<'_, '_>, limits: &Limits) -> Result<Vec<File>> {
+    let (mut files, mut ids): (Vec<File>, _) = (Vec::new(), HashSet::new());
     for node in in_sections(root, "References", "File") {
-        FIELDS.at("number of files", 0).at_most(files.len() as u64 + 1, MAX_FILES)?;
+        FIELDS.at("number of files", 0).within_limit(LimitName::Members, files.len() as u64 + 1, limits.members)?;
         let id = attribute(node, "id").unwrap_or_default().to_owned();
-        if files.iter().any(|other| other.id == id) {
+        if !ids.insert(id.clone()) {
             return Err(conflict(node, "id of File", "another file has the same identifier"));
         }
         let Some(href) = attribute(node, "href").filter(|href| !href.is_empty()) else {

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::{self, Fields};
 use crate::io::{Piece, ReadAt};
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName, Limits};
 use crate::name::Name;
 use header::{Header, MAX_OCTAL};
 #[cfg(feature = "write")]
@@ -28,8 +28,6 @@ pub(super) const FORMAT_NAME: &str = "tar";
 const FIELDS: Fields = Fields(FORMAT_NAME);
 /// Length in bytes of a header, and alignment of the data of a member.
 pub(super) const BLOCK: u64 = 512;
-/// Longest name and longest extended header in bytes.
-const MAX_TEXT: u64 = 1 << 20;
 
 /// A member of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,12 +57,14 @@ pub(crate) enum Kind {
 ///
 /// # Errors
 /// Errors of the storage; [`Error::Corrupt`] for an archive that ends within a member, a wrong checksum, a name that is absolute or
-/// has a `..` component, and for whatever readers disagree about; [`Error::Limit`] if the names and sparse maps
-/// need more memory than the budget has.
-pub(crate) fn members(file: &dyn ReadAt, budget: &Budget) -> Result<Vec<Member>> {
-    let mut archive = Archive::new(file, budget)?;
+/// has a `..` component, and for whatever readers disagree about; [`Error::Limit`] for more members or a longer
+/// name than the limits allow, or if the names and sparse maps need more memory than the budget has.
+pub(crate) fn members(file: &dyn ReadAt, limits: &Limits, budget: &Budget) -> Result<Vec<Member>> {
+    let mut archive = Archive::new(file, limits, budget)?;
     let mut members: Vec<Member> = Vec::new();
     while let Some(member) = archive.next()? {
+        let field = FIELDS.at("number of members", member.at);
+        field.within_limit(LimitName::Members, members.len() as u64 + 1, limits.members)?;
         members.push(member);
     }
     Ok(members)
@@ -91,12 +91,13 @@ pub(crate) struct Archive<'a> {
     len: u64,
     /// Offset of the next header.
     at: u64,
+    limits: &'a Limits,
     budget: &'a Budget,
 }
 
 impl<'a> Archive<'a> {
-    pub fn new(file: &'a dyn ReadAt, budget: &'a Budget) -> Result<Self> {
-        Ok(Archive { file, len: table::length(file)?, at: 0, budget })
+    pub fn new(file: &'a dyn ReadAt, limits: &'a Limits, budget: &'a Budget) -> Result<Self> {
+        Ok(Archive { file, len: table::length(file)?, at: 0, limits, budget })
     }
 
     /// The next member; `None` after the last one. An archive need not have blocks of zeros at its end.
@@ -208,12 +209,13 @@ impl<'a> Archive<'a> {
 
     /// The data of a header that describes the next member, without a NUL at its end.
     fn text(&mut self, header: &Header) -> Result<Vec<u8>> {
-        FIELDS.at("size of extended header", header.at + 124).at_most(header.size, MAX_TEXT)?;
+        let field = FIELDS.at("size of extended header", header.at + 124);
+        field.within_limit(LimitName::NameLength, header.size, self.limits.name_length)?;
         let offset = self.at;
         self.skip(header, header.size)?;
         let field = FIELDS.at("extended header", header.at);
         // Only the text of one member is kept at a time.
-        let mut text = table::read_table(self.file, offset, header.size, field, &Budget::new(MAX_TEXT))?;
+        let mut text = table::read_table(self.file, offset, header.size, field, &Budget::new(header.size))?;
         if matches!(header.kind, b'L' | b'K') {
             text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()));
         }

@@ -15,6 +15,7 @@ use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Fields;
 use crate::format::shared::xml;
 use crate::io::Piece;
+use crate::limits::{Budget, Limits};
 use crate::name::Name;
 
 /// Name of the format.
@@ -52,8 +53,8 @@ impl Disk {
 /// # Errors
 /// [`Error::Corrupt`] for blocks that are not in ascending order, or after the end of their disk; [`Error::Unsupported`] for a descriptor that
 /// is not understood.
-pub(super) fn disks(members: &[Member], descriptor: &[u8]) -> Result<Vec<Disk>> {
-    let sizes = sizes(descriptor)?;
+pub(super) fn disks(members: &[Member], descriptor: &[u8], limits: &Limits) -> Result<Vec<Disk>> {
+    let sizes = sizes(descriptor, limits)?;
     let mut disks: Vec<Disk> = Vec::new();
     // The block before, with its disk.
     let mut last: Option<(&Name, usize)> = None;
@@ -117,9 +118,10 @@ fn block(name: &[u8]) -> Option<(&[u8], u64)> {
 }
 
 /// The identifiers of the VDI objects, with their virtual sizes.
-fn sizes(descriptor: &[u8]) -> Result<Vec<(String, u64)>> {
+fn sizes(descriptor: &[u8], limits: &Limits) -> Result<Vec<(String, u64)>> {
     let not_understood = || Error::unsupported(FORMAT_NAME, "an ova.xml that is not understood");
-    let document = xml::text(&FIELDS, descriptor).and_then(|text| xml::parse(&FIELDS, text));
+    let document =
+        xml::text(&FIELDS, descriptor).and_then(|text| xml::parse(&FIELDS, text, &Budget::new(limits.metadata)));
     let document = document.map_err(|error| match error {
         error @ Error::Limit { .. } => error,
         _ => not_understood(),
@@ -179,7 +181,7 @@ mod tests {
             file("Ref:4/00000002", 1000),
             file("other/00000002", 1000),
         ];
-        let found = disks(&members, &descriptor("2098152")).unwrap();
+        let found = disks(&members, &descriptor("2098152"), &Limits::default()).unwrap();
         assert_eq!((found.len(), found[0].size, found[0].stored()), (1, 2 * BLOCK + 1000, BLOCK + 1000));
         let pieces: Vec<_> = found[0].pieces.iter().map(|piece| (piece.start, piece.len)).collect();
         assert_eq!(pieces, [(0, BLOCK), (2 * BLOCK, 1000)]);
@@ -196,13 +198,15 @@ mod tests {
             file("Ref:4/00000002", BLOCK),
             file("Ref:4/00000001.xxhash", 16),
         ];
-        let found = disks(&members, &descriptor("3145728")).unwrap();
+        let found = disks(&members, &descriptor("3145728"), &Limits::default()).unwrap();
         assert_eq!((found[0].pieces.len(), found[0].stored(), found[0].unchecked_count()), (2, 2 * BLOCK, 1));
     }
 
     #[test]
     fn hostile_blocks_are_refused() {
-        let refused = |members: &[Member], size: &str| disks(members, &descriptor(size)).err().unwrap().to_string();
+        let refused = |members: &[Member], size: &str| {
+            disks(members, &descriptor(size), &Limits::default()).err().unwrap().to_string()
+        };
         let one = |name: &str, size| [file(name, size)];
         assert!(refused(&one("Ref:4/00000003", BLOCK), "3145728").contains("out of bounds"));
         assert!(refused(&one("Ref:4/9999999999999999", 1), "3145728").contains("out of bounds"));
@@ -218,6 +222,8 @@ mod tests {
         assert!(refused(&long, "3145728").contains("above the limit"));
         assert!(refused(&one("Ref:5/00000000", 1), "3145728").contains("does not describe"));
         assert!(refused(&one("Ref:4/00000000", 1), "x").contains("does not describe"));
-        assert!(disks(&[], b"<").is_err() && disks(&[], b"<!DOCTYPE a><a/>").is_err());
+        for text in ["<", "<!DOCTYPE a><a/>"] {
+            assert!(disks(&[], text.as_bytes(), &Limits::default()).is_err());
+        }
     }
 }

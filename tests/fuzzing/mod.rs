@@ -20,6 +20,7 @@ pub mod vhdx;
 use std::io::Cursor;
 use std::sync::Arc;
 
+use diskimage::driver::ExtentKind;
 use diskimage::io::{MemFile, ReadAt};
 use diskimage::{
     CheckReport, Comparison, Converter, Error, Format, Image, Limits, OpenOptions, Options, ReferencePolicy, Result,
@@ -177,7 +178,38 @@ fn explore(options: &OpenOptions, file: Arc<dyn ReadAt>) {
             Err(error) => describe(&error),
         }
     }
+    hosts(&image, file.size().unwrap());
     examine(&image);
+}
+
+/// Host ranges are within the file; of an image that can be converted they are disjoint, too, where there are no reference counts.
+fn hosts(image: &Image, file_len: u64) {
+    // A log can make the file longer.
+    if image.format().name() == "vhdx" {
+        return;
+    }
+    let mut ranges = Vec::new();
+    for span in image.spans(0..u64::MAX).take(SPANS) {
+        let Ok(span) = span else { return };
+        // A unit has several spans.
+        let range = match (span.kind, span.location()) {
+            (ExtentKind::Compressed(unit), Some(at)) => at.offset..at.offset + u64::from(unit.stored_len),
+            (_, Some(at)) => at.offset..at.offset + span.len,
+            (_, None) => continue,
+        };
+        assert!(range.end <= file_len, "{span:?} is not within {file_len} bytes");
+        if ranges.last() != Some(&range) {
+            ranges.push(range);
+        }
+    }
+    let is_counted = image.format() == Format::QCOW2;
+    if !is_counted && image.virtual_size() <= READ && convert(&Converter::new(Format::RAW).threads(1), image).is_ok() {
+        ranges.sort_by_key(|range| range.start);
+        ranges.dedup();
+        for pair in ranges.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{pair:?} overlap, and the image is converted");
+        }
+    }
 }
 
 /// Inspects, walks, reads and converts an opened image.
@@ -236,17 +268,31 @@ fn walk_once(image: &Image) {
     }
 }
 
-/// One large read gives the same bytes as small ones.
+/// One large read gives the same bytes as small ones, of sectors and of other lengths; where it fails, so does one of them.
 fn read(image: &Image) {
     let mut whole = vec![0; image.virtual_size().min(READ) as usize];
-    if let Err(error) = image.read_exact_at(&mut whole, 0) {
-        return describe(&error);
+    let result = image.read_exact_at(&mut whole, 0);
+    for (len, step) in [(512, 1), (4096 + 512, 1), (777, 13), (65_537, 1)] {
+        let mut part = vec![0xee; len];
+        let mut failed = false;
+        // All pieces are needed to find the one that fails.
+        let step = if result.is_ok() { step } else { 1 };
+        for (index, chunk) in whole.chunks(len).enumerate().step_by(step) {
+            let part = &mut part[..chunk.len()];
+            match (image.read_exact_at(part, (index * len) as u64), &result) {
+                (Ok(()), Ok(())) => assert!(part == chunk, "{len} bytes at {}", index * len),
+                (Ok(()), Err(_)) => {}
+                (Err(error), Ok(())) => panic!("{len} bytes at {}: {error}", index * len),
+                (Err(_), Err(_)) => {
+                    failed = true;
+                    break;
+                }
+            }
+        }
+        assert_eq!(failed, result.is_err(), "pieces of {len} bytes");
     }
-    let mut part = [0xee; 777];
-    for (index, chunk) in whole.chunks(part.len()).enumerate().step_by(13) {
-        let part = &mut part[..chunk.len()];
-        image.read_exact_at(part, index as u64 * 777).unwrap();
-        assert_eq!(part, chunk);
+    if let Err(error) = result {
+        describe(&error);
     }
 }
 

@@ -3,6 +3,9 @@
 #[path = "../fuzzing/mod.rs"]
 mod targets;
 
+#[cfg(unix)]
+mod mutants;
+
 use std::sync::Arc;
 use std::thread;
 

@@ -25,6 +25,7 @@ mod hostile;
 mod huge;
 mod identifiers;
 mod interop;
+mod limits;
 mod measure;
 #[cfg(feature = "mmap")]
 mod mmap;

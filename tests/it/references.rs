@@ -138,7 +138,7 @@ fn loops_and_long_chains() {
         "reference"
     );
 
-    let depth = Limits::default().chain_depth;
+    let depth = Limits::default().chain_depth as usize;
     dir.file("0", &[7; 65536]);
     for number in 1..=depth {
         let backing_format = if number == 1 { "raw" } else { "qcow2" };

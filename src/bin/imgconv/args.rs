@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use diskimage::{Disk, Error, Format, HashAlgorithm, Image, Limits, Name, OpenOptions, Options, Secret, parse_size};
+use diskimage::{Disk, Error, Format, HashAlgorithm, Image, Name, OpenOptions, Options, Secret, parse_size};
 
 use crate::failure::Failure;
+use crate::limits::LimitArgs;
 use crate::location;
 use crate::node::{Backing, Node, Plain};
 use crate::output::{self, Style};
@@ -43,15 +44,8 @@ struct CompressedArgs {
     #[arg(long, value_name = "DIR", verbatim_doc_comment)]
     spool_dir: Option<PathBuf>,
 
-    /// Refuse a compressed file that decompresses to more than SIZE
-    /// [default: 64T]
-    #[arg(long, value_name = "SIZE", value_parser = size, verbatim_doc_comment)]
-    max_output: Option<u64>,
-
-    /// Refuse a compressed file that decompresses to more than N times its
-    /// size, from 1G on [default: 100000]
-    #[arg(long, value_name = "N", verbatim_doc_comment)]
-    max_ratio: Option<u64>,
+    #[command(flatten)]
+    limits: LimitArgs,
 }
 
 impl CompressedArgs {
@@ -59,10 +53,7 @@ impl CompressedArgs {
         if let Some(directory) = &self.spool_dir {
             options = options.temporary_directory(directory);
         }
-        let mut limits = Limits::default();
-        limits.decompressed = self.max_output.unwrap_or(limits.decompressed);
-        limits.decompression_ratio = self.max_ratio.unwrap_or(limits.decompression_ratio);
-        options.limits(limits)
+        options.limits(self.limits.0.clone())
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use diskimage::{Error, Fault, Name, Problem, ReferenceProblem, SecretProblem};
 use serde_json::{Map, Value, json};
 
+use crate::limits;
 use crate::output::{self, Style};
 
 /// Result of a subcommand.
@@ -124,11 +125,14 @@ impl Failure {
                 }
                 self.detail("rule", rule);
             }
-            Error::Limit { format, field, at, value, limit } => {
+            Error::Limit { name, format, field, at, value, limit } => {
                 self.location(format, field, *at);
                 self.detail("value", *value);
                 self.detail("rule", format!("must be at most {limit}"));
                 self.detail("limit", *limit);
+                if let Some(name) = name {
+                    self.detail("limit-name", name.as_str());
+                }
             }
             Error::Unsupported { format, feature, at } => {
                 self.detail("format", *format);
@@ -190,7 +194,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let hint = hint(&error).unwrap_or_default();
+        let hint = match error.root() {
+            Error::Limit { name: Some(name), .. } => format!("; raise it with {}", limits::option(*name)),
+            _ => hint(&error).unwrap_or_default().to_owned(),
+        };
         let mut failure = Failure::new(error.kind().as_str(), format!("{error}{hint}"));
         failure.describe(&error);
         failure
@@ -310,7 +317,8 @@ mod tests {
 
     #[test]
     fn a_limit_is_reported_with_its_value() {
-        let error = Error::Limit { format: "qcow2", field: "l1_size".into(), at: Some(36), value: 9, limit: 8 };
+        let error =
+            Error::Limit { name: None, format: "qcow2", field: "l1_size".into(), at: Some(36), value: 9, limit: 8 };
         let details = details(error);
         assert_eq!((&details["value"], &details["limit"], &details["offset"]), (&json!(9), &json!(8), &json!(36)));
     }

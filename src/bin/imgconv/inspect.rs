@@ -71,6 +71,8 @@ Keys of a policy file, all optional, the defaults are those of the policy defaul
   read-data = true or false              whether all data is read and decoded [default: false]
   virtual-size, file-size = \"2T\"         largest sizes
   expansion = 1000                       largest ratio of virtual size to file size
+  limits = { metadata = \"16M\" }          limits lower than the defaults, by the names of the
+                                         options --max-NAME
 
 Exit codes:
   0   safe: the policy accepts the image

@@ -21,6 +21,7 @@ mod guest;
 mod hash;
 mod info;
 mod inspect;
+mod limits;
 mod location;
 mod manual;
 mod map;

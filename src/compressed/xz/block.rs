@@ -10,7 +10,7 @@ use crate::codec::xz::{ALIGNMENT, BlockHeader, Check};
 use crate::compressed::index::Unit;
 use crate::compressed::meter::Decode;
 use crate::error::Problem;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// A block that is being decoded.
 pub(in crate::compressed) struct Block {
@@ -35,7 +35,13 @@ impl Block {
         let at = input.at();
         let header = read_header(input)?;
         if u64::from(header.dictionary) > limits.window {
-            return Err(input.limit("dictionary size", at, header.dictionary.into(), limits.window));
+            return Err(input.limit(
+                Some(LimitName::Window),
+                "dictionary size",
+                at,
+                header.dictionary.into(),
+                limits.window,
+            ));
         }
         let decoder = header.decoder(u32::MAX).map_err(|error| fault(input, at, error))?;
         let running = check.start();

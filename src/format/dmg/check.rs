@@ -7,7 +7,7 @@ use zlib_rs::crc32::crc32;
 use super::reader::Reader;
 use super::run::RunKind;
 use super::trailer::Trailer;
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::Result;
 use crate::format::shared::table;
 use crate::io::ReadAt;
@@ -46,7 +46,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
                 });
             }
         }
-        None => report.message("Not checked", || "the image has no checksum of a known kind".into()),
+        None => report.message(CheckKind::NotChecked, || "the image has no checksum of a known kind".into()),
     }
     Ok(report)
 }

@@ -7,17 +7,23 @@ use super::FIELDS;
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
 use crate::format::shared::xml;
+use crate::limits::Budget;
 
 /// Calls `use_table` with each block table of the property list `text`, which is at host offset `at`, and with a field for its errors.
 ///
 /// # Errors
 /// Those of [`xml::parse`]; [`Error::Corrupt`] where the tables or a part of the path to them are missing, or are not base64.
-pub(super) fn block_tables(text: &[u8], at: u64, mut use_table: impl FnMut(&[u8], Field) -> Result<()>) -> Result<()> {
+pub(super) fn block_tables(
+    text: &[u8],
+    at: u64,
+    budget: &Budget,
+    mut use_table: impl FnMut(&[u8], Field) -> Result<()>,
+) -> Result<()> {
     let missing = |name| FIELDS.at(name, at).fault(Problem::Missing);
     let text = xml::text(&FIELDS, text)?;
     let (document, skipped) = without_document_type(text, at)?;
     let at = at + skipped;
-    let document = xml::parse(&FIELDS, document)?;
+    let document = xml::parse(&FIELDS, document, budget)?;
     let root = document.root_element();
     let top = elements(root).next().filter(|_| root.has_tag_name("plist")).ok_or_else(|| missing("plist"))?;
     let fork = value(top, "resource-fork").ok_or_else(|| missing("resource-fork"))?;

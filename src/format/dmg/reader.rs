@@ -83,7 +83,7 @@ fn read_runs(file: &dyn ReadAt, range: &Range<u64>, trailer: &Trailer, cx: &Open
         table.runs().try_for_each(|run| run.map(|run| runs.push(run)))
     };
     match is_plist {
-        true => plist::block_tables(&bytes, range.start, use_table)?,
+        true => plist::block_tables(&bytes, range.start, cx.budget, use_table)?,
         false => resources::block_tables(&bytes, range.start, use_table)?,
     }
     runs.sort_unstable_by_key(|run| run.start);

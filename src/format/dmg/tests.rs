@@ -94,7 +94,8 @@ fn invalid_fields_of_the_trailer_are_refused_by_name() {
         (
             492,
             &[0xff; 8],
-            "limit dmg: virtual size is 18446744073709551615, above the limit of 9223372036854775296".into(),
+            "limit dmg: virtual size is 18446744073709551615, above the limit of 9223372036854775296 (virtual-size)"
+                .into(),
         ),
         (504, b"cdsaencr", "unsupported dmg: not supported: encrypted images".into()),
     ] {

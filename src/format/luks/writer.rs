@@ -104,6 +104,7 @@ pub(super) fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Re
 fn virtual_size(size: u64, payload: u64, sector_size: u64) -> Result<u64> {
     let limit = (i64::MAX as u64).saturating_sub(payload) / sector_size * sector_size;
     size.checked_next_multiple_of(sector_size).filter(|rounded| *rounded <= limit).ok_or_else(|| Error::Limit {
+        name: None,
         format: FORMAT_NAME,
         field: "virtual size".into(),
         at: None,

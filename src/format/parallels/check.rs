@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::bat::Bat;
 use super::header::Header;
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
 use crate::format::shared::table;
@@ -25,14 +25,13 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let bat = Bat::new(file, header, cx.budget)?;
     report.image_end_offset = bat.header.data_offset();
     if bat.header.is_open() {
-        report.message("Note", || "the image is open for writing, or was not closed".into());
+        report.message(CheckKind::Note, || "the image is open for writing, or was not closed".into());
     }
     let area = bat.file_len.saturating_sub(bat.header.data_offset()).div_ceil(bat.header.cluster_size());
     match cx.budget.take(area.div_ceil(8), FORMAT_NAME, "the bitmap of clusters in use", 48) {
         Ok(()) => check_entries(&bat, BitSet::new(area), area, &mut report)?,
         Err(error) => {
-            report.check_errors += 1;
-            report.message("Not checked", || error.to_string());
+            report.not_checked(|| error.to_string());
         }
     }
     Ok(report)
@@ -89,7 +88,7 @@ fn check_entries(bat: &Bat, mut used: BitSet, area: u64, report: &mut CheckRepor
         for (leaked, place) in [(end - in_use, "between others"), (area - end, "after all others")] {
             if leaked > 0 {
                 report.leaks += leaked;
-                report.message("Leaked", || format!("{leaked} clusters {place} are not referenced"));
+                report.message(CheckKind::Leak, || format!("{leaked} clusters {place} are not referenced"));
             }
         }
     }

@@ -11,7 +11,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::signature::PARALLELS as MAGICS;
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// Host offset of the offset of the data area.
 pub(super) const DATA_SECTOR_AT: u64 = 48;
@@ -115,7 +115,7 @@ impl Header {
         };
         FIELDS.at("nb_bat_entries", 32).within(Header::LEN as u64, header.bat_len(), file_len)?;
         let sectors = FIELDS.at("nb_sectors", 36);
-        sectors.at_most(header.sectors, limits.virtual_size / SECTOR)?;
+        sectors.within_limit(LimitName::VirtualSize, header.sectors, limits.virtual_size / SECTOR)?;
         let max = u64::from(header.bat_entries) * u64::from(cluster_sectors);
         if header.sectors > max {
             return Err(sectors.fault(Problem::Range { value: header.sectors, min: 0, max }));

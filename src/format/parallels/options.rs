@@ -35,7 +35,7 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
         let table_clusters = (most * BatEntry::LEN).div_ceil(cluster_size) + 1;
         let limit = (most - table_clusters).saturating_mul(cluster_size);
         let (value, field) = (cx.size, "virtual size at this cluster size".into());
-        return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value, limit });
+        return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
     }
     let data_sector = data_offset * (cluster_size / SECTOR);
     Ok(Header::new((cluster_size / SECTOR) as u32, sectors, clusters as u32, data_sector as u32))

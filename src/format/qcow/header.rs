@@ -12,7 +12,7 @@ pub(super) use crate::format::shared::signature::QCOW as MAGIC;
 use crate::format::shared::table;
 use crate::format::shared::two_level::{ENTRY, Shape};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 /// Base-2 logarithms of the cluster sizes that qemu opens.
@@ -84,7 +84,7 @@ impl Header {
             },
             l1_table_offset: u64_at(40),
         };
-        FIELDS.at("size", 24).at_most(header.size, limits.virtual_size)?;
+        FIELDS.at("size", 24).within_limit(LimitName::VirtualSize, header.size, limits.virtual_size)?;
         FIELDS.at("number of L1 entries for the size", 24).at_most(header.shape().l1_entries(), MAX_L1_ENTRIES)?;
         let l1 = FIELDS.at("l1_table_offset", 40);
         l1.within(header.l1_table_offset, header.shape().l1_entries() * ENTRY, file_len)?;

@@ -76,7 +76,7 @@ impl SparseWrite for Writer {
         self.map.place_payload(&guest, stored_len.into(), |host| {
             if host >= offset_limit(bits) {
                 let (field, limit) = ("host offset of a compressed cluster".into(), offset_limit(bits));
-                return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: host, limit });
+                return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: host, limit });
             }
             Ok(L2Entry::Compressed { host, len: stored_len }.encode(bits))
         })

@@ -13,7 +13,7 @@ use crate::codec::Codec;
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 pub(crate) use crate::format::shared::signature::QCOW as MAGIC;
@@ -130,7 +130,7 @@ impl Header {
         let version = parse_version(cluster)?;
         let cluster_bits = parse_cluster_bits(cluster)?;
         let size = u64_at(24);
-        FIELDS.at("size", 24).at_most(size, limits.virtual_size)?;
+        FIELDS.at("size", 24).within_limit(LimitName::VirtualSize, size, limits.virtual_size)?;
         let encryption = match u32_at(32) {
             0 => Encryption::None,
             1 => Encryption::Aes,

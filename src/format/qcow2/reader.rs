@@ -21,7 +21,7 @@ use crate::format::shared::table_cache::{CachedTable, TableCache};
 use crate::format::shared::{run, table};
 use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName};
 use crate::name::Name;
 use crate::zero;
 
@@ -51,7 +51,7 @@ impl Reader {
             if cx.inspect { Header::read_for_check(&file, cx.limits) } else { Header::read(&file, cx.limits) }?;
         let file_len = table::length(&*file)?;
         let mut info = describe(&header);
-        let load_snapshots = || cx.budget.attempt(|budget| read_snapshots(&file, &header, budget));
+        let load_snapshots = || cx.budget.attempt(|budget| read_snapshots(&file, &header, cx.limits, budget));
         let mut loaded = None;
         let (l1_table_offset, at) = match cx.snapshot {
             None => (header.l1_table_offset, 40),
@@ -60,7 +60,11 @@ impl Reader {
                 let snapshot = find_snapshot(snapshots, wanted)?;
                 snapshot.check(&header, file_len)?;
                 let at = snapshot.range.start;
-                FIELDS.at("snapshot disk size", at).at_most(snapshot.info.virtual_size, cx.limits.virtual_size)?;
+                FIELDS.at("snapshot disk size", at).within_limit(
+                    LimitName::VirtualSize,
+                    snapshot.info.virtual_size,
+                    cx.limits.virtual_size,
+                )?;
                 info.virtual_size = snapshot.info.virtual_size;
                 (snapshot.l1_table_offset, header.snapshots_offset)
             }

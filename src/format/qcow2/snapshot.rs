@@ -11,7 +11,7 @@ use crate::error::{Problem, Result};
 use crate::format::shared::table;
 use crate::info::Snapshot;
 use crate::io::ReadAt;
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName, Limits};
 use crate::name::Name;
 
 /// Length of an entry in bytes, without extra data and names.
@@ -20,9 +20,7 @@ const FIXED_LENGTH: usize = 40;
 const KNOWN_EXTRA: usize = 24;
 /// Length of the extra data in bytes that version 3 requires.
 const REQUIRED_EXTRA: u32 = 16;
-/// Largest number of snapshots in qemu.
-const MAX_SNAPSHOTS: u64 = 65536;
-/// Largest snapshot table in qemu, in bytes.
+/// Largest snapshot table that QEMU opens, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
 
 /// An entry of the snapshot table.
@@ -38,11 +36,16 @@ pub(super) struct SnapshotEntry {
 }
 
 /// Reads the snapshot table. [`SnapshotEntry::check`] checks the L1 tables, so that an invalid one affects its snapshot only.
-pub(super) fn read_snapshots(file: &Arc<dyn ReadAt>, header: &Header, budget: &Budget) -> Result<Vec<SnapshotEntry>> {
+pub(super) fn read_snapshots(
+    file: &Arc<dyn ReadAt>,
+    header: &Header,
+    limits: &Limits,
+    budget: &Budget,
+) -> Result<Vec<SnapshotEntry>> {
     if header.nb_snapshots == 0 {
         return Ok(Vec::new());
     }
-    FIELDS.at("nb_snapshots", 60).at_most(header.nb_snapshots.into(), MAX_SNAPSHOTS)?;
+    FIELDS.at("nb_snapshots", 60).within_limit(LimitName::Snapshots, header.nb_snapshots.into(), limits.snapshots)?;
     FIELDS.at("snapshots_offset", 64).aligned(header.snapshots_offset, header.cluster_size())?;
     let file_len = table::length(&**file)?;
     let mut snapshots = Vec::new();
@@ -169,7 +172,7 @@ mod tests {
 
     fn read(count: u32, entries: &[Vec<u8>]) -> Result<Vec<SnapshotEntry>> {
         let (file, header) = image(count, entries);
-        read_snapshots(&file, &header, &Budget::new(1 << 20))
+        read_snapshots(&file, &header, &Limits::default(), &Budget::new(1 << 20))
     }
 
     #[test]
@@ -214,7 +217,7 @@ mod tests {
         let kind = |change: fn(&mut Header)| {
             let mut header = header.clone();
             change(&mut header);
-            let error = read_snapshots(&file, &header, &Budget::new(1 << 20)).err();
+            let error = read_snapshots(&file, &header, &Limits::default(), &Budget::new(1 << 20)).err();
             error.map(|error| error.kind().as_str())
         };
         assert_eq!(kind(|_| ()), None);
@@ -245,7 +248,10 @@ mod tests {
     #[test]
     fn names_count_against_the_budget() {
         let (file, header) = image(1, &[entry(b"1", &[b'n'; 1000], &[])]);
-        assert_eq!(read_snapshots(&file, &header, &Budget::new(1000)).unwrap_err().kind().as_str(), "limit");
+        assert_eq!(
+            read_snapshots(&file, &header, &Limits::default(), &Budget::new(1000)).unwrap_err().kind().as_str(),
+            "limit"
+        );
     }
 
     #[test]

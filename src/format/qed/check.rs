@@ -8,7 +8,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use super::entry::L2Entry;
 use super::header::Header;
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
 use crate::format::shared::table;
@@ -29,7 +29,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let mut report =
         CheckReport { total_clusters: header.image_size.div_ceil(1 << header.cluster_bits), ..CheckReport::default() };
     if header.need_check {
-        report.message("Note", || "the image was not closed cleanly".into());
+        report.message(CheckKind::Note, || "the image was not closed cleanly".into());
     }
     let map = TwoLevelMap::open(file.clone(), header.shape(), cx.budget)?;
     let clusters = map.file_len.div_ceil(map.shape.cluster_size());
@@ -39,8 +39,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
             Check { map: &map, file: &*file, used, previous: None, report: &mut report }.run(&header)?;
         }
         Err(error) => {
-            report.check_errors += 1;
-            report.message("Not checked", || error.to_string());
+            report.not_checked(|| error.to_string());
         }
     }
     Ok(report)
@@ -161,7 +160,7 @@ impl Check<'_> {
             if !is_used {
                 let clusters = next - at;
                 self.report.leaks += clusters;
-                self.report.message("Leaked", || {
+                self.report.message(CheckKind::Leak, || {
                     format!("{clusters} clusters at host offset {:#x} are not in use", at << bits)
                 });
             }

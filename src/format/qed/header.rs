@@ -12,7 +12,7 @@ pub(super) use crate::format::shared::signature::QED as MAGIC;
 use crate::format::shared::table;
 use crate::format::shared::two_level::{ENTRY, Shape};
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 /// Bytes in a cluster, powers of two.
@@ -105,7 +105,7 @@ impl Header {
             let problem = Problem::Range { value: 0, min: 1, max: u32::MAX.into() };
             return Err(FIELDS.at("header_size", 12).fault(problem));
         }
-        FIELDS.at("image_size", 48).at_most(self.image_size, limits.virtual_size)?;
+        FIELDS.at("image_size", 48).within_limit(LimitName::VirtualSize, self.image_size, limits.virtual_size)?;
         FIELDS.at("image_size", 48).aligned(self.image_size, SECTOR)?;
         if shape.l1_entries() > shape.l2_entries {
             let max = shape.l2_coverage().saturating_mul(shape.l2_entries);

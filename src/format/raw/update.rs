@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::shared::table;
 use crate::info::ImageInfo;
 use crate::io::Storage;
+use crate::limits::LimitName;
 
 /// A raw disk whose sectors are written where they are.
 pub(super) struct Update {
@@ -19,7 +20,7 @@ pub(super) struct Update {
 impl Update {
     pub fn open(file: Arc<dyn Storage>, cx: &UpdateContext<'_>) -> Result<Self> {
         let virtual_size = table::length(&*file)?;
-        FIELDS.at("size", 0).at_most(virtual_size, cx.open.limits.virtual_size)?;
+        FIELDS.at("size", 0).within_limit(LimitName::VirtualSize, virtual_size, cx.open.limits.virtual_size)?;
         Ok(Update { file, virtual_size })
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Problem, Result};
 use crate::io::ReadAt;
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName};
 
 /// A field of an image, for error messages: the format, the name of the field or of the table it refers to, and the host offset
 /// of the field.
@@ -53,12 +53,21 @@ impl Field {
         self.within(offset, len, i64::MAX as u64)
     }
 
-    /// Checks that `value` is at most `limit`.
+    /// Checks that `value` is at most `limit`, which is one of the format.
     pub fn at_most(&self, value: u64, limit: u64) -> Result<()> {
+        self.check_limit(None, value, limit)
+    }
+
+    /// Checks that `value` is at most `limit`, which is this one of the caller, possibly in another unit.
+    pub fn within_limit(&self, name: LimitName, value: u64, limit: u64) -> Result<()> {
+        self.check_limit(Some(name), value, limit)
+    }
+
+    fn check_limit(&self, name: Option<LimitName>, value: u64, limit: u64) -> Result<()> {
         if value <= limit {
             Ok(())
         } else {
-            Err(Error::Limit { format: self.format, field: self.name.into(), at: Some(self.at), value, limit })
+            Err(Error::Limit { name, format: self.format, field: self.name.into(), at: Some(self.at), value, limit })
         }
     }
 
@@ -103,6 +112,7 @@ fn reserve<T>(file: &dyn ReadAt, offset: u64, len: u64, count: u64, field: Field
     budget.take(len, field.format, field.name, field.at)?;
     let mut elements = Vec::new();
     elements.try_reserve_exact(count as usize).map_err(|_| Error::Limit {
+        name: None,
         format: field.format,
         field: field.name.into(),
         at: Some(field.at),

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::FIELDS;
 use super::header::{BLOCKS_ALLOCATED_AT, Header};
 use super::map::{BlockMap, BlockMapEntry};
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Result};
 use crate::format::shared::bits::BitSet;
+use crate::format::shared::table;
 use crate::io::ReadAt;
 
 /// Checks the block map of an image.
@@ -16,14 +17,17 @@ use crate::io::ReadAt;
 /// If the header is invalid or not supported, or the file cannot be read.
 pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<CheckReport> {
     let header = Header::read(&*file, cx.limits)?;
+    let file_len = table::length(&*file)?;
     let map = BlockMap::new(file, header, cx.budget)?;
     let mut report = CheckReport { total_clusters: map.header.blocks.into(), ..CheckReport::default() };
     report.image_end_offset = map.header.data_offset;
     match unused_blocks(map.capacity(), cx) {
-        Ok(used) => check_entries(&map, used, &mut report)?,
+        Ok(used) => {
+            check_entries(&map, used, &mut report)?;
+            report.unused_end = file_len.saturating_sub(report.image_end_offset);
+        }
         Err(error @ Error::Limit { .. }) => {
-            report.check_errors += 1;
-            report.message("Not checked", || error.to_string());
+            report.not_checked(|| error.to_string());
         }
         Err(error) => return Err(error),
     }
@@ -69,8 +73,9 @@ fn check_entries(map: &BlockMap, mut used: BitSet, report: &mut CheckReport) -> 
     let unused = blocks_allocated - counted;
     if unused > 0 && !missing {
         report.leaks += u64::from(unused);
-        report
-            .message("Leaked", || format!("{unused} of {blocks_allocated} blocks of the data area are not referenced"));
+        report.message(CheckKind::Leak, || {
+            format!("{unused} of {blocks_allocated} blocks of the data area are not referenced")
+        });
     }
     Ok(())
 }

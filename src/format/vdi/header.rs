@@ -11,7 +11,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 pub(super) use crate::format::shared::signature::{VDI as SIGNATURE, VDI_AT as SIGNATURE_AT};
@@ -182,7 +182,7 @@ impl Header {
 
     fn check_size(&self, limits: &Limits) -> Result<()> {
         let size = FIELDS.at("cbDisk", 368);
-        size.at_most(self.disk_size, limits.virtual_size)?;
+        size.within_limit(LimitName::VirtualSize, self.disk_size, limits.virtual_size)?;
         let max = u64::from(self.blocks) * u64::from(self.block_size);
         if self.disk_size > max {
             return Err(size.fault(Problem::Range { value: self.disk_size, min: 0, max }));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::blocks::{BatEntry, Blocks};
 use super::reader::{Content, Reader};
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{CheckReport, OpenContext, SparseRead};
+use crate::driver::{CheckKind, CheckReport, OpenContext, SparseRead};
 use crate::error::{Error, Fault, Problem, Result};
 use crate::io::ReadAt;
 
@@ -25,7 +25,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let reader = Reader::open(file, cx)?;
     let mut report = CheckReport::default();
     for warning in &reader.info().warnings {
-        report.message("Note", || warning.to_string());
+        report.message(CheckKind::Note, || warning.to_string());
     }
     if let Content::Blocks(blocks) = &reader.content {
         let uses = collect(blocks, cx, &mut report)?;
@@ -64,8 +64,7 @@ fn collect(blocks: &Blocks, cx: &OpenContext<'_>, report: &mut CheckReport) -> R
 }
 
 fn not_checked(uses: Vec<Use>, cause: &Error, report: &mut CheckReport) -> Result<Vec<Use>> {
-    report.check_errors += 1;
-    report.message("Not checked", || cause.to_string());
+    report.not_checked(|| cause.to_string());
     Ok(uses)
 }
 

@@ -11,7 +11,7 @@ use super::{FIELDS, FORMAT_NAME, SECTOR, checksum};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 pub(super) use crate::format::shared::signature::VHD as COOKIE;
 /// Offset of `data offset` in the footer.
@@ -90,7 +90,11 @@ impl Footer {
             other => return Err(field("disk type", 60).fault(Problem::Range { value: other.into(), min: 2, max: 4 })),
         };
         let current_size = u64_at(CURRENT_SIZE_AT as usize);
-        field("current size", CURRENT_SIZE_AT).at_most(current_size, limits.virtual_size)?;
+        field("current size", CURRENT_SIZE_AT).within_limit(
+            LimitName::VirtualSize,
+            current_size,
+            limits.virtual_size,
+        )?;
         Ok(Footer {
             data_offset: u64_at(16),
             timestamp: u32_at(24),

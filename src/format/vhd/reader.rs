@@ -13,6 +13,7 @@ use crate::error::{Problem, Result};
 use crate::format::shared::table;
 use crate::info::{ImageInfo, Value};
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 use crate::name::Name;
 
 const SAVED_STATE: &str = "the image belongs to a saved machine state, which can hold writes that are not in the image";
@@ -46,7 +47,7 @@ impl Reader {
         let header_at = footer.data_offset;
         let header = read_header(&*file, file_len, at, header_at)?;
         let (size, size_warning) = geometry::disk_size(&footer, header.capacity(), stated_size);
-        size_field.at_most(size, cx.limits.virtual_size)?;
+        size_field.within_limit(LimitName::VirtualSize, size, cx.limits.virtual_size)?;
         let mut info = describe(&footer, size, [warning, size_warning]);
         info.block_size = Some(header.block_size);
         let mut metadata = vec![0..Footer::LEN, header_at..header_at + Header::LEN];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::bat::{Bat, BlockState};
 use super::structure::Structure;
 use super::{FIELDS, MIB};
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::bits::BitSet;
 use crate::format::shared::table::Field;
@@ -29,7 +29,7 @@ fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckR
     // A killed writer can leave a damaged header and a log to replay, but no damaged region table: those are written through the
     // log.
     for note in structure.notes() {
-        report.message("Note", || note);
+        report.message(CheckKind::Note, || note);
     }
     if let Some(warning) = &structure.table_warning {
         report.corruption(|| warning.clone());
@@ -44,10 +44,12 @@ fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckR
             if !structure.metadata.leave_block_allocated {
                 checker.gaps();
             }
+            // A file is a multiple of 1 MiB long (2.2).
+            let end = structure.ranges().map(|(range, _)| range.end).fold(report.image_end_offset, u64::max);
+            report.unused_end = structure.file_len.saturating_sub(end.next_multiple_of(MIB));
         }
         Err(error @ Error::Limit { .. }) => {
-            report.check_errors += 1;
-            report.message("Not checked", || error.to_string());
+            report.not_checked(|| error.to_string());
         }
         Err(error) => return Err(error),
     }

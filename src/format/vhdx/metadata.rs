@@ -12,7 +12,7 @@ use super::{FIELDS, FORMAT_NAME, MIB};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::io::ReadAt;
-use crate::limits::{Budget, Limits};
+use crate::limits::{Budget, LimitName, Limits};
 
 /// The valid metadata of a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,7 +236,7 @@ fn parse_size(size: u64, sector_size: u32, at: u64, limits: &Limits) -> Result<u
         return Err(field.fault(Problem::Range { value: size, min: 0, max: MAX_DISK_SIZE }));
     }
     field.aligned(size, sector_size.into())?;
-    field.at_most(size, limits.virtual_size)?;
+    field.within_limit(LimitName::VirtualSize, size, limits.virtual_size)?;
     Ok(size)
 }
 

@@ -207,7 +207,14 @@ fn disk_size(size: u64, sector_size: u64, parent: Option<&Parent>) -> Result<u64
     let size = size.div_ceil(sector_size).saturating_mul(sector_size);
     if size > MAX_DISK_SIZE {
         let field = "disk size".into();
-        return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit: MAX_DISK_SIZE });
+        return Err(Error::Limit {
+            name: None,
+            format: FORMAT_NAME,
+            field,
+            at: None,
+            value: size,
+            limit: MAX_DISK_SIZE,
+        });
     }
     match parent.map(|parent| parent.virtual_size) {
         Some(parent_size) if parent_size != size => {

@@ -22,7 +22,7 @@ use super::hosted::Hosted;
 use super::reader::{self, check_capacity, describe_hosted, exact_len, in_extent};
 use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind, esxi};
 use crate::driver::FileId;
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table;
 use crate::info::FileReference;
@@ -145,7 +145,7 @@ impl Findings {
 
     fn note(&mut self, what: &str) {
         let extent = &self.extent;
-        self.report.message("Note", || match extent {
+        self.report.message(CheckKind::Note, || match extent {
             Some(name) => format!("extent {name}: {what}"),
             None => what.to_owned(),
         });
@@ -167,15 +167,14 @@ impl Findings {
     fn leak(&mut self, grains: u64, at: u64) {
         let extent = &self.extent;
         self.report.leaks = self.report.leaks.saturating_add(grains);
-        self.report.message("Leaked", || match extent {
+        self.report.message(CheckKind::Leak, || match extent {
             Some(name) => format!("extent {name}: unreferenced grains at file offset {at:#x}: {grains}"),
             None => format!("unreferenced grains at file offset {at:#x}: {grains}"),
         });
     }
 
     fn not_checked(&mut self, what: impl FnOnce() -> String) {
-        self.report.check_errors += 1;
-        self.report.message("Not checked", what);
+        self.report.not_checked(what);
     }
 
     /// Reports corruption and exceeded limits; returns other errors.

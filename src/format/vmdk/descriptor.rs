@@ -22,7 +22,7 @@ use self::lines::Lines;
 use self::text::{Charset, Text};
 use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
 pub(crate) use self::database::{Geometry, long_content_id, uuid};
@@ -65,6 +65,13 @@ const DEVICE_TYPES: &[(&str, &str)] = &[
     ("vmfsRDMP", "a raw device map"),
     ("vmfsPassthroughRawDeviceMap", "a raw device map"),
 ];
+
+/// Whether a `createType` is known, supported or not.
+#[cfg(feature = "inspect")]
+pub(crate) fn is_create_type(name: &str) -> bool {
+    let devices = DEVICE_TYPES.iter().map(|(device, _)| device);
+    CREATE_TYPES.iter().chain(devices).any(|known| known.eq_ignore_ascii_case(name))
+}
 
 /// A valid descriptor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,7 +294,11 @@ fn extents(lines: &[Text<'_>], charset: Charset, all: Text<'_>, limits: &Limits)
         sum = in_range("sum of the extent sizes", line.at, extent.sectors.saturating_add(sum), MAX_SECTORS)?;
         extents.push(extent);
     }
-    FIELDS.at("sum of the extent sizes", first.at).at_most(sum.saturating_mul(SECTOR), limits.virtual_size)?;
+    FIELDS.at("sum of the extent sizes", first.at).within_limit(
+        LimitName::VirtualSize,
+        sum.saturating_mul(SECTOR),
+        limits.virtual_size,
+    )?;
     Ok(extents)
 }
 

@@ -12,7 +12,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
 use crate::format::shared::table::Field;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 pub(crate) use crate::format::shared::signature::VMDK_HOSTED as MAGIC;
 /// Largest sector number and largest number of sectors whose byte offset is a valid file offset.
@@ -272,7 +272,7 @@ pub(super) fn parse_capacity(sectors: u64, field: Field, limits: &Limits) -> Res
     if sectors > MAX_SECTORS {
         return Err(out_of_range(sectors, MAX_SECTORS, field));
     }
-    field.at_most(sectors, limits.virtual_size / SECTOR)?;
+    field.within_limit(LimitName::VirtualSize, sectors, limits.virtual_size / SECTOR)?;
     Ok(sectors)
 }
 

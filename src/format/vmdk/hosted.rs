@@ -9,7 +9,6 @@ use super::directory::{OnDamage, read_directory, table_at_sector};
 use super::footer::Footer;
 use super::grains::{EntryFormat, Framing, GrainMap};
 use super::header::{Directory, Flags, Header};
-use super::reader::MAX_DESCRIPTOR;
 use super::{FIELDS, SECTOR};
 use crate::driver::FileId;
 use crate::driver::OpenContext;
@@ -18,6 +17,7 @@ use crate::format::shared::data_runs::DataRuns;
 use crate::format::shared::table;
 use crate::format::shared::table::Field;
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 
 /// Warning for an extent that is read by its redundant grain directory.
 pub(super) const REDUNDANT_USED: &str = "the grain directory is damaged; using the redundant grain directory";
@@ -51,7 +51,7 @@ impl Hosted {
         let Some(Range { start, end }) = self.header.descriptor.clone() else { return Ok(None) };
         let len = end - start;
         FIELDS.at("descriptorOffset", 28).within(start, len, self.file_len)?;
-        FIELDS.at("descriptorSize", 36).at_most(len, MAX_DESCRIPTOR)?;
+        FIELDS.at("descriptorSize", 36).within_limit(LimitName::TextLength, len, cx.limits.text_length)?;
         let text = table::read_table(&*self.file, start, len, FIELDS.at("descriptorOffset", 28), cx.budget)?;
         Ok(has_text(&text).then_some((text, start)))
     }

@@ -81,6 +81,9 @@ mod writer;
 
 use std::ops::Range;
 
+#[cfg(feature = "inspect")]
+pub(crate) use descriptor::is_create_type;
+
 use crate::driver::FormatDriver;
 use crate::error::{Error, Result};
 use crate::format::shared::signature;

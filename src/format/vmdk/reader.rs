@@ -17,13 +17,11 @@ use crate::format::shared::table;
 use crate::format::shared::table_cache::TableCache;
 use crate::info::{FileReference, ImageInfo, Value};
 use crate::io::ReadAt;
-use crate::limits::Budget;
+use crate::limits::{Budget, LimitName};
 use crate::name::Name;
 
 /// The image file.
 pub(super) const IMAGE: FileId = FileId(0);
-/// Largest descriptor in bytes: four times the length that the largest number of extents needs.
-pub(super) const MAX_DESCRIPTOR: u64 = 4 << 20;
 /// Warning for an extent that is opened by itself.
 const NO_DESCRIPTOR: &str =
     "no descriptor: the file is a single extent, possibly a part of a disk or a snapshot of a parent";
@@ -144,7 +142,7 @@ pub(super) fn read_descriptor(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result
 /// Reads the text of a descriptor file.
 pub(super) fn read_descriptor_text(file: &dyn ReadAt, cx: &OpenContext<'_>) -> Result<Vec<u8>> {
     let len = table::length(file)?;
-    FIELDS.at("descriptor", 0).at_most(len, MAX_DESCRIPTOR)?;
+    FIELDS.at("descriptor", 0).within_limit(LimitName::TextLength, len, cx.limits.text_length)?;
     table::read_table(file, 0, len, FIELDS.at("descriptor", 0), cx.budget)
 }
 

@@ -14,7 +14,7 @@ use super::grains::{check_payload_len, payload_codec};
 use super::header::{Directory, Flags, Header};
 use super::hosted::has_text;
 use super::marker::Marker;
-use super::reader::{MAX_DESCRIPTOR, describe_hosted};
+use super::reader::describe_hosted;
 use super::{FIELDS, FORMAT_NAME, SECTOR, SparseKind};
 use crate::driver::SparseRead;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location};
@@ -22,6 +22,7 @@ use crate::driver::{OpenContext, Probe};
 use crate::error::{Error, Problem, Result};
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 
 /// Bytes of the stream that are read ahead to sort grains.
 const READ_AHEAD: u64 = 8 << 20;
@@ -56,7 +57,11 @@ pub(super) fn open(
         return Err(needs_seek(8));
     }
     if let Some(range) = &header.descriptor {
-        FIELDS.at("descriptorSize", 36).at_most(range.end - range.start, MAX_DESCRIPTOR)?;
+        FIELDS.at("descriptorSize", 36).within_limit(
+            LimitName::TextLength,
+            range.end - range.start,
+            cx.limits.text_length,
+        )?;
     }
     let metadata = read_metadata(&mut input, &header, cx)?;
     let metadata_range = |range: Range<u64>| {

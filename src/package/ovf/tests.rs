@@ -8,7 +8,7 @@ const DMTF: &str =
 
 /// The names of the files of the disks, in order.
 fn disks(text: &str) -> Vec<(String, Option<String>, Option<u64>)> {
-    let envelope = Envelope::parse(text.as_bytes()).unwrap();
+    let envelope = Envelope::parse(text.as_bytes(), &Limits::default()).unwrap();
     let href = |disk: &Disk| disk.file.map(|index| envelope.files[index].href.to_string());
     envelope.disks.iter().map(|disk| (disk.id.to_string(), href(disk), disk.capacity)).collect()
 }
@@ -68,7 +68,7 @@ fn dialects() {
     let plain = "\u{feff}<Envelope xmlns=\"http://schemas.dmtf.org/ovf/envelope/2\"><References><File href=\"d\" id=\"f\" chunkSize=\"7\" size=\"9\"/></References>\
         <DiskSection><Disk capacity=\"${size}\" capacityAllocationUnits=\"GigaBytes\" diskId=\"d\" fileRef=\"f\" parentRef=\"p\"/></DiskSection>\
         <ProductSection><Property key=\"size\" value=\"2\"/></ProductSection></Envelope>";
-    let envelope = Envelope::parse(plain.as_bytes()).unwrap();
+    let envelope = Envelope::parse(plain.as_bytes(), &Limits::default()).unwrap();
     assert_eq!(envelope.files[0].chunk_size.zip(envelope.files[0].size), Some((7, 9)));
     assert_eq!((envelope.disks[0].capacity, envelope.disks[0].parent.clone()), (Some(2 << 30), Some("p".into())));
     for text in [legacy, vcloud, plain] {
@@ -82,7 +82,7 @@ fn a_capacity_that_is_not_understood_is_a_warning() {
     let text = format!(
         r#"<Envelope {DMTF}><DiskSection><Disk diskId="d" capacity="9" capacityAllocationUnits="pages"/></DiskSection></Envelope>"#
     );
-    let envelope = Envelope::parse(text.as_bytes()).unwrap();
+    let envelope = Envelope::parse(text.as_bytes(), &Limits::default()).unwrap();
     assert_eq!(envelope.warnings, ["the capacity of disk d is not understood"]);
 }
 
@@ -136,16 +136,27 @@ fn hostile_descriptors_are_refused() {
             "diskId",
         ),
     ] {
-        let error = Envelope::parse(&text).unwrap_err();
+        let error = Envelope::parse(&text, &Limits::default()).unwrap_err();
         assert!(error.kind() == kind && error.to_string().contains(message), "{message}: {error}");
     }
-    assert!(Envelope::parse(&deep(150)).is_ok());
+    assert!(Envelope::parse(&deep(150), &Limits::default()).is_ok());
+    for (name, limits) in [
+        (LimitName::Metadata, Limits { metadata: 1000, ..Limits::default() }),
+        (LimitName::TextLength, Limits { text_length: 1000, ..Limits::default() }),
+        (LimitName::Members, Limits { members: 1, ..Limits::default() }),
+    ] {
+        let files = r#"<References><File id="a" href="a"/><File id="b" href="b"/></References>"#;
+        let text = envelope(&format!("{files}{}", "<x/>".repeat(250)));
+        let error = Envelope::parse(&text, &limits).unwrap_err();
+        assert!(matches!(error, Error::Limit { name: Some(own), .. } if own == name), "{name}: {error}");
+        assert!(Envelope::parse(&text, &Limits::default()).is_ok());
+    }
 }
 
 proptest! {
     #[test]
     fn any_text_is_parsed_or_refused(inner in "[<>/a-zA-Z \"=:&;!?\\[\\]-]{0,200}") {
-        let _ = Envelope::parse(format!("<Envelope {DMTF}>{inner}</Envelope>").as_bytes());
-        let _ = Envelope::parse(inner.as_bytes());
+        let _ = Envelope::parse(format!("<Envelope {DMTF}>{inner}</Envelope>").as_bytes(), &Limits::default());
+        let _ = Envelope::parse(inner.as_bytes(), &Limits::default());
     }
 }

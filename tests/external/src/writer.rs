@@ -33,7 +33,14 @@ pub fn create(cx: &CreateContext<'_>) -> Result<Box<dyn SparseWrite>> {
     // Host clusters have numbers of 32 bits, and each guest cluster may need one.
     let limit = u64::from(u32::MAX) / 2 * cluster_size;
     if header.virtual_size > limit {
-        return Err(Error::Limit { format: NAME, field: "virtual size".into(), at: None, value: cx.size, limit });
+        return Err(Error::Limit {
+            name: None,
+            format: NAME,
+            field: "virtual size".into(),
+            at: None,
+            value: cx.size,
+            limit,
+        });
     }
     let first = (header.table_offset + header.table_len()).div_ceil(cluster_size);
     Ok(Box::new(Writer {

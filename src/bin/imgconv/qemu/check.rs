@@ -1,6 +1,6 @@
 //! `qemu-img check`
 
-use diskimage::{CheckReport, Error, Format, Repair, RepairReport};
+use diskimage::{CheckKind, CheckReport, Error, Format, Repair, RepairReport};
 use serde_json::Value;
 
 use super::getopt::Parsed;
@@ -101,7 +101,7 @@ fn as_by_qemu(mut report: CheckReport) -> CheckReport {
         _ => {
             (report.leaks, report.total_clusters, report.image_end_offset) = (0, 0, 0);
             (report.allocated_clusters, report.fragmented_clusters, report.compressed_clusters) = (0, 0, 0);
-            report.messages.retain(|message| !message.starts_with("Leaked"));
+            report.messages.retain(|message| message.kind() != CheckKind::Leak);
         }
     }
     report

@@ -1,6 +1,6 @@
 //! What a check of qcow2 or Parallels finds, in the words of qemu-img, which are made from those of the library.
 
-use diskimage::{CheckReport, RepairReport};
+use diskimage::{CheckKind, CheckMessage, CheckReport, RepairReport};
 
 use crate::output;
 
@@ -17,7 +17,7 @@ pub fn found(report: &CheckReport, cluster_size: Option<u32>) -> Vec<String> {
 pub fn repaired(report: &RepairReport, cluster_size: Option<u32>) -> Vec<String> {
     let is_left = |message| report.after.messages.contains(message);
     // What is not wrong is told with what is left.
-    let gone = report.before.messages.iter().filter(|message| !is_left(message) && !message.starts_with("Note"));
+    let gone = report.before.messages.iter().filter(|message| !is_left(message) && message.kind() != CheckKind::Note);
     let findings = findings(gone, cluster_size);
     let mut lines: Vec<_> = findings.iter().filter_map(|finding| finding.count(None)).collect();
     lines.extend(findings.iter().filter_map(|finding| finding.count(Some("Repairing"))));
@@ -47,8 +47,8 @@ enum Finding<'a> {
     Other(String),
 }
 
-fn findings<'a>(messages: impl IntoIterator<Item = &'a String>, cluster_size: Option<u32>) -> Vec<Finding<'a>> {
-    let parse = |message: &'a String| {
+fn findings<'a>(messages: impl IntoIterator<Item = &'a CheckMessage>, cluster_size: Option<u32>) -> Vec<Finding<'a>> {
+    let parse = |message: &'a CheckMessage| {
         let known = wrong_count(message, cluster_size)
             .or_else(|| wrong_entry(message, cluster_size))
             .or_else(|| of_parallels(message, cluster_size).map(Finding::Entry));
@@ -96,7 +96,7 @@ impl Finding<'_> {
 
 /// The report of a Parallels image without the clusters between others, which qemu-img does not look for.
 pub fn without_leaks_between(mut report: CheckReport) -> CheckReport {
-    let between = |message: &String| leaks(message, "between others");
+    let between = |message: &CheckMessage| leaks(message, "between others");
     report.leaks = report.leaks.saturating_sub(report.messages.iter().filter_map(between).sum());
     report.messages.retain(|message| between(message).is_none());
     report
@@ -179,25 +179,26 @@ fn wrong_entry(message: &str, cluster_size: Option<u32>) -> Option<Finding<'_>> 
 mod tests {
     use super::*;
 
-    const AT: &str = "ERROR: qcow2: corrupt image at file offset 0x40000: L2 entry is";
+    const AT: &str = "qcow2: corrupt image at file offset 0x40000: L2 entry is";
 
-    fn report(messages: &[String]) -> CheckReport {
+    fn report(messages: &[(CheckKind, String)]) -> CheckReport {
         let mut report = CheckReport::default();
-        report.messages = messages.to_vec();
+        messages.iter().for_each(|(kind, words)| report.message(*kind, || words.clone()));
         report
     }
 
     /// Expected: qemu-img 10.
     #[test]
     fn findings_are_told_as_by_qemu_img() {
+        let error = |words: String| (CheckKind::Error, words);
         let before = [
-            format!("{AT} 0x8000000000060000, but must have bit 63 clear, as the refcount is not 1"),
-            format!("{AT} 0x8000000000050200, not a multiple of 65536"),
-            "Leaked: cluster at host offset 0x60000: refcount is 2, expected 1".to_owned(),
-            format!("{AT} 0x50000, but must have bit 63 set, as the refcount is 1"),
-            AT.replace("L2 entry", "L1 entry 3") + " 0x40000, but must have bit 63 set, as the refcount is 1",
-            format!("{AT} out of bounds: 65536 bytes at 0x10000000, file length 0xa0000"),
-            "ERROR: qcow2: corrupt image".to_owned(),
+            error(format!("{AT} 0x8000000000060000, but must have bit 63 clear, as the refcount is not 1")),
+            error(format!("{AT} 0x8000000000050200, not a multiple of 65536")),
+            (CheckKind::Leak, "cluster at host offset 0x60000: refcount is 2, expected 1".to_owned()),
+            error(format!("{AT} 0x50000, but must have bit 63 set, as the refcount is 1")),
+            error(AT.replace("L2 entry", "L1 entry 3") + " 0x40000, but must have bit 63 set, as the refcount is 1"),
+            error(format!("{AT} out of bounds: 65536 bytes at 0x10000000, file length 0xa0000")),
+            error("qcow2: corrupt image".to_owned()),
         ];
         let misaligned = "ERROR offset=50200: Data cluster is not properly aligned; L2 entry corrupted.";
         let outside = "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x10000000 size \

@@ -13,6 +13,7 @@ use crate::format::luks::{FIELDS, FORMAT_NAME};
 use crate::format::shared::luks::{Attempts, SECTOR};
 use crate::format::shared::table;
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 
 impl Metadata {
     /// Finds the key with one of the secrets. `at` is the file offset of the metadata, for messages.
@@ -20,7 +21,7 @@ impl Metadata {
     /// # Errors
     /// [`Error::Secret`], [`Error::Limit`] for key slots that take too long to try, and errors of the storage.
     pub fn unlock(self, file: &dyn ReadAt, at: u64, cx: &OpenContext<'_>) -> Result<Arc<SectorCipher>> {
-        let mut attempts = Attempts::new(FORMAT_NAME, cx)?;
+        let mut attempts = Attempts::new(FORMAT_NAME, cx);
         let (digest_cost, digest_most) = check_cost(&self.digest.kdf, at, cx)?;
         for (_, slot) in self.keyslots {
             let attempt = slot.and_then(|slot| {
@@ -85,14 +86,20 @@ fn check_cost(kdf: &Kdf, at: u64, cx: &OpenContext<'_>) -> Result<(u64, u64)> {
     match kdf {
         Kdf::Pbkdf2 { iterations, .. } => {
             let (iterations, most) = (u64::from(*iterations), cx.limits.pbkdf2_iterations);
-            FIELDS.at("PBKDF2 iterations", at).at_most(iterations, most).map(|()| (iterations, most))
+            FIELDS
+                .at("PBKDF2 iterations", at)
+                .within_limit(LimitName::Pbkdf2Iterations, iterations, most)
+                .map(|()| (iterations, most))
         }
         Kdf::Argon2 { passes, memory_kib, .. } => {
             let memory = u64::from(*memory_kib) << 10;
-            FIELDS.at("memory of Argon2", at).at_most(memory, cx.limits.argon2_memory)?;
+            FIELDS.at("memory of Argon2", at).within_limit(LimitName::Argon2Memory, memory, cx.limits.argon2_memory)?;
             let work = memory.saturating_mul((*passes).into());
             let most = cx.limits.argon2_work;
-            FIELDS.at("memory times passes of Argon2", at).at_most(work, most).map(|()| (work, most))
+            FIELDS
+                .at("memory times passes of Argon2", at)
+                .within_limit(LimitName::Argon2Work, work, most)
+                .map(|()| (work, most))
         }
     }
 }

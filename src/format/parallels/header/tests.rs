@@ -46,7 +46,7 @@ fn invalid_fields_are_refused_by_name() {
     check(
         43,
         &[1],
-        "limit parallels: nb_sectors at file offset 0x24 is 72057594037927960, above the limit of 18014398509481983",
+        "limit parallels: nb_sectors at file offset 0x24 is 72057594037927960, above the limit of 18014398509481983 (virtual-size)",
     );
 }
 

@@ -32,7 +32,11 @@ fn invalid_fields_are_refused_by_name() {
     check(
         24,
         &[0xff; 8],
-        &format!("limit qcow: size at file offset 0x18 is {}, above the limit of {}", u64::MAX, i64::MAX as u64 & !511),
+        &format!(
+            "limit qcow: size at file offset 0x18 is {}, above the limit of {} (virtual-size)",
+            u64::MAX,
+            i64::MAX as u64 & !511
+        ),
     );
     check(32, &[8], &format!("invalid-field {at} 0x20: cluster_bits is 8, outside 9..=16"));
     check(32, &[17], &format!("invalid-field {at} 0x20: cluster_bits is 17, outside 9..=16"));

@@ -66,7 +66,7 @@ impl<'a> Layout<'a> {
         findings: &mut Findings,
     ) -> Result<Layout<'a>> {
         let file_len = table::length(&*file)?;
-        let snapshots = cx.budget.attempt(|budget| snapshot::read_snapshots(&file, header, budget));
+        let snapshots = cx.budget.attempt(|budget| snapshot::read_snapshots(&file, header, cx.limits, budget));
         let snapshots = findings.list_of_uses(snapshots, "snapshots")?;
         let bitmaps = cx.budget.attempt(|budget| bitmap::read_bitmaps(&file, header, budget));
         let bitmaps = findings.list_of_uses(bitmaps, "bitmaps")?;

@@ -19,7 +19,7 @@ use self::refcounts::Refcounts;
 use self::walk::{GuestCluster, Walk};
 use super::header::{Header, Incompatible};
 use super::{FIELDS, FORMAT_NAME};
-use crate::driver::{CheckReport, OpenContext};
+use crate::driver::{CheckKind, CheckReport, OpenContext};
 use crate::error::{Error, Fault, Problem, Result};
 use crate::io::ReadAt;
 
@@ -155,10 +155,12 @@ struct Findings {
 impl Findings {
     fn note_state(&mut self, header: &Header) {
         if header.incompatible.contains(Incompatible::DIRTY) {
-            self.report.message("Note", || "the image was not closed cleanly; its refcounts may be out of date".into());
+            self.report.message(CheckKind::Note, || {
+                "the image was not closed cleanly; its refcounts may be out of date".into()
+            });
         }
         if header.incompatible.contains(Incompatible::CORRUPT) {
-            self.report.message("Note", || "the image is marked as corrupt".into());
+            self.report.message(CheckKind::Note, || "the image is marked as corrupt".into());
         }
     }
 
@@ -167,8 +169,7 @@ impl Findings {
     }
 
     fn not_checked(&mut self, why: &Error) {
-        self.report.check_errors += 1;
-        self.report.message("Not checked", || why.to_string());
+        self.report.not_checked(|| why.to_string());
     }
 
     /// As [`usable`](Self::usable), for the `entries` that list structures with host clusters of their own.
@@ -176,8 +177,7 @@ impl Findings {
         if let Err(Error::Corrupt(_) | Error::Limit { .. }) = &result {
             self.uses_unknown = true;
             if let Err(Error::Corrupt(_)) = &result {
-                self.report.check_errors += 1;
-                self.report.message("Not checked", || format!("the clusters of {entries}"));
+                self.report.not_checked(|| format!("the clusters of {entries}"));
             }
         }
         self.usable(result)

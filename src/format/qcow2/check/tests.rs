@@ -524,7 +524,7 @@ fn qemu_img_counts_the_same_in_its_images() {
     let file: Arc<dyn ReadAt> = Arc::new(FileSource::open(&dir.file("image.qcow2")).unwrap());
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
     let header = Header::read(&file, &limits).unwrap();
-    let snapshots = snapshot::read_snapshots(&file, &header, &budget).unwrap();
+    let snapshots = snapshot::read_snapshots(&file, &header, &Limits::default(), &budget).unwrap();
     let names: Vec<_> =
         snapshots.iter().map(|entry| (entry.info.id.to_string(), entry.info.name.to_string())).collect();
     assert_eq!(names, [("1".into(), "first".into()), ("2".into(), "second one".to_owned())]);

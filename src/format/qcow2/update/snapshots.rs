@@ -11,13 +11,11 @@ use crate::format::qcow2::entry::COPIED;
 use crate::format::qcow2::snapshot::{SnapshotEntry, read_snapshots};
 use crate::format::shared::table;
 use crate::io::ReadAt;
-use crate::limits::Budget;
+use crate::limits::{Budget, Limits};
 use crate::name::Name;
 
 /// Length of an entry without names: the fixed fields, and the extra data that is written.
 const ENTRY: usize = 64;
-/// Largest number of snapshots in qemu.
-const MAX_SNAPSHOTS: usize = 65536;
 /// Memory for the snapshot table, which qemu limits to half of it.
 const MEMORY: u64 = 128 << 20;
 
@@ -27,7 +25,8 @@ impl SnapshotUpdate for Update {
             return Err(Error::unsupported(FORMAT_NAME, "internal snapshots of an image with a data file"));
         }
         let entries = self.snapshots()?;
-        if entries.len() >= MAX_SNAPSHOTS {
+        // Others do not open an image with more, by default.
+        if entries.len() as u64 >= Limits::default().snapshots {
             return Err(Error::unsupported(FORMAT_NAME, "more than 65536 internal snapshots"));
         }
         if name.len() > usize::from(u16::MAX) {
@@ -93,7 +92,7 @@ impl Update {
     /// The entries of the snapshot table.
     pub(super) fn snapshots(&self) -> Result<Vec<SnapshotEntry>> {
         let source: Arc<dyn ReadAt> = self.file.clone();
-        let entries = read_snapshots(&source, &self.header, &Budget::new(MEMORY))?;
+        let entries = read_snapshots(&source, &self.header, &Limits::default(), &Budget::new(MEMORY))?;
         entries.iter().try_for_each(|entry| entry.check_fields(&self.header))?;
         Ok(entries)
     }

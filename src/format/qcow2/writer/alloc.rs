@@ -161,6 +161,7 @@ impl Allocator {
         match clusters.checked_mul(1 << self.cluster_bits) {
             Some(len) if len <= MAX_FILE_LEN => Ok(()),
             len => Err(Error::Limit {
+                name: None,
                 format: FORMAT_NAME,
                 field: "file length".into(),
                 at: None,

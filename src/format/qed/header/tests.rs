@@ -60,7 +60,7 @@ fn invalid_fields_are_refused_by_name() {
     check(
         55,
         &[0x80],
-        "limit qed: image_size at file offset 0x30 is 9223372036857921536, above the limit of 9223372036854775296",
+        "limit qed: image_size at file offset 0x30 is 9223372036857921536, above the limit of 9223372036854775296 (virtual-size)",
     );
 }
 

@@ -12,12 +12,14 @@ use crate::driver::OpenContext;
 use crate::error::{Error, Problem, Result, SecretProblem};
 use crate::format::shared::table::{self, Field, Fields};
 use crate::io::ReadAt;
+use crate::limits::LimitName;
 use crate::name::Name;
 
 /// Tries of secrets with the key slots of a volume. What is wrong with one slot does not prevent another one from being used, and is
 /// reported if none is unlocked.
 pub(crate) struct Attempts {
     format: &'static str,
+    has_secret: bool,
     /// The cost of all key derivations so far, in thousandths of the largest cost of one.
     cost: Cell<u64>,
     /// Why the first slot that cannot be used cannot.
@@ -25,13 +27,9 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// # Errors
-    /// If there is no secret.
-    pub fn new(format: &'static str, cx: &OpenContext<'_>) -> Result<Attempts> {
-        match cx.secrets {
-            [] => Err(Error::Secret { format, problem: SecretProblem::Missing }),
-            _ => Ok(Attempts { format, cost: Cell::new(0), problem: None }),
-        }
+    /// Without a secret, the slots are checked all the same: their cost is in the header.
+    pub fn new(format: &'static str, cx: &OpenContext<'_>) -> Attempts {
+        Attempts { format, has_secret: !cx.secrets.is_empty(), cost: Cell::new(0), problem: None }
     }
 
     /// Adds a key derivation of cost `cost`, where a single one may cost `limit`. A volume may have many slots, and there may be many secrets.
@@ -45,7 +43,7 @@ impl Attempts {
         if self.cost.get() > 1000 * MOST {
             let field = "cost of trying the key slots, in key derivations of the largest cost allowed".into();
             let value = self.cost.get().div_ceil(1000);
-            return Err(Error::Limit { format: self.format, field, at: None, value, limit: MOST });
+            return Err(Error::Limit { name: None, format: self.format, field, at: None, value, limit: MOST });
         }
         Ok(())
     }
@@ -66,7 +64,10 @@ impl Attempts {
 
     /// The error if no slot was unlocked.
     pub fn failure(self) -> Error {
-        self.problem.unwrap_or(Error::Secret { format: self.format, problem: SecretProblem::Wrong })
+        let problem = if self.has_secret { SecretProblem::Wrong } else { SecretProblem::Missing };
+        // Other faults of a slot do not matter before there is a secret, which may be that of another slot.
+        let tell = |error: &Error| self.has_secret || matches!(error, Error::Limit { .. });
+        self.problem.filter(tell).unwrap_or(Error::Secret { format: self.format, problem })
     }
 }
 
@@ -144,9 +145,13 @@ impl Header {
         fields: &Fields,
     ) -> Result<Zeroizing<Vec<u8>>> {
         let (spec, hash) = self.algorithms(fields)?;
-        let mut attempts = Attempts::new(fields.0, cx)?;
+        let mut attempts = Attempts::new(fields.0, cx);
         let iterations = fields.at("mk-digest-iter", range.start + 164);
-        iterations.at_most(self.digest_iterations.into(), cx.limits.pbkdf2_iterations)?;
+        iterations.within_limit(
+            LimitName::Pbkdf2Iterations,
+            self.digest_iterations.into(),
+            cx.limits.pbkdf2_iterations,
+        )?;
         let volume = Locked { header: self, file, range: &range, spec, hash, cx, fields };
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
             let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
@@ -167,10 +172,13 @@ impl Header {
     ) -> Result<Vec<usize>> {
         let (spec, hash) = self.algorithms(fields)?;
         let volume = Locked { header: self, file, range, spec, hash, cx, fields };
+        if cx.secrets.is_empty() {
+            return Err(Error::Secret { format: fields.0, problem: SecretProblem::Missing });
+        }
         let mut found = Vec::new();
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
             // All slots have to be tried.
-            let mut attempts = Attempts::new(fields.0, cx)?;
+            let mut attempts = Attempts::new(fields.0, cx);
             let attempt = volume.try_slot(slot, range.start + 208 + 48 * index as u64, &attempts);
             if attempts.note(attempt)?.is_some() {
                 found.push(index);
@@ -203,7 +211,11 @@ impl Locked<'_> {
     /// The key of the volume, if one of the secrets unlocks the slot at byte `at`.
     fn try_slot(&self, slot: &Slot, at: u64, attempts: &Attempts) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let Locked { header, file, range, spec, hash, cx, fields } = *self;
-        fields.at("key slot iterations", at + 4).at_most(slot.iterations.into(), cx.limits.pbkdf2_iterations)?;
+        fields.at("key slot iterations", at + 4).within_limit(
+            LimitName::Pbkdf2Iterations,
+            slot.iterations.into(),
+            cx.limits.pbkdf2_iterations,
+        )?;
         let len = u64::from(header.key_len) * u64::from(slot.stripes);
         let offset = range.start.saturating_add(slot.offset());
         let stored = len.next_multiple_of(super::SECTOR);
@@ -243,7 +255,7 @@ mod tests {
         let budget = Budget::new(0);
         let cancel = AtomicBool::new(false);
         let cx = OpenContext { secrets: &secrets, cancel: Some(&cancel), ..OpenContext::new(&limits, &budget) };
-        let attempts = Attempts::new("luks", &cx).unwrap();
+        let attempts = Attempts::new("luks", &cx);
         (0..8).for_each(|_| attempts.add_cost(50, 100, &cx).unwrap());
         assert!(matches!(attempts.add_cost(1, 100, &cx), Err(Error::Limit { value: 5, limit: 4, .. })));
         assert!(attempts.add_cost(u64::MAX, 0, &cx).is_err());

@@ -9,7 +9,7 @@ use super::{Header, Parameters, SECTOR, SLOTS, STRIPES, Slot};
 use crate::crypto::{CipherSpec, Hash, Kdf, SectorCipher, pbkdf2_iterations, random, split};
 use crate::error::{Error, Result, SecretProblem};
 use crate::io::WriteAt;
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 use crate::secret::Secret;
 
@@ -139,6 +139,7 @@ pub(super) fn iterations_for(format: &'static str, hash: Hash, key_len: usize, i
         (pbkdf2_iterations(hash, key_len, iter_time, MIN_ITERATIONS), Limits::default().pbkdf2_iterations);
     match u64::from(iterations) {
         value if value > limit => Err(Error::Limit {
+            name: Some(LimitName::Pbkdf2Iterations),
             format,
             field: "iterations of PBKDF2 in the time of iter-time".into(),
             at: None,
@@ -205,7 +206,11 @@ mod tests {
         assert_eq!(unlock(&[], &limits).unwrap_err(), "luks: the image is encrypted, and no secret is given");
         let low = Limits { pbkdf2_iterations: 999, ..Limits::default() };
         let error = unlock(&["right"], &low).unwrap_err();
-        assert!(error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is") && error.ends_with("999"), "{error}");
+        assert!(
+            error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is")
+                && error.ends_with("999 (pbkdf2-iterations)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl MapUpdate {
         let end = end.filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
         let (format, field, limit) = (self.shape.format, "file length".into(), i64::MAX as u64);
-        end.map(|_| start).ok_or(Error::Limit { format, field, at: None, value: start, limit })
+        end.map(|_| start).ok_or(Error::Limit { name: None, format, field, at: None, value: start, limit })
     }
 
     /// Host offset after all clusters in use.

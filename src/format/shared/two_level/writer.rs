@@ -209,7 +209,7 @@ impl TwoLevelWriter {
         let end = start + len;
         if end > MAX_FILE_LEN {
             let (format, field) = (self.shape.format, "file length".into());
-            return Err(Error::Limit { format, field, at: None, value: end, limit: MAX_FILE_LEN });
+            return Err(Error::Limit { name: None, format, field, at: None, value: end, limit: MAX_FILE_LEN });
         }
         self.next = end;
         Ok(start)

@@ -84,7 +84,7 @@ fn messages_name_the_block_and_its_host_offset() {
             "ERROR: cBlocksAllocated at file offset 0x184 is 1, but block 1 of the data area is in use",
         ]
     );
-    assert_eq!(found.image_end_offset, DATA + 1024);
+    assert_eq!((found.image_end_offset, found.unused_end), (DATA + 1024, 0));
     let found = report(image(&[7], 8, 1, 0));
     assert_eq!(
         found.messages,
@@ -100,6 +100,6 @@ fn the_bitmap_of_blocks_is_limited_by_the_budget() {
     let file = || image(&[0, FREE], 1, 65, 0);
     assert_eq!(report_within(file(), 9), report(file()));
     let report = report_within(file(), 8);
-    assert_eq!((report.check_errors, report.corruptions), (1, 0));
+    assert_eq!((report.check_errors, report.corruptions, report.unused_end), (1, 0, 0));
     assert!(report.messages[0].contains("the bitmap of blocks in use"), "{:?}", report.messages);
 }

@@ -38,7 +38,7 @@ impl Update {
             let field = "virtual size, limited by the block map".into();
             let (value, limit) = (entries, self.map_capacity());
             let [value, limit] = [value, limit].map(|entries| entries.saturating_mul(self.block_size()));
-            return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value, limit });
+            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
         }
         self.move_blocks(&first, u64::from(used).max(moved))?;
         self.write_map(data_offset, entries, moved)?;

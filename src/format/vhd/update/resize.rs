@@ -34,7 +34,7 @@ impl Dynamic {
         let most = u64::from(UNALLOCATED) / (self.blocks.block_size / SECTOR).max(1);
         if needed > most {
             let (field, limit) = ("virtual size".into(), most.saturating_mul(self.blocks.block_size));
-            return Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: size, limit });
+            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: size, limit });
         }
         if needed > self.header.max_table_entries.into() {
             self.grow_table(needed as u32)?;

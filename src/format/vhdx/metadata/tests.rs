@@ -172,7 +172,7 @@ fn invalid_items_are_refused_by_name() {
     let error = read(&sample().encode(), &limits).unwrap_err();
     assert_eq!(
         format!("{} {error}", error.kind()),
-        "limit vhdx: VirtualDiskSize at file offset 0x210008 is 4194304, above the limit of 4194303"
+        "limit vhdx: VirtualDiskSize at file offset 0x210008 is 4194304, above the limit of 4194303 (virtual-size)"
     );
 }
 

@@ -202,6 +202,7 @@ impl Update {
         let end = offset.checked_add(self.block_size()).filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
         end.map(|_| offset).ok_or_else(|| Error::Limit {
+            name: None,
             format: FORMAT_NAME,
             field: "file length".into(),
             at: None,
@@ -374,7 +375,7 @@ impl SparseUpdate for Update {
         let field = || "virtual size".into();
         if size > MAX_DISK_SIZE {
             let limit = MAX_DISK_SIZE;
-            return Err(Error::Limit { format: FORMAT_NAME, field: field(), at: None, value: size, limit });
+            return Err(Error::Limit { name: None, format: FORMAT_NAME, field: field(), at: None, value: size, limit });
         }
         let (old_count, count) = (self.bat.block_count, size.div_ceil(self.block_size()));
         for block in count..old_count {

@@ -3,10 +3,10 @@
 use super::text::Text;
 use super::{ACCESS, FORMAT_NAME};
 use crate::error::{Error, Result};
-use crate::limits::Limits;
+use crate::limits::{LimitName, Limits};
 
 /// Largest number of entries of the disk data base. Known writers use about twenty.
-const MAX_DATABASE: usize = 4096;
+const MAX_DATABASE: u64 = 4096;
 
 /// The values in a descriptor, not yet parsed.
 #[derive(Debug, Default)]
@@ -30,13 +30,13 @@ impl<'a> Lines<'a> {
         let mut lines = Lines::default();
         for line in text.lines() {
             if line.word().0.lookup(ACCESS).is_some() {
-                push(&mut lines.extents, line, limits.extents, "number of extents", line.at)?;
+                push(&mut lines.extents, line, Some(LimitName::Extents), limits.extents, "number of extents", line.at)?;
                 continue;
             }
             let rule = "must be a comment, key=value, or an extent that begins with RW, RDONLY or NOACCESS";
             let (key, value) = line.key_value().ok_or_else(|| line.fault("line", rule))?;
             if let Some(key) = key.strip_prefix("ddb.") {
-                push(&mut lines.database, (key, value), MAX_DATABASE, "number of ddb entries", line.at)?;
+                push(&mut lines.database, (key, value), None, MAX_DATABASE, "number of ddb entries", line.at)?;
             } else if let Some(field) = lines.field(key) {
                 field.get_or_insert(value);
             }
@@ -65,10 +65,17 @@ impl<'a> Lines<'a> {
 }
 
 /// Appends to a list of at most `limit` elements.
-fn push<T>(list: &mut Vec<T>, element: T, limit: usize, what: &'static str, at: u64) -> Result<()> {
-    if list.len() >= limit {
-        let (value, limit) = ((limit as u64).saturating_add(1), limit as u64);
-        return Err(Error::Limit { format: FORMAT_NAME, field: what.into(), at: Some(at), value, limit });
+fn push<T>(
+    list: &mut Vec<T>,
+    element: T,
+    name: Option<LimitName>,
+    limit: u64,
+    what: &'static str,
+    at: u64,
+) -> Result<()> {
+    if list.len() as u64 >= limit {
+        let value = limit.saturating_add(1);
+        return Err(Error::Limit { name, format: FORMAT_NAME, field: what.into(), at: Some(at), value, limit });
     }
     list.push(element);
     Ok(())

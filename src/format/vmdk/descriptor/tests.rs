@@ -309,7 +309,7 @@ fn total_size_is_limited() {
         (
             "RW 2097151 ZERO\nRW 2 ZERO",
             format!(
-                "vmdk: sum of the extent sizes at file offset {at:#x} is 1073742336, above the limit of 1073741824"
+                "vmdk: sum of the extent sizes at file offset {at:#x} is 1073742336, above the limit of 1073741824 (virtual-size)"
             ),
         ),
         (
@@ -322,7 +322,7 @@ fn total_size_is_limited() {
         ),
         (
             "RW 1 ZERO\nRW 1 ZERO\nRW 1 ZERO\nRW 1 ZERO",
-            format!("vmdk: number of extents at file offset {:#x} is 4, above the limit of 3", at + 30),
+            format!("vmdk: number of extents at file offset {:#x} is 4, above the limit of 3 (extents)", at + 30),
         ),
     ] {
         assert_eq!(parse(lines).unwrap_err().to_string(), what);

@@ -43,7 +43,7 @@ fn check_size(settings: &Settings) -> Result<()> {
     let limit = match settings.subformat {
         Subformat::MonolithicSparse | Subformat::StreamOptimized => MAX_SPARSE_SECTORS,
         Subformat::TwoGbMaxExtentSparse | Subformat::TwoGbMaxExtentFlat => {
-            Limits::default().extents as u64 * extents::SPLIT_SECTORS
+            Limits::default().extents * extents::SPLIT_SECTORS
         }
         Subformat::MonolithicFlat | Subformat::Vmfs => u64::MAX,
     };
@@ -51,7 +51,7 @@ fn check_size(settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let field = format!("size in sectors of {}", settings.subformat.name()).into();
-    Err(Error::Limit { format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
+    Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
 }
 
 /// Returns the descriptor of a new image. Its length does not depend on the identifiers.
@@ -88,6 +88,7 @@ fn descriptor(settings: &Settings, extents: Vec<ExtentLine>, identifiers: &Image
 /// Converts a sector to an entry of a grain directory or table: 32 bits, which limits files to 2 TiB.
 fn sector_entry(sector: u64) -> Result<u32> {
     u32::try_from(sector).map_err(|_| Error::Limit {
+        name: None,
         format: FORMAT_NAME,
         field: "size of the file in sectors".into(),
         at: None,
