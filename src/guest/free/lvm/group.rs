@@ -18,7 +18,7 @@ pub(super) struct Group {
     /// In bytes.
     pub extent_size: u64,
     pub members: Vec<Member>,
-    /// Those that a user sees.
+    /// Those that a user sees, but for snapshots.
     pub volumes: Vec<Logical>,
 }
 
@@ -141,7 +141,7 @@ fn logical_volumes(group: &Section, names: &BTreeMap<&[u8], usize>, members: &mu
     let mut volumes = Vec::new();
     for (name, section) in all.sections() {
         let mut logical = Logical { name: printed(name), count: 0, segments: Ok(Vec::new()) };
-        // Of a snapshot and its origin, without a name of its own.
+        // Of a snapshot and its origin, without a name of its own. The volume with what differs is a hidden one.
         let mut is_link = false;
         let count = section.number("segment_count")?;
         if count != section.sections().filter(|(name, _)| name.starts_with(b"segment")).count() as u64 {
