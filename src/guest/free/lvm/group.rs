@@ -18,7 +18,7 @@ pub(super) struct Group {
     /// In bytes.
     pub extent_size: u64,
     pub members: Vec<Member>,
-    /// Those that a user sees.
+    /// Those that a user sees, but for snapshots.
     pub volumes: Vec<Logical>,
 }
 
@@ -134,14 +134,15 @@ impl Member {
 /// Finds the logical volumes, and records in `members` what they use. `names` has the index of each member.
 fn logical_volumes(group: &Section, names: &BTreeMap<&[u8], usize>, members: &mut [Member]) -> Found<Vec<Logical>> {
     let all = group.section("logical_volumes")?;
-    let mut sections: BTreeMap<_, _> = all.sections().collect();
-    if sections.len() > MOST_VOLUMES {
+    if all.sections().count() > MOST_VOLUMES {
         return kept("the volume group has too many logical volumes");
     }
     let mut named = BTreeSet::new();
     let mut volumes = Vec::new();
-    for (name, section) in std::mem::take(&mut sections) {
+    for (name, section) in all.sections() {
         let mut logical = Logical { name: printed(name), count: 0, segments: Ok(Vec::new()) };
+        // Of a snapshot and its origin, without a name of its own. The volume with what differs is a hidden one.
+        let mut is_link = false;
         let count = section.number("segment_count")?;
         if count != section.sections().filter(|(name, _)| name.starts_with(b"segment")).count() as u64 {
             return wrong("segment_count");
@@ -162,13 +163,14 @@ fn logical_volumes(group: &Section, names: &BTreeMap<&[u8], usize>, members: &mu
             segment.for_each_text(&mut |text| {
                 named.insert(text);
             });
+            is_link |= segment.text("type")? == b"snapshot";
             match (&mut logical.segments, areas.as_slice()) {
                 (Ok(segments), [area]) if area.extents.end - area.extents.start == len => segments.push(area.clone()),
                 (Ok(_), _) => logical.segments = kept(reason(segment)?),
                 (Err(_), _) => {}
             }
         }
-        if section.values("status")?.contains(&Value::Text(b"VISIBLE")) {
+        if !is_link && section.values("status")?.contains(&Value::Text(b"VISIBLE")) {
             volumes.push((name, section, logical));
         }
     }

@@ -129,7 +129,7 @@ fn read_area(volume: &Volume, area: Range<u64>) -> Found<Option<Vec<u8>>> {
 /// A UUID of LVM in its usual form: groups of 6, 4, 4, 4, 4, 4 and 6 characters.
 fn dashed(id: &[u8; 32]) -> String {
     let char = |(at, byte): (usize, &u8)| {
-        let dash = (at >= 6 && at < 30 && (at - 6).is_multiple_of(4)).then_some('-');
+        let dash = ((6..30).contains(&at) && (at - 6).is_multiple_of(4)).then_some('-');
         dash.into_iter().chain([char::from(*byte)])
     };
     id.iter().enumerate().flat_map(char).collect()

@@ -23,8 +23,8 @@ fn text(ids: &[&str]) -> Vec<u8> {
 }
 
 fn part(start: u64, id: &str, text: Option<&[u8]>) -> Part {
-    let physical =
-        Physical { id: id.into(), len: 16 * MIB, data: MIB, areas: vec![4096..MIB], text: text.map(<[u8]>::to_vec) };
+    let areas = std::iter::once(4096..MIB).collect();
+    let physical = Physical { id: id.into(), len: 16 * MIB, data: MIB, areas, text: text.map(<[u8]>::to_vec) };
     Part { range: start..start + 16 * MIB, physical, doubt: None }
 }
 

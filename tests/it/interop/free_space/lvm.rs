@@ -200,6 +200,8 @@ fn of_logical_volumes() {
     assert_eq!(reason("vg/root").as_deref(), Some("another logical volume depends on it"));
     assert_eq!(reason("vg/pool").as_deref(), Some("the logical volume is of the type thin-pool"));
     assert_eq!(reason("vg/swap"), None);
+    let listed: Vec<_> = volumes.iter().filter_map(|volume| volume.logical_volume.as_ref()).collect();
+    assert_eq!(listed.iter().map(|name| name.to_text()).collect::<Vec<_>>(), ["vg/pool", "vg/root", "vg/swap"]);
 
     // Without one of its physical volumes, a group tells nothing for certain; nor does one that is exported.
     lvm.run(&["vgexport", "-q", "vg"]);
