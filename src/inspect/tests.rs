@@ -197,7 +197,7 @@ fn what_follows_the_last_block_is_for_the_policy() -> Result<()> {
             judge(&tight, file.clone()),
             Judgement { format: Some(format.name()), virtual_size: Some(1 << 20), ..Judgement::default() }
         );
-        file.extend([7; 1 << 20]);
+        file.extend(vec![7; 1 << 20]);
         assert_eq!(checks(&judge(&tight, file.clone())), ["leaks"], "{format}");
         assert_eq!(judge(&Policy::default(), file).verdict, Verdict::Safe);
     }
