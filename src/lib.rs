@@ -55,7 +55,7 @@
 //!
 //! 1. **Deterministic.** The output is the same, byte for byte, for any number of threads. (Encrypted images have random keys.)
 //! 2. **Bounded memory.** A few MiB per thread, 8 MiB of decoded units (one for each thread, where they are larger), the metadata budget, two bits per host cluster for overlap tracking (16 MiB at
-//!    most), and the read-ahead of a pipe; independent of the size of the disk.
+//!    most), and the read-ahead of a pipe; independent of the size of the disk. [`Limits::peak_memory`] is the formula.
 //! 3. **All or nothing.** The header is written last, and files are renamed to their final names at the end. A failed or interrupted
 //!    conversion leaves no files; it empties a file written in place. (A stream has its header first; its footer completes it.)
 //! 4. **Idempotent.** Converting a result again gives the same bytes.

@@ -15,4 +15,13 @@ static FORMAT: LazyLock<Option<Format>> = LazyLock::new(|| {
     Some(Format::by_name(&name).unwrap())
 });
 
+// Half of the inputs have a number of the image changed, so that valid images are damaged where it matters.
+libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    if seed % 2 == 0 {
+        return libfuzzer_sys::fuzzer_mutate(data, size, max_size);
+    }
+    fuzzing::damage(&mut data[..size], seed / 2);
+    size
+});
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzzing::disk::disk(*FORMAT, data));

@@ -36,8 +36,8 @@ pub struct CheckReport {
     pub fragmented_clusters: u64,
     /// Host offset of the end of the last cluster in use, in bytes.
     pub image_end_offset: u64,
-    /// Number of bytes at the end of the file that no structure of the image refers to, and that are too few or too many for a leaked cluster:
-    /// they prevent nothing, and can have any content.
+    /// Number of bytes at the end of the file that no structure of the image refers to: they prevent nothing, and can have any content. Only of
+    /// VDI and VHDX; the leaks of other formats include them.
     pub unused_end: u64,
 }
 

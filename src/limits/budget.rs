@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::LimitName;
 use crate::error::{Error, Result};
 
-/// Memory for metadata that is left of [`Limits::metadata`], shared by all images of a chain.
+/// Memory for metadata that is left of [`Limits::metadata`](super::Limits::metadata), shared by all images of a chain.
 ///
 /// ```
 /// use diskimage::{Budget, ErrorKind};

@@ -53,6 +53,42 @@ pub fn open(format: Option<Format>, data: &[u8]) {
     }
 }
 
+/// Changes a number of 1, 2, 4 or 8 bytes, as those of headers and tables: at a multiple of its length, in the first KiB, the last KiB, or
+/// anywhere. It becomes 0, all ones, a power of two, a random number, or a little more or less than it was. For mutators of fuzzers.
+pub fn damage(image: &mut [u8], seed: u32) {
+    let mut state = u64::from(seed);
+    // splitmix64, by Sebastiano Vigna.
+    let mut random = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    };
+    let width = 1 << (random() % 4);
+    let places = (image.len() / width) as u64;
+    if places == 0 {
+        return;
+    }
+    let near = (1024 / width as u64).min(places);
+    let place = match random() % 4 {
+        0 | 1 => random() % near,
+        2 => places - 1 - random() % near,
+        _ => random() % places,
+    };
+    let field = &mut image[place as usize * width..][..width];
+    let old = field.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    let new = match random() % 6 {
+        0 => 0,
+        1 => u64::MAX,
+        2 => 1 << (random() % 64),
+        3 => random(),
+        4 => old.wrapping_add(1 + random() % 8),
+        _ => old.wrapping_sub(1 + random() % 8),
+    };
+    let bytes = if random() % 2 == 0 { new.to_be_bytes() } else { new.swap_bytes().to_be_bytes() };
+    field.copy_from_slice(if random() % 2 == 0 { &bytes[8 - width..] } else { &bytes[..width] });
+}
+
 /// Whether the bytes may be those of a streamOptimized VMDK, by its flags. Others are copied from the pipe to a file, and opened as one.
 fn is_in_order(data: &[u8]) -> bool {
     data.get(10).is_some_and(|flags| flags & 3 == 3)

@@ -292,6 +292,22 @@ fn seeds_of_every_format_can_be_opened() {
     }
 }
 
+/// The mutator of the fuzz targets changes one number, and reaches every place and bit of a small file.
+#[test]
+fn damage_is_one_number() {
+    let image: Vec<u8> = (0..24).collect();
+    let mut changed = vec![0; image.len()];
+    for seed in 0..20_000 {
+        let mut damaged = image.clone();
+        targets::damage(&mut damaged, seed);
+        let places: Vec<_> = (0..image.len()).filter(|at| damaged[*at] != image[*at]).collect();
+        assert!(places.is_empty() || places[places.len() - 1] / 8 == places[0] / 8, "{seed}: {places:?}");
+        places.iter().for_each(|at| changed[*at] |= damaged[*at] ^ image[*at]);
+    }
+    assert!(changed.iter().all(|bits| *bits == 0xff), "{changed:x?}");
+    targets::damage(&mut [], 1);
+}
+
 /// The stored inputs are valid packages, whose disk can be opened.
 #[cfg(feature = "packages")]
 #[test]

@@ -108,11 +108,6 @@ fn hostile_descriptors_are_refused() {
         ),
         (vec![b' '; 5 << 20], ErrorKind::Limit, "length of the descriptor"),
         (
-            envelope(&format!("<References>{}</References>", list(9000, "File href='x' id"))),
-            ErrorKind::Limit,
-            "number of files",
-        ),
-        (
             envelope(&format!("<DiskSection>{}</DiskSection>", list(1025, "Disk diskId"))),
             ErrorKind::Limit,
             "number of disks",
