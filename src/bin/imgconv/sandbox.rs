@@ -103,7 +103,7 @@ fn directory_of(path: &Path) -> &Path {
 pub fn enter(when: When, needs: impl FnOnce() -> Option<Needs>) -> Result<(), Failure> {
     let result = match when {
         When::Off => Ok(()),
-        // What a library that was put into the process needs is unknown, and so it is with the one that measures the coverage of tests.
+        // It is not known what a library needs that was put into the process, or the code that measures the coverage of tests.
         When::Auto if ["LD_PRELOAD", "LLVM_PROFILE_FILE"].iter().any(|name| env::var_os(name).is_some()) => Ok(()),
         When::Auto => {
             // Without it the program is as safe as its parsers are.

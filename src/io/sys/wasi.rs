@@ -45,6 +45,16 @@ pub(crate) fn open_writable(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open(path)
 }
 
+/// Opens for reading and writing, unless it is a symbolic link.
+pub(crate) fn open_writable_nofollow(path: &Path) -> io::Result<File> {
+    Ok(rustix::fs::openat(CWD, path, OFlags::RDWR | OFlags::NOFOLLOW, Mode::empty())?.into())
+}
+
+/// Keeps a directory open.
+pub(crate) fn hold_directory(path: &Path) -> io::Result<File> {
+    Ok(rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())?.into())
+}
+
 /// Files have no such attribute.
 pub(crate) fn clear_sparse(_file: &File) -> io::Result<()> {
     Ok(())

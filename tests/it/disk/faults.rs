@@ -27,7 +27,6 @@ fn change(start: &Start, storage: Arc<dyn Storage>, change: impl FnOnce(&Disk) -
     changed.and(closed)
 }
 
-#[cfg(feature = "qcow2")]
 fn amend(disk: &Disk, option: &str, value: &str) -> Result<()> {
     let mut options = diskimage::Options::new();
     options.set(option, value);
@@ -74,14 +73,12 @@ const OPERATIONS: &[Operation] = &[
         run: |start, file| start.options().repair_storage(file, Repair::All).map(|_| ()),
         content: |_| (),
     },
-    #[cfg(feature = "qcow2")]
     Operation {
         name: "snapshot -c",
         applies: |start| start.snapshots,
         run: |start, file| change(start, file, |disk| disk.create_snapshot("one")),
         content: |_| (),
     },
-    #[cfg(feature = "qcow2")]
     Operation {
         name: "snapshot -c, -a, -d",
         applies: |start| start.snapshots,
@@ -94,7 +91,6 @@ const OPERATIONS: &[Operation] = &[
         },
         content: |_| (),
     },
-    #[cfg(feature = "qcow2")]
     Operation {
         name: "bitmap",
         applies: |start| start.snapshots && !start.name.contains("compat=0.10"),
@@ -107,14 +103,12 @@ const OPERATIONS: &[Operation] = &[
         },
         content: |_| (),
     },
-    #[cfg(feature = "qcow2")]
     Operation {
         name: "amend compat",
         applies: |start| start.name.starts_with("qcow2") && start.name.contains("compat=0.10"),
         run: |start, file| change(start, file, |disk| amend(disk, "compat", "1.1")),
         content: |_| (),
     },
-    #[cfg(feature = "qcow2")]
     Operation {
         name: "amend refcount_bits",
         applies: |start| start.snapshots && !start.name.contains("compat=0.10"),
@@ -201,7 +195,6 @@ impl WriteAt for Failing {
 }
 
 /// Adds a cluster that is allocated, and not used, for a repair to find.
-#[cfg(feature = "qcow2")]
 fn leak(file: &mut Vec<u8>) {
     let number = |file: &[u8], at: usize| u64::from_be_bytes(file[at..at + 8].try_into().unwrap()) as usize;
     let cluster_size = 1 << u32::from_be_bytes(file[20..24].try_into().unwrap());
@@ -233,9 +226,7 @@ fn every_call_of_every_change_can_fail() {
     let mut cases = std::collections::BTreeMap::new();
     for image in images() {
         for operation in OPERATIONS.iter().filter(|operation| (operation.applies)(&image)) {
-            #[allow(unused_mut, reason = "only qcow2 images have leaks")]
             let mut start = image.clone();
-            #[cfg(feature = "qcow2")]
             if operation.name == REPAIR {
                 leak(&mut start.file);
             }

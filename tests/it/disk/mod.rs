@@ -11,6 +11,7 @@ mod crash;
 mod encrypted;
 #[cfg(feature = "vmdk")]
 mod extents;
+#[cfg(feature = "qcow2")]
 mod faults;
 #[cfg(any(feature = "vmdk", feature = "vhdx"))]
 mod growth;

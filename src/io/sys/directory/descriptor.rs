@@ -4,10 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-#[cfg(unix)]
 use std::os::unix::ffi::OsStringExt;
-#[cfg(target_os = "wasi")]
-use std::os::wasi::ffi::OsStringExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, openat, statat};
@@ -69,7 +66,7 @@ fn open_beneath(directory: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<
 
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match openat2(directory, name, flags, Mode::empty(), resolve) {
-        // Linux before 5.6, and filters of system calls that do not know it: both of them report EPERM.
+        // Linux before 5.6, and filters of system calls that do not know it.
         Err(Errno::NOSYS | Errno::PERM) => open_component(directory, name, flags),
         opened => Ok(opened?.into()),
     }
@@ -80,7 +77,7 @@ fn open_beneath(directory: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<
     open_component(directory, name, flags)
 }
 
-/// The name is one component, so that `O_NOFOLLOW` is about all there is to follow.
+/// The name is one component: with `O_NOFOLLOW` there is nothing else that could lead out of the directory.
 fn open_component(directory: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Result<File> {
     Ok(openat(directory, name, flags, Mode::empty())?.into())
 }
@@ -89,13 +86,12 @@ fn open_component(directory: &OwnedFd, name: &OsStr, flags: OFlags) -> io::Resul
 #[allow(clippy::unnecessary_cast, reason = "the numbers have other sizes on other systems")]
 fn identity_in(stat: &Stat) -> FileIdentity {
     match FileType::from_raw_mode(stat.st_mode as _) {
-        #[cfg(unix)]
         FileType::BlockDevice | FileType::CharacterDevice => FileIdentity::from_parts(u64::MAX, stat.st_rdev as u128),
         _ => FileIdentity::from_parts(stat.st_dev as u64, stat.st_ino as u128),
     }
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::TempDir;

@@ -1,7 +1,7 @@
 //! A directory that stays the same one, whatever its path comes to mean, and what is in it. Names are single components.
 
-#[cfg_attr(any(unix, target_os = "wasi"), path = "descriptor.rs")]
-#[cfg_attr(not(any(unix, target_os = "wasi")), path = "path.rs")]
+#[cfg_attr(unix, path = "descriptor.rs")]
+#[cfg_attr(not(unix), path = "path.rs")]
 mod system;
 
 pub(crate) use system::Directory;

@@ -1,4 +1,5 @@
-//! By its path, without the links in it. On Windows neither the directory nor one above it can be renamed while it is open here.
+//! By its path, without the links in it. On Windows neither the directory nor one above it can be renamed while it is open here. On WASI the
+//! runtime keeps a program in the directories that it was given.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -18,7 +19,7 @@ pub(crate) struct Directory {
 impl Directory {
     pub fn open(path: &Path) -> io::Result<Directory> {
         let handle = system::hold_directory(path)?;
-        // A drive of another kind than a disk may not tell the path.
+        // A drive of another kind than a disk may not tell the path, and WASI does not.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Ok(Directory { path, _handle: handle })
     }
