@@ -19,8 +19,8 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "imgconv", version, arg_required_else_help = true, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// Whether the program first gives up what the command does not need:
-    /// other files, programs and networks; auto: as far as the system can
+    /// Confine the program before it reads an image: no other files, programs
+    /// or networks than the command needs. auto: as far as the kernel can
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto", verbatim_doc_comment)]
     sandbox: When,
 

@@ -53,7 +53,11 @@ pub fn note(volumes: &[GuestVolume], name: &str) {
         let content = volume.content.unwrap_or("unknown content");
         let what = match &volume.kept {
             Some(reason) => format!("kept: {reason}"),
-            None => format!("{}, {} of old data dropped", usage(volume), output::human_size(volume.unused_stored)),
+            None => format!(
+                "{}, {} of that was stored and is dropped",
+                usage(volume),
+                output::human_size(volume.unused_stored)
+            ),
         };
         output::note(&format!("{name}: {}: {content}, {what}", place(volume)));
     }
@@ -72,7 +76,7 @@ pub fn describe(volumes: &[GuestVolume]) -> String {
         }
         text.push_str(&format!(", {}", usage(volume)));
         if volume.unused_stored > 0 {
-            text.push_str(&format!(", {} of that with old data", output::human_size(volume.unused_stored)));
+            text.push_str(&format!(", {} of that stored", output::human_size(volume.unused_stored)));
         }
         text.push('\n');
         if let Some(reason) = &volume.kept {

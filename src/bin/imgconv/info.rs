@@ -22,7 +22,7 @@ use glance::Glance;
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
     /// Also show the backing files that --references allows
-    #[arg(long)]
+    #[arg(short = 'b', long)]
     backing_chain: bool,
 
     /// Also show the file systems of the disk: labels, UUIDs, what is in use.

@@ -67,17 +67,22 @@ Keys of a policy file, all optional, the defaults are those of the policy defaul
                                          kernel, ramdisk
   packages, compressed, encrypted, unclosed, snapshots, leaks, warnings = true or false
                                          whether such images are accepted
-  external-files = true or false         whether they may name other files [default: false]
+  external-files = true or false         whether they may name other files, which are not
+                                         examined [default: false]
   read-data = true or false              whether all data is read and decoded [default: false]
   virtual-size, file-size = \"2T\"         largest sizes
   expansion = 1000                       largest ratio of virtual size to file size
-  limits = { metadata = \"16M\" }          limits lower than the defaults, by the names of the
-                                         options --max-NAME
+  limits = { metadata = \"16M\" }          limits by the names of the options --max-NAME, where
+                                         they are lower than those
 
 Exit codes:
   0   safe: the policy accepts the image
   1   unsafe: the policy refuses it
-  2   unknown: the image could not be examined to the end
+  2   unknown: the image could not be examined to the end; or a mistake in the command line
+      or in the policy
+
+A raw disk has no format: any file that is not known to be something else, such as a picture, is
+one. Leave raw out of the formats of a policy if raw disks are not wanted.
 
 Examples:
   imgconv inspect upload.qcow2

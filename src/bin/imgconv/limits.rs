@@ -17,7 +17,7 @@ const OPTIONS: [LimitOption; 15] = [
     LimitOption(LimitName::Metadata, "max-metadata", None, "images whose tables and names need more memory than"),
     LimitOption(LimitName::ChainDepth, "max-chain-depth", None, "a backing chain with more images than"),
     LimitOption(LimitName::Extents, "max-extents", None, "an image with more extents than"),
-    LimitOption(LimitName::Snapshots, "max-snapshots", None, "an image with more internal snapshots than"),
+    LimitOption(LimitName::Snapshots, "max-snapshots", None, "to read the snapshots of an image with more than"),
     LimitOption(LimitName::Members, "max-members", None, "an archive or a package with more files than"),
     LimitOption(LimitName::Nesting, "max-nesting", None, "more compressions, and packages within packages, than"),
     LimitOption(LimitName::NameLength, "max-name-length", None, "an archive with a name longer than"),
@@ -58,7 +58,7 @@ impl clap::Args for LimitArgs {
                 number => number.to_string(),
             };
             let value = if name.is_size() { "SIZE" } else { "N" };
-            let arg = Arg::new(*option).long(*option).value_name(value).hide_short_help(true);
+            let arg = Arg::new(*option).long(*option).value_name(value).hide_short_help(true).help_heading("Limits");
             command.arg(
                 arg.aliases(*alias).value_parser(size).help(format!("Refuse {refused} {value} [default: {default}]")),
             )

@@ -50,6 +50,10 @@ impl ManArgs {
             output::print(&page(command)?.1)?;
             return Ok(ExitCode::SUCCESS);
         };
+        if let Some(name) = dir.to_str().filter(|name| command.find_subcommand(name).is_some()) {
+            let problem = format!("{name} is a command: see imgconv {name} --help, or write to ./{name}");
+            return Err(Error::Usage(problem).into());
+        }
         fs::create_dir_all(dir).map_err(Error::io("creating the directory", None)).map_err(|e| e.in_file(dir))?;
         let subcommands: Vec<_> = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned().collect();
         for command in subcommands.into_iter().chain([command]) {

@@ -42,7 +42,7 @@ pub struct Args {
 
     /// Size of an empty disk, instead of FILE: bytes, or with a suffix K, M,
     /// G, T, P or E
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "file", verbatim_doc_comment)]
+    #[arg(short = 's', long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "file", verbatim_doc_comment)]
     size: Option<u64>,
 
     #[command(flatten)]

@@ -110,7 +110,9 @@ pub fn enter(when: When, needs: impl FnOnce() -> Option<Needs>) -> Result<(), Fa
             let _ = needs().map(|needs| restrict(&needs, false));
             Ok(())
         }
-        When::Require => needs().ok_or("this command has none".into()).and_then(|needs| restrict(&needs, true)),
+        When::Require => needs()
+            .ok_or("this command has no sandbox, since it changes an image in place, or reads none".into())
+            .and_then(|needs| restrict(&needs, true)),
     };
     result.map_err(|problem| Failure::new("unsupported", format!("--sandbox require: {problem}")))
 }

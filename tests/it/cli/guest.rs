@@ -67,7 +67,7 @@ fn info_tells_of_the_file_systems_of_the_guest() {
     let text = succeed(&dir, &["info", "--guest", "disk.raw"]);
     let line = text.lines().skip_while(|line| *line != "Guest volumes:").nth(1).unwrap();
     assert!(
-        line.starts_with("    partition 1: ext4, label data, UUID ") && line.ends_with(" of that with old data"),
+        line.starts_with("    partition 1: ext4, label data, UUID ") && line.ends_with(" of that stored"),
         "{text}"
     );
     let info = json(&dir, &["info", "--output", "json", "--guest", "disk.raw"]);
@@ -114,7 +114,7 @@ fn only_what_was_stored_is_said_to_be_dropped() {
     assert!((4 << 20..(4 << 20) + (1 << 17)).contains(&stored), "{stored}");
     let done = super::imgconv(&dir, &["sparsify", "disk.raw", "small.qcow2"]);
     let said = String::from_utf8(done.stderr).unwrap();
-    assert!(said.contains(" free, 4") && said.contains(" of old data dropped"), "{said}");
+    assert!(said.contains(" free, 4") && said.contains(" of that was stored and is dropped"), "{said}");
     let done = super::imgconv(&dir, &["sparsify", "--output", "json", "disk.raw", "again.qcow2"]);
     let report: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
     assert_eq!(report["volumes"][0]["unused-stored"].as_u64(), Some(stored));

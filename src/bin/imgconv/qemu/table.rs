@@ -158,7 +158,7 @@ pub static COMMANDS: &[Command] = &[
         operands: "FILENAME",
         rows: &[
             HELP,
-            QUIET,
+            QUIET.imgconv("none"),
             PROGRESS.imgconv("none"),
             row('f', "format", "FMT", "format of the image"),
             IMAGE_OPTS.imgconv("none"),
@@ -180,7 +180,7 @@ pub static COMMANDS: &[Command] = &[
         rows: &[
             HELP,
             QUIET,
-            PROGRESS,
+            PROGRESS.imgconv("none: a bar on standard error, if that is a terminal"),
             row('f', "a-format", "FMT", "format of FILENAME1"),
             row('F', "b-format", "FMT", "format of FILENAME2"),
             IMAGE_OPTS,
@@ -257,7 +257,8 @@ pub static COMMANDS: &[Command] = &[
             HELP,
             QUIET,
             row('f', "format", "FMT", "format of the image [default: raw]").imgconv("default: from the extension"),
-            row('o', "options", "K=V,...", "options of the format; -o help lists them"),
+            row('o', "options", "K=V,...", "options of the format; -o help lists them")
+                .imgconv("same; formats lists the options"),
             row('b', "backing", "FILE", "backing file"),
             row('F', "backing-format", "FMT", "format of the backing file").imgconv("default: detected"),
             row('u', "backing-unsafe", "", "do not open the backing file"),
@@ -382,9 +383,9 @@ pub static COMMANDS: &[Command] = &[
         operands: "FILENAME",
         rows: &[
             HELP,
-            QUIET,
+            QUIET.imgconv("none"),
             row('f', "format", "FMT", "format of the image"),
-            IMAGE_OPTS,
+            IMAGE_OPTS.imgconv("none"),
             SHARE,
             OBJECT,
             row('l', "list", "", "list the snapshots (the default)").imgconv("one of -l, -c, -a and -d has to be given"),
