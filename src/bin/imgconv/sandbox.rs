@@ -52,7 +52,9 @@ impl Needs {
 
     /// Creates and writes files in the directory.
     pub fn change_in(&mut self, directory: impl Into<PathBuf>) {
-        self.change.push(directory.into());
+        let directory = directory.into();
+        // As an empty TMPDIR.
+        self.change.push(if directory.as_os_str().is_empty() { ".".into() } else { directory });
     }
 
     /// Writes to any file.

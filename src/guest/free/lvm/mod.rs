@@ -57,31 +57,61 @@ pub(super) fn examine(parts: &[Part]) -> Lvm {
     let without =
         PartSpace { group: None, free: kept("it has no LVM metadata, and no other volume of the disk has any of it") };
     let mut lvm = Lvm { parts: vec![without; parts.len()], volumes: Vec::new() };
-    let mut is_done = vec![false; parts.len()];
-    for (index, part) in parts.iter().enumerate() {
-        let (Some(text), Some(false)) = (&part.physical.text, is_done.get(index)) else { continue };
-        match Group::parse(text) {
+    let mut texts: Vec<(&[u8], Found<Group>)> = Vec::new();
+    for text in parts.iter().filter_map(|part| part.physical.text.as_deref()) {
+        if !texts.iter().any(|(known, _)| *known == text) {
+            texts.push((text, Group::parse(text)));
+        }
+    }
+    for (index, (text, group)) in texts.iter().enumerate() {
+        let others = texts.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, (_, group))| group);
+        let holds = |part: &&Part| part.physical.text.as_deref() == Some(*text);
+        match group {
             Ok(group) => {
-                for member in lvm.add(&group, parts, text) {
-                    is_done.iter_mut().skip(member).take(1).for_each(|is_done| *is_done = true);
-                }
+                let doubt = contradiction(group, parts.iter().filter(holds), others);
+                lvm.add(group, parts, text, doubt);
             }
-            Err(reason) => lvm.parts.iter_mut().skip(index).take(1).for_each(|space| space.free = Err(reason.clone())),
+            Err(reason) => {
+                let holders = parts.iter().zip(&mut lvm.parts).filter(|(part, _)| holds(part));
+                holders.for_each(|(_, space)| space.free = Err(reason.clone()));
+            }
         }
     }
     lvm
 }
 
+/// Why the text of a group, which is on the parts of `holders`, cannot be trusted beside those of other groups. It may be the one that was
+/// left behind when the group changed.
+fn contradiction<'a>(
+    group: &Group,
+    mut holders: impl Iterator<Item = &'a Part>,
+    others: impl Iterator<Item = &'a Found<Group>>,
+) -> Option<Kept> {
+    let has = |id: &str| group.members.iter().any(|member| member.id == id);
+    let mut doubts = others.map(|other| match other {
+        Ok(other) if other.members.iter().any(|member| has(&member.id)) => Some(Kept(CONTRADICTION.into())),
+        Ok(_) => None,
+        // It could be that of this group.
+        Err(reason) => Some(reason.clone()),
+    });
+    match holders.all(|part| has(&part.physical.id)) {
+        true => doubts.find_map(|doubt| doubt),
+        false => Some(Kept(CONTRADICTION.into())),
+    }
+}
+
+const CONTRADICTION: &str = "the physical volumes of its volume group contradict each other";
+
 impl Lvm {
-    /// Adds the group with this text, and returns the indices of its parts.
-    fn add(&mut self, group: &Group, parts: &[Part], text: &[u8]) -> Vec<usize> {
+    /// Adds the group with this text, of which all is kept if there is a doubt.
+    fn add(&mut self, group: &Group, parts: &[Part], text: &[u8], doubt: Option<Kept>) {
         let of = |member: &Member| {
             let same = parts.iter().enumerate().filter(|(_, part)| part.physical.id == member.id);
             same.collect::<Vec<_>>()
         };
         let found: Vec<_> = group.members.iter().map(of).collect();
         let complete = group.members.iter().zip(&found).map(|(member, found)| check(group, member, found, text));
-        let complete: Found<Vec<&Part>> = complete.collect();
+        let complete: Found<Vec<&Part>> = doubt.map_or_else(|| complete.collect(), Err);
         for (member, found) in group.members.iter().zip(&found) {
             let bytes = |extents: u64| extents.saturating_mul(group.extent_size);
             let unused = unused(member);
@@ -101,7 +131,6 @@ impl Lvm {
             pieces: complete.clone().and_then(|parts| group.pieces(&parts, volume)),
         });
         self.volumes.extend(volumes);
-        found.into_iter().flatten().map(|(index, _)| index).collect()
     }
 }
 
@@ -118,7 +147,7 @@ fn check<'a>(group: &Group, member: &Member, found: &[(usize, &'a Part)], text: 
     }
     let physical = &part.physical;
     if physical.text.as_deref().is_some_and(|own| own != text) {
-        return kept("the physical volumes of its volume group contradict each other");
+        return kept(CONTRADICTION);
     }
     // The extents fit into the device, as the group says.
     let end = member.data + member.count * group.extent_size;

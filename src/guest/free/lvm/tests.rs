@@ -80,6 +80,24 @@ fn what_is_not_all_here_is_kept() {
     assert!(examine(&small(&|_| ())).parts[0].free.is_ok());
 }
 
+/// The text of the first one was left behind: the group got another physical volume, and its volumes were moved since.
+#[test]
+fn volumes_of_an_old_text_are_kept() {
+    let (old, new) = (text(&["a"]), text(&["a", "b"]));
+    let (first, second) = (|| part(0, "a", Some(&old)), || part(16 * MIB, "b", Some(&new)));
+    for parts in [[first(), second()], [second(), first()]] {
+        let lvm = examine(&parts);
+        assert!(reason(&lvm).contains("contradict each other"), "{lvm:?}");
+        assert_eq!(lvm.volumes.len(), 3);
+    }
+    // One that cannot be read may be of the same group.
+    let lvm = examine(&[first(), part(16 * MIB, "b", Some(b"vg {"))]);
+    assert!(reason(&lvm).contains("not valid") && lvm.volumes.len() == 1, "{lvm:?}");
+    // A text that does not name the physical volume that has it.
+    let lvm = examine(&[first(), part(16 * MIB, "b", Some(&old))]);
+    assert!(lvm.parts[0].free.is_err() && lvm.volumes[0].pieces.is_err(), "{lvm:?}");
+}
+
 #[test]
 fn groups_are_independent() {
     let (a, b) = (text(&["a"]), text(&["b", "c"]));
