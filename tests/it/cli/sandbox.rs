@@ -103,6 +103,6 @@ fn the_sandbox_can_be_turned_off_but_not_required_of_every_command() {
     for args in [&["resize", "disk.qcow2", "2M"][..], &["check", "-r", "all", "disk.qcow2"], &["formats"]] {
         let args: Vec<_> = args.iter().copied().chain(["--sandbox", "require"]).collect();
         let message = fail(&dir, 1, &args);
-        assert!(message.contains("--sandbox require: this command has none"), "{message}");
+        assert!(message.contains("--sandbox require: this command has no sandbox"), "{message}");
     }
 }
