@@ -4,7 +4,7 @@
 //! symbol; the careful one decodes the others, at the end of the stream and of the output.
 
 use super::bits::{BitReader, refill};
-use super::table::Tables;
+use super::table::{Entry, Tables};
 use super::{Fault, Stop};
 
 /// Bytes of input that the fast loop needs: two words, less the bits that are left of the first one.
@@ -186,18 +186,8 @@ fn decode_carefully(
     made: &mut usize,
 ) -> Result<Option<Stop>, Fault> {
     loop {
-        reader.refill();
-        let mut entry = tables.literal(reader.bits);
-        if entry.is_subtable() {
-            if !reader.consume(entry.bits()) {
-                return Ok(Some(Stop::Truncated));
-            }
-            entry = tables.literal_in(entry, reader.bits);
-        }
-        let length = entry.value_in(reader.bits);
-        if !reader.consume(entry.bits()) {
-            return Ok(Some(Stop::Truncated));
-        }
+        let next = take(reader, |bits| tables.literal(bits), |subtable, bits| tables.literal_in(subtable, bits));
+        let Some((entry, length)) = next else { return Ok(Some(Stop::Truncated)) };
         match entry.stop() {
             Some(true) => return Ok(None),
             Some(false) => return Err(INVALID_LITERAL),
@@ -209,18 +199,8 @@ fn decode_carefully(
             *made += 1;
             continue;
         }
-        reader.refill();
-        let mut entry = tables.distance(reader.bits);
-        if entry.is_subtable() {
-            if !reader.consume(entry.bits()) {
-                return Ok(Some(Stop::Truncated));
-            }
-            entry = tables.distance_in(entry, reader.bits);
-        }
-        let distance = entry.value_in(reader.bits);
-        if !reader.consume(entry.bits()) {
-            return Ok(Some(Stop::Truncated));
-        }
+        let next = take(reader, |bits| tables.distance(bits), |subtable, bits| tables.distance_in(subtable, bits));
+        let Some((entry, distance)) = next else { return Ok(Some(Stop::Truncated)) };
         if entry.is_special() {
             return Err(INVALID_DISTANCE);
         }
@@ -237,6 +217,24 @@ fn decode_carefully(
             return Ok(Some(Stop::Full));
         }
     }
+}
+
+/// Takes a code with its extra bits: its entry, in a table or in a subtable of it, and its value; `None` if bits are missing.
+fn take(
+    reader: &mut BitReader<'_>,
+    in_table: impl Fn(u64) -> Entry,
+    in_subtable: impl Fn(Entry, u64) -> Entry,
+) -> Option<(Entry, usize)> {
+    reader.refill();
+    let mut entry = in_table(reader.bits);
+    if entry.is_subtable() {
+        if !reader.consume(entry.bits()) {
+            return None;
+        }
+        entry = in_subtable(entry, reader.bits);
+    }
+    let value = entry.value_in(reader.bits);
+    reader.consume(entry.bits()).then_some((entry, value))
 }
 
 const INVALID_LITERAL: Fault = "invalid literal/length code";
