@@ -362,13 +362,13 @@ with_zeros='\3\6\0abcdef\0\0\200\1\7\1'
 { choices 7 2 0 && printf "$with_zeros"; } >roundtrip/parallels
 { choices 8 2 2 && printf "$runs"; } >roundtrip/raw
 
-# Guests: 0 and a disk, or the number of one of these disks, in the order of their names, and a byte that is changed (tests/fuzzing/guest.rs).
+# Guests: 0 and a disk, or the number of one of these disks, in the order of their names, and the position of a bit that is changed (tests/fuzzing/guest.rs).
 # Each has a file in a directory, as far as that is easy, and is as small as the programs allow. The one of LVM needs a loop device.
 guest() { # name
     mkdir "guest_$1"
     python3 guest.py "$tmp/$1" >"guest_$1/disk"
     count=$((${count:-0} + 1))
-    { le 1 $count && le 1 17 && le 1 1 && le 1 0 && le 1 4; } >"guest_$1/byte"
+    { le 1 $count && le 4 2186; } >"guest_$1/bit"
 }
 mkdir "$tmp/tree" "$tmp/tree/d" && seq 1 2000 >"$tmp/tree/d/f"
 size() { truncate -s "$2" "$tmp/$1"; }

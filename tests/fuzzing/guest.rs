@@ -29,8 +29,8 @@ pub fn guest(input: &[u8]) {
         Some(index) => {
             let Some((disk, free)) = VALID.get(index) else { return };
             let changes: Vec<_> = rest.as_chunks::<4>().0.iter().take(CHANGES).collect();
-            // Several changes can tell another truth: a bit of a bitmap, its copy, and the number of free blocks. One cannot: what has no checksum has
-            // a copy, or is counted twice.
+            // Several bits can tell another truth: two of a bitmap leave the number of free blocks as it was. One cannot: what has no checksum has a
+            // copy, or is counted twice.
             let Some((first, others)) = changes.split_first() else { return };
             if let Some(found) = free_space(&disk.changed(&[first])) {
                 let is_free =
@@ -127,12 +127,12 @@ impl Disk {
         (len <= LARGEST).then_some(disk)
     }
 
-    /// With a byte changed for each: a position in what is stored, of three bytes, and the bits that change.
+    /// With a bit changed for each position, which is in bits of what is stored.
     fn changed(&self, changes: &[&[u8; 4]]) -> Disk {
         let mut disk = self.clone();
-        for [low, middle, high, bits] in changes {
-            let at = u32::from_le_bytes([*low, *middle, *high, 0]) as usize % disk.stored.len();
-            disk.stored[at] ^= bits;
+        for position in changes {
+            let at = u32::from_le_bytes(**position) as usize % (disk.stored.len() * 8);
+            disk.stored[at / 8] ^= 1 << (at % 8);
         }
         disk
     }
