@@ -508,6 +508,18 @@ impl Error {
         Error::unsupported(missing.codec.name(), missing.to_string())
     }
 
+    /// Creates the error for a `value` that exceeds a limit of the format, which is not the caller's to set.
+    ///
+    /// ```
+    /// use diskimage::Error;
+    ///
+    /// let error = Error::limit("toy", "virtual size", 9, 8);
+    /// assert_eq!(error.to_string(), "toy: virtual size is 9, above the limit of 8");
+    /// ```
+    pub fn limit(format: &'static str, field: impl Into<Cow<'static, str>>, value: u64, limit: u64) -> Self {
+        Error::Limit { name: None, format, field: field.into(), at: None, value, limit }
+    }
+
     /// Creates the error for the field at byte `at` of an image file.
     pub fn corrupt(format: &'static str, field: impl Into<Cow<'static, str>>, at: u64, problem: Problem) -> Self {
         Error::Corrupt(Fault::new(format, field, at, problem))

@@ -147,14 +147,7 @@ impl Writer {
         if self.compression == OutputCompression::Zstd {
             if self.frames.len() >= MAX_FRAMES {
                 let (value, limit) = (self.spec.virtual_size, MAX_FRAMES as u64 * BLOCK);
-                return Err(Error::Limit {
-                    name: None,
-                    format: "zstd",
-                    field: "size of the disk".into(),
-                    at: None,
-                    value,
-                    limit,
-                });
+                return Err(Error::limit("zstd", "size of the disk", value, limit));
             }
             self.frames.push([stored as u32, len as u32]);
         }

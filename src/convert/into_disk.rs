@@ -40,14 +40,7 @@ impl Converter {
         let (size, limit) = (source.virtual_size(), disk.size().next_multiple_of(SECTOR));
         if size > limit {
             let format = disk.format().name();
-            return Err(Error::Limit {
-                name: None,
-                format,
-                field: "size of the source".into(),
-                at: None,
-                value: size,
-                limit,
-            });
+            return Err(Error::limit(format, "size of the source", size, limit));
         }
         let size = size.min(disk.size());
         let mut report = Report::new(Some(source.format()), disk.format(), disk.size(), 0);

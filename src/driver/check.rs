@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Deref;
 
+use crate::error::Error;
+
 /// Findings of a check of an image's metadata.
 ///
 /// ```
@@ -51,6 +53,8 @@ pub enum CheckKind {
     Leak,
     /// A part that could not be checked.
     NotChecked,
+    /// A part that was not checked, because that would exceed one of the [`Limits`](crate::Limits).
+    Limit,
     /// Something that the properties of the image tell as well, and that is not wrong.
     Note,
 }
@@ -84,6 +88,12 @@ impl CheckReport {
         self.message(CheckKind::NotChecked, message);
     }
 
+    /// Counts a part that was not checked, because that would exceed a limit, as `error` says.
+    pub fn limit(&mut self, error: &Error) {
+        self.check_errors += 1;
+        self.message(CheckKind::Limit, || error.to_string());
+    }
+
     /// Adds a message without counting it. The text is formatted only if it is kept: a corrupt image can have millions of findings.
     pub fn message(&mut self, kind: CheckKind, message: impl FnOnce() -> String) {
         if self.messages.len() < Self::MESSAGES {
@@ -98,7 +108,7 @@ impl CheckKind {
         match self {
             CheckKind::Error => "ERROR",
             CheckKind::Leak => "Leaked",
-            CheckKind::NotChecked => "Not checked",
+            CheckKind::NotChecked | CheckKind::Limit => "Not checked",
             CheckKind::Note => "Note",
         }
     }

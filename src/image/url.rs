@@ -29,7 +29,7 @@ impl OpenOptions {
     /// ```
     pub fn open_url(&self, url: &str) -> Result<Image> {
         let path = PathBuf::from(remote::shown(url));
-        let open = || match remote::open(url, self.cancel.clone())? {
+        let open = || match self.remote(url)? {
             Remote::File(file) => {
                 let mut image = self.open_source(file.clone())?;
                 self.check_extension(&image, &*file, &path)?;
@@ -57,7 +57,7 @@ impl OpenOptions {
     /// # Ok::<(), diskimage::Error>(())
     /// ```
     pub fn url_source(&self, url: &str) -> Result<Arc<dyn ReadAt>> {
-        let source = remote::open(url, self.cancel.clone()).and_then(|remote| match remote {
+        let source = self.remote(url).and_then(|remote| match remote {
             Remote::File(file) => Ok(file),
             Remote::Stream(_) => {
                 Err(Error::unsupported("http", "reading parts of a file from a server without ranges"))
@@ -81,6 +81,11 @@ impl OpenOptions {
         let path = PathBuf::from(remote::shown(url));
         let inspection = self.inspect_source(self.url_source(url)?).map_err(|e| e.in_file(&path))?;
         Ok(Inspection { path: Some(path), ..inspection })
+    }
+
+    /// Opens the file at a URL.
+    pub(crate) fn remote(&self, url: &str) -> Result<Remote> {
+        remote::open(url, self.cancel.clone())
     }
 
     /// Refuses a raw disk whose name is that of another format: the page of an error, for example.

@@ -288,6 +288,7 @@ impl<'a> Examination<'a> {
                 CheckKind::Leak => refused("leaks", message.words()),
                 CheckKind::Error => refused("metadata", message.words()),
                 CheckKind::NotChecked => Some(Finding::unknown("metadata", message.words())),
+                CheckKind::Limit => refused("limits", message.words()),
                 // The properties say the same.
                 CheckKind::Note => None,
             };
@@ -295,13 +296,14 @@ impl<'a> Examination<'a> {
         }
         // Each kind has a finding at least, wherever the messages end.
         let told = |kind| report.messages.iter().take(CHECK_MESSAGES).any(|message| message.kind() == kind);
+        let unchecked_told = told(CheckKind::NotChecked) || told(CheckKind::Limit);
         self.add_unless(leaks || report.leaks == 0 || told(CheckKind::Leak), || {
             Finding::refused("leaks", format!("{} clusters are allocated, but not used", report.leaks))
         });
         self.add_unless(report.corruptions == 0 || told(CheckKind::Error), || {
             Finding::refused("metadata", format!("{} errors", report.corruptions))
         });
-        self.add_unless(report.check_errors == 0 || told(CheckKind::NotChecked), || {
+        self.add_unless(report.check_errors == 0 || unchecked_told, || {
             Finding::unknown("metadata", format!("{} parts could not be checked", report.check_errors))
         });
         self.add_unless(leaks || report.unused_end == 0, || {

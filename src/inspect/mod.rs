@@ -32,7 +32,7 @@
 //! | `structure` | a field that breaks a rule of the format, or points beyond the file; a payload that does not decode | always; `read-data` | version and footer of VMDK, version of LUKS |
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |
 //! | `corrupt` | an image that is marked as corrupt | always | none |
-//! | `limits` | a number above those of [`Limits`](crate::Limits); also the cost of a key slot | always, by `limits` | none |
+//! | `limits` | a number above those of [`Limits`](crate::Limits), while the image is opened or its metadata are checked; also the cost of a key slot | always, by `limits` | none |
 //! | `encryption` | an encrypted image, whose content is not known | `encrypted` | the passphrase of LUKS, if there is one |
 //! | `closed` | a log to be replayed, a dirty bit | `unclosed` | none |
 //! | `snapshots` | internal snapshots, or a damaged table of them | `snapshots` | none |
@@ -57,6 +57,8 @@ use crate::error::Error;
 use crate::image::OpenOptions;
 use crate::io::ReadAt;
 use crate::limits::LimitName;
+#[cfg(feature = "remote")]
+use crate::remote::Remote;
 use crate::spool::spool;
 use examination::{Examination, Place};
 pub use finding::{Finding, Verdict};
@@ -109,6 +111,25 @@ impl Policy {
         Examination::new(self, options, Place::Source(source)).judge()
     }
 
+    /// Judges the image at an http or https URL, as [`judge`](Self::judge) does. Only what is needed of it is fetched; from a server without range
+    /// requests it is read as [`judge_stream`](Self::judge_stream) does.
+    ///
+    /// ```no_run
+    /// use diskimage::OpenOptions;
+    /// use diskimage::inspect::Policy;
+    ///
+    /// let judgement = Policy::default().judge_url(&OpenOptions::new(), "https://cloud.example.com/disk.qcow2");
+    /// println!("{}", judgement.verdict.as_str());
+    /// ```
+    #[cfg(feature = "remote")]
+    pub fn judge_url(&self, options: &OpenOptions, url: &str) -> Judgement {
+        match options.remote(url) {
+            Ok(Remote::File(file)) => self.judge_source(options, file),
+            Ok(Remote::Stream(stream)) => self.judge_stream(options, stream),
+            Err(error) => Judgement::from(Finding::from(&error)),
+        }
+    }
+
     /// Judges the image in `stream`, as [`judge`](Self::judge) does: it is copied to a temporary file before, as far as the policy and the limits
     /// allow its size.
     ///
@@ -129,9 +150,16 @@ impl Policy {
                 if matches!(error, Error::Limit { .. }) && self.file_size == Some(most) {
                     finding.check = "file-size";
                 }
-                Judgement { verdict: finding.verdict, findings: vec![finding], ..Judgement::default() }
+                Judgement::from(finding)
             }
         }
+    }
+}
+
+/// Of a file of which nothing else is known.
+impl From<Finding> for Judgement {
+    fn from(finding: Finding) -> Self {
+        Judgement { verdict: finding.verdict, findings: vec![finding], ..Judgement::default() }
     }
 }
 

@@ -164,6 +164,26 @@ fn a_policy_lowers_limits() -> Result<()> {
     Ok(())
 }
 
+/// A check needs more memory than opening the image does.
+#[cfg(all(feature = "qcow2", feature = "vhd", feature = "vhdx", feature = "vdi", feature = "write"))]
+#[test]
+fn limits_hold_for_the_check_too() -> Result<()> {
+    use crate::{Converter, Format};
+
+    // The memory that opening each takes, but a few bytes.
+    for (format, metadata) in [(Format::QCOW2, 8), (Format::VHD, 1), (Format::VHDX, 1), (Format::VDI, 1)] {
+        let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 4 << 20])))?;
+        let file = Arc::new(MemFile::new());
+        Converter::new(format).convert_to(&disk, file.clone())?;
+        let policy = Policy::parse(&format!("limits = {{ metadata = {metadata} }}"))?;
+        policy.limit(&OpenOptions::new()).open_source(file.clone())?;
+        let judged = judge(&policy, file.to_vec());
+        assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["limits"]), "{format}");
+        assert!(judged.findings[0].message.contains("metadata"), "{}", judged.findings[0].message);
+    }
+    Ok(())
+}
+
 #[cfg(all(feature = "crypto", feature = "write"))]
 #[test]
 fn the_cost_of_key_slots_is_judged_without_a_secret() {

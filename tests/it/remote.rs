@@ -420,6 +420,13 @@ mod cli {
             let text = succeed(&dir, args);
             assert!(text.contains(&server.url("/disk.qcow2")) && !text.contains("secret"), "{args:?}: {text}");
         }
+        // And of a server without ranges.
+        let file = qcow2_bytes(&qcow2(""), &guest);
+        let whole = Server::start(move |_, _| Answer::whole(&file));
+        for url in [url, &whole.url("/disk.qcow2")] {
+            assert_eq!(succeed(&dir, &["inspect", "--policy", "strict", url]), "safe: qcow2, 3 MiB (3145728 bytes)\n");
+        }
+        assert!(fail(&dir, 2, &["inspect", &server.url("/missing")]).is_empty());
         // As one of several sources.
         succeed(&dir, &["convert", url, "disk.raw", "both.raw"]);
         assert_same(&std::fs::read(dir.join("both.raw")).unwrap(), &[&guest[..], &guest].concat(), "both");

@@ -122,7 +122,7 @@ impl Args {
             Endpoint::File(path) => match Location::find(path)? {
                 Location::File(path) => policy.judge(&options, path),
                 Location::Nbd(client) => policy.judge_source(&options, client),
-                Location::Url(url) => policy.judge_source(&options, options.url_source(&url)?),
+                Location::Url(url) => policy.judge_url(&options, &url),
             },
         };
         match self.output.style {

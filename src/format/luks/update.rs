@@ -90,14 +90,7 @@ impl SparseUpdate for Update {
         let limit = i64::MAX as u64;
         let size = size.checked_next_multiple_of(self.sector_size).unwrap_or(u64::MAX);
         let Some(len) = self.payload.checked_add(size).filter(|len| *len <= limit) else {
-            return Err(Error::Limit {
-                name: None,
-                format: FORMAT_NAME,
-                field: "size".into(),
-                at: None,
-                value: size,
-                limit,
-            });
+            return Err(Error::limit(FORMAT_NAME, "size", size, limit));
         };
         self.file.set_len(len).map_err(Error::io("setting the length", len))?;
         self.info.virtual_size = size;

@@ -103,14 +103,9 @@ pub(super) fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Re
 /// Rounds `size` up to whole sectors, which fit into a file after the header.
 fn virtual_size(size: u64, payload: u64, sector_size: u64) -> Result<u64> {
     let limit = (i64::MAX as u64).saturating_sub(payload) / sector_size * sector_size;
-    size.checked_next_multiple_of(sector_size).filter(|rounded| *rounded <= limit).ok_or_else(|| Error::Limit {
-        name: None,
-        format: FORMAT_NAME,
-        field: "virtual size".into(),
-        at: None,
-        value: size,
-        limit,
-    })
+    size.checked_next_multiple_of(sector_size)
+        .filter(|rounded| *rounded <= limit)
+        .ok_or_else(|| Error::limit(FORMAT_NAME, "virtual size", size, limit))
 }
 
 /// Fails for a request that an encrypted volume cannot meet.

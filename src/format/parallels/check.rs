@@ -30,9 +30,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
     let area = bat.file_len.saturating_sub(bat.header.data_offset()).div_ceil(bat.header.cluster_size());
     match cx.budget.take(area.div_ceil(8), FORMAT_NAME, "the bitmap of clusters in use", 48) {
         Ok(()) => check_entries(&bat, BitSet::new(area), area, &mut report)?,
-        Err(error) => {
-            report.not_checked(|| error.to_string());
-        }
+        Err(error) => report.limit(&error),
     }
     Ok(report)
 }

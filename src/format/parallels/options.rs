@@ -34,8 +34,7 @@ pub(super) fn header(cx: &CreateContext<'_>) -> Result<Header> {
     if clusters + data_offset > most || data_offset.saturating_mul(cluster_size / SECTOR) > most {
         let table_clusters = (most * BatEntry::LEN).div_ceil(cluster_size) + 1;
         let limit = (most - table_clusters).saturating_mul(cluster_size);
-        let (value, field) = (cx.size, "virtual size at this cluster size".into());
-        return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
+        return Err(Error::limit(FORMAT_NAME, "virtual size at this cluster size", cx.size, limit));
     }
     let data_sector = data_offset * (cluster_size / SECTOR);
     Ok(Header::new((cluster_size / SECTOR) as u32, sectors, clusters as u32, data_sector as u32))

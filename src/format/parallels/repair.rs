@@ -98,8 +98,7 @@ fn separate(file: &Arc<dyn Storage>, header: Header, cx: &UpdateContext<'_>) -> 
 fn entry_for(host: u64, header: &Header) -> Result<BatEntry> {
     let limit = u64::from(u32::MAX).saturating_mul(header.unit_len());
     let entry = u32::try_from(host / header.unit_len()).map(BatEntry);
-    let field = "host offset of a cluster".into();
-    entry.map_err(|_| Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: host, limit })
+    entry.map_err(|_| Error::limit(FORMAT_NAME, "host offset of a cluster", host, limit))
 }
 
 fn copy(file: &Arc<dyn Storage>, from: u64, to: u64, len: u64) -> Result<()> {

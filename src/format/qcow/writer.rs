@@ -75,8 +75,8 @@ impl SparseWrite for Writer {
         }
         self.map.place_payload(&guest, stored_len.into(), |host| {
             if host >= offset_limit(bits) {
-                let (field, limit) = ("host offset of a compressed cluster".into(), offset_limit(bits));
-                return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: host, limit });
+                let limit = offset_limit(bits);
+                return Err(Error::limit(FORMAT_NAME, "host offset of a compressed cluster", host, limit));
             }
             Ok(L2Entry::Compressed { host, len: stored_len }.encode(bits))
         })

@@ -371,14 +371,7 @@ fn virtual_size(size: u64, cluster_bits: u32, extended_l2: bool) -> Result<u64> 
         }
         None => {
             let limit = u64::try_from(largest(*CLUSTER_BITS.end())).unwrap_or(i64::MAX as u64);
-            Err(Error::Limit {
-                name: None,
-                format: FORMAT_NAME,
-                field: "virtual size".into(),
-                at: None,
-                value: size,
-                limit,
-            })
+            Err(Error::limit(FORMAT_NAME, "virtual size", size, limit))
         }
     }
 }

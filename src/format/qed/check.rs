@@ -38,9 +38,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
             let used = BitSet::new(clusters);
             Check { map: &map, file: &*file, used, previous: None, report: &mut report }.run(&header)?;
         }
-        Err(error) => {
-            report.not_checked(|| error.to_string());
-        }
+        Err(error) => report.limit(&error),
     }
     Ok(report)
 }

@@ -60,12 +60,5 @@ pub(crate) fn whole_sectors(format: &'static str, size: u64) -> Result<u64> {
     const SECTOR: u64 = 512;
     let limit = i64::MAX as u64 & !(SECTOR - 1);
     let rounded = size.checked_next_multiple_of(SECTOR).filter(|rounded| *rounded <= limit);
-    rounded.ok_or_else(|| Error::Limit {
-        name: None,
-        format,
-        field: "virtual size".into(),
-        at: None,
-        value: size,
-        limit,
-    })
+    rounded.ok_or_else(|| Error::limit(format, "virtual size", size, limit))
 }

@@ -66,8 +66,8 @@ fn not_xml(fields: &Fields, text: &str, error: &roxmltree::Error) -> Error {
     match error {
         roxmltree::Error::DtdDetected => Error::unsupported(format, "a document type definition"),
         roxmltree::Error::NodesLimitReached => {
-            let (field, limit) = ("number of elements".into(), u64::from(MAX_NODES));
-            Error::Limit { name: None, format, field, at: None, value: limit + 1, limit }
+            let limit = u64::from(MAX_NODES);
+            Error::limit(format, "number of elements", limit + 1, limit)
         }
         error => {
             let position = error.pos();

@@ -26,9 +26,7 @@ pub(super) fn check(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Check
             check_entries(&map, used, &mut report)?;
             report.unused_end = file_len.saturating_sub(report.image_end_offset);
         }
-        Err(error @ Error::Limit { .. }) => {
-            report.not_checked(|| error.to_string());
-        }
+        Err(error @ Error::Limit { .. }) => report.limit(&error),
         Err(error) => return Err(error),
     }
     Ok(report)

@@ -138,8 +138,7 @@ fn new_header(settings: &Settings) -> Result<Header> {
     if data_offset > u32::MAX.into() {
         let limit =
             (u64::from(u32::MAX) / ALIGNMENT - 1) * ALIGNMENT / BlockMapEntry::LEN * u64::from(settings.block_size);
-        let (value, field) = (settings.disk_size, "disk size at this block size".into());
-        return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
+        return Err(Error::limit(FORMAT_NAME, "disk size at this block size", settings.disk_size, limit));
     }
     Ok(Header {
         minor_version: 1,

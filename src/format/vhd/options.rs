@@ -200,7 +200,7 @@ pub(super) fn limit(field: &'static str, value: u64, limit: u64) -> Result<()> {
     if value <= limit {
         return Ok(());
     }
-    Err(Error::Limit { name: None, format: FORMAT_NAME, field: field.into(), at: None, value, limit })
+    Err(Error::limit(FORMAT_NAME, field, value, limit))
 }
 
 fn refuse(name: &str, problem: impl Into<String>) -> Error {

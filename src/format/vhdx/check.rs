@@ -48,9 +48,7 @@ fn check_structure(structure: &Structure, cx: &OpenContext<'_>) -> Result<CheckR
             let end = structure.ranges().map(|(range, _)| range.end).fold(report.image_end_offset, u64::max);
             report.unused_end = structure.file_len.saturating_sub(end.next_multiple_of(MIB));
         }
-        Err(error @ Error::Limit { .. }) => {
-            report.not_checked(|| error.to_string());
-        }
+        Err(error @ Error::Limit { .. }) => report.limit(&error),
         Err(error) => return Err(error),
     }
     Ok(report)

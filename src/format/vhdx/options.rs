@@ -206,15 +206,7 @@ fn sector_sizes(cx: &CreateContext<'_>, parent: Option<&Parent>) -> Result<(u32,
 fn disk_size(size: u64, sector_size: u64, parent: Option<&Parent>) -> Result<u64> {
     let size = size.div_ceil(sector_size).saturating_mul(sector_size);
     if size > MAX_DISK_SIZE {
-        let field = "disk size".into();
-        return Err(Error::Limit {
-            name: None,
-            format: FORMAT_NAME,
-            field,
-            at: None,
-            value: size,
-            limit: MAX_DISK_SIZE,
-        });
+        return Err(Error::limit(FORMAT_NAME, "disk size", size, MAX_DISK_SIZE));
     }
     match parent.map(|parent| parent.virtual_size) {
         Some(parent_size) if parent_size != size => {

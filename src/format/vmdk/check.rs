@@ -74,7 +74,7 @@ fn check_extents(descriptor: &Descriptor, cx: &OpenContext<'_>, findings: &mut F
             // Already reported.
             Some(_) if !free => {}
             Some(file) => check_extent(file, line, cx, findings).or_else(|error| findings.note_error(error))?,
-            None => findings.not_checked(|| format!("extent {name}")),
+            None => findings.report.not_checked(|| format!("extent {name}")),
         }
     }
     Ok(())
@@ -173,15 +173,11 @@ impl Findings {
         });
     }
 
-    fn not_checked(&mut self, what: impl FnOnce() -> String) {
-        self.report.not_checked(what);
-    }
-
     /// Reports corruption and exceeded limits; returns other errors.
     fn note_error(&mut self, error: Error) -> Result<()> {
         match error {
             Error::Corrupt(_) => self.corruption(error),
-            Error::Limit { .. } => self.not_checked(|| error.to_string()),
+            Error::Limit { .. } => self.report.limit(&error),
             other => return Err(other),
         }
         Ok(())

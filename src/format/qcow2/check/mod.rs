@@ -65,7 +65,7 @@ pub(super) fn check_with(
     findings.report.total_clusters = header.size.div_ceil(header.cluster_size());
     findings.note_state(&header);
     match check_layout(file, &header, cx, &mut findings, wrong) {
-        Err(error @ Error::Limit { .. }) => findings.not_checked(&error),
+        Err(error @ Error::Limit { .. }) => findings.report.limit(&error),
         other => other?,
     }
     let Findings { report, low, flags, overlaps, .. } = findings;
@@ -168,10 +168,6 @@ impl Findings {
         self.report.corruption(|| Fault { format: FORMAT_NAME, field: name.into(), at, problem }.to_string());
     }
 
-    fn not_checked(&mut self, why: &Error) {
-        self.report.not_checked(|| why.to_string());
-    }
-
     /// As [`usable`](Self::usable), for the `entries` that list structures with host clusters of their own.
     fn list_of_uses<T: Default>(&mut self, result: Result<T>, entries: &str) -> Result<T> {
         if let Err(Error::Corrupt(_) | Error::Limit { .. }) = &result {
@@ -187,7 +183,7 @@ impl Findings {
     fn usable<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
-            Err(error @ Error::Limit { .. }) => self.not_checked(&error),
+            Err(error @ Error::Limit { .. }) => self.report.limit(&error),
             other => return other,
         }
         Ok(T::default())

@@ -126,8 +126,8 @@ impl Update {
         let table = self.refcounts;
         let order = table.order;
         if count > max_count(order) {
-            let (field, limit) = ("refcount".into(), max_count(order));
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: count, limit });
+            let limit = max_count(order);
+            return Err(Error::limit(FORMAT_NAME, "refcount", count, limit));
         }
         let per_block = self.counts_per_block();
         let Some(block) = self.block(cluster / per_block)? else {
@@ -190,8 +190,7 @@ impl Update {
             }
             let limit = OFFSET_MASK >> self.header.cluster_bits;
             if end > limit {
-                let field = "host cluster".into();
-                return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: end, limit });
+                return Err(Error::limit(FORMAT_NAME, "host cluster", end, limit));
             }
             if end - start == wanted || !whole {
                 return Ok(start..end);

@@ -25,8 +25,8 @@ impl Update {
     pub(super) fn replace_backing(&mut self, name: Option<&Name>, format: Option<&Name>) -> Result<()> {
         let len = name.map_or(0, |name| name.as_bytes().len() as u64);
         if len > MAX_BACKING_NAME {
-            let (field, limit) = ("length of the backing file name".into(), MAX_BACKING_NAME);
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: len, limit });
+            let limit = MAX_BACKING_NAME;
+            return Err(Error::limit(FORMAT_NAME, "length of the backing file name", len, limit));
         }
         if self.is_raw_data_file() && name.is_some() {
             return Err(Error::unsupported(FORMAT_NAME, "a backing file with a raw data file"));

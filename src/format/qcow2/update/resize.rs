@@ -22,8 +22,8 @@ impl Update {
         }
         let (old, needed) = (self.info.virtual_size, self.header.l1_entries_for(size));
         if needed > MAX_L1_ENTRIES {
-            let (field, limit) = ("virtual size".into(), MAX_L1_ENTRIES.saturating_mul(self.header.l2_coverage()));
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: size, limit });
+            let limit = MAX_L1_ENTRIES.saturating_mul(self.header.l2_coverage());
+            return Err(Error::limit(FORMAT_NAME, "virtual size", size, limit));
         }
         let bitmaps = self.bitmaps_to_resize(size)?;
         self.begin()?;

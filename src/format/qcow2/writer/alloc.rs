@@ -160,14 +160,7 @@ impl Allocator {
     fn check_len(&self, clusters: u64) -> Result<()> {
         match clusters.checked_mul(1 << self.cluster_bits) {
             Some(len) if len <= MAX_FILE_LEN => Ok(()),
-            len => Err(Error::Limit {
-                name: None,
-                format: FORMAT_NAME,
-                field: "file length".into(),
-                at: None,
-                value: len.unwrap_or(u64::MAX),
-                limit: MAX_FILE_LEN,
-            }),
+            len => Err(Error::limit(FORMAT_NAME, "file length", len.unwrap_or(u64::MAX), MAX_FILE_LEN)),
         }
     }
 }

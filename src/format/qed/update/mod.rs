@@ -137,15 +137,8 @@ impl SparseUpdate for Update {
         table::read(&*self.file, sector.get_mut(..Header::LEN).unwrap_or_default(), 0)?;
         let text = name.map_or(&[][..], Name::as_bytes);
         let Some(place) = sector.get_mut(Header::LEN..Header::LEN + text.len()) else {
-            let (field, limit) = ("length of the backing file name".into(), SECTOR - Header::LEN as u64);
-            return Err(Error::Limit {
-                name: None,
-                format: FORMAT_NAME,
-                field,
-                at: None,
-                value: text.len() as u64,
-                limit,
-            });
+            let limit = SECTOR - Header::LEN as u64;
+            return Err(Error::limit(FORMAT_NAME, "length of the backing file name", text.len() as u64, limit));
         };
         place.copy_from_slice(text);
         let is_raw = format.is_some_and(|format| format.as_bytes() == b"raw");

@@ -17,8 +17,7 @@ impl Update {
         self.check_unused(size.next_multiple_of(shape.cluster_size())..old)?;
         let limit = shape.l2_coverage().saturating_mul(shape.l2_entries);
         if size > limit {
-            let field = "virtual size".into();
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: size, limit });
+            return Err(Error::limit(FORMAT_NAME, "virtual size", size, limit));
         }
         self.begin()?;
         self.clear_entries(old.next_multiple_of(shape.cluster_size())..size, below)?;

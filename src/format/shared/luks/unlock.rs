@@ -41,9 +41,9 @@ impl Attempts {
         cx.check_cancelled()?;
         self.cost.set(self.cost.get().saturating_add(cost.saturating_mul(1000) / limit.max(1)));
         if self.cost.get() > 1000 * MOST {
-            let field = "cost of trying the key slots, in key derivations of the largest cost allowed".into();
+            let field = "cost of trying the key slots, in key derivations of the largest cost allowed";
             let value = self.cost.get().div_ceil(1000);
-            return Err(Error::Limit { name: None, format: self.format, field, at: None, value, limit: MOST });
+            return Err(Error::limit(self.format, field, value, MOST));
         }
         Ok(())
     }

@@ -216,8 +216,7 @@ impl MapUpdate {
         let end = start.checked_add(len).and_then(|end| end.checked_next_multiple_of(self.shape.cluster_size()));
         let end = end.filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
-        let (format, field, limit) = (self.shape.format, "file length".into(), i64::MAX as u64);
-        end.map(|_| start).ok_or(Error::Limit { name: None, format, field, at: None, value: start, limit })
+        end.map(|_| start).ok_or_else(|| Error::limit(self.shape.format, "file length", start, i64::MAX as u64))
     }
 
     /// Host offset after all clusters in use.

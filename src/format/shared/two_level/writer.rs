@@ -208,8 +208,7 @@ impl TwoLevelWriter {
         let start = self.next.next_multiple_of(alignment);
         let end = start + len;
         if end > MAX_FILE_LEN {
-            let (format, field) = (self.shape.format, "file length".into());
-            return Err(Error::Limit { name: None, format, field, at: None, value: end, limit: MAX_FILE_LEN });
+            return Err(Error::limit(self.shape.format, "file length", end, MAX_FILE_LEN));
         }
         self.next = end;
         Ok(start)

@@ -293,8 +293,7 @@ impl SparseUpdate for Update {
         }
         if needed > MAX_BLOCKS {
             let limit = MAX_BLOCKS.saturating_mul(self.block_size());
-            let field = "virtual size".into();
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: size, limit });
+            return Err(Error::limit(FORMAT_NAME, "virtual size", size, limit));
         }
         self.begin()?;
         if needed > self.map_capacity() {

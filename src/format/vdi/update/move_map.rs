@@ -35,10 +35,10 @@ impl Update {
         let first = self.entries_below(moved)?;
         let end = u64::from(used).max(moved) + first.len() as u64;
         if data_offset > u32::MAX.into() || end > self.header.blocks.into() {
-            let field = "virtual size, limited by the block map".into();
+            let field = "virtual size, limited by the block map";
             let (value, limit) = (entries, self.map_capacity());
             let [value, limit] = [value, limit].map(|entries| entries.saturating_mul(self.block_size()));
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
+            return Err(Error::limit(FORMAT_NAME, field, value, limit));
         }
         self.move_blocks(&first, u64::from(used).max(moved))?;
         self.write_map(data_offset, entries, moved)?;

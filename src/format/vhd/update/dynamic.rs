@@ -155,8 +155,7 @@ impl Dynamic {
             }
             let (value, limit) = ((data + data_len) / SECTOR, MAX_SECTOR);
             if value > limit {
-                let field = "image size in sectors".into();
-                return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value, limit });
+                return Err(Error::limit(FORMAT_NAME, "image size in sectors", value, limit));
             }
             self.write_footer(data + data_len)?;
         }

@@ -33,8 +33,8 @@ impl Dynamic {
         let needed = size.div_ceil(self.blocks.block_size);
         let most = u64::from(UNALLOCATED) / (self.blocks.block_size / SECTOR).max(1);
         if needed > most {
-            let (field, limit) = ("virtual size".into(), most.saturating_mul(self.blocks.block_size));
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: size, limit });
+            let limit = most.saturating_mul(self.blocks.block_size);
+            return Err(Error::limit(FORMAT_NAME, "virtual size", size, limit));
         }
         if needed > self.header.max_table_entries.into() {
             self.grow_table(needed as u32)?;

@@ -201,14 +201,7 @@ impl Update {
         let offset = self.end()?;
         let end = offset.checked_add(self.block_size()).filter(|end| i64::try_from(*end).is_ok());
         self.next = end;
-        end.map(|_| offset).ok_or_else(|| Error::Limit {
-            name: None,
-            format: FORMAT_NAME,
-            field: "file length".into(),
-            at: None,
-            value: offset,
-            limit: i64::MAX as u64,
-        })
+        end.map(|_| offset).ok_or_else(|| Error::limit(FORMAT_NAME, "file length", offset, i64::MAX as u64))
     }
 
     /// Host offset of the next block or region.
@@ -372,10 +365,8 @@ impl SparseUpdate for Update {
     /// A BAT that needs a larger region moves to the end of the file. A disk becomes smaller only where it has no data.
     fn resize(&mut self, size: u64, _below: u64) -> Result<()> {
         let size = size.checked_next_multiple_of(self.sector_size()).unwrap_or(u64::MAX);
-        let field = || "virtual size".into();
         if size > MAX_DISK_SIZE {
-            let limit = MAX_DISK_SIZE;
-            return Err(Error::Limit { name: None, format: FORMAT_NAME, field: field(), at: None, value: size, limit });
+            return Err(Error::limit(FORMAT_NAME, "virtual size", size, MAX_DISK_SIZE));
         }
         let (old_count, count) = (self.bat.block_count, size.div_ceil(self.block_size()));
         for block in count..old_count {

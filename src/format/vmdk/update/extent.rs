@@ -386,5 +386,5 @@ impl SparseExtent {
 /// The error for a grain or table beyond what entries can address.
 fn too_large(offset: u64) -> Error {
     let (value, limit) = (offset / SECTOR, u32::MAX.into());
-    Error::Limit { name: None, format: FORMAT_NAME, field: "sector of a grain".into(), at: None, value, limit }
+    Error::limit(FORMAT_NAME, "sector of a grain", value, limit)
 }

@@ -50,8 +50,8 @@ fn check_size(settings: &Settings) -> Result<()> {
     if settings.sectors <= limit {
         return Ok(());
     }
-    let field = format!("size in sectors of {}", settings.subformat.name()).into();
-    Err(Error::Limit { name: None, format: FORMAT_NAME, field, at: None, value: settings.sectors, limit })
+    let field = format!("size in sectors of {}", settings.subformat.name());
+    Err(Error::limit(FORMAT_NAME, field, settings.sectors, limit))
 }
 
 /// Returns the descriptor of a new image. Its length does not depend on the identifiers.
@@ -87,14 +87,7 @@ fn descriptor(settings: &Settings, extents: Vec<ExtentLine>, identifiers: &Image
 
 /// Converts a sector to an entry of a grain directory or table: 32 bits, which limits files to 2 TiB.
 fn sector_entry(sector: u64) -> Result<u32> {
-    u32::try_from(sector).map_err(|_| Error::Limit {
-        name: None,
-        format: FORMAT_NAME,
-        field: "size of the file in sectors".into(),
-        at: None,
-        value: sector,
-        limit: u32::MAX.into(),
-    })
+    u32::try_from(sector).map_err(|_| Error::limit(FORMAT_NAME, "size of the file in sectors", sector, u32::MAX.into()))
 }
 
 /// Returns the descriptor line of an extent at the beginning of `file`.
