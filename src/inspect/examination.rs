@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::policy::name_of;
 use super::{Finding, Judgement, Policy};
 use crate::driver::{CheckKind, CheckReport};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SecretProblem};
 use crate::format::Format;
 use crate::format::shared::signature;
 use crate::guest::{self, ContentKind};
@@ -87,7 +87,8 @@ impl<'a> Examination<'a> {
         let Policy { packages, compressed, warnings, .. } = *self.policy;
         self.judgement.format = Some(package.kind);
         self.add_unless(packages, || {
-            let message = format!("{} package with {} disks", package.kind, package.disks.len());
+            let (count, disks) = (package.disks.len(), if package.disks.len() == 1 { "disk" } else { "disks" });
+            let message = format!("{} package with {count} {disks}", package.kind);
             Finding::refused("packages", message).with(package.kind, "a disk that is not in a package")
         });
         self.add_unless(compressed || package.compression.is_empty(), || {
@@ -254,7 +255,7 @@ impl<'a> Examination<'a> {
         }
         // A check goes on after a fault, which has less details then.
         let image = match self.open() {
-            Err(error) if matches!(error.root(), Error::Secret { .. }) => None,
+            Err(error) if is_locked(&error) => None,
             image => Some(image?),
         };
         if inspection.format.can_check() {
@@ -339,6 +340,11 @@ impl<'a> Examination<'a> {
             Place::Source(source) => self.options.open_source(source.clone()),
         }
     }
+}
+
+/// Whether a secret is needed, and none was given. One that does not fit is an error as any other.
+fn is_locked(error: &Error) -> bool {
+    matches!(error.root(), Error::Secret { problem: SecretProblem::Missing, .. })
 }
 
 /// What a list of accepted names allows, in words.

@@ -33,7 +33,7 @@
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |
 //! | `corrupt` | an image that is marked as corrupt | always | none |
 //! | `limits` | a number above those of [`Limits`](crate::Limits), while the image is opened or its metadata are checked; also the cost of a key slot | always, by `limits` | none |
-//! | `encryption` | an encrypted image, whose content is not known | `encrypted` | the passphrase of LUKS, if there is one |
+//! | `encryption` | an encrypted image, whose content is not known; cannot tell: none of the secrets given unlocks it | `encrypted` | the passphrase of LUKS, if there is one |
 //! | `closed` | a log to be replayed, a dirty bit | `unclosed` | none |
 //! | `snapshots` | internal snapshots, or a damaged table of them | `snapshots` | none |
 //! | `virtual-size` | a larger disk or snapshot | `virtual-size` | left to the caller |

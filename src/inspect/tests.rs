@@ -196,6 +196,11 @@ fn the_cost_of_key_slots_is_judged_without_a_secret() {
     converter.create_to(1 << 16, file.clone()).unwrap();
     let mut file = file.to_vec();
     assert_eq!(judge(&Policy::default(), file.clone()).verdict, Verdict::Safe);
+    for (secret, expected) in [("secret", vec![]), ("wrong", vec!["encryption"])] {
+        let options = OpenOptions::new().secret(Secret::new(secret));
+        let judged = Policy::default().judge_source(&options, Arc::new(MemFile::from(file.clone())));
+        assert_eq!(checks(&judged), expected, "{secret}");
+    }
     // The iterations of the first slot.
     file[208 + 4..][..4].fill(0xff);
     let judged = judge(&Policy::default(), file);

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::args::{self, Output, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
+use crate::guest;
 use crate::location::Location;
 use crate::output::{self, Style};
 use crate::sandbox::Needs;
@@ -83,6 +84,8 @@ struct Verdict {
     difference: Option<Difference>,
     /// Virtual sizes in bytes.
     sizes: [u64; 2],
+    /// Whether free space of file systems was left out.
+    is_of_guest: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -114,8 +117,12 @@ impl Args {
         let b = open(self.b_format, &self.b, &self.b_disk);
         let mut b = b.map_err(|failure| failure.format_option("-F").disk_option("--b-disk"))?;
         if self.guest {
-            a.drop_free_space()?;
-            b.drop_free_space()?;
+            for (image, name) in [(&mut a, &self.a), (&mut b, &self.b)] {
+                let volumes = image.drop_free_space()?;
+                if !self.quiet {
+                    guest::note_kept(volumes, &name.to_string_lossy());
+                }
+            }
         }
         let sizes = [a.virtual_size(), b.virtual_size()];
         let difference = match self.strict && sizes[0] != sizes[1] {
@@ -125,7 +132,7 @@ impl Args {
                 Comparison::Different { offset } => Some(Difference::Content { offset }),
             },
         };
-        Ok(Verdict { difference, sizes })
+        Ok(Verdict { difference, sizes, is_of_guest: self.guest })
     }
 
     fn print(&self, verdict: &Verdict) -> Outcome {
@@ -143,11 +150,14 @@ impl Verdict {
         self.sizes[0] == self.sizes[1]
     }
 
-    /// The lines of qemu-img.
+    /// The lines of qemu-img, where it could make the same comparison.
     fn text(&self) -> String {
         let verdict = match &self.difference {
             Some(Difference::Size) => return "Strict mode: Image size mismatch!\n".to_owned(),
             Some(Difference::Content { offset }) => format!("Content mismatch at offset {offset}!\n"),
+            None if self.is_of_guest => {
+                "Images are identical, but for what their file systems do not use.\n".to_owned()
+            }
             None => "Images are identical.\n".to_owned(),
         };
         if self.same_size() { verdict } else { format!("Warning: Image size mismatch!\n{verdict}") }
@@ -175,7 +185,7 @@ mod tests {
     #[test]
     fn different_sizes_are_told_whatever_the_content_is() {
         let told = |difference, sizes| {
-            let verdict = Verdict { difference, sizes };
+            let verdict = Verdict { difference, sizes, is_of_guest: false };
             (verdict.text(), verdict.json())
         };
         assert_eq!(told(None, [1, 1]), ("Images are identical.\n".into(), json!({ "identical": true })));

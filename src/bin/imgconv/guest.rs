@@ -35,16 +35,24 @@ impl SparsifyArgs {
         self.sparsify.is_some()
     }
 
-    /// Drops the free space of the image that messages call `name`.
-    pub fn apply(&self, image: &mut Image, name: &str) -> Result<(), Failure> {
-        let Some(how) = self.sparsify else { return Ok(()) };
+    /// Drops the free space of the image that messages call `name`. Returns the volumes.
+    pub fn apply(&self, image: &mut Image, name: &str) -> Result<Vec<GuestVolume>, Failure> {
+        let Some(how) = self.sparsify else { return Ok(Vec::new()) };
         let volumes = image.drop_free_space()?;
         let kept = volumes.iter().find_map(|volume| Some((volume, volume.kept.as_ref()?)));
         match kept.filter(|_| how == How::Strict) {
-            Some((volume, reason)) => Err(Failure::usage(format!("{name}: {}: {reason}", place(volume)))),
-            None => Ok(()),
+            Some((volume, reason)) => {
+                Err(Failure::usage(format!("{name}: {} cannot be sparsified: {reason}", place(volume))))
+            }
+            None => Ok(volumes),
         }
     }
+}
+
+/// Tells why volumes of which nothing is dropped are kept.
+pub fn note_kept(mut volumes: Vec<GuestVolume>, name: &str) {
+    volumes.retain(|volume| volume.kept.is_some());
+    note(&volumes, name);
 }
 
 /// Tells of each volume what was dropped, or why nothing was.

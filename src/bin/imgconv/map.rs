@@ -14,6 +14,7 @@ use diskimage::{Error, Format, Image, ImageInfo, Name, Result, Span, Value};
 
 use crate::args::Input;
 use crate::failure::{Failure, Outcome};
+use crate::guest;
 use crate::location::Location;
 use crate::output::{Stdout, Style};
 
@@ -55,7 +56,7 @@ impl Args {
                 return Err(Failure::usage("--plot=svg cannot be used with --output json"));
             }
             if self.guest {
-                image.drop_free_space()?;
+                guest::note_kept(image.drop_free_space()?, &self.input.file.to_string_lossy());
             }
             plot::print(&image, how, self.input.output.style, &self.input.file)?;
             return Ok(ExitCode::SUCCESS);

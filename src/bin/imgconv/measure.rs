@@ -7,7 +7,7 @@ use diskimage::{Converter, Format, Image, Measure, parse_size};
 
 use crate::args::{self, HeaderArgs, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
-use crate::guest::SparsifyArgs;
+use crate::guest::{self, SparsifyArgs};
 use crate::location::Location;
 use crate::output::{self, Style};
 use crate::sandbox::Needs;
@@ -118,7 +118,8 @@ impl Args {
             options = snapshot_selector::select(options, &image, file, selector)?;
         }
         let mut image = image.open(&options)?;
-        self.sparsify.apply(&mut image, &file.to_string_lossy())?;
+        let name = file.to_string_lossy();
+        guest::note_kept(self.sparsify.apply(&mut image, &name)?, &name);
         Ok(image)
     }
 }

@@ -90,8 +90,12 @@ fn deleted_data_is_left_out_measured_and_not_compared() {
         assert!(said.contains("partition 1: ext4, 98 MiB"), "{said}");
     }
     assert!(fs::read(dir.join("by-option.qcow2")).unwrap() == fs::read(dir.join("by-name.qcow2")).unwrap());
-    let compare = |args: &[&str]| super::imgconv(&dir, &[args, &["disk.raw", "by-name.qcow2"]].concat()).status.code();
-    assert_eq!((compare(&["compare"]), compare(&["compare", "--guest"])), (Some(1), Some(0)));
+    let compare = |args: &[&str]| super::imgconv(&dir, &[args, &["disk.raw", "by-name.qcow2"]].concat());
+    assert_eq!(compare(&["compare"]).status.code(), Some(1));
+    let compared = compare(&["compare", "--guest"]);
+    assert_eq!(compared.status.code(), Some(0));
+    assert_eq!(compared.stdout, b"Images are identical, but for what their file systems do not use.\n");
+    assert_eq!(String::from_utf8_lossy(&compared.stderr), "");
     let required = |args: &[&str]| {
         json(&dir, &[&["measure", "--output", "json", "-O", "qcow2"], args, &["disk.raw"]].concat())["required"]
             .as_u64()
@@ -100,6 +104,26 @@ fn deleted_data_is_left_out_measured_and_not_compared() {
     assert_eq!(whole - sparse, 4 << 20);
     let written = fs::metadata(dir.join("by-name.qcow2")).unwrap().len();
     assert!(written <= sparse, "{written} of {sparse}");
+}
+
+/// Commands that leave out what is not used say where they do not.
+#[test]
+fn what_is_kept_has_a_reason() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &[7; 1 << 16]);
+    for args in [
+        &["measure", "--sparsify", "-O", "qcow2", "disk.raw"][..],
+        &["compare", "--guest", "disk.raw", "disk.raw"],
+        &["map", "--plot", "--guest", "disk.raw"],
+    ] {
+        let done = super::imgconv(&dir, args);
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(said.starts_with("imgconv: disk.raw: the whole disk: unknown content, kept: "), "{args:?}: {said}");
+    }
+    assert_eq!(super::imgconv(&dir, &["compare", "-q", "--guest", "disk.raw", "disk.raw"]).stderr, b"");
+    let strict = super::imgconv(&dir, &["sparsify", "--sparsify=strict", "disk.raw", "small.qcow2"]);
+    let said = String::from_utf8(strict.stderr).unwrap();
+    assert!(!strict.status.success() && said.contains("the whole disk cannot be sparsified: "), "{said}");
 }
 
 /// A file that was deleted is dropped; what was a hole before is not counted again.
