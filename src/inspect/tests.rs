@@ -172,7 +172,7 @@ fn limits_hold_for_the_check_too() -> Result<()> {
 
     // The memory that opening each takes, but a few bytes.
     for (format, metadata) in [(Format::QCOW2, 8), (Format::VHD, 1), (Format::VHDX, 1), (Format::VDI, 1)] {
-        let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 4 << 20])))?;
+        let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 16 << 20])))?;
         let file = Arc::new(MemFile::new());
         Converter::new(format).convert_to(&disk, file.clone())?;
         let policy = Policy::parse(&format!("limits = {{ metadata = {metadata} }}"))?;
