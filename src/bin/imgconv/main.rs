@@ -51,6 +51,9 @@ fn main() -> ExitCode {
     match words.as_slice() {
         [program, rest @ ..] if qemu::is_meant_by(program) => return qemu::run(rest),
         [_, command, rest @ ..] if qemu::is_meant_by(command) => return qemu::run(rest),
+        [_, help, command, rest @ ..] if help == "help" && qemu::is_meant_by(command) => {
+            return qemu::run(&[rest, &["--help".into()]].concat());
+        }
         _ => {}
     }
     let cli = match cli::parse(&words) {

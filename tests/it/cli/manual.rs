@@ -31,6 +31,20 @@ fn every_command_has_a_manual_page() {
     assert_eq!(succeed(&dir, &["man"]), fs::read_to_string(pages.join("imgconv.1")).unwrap());
 }
 
+/// The command line of qemu-img has its own help.
+#[test]
+fn help_knows_qemu_img() {
+    let dir = TempDir::new();
+    for (asked, same) in [
+        (&["help", "qemu-img"][..], &["qemu-img", "--help"][..]),
+        (&["help", "qemu-img", "convert"], &["qemu-img", "convert", "--help"]),
+    ] {
+        let help = succeed(&dir, asked);
+        assert!(help.contains("Usage: qemu-img"), "{help}");
+        assert_eq!(help, succeed(&dir, same));
+    }
+}
+
 #[test]
 fn completions_know_commands_and_options() {
     let dir = TempDir::new();
