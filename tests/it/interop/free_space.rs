@@ -226,6 +226,74 @@ fn of_ntfs() {
     }
 }
 
+#[test]
+fn ntfs_that_windows_has_not_closed_is_kept() {
+    let Some(_) = find("NTFS that is not closed", &["mkfs.ntfs"]) else { return };
+    let dir = TempDir::new();
+    let disk = dir.join("ntfs");
+    let made = |files: &[(&str, &[u8])]| {
+        fs::write(&disk, vec![0xaa; 16 << 20]).unwrap();
+        run("mkfs.ntfs", &["-q", "-F", "-f", disk.to_str().unwrap()]);
+        for (name, bytes) in files {
+            let from = dir.file("from", bytes);
+            run("ntfscp", &["-q", disk.to_str().unwrap(), from.to_str().unwrap(), name]);
+        }
+        fs::read(&disk).unwrap()
+    };
+    let kept = |bytes: &[u8]| {
+        fs::write(&disk, bytes).unwrap();
+        free_ranges(probed(&disk, None)).err()
+    };
+    let (asleep, awake) = ([b"hibr".repeat(1024), b"HIBR".repeat(1024)], [vec![0; 4096], b"wake".repeat(1024)]);
+    // The root directory is in one record, and in blocks of its index.
+    let many: Vec<_> = (0..40).map(|index| format!("a long name of a file, number {index}")).collect();
+    for count in [0, many.len()] {
+        let others: Vec<_> = many[..count].iter().map(|name| (name.as_str(), &b"x"[..])).collect();
+        for content in &asleep {
+            let reason = kept(&made(&[&others[..], &[("hiberfil.sys", content)]].concat()));
+            assert!(reason.is_some_and(|reason| reason.contains("hibernated")), "{count}");
+        }
+        for content in &awake {
+            assert_eq!(kept(&made(&[&others[..], &[("hiberfil.sys", content)]].concat())), None);
+        }
+    }
+    // The log is full of 0xff, as mkfs leaves it. Its first two pages tell whether it was closed, by the newer one.
+    let bytes = made(&[]);
+    let log = bytes.chunks_exact(4096).position(|page| page.iter().all(|byte| *byte == 0xff)).unwrap() * 4096;
+    let page = |number: u64, client: u16, flags: u16| {
+        let mut page = vec![0; 4096];
+        page[..4].copy_from_slice(b"RSTR");
+        page[16..20].copy_from_slice(&4096_u32.to_le_bytes());
+        page[24..26].copy_from_slice(&48_u16.to_le_bytes());
+        page[48..56].copy_from_slice(&number.to_le_bytes());
+        page[60..62].copy_from_slice(&client.to_le_bytes());
+        page[62..64].copy_from_slice(&flags.to_le_bytes());
+        page
+    };
+    let (open, closed, unused) =
+        (|number| page(number, 0, 0), |number| page(number, 0, 2), |number| page(number, 0xffff, 0));
+    let replayed = "its log has to be replayed: it was not unmounted";
+    for (pages, reason) in [
+        ([open(5), open(4)], Some(replayed)),
+        ([open(5), closed(6)], None),
+        ([open(6), closed(5)], Some(replayed)),
+        ([closed(5), open(6)], Some(replayed)),
+        ([unused(6), open(5)], None),
+        ([closed(5), vec![0xff; 4096]], None),
+        ([open(5), vec![0xff; 4096]], Some(replayed)),
+        ([vec![0; 4096], closed(5)], Some("its log is not one of Windows")),
+    ] {
+        let mut bytes = bytes.clone();
+        bytes[log..log + 8192].copy_from_slice(&pages.concat());
+        let found = kept(&bytes);
+        assert!(
+            found.as_deref().unwrap_or_default().ends_with(reason.unwrap_or_default())
+                && found.is_some() == reason.is_some(),
+            "{found:?}, and not {reason:?}"
+        );
+    }
+}
+
 /// Adds a directory of one cluster to an empty exFAT file system.
 fn add_exfat_directory(disk: &Path) {
     let mut bytes = fs::read(disk).unwrap();

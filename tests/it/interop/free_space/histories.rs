@@ -83,8 +83,12 @@ fn mtools(disk: &Path, program: &str, args: &[&str]) -> Vec<u8> {
     run(program, &args)
 }
 
-/// Writes, overwrites, extends and deletes files at random. Returns what is there in the end; `None` if that cannot be done here.
-fn live(system: &System, disk: &Path, dir: &TempDir, random: &mut Random) -> Option<Files> {
+/// Small files that are written and of which every second is deleted: what is free between them fills several blocks of a tree.
+const SMALL_FILES: usize = 2400;
+
+/// Writes, overwrites, extends and deletes files at random, after that with small files if there are to be `many`. Returns what is there in the end; `None` if
+/// that cannot be done here.
+fn live(system: &System, disk: &Path, dir: &TempDir, random: &mut Random, many: bool) -> Option<Files> {
     let mut files = Files::new();
     let mounted = match system.access {
         Access::Mtools => None,
@@ -95,6 +99,18 @@ fn live(system: &System, disk: &Path, dir: &TempDir, random: &mut Random) -> Opt
             Some(mounted) => fs::create_dir(mounted.folder.join(folder)).unwrap(),
             None => drop(mtools(disk, "mmd", &[&format!("::{folder}")])),
         }
+    }
+    if let Some(mounted) = mounted.as_ref().filter(|_| many) {
+        let path = |index| format!("d0/small{index}");
+        for index in 0..SMALL_FILES {
+            let bytes = random.bytes(4096);
+            fs::write(mounted.folder.join(path(index)), &bytes).unwrap();
+            if index % 2 == 0 {
+                files.insert(path(index), bytes);
+            }
+        }
+        run("sync", &["-f", mounted.folder.to_str().unwrap()]);
+        (1..SMALL_FILES).step_by(2).for_each(|index| fs::remove_file(mounted.folder.join(path(index))).unwrap());
     }
     for step in 0..60 {
         let known = files.keys().nth(random.below(files.len().max(1) as u64) as usize).cloned();
@@ -163,7 +179,7 @@ fn assert_histories(system: &System) {
         File::create(&disk).unwrap().set_len(system.len).unwrap();
         let path = disk.to_str().unwrap();
         run(system.mkfs[0], &[&system.mkfs[1..], &[path]].concat());
-        let Some(files) = live(system, &disk, &dir, &mut Random::new(seed)) else {
+        let Some(files) = live(system, &disk, &dir, &mut Random::new(seed), seed % 2 == 1) else {
             return skip(&format!("histories of {}", system.name), "mounting");
         };
         let free = free_ranges(probed(&disk, None)).unwrap();
