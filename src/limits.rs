@@ -62,13 +62,16 @@ pub struct Limits {
     /// Largest number of bytes to which a compressed file decompresses, at each layer of compression: what is written to temporary files.
     /// Default: 64 TiB, the largest disk of VMDK and VHDX.
     pub decompressed: u64,
-    /// Largest ratio of decompressed to compressed bytes, above 1 GiB of decompressed bytes. Default: 100,000, which only bzip2 exceeds,
-    /// on a disk of zeros.
+    /// Largest ratio of decompressed to compressed bytes, above 1 GiB of decompressed bytes, over all layers of compression of a file. Default: 100,000, which only
+    /// bzip2 exceeds, on a disk of zeros.
     pub decompression_ratio: u64,
     /// Largest dictionary (xz) or window (zstd) in bytes, which each thread that decodes keeps in memory. Default: 128 MiB, that of
     /// `zstd --ultra -22`, and twice that of `xz -9`.
     pub window: u64,
 }
+
+/// Number of decompressed bytes from which on [`Limits::decompression_ratio`] counts: an empty disk compresses to next to nothing.
+pub(crate) const RATIO_FROM: u64 = 1 << 30;
 
 impl Default for Limits {
     fn default() -> Self {

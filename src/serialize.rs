@@ -50,7 +50,7 @@ impl Serialize for crate::inspect::Finding {
     }
 }
 
-/// As `verdict`, `format`, `virtual-size`, where they are known, and `findings`.
+/// As `verdict`, `format`, `virtual-size`, `compression`, `external-files`, where they are known or there are such, and `findings`.
 #[cfg(feature = "inspect")]
 impl Serialize for crate::inspect::Judgement {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -58,6 +58,8 @@ impl Serialize for crate::inspect::Judgement {
         map.serialize_entry("verdict", &self.verdict)?;
         optional(&mut map, "format", self.format)?;
         optional(&mut map, "virtual-size", self.virtual_size)?;
+        optional(&mut map, "compression", (!self.compression.is_empty()).then_some(&self.compression))?;
+        optional(&mut map, "external-files", (!self.external_files.is_empty()).then_some(&self.external_files))?;
         map.serialize_entry("findings", &self.findings)?;
         map.end()
     }

@@ -4,10 +4,8 @@ use std::io::{self, Read};
 
 use super::input::Input;
 use crate::error::Error;
-use crate::limits::{LimitName, Limits};
+use crate::limits::{LimitName, Limits, RATIO_FROM};
 
-/// Decompressed bytes below which the ratio is not looked at: an empty disk compresses to next to nothing.
-const RATIO_FROM: u64 = 1 << 30;
 /// Parts without data in a row: empty members, skippable frames. No writer has more than one after another.
 const MAX_EMPTY: u64 = 1 << 16;
 

@@ -90,8 +90,8 @@ static CONTENTS: &[(&str, ContentKind, u64, &[u8])] = &[
 /// Length of a volume descriptor of ISO 9660 and UDF in bytes.
 const VOLUME_DESCRIPTOR: u64 = 2048;
 
-/// What the disk in `file` holds, or its partition at byte `start`, as far as it has one of the known signatures.
-pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> {
+/// Tells whether the disk that begins at byte `start` has some bytes at an offset, where signatures are.
+fn signatures(file: &dyn ReadAt, start: u64) -> Result<impl Fn(u64, &[u8]) -> bool> {
     // The start, the descriptors of ISO 9660 and UDF, btrfs.
     const READS: [(u64, u64); 3] = [(0, 8192), (0x8000, 16 * VOLUME_DESCRIPTOR), (0x10000, 512)];
     let len = table::length(file)?.saturating_sub(start);
@@ -101,12 +101,17 @@ pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> 
         table::read(file, &mut bytes, start.saturating_add(at))?;
         parts.push((at, bytes));
     }
-    let has = |at: u64, magic: &[u8]| {
+    Ok(move |at: u64, magic: &[u8]| {
         parts.iter().any(|(start, bytes)| {
             let at = at.checked_sub(*start).and_then(|at| bytes.get(at as usize..));
             at.is_some_and(|bytes| bytes.starts_with(magic))
         })
-    };
+    })
+}
+
+/// What the disk in `file` holds, or its partition at byte `start`, as far as it has one of the known signatures.
+pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> {
+    let has = signatures(file, start)?;
     let found = CONTENTS.iter().find(|(_, _, at, magic)| has(*at, magic));
     // An ISO 9660 file system can be one of UDF too (ECMA-167, 3/9.1), and that of a disk: its MBR has entries then, which may begin at sector 0.
     let is_udf = (0..16).any(|index| {
@@ -125,6 +130,24 @@ pub(crate) fn content(file: &dyn ReadAt, start: u64) -> Result<Option<Content>> 
         _ => name,
     };
     Ok(found.map(|(found, kind, ..)| Content { name: name(*found), kind: *kind }))
+}
+
+/// The names of all optical discs and partition tables whose signature the file has. Readers find the volume descriptors of a disc after others.
+#[cfg(feature = "inspect")]
+pub(crate) fn media(file: &dyn ReadAt) -> Result<Vec<&'static str>> {
+    let has = signatures(file, 0)?;
+    let is_medium = |name: &str, kind| kind == Iso || name.ends_with("partition table");
+    let descriptors = (0..16).map(|index| index * VOLUME_DESCRIPTOR);
+    let mut found: Vec<_> = CONTENTS
+        .iter()
+        .filter(|(name, kind, at, magic)| {
+            is_medium(name, *kind)
+                && if *kind == Iso { descriptors.clone().any(|after| has(at + after, magic)) } else { has(*at, magic) }
+        })
+        .map(|(name, ..)| *name)
+        .collect();
+    found.dedup();
+    Ok(found)
 }
 
 /// Whether the file is the archive of an initial RAM disk, before which there may be another one with microcode.

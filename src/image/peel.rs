@@ -19,7 +19,7 @@ use crate::format::shared::signature::Signature;
 use crate::format::shared::table;
 use crate::info::CompressionLayer;
 use crate::io::{FileIdentity, ReadAt};
-use crate::limits::LimitName;
+use crate::limits::{LimitName, Limits, RATIO_FROM};
 
 /// A file without its layers of compression.
 pub(super) struct Peeled {
@@ -137,11 +137,15 @@ impl OpenOptions {
 
     /// Removes the layers of compression from a file, for reads at any offset.
     pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
+        let (file_len, mut limits) = (table::length(&*source)?, self.limits.clone());
         let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
         while let Some(compression) = self.compression_in(&peeled.source)? {
             self.check_nesting(compression.name(), "number of layers of compression", peeled.layers.len())?;
-            let content = self.decompress(peeled.source.clone(), compression)?;
+            let content = self.decompress(peeled.source.clone(), compression, &limits)?;
             peeled.push(compression, content)?;
+            // The ratio is that of all layers together.
+            let most = file_len.saturating_mul(limits.decompression_ratio).max(RATIO_FROM);
+            limits.decompressed = limits.decompressed.min(most);
         }
         Ok(peeled)
     }
@@ -199,6 +203,15 @@ impl OpenOptions {
         is_compressed.then_some(compression)
     }
 
+    /// The name of the compression of a file that is not an image itself.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn compression_name(&self, file: &Arc<dyn ReadAt>) -> Result<Option<&'static str>> {
+        if self.format == Some(Format::RAW) {
+            return Ok(None);
+        }
+        Ok(self.compression_of(&super::Ends::read(file)?.probe()).map(Compression::name))
+    }
+
     /// The file, whose reads fail when the caller cancels.
     #[cfg(feature = "compressed")]
     fn cancellable(&self, file: Arc<SizedFile>) -> Arc<dyn ReadAt> {
@@ -209,12 +222,17 @@ impl OpenOptions {
     }
 
     #[cfg(feature = "compressed")]
-    fn decompress(&self, source: Arc<SizedFile>, compression: Compression) -> Result<Arc<dyn ReadAt>> {
-        compressed::open(self.cancellable(source), compression, &self.spool_directory(), &self.limits)
+    fn decompress(&self, source: Arc<SizedFile>, compression: Compression, limits: &Limits) -> Result<Arc<dyn ReadAt>> {
+        compressed::open(self.cancellable(source), compression, &self.spool_directory(), limits)
     }
 
     #[cfg(not(feature = "compressed"))]
-    fn decompress(&self, _source: Arc<SizedFile>, compression: Compression) -> Result<Arc<dyn ReadAt>> {
+    fn decompress(
+        &self,
+        _source: Arc<SizedFile>,
+        compression: Compression,
+        _limits: &Limits,
+    ) -> Result<Arc<dyn ReadAt>> {
         Err(Error::unsupported(
             compression.name(),
             "this build cannot decompress files; enable the feature `compressed`",

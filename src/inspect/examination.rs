@@ -9,7 +9,7 @@ use crate::driver::{CheckKind, CheckReport};
 use crate::error::{Error, Result, SecretProblem};
 use crate::format::Format;
 use crate::format::shared::signature;
-use crate::guest::{self, ContentKind};
+use crate::guest;
 use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy, Scratch, Span};
 use crate::info::{ImageInfo, Value};
 use crate::io::{FileSource, ReadAt};
@@ -66,6 +66,14 @@ impl<'a> Examination<'a> {
     }
 
     fn examine(&mut self) -> Result<()> {
+        // It is not decoded then, which takes the time of all that it claims to be.
+        if !self.policy.compressed
+            && let Some(name) = self.file()?.map(|file| self.options.compression_name(&file)).transpose()?.flatten()
+        {
+            self.judgement.compression.push(name);
+            self.add(compressed_with(name));
+            return Ok(());
+        }
         #[cfg(feature = "packages")]
         if !self.options.selects_disk()
             && let Some(package) = self.package()?
@@ -75,6 +83,7 @@ impl<'a> Examination<'a> {
         }
         let inspection = self.inspect()?;
         self.judgement.format = Some(inspection.format.name());
+        self.judgement.compression.extend(inspection.compression.iter().map(|layer| layer.name));
         self.judgement.virtual_size = Some(inspection.info.virtual_size);
         self.examine_file(&inspection)?;
         self.examine_properties(&inspection.info);
@@ -86,6 +95,7 @@ impl<'a> Examination<'a> {
     fn examine_package(&mut self, package: &Package) {
         let Policy { packages, compressed, warnings, .. } = *self.policy;
         self.judgement.format = Some(package.kind);
+        self.judgement.compression.extend(package.compression.iter().map(|layer| layer.name));
         self.add_unless(packages, || {
             let (count, disks) = (package.disks.len(), if package.disks.len() == 1 { "disk" } else { "disks" });
             let message = format!("{} package with {count} {disks}", package.kind);
@@ -102,12 +112,15 @@ impl<'a> Examination<'a> {
             let finding = problem.as_ref().map(Finding::from);
             self.add(finding.unwrap_or_else(|| Finding::refused("packages", "the package has no disk")));
         }
-        let members: Vec<_> = package.members.iter().map(|member| member.name.clone()).collect();
+        // A link is not followed here, but by a program that unpacks it.
+        let files = package.members.iter().filter(|member| !matches!(member.role, "link" | "directory"));
+        let members: Vec<_> = files.map(|member| member.name.clone()).collect();
         for (index, disk) in package.disks.iter().enumerate() {
             let options = self.options.clone().member((index + 1).to_string());
             let (policy, place, members) = (self.policy, self.place.clone(), members.clone());
             let judged = Examination { policy, options, place, judgement: Judgement::default(), members }.judge();
             self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
+            self.judgement.external_files.extend(judged.external_files);
             for finding in judged.findings {
                 self.add(Finding { disk: Some(disk.name.clone()), ..finding });
             }
@@ -119,10 +132,7 @@ impl<'a> Examination<'a> {
         let policy = self.policy;
         let (format, file_len) = (inspection.format, inspection.file_len);
         for layer in &inspection.compression {
-            self.add_unless(policy.compressed, || {
-                Finding::refused("compression", format!("compressed with {}", layer.name))
-                    .with(layer.name, "not compressed")
-            });
+            self.add_unless(policy.compressed, || compressed_with(layer.name));
         }
         self.add_unless(Policy::accepts(policy.formats.as_deref(), format.name()), || {
             let accepted = one_of(&policy.formats);
@@ -131,10 +141,12 @@ impl<'a> Examination<'a> {
         let content = name_of(inspection.content);
         self.add_unless(format != Format::RAW || Policy::accepts(policy.content.as_deref(), content), || {
             let accepted = one_of(&policy.content);
-            Finding::refused("content", format!("the disk is a {content}")).with(content, accepted)
+            Finding::refused("content", format!("the content of the disk is {content}")).with(content, accepted)
         });
         if format == Format::RAW && self.is_not_a_disk()? {
             self.add(Finding::refused("content", "the file is empty or a text").with("text", "a disk"));
+        } else if inspection.info.virtual_size == 0 {
+            self.add(Finding::refused("content", "the disk is empty").with(0, "a disk"));
         }
         if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
             self.examine_signatures(format)?;
@@ -161,9 +173,8 @@ impl<'a> Examination<'a> {
 
     /// Whether a file without a signature is empty, or begins as a text.
     fn is_not_a_disk(&self) -> Result<bool> {
-        let Some(source) = self.file()? else { return Ok(false) };
-        let probe = Ends::read(&source)?;
-        Ok(matches!(signature::describe(&probe.probe()), "empty" | "text"))
+        let ends = Ends::read(&self.open()?)?;
+        Ok(matches!(signature::describe(&ends.probe()), "empty" | "text"))
     }
 
     /// The bytes of the file, unless they are those of a package.
@@ -179,12 +190,9 @@ impl<'a> Examination<'a> {
     /// An image that other programs take for an optical disc or for a disk with partitions.
     fn examine_signatures(&mut self, format: Format) -> Result<()> {
         let Some(source) = self.file()? else { return Ok(()) };
-        if let Some(content) = guest::content(&source, 0)? {
-            let is_disk = content.kind == ContentKind::OpticalDisc || content.name.ends_with("partition table");
-            self.add_unless(!is_disk, || {
-                let message = format!("the {format} image has the signature of {}, too", content.name);
-                Finding::refused("signatures", message).with(content.name, "the signature of one format")
-            });
+        for name in guest::media(&source)? {
+            let message = format!("the {format} image has the signature of {name}, too");
+            self.add(Finding::refused("signatures", message).with(name, "the signature of one format"));
         }
         Ok(())
     }
@@ -217,8 +225,17 @@ impl<'a> Examination<'a> {
                 Finding::refused("subformats", message).with(subformat, accepted)
             });
         }
+        if info.format == "vmdk" && info.property("create-type").is_none() {
+            self.add_unless(policy.vmdk_subformats.is_none(), || {
+                let accepted = one_of(&policy.vmdk_subformats);
+                Finding::refused("subformats", "the image has no subformat: it is an extent").with("none", accepted)
+            });
+        }
         for reference in info.backing.iter().chain(&info.files) {
             let is_member = reference.role == "extent" && self.has_member(&reference.name);
+            if !is_member {
+                self.judgement.external_files.push(reference.name.clone());
+            }
             self.add_unless(policy.external_files || is_member, || {
                 let message = format!("the image names another file, its {}: {}", reference.role, reference.name);
                 Finding::refused("external-files", message).with(&reference.name, "no other file")
@@ -236,7 +253,7 @@ impl<'a> Examination<'a> {
         self.examine_size("virtual-size", "the disk", info.virtual_size, policy.virtual_size);
         self.add_unless(policy.snapshots || info.snapshots.is_empty(), || {
             let count = info.snapshots.len();
-            Finding::refused("snapshots", format!("the image has {count} internal snapshots")).with(count, "none")
+            Finding::refused("snapshots", format!("the number of internal snapshots is {count}")).with(count, "none")
         });
         self.add_unless(!info.snapshots_unreadable, || Finding::refused("snapshots", "the snapshots cannot be read"));
         for snapshot in &info.snapshots {
@@ -251,6 +268,9 @@ impl<'a> Examination<'a> {
     fn examine_metadata(&mut self, inspection: &Inspection) -> Result<()> {
         if !inspection.info.files.is_empty() {
             // They are in files that are not opened.
+            self.add_unless(!self.policy.read_data, || {
+                Finding::unknown("external-files", "the data in other files was not read")
+            });
             return Ok(());
         }
         // A check goes on after a fault, which has less details then.
@@ -265,7 +285,12 @@ impl<'a> Examination<'a> {
                 return Ok(());
             }
         }
-        let Some(image) = image else { return Ok(()) };
+        let Some(image) = image else {
+            self.add_unless(!self.policy.read_data, || {
+                Finding::unknown("encryption", "the data was not read: no secret is given")
+            });
+            return Ok(());
+        };
         let mut reading = self.policy.read_data.then(|| (vec![0; CHUNK], Scratch::default()));
         for span in image.spans_exclusive()? {
             let span = span?;
@@ -345,6 +370,10 @@ impl<'a> Examination<'a> {
 /// Whether a secret is needed, and none was given. One that does not fit is an error as any other.
 fn is_locked(error: &Error) -> bool {
     matches!(error.root(), Error::Secret { problem: SecretProblem::Missing, .. })
+}
+
+fn compressed_with(name: &'static str) -> Finding {
+    Finding::refused("compression", format!("compressed with {name}")).with(name, "not compressed")
 }
 
 /// What a list of accepted names allows, in words.

@@ -23,17 +23,17 @@
 //! |---|---|---|---|
 //! | `format` | another format, a file that is no disk | `formats` | same, by `disk_format` |
 //! | `signatures` | several formats match; an image that is also an optical disc or has a partition table; an extension that contradicts the content | always | several formats match |
-//! | `content` | a raw disk that is a kernel, for example; always an empty file and a text | `content` | a GPT with an odd protective MBR |
+//! | `content` | a raw disk that is a kernel, for example; always an empty file, an empty disk and a text | `content` | a GPT with an odd protective MBR |
 //! | `packages` | a disk in an archive, in which files are missing; always, with `read-data`, a file with another digest than in the manifest | `packages` | none: an archive is a raw disk |
 //! | `compression` | a compressed file | `compressed` | none: a raw disk |
-//! | `subformats` | another createType of VMDK | `vmdk-subformats` | same |
-//! | `external-files` | a backing file or parent of any format, a data file, extents | `external-files` | qcow2; extents of VMDK |
+//! | `subformats` | another createType of VMDK, or none | `vmdk-subformats` | same |
+//! | `external-files` | a backing file or parent of any format, a data file, extents; cannot tell, with `read-data`: their data | `external-files` | qcow2; extents of VMDK |
 //! | `features` | cannot tell: features that are unknown here | always | unknown features of qcow2, compatible ones too |
 //! | `structure` | a field that breaks a rule of the format, or points beyond the file; a payload that does not decode | always; `read-data` | version and footer of VMDK, version of LUKS |
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |
 //! | `corrupt` | an image that is marked as corrupt | always | none |
 //! | `limits` | a number above those of [`Limits`](crate::Limits), while the image is opened or its metadata are checked; also the cost of a key slot | always, by `limits` | none |
-//! | `encryption` | an encrypted image, whose content is not known; cannot tell: none of the secrets given unlocks it | `encrypted` | the passphrase of LUKS, if there is one |
+//! | `encryption` | an encrypted image, whose content is not known; cannot tell: none of the secrets given unlocks it, or none is given although `read-data` asks for the data | `encrypted` | the passphrase of LUKS, if there is one |
 //! | `closed` | a log to be replayed, a dirty bit | `unclosed` | none |
 //! | `snapshots` | internal snapshots, or a damaged table of them | `snapshots` | none |
 //! | `virtual-size` | a larger disk or snapshot | `virtual-size` | left to the caller |
@@ -57,6 +57,7 @@ use crate::error::Error;
 use crate::image::OpenOptions;
 use crate::io::ReadAt;
 use crate::limits::LimitName;
+use crate::name::Name;
 #[cfg(feature = "remote")]
 use crate::remote::Remote;
 use crate::spool::spool;
@@ -74,6 +75,10 @@ pub struct Judgement {
     pub format: Option<&'static str>,
     /// Virtual size in bytes, if it was found; of the largest disk of a package.
     pub virtual_size: Option<u64>,
+    /// Names of the compressions around the image or the package, the outermost one first.
+    pub compression: Vec<&'static str>,
+    /// The other files that the image names, as it does: backing files, data files, extents. They were not opened.
+    pub external_files: Vec<Name>,
     /// The reasons, in the order in which they were found.
     pub findings: Vec<Finding>,
 }

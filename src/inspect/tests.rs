@@ -75,7 +75,7 @@ mod qcow2 {
                     verdict: Verdict::Safe,
                     format: Some("qcow2"),
                     virtual_size: Some(1 << 20),
-                    findings: vec![]
+                    ..Judgement::default()
                 },
                 "{name}"
             );
@@ -142,6 +142,24 @@ mod qcow2 {
         let mut file = image("");
         file[0x8001..0x8006].copy_from_slice(b"CD001");
         assert_eq!(checks(&judge(&Policy::default(), file)), ["signatures"]);
+        // Where other signatures come before, and after another volume descriptor.
+        let places: [&[(usize, &[u8])]; 3] = [
+            &[(0x8801, b"CD001")],
+            &[(510, b"\x55\xaa"), (0x438, b"\x53\xef")],
+            &[(512, b"EFI PART"), (0x400, b"\x10\x20\xf5\xf2")],
+        ];
+        for changes in places {
+            let mut file = image("");
+            changes.iter().for_each(|(at, bytes)| file[*at..at + bytes.len()].copy_from_slice(bytes));
+            assert_eq!(checks(&judge(&Policy::default(), file)), ["signatures"], "{changes:x?}");
+        }
+    }
+
+    #[test]
+    fn an_empty_disk_is_refused() {
+        let file = Arc::new(MemFile::new());
+        Converter::new(Format::QCOW2).create_to(0, file.clone()).unwrap();
+        assert_eq!(checks(&judge(&Policy::default(), file.to_vec())), ["content"]);
     }
 
     #[test]
@@ -151,6 +169,61 @@ mod qcow2 {
         assert_eq!(judge(&Policy::default(), file.clone()).verdict, Verdict::Safe);
         assert_eq!(checks(&judge(&Policy::built_in("strict")?, file)), ["closed"]);
         Ok(())
+    }
+}
+
+/// Images that this crate reads as one disk, and QEMU as one with files of the host.
+#[cfg(all(feature = "vmdk", feature = "write"))]
+#[test]
+fn files_that_only_qemu_sees_in_a_vmdk_are_refused() {
+    use crate::{Converter, Format};
+
+    const SECTOR: usize = 512;
+    let disk = Arc::new(MemFile::new());
+    Converter::new(Format::VMDK).create_to(1 << 20, disk.clone()).unwrap();
+    let disk = disk.to_vec();
+    assert_eq!(judge(&Policy::built_in("strict").unwrap(), disk.clone()).findings, []);
+    let text_len = disk[SECTOR..].iter().position(|byte| *byte == 0).unwrap();
+    let text = String::from_utf8(disk[SECTOR..SECTOR + text_len].to_vec()).unwrap();
+    let hint = "parentFileNameHint=\"/etc/passwd\"\n";
+    let with_header = |mut file: Vec<u8>, [offset, size]: [u64; 2]| {
+        file[28..36].copy_from_slice(&offset.to_le_bytes());
+        file[36..44].copy_from_slice(&size.to_le_bytes());
+        file
+    };
+    let with_text = |text: &str| {
+        let mut file = disk.clone();
+        file[SECTOR..SECTOR + 20 * SECTOR].fill(0);
+        file[SECTOR..SECTOR + text.len()].copy_from_slice(text.as_bytes());
+        file
+    };
+    let elsewhere = |descriptor: [u64; 2]| {
+        let mut file = with_text(hint);
+        file.resize(file.len().next_multiple_of(SECTOR), 0);
+        let end = (file.len() / SECTOR) as u64;
+        file.extend(text.as_bytes());
+        file.resize((end as usize + 20) * SECTOR, 0);
+        with_header(file, if descriptor[1] == 0 { descriptor } else { [end, 20] })
+    };
+    let padded = format!("{text}{}\n", "#".repeat(2 * SECTOR - 1 - text.len()));
+    for (file, what) in [
+        (elsewhere([1, 20]), "a descriptor elsewhere"),
+        (elsewhere([0, 0]), "no descriptor"),
+        (with_header(with_text(&format!("{padded}{hint}")), [1, 2]), "after the descriptor"),
+        (with_text(&format!("{text}RW\x0b8 FLAT \"/etc/passwd\" 0 a=b\n")), "a blank that is none"),
+        (with_text(&format!("#\rRW 8 FLAT \"/etc/passwd\" 0\n{text}")), "a line end that is none"),
+        (with_text(&format!("# createType=\"monolithicFlat\"\n{text}")), "another type"),
+        (with_text(&format!("{text}parentFileNameHint=\n/etc/passwd\"=x\n")), "a name in the next line"),
+    ] {
+        let judged = judge(&Policy::default(), file);
+        assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["structure"]), "{what}");
+    }
+    for (text, check) in [
+        ("#\x01\rx\nversion=1\n", "structure"),
+        ("# Disk DescriptorFile\n#\x01\nCID=12345678\nversion=1\n", "external-files"),
+    ] {
+        let text = format!("{text}createType=\"monolithicFlat\"\nRW 8 FLAT \"/etc/passwd\" 0\n");
+        assert_eq!(checks(&judge(&Policy::default(), text.into_bytes())), [check]);
     }
 }
 

@@ -35,9 +35,10 @@ pub struct Args {
 }
 
 const AFTER_HELP: &str = "\
-Only FILE is opened, unless --backing-chain is given. The keys of --output json are
-those of qemu-img info, and some more: compression, warnings, properties of the format,
-and glance, the names of disk and container format for an upload to OpenStack.
+Only FILE is opened, unless --backing-chain or --guest is given, and then what --references
+allows. The keys of --output json are those of qemu-img info, and some more: compression,
+warnings, properties of the format, and glance, the names of disk and container format for
+an upload to OpenStack.
 
 Kernels and ramdisks are named, too. With --guest, --output json has the key guest, a list
 of volumes; of a package, each of its disks has it.

@@ -64,16 +64,16 @@ Keys of a policy file, all optional, the defaults are those of the policy defaul
   like = \"glance\"                        begin with the keys of this policy
   formats = [\"raw\", \"qcow2\"]           accepted formats; vmdk-subformats likewise
   content = [\"disk\", \"file-system\"]    what a raw disk may be, of these and optical-disc,
-                                         kernel, ramdisk
+                                         kernel, ramdisk; disk is also what is unknown
   packages, compressed, encrypted, unclosed, snapshots, leaks, warnings = true or false
                                          whether such images are accepted
   external-files = true or false         whether they may name other files, which are not
-                                         examined [default: false]
+                                         examined, but listed in the JSON [default: false]
   read-data = true or false              whether all data is read and decoded [default: false]
   virtual-size, file-size = \"2T\"         largest sizes
   expansion = 1000                       largest ratio of virtual size to file size
-  limits = { metadata = \"16M\" }          limits by the names of the options --max-NAME, where
-                                         they are lower than those
+  limits = { decompressed = \"1T\" }      limits by the names of the options --max-NAME; they
+                                         count if they are lower than those
 
 Exit codes:
   0   safe: the policy accepts the image
@@ -82,7 +82,12 @@ Exit codes:
       or in the policy
 
 A raw disk has no format: any file that is not known to be something else, such as a picture, is
-one. Leave raw out of the formats of a policy if raw disks are not wanted.
+one. Leave raw out of the formats of a policy if raw disks are not wanted. Do not state the format
+that an uploader claims (-f): compare it with that of the verdict. With -f raw, every file but a
+text is safe, and only for programs that read it as raw too.
+
+A small compressed file can take minutes to be decoded. It is refused before that if compressed
+is false; or else set limits = { decompressed = ... }.
 
 Examples:
   imgconv inspect upload.qcow2

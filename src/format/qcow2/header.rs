@@ -275,6 +275,7 @@ impl Header {
 
     fn parse_backing_file(&self, cluster: &[u8]) -> Result<Option<Name>> {
         let (offset, len) = (BigEndian::read_u64(&cluster[8..]), BigEndian::read_u32(&cluster[16..]));
+        FIELDS.at("backing_file_offset", 8).within(offset, 0, cluster.len() as u64)?;
         if offset == 0 || len == 0 {
             return Ok(None);
         }

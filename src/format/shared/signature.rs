@@ -229,11 +229,15 @@ pub(crate) fn is_vmdk_part(head: &[u8]) -> bool {
     head.starts_with(VMDK_HOSTED) && head.get(DESCRIPTOR_SIZE) == Some(&[0; 8])
 }
 
-/// A descriptor: `version=` is its first line after comments and blank lines, as VMware requires.
+/// A descriptor: `version=` is its first line after comments and blank lines, as VMware requires; or its first comment says so, by which VirtualBox knows it.
 pub(crate) fn is_vmdk_descriptor(head: &[u8]) -> bool {
     let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-    let mut lines = text.split(|byte| matches!(byte, b'\n' | b'\r')).map(<[u8]>::trim_ascii);
+    const COMMENT: &[u8] = b"# Disk DescriptorFile";
+    if text.get(..COMMENT.len()).is_some_and(|start| start.eq_ignore_ascii_case(COMMENT)) {
+        return true;
+    }
+    let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with(b"#")).unwrap_or_default();
     let (key, rest) = first.split_at_checked(b"version".len()).unwrap_or_default();
     key.eq_ignore_ascii_case(b"version") && rest.trim_ascii_start().starts_with(b"=")

@@ -22,6 +22,8 @@ use self::lines::Lines;
 use self::text::{Charset, Text};
 use super::{FIELDS, FORMAT_NAME, SECTOR};
 use crate::error::{Error, Problem, Result};
+use crate::format::shared::table;
+use crate::io::ReadAt;
 use crate::limits::{LimitName, Limits};
 use crate::name::Name;
 
@@ -133,6 +135,8 @@ pub(crate) enum ExtentType {
     SeSparse,
 }
 
+const PARENT_HINT: &str = "parentFileNameHint";
+
 const ACCESS: &[(&str, Access)] = &[("RW", Access::Rw), ("RDONLY", Access::RdOnly), ("NOACCESS", Access::NoAccess)];
 
 const EXTENT_TYPES: &[(&str, ExtentType)] = &[
@@ -150,8 +154,9 @@ impl Descriptor {
     /// Parses `text`, which is at file offset `at`.
     pub fn parse(text: &[u8], at: u64, limits: &Limits) -> Result<Descriptor> {
         let text = Text::new(text, at);
+        text.check_blanks()?;
         let lines = Lines::parse(text, limits)?;
-        check_parent_hint(text, lines.parent_hint.is_some())?;
+        check_unique_keys(text, &lines)?;
         let version = version(lines.version)?;
         // Before the extents: some devices have extents with another syntax.
         let create_type = create_type(lines.create_type, text)?;
@@ -162,7 +167,7 @@ impl Descriptor {
             Some(label) => Charset::from_label(label.unquoted("encoding")?.bytes),
             None => Charset::Verbatim,
         };
-        let hint = lines.parent_hint.map(|hint| hint.unquoted("parentFileNameHint")).transpose()?;
+        let hint = lines.parent_hint.map(|hint| hint.unquoted(PARENT_HINT)).transpose()?;
         let decoded = |(key, value): &(Text<'_>, Text<'_>)| {
             let value = charset.decode(value.unquoted("disk data base entry")?);
             Ok((String::from_utf8_lossy(key.bytes).into_owned(), value.to_text().into_owned()))
@@ -261,15 +266,38 @@ fn content_id(text: Option<Text<'_>>, field: &'static str) -> Result<Option<u32>
     }
 }
 
-/// Refuses `parentFileNameHint` in a comment or a value. QEMU takes the first one anywhere in the descriptor for the name of the parent, and would open
-/// a file of which a look at the lines tells nothing.
-fn check_parent_hint(text: Text<'_>, is_known: bool) -> Result<()> {
-    const KEY: &[u8] = b"parentFileNameHint";
-    let mut found = text.bytes.windows(KEY.len()).enumerate().filter(|(_, bytes)| *bytes == KEY);
-    match found.nth(usize::from(is_known)) {
-        Some((at, _)) => {
-            Err(text.split(at).1.fault("parentFileNameHint", "must be the key of one line, and nowhere else"))
+/// Refuses keys that decide which files are opened, in a comment, a value or another line. QEMU takes the first one anywhere in the descriptor, and would
+/// open a file of which a look at the lines tells nothing.
+fn check_unique_keys(text: Text<'_>, lines: &Lines<'_>) -> Result<()> {
+    for (key, is_known) in [
+        (PARENT_HINT, lines.parent_hint.is_some()),
+        ("parentCID", lines.parent_cid.is_some()),
+        ("createType", lines.create_type.is_some()),
+    ] {
+        if let Some(found) = text.find_all(key).nth(usize::from(is_known)) {
+            return Err(found.fault(key, "must be the key of one line, and nowhere else"));
         }
+    }
+    // QEMU takes what follows two characters after the key, up to a quote, for the name: it may be in another line.
+    let is_empty = lines.parent_hint.is_some_and(|hint| matches!(hint.bytes, b"" | b"\"\""));
+    match text.find_all(PARENT_HINT).next().filter(|_| is_empty) {
+        Some(found) if !found.split(PARENT_HINT.len()).1.bytes.starts_with(b"=\"\"") => {
+            Err(found.fault(PARENT_HINT, "must have two quotes after the equals sign if it is empty"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses the key of a parent at the start of a sparse extent of which `embedded` is the descriptor, if that is there. QEMU looks for it in 20 sectors after the
+/// first one, wherever the header says that the descriptor is.
+pub(super) fn check_start_of_extent(file: &dyn ReadAt, embedded: Option<&[u8]>) -> Result<()> {
+    const LEN: u64 = 20 * SECTOR;
+    let len = table::length(file)?.saturating_sub(SECTOR).min(LEN);
+    let mut bytes = vec![0; len as usize];
+    table::read(file, &mut bytes, SECTOR)?;
+    let known = embedded.map_or(0, |text| Text::new(text, SECTOR).find_all(PARENT_HINT).count());
+    match Text::new(&bytes, SECTOR).find_all(PARENT_HINT).nth(known) {
+        Some(found) => Err(found.fault(PARENT_HINT, "must be in the descriptor, and nowhere else")),
         None => Ok(()),
     }
 }
@@ -365,5 +393,5 @@ fn database_line(key: &str, value: &str) -> Result<String> {
 
 /// Returns `bytes` as text, if a quoted string can hold it.
 fn quotable(bytes: &[u8]) -> Option<&str> {
-    str::from_utf8(bytes).ok().filter(|text| !text.contains(['"', '\n', '\r', '\0']))
+    str::from_utf8(bytes).ok().filter(|text| !text.contains(['"', '\n', '\r', '\x0b', '\x0c', '\0']))
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::descriptor::{Descriptor, ExtentLine, ExtentType};
+use super::descriptor::{Descriptor, ExtentLine, ExtentType, check_start_of_extent};
 use super::grains::GrainMap;
 use super::header::{Flags, Header};
 use super::hosted::Hosted;
@@ -59,6 +59,7 @@ impl Reader {
             Some(SparseKind::Hosted) => Self::open_hosted(file, cx),
             Some(SparseKind::Cowd) => {
                 let header = esxi::read_cowd(&*file, cx)?;
+                check_start_of_extent(&*file, None)?;
                 if !header.flags.contains(cowd::Flags::ROOT) {
                     return Err(esxi::needs_descriptor("a COWD extent"));
                 }
@@ -74,9 +75,10 @@ impl Reader {
 
     /// Opens a hosted sparse extent, with its embedded descriptor if it has one.
     fn open_hosted(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
-        let hosted = Hosted::read(file, IMAGE, cx)?;
-        let descriptor =
-            hosted.descriptor(cx)?.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
+        let hosted = Hosted::read(file.clone(), IMAGE, cx)?;
+        let embedded = hosted.descriptor(cx)?;
+        check_start_of_extent(&*file, embedded.as_ref().filter(|(_, at)| *at == SECTOR).map(|(text, _)| &text[..]))?;
+        let descriptor = embedded.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
         let mut info = describe_hosted(&hosted.header, descriptor.as_ref(), cx)?;
         let grains = hosted.into_grains(info.virtual_size, cx, &mut info.warnings)?;
         Ok(Reader::from_grains(grains, info, cx.budget))

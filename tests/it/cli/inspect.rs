@@ -63,9 +63,13 @@ fn other_files_are_not_opened() {
     dir.file("policy.toml", b"external-files = true");
     fs::remove_file(dir.join("base.raw")).unwrap();
     fs::remove_file(dir.join("disk.data")).unwrap();
-    for name in ["overlay.qcow2", "data.qcow2"] {
+    dir.file("read.toml", b"external-files = true\nread-data = true");
+    for (name, other) in [("overlay.qcow2", "base.raw"), ("data.qcow2", "disk.data")] {
         assert_eq!(judge(&dir, &["--policy", "policy.toml", name]), is(0, "safe", &[]), "{name}");
+        let told = parse(&succeed(&dir, &["inspect", "--output", "json", "--policy", "policy.toml", name]));
+        assert_eq!(told["external-files"], serde_json::json!([other]));
     }
+    assert_eq!(judge(&dir, &["--policy", "read.toml", "data.qcow2"]), is(2, "unknown", &["external-files"]));
 }
 
 #[test]
@@ -124,13 +128,56 @@ fn disks_of_packages_are_judged_as_others() {
     tar("overlay.tar", &["overlay.qcow2"]);
     tar("other.tar", &["other.vmdk"]);
     tar("flat.tar", &["flat.vmdk", "flat-flat.vmdk"]);
+    // A program that unpacks it follows the link.
+    fs::remove_file(dir.join("flat-flat.vmdk")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", dir.join("flat-flat.vmdk")).unwrap();
+    tar("link.tar", &["flat.vmdk", "flat-flat.vmdk"]);
     for (name, expected) in [
         ("overlay.tar", is(1, "unsafe", &["external-files"])),
         ("other.tar", is(1, "unsafe", &["external-files"])),
         ("flat.tar", is(0, "safe", &[])),
+        ("link.tar", is(1, "unsafe", &["external-files"])),
     ] {
         assert_eq!(judge(&dir, &[name]), expected, "{name}");
     }
+}
+
+#[test]
+fn what_is_compressed_is_judged_as_what_it_is() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &[0; 4096]);
+    dir.file("text.raw", b"root:x:0:0:root:/root:/bin/bash\n");
+    assert!(Command::new("gzip").args(["disk.raw", "text.raw"]).current_dir(dir.path()).status().unwrap().success());
+    let told = parse(&succeed(&dir, &["inspect", "--output", "json", "disk.raw.gz"]));
+    assert_eq!((&told["compression"], &told["virtual-size"]), (&serde_json::json!(["gzip"]), &4096.into()));
+    assert_eq!(judge(&dir, &["text.raw.gz"]), is(1, "unsafe", &["content"]));
+    // Before it is decoded.
+    let told = imgconv(&dir, &["inspect", "--output", "json", "--policy", "nova", "disk.raw.gz"]);
+    let told = parse(&String::from_utf8(told.stdout).unwrap());
+    assert_eq!((&told["findings"][0]["check"], told.get("virtual-size")), (&"compression".into(), None));
+}
+
+#[test]
+fn data_that_cannot_be_read_is_not_safe_if_the_policy_asks_for_it() {
+    let dir = TempDir::new();
+    dir.file("disk.raw", &Pattern::Islands.make(1 << 20));
+    dir.file("secret", b"secret");
+    succeed(
+        &dir,
+        &[
+            "convert",
+            "-o",
+            "encrypt.format=luks,encrypt.iter-time=1",
+            "--secret-file",
+            "secret",
+            "disk.raw",
+            "disk.qcow2",
+        ],
+    );
+    dir.file("policy.toml", b"read-data = true");
+    assert_eq!(judge(&dir, &["disk.qcow2"]), is(0, "safe", &[]));
+    assert_eq!(judge(&dir, &["--policy", "policy.toml", "disk.qcow2"]), is(2, "unknown", &["encryption"]));
+    assert_eq!(judge(&dir, &["--policy", "policy.toml", "--secret-file", "secret", "disk.qcow2"]), is(0, "safe", &[]));
 }
 
 /// As a polyglot, and with bytes after the end.

@@ -94,14 +94,14 @@ fn equivalent_spellings() {
     let upper = |word: &str| WORKSTATION.replace(word, &word.to_ascii_uppercase());
     for text in [
         WORKSTATION.replace('\n', "\r\n"),
-        WORKSTATION.replace('\n', "\r"),
+        WORKSTATION.replace('\n', "\r\r\n"),
         WORKSTATION.replace('\n', " \t\n\n \t"),
         WORKSTATION.replace('=', " \t= "),
         WORKSTATION.replace(" = ", "="),
         WORKSTATION.trim_end().to_owned(),
         format!("\u{feff}{WORKSTATION}"),
         format!("{WORKSTATION}\0\0RW 1 ZERO\n???"),
-        format!("{WORKSTATION}version=9\ncid=1\nPARENTCID=1\ncreateType=\"fullDevice\"\nencoding=\"GBK\"\n"),
+        format!("{WORKSTATION}version=9\ncid=1\nencoding=\"GBK\"\n"),
         format!(
             "{WORKSTATION}# Change Tracking File\nchangeTrackPath=\"a-ctk.vmdk\"\nisNativeSnapshot=\"no\"\nfoo=\"\n"
         ),
@@ -123,12 +123,25 @@ fn equivalent_spellings() {
 
 #[test]
 fn probing() {
-    for head in ["# Disk DescriptorFile\r\n\r\nVersion = 1\n", "version=1", "\u{feff}\n#\r VERSION\t=2", "version=9"] {
+    for head in [
+        "# Disk DescriptorFile\r\n\r\nVersion = 1\n",
+        "version=1",
+        "\u{feff}\n#\r\n VERSION\t=2",
+        "version=9",
+        "# disk descriptorfile\nCID=1",
+    ] {
         assert!(is_vmdk_descriptor(head.as_bytes()), "{head:?}");
     }
-    for head in
-        ["", "#version=1", "# just a comment\nversionless", "version", "xversion=1", "CID=1\nversion=1", "\0version=1"]
-    {
+    for head in [
+        "",
+        "#\rversion=1",
+        "#version=1",
+        "# just a comment\nversionless",
+        "version",
+        "xversion=1",
+        "CID=1\nversion=1",
+        "\0version=1",
+    ] {
         assert!(!is_vmdk_descriptor(head.as_bytes()), "{head:?}");
     }
 }
@@ -219,6 +232,16 @@ fn header_values() {
         assert!(line_error(&format!("{hidden}\nRW 1 ZERO")).0.contains("nowhere else"), "{hidden}");
     }
     assert_eq!(hint("\"parentFileNameHint\"").unwrap_err().kind().as_str(), "invalid-field");
+    for hidden in
+        ["#createType=\"monolithicFlat\"", "# parentCID=1", "PARENTCID=1\nparentCID=2", "ddb.createtype=\"x\""]
+    {
+        assert!(line_error(&format!("{hidden}\nRW 1 ZERO")).0.contains("nowhere else"), "{hidden}");
+    }
+    // QEMU would read a name from the next line.
+    for empty in ["", "\n/etc/passwd\"=x", " \"\""] {
+        assert!(hint(empty).is_err(), "{empty}");
+    }
+    assert_eq!(hint("\"\"").unwrap(), None);
 
     let comment = parse(zero("ddb.comment=\"a \\\"b\\\" = c\"")).unwrap();
     assert_eq!(comment.database_value("comment"), Some("a \\\"b\\\" = c"));
@@ -408,7 +431,7 @@ fn geometry_and_identifiers() {
 }
 
 fn a_name() -> impl Strategy<Value = Name> {
-    "[^\"\n\r\0]{1,12}".prop_map(Name::from)
+    "[^\"\n\r\x0b\x0c\0]{1,12}".prop_map(Name::from)
 }
 
 fn an_extent() -> impl Strategy<Value = ExtentLine> {
@@ -435,7 +458,7 @@ fn a_descriptor() -> impl Strategy<Value = Descriptor> {
         prop::sample::select(CREATE_TYPES),
         prop::option::of(a_name()),
         prop::collection::vec(an_extent(), 1..5),
-        prop::collection::vec(("[a-zA-Z][a-zA-Z.]{0,8}", "[^\"\n\r\0]{0,9}"), 0..5),
+        prop::collection::vec(("[a-zA-Z][a-zA-Z.]{0,8}", "[^\"\n\r\x0b\x0c\0]{0,9}"), 0..5),
     )
         .prop_map(|((version, cid, parent_cid), create_type, parent_hint, extents, database)| Descriptor {
             version,

@@ -30,13 +30,37 @@ impl<'a> Text<'a> {
     pub fn lines(self) -> impl Iterator<Item = Text<'a>> {
         let mut at = self.at;
         self.bytes
-            .split(|byte| matches!(byte, b'\n' | b'\r'))
+            .split(|byte| *byte == b'\n')
             .map(move |bytes| {
                 let line = Text { at, bytes };
                 at = at.saturating_add(bytes.len() as u64 + 1);
                 line.trim()
             })
             .filter(|line| !line.bytes.is_empty() && !line.bytes.starts_with(b"#"))
+    }
+
+    /// Refuses what other readers take for a blank or for the end of a line, and see other lines then: vertical tabs, form feeds, and carriage returns that are not
+    /// at the end of a line.
+    pub fn check_blanks(self) -> Result<()> {
+        let mut rest = self;
+        while let Some(at) = rest.bytes.iter().position(|byte| matches!(byte, b'\x0b' | b'\x0c' | b'\r')) {
+            let found = rest.split(at).1;
+            let after = found.bytes.iter().position(|byte| *byte != b'\r').unwrap_or(found.bytes.len());
+            if after == 0 || found.bytes.get(after).is_some_and(|byte| *byte != b'\n') {
+                return Err(found
+                    .fault("line", "must have no vertical tab, no form feed, and carriage returns only at its end"));
+            }
+            rest = found.split(after).1;
+        }
+        Ok(())
+    }
+
+    /// The text from each place on where it has this keyword, in any case.
+    pub fn find_all(self, keyword: &str) -> impl Iterator<Item = Text<'a>> {
+        let windows = self.bytes.windows(keyword.len()).enumerate();
+        windows
+            .filter(move |(_, bytes)| bytes.eq_ignore_ascii_case(keyword.as_bytes()))
+            .map(move |(at, _)| self.split(at).1)
     }
 
     /// Splits at the first `=`; `None` without one or if the key is empty.

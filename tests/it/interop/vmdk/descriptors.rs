@@ -111,7 +111,7 @@ fn spellings() {
     for (what, text) in [
         ("unchanged", ESXI.to_owned()),
         ("CR LF", ESXI.replace('\n', "\r\n")),
-        ("CR", ESXI.replace('\n', "\r")),
+        ("CR CR LF", ESXI.replace('\n', "\r\r\n")),
         ("capital letters", ESXI.to_uppercase().replace("VMFS_THICK-FLAT.VMDK", "vmfs_thick-flat.vmdk")),
         ("blanks", ESXI.replace('=', " =\t").replace("RW 4096 VMFS ", "  RW\t4096   VMFS  ")),
         ("NUL padding", ESXI.to_owned() + &"\0".repeat(3000)),
