@@ -155,6 +155,8 @@ fn what_is_not_supported_is_refused_by_name() {
             "PBKDF2 iterations at file offset 0x1000 is 4294967295, above",
         ),
         ("/digests/0/digest", json!("***"), "digest is missing"),
+        ("/digests/0/type", json!("argon2id"), "luks: not supported: digest of type argon2id"),
+        ("/keyslots/0/af/type", json!("luks2"), "luks: not supported: anti-forensic splitter of type luks2"),
         ("/keyslots/0/type", json!("reencrypt"), "luks: not supported: keyslot of type reencrypt"),
         ("/keyslots/0/kdf/type", json!("scrypt"), "luks: not supported: key derivation scrypt"),
         ("/keyslots/0/kdf/memory", json!(2_000_000), "memory of Argon2 at file offset 0x1000 is 2048000000, above"),
