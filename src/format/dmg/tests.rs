@@ -7,8 +7,9 @@ use crate::codec::Codec;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::Format;
-use crate::io::MemFile;
+use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};
+use crate::testing::SparseFile;
 use crate::testing::dmg::{
     self, ADC, BZIP2, COMMENT, DATA_FORK, DmgBuilder, DmgRun, END, LZFSE, RAW, UNUSED, XZ, ZEROS, ZLIB,
 };
@@ -118,6 +119,23 @@ fn invalid_fields_of_the_trailer_are_refused_by_name() {
         let error = error(good[end - len..].to_vec());
         assert!(error.contains("trailer is missing"), "{error}");
     }
+}
+
+/// The limit of the tables counts their bytes, not what precedes them.
+#[test]
+fn the_property_list_may_be_far_into_the_file() {
+    const FAR: u64 = 64 << 20;
+    let small = of_runs(0, 0, &[run(RAW, 0, 8, 0, 4096)], 8);
+    let (data, rest) = small.split_at(DATA_FORK as usize + 4096);
+    let mut rest = rest.to_vec();
+    let list = rest.len() - 512 + 216;
+    rest[list..list + 8].copy_from_slice(&(FAR + data.len() as u64).to_be_bytes());
+    let file = SparseFile::default();
+    file.write_all_at(data, 0).unwrap();
+    file.write_all_at(&rest, FAR + data.len() as u64).unwrap();
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    let reader = Reader::open(Arc::new(file), &OpenContext::new(&limits, &budget)).unwrap();
+    assert_eq!(reader.info().virtual_size, 8 * 512);
 }
 
 #[test]

@@ -122,6 +122,17 @@ fn unwritten_sectors_read_as_zeros_or_from_the_parent() {
 }
 
 #[test]
+fn the_last_block_needs_only_what_the_disk_has_of_it() {
+    // A bitmap and one sector of the third block.
+    let mut bytes = image(DiskType::Dynamic, 2 * BLOCK + 512, &[!0, !0, 4], 6 * 512);
+    bytes[4 * 512] = 0xff;
+    let extent = open(bytes.clone()).unwrap().extent_at(2 * BLOCK..u64::MAX).unwrap();
+    let data = ExtentKind::Data(Location { file: FileId(0), offset: 5 * 512 });
+    assert_eq!(extent, Extent::new(2 * BLOCK..2 * BLOCK + 512, data));
+    assert_eq!(check(bytes).0, 0);
+}
+
+#[test]
 fn invalid_entries_are_reported() {
     let end = 40 * 512;
     for (entries, wrong, kind) in [
