@@ -162,6 +162,22 @@ fn invalid_entries_are_reported() {
     ] {
         assert_eq!(check(make(&entries)), found, "{entries:?}");
     }
+    for (entries, fragments, message) in [
+        ([4, 21], 0, None),
+        ([4, 22], 0, None),
+        ([4, 37], 1, None),
+        ([21, 4], 1, None),
+        ([2, !0], 0, Some("overlaps other metadata")),
+        ([4, 5], 1, Some("overlaps another block")),
+    ] {
+        let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+        let file = Arc::new(MemFile::from(make(&entries)));
+        let report = format().check(file, &OpenContext::new(&limits, &budget)).unwrap();
+        assert_eq!(report.fragmented_clusters, fragments, "{entries:?}");
+        let found = report.messages.iter().find(|text| text.contains("overlaps"));
+        assert_eq!(found.is_some(), message.is_some(), "{report:?}");
+        assert!(found.zip(message).is_none_or(|(found, message)| found.contains(message)), "{report:?}");
+    }
     for entries in [[2, !0], [4, 4]] {
         let mut claimed: Vec<std::ops::Range<u64>> = Vec::new();
         let claim = open(make(&entries)).unwrap().metadata(&mut |_, range| {
