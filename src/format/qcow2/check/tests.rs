@@ -4,7 +4,7 @@ use std::process::Command;
 use super::*;
 use crate::codec::Codec;
 use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
-use crate::format::qcow2::extension::Extensions;
+use crate::format::qcow2::extension::{BitmapDirectory, Extensions};
 use crate::format::qcow2::header::{Autoclear, Compatible, Encryption, V3_WRITTEN_LENGTH};
 use crate::format::qcow2::{bitmap, refcount, snapshot};
 use crate::info::Value;
@@ -297,24 +297,89 @@ fn a_cluster_with_two_uses_is_one_corruption() {
     assert_eq!((report.corruptions, report.leaks), (2, 0), "{report:?}");
 }
 
+/// Each table has 100 entries, in two clusters.
+#[test]
+fn l1_tables_do_not_overlap() {
+    for (active, snapshots, overlaps) in
+        [(12, [14, 16], 0), (20, [14, 14], 0), (12, [13, 16], 1), (13, [12, 16], 1), (20, [14, 15], 1)]
+    {
+        let mut image = valid_image();
+        image.resize(22 * CLUSTER as usize, 0);
+        let (l1_table_offset, snapshots_offset) = (active * CLUSTER, 9 * CLUSTER);
+        set_header(
+            &mut image,
+            &Header { l1_size: 100, l1_table_offset, nb_snapshots: 2, snapshots_offset, ..header() },
+        );
+        for (table, at) in snapshots.into_iter().zip([snapshots_offset, snapshots_offset + 56]) {
+            put(&mut image, at, table * CLUSTER);
+            put(&mut image, at + 8, 100 << 32);
+            put(&mut image, at + 32, 16);
+            put(&mut image, at + 48, 64 * CLUSTER);
+        }
+        let report = check_bytes(&image);
+        let found = report.messages.iter().filter(|text| text.contains("another L1 table")).count();
+        assert_eq!(found, overlaps, "{active} {snapshots:?}: {report:?}");
+    }
+}
+
+/// A snapshot with an L2 table and a data cluster of its own, in clusters 11 and 12.
+#[test]
+fn only_the_active_state_has_copied_bits() {
+    let mut image = valid_image();
+    image.resize(13 * CLUSTER as usize, 0);
+    set_header(&mut image, &Header { nb_snapshots: 1, snapshots_offset: 9 * CLUSTER, ..header() });
+    (9..13).for_each(|cluster| set_refcount(&mut image, cluster, 1));
+    put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
+    put(&mut image, 9 * CLUSTER + 8, 1 << 32);
+    put(&mut image, 9 * CLUSTER + 32, 16);
+    put(&mut image, 9 * CLUSTER + 48, 64 * CLUSTER);
+    put(&mut image, 10 * CLUSTER, 11 * CLUSTER);
+    put(&mut image, 11 * CLUSTER, 12 * CLUSTER);
+    let report = check_bytes(&image);
+    assert_eq!((verdict(&report), report.allocated_clusters), (Clean, 5), "{report:?}");
+}
+
+/// The image with a bitmap: its directory is in cluster 9, its table in cluster 10, its bits in cluster 11.
+fn with_bitmap(flags: u64) -> Vec<u8> {
+    let mut image = valid_image();
+    image.resize(12 * CLUSTER as usize, 0);
+    let directory = BitmapDirectory { count: 1, len: 32, offset: 9 * CLUSTER, at: 0 };
+    let extensions = Extensions { bitmaps: Some(Ok(directory)), ..Extensions::default() };
+    set_header(&mut image, &Header { autoclear: Autoclear::BITMAPS, extensions, ..header() });
+    put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
+    put(&mut image, 9 * CLUSTER + 8, 1 << 32 | flags);
+    put(&mut image, 9 * CLUSTER + 16, 0x0110_0001 << 32);
+    put(&mut image, 9 * CLUSTER + 24, 0x62 << 56);
+    put(&mut image, 10 * CLUSTER, 11 * CLUSTER);
+    (9..12).for_each(|cluster| set_refcount(&mut image, cluster, 1));
+    image
+}
+
 #[test]
 fn reserved_bitmap_flags_are_reported() {
-    use crate::format::qcow2::extension::BitmapDirectory;
-    let check = |flags: u64| {
-        let mut image = valid_image();
-        image.resize(11 * CLUSTER as usize, 0);
-        let directory = BitmapDirectory { count: 1, len: 32, offset: 9 * CLUSTER, at: 0 };
-        let extensions = Extensions { bitmaps: Some(Ok(directory)), ..Extensions::default() };
-        set_header(&mut image, &Header { autoclear: Autoclear::BITMAPS, extensions, ..header() });
-        put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
-        put(&mut image, 9 * CLUSTER + 8, 1 << 32 | flags);
-        put(&mut image, 9 * CLUSTER + 16, 0x0110_0001 << 32);
-        put(&mut image, 9 * CLUSTER + 24, 0x62 << 56);
-        [9, 10].into_iter().for_each(|cluster| set_refcount(&mut image, cluster, 1));
-        verdict(&check_bytes(&image))
-    };
-    assert_eq!(check(2), Clean);
-    assert_eq!(check(8), Corrupt);
+    assert_eq!(verdict(&check_bytes(&with_bitmap(2))), Clean);
+    assert_eq!(verdict(&check_bytes(&with_bitmap(8))), Corrupt);
+}
+
+#[test]
+fn clusters_of_bitmaps_are_counted() {
+    for cluster in 9..12 {
+        for (count, expected) in [(0, Corrupt), (1, Clean), (2, Leaks)] {
+            let mut image = with_bitmap(2);
+            set_refcount(&mut image, cluster, count);
+            assert_eq!(verdict(&check_bytes(&image)), expected, "{cluster} {count}");
+        }
+    }
+    for (entry, expected) in [(0, Leaks), (1, Leaks), (2, Corrupt), (12 * CLUSTER, Corrupt), (L2, Corrupt)] {
+        let mut image = with_bitmap(2);
+        put(&mut image, 10 * CLUSTER, entry);
+        assert_eq!(verdict(&check_bytes(&image)), expected, "{entry:#x}");
+    }
+    // What a table cannot say is not a leak.
+    let mut image = with_bitmap(2);
+    put(&mut image, 9 * CLUSTER, 1 << 40);
+    let report = check_bytes(&image);
+    assert_eq!((report.corruptions, report.leaks), (1, 0), "{report:?}");
 }
 
 #[test]
