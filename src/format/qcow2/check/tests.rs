@@ -443,19 +443,22 @@ impl ReadAt for Sparse {
 /// Host offset in the second window.
 const FAR: u64 = 5 << 30;
 
-/// An image with guest cluster 0 and its refcount block, which holds `count`, in the second window.
-fn two_windows(count: u64) -> Sparse {
-    const TABLE: u64 = 16;
-    const TABLE_CLUSTERS: u64 = 700;
+const TABLE: u64 = 16;
+const TABLE_CLUSTERS: u64 = 700;
+
+/// An image with a refcount of `count` for the first cluster of the second window, and its refcount block, after two for the refcount
+/// table, at host offset `blocks_at`. Guest cluster 0 is in that cluster, if `is_used`.
+fn two_windows(count: u64, is_used: bool, blocks_at: u64) -> Sparse {
     let header =
         Header { refcount_table_offset: TABLE * CLUSTER, refcount_table_clusters: TABLE_CLUSTERS as u32, ..header() };
     let per_block = header.refcount_block_entries();
     let mut start = valid_image();
     set_header(&mut start, &header);
-    put(&mut start, L2, FAR | COPIED);
-
-    // Three more refcount blocks follow guest cluster 0: two for the rest of the refcount table, one for themselves.
-    let blocks = [REFCOUNT_BLOCK, FAR + CLUSTER, FAR + 2 * CLUSTER, FAR + 3 * CLUSTER];
+    if is_used {
+        put(&mut start, L2, FAR | COPIED);
+        set_refcount(&mut start, 5, 0);
+    }
+    let blocks = [REFCOUNT_BLOCK, blocks_at, blocks_at + CLUSTER, blocks_at + 2 * CLUSTER];
     let mut table = vec![0; (TABLE_CLUSTERS * CLUSTER) as usize];
     for (index, block) in [0, 1, 2, FAR / CLUSTER / per_block].into_iter().zip(blocks) {
         put(&mut table, 8 * index, block);
@@ -471,16 +474,16 @@ fn two_windows(count: u64) -> Sparse {
         }
     };
     (TABLE..TABLE + TABLE_CLUSTERS).for_each(|cluster| set(cluster, 1));
-    [1, 5].into_iter().for_each(|unused| set(unused, 0));
-    (1..4).for_each(|block| set(FAR / CLUSTER + block, 1));
+    set(1, 0);
+    (0..3).for_each(|block| set(blocks_at / CLUSTER + block, 1));
     set(FAR / CLUSTER, count);
-    Sparse { len: FAR + 4 * CLUSTER, parts: vec![(0, start), (TABLE * CLUSTER, table), (FAR + CLUSTER, far)] }
+    Sparse { len: FAR + 4 * CLUSTER, parts: vec![(0, start), (TABLE * CLUSTER, table), (blocks_at, far)] }
 }
 
 #[test]
 fn a_file_of_several_windows() {
     const { assert!(FAR / CLUSTER > WINDOW) };
-    let report = |count| check_source(Arc::new(two_windows(count))).unwrap();
+    let report = |count| check_source(Arc::new(two_windows(count, true, FAR + CLUSTER))).unwrap();
     let valid = report(1);
     assert_eq!(verdict(&valid), Clean, "{valid:?}");
     assert_eq!((valid.allocated_clusters, valid.image_end_offset), (5, FAR + 4 * CLUSTER));
@@ -489,6 +492,16 @@ fn a_file_of_several_windows() {
     assert_eq!((missing.corruptions, missing.leaks), (2, 0), "{missing:?}");
     let copied = report(2);
     assert_eq!((copied.corruptions, copied.leaks), (1, 1), "{copied:?}");
+}
+
+/// Only a refcount block in the first window knows of the second one.
+#[test]
+fn leaks_are_found_where_nothing_is_used() {
+    for (count, expected) in [(0, Clean), (1, Leaks)] {
+        let image = two_windows(count, false, (TABLE + TABLE_CLUSTERS) * CLUSTER);
+        let report = check_source(Arc::new(image)).unwrap();
+        assert_eq!((verdict(&report), report.leaks), (expected, count), "{report:?}");
+    }
 }
 
 #[test]
