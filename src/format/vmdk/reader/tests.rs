@@ -455,6 +455,8 @@ fn extents_in_several_files() {
         stream.guest(),
     ];
     assert!(read(&text, &files).unwrap() == parts.concat());
+    let twice = descriptor(&["RW 77 SPARSE \"sparse\"", "RW 77 SPARSE \"sparse\""]);
+    assert_eq!(read(&twice, &files).unwrap_err().kind().as_str(), "overlap");
     // A file that is used twice is opened once. File ids follow the order of the descriptor.
     let opened: Vec<_> = files.iter().map(|(name, bytes)| (*name, file(bytes))).collect();
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
@@ -675,6 +677,13 @@ fn unclean_extents_are_reported() {
     let reader = with_files(&[("a", file(&bytes))], |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
     assert!(reader.info().dirty);
     assert_eq!(reader.info().block_size, Some(4096));
+    let text = descriptor(&["RW 16 VMFSSPARSE \"a\""]);
+    for unclean in [false, true] {
+        let mut bytes = sparse.build_cowd().file;
+        bytes[1648] = unclean.into();
+        let reader = with_files(&[("a", file(&bytes))], |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
+        assert_eq!(reader.info().dirty, unclean);
+    }
 }
 
 #[test]
