@@ -50,6 +50,10 @@ mod tests {
             of_data(&bytes[(part.start * PIECE) as usize..(part.end * PIECE) as usize], (part.start + 1) * PIECE)
         });
         assert_eq!(parts.iter().fold(0u128, |sum, part| sum.wrapping_add(*part)), whole);
+        // The first piece is shorter where the range does not begin with one.
+        let (first, rest) = (&bytes[512..PIECE as usize], &bytes[PIECE as usize..]);
+        let cut = of_data(first, PIECE + 512).wrapping_add(of_data(rest, 2 * PIECE));
+        assert_eq!(of_data(&bytes[512..], PIECE + 512), cut);
         assert_ne!(of_data(&bytes, 2 * PIECE), whole, "at another offset");
         bytes[20_000] ^= 1;
         assert_ne!(of_data(&bytes, PIECE), whole);
@@ -58,10 +62,13 @@ mod tests {
         let zeros = of_zeros(&(512..3 * PIECE));
         assert_eq!(zeros, of_zeros(&(512..PIECE)).wrapping_add(of_zeros(&(PIECE..3 * PIECE))));
         assert_ne!(zeros, of_zeros(&(0..3 * PIECE)));
+        let [first, second, part] = [0..PIECE, PIECE..2 * PIECE, 512..PIECE].map(|guest| of_zeros(&guest));
+        assert!(first != second && first != part && part != 0);
     }
 
     #[test]
     fn the_digest_stays_the_same_in_all_versions() {
         assert_eq!(of_data(b"guest", 512), 242_359_365_962_714_779_915_755_674_432_592_586_503);
+        assert_eq!(of_zeros(&(512..1024)), 140_358_633_613_568_862_629_081_591_968_987_385_909);
     }
 }

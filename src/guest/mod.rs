@@ -210,6 +210,8 @@ mod tests {
         let mut disk = vec![0; 0x9000];
         disk[0x8001..0x8006].copy_from_slice(b"CD001");
         disk[510..512].copy_from_slice(b"\x55\xaa");
+        // After the four entries.
+        disk[446 + 16 * 4 + 4] = 1;
         assert_eq!(name(&disk), Some("ISO 9660"));
         assert_eq!(name(&disk[..0x8000]), Some("MBR partition table"));
         disk[0x202..0x206].copy_from_slice(b"HdrS");
@@ -226,7 +228,7 @@ mod tests {
         disc[0x8001..0x8006].copy_from_slice(b"CD001");
         disc[0x8801..0x8806].copy_from_slice(b"NSR03");
         assert_eq!(name(&disc), Some("ISO 9660 and UDF"));
-        disc[446 + 4] = 0x17;
+        disc[446 + 16 + 4] = 0x17;
         disc[510..512].copy_from_slice(b"\x55\xaa");
         assert_eq!(name(&disc), Some("ISO 9660 and UDF, hybrid with partitions"));
         disc[0x8801] = 0;
@@ -239,10 +241,14 @@ mod tests {
 
     #[test]
     fn partitions_are_listed_with_their_content() {
-        let mut disk = vec![0; 2 << 20];
-        disk[510..512].copy_from_slice(b"\x55\xaa");
-        disk[446 + 4] = 0x83;
-        disk[446 + 8..][..8].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
+        let mut disk = vec![0; 3 << 20];
+        for at in [510, (2 << 20) + 510] {
+            disk[at..at + 2].copy_from_slice(b"\x55\xaa");
+        }
+        for (entry, kind, first_high) in [(446, 0x83, 8), (446 + 16, 0x05, 16)] {
+            disk[entry + 4] = kind;
+            disk[entry + 8..][..8].copy_from_slice(&[0, first_high, 0, 0, 0, 8, 0, 0]);
+        }
         disk[(1 << 20) + 0x438..][..2].copy_from_slice(b"\x53\xef");
         let found = properties(&MemFile::from(disk)).unwrap();
         let partition = Value::Map(vec![
@@ -252,7 +258,13 @@ mod tests {
             ("type", "Linux (0x83)".into()),
             ("content", "ext2, ext3 or ext4".into()),
         ]);
-        let list = Value::List(vec![partition]);
+        let extended = Value::Map(vec![
+            ("number", 2.into()),
+            ("start", (2 << 20).into()),
+            ("length", (1 << 20).into()),
+            ("type", "extended (0x05)".into()),
+        ]);
+        let list = Value::List(vec![partition, extended]);
         assert_eq!(found, (Disk, vec![("content", "MBR partition table".into()), ("partitions", list)]));
     }
 }

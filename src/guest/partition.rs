@@ -300,9 +300,36 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_has_at_most_128_partitions() {
+        let mut disk = vec![0; 8 << 20];
+        put(&mut disk, 0, 0x05, 4096, 12288);
+        for index in 0..130 {
+            let sector = &mut disk[(4096 + 64 * index as usize) * 512..];
+            put(sector, 0, 0x01, 1, 1);
+            put(sector, 1, 0x05, 64 * (index + 1), 64);
+        }
+        let rows = table(&disk).unwrap();
+        assert_eq!((rows.len(), rows[128].0), (129, 132));
+    }
+
+    #[test]
+    fn a_partition_has_a_type_a_start_and_sectors() {
+        let with = |kind, first, count| {
+            let mut disk = mbr();
+            put(&mut disk, 1, kind, first, count);
+            table(&disk).map(|rows| rows.len())
+        };
+        assert_eq!((with(0x01, 1, 1), with(0, 0, 0)), (Some(5), Some(4)));
+        assert_eq!((with(0x01, 0, 1), with(0x01, 1, 0)), (None, None));
+    }
+
+    #[test]
     fn what_is_no_table() {
         assert_eq!(table(&[]), None);
         assert_eq!(table(&[0; 4096]), None);
+        let mut disk = mbr();
+        disk[511] = 0;
+        assert_eq!(table(&disk), None, "without a signature");
         let mut disk = mbr();
         // Code of a boot sector.
         disk[446] = 0x7c;
@@ -352,7 +379,11 @@ mod tests {
             let rows = table(&disk).unwrap();
             assert!(rows.iter().all(|(number, ..)| *number == 1) && rows.len() <= 1, "{at} {rows:?}");
         }
-        for (at, value) in [(32, u64::MAX), (40, u64::MAX), (40, 0), (40, 8192)] {
+        // To the end of the disk.
+        let mut disk = gpt_disk(512);
+        disk[1024 + 128 + 40..][..8].copy_from_slice(&8191_u64.to_le_bytes());
+        assert_eq!(table(&disk).unwrap()[0].1, MIB..4 * MIB);
+        for (at, value) in [(32, u64::MAX), (40, u64::MAX), (40, 0), (40, 2047), (40, 8192)] {
             let mut disk = gpt_disk(512);
             disk[1024 + 128 + at..][..8].copy_from_slice(&value.to_le_bytes());
             assert_eq!(table(&disk).unwrap(), [], "{at}");

@@ -324,6 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_free_is_claimed_and_the_rest_is_returned() {
+        let layer = Fake(ImageInfo::default());
+        let mut claims = OverlapTracker::new(&layer, [FILE_LEN, FILE_LEN].into_iter()).unwrap();
+        for (kind, len) in [data(3, 1), data(5, 1)] {
+            claims.claim(&layer, &Extent { offset: 0, len, kind }).unwrap();
+        }
+        // From the middle of the first unit on, which has metadata, into the sixth one.
+        const GUEST: u64 = 1 << 30;
+        let kind = ExtentKind::Data(Location { file: FileId(0), offset: UNIT / 2 });
+        let extent = Extent { offset: GUEST, len: 5 * UNIT + UNIT / 4, kind };
+        let mut taken = || {
+            let taken = claims.claim_free(&layer, &extent).into_iter();
+            let part = |range: Range<u64>| (range.start - GUEST) * 4 / UNIT..(range.end - GUEST) * 4 / UNIT;
+            taken.map(|(range, error)| (part(range), error.to_string().contains("metadata"))).collect::<Vec<_>>()
+        };
+        assert_eq!(taken(), [(0..2, true), (10..14, false), (18..21, false)]);
+        assert_eq!(taken(), [(0..2, true), (2..21, false)]);
+    }
+
+    #[test]
     fn units_are_shared_up_to_their_reference_count() {
         assert_eq!(claim([data(7, 1), data(7, 1)]), None);
         assert_eq!(claim([data(7, 1), data(7, 1), data(7, 1)]), Some("data of another guest range"));

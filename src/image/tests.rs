@@ -226,6 +226,23 @@ fn missing_bytes_are_an_error_with_their_range() {
     assert_eq!(error.kind().as_str(), "io");
 }
 
+#[test]
+fn a_compressed_unit_is_short_only_beyond_the_end_of_the_disk() {
+    // A stored block of DEFLATE (RFC 1951, section 3.2.4).
+    let stored = [&[1, 50, 0, !50, !0][..], &[7; 50]].concat();
+    let read = |min_len| {
+        let stored_len = stored.len() as u32;
+        let unit = Compressed { at: TOP, stored_len, codec: Codec::Deflate, unit: 0, unit_len: 100, min_len };
+        let extent = Extent { offset: 0, len: 100, kind: ExtentKind::Compressed(unit) };
+        let mut bytes = [0xee; 100];
+        Image::new(vec![layer(100, vec![extent], stored.clone())]).read_exact_at(&mut bytes, 0).map(|()| bytes)
+    };
+    assert_eq!(read(50).unwrap()[..], [[7; 50], [0; 50]].concat());
+    for min_len in [51, 100] {
+        assert!(read(min_len).is_err(), "{min_len}");
+    }
+}
+
 /// A reader whose log extends its file to 20 bytes.
 struct Longer(Fake);
 

@@ -95,3 +95,69 @@ fn is_kernel(head: &[u8]) -> bool {
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
     at(0x202, b"HdrS") && at(0x1fe, b"\x55\xaa") || at(56, b"ARM\x64") || at(0, b"\x7fELF")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+    use crate::limits::{Budget, Limits};
+    use crate::package::tar::{members, tests::entry};
+
+    /// The roles of members of these names, which start with these bytes.
+    fn of(files: &[(&str, &[u8])]) -> Vec<&'static str> {
+        let padded = |bytes: &[u8]| [bytes, &[0; 1024]].concat();
+        let archive: Vec<u8> = files.iter().flat_map(|(name, start)| entry(name, b'0', &padded(start))).collect();
+        let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(archive));
+        roles(&file, &members(&*file, &Limits::default(), &Budget::new(1 << 20)).unwrap()).unwrap()
+    }
+
+    const QCOW2: &[u8] = b"QFI\xfb\0\0\0\x03";
+    /// An extent without a descriptor.
+    const EXTENT: &[u8] = b"KDMV\x01\0\0\0";
+    const GZIP: &[u8] = b"\x1f\x8b\x08\0";
+
+    #[test]
+    fn the_disk_is_the_member_that_is_most_like_one() {
+        for (files, expected) in [
+            (&[("a", QCOW2), ("b.vmdk", EXTENT), ("c.img", b""), ("d.gz", GZIP)][..], ["disk", OTHER, OTHER, OTHER]),
+            (&[("a", b""), ("b.vmdk", EXTENT), ("c.img", b""), ("d.gz", GZIP)], [OTHER, "disk", OTHER, OTHER]),
+            (&[("a", b""), ("b", b""), ("c.img", b""), ("d.gz", GZIP)], [OTHER, OTHER, "disk", OTHER]),
+            (&[("a", b""), ("b", b""), ("c", b""), ("d.gz", GZIP)], [OTHER, OTHER, OTHER, "disk"]),
+            (&[("a.img", b""), ("B.RAW", b""), ("c.iso", b""), ("d.txt", b"")], ["disk", "disk", "disk", OTHER]),
+        ] {
+            assert_eq!(of(files), expected);
+        }
+    }
+
+    #[test]
+    fn what_else_a_machine_has_is_not_a_disk() {
+        let mut kernel = [0; 1024];
+        kernel[0x1fe..0x206].copy_from_slice(b"\x55\xaa\0\0HdrS");
+        let mut unsigned = kernel;
+        unsigned[0x1fe] = 0;
+        let arm = [&[0; 56], &b"ARM\x64"[..]].concat();
+        for (name, bytes, role) in [
+            ("boot.img", &kernel[..], KERNEL),
+            ("boot.img", &unsigned, DISK),
+            ("boot.img", &arm, KERNEL),
+            ("boot.img", b"\x7fELF", KERNEL),
+            ("vmlinuz-6.1.img", b"", KERNEL),
+            ("x-kernel", b"", KERNEL),
+            ("boot.img", b"070701", RAMDISK),
+            ("Initrd.img", GZIP, RAMDISK),
+            ("x-floppy.img", b"", OTHER),
+            ("x-loader.img", b"", OTHER),
+            ("._boot.img", b"", OTHER),
+        ] {
+            assert_eq!(of(&[(name, bytes)]), [role], "{name}");
+        }
+    }
+
+    #[test]
+    fn members_without_data_are_not_disks() {
+        let archive = [entry("a.img", b'0', b""), entry("b.img", b'5', b""), entry("c.img", b'0', b"x")].concat();
+        let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(archive));
+        let members = members(&*file, &Limits::default(), &Budget::new(1 << 20)).unwrap();
+        assert_eq!(roles(&file, &members).unwrap(), [OTHER, "directory", DISK]);
+    }
+}

@@ -193,6 +193,7 @@ mod tests {
         }
         for line in [
             "SHA1(a)= 00".into(),
+            format!("SHA1(a)= {SHA1}0"),
             format!("MD5(a)= {SHA1}"),
             format!("SHA256(a)= {SHA1}"),
             format!("SHA1()= {SHA1}"),

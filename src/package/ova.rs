@@ -429,6 +429,53 @@ mod tests {
         }
     }
 
+    /// The resource type of each item; of disks also the parent and the address there.
+    #[test]
+    fn disks_are_at_the_addresses_of_their_controllers() {
+        let items = |list: &str, disks: usize| {
+            let disk = Disk { capacity: 1 << 30, size: 1, populated: 1 };
+            let text = String::from_utf8(settings(list, "vm", disks).unwrap().descriptor(&vec![disk; disks])).unwrap();
+            let document = roxmltree::Document::parse(&text).unwrap();
+            let items = document.descendants().filter(|node| node.tag_name().name() == "Item");
+            let fields = |item: roxmltree::Node<'_, '_>| {
+                let field = |name: &str| item.children().find(|child| child.tag_name().name() == name)?.text();
+                let kind = field("ResourceType").unwrap();
+                if kind == "17" {
+                    format!("disk {}:{}", field("Parent").unwrap(), field("AddressOnParent").unwrap())
+                } else {
+                    kind.to_owned()
+                }
+            };
+            items.map(fields).collect::<Vec<_>>()
+        };
+        assert_eq!(items("nic=none", 1), ["3", "4", "6", "disk 3:0"]);
+        assert_eq!(items("controller=sata", 2), ["3", "4", "20", "disk 3:0", "disk 3:1", "10"]);
+        let ide = ["3", "4", "5", "5", "disk 3:0", "disk 3:1", "disk 4:0", "disk 4:1"];
+        assert_eq!(items("controller=ide,nic=none", 4), ide);
+        // The controller itself has the address 7.
+        assert_eq!(items("controller=pvscsi,nic=none", 9)[9..], ["disk 3:6", "disk 3:8", "disk 3:9"]);
+    }
+
+    #[test]
+    fn the_machine_is_what_the_options_say() {
+        let text = |list: &str| {
+            let disk = Disk { capacity: 1 << 30, size: 1, populated: 1 };
+            String::from_utf8(settings(list, "stem", 1).unwrap().descriptor(&[disk])).unwrap()
+        };
+        for (list, parts) in [
+            ("", ["<Name>stem</Name>", ">2048</rasd:VirtualQuantity>", "<NetworkSection>"]),
+            ("name=a<&\u{1}b\u{ffff},memory=512M,cpus=768", ["<Name>a&lt;&amp;b</Name>", ">512</", ">768</"]),
+            ("firmware=efi,hwversion=99", ["key=\"firmware\" vmw:value=\"efi\"", "vmx-99", ""]),
+            ("hwversion=4,name=", ["vmx-04", "<Name>vm</Name>", ""]),
+        ] {
+            let text = text(list);
+            assert!(parts.iter().all(|part| text.contains(part)), "{list}: {text}");
+        }
+        assert!(!text("").contains("firmware") && !text("nic=none").contains("NetworkSection"));
+        let systems = ["ubuntu64Guest", "debian5Guest", "windows9_64Guest", "winXPProGuest"].map(system_id);
+        assert_eq!(systems, [101, 36, 102, 1]);
+    }
+
     /// The order of elements in DMTF DSP8023 1.1.1, the schema of the envelope, and in those of its items.
     #[test]
     fn elements_are_in_the_order_of_the_schema() {

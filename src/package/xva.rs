@@ -188,6 +188,25 @@ mod tests {
     }
 
     #[test]
+    fn the_pieces_of_a_sparse_block_are_within_it() {
+        let mut block = file("Ref:4/00000001", BLOCK);
+        block.pieces = vec![Piece { start: 0, len: 512, offset: 512 }, Piece { start: 4096, len: 512, offset: 1024 }];
+        let members = [file("ova.xml", 10), file("Ref:4/00000000", BLOCK), block];
+        let found = disks(&members, &descriptor("2097152"), &Limits::default()).unwrap();
+        let starts: Vec<_> = found[0].pieces.iter().map(|piece| piece.start).collect();
+        assert_eq!((starts, found[0].unchecked_count()), (vec![0, BLOCK, BLOCK + 4096], 2));
+    }
+
+    #[test]
+    fn the_number_of_a_block_has_8_to_16_digits() {
+        assert_eq!(block(b"Ref:4/00000012"), Some((&b"Ref:4"[..], 12)));
+        assert_eq!(block(b"Ref:4/0000000000000012"), Some((&b"Ref:4"[..], 12)));
+        for name in ["Ref:4/0000012", "Ref:4/00000000000000012", "Ref:4/0000001x", "other/00000012", "00000012"] {
+            assert_eq!(block(name.as_bytes()), None, "{name}");
+        }
+    }
+
+    #[test]
     fn empty_blocks_keep_a_connection_alive() {
         let members = [
             file("ova.xml", 10),
@@ -218,6 +237,8 @@ mod tests {
             let problem = refused(&[block], "3145728");
             assert!(problem.contains("truncated"), "{problem}");
         }
+        let short = [file("Ref:4/00000000", 5), file("Ref:4/00000001", BLOCK), file("Ref:4/00000002", BLOCK)];
+        assert!(refused(&short, "3145728").contains("truncated"));
         let long = [file("Ref:4/00000002", BLOCK), file("Ref:4/00000002.checksum", 65)];
         assert!(refused(&long, "3145728").contains("above the limit"));
         assert!(refused(&one("Ref:5/00000000", 1), "3145728").contains("does not describe"));

@@ -149,6 +149,36 @@ mod tests {
         assert_eq!((dictionary_size(40), dictionary_size(41)), (Some(u32::MAX), None));
     }
 
+    /// Parses a header with these flags and fields, and the checksum of that.
+    fn parse(flags: u8, fields: &[u8]) -> Result<BlockHeader, Fault> {
+        let mut bytes = [&[0, flags], fields].concat();
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT as usize), 0);
+        bytes[0] = (bytes.len() / ALIGNMENT as usize) as u8;
+        bytes.extend(crc32(0, &bytes).to_le_bytes());
+        assert_eq!(BlockHeader::len(bytes[0]), bytes.len());
+        BlockHeader::parse(&bytes)
+    }
+
+    #[test]
+    fn fields_of_block_headers() {
+        // The filter LZMA2, with a dictionary of 6 KiB.
+        let plain = parse(0, &[0x21, 1, 1]).unwrap();
+        assert_eq!((plain.compressed, plain.uncompressed, plain.dictionary), (None, None, 6144));
+        let sized = parse(0xc0, &[5, 0, 0x21, 1, 1]).unwrap();
+        assert_eq!((sized.compressed, sized.uncompressed), (Some(5), Some(0)));
+        for (flags, fields, what) in [
+            (0x04, &[0x21, 1, 1][..], "block flags 0x04"),
+            (0x20, &[0x21, 1, 1], "block flags 0x20"),
+            (0, &[0x21, 1, 1, 0, 0, 1], "other fields"),
+            (0, &[0x21, 1, 41], "dictionary size is reserved"),
+            (0x40, &[0, 0x21, 1, 1], "a size is not a number"),
+            (1, &[0x21, 1, 1], "without LZMA2"),
+        ] {
+            let fault = format!("{:?}", parse(flags, fields).err());
+            assert!(fault.contains(what), "{fault}");
+        }
+    }
+
     #[test]
     fn numbers_have_one_encoding() {
         let number = |bytes: &[u8]| Fields(bytes).number();

@@ -49,6 +49,12 @@ fn invalid_fields_are_refused_by_name() {
     let at = "bochs: corrupt image at file offset";
     check(32, b"Rawdisk", "unsupported bochs: not supported at file offset 0x20: type Rawdisk Growing");
     check(48, b"Undoable", "unsupported bochs: not supported at file offset 0x20: type Redolog Undoable");
+    // Types that fill their fields have no zero at the end.
+    check(
+        32,
+        b"sixteen letters.sixteen letters!!",
+        "unsupported bochs: not supported at file offset 0x20: type sixteen letters. sixteen letters!",
+    );
     check(66, &[3], "unsupported bochs: not supported at file offset 0x40: version 3.0");
     check(68, &[95, 0], &format!("invalid-field {at} 0x44: header size is 95, outside 96..=4294967295"));
     check(
@@ -60,6 +66,7 @@ fn invalid_fields_are_refused_by_name() {
     check(81, &[1], &format!("invalid-field {at} 0x50: extent size is 256, outside 512..=8388608"));
     check(81, &[0x30], &format!("invalid-field {at} 0x50: extent size is 0x3000, but must be a power of two"));
     check(91, &[1], &format!("invalid-field {at} 0x58: disk size is 16973824, outside 0..=524288"));
+    assert_eq!(patched(&[(68, &[96, 0])]).unwrap().header_size, 96);
     let mut bytes = [0; Header::LEN];
     bytes[0] = 1;
     assert_eq!(Header::parse(&bytes, 4096, &Limits::default()).unwrap_err().kind().as_str(), "invalid-field");
@@ -190,6 +197,17 @@ proptest! {
             prop_assert!(u64::from(header.catalog_entries) * u64::from(header.extent_size) >= header.disk_size);
         }
     }
+}
+
+#[test]
+fn neighboring_unallocated_extents_are_one() {
+    let header = Header { catalog_entries: 4, disk_size: 4 * 4096, ..sample() };
+    let bitmaps = vec![vec![0xff], vec![0xff]];
+    let mut image = Sample { header, catalog: vec![None, None, Some(0), None], bitmaps, file_len: 0 };
+    image.file_len = image.bitmap_at(1);
+    let reader = image.open();
+    let ends = [0, 4096, 5000, 3 * 4096].map(|at| reader.extent_at(at..u64::MAX).unwrap().end());
+    assert_eq!(ends, [2 * 4096, 2 * 4096, 2 * 4096, 4 * 4096]);
 }
 
 #[test]

@@ -70,9 +70,14 @@ fn payloads_ascend_and_are_within_the_file() {
         assert_eq!(kind(&offsets), Err(error), "{offsets:?}");
     }
     assert!(kind(&[152, 4096]).is_ok());
-    // A payload that is much longer than its block.
-    let long = open(image(512, &[152, 2 << 20], 2 << 20)).unwrap();
-    assert_eq!(long.extent_at(0..1).unwrap_err().kind().as_str(), "invalid-field");
+    // The longest payload of a block, and one that is longer by a byte.
+    let longest = 152 + 512 + EXPANSION;
+    let ending_at = |end| open(image(512, &[152, end], 2 << 20)).unwrap().extent_at(0..1);
+    assert!(ending_at(longest).is_ok());
+    assert_eq!(
+        ending_at(longest + 1).unwrap_err().to_string(),
+        format!("cloop: corrupt image at file offset 0x90: block offset is {}, outside 153..={longest}", longest + 1)
+    );
 }
 
 proptest! {

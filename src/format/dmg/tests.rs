@@ -7,8 +7,9 @@ use crate::codec::Codec;
 use crate::driver::{Compressed, Extent, ExtentKind, FileId, Location, OpenContext, SparseRead};
 use crate::error::Result;
 use crate::format::Format;
-use crate::io::MemFile;
+use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};
+use crate::testing::SparseFile;
 use crate::testing::dmg::{
     self, ADC, BZIP2, COMMENT, DATA_FORK, DmgBuilder, DmgRun, END, LZFSE, RAW, UNUSED, XZ, ZEROS, ZLIB,
 };
@@ -90,7 +91,7 @@ fn invalid_fields_of_the_trailer_are_refused_by_name() {
         (0, &b"k0ly"[..], corrupt("invalid-field", 0, "trailer is missing, or is of another type")),
         (7, &[5], format!("unsupported dmg: not supported {} version 5", at(4))),
         (10, &[4], corrupt("invalid-field", 8, "length of the trailer is 0x400, but must be 512")),
-        (63, &[3], format!("unsupported dmg: not supported {} an image of 3 segments", at(60))),
+        (63, &[2], format!("unsupported dmg: not supported {} an image of 2 segments", at(60))),
         (
             492,
             &[0xff; 8],
@@ -120,6 +121,23 @@ fn invalid_fields_of_the_trailer_are_refused_by_name() {
     }
 }
 
+/// The limit of the tables counts their bytes, not what precedes them.
+#[test]
+fn the_property_list_may_be_far_into_the_file() {
+    const FAR: u64 = 64 << 20;
+    let small = of_runs(0, 0, &[run(RAW, 0, 8, 0, 4096)], 8);
+    let (data, rest) = small.split_at(DATA_FORK as usize + 4096);
+    let mut rest = rest.to_vec();
+    let list = rest.len() - 512 + 216;
+    rest[list..list + 8].copy_from_slice(&(FAR + data.len() as u64).to_be_bytes());
+    let file = SparseFile::default();
+    file.write_all_at(data, 0).unwrap();
+    file.write_all_at(&rest, FAR + data.len() as u64).unwrap();
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    let reader = Reader::open(Arc::new(file), &OpenContext::new(&limits, &budget)).unwrap();
+    assert_eq!(reader.info().virtual_size, 8 * 512);
+}
+
 #[test]
 fn hostile_runs_are_refused() {
     let kind = |first, data, runs: &[DmgRun], sectors| match open(of_runs(first, data, runs, sectors)) {
@@ -144,6 +162,7 @@ fn hostile_runs_are_refused() {
         (0, 0, run(ZLIB, 0, 1, 4096 + rest, 1), 1, "out-of-bounds"),
         (0, 0, run(ZLIB, 0, 1, 1, max), 1, "out-of-bounds"),
         (0, 0, run(XZ, 0, 131072, 0, 1), 131072, ""),
+        (0, 0, run(XZ, 131072, 131072, 0, 1), 262144, ""),
         (0, 0, run(XZ, 0, 131073, 0, 1), 131073, "limit"),
         (0, 0, run(ZEROS, 0, 1 << 54, 0, 0), (1 << 54) - 1, "invalid-field"),
         (0, 0, run(ZEROS, 0, (1 << 54) - 1, 0, 0), (1 << 54) - 1, ""),

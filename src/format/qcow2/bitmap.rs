@@ -295,6 +295,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn errors_name_the_field_of_the_second_entry() {
+        for (change, name, at) in [
+            ((16, 2), "bitmap type", 1056 + 16),
+            ((17, 8), "bitmap granularity_bits", 1056 + 17),
+            ((19, 0), "bitmap name_size", 1056 + 18),
+        ] {
+            let mut directory = [entry(), entry()].concat();
+            directory[32 + change.0] = change.1;
+            let Error::Corrupt(fault) = read(&directory, 2, 64, Autoclear::BITMAPS).unwrap_err() else { panic!() };
+            assert_eq!((&*fault.field, fault.at), (name, at));
+        }
+    }
+
+    const PATTERN: [u8; 512] = {
+        let mut bytes = [0; 512];
+        let mut at = 0;
+        while at < 512 {
+            bytes[at] = (at * 7 / 3) as u8;
+            at += 1;
+        }
+        bytes
+    };
+
     /// The bits of a bitmap of granularity 512 on a disk of 4 MiB: 1024 bytes in two clusters of 512.
     fn bits(entries: [u64; 2], table_size: u32) -> Result<Vec<u8>, String> {
         let mut image = vec![0; 2048];
@@ -305,7 +329,7 @@ mod tests {
         image[40..48].copy_from_slice(&1536u64.to_be_bytes());
         image[100..104].copy_from_slice(&104u32.to_be_bytes());
         image[512..528].copy_from_slice(&entries.map(u64::to_be_bytes).concat());
-        image[1024..1536].fill(0x5a);
+        image[1024..1536].copy_from_slice(&PATTERN);
         let file: Arc<dyn ReadAt> = Arc::new(MemFile::from(image));
         let header = Header::read_for_check(&file, &Limits::default()).unwrap();
         let flags = BitmapFlags::empty();
@@ -313,7 +337,10 @@ mod tests {
             Bitmap { name: "a".into(), granularity: 512, flags, table_offset: 512, table_size, is_usable: true, at: 0 };
         let bits = Bits::open(&file, &header, &bitmap, &Budget::new(1 << 20)).map_err(|error| error.to_string())?;
         let mut found = vec![0xee; bits.size().unwrap() as usize];
-        bits.read_exact_at(&mut found, 0).unwrap();
+        // Parts of a cluster, and reads of two clusters.
+        for (part, at) in found.chunks_mut(300).zip((0..).step_by(300)) {
+            bits.read_exact_at(part, at).unwrap();
+        }
         assert_eq!(bits.read_at(&mut [0], 1024).unwrap(), 0);
         Ok(found)
     }
@@ -321,13 +348,14 @@ mod tests {
     #[test]
     fn bits_with_and_without_data() {
         assert_eq!(bits([0, 1], 2).unwrap(), [[0; 512], [0xff; 512]].concat());
-        assert_eq!(bits([1024, 0], 2).unwrap(), [[0x5a; 512], [0; 512]].concat());
+        assert_eq!(bits([1024, 0], 2).unwrap(), [PATTERN, [0; 512]].concat());
+        assert_eq!(bits([1, 1024], 2).unwrap(), [[0xff; 512], PATTERN].concat());
         for (entries, table_size, part) in [
             ([0, 0], 1, "bitmap_table_size is out of bounds"),
             ([1025, 0], 2, "reserved bits 0x1"),
             ([2, 0], 2, "reserved bits 0x2"),
-            ([0, 1 << 56], 2, "reserved bits"),
-            ([0, 2048], 2, "out of bounds"),
+            ([0, 1 << 56], 2, "0x208: bitmap table entry is 0x100000000000000, with the reserved bits"),
+            ([0, 2048], 2, "0x208: bitmap table entry is out of bounds"),
         ] {
             let error = bits(entries, table_size).unwrap_err();
             assert!(error.contains(part), "{entries:?}: {error}");
@@ -364,6 +392,7 @@ mod tests {
         };
         assert!(kind(|_| (), 1, 32).is_ok());
         assert_eq!(kind(|_| (), 0, 32), Err("invalid-field"));
+        assert_eq!(kind(|_| (), 65535, 32), Err("out-of-bounds"));
         assert_eq!(kind(|_| (), 65536, 32), Err("invalid-field"));
         assert_eq!(kind(|_| (), 1, 33), Err("out-of-bounds"));
         assert_eq!(kind(|_| (), 1, u64::MAX), Err("out-of-bounds"));

@@ -131,8 +131,9 @@ impl SnapshotEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::MemFile;
+    use crate::io::{MemFile, WriteAt};
     use crate::limits::Limits;
+    use crate::testing::SparseFile;
 
     /// A snapshot table entry with an L1 table of one entry at 1024.
     fn entry(id: &[u8], name: &[u8], extra: &[u8]) -> Vec<u8> {
@@ -227,6 +228,18 @@ mod tests {
         assert_eq!(kind(|header| (header.nb_snapshots, header.snapshots_offset) = (0, 1)), None);
     }
 
+    /// The limit counts what the table has, not where it is.
+    #[test]
+    fn the_table_may_be_far_into_the_file() {
+        let (_, header) = image(1, &[]);
+        let header = Header { snapshots_offset: MAX_TABLE, ..header };
+        let file = SparseFile::default();
+        file.write_all_at(&entry(b"1", b"name", &[]), MAX_TABLE).unwrap();
+        let file: Arc<dyn ReadAt> = Arc::new(file);
+        let found = read_snapshots(&file, &header, &Limits::default(), &Budget::new(1 << 20)).unwrap();
+        assert_eq!(found[0].info.name, "name".into());
+    }
+
     #[test]
     fn truncated_entries_are_refused() {
         let whole = entry(b"1", b"the name", &[0; 16]);
@@ -268,8 +281,10 @@ mod tests {
         assert_eq!(check(|entry| entry.l1_table_offset = 2048), Err("out-of-bounds"));
         assert_eq!(check(|entry| entry.l1_table_offset = 1 << 63), Err("out-of-bounds"));
         assert_eq!(check(|entry| entry.l1_table_offset = 0), Err("overlap"));
+        assert_eq!(check(|entry| (entry.info.virtual_size, entry.l1_table_offset) = (0, 0)), Ok(()));
         assert_eq!(check(|entry| entry.l1_size = 0), Err("invalid-field"));
-        assert_eq!(check(|entry| entry.l1_size = u32::MAX), Err("invalid-field"));
+        assert_eq!(check(|entry| entry.l1_size = MAX_L1_ENTRIES as u32), Ok(()));
+        assert_eq!(check(|entry| entry.l1_size = MAX_L1_ENTRIES as u32 + 1), Err("invalid-field"));
         assert_eq!(check(|entry| entry.info.virtual_size = u64::MAX), Err("invalid-field"));
         // A longer table than needed may extend beyond the file.
         assert_eq!(check(|entry| entry.l1_size = 1000), Ok(()));

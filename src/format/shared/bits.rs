@@ -107,6 +107,15 @@ mod tests {
         assert_eq!([0, 1, 3, 6].map(|number| set.run(number, 22)), [(true, 1), (false, 3), (true, 6), (false, 22)]);
     }
 
+    #[test]
+    fn bits_beyond_the_bytes_are_zeros() {
+        for order in [BitOrder::HighestFirst, BitOrder::LowestFirst] {
+            assert_eq!(run(&[0], order, 3, 100), (false, 100));
+            assert_eq!(run(&[0xff, 0xff], order, 3, 100), (true, 16));
+            assert_eq!(run(&[0xff], order, 8, 100), (false, 100));
+        }
+    }
+
     proptest! {
         #[test]
         fn a_range_is_added_as_a_whole(numbers in prop::collection::vec(0u64..200, 0..6), start in 0u64..200, len in 0u64..200) {

@@ -62,3 +62,18 @@ pub(crate) fn whole_sectors(format: &'static str, size: u64) -> Result<u64> {
     let rounded = size.checked_next_multiple_of(SECTOR).filter(|rounded| *rounded <= limit);
     rounded.ok_or_else(|| Error::limit(format, "virtual size", size, limit))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_rounded_up_to_the_largest_file() {
+        let largest = i64::MAX as u64 - 511;
+        let rounded = [0, 1, 512, 513, largest - 1, largest].map(|size| whole_sectors("raw", size).unwrap());
+        assert_eq!(rounded, [0, 512, 512, 1024, largest, largest]);
+        for size in [largest + 1, u64::MAX] {
+            assert!(matches!(whole_sectors("raw", size), Err(Error::Limit { limit, .. }) if limit == largest));
+        }
+    }
+}

@@ -395,6 +395,8 @@ mod tests {
             (b"\x04\x22\x4d\x18", "lz4"),
             (b"\x02\x21\x4c\x18", "lz4"),
             (b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff", "lzma"),
+            // The smallest dictionary.
+            (b"\x5d\0\x10\0\0\0\0\0\0\0\0\0\0", "lzma"),
             (b"PK\x03\x04", "zip"),
             (b"7z\xbc\xaf\x27\x1c", "7z"),
             (b"\x24\x05-lh5-", "lha"),
@@ -435,6 +437,8 @@ mod tests {
             b"BZh9",
             b"LUKS\xba\xbe\0\x03",
             b"# text\nversions=1\n",
+            b"# text\n\0\nversion=1\n",
+            b"\x5d\0\x08\0\0\0\0\0\0\0\0\0\0",
             b"\x5d\0\0\0\0\0\0\0\0\0\0\0\0",
             b"#!/bin/sh\nexit",
             b"<\0\0",
@@ -451,10 +455,29 @@ mod tests {
             (&b""[..], "empty"),
             (&[0; 100], "zeros"),
             (b"{\"message\": \"Not Found\"}", "text"),
+            (b"\xef\xbb\xbf\xe2\x80\x93 \xc3\x80", "text"),
+            (b"text\x7f", "raw"),
             (b"\xeb\x63\x90\0", "raw"),
         ] {
             assert_eq!(describe(&Probe::new(head, b"", 0)), what);
         }
+        assert_eq!(describe(&Probe::new(&[0; 100], b"", 100)), "zeros");
         assert_eq!(describe(&Probe::new(&[0; 100], b"", 101)), "raw, with zeros at the start");
+    }
+
+    #[test]
+    fn an_extent_without_a_descriptor_is_a_part() {
+        let mut extent = [0; 512];
+        extent[..4].copy_from_slice(VMDK_HOSTED);
+        assert!(is_vmdk_part(&extent) && !is_vmdk_part(&extent[..43]) && !is_vmdk_part(&[0; 512]));
+        extent[36] = 20;
+        assert!(!is_vmdk_part(&extent));
+    }
+
+    #[test]
+    fn image_formats_have_a_name_and_a_feature() {
+        let name = |name| Signature::of_image(name).map(|signature| signature.name);
+        assert_eq!((name("vpc"), name("vhd"), name("qcow2")), (Some("vpc"), Some("vpc"), Some("qcow2")));
+        assert_eq!((name("gzip"), name("tar"), name("text"), name("other")), (None, None, None, None));
     }
 }

@@ -200,8 +200,6 @@ impl Footers {
             }
             found => (found, last_at),
         };
-        // A file that is only a footer is an empty fixed disk.
-        let first = if at == 0 { Found::None } else { first };
         match (first, last) {
             (Found::Sound(first), Found::Sound(last)) => {
                 if !first.agrees_with(&last) {

@@ -175,6 +175,17 @@ mod tests {
         assert_eq!(Geometry::from_sectors(u64::MAX), Geometry::MAX);
     }
 
+    #[test]
+    fn geometries_change_at_the_sizes_of_the_document() {
+        for edge in [17 * 4 * 1024, 17 * 16 * 1024, 31 * 16 * 1024, 65535 * 16 * 63, 65535 * 16 * 255] {
+            for sectors in [edge - 1, edge, edge + 1] {
+                assert_eq!(numbers(Geometry::from_sectors(sectors)), by_the_document(sectors), "{sectors}");
+            }
+        }
+        let max = Geometry::MAX.sectors();
+        assert_eq!((Geometry::enclosing(max), Geometry::enclosing(max + 1)), (Some(Geometry::MAX), None));
+    }
+
     proptest! {
         #[test]
         fn geometries_match_the_document(sectors in prop_oneof![
@@ -218,6 +229,11 @@ mod tests {
         }
         assert_eq!(size_of(b"vpc ", Geometry::MAX, 200 << 30), (200 << 30, None));
         assert_eq!(size_of(b"vpc ", Geometry::MAX, 1 << 30), (1 << 30, None));
+        // Rounding takes less than a cylinder.
+        let cylinder = geometry.cylinder_sectors() * SECTOR;
+        let rounded = geometry.bytes() + cylinder - SECTOR;
+        assert_eq!(size_of(b"vpc ", geometry, rounded), (geometry.bytes(), None));
+        assert_eq!(size_of(b"vpc ", geometry, rounded + SECTOR), (rounded + SECTOR, Some(CONTRADICTION)));
         // A smaller geometry that rounding does not explain.
         assert_eq!(size_of(b"vpc ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, Some(CONTRADICTION)));
         assert_eq!(size_of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CONTRADICTION)));
@@ -225,7 +241,12 @@ mod tests {
         // A larger geometry, with and without data for it.
         let large = Geometry::from_sectors(8160);
         assert_eq!(size_of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
-        assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), 1 << 20, None), (1 << 20, Some(CONTRADICTION)));
+        for (capacity, expected) in [
+            (large.bytes(), (large.bytes(), Some(LARGER_GEOMETRY))),
+            (large.bytes() - 1, (1 << 20, Some(CONTRADICTION))),
+        ] {
+            assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), capacity, None), expected);
+        }
         // The caller knows.
         for (app, stated, expected) in
             [(b"vpc ", SizeField::CurrentSize, 1 << 20), (b"win ", SizeField::Geometry, large.bytes())]

@@ -177,8 +177,21 @@ mod tests {
             ["/Disks/my bäse%2.vhd", "my bäse%2.vhd"]
         );
         assert_eq!(names(&[(b"MacX", b"file://./a.vhd")], ""), ["./a.vhd", "a.vhd"]);
+        assert_eq!(names(&[(b"MacX", b"file://./a.vhd\0\x01rest")], ""), ["./a.vhd", "a.vhd"]);
         assert_eq!(names(&[(b"MacX", b"file://../b/a.vhd")], ""), ["../b/a.vhd", "a.vhd"]);
         assert_eq!(names(&[], ""), [""]);
+    }
+
+    #[test]
+    fn an_entry_without_a_platform_or_a_path_is_unused() {
+        let entry = Locator { platform: Locator::W2RU, space: 512, len: 1, offset: 4096, at: 7 };
+        for (entry, is_used) in [
+            (entry.clone(), true),
+            (Locator { platform: [0; 4], ..entry.clone() }, false),
+            (Locator { len: 0, ..entry }, false),
+        ] {
+            assert_eq!(Locator::parse(&entry.encode(), 7), is_used.then_some(entry));
+        }
     }
 
     #[test]

@@ -122,6 +122,17 @@ fn unwritten_sectors_read_as_zeros_or_from_the_parent() {
 }
 
 #[test]
+fn the_last_block_needs_only_what_the_disk_has_of_it() {
+    // A bitmap and one sector of the third block.
+    let mut bytes = image(DiskType::Dynamic, 2 * BLOCK + 512, &[!0, !0, 4], 6 * 512);
+    bytes[4 * 512] = 0xff;
+    let extent = open(bytes.clone()).unwrap().extent_at(2 * BLOCK..u64::MAX).unwrap();
+    let data = ExtentKind::Data(Location { file: FileId(0), offset: 5 * 512 });
+    assert_eq!(extent, Extent::new(2 * BLOCK..2 * BLOCK + 512, data));
+    assert_eq!(check(bytes).0, 0);
+}
+
+#[test]
 fn invalid_entries_are_reported() {
     let end = 40 * 512;
     for (entries, wrong, kind) in [
@@ -150,6 +161,22 @@ fn invalid_entries_are_reported() {
         ([21, 4], (0, 1, 2)),
     ] {
         assert_eq!(check(make(&entries)), found, "{entries:?}");
+    }
+    for (entries, fragments, message) in [
+        ([4, 21], 0, None),
+        ([4, 22], 0, None),
+        ([4, 37], 1, None),
+        ([21, 4], 1, None),
+        ([2, !0], 0, Some("overlaps other metadata")),
+        ([4, 5], 1, Some("overlaps another block")),
+    ] {
+        let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+        let file = Arc::new(MemFile::from(make(&entries)));
+        let report = format().check(file, &OpenContext::new(&limits, &budget)).unwrap();
+        assert_eq!(report.fragmented_clusters, fragments, "{entries:?}");
+        let found = report.messages.iter().find(|text| text.contains("overlaps"));
+        assert_eq!(found.is_some(), message.is_some(), "{report:?}");
+        assert!(found.zip(message).is_none_or(|(found, message)| found.contains(message)), "{report:?}");
     }
     for entries in [[2, !0], [4, 4]] {
         let mut claimed: Vec<std::ops::Range<u64>> = Vec::new();

@@ -117,3 +117,29 @@ fn read_marker(file: &dyn ReadAt, file_len: u64, at: u64) -> Result<Option<Marke
     table::read(file, &mut bytes, at)?;
     Ok(Marker::parse(&bytes, at).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::vmdk::reader::tests::build::Sparse;
+    use crate::io::WriteAt;
+    use crate::limits::Limits;
+    use crate::testing::SparseFile;
+
+    /// The directory before it tells that it is a footer of this stream, so that no grain is looked at.
+    #[test]
+    fn the_footer_is_found_from_the_end() {
+        for padding in [0, 512, MAX_PADDING as usize - 1024] {
+            let bytes = Sparse { footer: Some(padding), ..Sparse::stream(200) }.build().file;
+            let header = Header::parse(&bytes[..512], 0, &Limits::default()).unwrap();
+            let file = SparseFile::default();
+            file.write_all_at(&bytes, 0).unwrap();
+            file.set_len(bytes.len() as u64).unwrap();
+            file.take_calls();
+            let footer = Footer::find(&file, bytes.len() as u64, &header).unwrap();
+            assert_eq!((footer.at, footer.trailing), ((bytes.len() - padding - 1024) as u64, padding as u64));
+            let reads = file.take_calls().reads;
+            assert!(reads <= 8 + (padding / READ) as u64, "{reads}");
+        }
+    }
+}

@@ -142,3 +142,15 @@ fn pad_descriptor(text: &[u8], sectors: Range<u64>) -> Result<Vec<u8>> {
     bytes.resize(capacity, 0);
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_padded_or_too_long() {
+        let padded = |len| pad_descriptor(&vec![b'x'; len], 1..3);
+        assert_eq!(padded(1000).unwrap(), [[b'x'; 1000].as_slice(), &[0; 24]].concat());
+        assert!(padded(1024).is_ok() && padded(1025).is_err());
+    }
+}

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::header::{encode_end, encode_header};
+use super::header::{MAX_OCTAL, encode_end, encode_header};
 use super::*;
 use crate::error::ErrorKind;
 use crate::io::{MemFile, Window};
@@ -245,6 +245,38 @@ fn names_are_made_plain() {
 }
 
 #[test]
+fn sizes_above_8_gib_are_in_base_256() {
+    let fields = |size| {
+        let header = encode_header("a", size, 0);
+        (header[124..136].to_vec(), header[257..265].to_vec())
+    };
+    assert_eq!(fields(MAX_OCTAL), (b"77777777777\0".to_vec(), b"ustar\x0000".to_vec()));
+    assert_eq!(fields(MAX_OCTAL + 1), (b"\x80\0\0\0\0\0\0\x02\0\0\0\0".to_vec(), b"ustar  \0".to_vec()));
+}
+
+#[test]
+fn only_a_file_with_holes_is_sparse() {
+    let header = |size, runs: &[std::ops::Range<u64>]| {
+        let header = encode_file("a", size, runs, 0);
+        let numbers = header[386..].chunks(12).take(4).map(|digits| String::from_utf8_lossy(digits).into_owned());
+        (header[156], numbers.collect::<String>())
+    };
+    assert_eq!(header(1024, std::slice::from_ref(&(0..1024))).0, b'0');
+    let number = |number: u64| format!("{number:011o}\0");
+    let unused = "\0".repeat(24);
+    assert_eq!(header(1024, std::slice::from_ref(&(512..1024))), (b'S', number(512) + &number(512) + &unused));
+    // A hole at the end is an entry without bytes.
+    let with_end = [0, 512, 1024, 0].map(number).concat();
+    assert_eq!(header(1024, std::slice::from_ref(&(0..512))), (b'S', with_end));
+}
+
+#[test]
+fn a_comment_on_all_members_is_ignored() {
+    let bytes = [entry("x", b'g', &record("comment", "0123")), entry("a", b'0', b"data")].concat();
+    assert_eq!(files(&bytes), [("a".into(), b"data".to_vec())]);
+}
+
+#[test]
 fn the_end_may_be_missing_padded_or_cut() {
     let one = entry("a", b'0', b"data");
     for bytes in
@@ -288,6 +320,7 @@ fn hostile_archives_are_refused() {
         (entry("a/../../b", b'0', b"x"), "'..' component"),
         (entry("..", b'5', b""), "'..' component"),
         (entry("./", b'0', b"x"), "is a directory"),
+        (entry("", b'0', b"x"), "a file must have a name"),
         ([entry("a", b'0', b"x"), entry("./a", b'0', b"y")].concat(), "another member has the same name"),
         (link(b'1'), "must be 0 for anything but a file"),
         (link(b'2'), "must be 0 for anything but a file"),
@@ -300,11 +333,13 @@ fn hostile_archives_are_refused() {
         (entry("x", b'x', b"999 path=b\n"), "must consist of records"),
         (entry("x", b'M', b""), "multi-volume"),
         (global, "must not have names or sizes"),
+        (entry("x", b'g', &record("path", "b")), "must not have names or sizes"),
         (pax(&[("size", "-1")]), "decimal number"),
         (pax(&[("size", "9223372036854775807")]), "is out of bounds"),
         (pax(&[("size", "9")]), "states another size"),
         (pax(&[("size", "9223372036854775808")]), "decimal number"),
         (pax(&[("path", "../a")]), "'..' component"),
+        (pax(&[("path", "a\0b")]), "must not contain NUL"),
         (pax(&[("path", "a"), ("path", "/b")]), "must not be absolute"),
         (pax(&[("GNU.sparse.map", "0,10,5,1"), ("GNU.sparse.size", "10")]), "overlaps the previous entry"),
         (pax(&[("GNU.sparse.map", "0,5"), ("GNU.sparse.size", "10")]), "has fewer bytes"),

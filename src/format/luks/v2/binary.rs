@@ -146,3 +146,43 @@ fn usable<T>(result: Result<T>) -> Result<Result<T>> {
         other => Ok(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MemFile;
+    use crate::limits::{Budget, Limits};
+
+    /// Reads a file whose only header has another value in a field, and the checksum of that.
+    fn changed(at: usize, value: &[u8]) -> Result<HeaderCopy> {
+        let mut bytes = encode(0, MIN_SIZE, 1, "uuid", &[0; 64], b"{}");
+        bytes.resize(4 * MIN_SIZE as usize, 0);
+        bytes[at..at + value.len()].copy_from_slice(value);
+        bytes[CHECKSUM].fill(0);
+        let size = bytes[8..].first_chunk().map_or(0, |size| u64::from_be_bytes(*size));
+        let checksum = Hash::Sha256.digest(&[&bytes[..size as usize]]);
+        bytes[CHECKSUM][..checksum.len()].copy_from_slice(&checksum);
+        let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+        HeaderCopy::read(&MemFile::from(bytes), &OpenContext::new(&limits, &budget)).map(|(copy, _)| copy)
+    }
+
+    #[test]
+    fn fields_are_checked_although_the_checksum_is_valid() {
+        for (at, value, message) in [
+            (0, &b"SKUL"[..], "LUKS2 magic is 0x534b554cbabe0002, but must be"),
+            (7, &[3], "LUKS2 magic is 0x4c554b53babe0003, but must be"),
+            (8, &0x2000_u64.to_be_bytes(), "hdr_size is 0x2000, but must be a power of two from 16 KiB"),
+            (8, &0x6000_u64.to_be_bytes(), "hdr_size is 0x6000, but must be a power of two from 16 KiB"),
+            (256, &MIN_SIZE.to_be_bytes(), "hdr_offset is 0x4000, but must be the offset of the header itself"),
+        ] {
+            let error = changed(at, value).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert_eq!(changed(8, &(2 * MIN_SIZE).to_be_bytes()).unwrap().size, 2 * MIN_SIZE);
+    }
+
+    #[test]
+    fn a_text_ends_with_its_field() {
+        assert_eq!(changed(24, &[b'x'; 48]).unwrap().label, Name::from(&[b'x'; 48][..]));
+    }
+}

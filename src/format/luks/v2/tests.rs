@@ -4,10 +4,12 @@ use serde_json::{Value as Json, json};
 
 use super::binary::encode;
 use crate::convert::Converter;
+use crate::crypto::Hash;
 use crate::driver::OpenContext;
 use crate::error::Result;
 use crate::format::Format;
 use crate::image::{Image, OpenOptions};
+use crate::info::Value;
 use crate::io::MemFile;
 use crate::limits::{Budget, Limits};
 use crate::options::Options;
@@ -155,6 +157,8 @@ fn what_is_not_supported_is_refused_by_name() {
             "PBKDF2 iterations at file offset 0x1000 is 4294967295, above",
         ),
         ("/digests/0/digest", json!("***"), "digest is missing"),
+        ("/digests/0/type", json!("argon2id"), "luks: not supported: digest of type argon2id"),
+        ("/keyslots/0/af/type", json!("luks2"), "luks: not supported: anti-forensic splitter of type luks2"),
         ("/keyslots/0/type", json!("reencrypt"), "luks: not supported: keyslot of type reencrypt"),
         ("/keyslots/0/kdf/type", json!("scrypt"), "luks: not supported: key derivation scrypt"),
         ("/keyslots/0/kdf/memory", json!(2_000_000), "memory of Argon2 at file offset 0x1000 is 2048000000, above"),
@@ -184,6 +188,31 @@ fn what_is_not_supported_is_refused_by_name() {
         let error = open(path, value).unwrap_err();
         assert!(error.contains(message), "{path}: {error}");
     }
+}
+
+#[test]
+fn the_label_and_the_key_derivation_are_shown() {
+    let bytes = volume("");
+    let info = |label: &[u8], kdf: &str| {
+        let mut json = json_of(&bytes);
+        json["keyslots"]["0"]["kdf"]["type"] = kdf.into();
+        let mut bytes = with_json(&bytes, json.to_string().as_bytes());
+        for header in bytes[..2 * HEADER].chunks_mut(HEADER) {
+            header[24..24 + label.len()].copy_from_slice(label);
+            header[448..512].fill(0);
+            let checksum = Hash::Sha256.digest(&[&*header]);
+            header[448..448 + checksum.len()].copy_from_slice(&checksum);
+        }
+        let (limits, budget) = (Limits::default(), Budget::new(16 << 20));
+        let cx = OpenContext { inspect: true, ..OpenContext::new(&limits, &budget) };
+        let reader = Format::LUKS.open(Arc::new(MemFile::from(bytes)), &cx).unwrap();
+        let Some(Value::List(slots)) = reader.info().property("slots") else { panic!() };
+        let Value::Map(slot) = &slots[0] else { panic!() };
+        let kdf = slot.iter().find(|(name, _)| *name == "kdf").map(|(_, kdf)| kdf.clone());
+        (reader.info().property("label").cloned(), kdf)
+    };
+    assert_eq!(info(b"", "argon2id"), (None, Some("argon2id".into())));
+    assert_eq!(info(b"backup", "argon2i"), (Some("backup".into()), Some("argon2i".into())));
 }
 
 #[test]

@@ -51,6 +51,28 @@ fn invalid_fields_are_refused_by_name() {
 }
 
 #[test]
+fn the_largest_cluster_is_accepted() {
+    let largest = patched(&sample(), &[(28, &8_388_607_u32.to_le_bytes())]).unwrap();
+    assert_eq!(largest.cluster_size(), 8_388_607 * 512);
+}
+
+#[test]
+fn a_stated_data_area_is_after_the_bat() {
+    let at = |sector| Header::new(8, 8 * 200, 200, sector);
+    let end = at(0).bat_end();
+    assert!(end > 512);
+    // It follows the BAT in a new image, whose file has no cluster yet.
+    assert!(at(0).has_data_area(end));
+    assert!(!at(1).has_data_area(4096) && !at(8).has_data_area(4095) && at(8).has_data_area(4096));
+}
+
+#[test]
+fn the_geometry_has_the_cylinders_of_the_disk() {
+    let header = Header::new(8, 24 * 512 + 511, 2000, 8);
+    assert_eq!(header.encode()[24..28], 24_u32.to_le_bytes());
+}
+
+#[test]
 fn the_magic_decides_the_unit_of_the_bat_and_the_width_of_the_size() {
     let old = patched(&sample(), &[(0, b"WithoutFreeSpace"), (40, &[0xff; 4]), (28, &[63])]).unwrap();
     assert_eq!((old.unit, old.sectors, old.unit_len(), old.cluster_size()), (Unit::Sectors, 24, 512, 63 * 512));

@@ -121,6 +121,34 @@ proptest! {
 }
 
 #[test]
+fn a_cluster_does_not_overlap_the_bat() {
+    let mut bat = vec![0; 200];
+    (bat[0], bat[1]) = (1, 2);
+    let sample = Sample { unit: Unit::Sectors, cluster_sectors: 1, sectors: 200, bat, file_len: 4096 };
+    let reader = sample.open();
+    assert_eq!(reader.extent_at(0..512).unwrap_err().kind().as_str(), "overlap");
+    assert!(reader.extent_at(512..1024).is_ok());
+}
+
+#[test]
+fn a_list_of_bitmaps_is_shown_if_there_is_one() {
+    let open = |extension_sector, words: &[u64]| {
+        let file = MemFile::new();
+        let header = Header { extension_sector, ..Header::new(8, 8, 1, 8) };
+        file.write_all_at(&header.encode(), 0).unwrap();
+        file.set_len(8192).unwrap();
+        file.write_all_at(&words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>(), 4096).unwrap();
+        let info = open(file).unwrap().info().clone();
+        assert_eq!(info.warnings, [""; 0]);
+        info.property("bitmaps").is_some()
+    };
+    let magic = 0xab23_4cef_23dc_ea87;
+    let bitmap = [0x20385fae252cb34a, 0, 32, 8, 7, 7, 8 | 1 << 32, 0];
+    let listed = [&[magic, 0, 0][..], &bitmap, &[0; 3]].concat();
+    assert!(open(8, &listed) && !open(8, &[magic, 0, 0]) && !open(0, &[]));
+}
+
+#[test]
 fn damaged_bitmaps_are_a_warning() {
     let file = MemFile::new();
     let header = Header { extension_sector: 8, ..Header::new(8, 8, 1, 8) };

@@ -75,6 +75,8 @@ fn backing_file_names_are_within_the_file() {
     for part in [(15, &[0][..]), (19, &[0])] {
         assert_eq!(patched(&header, &[part]).unwrap(), none);
     }
+    // The longest name.
+    assert!(patched(&header, &[(18, &[3, 0xff])]).is_ok());
     for (at, part, kind) in [
         (18, &[4][..], "invalid-field"),
         (8, &[0x80], "out-of-bounds"),

@@ -108,3 +108,25 @@ impl ReadAt for Bits {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_the_bitmap_table() {
+        for (entry, part) in [(0, Part::Same(false)), (1, Part::Same(true)), (0x3000, Part::At(0x3000))] {
+            assert_eq!((Part::parse(entry, 4096), part.encode()), (Ok(part), entry));
+        }
+        assert_eq!(Part::parse(0x3200, 4096), Err(Problem::Misaligned { value: 0x3200, alignment: 4096 }));
+        assert_eq!(Part::parse(0x3001, 4096), Err(Problem::Reserved { value: 0x3001, bits: 1 }));
+    }
+
+    #[test]
+    fn equal_bits_need_no_data() {
+        assert_eq!((Part::of(&[0; 512]), Part::of(&[0xff; 512])), (Some(Part::Same(false)), Some(Part::Same(true))));
+        let mut bits = [0xff; 512];
+        bits[511] = 0xfe;
+        assert_eq!(Part::of(&bits), None);
+    }
+}

@@ -4,7 +4,7 @@ use std::process::Command;
 use super::*;
 use crate::codec::Codec;
 use crate::format::qcow2::entry::{COMPRESSED, COPIED, ZERO, encode_compressed};
-use crate::format::qcow2::extension::Extensions;
+use crate::format::qcow2::extension::{BitmapDirectory, Extensions};
 use crate::format::qcow2::header::{Autoclear, Compatible, Encryption, V3_WRITTEN_LENGTH};
 use crate::format::qcow2::{bitmap, refcount, snapshot};
 use crate::info::Value;
@@ -297,24 +297,89 @@ fn a_cluster_with_two_uses_is_one_corruption() {
     assert_eq!((report.corruptions, report.leaks), (2, 0), "{report:?}");
 }
 
+/// Each table has 100 entries, in two clusters.
+#[test]
+fn l1_tables_do_not_overlap() {
+    for (active, snapshots, overlaps) in
+        [(12, [14, 16], 0), (20, [14, 14], 0), (12, [13, 16], 1), (13, [12, 16], 1), (20, [14, 15], 1)]
+    {
+        let mut image = valid_image();
+        image.resize(22 * CLUSTER as usize, 0);
+        let (l1_table_offset, snapshots_offset) = (active * CLUSTER, 9 * CLUSTER);
+        set_header(
+            &mut image,
+            &Header { l1_size: 100, l1_table_offset, nb_snapshots: 2, snapshots_offset, ..header() },
+        );
+        for (table, at) in snapshots.into_iter().zip([snapshots_offset, snapshots_offset + 56]) {
+            put(&mut image, at, table * CLUSTER);
+            put(&mut image, at + 8, 100 << 32);
+            put(&mut image, at + 32, 16);
+            put(&mut image, at + 48, 64 * CLUSTER);
+        }
+        let report = check_bytes(&image);
+        let found = report.messages.iter().filter(|text| text.contains("another L1 table")).count();
+        assert_eq!(found, overlaps, "{active} {snapshots:?}: {report:?}");
+    }
+}
+
+/// A snapshot with an L2 table and a data cluster of its own, in clusters 11 and 12.
+#[test]
+fn only_the_active_state_has_copied_bits() {
+    let mut image = valid_image();
+    image.resize(13 * CLUSTER as usize, 0);
+    set_header(&mut image, &Header { nb_snapshots: 1, snapshots_offset: 9 * CLUSTER, ..header() });
+    (9..13).for_each(|cluster| set_refcount(&mut image, cluster, 1));
+    put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
+    put(&mut image, 9 * CLUSTER + 8, 1 << 32);
+    put(&mut image, 9 * CLUSTER + 32, 16);
+    put(&mut image, 9 * CLUSTER + 48, 64 * CLUSTER);
+    put(&mut image, 10 * CLUSTER, 11 * CLUSTER);
+    put(&mut image, 11 * CLUSTER, 12 * CLUSTER);
+    let report = check_bytes(&image);
+    assert_eq!((verdict(&report), report.allocated_clusters), (Clean, 5), "{report:?}");
+}
+
+/// The image with a bitmap: its directory is in cluster 9, its table in cluster 10, its bits in cluster 11.
+fn with_bitmap(flags: u64) -> Vec<u8> {
+    let mut image = valid_image();
+    image.resize(12 * CLUSTER as usize, 0);
+    let directory = BitmapDirectory { count: 1, len: 32, offset: 9 * CLUSTER, at: 0 };
+    let extensions = Extensions { bitmaps: Some(Ok(directory)), ..Extensions::default() };
+    set_header(&mut image, &Header { autoclear: Autoclear::BITMAPS, extensions, ..header() });
+    put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
+    put(&mut image, 9 * CLUSTER + 8, 1 << 32 | flags);
+    put(&mut image, 9 * CLUSTER + 16, 0x0110_0001 << 32);
+    put(&mut image, 9 * CLUSTER + 24, 0x62 << 56);
+    put(&mut image, 10 * CLUSTER, 11 * CLUSTER);
+    (9..12).for_each(|cluster| set_refcount(&mut image, cluster, 1));
+    image
+}
+
 #[test]
 fn reserved_bitmap_flags_are_reported() {
-    use crate::format::qcow2::extension::BitmapDirectory;
-    let check = |flags: u64| {
-        let mut image = valid_image();
-        image.resize(11 * CLUSTER as usize, 0);
-        let directory = BitmapDirectory { count: 1, len: 32, offset: 9 * CLUSTER, at: 0 };
-        let extensions = Extensions { bitmaps: Some(Ok(directory)), ..Extensions::default() };
-        set_header(&mut image, &Header { autoclear: Autoclear::BITMAPS, extensions, ..header() });
-        put(&mut image, 9 * CLUSTER, 10 * CLUSTER);
-        put(&mut image, 9 * CLUSTER + 8, 1 << 32 | flags);
-        put(&mut image, 9 * CLUSTER + 16, 0x0110_0001 << 32);
-        put(&mut image, 9 * CLUSTER + 24, 0x62 << 56);
-        [9, 10].into_iter().for_each(|cluster| set_refcount(&mut image, cluster, 1));
-        verdict(&check_bytes(&image))
-    };
-    assert_eq!(check(2), Clean);
-    assert_eq!(check(8), Corrupt);
+    assert_eq!(verdict(&check_bytes(&with_bitmap(2))), Clean);
+    assert_eq!(verdict(&check_bytes(&with_bitmap(8))), Corrupt);
+}
+
+#[test]
+fn clusters_of_bitmaps_are_counted() {
+    for cluster in 9..12 {
+        for (count, expected) in [(0, Corrupt), (1, Clean), (2, Leaks)] {
+            let mut image = with_bitmap(2);
+            set_refcount(&mut image, cluster, count);
+            assert_eq!(verdict(&check_bytes(&image)), expected, "{cluster} {count}");
+        }
+    }
+    for (entry, expected) in [(0, Leaks), (1, Leaks), (2, Corrupt), (12 * CLUSTER, Corrupt), (L2, Corrupt)] {
+        let mut image = with_bitmap(2);
+        put(&mut image, 10 * CLUSTER, entry);
+        assert_eq!(verdict(&check_bytes(&image)), expected, "{entry:#x}");
+    }
+    // What a table cannot say is not a leak.
+    let mut image = with_bitmap(2);
+    put(&mut image, 9 * CLUSTER, 1 << 40);
+    let report = check_bytes(&image);
+    assert_eq!((report.corruptions, report.leaks), (1, 0), "{report:?}");
 }
 
 #[test]
@@ -378,19 +443,22 @@ impl ReadAt for Sparse {
 /// Host offset in the second window.
 const FAR: u64 = 5 << 30;
 
-/// An image with guest cluster 0 and its refcount block, which holds `count`, in the second window.
-fn two_windows(count: u64) -> Sparse {
-    const TABLE: u64 = 16;
-    const TABLE_CLUSTERS: u64 = 700;
+const TABLE: u64 = 16;
+const TABLE_CLUSTERS: u64 = 700;
+
+/// An image with a refcount of `count` for the first cluster of the second window, and its refcount block, after two for the refcount
+/// table, at host offset `blocks_at`. Guest cluster 0 is in that cluster, if `is_used`.
+fn two_windows(count: u64, is_used: bool, blocks_at: u64) -> Sparse {
     let header =
         Header { refcount_table_offset: TABLE * CLUSTER, refcount_table_clusters: TABLE_CLUSTERS as u32, ..header() };
     let per_block = header.refcount_block_entries();
     let mut start = valid_image();
     set_header(&mut start, &header);
-    put(&mut start, L2, FAR | COPIED);
-
-    // Three more refcount blocks follow guest cluster 0: two for the rest of the refcount table, one for themselves.
-    let blocks = [REFCOUNT_BLOCK, FAR + CLUSTER, FAR + 2 * CLUSTER, FAR + 3 * CLUSTER];
+    if is_used {
+        put(&mut start, L2, FAR | COPIED);
+        set_refcount(&mut start, 5, 0);
+    }
+    let blocks = [REFCOUNT_BLOCK, blocks_at, blocks_at + CLUSTER, blocks_at + 2 * CLUSTER];
     let mut table = vec![0; (TABLE_CLUSTERS * CLUSTER) as usize];
     for (index, block) in [0, 1, 2, FAR / CLUSTER / per_block].into_iter().zip(blocks) {
         put(&mut table, 8 * index, block);
@@ -406,16 +474,16 @@ fn two_windows(count: u64) -> Sparse {
         }
     };
     (TABLE..TABLE + TABLE_CLUSTERS).for_each(|cluster| set(cluster, 1));
-    [1, 5].into_iter().for_each(|unused| set(unused, 0));
-    (1..4).for_each(|block| set(FAR / CLUSTER + block, 1));
+    set(1, 0);
+    (0..3).for_each(|block| set(blocks_at / CLUSTER + block, 1));
     set(FAR / CLUSTER, count);
-    Sparse { len: FAR + 4 * CLUSTER, parts: vec![(0, start), (TABLE * CLUSTER, table), (FAR + CLUSTER, far)] }
+    Sparse { len: FAR + 4 * CLUSTER, parts: vec![(0, start), (TABLE * CLUSTER, table), (blocks_at, far)] }
 }
 
 #[test]
 fn a_file_of_several_windows() {
     const { assert!(FAR / CLUSTER > WINDOW) };
-    let report = |count| check_source(Arc::new(two_windows(count))).unwrap();
+    let report = |count| check_source(Arc::new(two_windows(count, true, FAR + CLUSTER))).unwrap();
     let valid = report(1);
     assert_eq!(verdict(&valid), Clean, "{valid:?}");
     assert_eq!((valid.allocated_clusters, valid.image_end_offset), (5, FAR + 4 * CLUSTER));
@@ -424,6 +492,16 @@ fn a_file_of_several_windows() {
     assert_eq!((missing.corruptions, missing.leaks), (2, 0), "{missing:?}");
     let copied = report(2);
     assert_eq!((copied.corruptions, copied.leaks), (1, 1), "{copied:?}");
+}
+
+/// Only a refcount block in the first window knows of the second one.
+#[test]
+fn leaks_are_found_where_nothing_is_used() {
+    for (count, expected) in [(0, Clean), (1, Leaks)] {
+        let image = two_windows(count, false, (TABLE + TABLE_CLUSTERS) * CLUSTER);
+        let report = check_source(Arc::new(image)).unwrap();
+        assert_eq!((verdict(&report), report.leaks), (expected, count), "{report:?}");
+    }
 }
 
 #[test]

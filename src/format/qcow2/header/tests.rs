@@ -169,6 +169,7 @@ fn invalid_fields() {
 fn largest_and_smallest_valid_values() {
     for (at, width, value) in [
         (8, 8, 0),
+        (8, 8, 112),
         (8, 8, 4088),
         (16, 4, 1023),
         (16, 4, 0),
@@ -190,6 +191,12 @@ fn largest_and_smallest_valid_values() {
     ] {
         changed(&[(at, width, value)]).unwrap();
     }
+    // A header as long as its cluster, with no room for a name.
+    changed(&[(8, 8, 0), (100, 4, 4096)]).unwrap();
+    let short_name = changed(&[(16, 4, 1)]).unwrap().backing_file;
+    assert_eq!(short_name, Some(Name::from("b")));
+    let small_clusters = changed(&[(72, 8, 1 << 4), (20, 4, 13), (40, 8, 0x2000)]).unwrap_err();
+    assert_eq!(kind_and_offset(&small_clusters), ("invalid-field", Some(20)));
     // A disk of size 0 needs no L1 table.
     changed(&[(24, 8, 0), (36, 4, 0), (40, 8, 0)]).unwrap();
     changed(&[(72, 8, 1 << 3), (104, 1, 1)]).unwrap();
@@ -226,6 +233,15 @@ fn truncated_headers_are_refused() {
         assert_eq!(error.kind().as_str(), "out-of-bounds", "{len}");
     }
     Header::parse(&image[..header_len], V3_FILE_LEN, &Limits::default()).unwrap();
+}
+
+#[test]
+fn a_header_of_version_2_has_72_bytes() {
+    let mut header = bytes(V2);
+    header[8..20].fill(0);
+    let parse = |len| Header::parse(&header[..len], 2048, &Limits::default()).map_err(|error| error.kind().as_str());
+    assert_eq!(parse(71).unwrap_err(), "out-of-bounds");
+    assert_eq!(parse(72).unwrap().version, 2);
 }
 
 fn names(max_len: usize) -> impl Strategy<Value = Option<Name>> {

@@ -282,6 +282,29 @@ fn with_snapshots() -> MemFile {
 }
 
 #[test]
+fn version_2_has_fewer_properties() {
+    let properties = |version: u32| {
+        let file = mapped(&[]);
+        put_u32(&file, 4, version);
+        open(file).info().specific.clone()
+    };
+    let text = |value: &str| Value::from(value);
+    let (compression, refcounts) = (("compression-type", text("zlib")), ("refcount-bits", 16.into()));
+    assert_eq!(properties(2), [("compat", text("0.10")), compression.clone(), refcounts.clone()]);
+    assert_eq!(
+        properties(3),
+        [
+            ("compat", text("1.1")),
+            compression,
+            ("lazy-refcounts", false.into()),
+            refcounts,
+            ("corrupt", false.into()),
+            ("extended-l2", false.into()),
+        ]
+    );
+}
+
+#[test]
 fn snapshots_are_found_by_id_first_and_then_by_name() {
     let file = Arc::new(with_snapshots());
     let first = |wanted| {

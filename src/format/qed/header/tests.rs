@@ -57,6 +57,8 @@ fn invalid_fields_are_refused_by_name() {
     check(48, &[1], &format!("invalid-field {at} 0x30: image_size is 0x300001, not a multiple of 512"));
     // 1024 entries of the L1 table, of the L2 tables, and clusters of 4 KiB.
     check(53, &[1], &format!("invalid-field {at} 0x30: image_size is 1099514773504, outside 0..=4294967296"));
+    let largest = patched(&sample(), &[(48, &(4_u64 << 30).to_le_bytes())]).unwrap();
+    assert_eq!(largest.image_size, 4 << 30);
     check(
         55,
         &[0x80],
@@ -82,6 +84,9 @@ fn backing_file_names_are_within_the_header() {
         assert_eq!(patched(&header, &[(at, part)]).unwrap_err().kind().as_str(), kind, "{at} {part:?}");
     }
     assert!(patched(&header, &[(56, &[0xfc, 0x0f])]).is_ok());
+    // The longest name, and no name.
+    assert!(patched(&header, &[(60, &[0xff, 3])]).is_ok());
+    assert_eq!(sample().encode()[56..64], [0; 8]);
 }
 
 #[test]

@@ -131,6 +131,15 @@ proptest! {
 }
 
 #[test]
+fn a_range_may_start_within_a_cluster() {
+    let l2 = vec![(2 * CLUSTER, vec![4 * CLUSTER, 5 * CLUSTER])];
+    let sample = Sample { size: 2 * CLUSTER, l1: vec![Some(0)], l2, file_len: 6 * CLUSTER };
+    let extent = open(sample.file()).unwrap().extent_at(1000..u64::MAX).unwrap();
+    let data = ExtentKind::Data(Location { file: IMAGE, offset: 4 * CLUSTER + 1000 });
+    assert_eq!(extent, Extent::new(1000..2 * CLUSTER, data));
+}
+
+#[test]
 fn the_metadata_is_claimed() {
     let sample = |tables: [u64; 2]| Sample {
         size: 2 * ENTRIES * CLUSTER,

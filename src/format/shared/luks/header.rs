@@ -249,10 +249,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn invalid_fields() {
+    fn sample() -> Header {
         let slot = Slot { active: true, iterations: 1, salt: [0; 32], sector: 8, stripes: 1 };
-        let header = Header {
+        Header {
             cipher: Name::from("aes"),
             mode: Name::from("xts-plain64"),
             hash: Name::from("sha256"),
@@ -263,7 +262,35 @@ mod tests {
             digest_iterations: 1,
             uuid: Name::default(),
             slots: [slot; SLOTS],
+        }
+    }
+
+    #[test]
+    fn the_longest_key_and_the_longest_texts() {
+        let longest = Name::from(&[b'x'; 40][..]);
+        let header = Header { cipher: longest.clone(), uuid: longest, key_len: 512, ..sample() };
+        let mut bytes = header.encode();
+        let parsed = Header::parse(&bytes, 0, &FIELDS).unwrap();
+        // They are written with a zero at the end.
+        assert_eq!((parsed.cipher, parsed.uuid), (Name::from(&[b'x'; 31][..]), Name::from(&[b'x'; 39][..])));
+        assert_eq!((parsed.mode, parsed.key_len), (sample().mode, 512));
+        // Without it, the next field is not part of a text.
+        bytes[39] = b'x';
+        assert_eq!(Header::parse(&bytes, 0, &FIELDS).unwrap().cipher, Name::from(&[b'x'; 32][..]));
+    }
+
+    #[test]
+    fn the_key_of_xts_is_two_keys() {
+        let cipher = |mode: &str| {
+            let properties = Header { mode: Name::from(mode), ..sample() }.describe(false);
+            properties.into_iter().find(|(name, _)| *name == "cipher-alg").unwrap().1
         };
+        assert_eq!((cipher("xts-plain64"), cipher("cbc-plain64")), ("aes-256".into(), "aes-512".into()));
+    }
+
+    #[test]
+    fn invalid_fields() {
+        let header = sample();
         for (at, value, message) in [
             (0, 0, "luks: corrupt image at file offset 0x1000: LUKS magic is 0x0, but must be 0x4c554b53 (\"LUKS\")"),
             (4, 0xbabe_0003, "0x1006: LUKS version is 3, outside 1..=1"),

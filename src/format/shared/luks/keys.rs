@@ -179,3 +179,120 @@ impl KeySlots {
         file.sync().map_err(Error::io("syncing", None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::shared::luks::{NewVolume, Parameters};
+    use crate::io::MemFile;
+    use crate::options::Options;
+
+    const FIELDS: Fields = Fields("luks");
+    /// File offset of the header.
+    const AT: u64 = 512;
+
+    /// A volume with the secret "a" in slot 0.
+    fn volume() -> MemFile {
+        let mut options = Options::new();
+        options.add_list("cipher-alg=aes-128,cipher-mode=cbc,iter-time=1");
+        let parameters = Parameters::parse("luks", "", &options).unwrap();
+        let file = MemFile::new();
+        NewVolume::new("luks", &parameters, Some(&Secret::new("a"))).unwrap().write(&file, AT).unwrap();
+        file
+    }
+
+    fn open(file: &MemFile, secret: &str) -> Result<KeySlots> {
+        let (limits, budget, secrets) = (Limits::default(), Budget::new(8 << 20), [Secret::new(secret)]);
+        let cx = OpenContext { secrets: &secrets, ..OpenContext::new(&limits, &budget) };
+        let header = Header::read(file, AT, &FIELDS).unwrap();
+        let range = AT..AT + header.payload_offset();
+        KeySlots::open(file, header, range, &cx, FIELDS)
+    }
+
+    fn add(secret: &str, slot: Option<usize>, force: bool) -> KeyChange {
+        KeyChange::Add { secret: Secret::new(secret), slot, iter_time: Some(Duration::from_millis(1)), force }
+    }
+
+    fn erase(slot: usize, force: bool) -> KeyChange {
+        KeyChange::EraseSlot { slot, force }
+    }
+
+    fn erase_secret(secret: &str, force: bool) -> KeyChange {
+        KeyChange::EraseSecret { secret: Secret::new(secret), force }
+    }
+
+    #[test]
+    fn each_secret_unlocks_the_same_key_until_it_is_erased() {
+        let file = volume();
+        let mut keys = open(&file, "a").unwrap();
+        keys.change(&file, &add("b", Some(3), false)).unwrap();
+        keys.change(&file, &add("c", None, false)).unwrap();
+        assert_eq!(keys.header.slots.map(|slot| slot.active), [true, true, false, true, false, false, false, false]);
+        assert_eq!(Header::read(&file, AT, &FIELDS).unwrap(), keys.header);
+        for secret in ["a", "b", "c"] {
+            assert!(open(&file, secret).unwrap().key == keys.key, "{secret}");
+        }
+        let before = file.to_vec();
+        keys.change(&file, &erase(0, false)).unwrap();
+        keys.change(&file, &erase_secret("b", false)).unwrap();
+        assert!(open(&file, "a").is_err() && open(&file, "b").is_err() && open(&file, "c").is_ok());
+        // The stripes of both are overwritten, and nothing else but their entries.
+        let after = file.to_vec();
+        let len = keys.header.key_len as usize * STRIPES as usize;
+        for (index, changed) in [(0, true), (1, false), (3, true)] {
+            let start = (AT + keys.header.slots[index].offset()) as usize;
+            assert_eq!(before[start..start + len] != after[start..start + len], changed, "{index}");
+            let unlike = (start..start + len).filter(|at| before[*at] != after[*at]).count();
+            assert!(!changed || unlike > len * 9 / 10, "{unlike} of {len}");
+        }
+        assert_eq!(Header::read(&file, AT, &FIELDS).unwrap(), keys.header);
+    }
+
+    #[test]
+    fn what_would_lose_the_disk_has_to_be_forced() {
+        let file = volume();
+        let mut keys = open(&file, "a").unwrap();
+        let before = file.to_vec();
+        for (change, message) in [
+            (erase(0, false), "key slot 0 is the only active one"),
+            (erase(1, false), "key slot 1 is not active"),
+            (erase(8, true), "invalid key slot 8: expected 0 to 7"),
+            (erase_secret("a", false), "unlocks all active key slots"),
+            (erase_secret("x", true), "the secret unlocks no key slot"),
+            (add("b", Some(0), false), "key slot 0 is active: erase it first"),
+            (add("b", Some(8), false), "invalid key slot 8: expected 0 to 7"),
+        ] {
+            let error = keys.change(&file, &change).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        assert!(file.to_vec() == before);
+        keys.change(&file, &add("b", Some(0), true)).unwrap();
+        assert!(open(&file, "a").is_err() && open(&file, "b").is_ok());
+        keys.change(&file, &erase_secret("b", true)).unwrap();
+        assert!(open(&file, "b").is_err());
+        keys.header.slots.iter_mut().for_each(|slot| slot.active = true);
+        let error = keys.change(&file, &add("c", None, false)).unwrap_err().to_string();
+        assert!(error.contains("all key slots are active"), "{error}");
+    }
+
+    #[test]
+    fn the_stripes_of_a_slot_overlap_nothing() {
+        let file = volume();
+        let mut keys = open(&file, "a").unwrap();
+        let sectors = (u64::from(keys.header.key_len) * u64::from(STRIPES)).div_ceil(SECTOR) as u32;
+        let first = keys.header.slots[0].sector;
+        for (sector, with) in [
+            (first + sectors, None),
+            (first + sectors - 1, Some("another key slot")),
+            (1, Some("the header")),
+            (keys.header.payload_sectors - sectors, None),
+            (keys.header.payload_sectors - sectors + 1, Some("the guest data")),
+        ] {
+            keys.header.slots[1].sector = sector;
+            let error = keys.area(1, u64::from(sectors) * SECTOR).err().map(|error| error.to_string());
+            let at = AT + u64::from(sector) * SECTOR;
+            let refused = "luks: corrupt image at file offset 0x328: key material points to";
+            assert_eq!(error, with.map(|with| format!("{refused} {at:#x}, which overlaps {with}")));
+        }
+    }
+}

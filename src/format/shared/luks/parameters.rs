@@ -81,6 +81,7 @@ mod tests {
             parse("cipher-alg=twofish-192,cipher-mode=cbc,ivgen-alg=plain,hash-alg=ripemd160,iter-time=7").unwrap();
         assert_eq!((other.spec.cipher.name(), &*other.spec.mode_name()), ("twofish", "cbc-plain"));
         assert_eq!((other.key_len, other.hash, other.iter_time.as_millis()), (24, Hash::Ripemd160, 7));
+        assert_eq!(parse("iter-time=3600000").unwrap().iter_time, Duration::from_secs(3600));
         assert_eq!(parse("ivgen-alg=essiv").unwrap().spec.mode_name(), "xts-essiv:sha256");
     }
 
@@ -94,6 +95,7 @@ mod tests {
             ("ivgen-hash-alg=sha256", "option", "requires ivgen-alg=essiv"),
             ("hash-alg=md5", "option", "sha1, sha224, sha256"),
             ("iter-time=0", "option", "from 1"),
+            ("iter-time=3600001", "option", "from 1"),
             ("ivgen-alg=essiv,ivgen-hash-alg=sha1", "unsupported", "cipher aes-xts-essiv:sha1"),
         ] {
             let error = parse(list).unwrap_err();

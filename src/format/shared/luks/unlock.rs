@@ -250,6 +250,16 @@ mod tests {
     use crate::secret::Secret;
 
     #[test]
+    fn key_material_is_between_the_header_and_the_guest_data() {
+        let field = Fields("luks").at("key material", 0);
+        let with = |stripes| match check_area(stripes, 10..20, field) {
+            Err(Error::Corrupt(crate::error::Fault { problem: Problem::Overlap { with, .. }, .. })) => Some(with),
+            _ => None,
+        };
+        assert_eq!([10..20, 9..20, 10..21].map(with), [None, Some("the header"), Some("the guest data")]);
+    }
+
+    #[test]
     fn the_cost_of_all_tries_is_limited() {
         let (limits, secrets) = (Limits::default(), [Secret::new("x")]);
         let budget = Budget::new(0);

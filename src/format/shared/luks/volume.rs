@@ -188,6 +188,7 @@ mod tests {
             let found: Vec<_> = header.slots[..3].iter().map(Slot::offset).collect();
             assert_eq!(found, offsets);
             assert_eq!(header.slots.iter().filter(|slot| slot.active).count(), 1);
+            assert!(header.digest_iterations <= header.slots[0].iterations);
         }
     }
 
@@ -210,6 +211,28 @@ mod tests {
             error.starts_with("luks: mk-digest-iter at file offset 0x2a4 is")
                 && error.ends_with("999 (pbkdf2-iterations)"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn each_slot_is_checked_where_it_is() {
+        let file = file("", "x");
+        let mut header = Header::read(&file, 512, &FIELDS).unwrap();
+        header.slots.swap(0, 1);
+        header.slots[1].sector = 0;
+        let (limits, budget, secrets) = (Limits::default(), Budget::new(8 << 20), [Secret::new("x")]);
+        let cx = OpenContext { secrets: &secrets, ..OpenContext::new(&limits, &budget) };
+        let error = header.unlock(&file, 512..u64::MAX, &cx, &FIELDS).map(drop).unwrap_err().to_string();
+        // 512 + 208, the second slot of 48 bytes, and its field of the material.
+        assert!(error.contains("0x328: key material points to 0x200, which overlaps the header"), "{error}");
+    }
+
+    #[test]
+    fn the_time_of_a_try_is_not_less_than_a_thousand_iterations() {
+        let iterations = |time| iterations_for("luks", Hash::Sha256, 32, time);
+        assert_eq!(iterations(Duration::ZERO).unwrap(), MIN_ITERATIONS);
+        assert!(
+            matches!(iterations(Duration::from_secs(1 << 40)), Err(Error::Limit { value, .. }) if value == u64::from(u32::MAX))
         );
     }
 

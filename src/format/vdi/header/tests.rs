@@ -85,6 +85,7 @@ fn harmless_deviations_are_accepted() {
     assert_eq!(patched(&header, &[(72, &4000u32.to_le_bytes()), (80, &[1]), (0, &[9; 64])]).unwrap(), header);
     assert_eq!(patched(&header, &[(68, &[2])]).unwrap(), Header { minor_version: 2, ..header.clone() });
     assert_eq!(header.warnings(), [""; 0]);
+    assert_eq!(patched(&header, &[(388, &[3])]).unwrap().warnings(), [""; 0]);
     for (at, part, warning) in [
         (392, &[0; 16][..], "VirtualBox does not open the image: the UUID is nil"),
         (408, &[0; 16], "VirtualBox does not open the image: the modification UUID is nil"),
@@ -118,6 +119,11 @@ fn the_comment_ends_at_the_first_nul() {
         let expected = if len == 3 { &b"abc"[..] } else { &[b'x'; 256][..len] };
         assert_eq!(header.comment.as_bytes(), expected);
     }
+    // What follows a comment that fills its field is not part of it.
+    let full = patched(&sample(Kind::Static), &[(84, &[b'x'; 256]), (340, &513u32.to_le_bytes())]).unwrap();
+    assert_eq!(full.comment.as_bytes(), [b'x'; 256]);
+    // A comment is written with a zero at its end, at the expense of its last byte.
+    assert_eq!(full.encode()[84 + 254..][..2], *b"x\0");
 }
 
 #[test]

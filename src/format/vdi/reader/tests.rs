@@ -235,6 +235,18 @@ fn the_parent_is_identified_by_its_uuid() {
 }
 
 #[test]
+fn properties_are_those_that_the_image_has() {
+    let map = vec![BlockMapEntry::Free];
+    let sample =
+        Sample { kind: Kind::Dynamic, size: 512, block_size: 512, extra: 0, map_offset: 512, gap: 0, map, file_len: 0 };
+    let names = |header: &Header| describe(header).specific.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    let plain = sample.header();
+    assert_eq!(names(&plain), ["type", "uuid", "modification-uuid", "blocks-allocated"]);
+    let comment = Header { comment: Name::from("a comment"), block_extra: 1, ..plain };
+    assert_eq!(names(&comment), ["type", "uuid", "modification-uuid", "comment", "block-extra", "blocks-allocated"]);
+}
+
+#[test]
 fn internal_snapshots_are_not_supported() {
     let (limits, budget) = (Limits::default(), Budget::new(0));
     let cx = OpenContext { snapshot: Some("1"), ..OpenContext::new(&limits, &budget) };

@@ -144,6 +144,19 @@ fn one_damaged_footer_is_replaced_by_the_other() {
     }
 }
 
+/// A newer version, say, is not read as an older one.
+#[test]
+fn an_invalid_footer_without_damage_is_not_replaced() {
+    let good = Footer::for_tests().encode();
+    let mut newer = good;
+    newer[13] = 2;
+    let sum = checksum(&newer, CHECKSUM_AT);
+    newer[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
+    for (first, last) in [(&good, &newer), (&newer, &good)] {
+        assert_eq!(read(first, last).unwrap_err().kind().as_str(), "unsupported");
+    }
+}
+
 #[test]
 fn contradictory_footers_are_refused() {
     let footer = Footer::for_tests();
@@ -157,6 +170,9 @@ fn contradictory_footers_are_refused() {
     for other in others {
         assert_eq!(read(&footer.encode(), &other.encode()).unwrap_err().kind().as_str(), "invalid-field", "{other:?}");
     }
+    let conflict = Footer { current_size: 2 << 20, ..footer.clone() };
+    let error = read(&footer.encode(), &conflict.encode()).unwrap_err();
+    assert!(error.to_string().contains("file offset 0x1230: current size is 0x200000"), "{error}");
     // Fields that may differ.
     for other in [Footer { saved_state: true, ..footer.clone() }, Footer { timestamp: 1, ..footer.clone() }] {
         read(&footer.encode(), &other.encode()).unwrap();
@@ -171,6 +187,9 @@ fn a_fixed_disk_has_one_footer_of_512_bytes_or_511() {
         let footers = read(first, last).unwrap();
         assert_eq!((footers.footer, footers.at, footers.end, footers.warning), (fixed.clone(), at, Some(at), None));
     }
+    // Its header offset has no meaning.
+    let other = Footer { data_offset: 512, ..fixed.clone() };
+    assert_eq!(read(&other.encode(), &bytes).unwrap().footer, fixed);
     // A fixed disk that holds a dynamic image, and one without its footer.
     assert_eq!(read(&Footer::for_tests().encode(), &bytes).unwrap_err().kind().as_str(), "invalid-field");
     assert_eq!(read(&bytes, &[]).unwrap_err().kind().as_str(), "invalid-field");

@@ -147,6 +147,8 @@ fn messages_name_the_entry_and_the_overlap() {
 fn traces_of_a_killed_writer_are_notes() {
     let mut structure = Sample::new(MIB, false, &[full(4)], 5 * MIB).structure();
     structure.header_warning = Some("a header".to_owned());
+    structure.replay = Some(Replay { entries: 5, bytes: 4096, skipped: 1 });
+    assert_eq!(structure.notes().last().unwrap(), "1 newer log entries of incomplete sequences are ignored");
     structure.replay = Some(Replay { entries: 5, bytes: 4096, skipped: 0 });
     let report = report_of(&structure, 1 << 20);
     assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0));

@@ -216,6 +216,17 @@ fn the_newest_complete_sequence_is_replayed() {
     assert_eq!(then(&[], 13 * SECTOR), (content(1), 2));
 }
 
+#[test]
+fn the_changes_and_the_length_are_written_to_the_file() {
+    let mut image = Image::new(12);
+    let updates = [data(17, 1), zero(18, 2)];
+    image.append(&NewEntry { last_file_offset: 40 * SECTOR, ..NewEntry::first(7, 0, &updates) });
+    let expected = replayed(&image);
+    let file = MemFile::from(image.bytes.clone());
+    image.replay().unwrap().overlay.unwrap().write_to(&file).unwrap();
+    assert!(file.to_vec() == expected && expected.len() as u64 == 40 * SECTOR);
+}
+
 /// The fault of an image that the reference refuses too.
 fn fault(image: &Image) -> Fault {
     assert!(!compare(image, &[]).unwrap());

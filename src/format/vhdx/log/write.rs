@@ -83,6 +83,32 @@ mod tests {
         prop_oneof![Just(vec![0; 4096]), vec(any::<u8>(), 4096)]
     }
 
+    fn header(log_guid: Uuid) -> Header {
+        let (file_write_guid, data_write_guid) = (Uuid::nil(), Uuid::nil());
+        Header { sequence_number: 1, file_write_guid, data_write_guid, log_guid, log: MIB..2 * MIB }
+    }
+
+    /// 126 descriptors fit into the first sector.
+    #[test]
+    fn zeros_need_a_descriptor_only() {
+        let (log_guid, sequence_number) = (Uuid::from_u128(7), 5 << 32 | 9);
+        let (zeros, data) = ([0; SECTOR as usize], [7; SECTOR as usize]);
+        let sectors: Vec<_> = (0..127)
+            .map(|number| (2 * MIB + number * SECTOR, if number == 100 { &zeros[..] } else { &data[..] }))
+            .collect();
+        let entry = encode(&NewEntry { log_guid, sequence_number, tail: 0, file_len: 4 << 20, sectors: &sectors });
+        assert_eq!(entry.len() as u64, (2 + 126) * SECTOR);
+        let file = Arc::new(MemFile::from(vec![0xdd; 4 << 20]));
+        file.write_all_at(&entry, MIB).unwrap();
+        let source: Arc<dyn ReadAt> = file;
+        let replayed = replay(&source, 4 << 20, (&header(log_guid), 0), &[], &Budget::new(1 << 20)).unwrap().unwrap();
+        for (at, expected) in sectors {
+            let mut found = [0xee; SECTOR as usize];
+            replayed.file.read_exact_at(&mut found, at).unwrap();
+            assert!(found == expected, "{at:#x}");
+        }
+    }
+
     proptest! {
         /// Entries that are written one after the other, also around the end of the log: a replay applies the last one.
         #[test]
@@ -106,15 +132,8 @@ mod tests {
                 let at = (2 * MIB + at * SECTOR) as usize;
                 expected[at..at + 4096].copy_from_slice(bytes);
             }
-            let header = Header {
-                sequence_number: 1,
-                file_write_guid: Uuid::nil(),
-                data_write_guid: Uuid::nil(),
-                log_guid,
-                log: MIB..2 * MIB,
-            };
             let source: Arc<dyn ReadAt> = file.clone();
-            let replayed = replay(&source, 4 << 20, (&header, 0), &[], &Budget::new(1 << 20)).unwrap().unwrap();
+            let replayed = replay(&source, 4 << 20, (&header(log_guid), 0), &[], &Budget::new(1 << 20)).unwrap().unwrap();
             prop_assert_eq!(replayed.entries, 1);
             let mut bytes = vec![0; 2 << 20];
             replayed.file.read_exact_at(&mut bytes, 2 * MIB).unwrap();

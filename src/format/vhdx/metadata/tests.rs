@@ -183,14 +183,18 @@ fn harmless_deviations_are_accepted() {
     assert_eq!(patched(&sample, &[(8, &[1]), (12, &[9; 20]), (60, &[9; 4]), (192, &[9; 65_344])]).unwrap(), sample);
     // Unknown items, an empty one, and user metadata with the ID of a system item.
     let others = [
-        entry(OTHER, 0x1f_fff8, 8, IS_VIRTUAL_DISK),
-        entry(Uuid::nil(), 7, 0, 0),
+        entry(OTHER, 0x10_0000, 0x10_0000, IS_VIRTUAL_DISK),
+        entry(Uuid::nil(), !0, 0, 0),
         entry(VIRTUAL_DISK_SIZE.id, 0x1_0028, 8, IS_USER),
     ];
     assert_eq!(patched(&sample, &[(10, &[8]), (192, &others.concat())]).unwrap(), sample);
     // A locator without HasParent.
     let unused = entry(PARENT_LOCATOR.id, 0x1_0028, 8, IS_REQUIRED);
     assert_eq!(patched(&sample, &[(10, &[6]), (192, &unused)]).unwrap(), sample);
+    // The largest disk.
+    let size: u64 = 64 << 40;
+    let largest = patched(&sample, &[(Table::LEN + 8, &size.to_le_bytes())]).unwrap();
+    assert_eq!(largest.virtual_disk_size, size);
     // A differencing disk is not fixed.
     let child = child();
     assert_eq!(patched(&child, &[(Table::LEN + 4, &[3])]).unwrap(), child);
@@ -216,18 +220,39 @@ fn user_metadata_has_at_most_1024_items() {
         let total = (count as u16 + 5).to_le_bytes();
         let result = patched(&sample(), &[(10, &total), (192, &entries)]);
         assert_eq!(result.is_ok(), valid, "{result:?}");
+        let named = result.err().is_none_or(|error| error.to_string().contains("0x20000a: EntryCount"));
+        assert!(named);
     }
+    // All entries of the table: the others are of the disk.
+    let flags = |number| if number < 1024 { IS_USER } else { IS_VIRTUAL_DISK };
+    let entries: Vec<_> = (0..2042).flat_map(|number| entry(Uuid::from_u128(number), 0, 0, flags(number))).collect();
+    assert_eq!(patched(&sample(), &[(10, &2047u16.to_le_bytes()), (192, &entries)]).unwrap(), sample());
 }
 
 #[test]
 fn a_region_smaller_than_the_table_is_refused() {
-    let region = Region { range: START..START, at: 0x30030 };
     let file = MemFile::from(vec![0; 4 << 20]);
-    let error = Metadata::read(&file, &region, &Limits::default(), &Budget::new(0)).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "vhdx: corrupt image at file offset 0x30048: Length is 0x0, but must be at least 64 KiB"
-    );
+    for (len, expected) in [
+        (0, "0x30048: Length is 0x0, but must be at least 64 KiB"),
+        (0xffff, "0x30048: Length is 0xffff, but must be at least 64 KiB"),
+        (0x1_0000, "0x200000: Signature is 0x0, but must be \"metadata\""),
+    ] {
+        let region = Region { range: START..START + len, at: 0x30030 };
+        let error = Metadata::read(&file, &region, &Limits::default(), &Budget::new(0)).unwrap_err();
+        assert_eq!(error.to_string(), format!("vhdx: corrupt image at file offset {expected}"));
+    }
+}
+
+#[test]
+fn an_item_is_not_longer_than_its_region() {
+    let mut file = vec![0; START as usize];
+    file.extend(sample().encode());
+    file[START as usize + 10] = 6;
+    file[START as usize + 192..][..32].copy_from_slice(&entry(OTHER, 0x1_0000, 0x1_3000, 0));
+    file.resize(4 << 20, 0);
+    let region = Region { range: START..START + 0x1_2000, at: 0 };
+    let error = Metadata::read(&MemFile::from(file), &region, &Limits::default(), &Budget::new(0)).unwrap_err();
+    assert!(error.to_string().ends_with("0x2000d4: Length is 77824, outside 0..=8192"), "{error}");
 }
 
 #[test]

@@ -199,6 +199,22 @@ fn contiguous_blocks_are_one_extent() {
     assert_eq!(extents, [(data(4), 3), (data(8), 1), (zero, 2), (data(9), 1)]);
 }
 
+/// A chunk of 4096 blocks has more entries than a page of the table.
+#[test]
+fn blocks_of_later_chunks_and_pages_are_found() {
+    let mut blocks = vec![0; 3 * 4096];
+    let present = [0, 2047, 2048, 4095, 4096, 4096 + 3000, 2 * 4096 + 4095];
+    for (index, host) in present.iter().zip((DATA..).step_by(2 * MIB as usize)) {
+        blocks[*index as usize] = Sample::entry(state::FULLY_PRESENT, host);
+    }
+    let reader = Sample::new(MIB, false, &blocks, DATA + 20 * MIB).open();
+    for (index, host) in present.iter().zip((DATA..).step_by(2 * MIB as usize)) {
+        let extent = reader.extent_at(index * MIB..u64::MAX).unwrap();
+        let data = ExtentKind::Data(Location { file: IMAGE, offset: host });
+        assert_eq!((extent.kind, extent.len), (data, MIB), "{index}");
+    }
+}
+
 #[test]
 fn invalid_entries() {
     let full = |mib: u64| Sample::entry(state::FULLY_PRESENT, mib * MIB);

@@ -183,6 +183,24 @@ fn one_table_may_be_damaged() {
     assert_eq!(read_both(&whole, &far).unwrap().1, None);
 }
 
+/// Damage that the log repairs or leaves is not of the log.
+#[test]
+fn a_log_must_not_damage_a_table() {
+    let whole = table(&VALID);
+    let mut torn = whole.clone();
+    torn[512..].fill(0xaa);
+    let file = |second: &[u8]| MemFile::from([&vec![0; TABLES_AT[0] as usize][..], &whole, second].concat());
+    for (before, after, at) in
+        [(&whole, &whole, None), (&torn, &whole, None), (&torn, &torn, None), (&whole, &torn, Some(TABLES_AT[1] + 4))]
+    {
+        let refused = refuse_damage(&file(before), &file(after)).err().map(|error| match error {
+            Error::Corrupt(fault) => fault.at,
+            error => panic!("{error}"),
+        });
+        assert_eq!(refused, at);
+    }
+}
+
 proptest! {
     #[test]
     fn encoded_tables_parse(mut cuts in prop::array::uniform4(2u64..1 << 43), first_is_bat: bool) {

@@ -87,6 +87,30 @@ const CASES: &[Case] = &[
     ("unreferenced grain", |i| put_grain(i, 5, 0), 0, 1, "Leaked: unreferenced grains at file offset", Qemu::Passes),
     ("unused space", |i| i.file.resize(i.file.len() + 8191, 0), 0, 1, "Leaked: unreferenced grains", Qemu::Passes),
     ("copy changed", |i| put(i, grain_entry(i, 1, 6), 9), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
+    ("copy removed", |i| put(i, grain_entry(i, 1, 6), 0), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
+    // The copies are written after the tables.
+    (
+        "unclean, copy removed",
+        |i| {
+            i.file[72] = 1;
+            put(i, grain_entry(i, 1, 6), 0);
+        },
+        0,
+        0,
+        "Note: not closed cleanly",
+        Qemu::Passes,
+    ),
+    (
+        "unclean, copy changed",
+        |i| {
+            i.file[72] = 1;
+            put(i, grain_entry(i, 1, 6), 9);
+        },
+        1,
+        0,
+        "differ from the redundant copy is 0x1",
+        Qemu::Passes,
+    ),
     ("entry removed", |i| put(i, grain_entry(i, 0, 6), 0), 1, 1, "entries of grain table 1 that differ", Qemu::Passes),
     ("table missing", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant grain directory has", Qemu::Passes),
     ("redundant table missing", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Passes),
@@ -247,6 +271,21 @@ fn fill_payload(built: &mut Built, grain: usize) {
 }
 
 #[test]
+fn differing_entries_are_counted_from_the_first_one() {
+    let mut image = sound();
+    for grain in [5, 6] {
+        let copy = grain_entry(&image, 1, grain);
+        put(&mut image, copy, 9);
+    }
+    let report = check_bytes(&image.file).unwrap();
+    let expected = format!(
+        "file offset {:#x}: number of entries of grain table 1 that differ from the redundant copy is 0x2, but must be 0",
+        grain_entry(&image, 0, 5)
+    );
+    assert!(report.messages.iter().any(|text| text.contains(&expected)), "{report:?}");
+}
+
+#[test]
 fn messages_name_the_extent() {
     let line = |name: &str, kind: &str| format!("RW 80 {kind} \"{name}\"\n");
     let descriptor =
@@ -281,6 +320,14 @@ fn messages_name_the_extent() {
         assert_eq!((report.corruptions as usize, errors.len()), (messages.len(), messages.len()), "{report:?}");
         assert!(errors.iter().zip(messages).all(|(text, part)| text.contains(part)), "{report:?}");
     }
+    // Parts of one file.
+    let parts = |second: u64| {
+        let line = |offset| format!("RW 40 FLAT \"flat\" {offset}\n");
+        report(&[line(second), line(40 - second)])
+    };
+    assert_eq!((parts(0).corruptions, parts(40).corruptions), (0, 0));
+    let overlapping = report(&["RW 40 FLAT \"flat\" 0\n".into(), "RW 40 FLAT \"flat\" 39\n".into()]);
+    assert!(overlapping.messages[0].contains("file range points to 0x4e00, which overlaps another extent"));
     let refuse = |_: &FileReference| Err(Error::Cancelled);
     let limits = crate::limits::Limits::default();
     let budget = crate::limits::Budget::new(limits.metadata);

@@ -204,6 +204,32 @@ fn unallocated_tables_are_merged() {
     verify(&sparse, &sparse.build());
 }
 
+/// A page has 4096 entries. The last table ends with its second one, and the disk in it.
+#[test]
+fn tables_are_read_in_pages() {
+    let mut sparse = Sparse { entries: 8192, grain: 1, capacity: 13_000, ..Sparse::plain(13_000) };
+    sparse.grains.fill(Grain::None);
+    for (index, seed) in [(4095, 1), (4096, 2), (4200, 3), (8191, 4), (8192, 5), (12_999, 6)] {
+        sparse.grains[index] = Grain::Data(seed);
+    }
+    verify(&sparse, &sparse.build());
+}
+
+/// Of the last table, the two entries are needed that the disk has.
+#[test]
+fn the_file_may_end_within_the_last_table() {
+    let mut sparse = Sparse { entries: 4096, grain: 1, capacity: 4098, redundant: false, ..Sparse::plain(4098) };
+    sparse.grains[..4096].fill(Grain::None);
+    for built in [sparse.build(), sparse.build_cowd()] {
+        let table = LittleEndian::read_u32(&built.file[built.directories[0] + 4..]) as usize * 512;
+        let mut bytes = built.file[..table + 8].to_vec();
+        bytes[table..].fill(0);
+        assert!(read_one(&bytes).unwrap() == [0; 4098 * 512]);
+        bytes.pop();
+        assert_eq!(open(&bytes).err().unwrap().kind().as_str(), "out-of-bounds");
+    }
+}
+
 /// Damages an image. Returns the number of warnings and whether the guest data is correct.
 fn with_damage(sparse: &Sparse, damage: impl Fn(&mut Vec<u8>, &Built)) -> Result<(usize, bool)> {
     let built = sparse.build();
@@ -265,6 +291,16 @@ fn an_empty_table_with_a_redundant_copy_is_refused() {
     };
     let mut bytes = built.file.clone();
     bytes[table(0)..][..16].fill(0);
+    let error = read_one(&bytes).unwrap_err();
+    assert!(error.to_string().contains("redundant grain table has allocated grains"), "{error}");
+    // Pages are compared, not only the first one of a table.
+    let mut paged = Sparse { entries: 8192, grain: 1, capacity: 5000, ..Sparse::plain(5000) };
+    paged.grains.fill(Grain::None);
+    paged.grains[4097] = Grain::Data(1);
+    let large = paged.build();
+    let table_at = LittleEndian::read_u32(&large.file[large.directories[0]..]) as usize * 512;
+    let mut bytes = large.file.clone();
+    bytes[table_at + 4 * 4097..][..4].fill(0);
     let error = read_one(&bytes).unwrap_err();
     assert!(error.to_string().contains("redundant grain table has allocated grains"), "{error}");
     // An empty redundant table has no effect.
@@ -419,6 +455,8 @@ fn extents_in_several_files() {
         stream.guest(),
     ];
     assert!(read(&text, &files).unwrap() == parts.concat());
+    let twice = descriptor(&["RW 77 SPARSE \"sparse\"", "RW 77 SPARSE \"sparse\""]);
+    assert_eq!(read(&twice, &files).unwrap_err().kind().as_str(), "overlap");
     // A file that is used twice is opened once. File ids follow the order of the descriptor.
     let opened: Vec<_> = files.iter().map(|(name, bytes)| (*name, file(bytes))).collect();
     let reader = with_files(&opened, |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
@@ -639,6 +677,13 @@ fn unclean_extents_are_reported() {
     let reader = with_files(&[("a", file(&bytes))], |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
     assert!(reader.info().dirty);
     assert_eq!(reader.info().block_size, Some(4096));
+    let text = descriptor(&["RW 16 VMFSSPARSE \"a\""]);
+    for unclean in [false, true] {
+        let mut bytes = sparse.build_cowd().file;
+        bytes[1648] = unclean.into();
+        let reader = with_files(&[("a", file(&bytes))], |cx| Reader::open(file(text.as_bytes()), cx)).unwrap();
+        assert_eq!(reader.info().dirty, unclean);
+    }
 }
 
 #[test]
