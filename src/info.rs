@@ -44,6 +44,8 @@ pub struct ImageInfo {
     pub corrupt: bool,
     /// Other findings that do not prevent reading.
     pub warnings: Vec<Cow<'static, str>>,
+    /// What other programs would find in the image in another way, such as another parent. `inspect` refuses such images.
+    pub ambiguities: Vec<Cow<'static, str>>,
     /// Internal snapshots.
     pub snapshots: Vec<Snapshot>,
     /// Whether the snapshots are unknown because their table is damaged; a warning has the reason.

@@ -185,7 +185,7 @@ impl Serialize for CompressionLayer {
     }
 }
 
-/// With the keys of `qemu-img info`, and `compression` and `warnings`.
+/// With the keys of `qemu-img info`, and `compression`, `warnings` and `ambiguities`.
 impl Serialize for Inspection {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         info_map(&self.info, Some(self), serializer)
@@ -215,6 +215,7 @@ fn info_map<S: Serializer>(info: &ImageInfo, file: Option<&Inspection>, serializ
     optional(&mut map, "compression", compression)?;
     map.serialize_entry("dirty-flag", &info.dirty)?;
     optional(&mut map, "warnings", Some(&info.warnings).filter(|warnings| !warnings.is_empty()))?;
+    optional(&mut map, "ambiguities", Some(&info.ambiguities).filter(|ambiguities| !ambiguities.is_empty()))?;
     if let Some(file) = file {
         map.serialize_entry("children", &[Child { name: "file", info: FileInfo::new(file) }])?;
     }

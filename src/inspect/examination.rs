@@ -190,7 +190,9 @@ impl<'a> Examination<'a> {
     /// An image that other programs take for an optical disc or for a disk with partitions.
     fn examine_signatures(&mut self, format: Format) -> Result<()> {
         let Some(source) = self.file()? else { return Ok(()) };
-        for name in guest::media(&source)? {
+        // The salt of a key slot of LUKS can have the two bytes of an MBR.
+        let names = guest::media(&source)?.into_iter();
+        for name in names.filter(|name| format != Format::LUKS || *name != "MBR partition table") {
             let message = format!("the {format} image has the signature of {name}, too");
             self.add(Finding::refused("signatures", message).with(name, "the signature of one format"));
         }
@@ -258,6 +260,9 @@ impl<'a> Examination<'a> {
         self.add_unless(!info.snapshots_unreadable, || Finding::refused("snapshots", "the snapshots cannot be read"));
         for snapshot in &info.snapshots {
             self.examine_size("virtual-size", "a snapshot", snapshot.virtual_size, policy.virtual_size);
+        }
+        for ambiguity in &info.ambiguities {
+            self.add(Finding::refused("ambiguities", &**ambiguity));
         }
         for warning in &info.warnings {
             self.add_unless(policy.warnings, || Finding::refused("warnings", &**warning));

@@ -240,7 +240,7 @@ fn human(image: &Inspection, glance: Option<Glance>) -> String {
         let properties = output::columns(&human_properties(&info.specific, 1, exact_size));
         text.push_str(&format!("Format specific information:\n{properties}"));
     }
-    for warning in &info.warnings {
+    for warning in info.warnings.iter().chain(&info.ambiguities) {
         text.push_str(&format!("warning: {}\n", output::printable(warning)));
     }
     text

@@ -65,15 +65,15 @@ impl Extensions {
         let mut at = start as usize;
         while let Some(head) = header.get(at..at + 8) {
             let (kind, len) = (BigEndian::read_u32(head), BigEndian::read_u32(&head[4..]));
+            if kind == END {
+                break;
+            }
             let data_at = at + 8;
             FIELDS.at("header extension length", at as u64 + 4).within(
                 data_at as u64,
                 len.into(),
                 header.len() as u64,
             )?;
-            if kind == END {
-                break;
-            }
             let Some(data) = header.get(data_at..data_at + len as usize) else { break };
             let is_unique = matches!(kind, BACKING_FORMAT | DATA_FILE | CRYPTO | BITMAPS);
             let differs = is_unique && seen.insert(kind, data).is_some_and(|other| other != data);

@@ -7,7 +7,8 @@
 //! - Lines end with LF, CR LF or CR. The text ends at the first NUL, the padding.
 //! - A missing `version` means 1, by the document, and a missing `CID` the content ID of a new disk. `createType` and
 //!   at least one extent are required.
-//! - The first of several lines with the same key is used, as in qemu, so that both open the same files.
+//! - The first of several lines with the same key is used, as in qemu. The keys that decide which files are opened have one line at most, and are
+//!   nowhere else, so that both open the same files.
 //! - Unknown keys are skipped. A line that is neither a comment, nor `key=value`, nor an extent is an error, because a
 //!   missing extent would shift the guest data.
 
@@ -17,6 +18,8 @@ mod text;
 
 #[cfg(test)]
 mod tests;
+
+use std::borrow::Cow;
 
 use self::lines::Lines;
 use self::text::{Charset, Text};
@@ -288,18 +291,24 @@ fn check_unique_keys(text: Text<'_>, lines: &Lines<'_>) -> Result<()> {
     }
 }
 
-/// Refuses the key of a parent at the start of a sparse extent of which `embedded` is the descriptor, if that is there. QEMU looks for it in 20 sectors after the
-/// first one, wherever the header says that the descriptor is.
-pub(super) fn check_start_of_extent(file: &dyn ReadAt, embedded: Option<&[u8]>) -> Result<()> {
+/// A parent at the start of a sparse extent that is not that of its descriptor, of which `embedded` is the text, if that begins there. QEMU looks for it in 20
+/// sectors after the first one, wherever the header says that the descriptor is.
+pub(super) fn hidden_parent(
+    file: &dyn ReadAt,
+    embedded: &[u8],
+    hint: Option<&Name>,
+) -> Result<Option<Cow<'static, str>>> {
     const LEN: u64 = 20 * SECTOR;
     let len = table::length(file)?.saturating_sub(SECTOR).min(LEN);
     let mut bytes = vec![0; len as usize];
     table::read(file, &mut bytes, SECTOR)?;
-    let known = embedded.map_or(0, |text| Text::new(text, SECTOR).find_all(PARENT_HINT).count());
-    match Text::new(&bytes, SECTOR).find_all(PARENT_HINT).nth(known) {
-        Some(found) => Err(found.fault(PARENT_HINT, "must be in the descriptor, and nowhere else")),
-        None => Ok(()),
-    }
+    let descriptor_end = SECTOR + embedded.len() as u64;
+    let hidden = Text::new(&bytes, SECTOR).find_all(PARENT_HINT).filter(|found| found.at >= descriptor_end);
+    // From two characters after the key on, up to a quote.
+    let names = hidden
+        .map(|found| found.split(PARENT_HINT.len() + 2).1.bytes.split(|byte| *byte == b'"').next().unwrap_or_default());
+    let other = names.map(Name::from).find(|name| Some(name) != hint);
+    Ok(other.map(|name| format!("QEMU takes {name} for the parent, which is not in the descriptor").into()))
 }
 
 /// Parses `createType`; returns its canonical spelling.
@@ -371,7 +380,7 @@ fn keyword<T: Copy + PartialEq>(table: &[(&'static str, T)], value: T) -> &'stat
 }
 
 /// Returns a name as text for a quoted string.
-fn quotable_name(name: &Name) -> Result<&str> {
+pub(super) fn quotable_name(name: &Name) -> Result<&str> {
     quotable(name.as_bytes()).filter(|text| !text.is_empty()).ok_or_else(|| {
         Error::Usage(format!(
             "{FORMAT_NAME}: invalid file name {name}: expected UTF-8 without quotes, line breaks and NUL"

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::descriptor::{Descriptor, ExtentLine, ExtentType, check_start_of_extent};
+use super::descriptor::{Descriptor, ExtentLine, ExtentType, hidden_parent};
 use super::grains::GrainMap;
 use super::header::{Flags, Header};
 use super::hosted::Hosted;
@@ -59,13 +59,13 @@ impl Reader {
             Some(SparseKind::Hosted) => Self::open_hosted(file, cx),
             Some(SparseKind::Cowd) => {
                 let header = esxi::read_cowd(&*file, cx)?;
-                check_start_of_extent(&*file, None)?;
                 if !header.flags.contains(cowd::Flags::ROOT) {
                     return Err(esxi::needs_descriptor("a COWD extent"));
                 }
-                let grains = esxi::open_cowd(file, IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
+                let grains = esxi::open_cowd(file.clone(), IMAGE, &header, header.capacity_bytes(), cx, &mut Err)?;
                 let mut info = describe_without_descriptor(header.capacity_bytes());
                 (info.block_size, info.dirty) = (Some(header.grain_bytes() as u32), header.unclean);
+                info.ambiguities.extend(hidden_parent(&*file, &[], None)?);
                 Ok(Reader::from_grains(grains, info, cx.budget))
             }
             Some(SparseKind::SeSparse) => Err(esxi::needs_descriptor("a space-efficient sparse extent")),
@@ -77,9 +77,12 @@ impl Reader {
     fn open_hosted(file: Arc<dyn ReadAt>, cx: &OpenContext<'_>) -> Result<Reader> {
         let hosted = Hosted::read(file.clone(), IMAGE, cx)?;
         let embedded = hosted.descriptor(cx)?;
-        check_start_of_extent(&*file, embedded.as_ref().filter(|(_, at)| *at == SECTOR).map(|(text, _)| &text[..]))?;
-        let descriptor = embedded.map(|(text, at)| Descriptor::parse(&text, at, cx.limits)).transpose()?;
+        let parse = |(text, at): &(Vec<u8>, u64)| Descriptor::parse(text, *at, cx.limits);
+        let descriptor = embedded.as_ref().map(parse).transpose()?;
         let mut info = describe_hosted(&hosted.header, descriptor.as_ref(), cx)?;
+        let at_start = embedded.as_ref().filter(|(_, at)| *at == SECTOR).map_or(&[][..], |(text, _)| text);
+        let hint = descriptor.as_ref().and_then(|descriptor| descriptor.parent_hint.as_ref());
+        info.ambiguities.extend(hidden_parent(&*file, at_start, hint)?);
         let grains = hosted.into_grains(info.virtual_size, cx, &mut info.warnings)?;
         Ok(Reader::from_grains(grains, info, cx.budget))
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::format::vmdk::descriptor::Geometry;
+use crate::format::vmdk::descriptor::{Geometry, quotable_name};
 use crate::format::vmdk::{FORMAT_NAME, SECTOR};
 use crate::name::Name;
 
@@ -54,10 +54,7 @@ impl DescriptorText {
 
     /// Sets the name of the parent, and its content ID if one is given.
     pub fn set_parent(&mut self, name: &Name, content_id: Option<&str>) -> Result<()> {
-        let text = std::str::from_utf8(name.as_bytes()).ok().filter(|text| !text.contains(['"', '\n', '\r', '\0']));
-        let Some(text) = text.filter(|text| !text.is_empty()) else {
-            return Err(Error::Usage(format!("{FORMAT_NAME}: invalid file name {name} of a parent")));
-        };
+        let text = quotable_name(name)?;
         let encoding = self.value("encoding").map(|range| self.unquoted(range));
         if !text.is_ascii() && encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case("UTF-8")) {
             return Err(Error::unsupported(
