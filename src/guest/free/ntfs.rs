@@ -451,3 +451,61 @@ impl Ntfs {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An entry of the index of a directory: the record of the file, the flags, and its name.
+    fn entry(record: u64, flags: u16, name: &[u16]) -> Vec<u8> {
+        let key = 66 + name.len() * 2;
+        let mut bytes = vec![0; (16 + key).next_multiple_of(8)];
+        let len = bytes.len() as u16;
+        // The number of times that the record was used is above its own.
+        bytes[..8].copy_from_slice(&(record | 5 << 48).to_le_bytes());
+        bytes[8..10].copy_from_slice(&len.to_le_bytes());
+        bytes[10..12].copy_from_slice(&(key as u16).to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[16 + 64] = name.len() as u8;
+        let name = name.iter().flat_map(|unit| unit.to_le_bytes());
+        bytes.iter_mut().skip(16 + 66).zip(name).for_each(|(byte, own)| *byte = own);
+        bytes
+    }
+
+    /// Looks for the file in an index with these entries.
+    fn found(entries: &[Vec<u8>]) -> Option<u64> {
+        let entries = entries.concat();
+        let mut index = vec![0; 16];
+        index[..4].copy_from_slice(&16_u32.to_le_bytes());
+        index[4..8].copy_from_slice(&(16 + entries.len() as u32).to_le_bytes());
+        index.extend(entries);
+        find_hibernation(Fields(&index)).ok().unwrap()
+    }
+
+    #[test]
+    fn the_file_of_hibernation_is_found_by_its_name() {
+        let units = |name: &str| name.encode_utf16().collect::<Vec<_>>();
+        let (other, last) = (entry(40, 0, &units("bootmgr")), entry(0, 2, &[]));
+        for name in ["hiberfil.sys", "HiberFil.SYS"] {
+            assert_eq!(found(&[other.clone(), entry(70, 0, &units(name)), last.clone()]), Some(70));
+        }
+        let mut wide = units("hiberfil.sys");
+        wide[0] |= 0x100;
+        for name in [units("hiberfil.syt"), units("hiberfil.sy"), units("hiberfil.sys1"), wide] {
+            assert_eq!(found(&[entry(70, 0, &name), last.clone()]), None);
+        }
+    }
+
+    #[test]
+    fn an_index_ends_with_its_last_entry() {
+        let file = entry(70, 0, &"hiberfil.sys".encode_utf16().collect::<Vec<_>>());
+        assert_eq!(found(std::slice::from_ref(&file)), Some(70));
+        assert_eq!(found(&[entry(0, 2, &[]), file.clone()]), None);
+        // A length of 0 would not come to an end.
+        assert_eq!(found(&[vec![0; 16], file.clone()]), None);
+        // What is after the end of the index does not count.
+        let mut index = [16_u32, 16, 0, 0].map(u32::to_le_bytes).concat();
+        index.extend(file);
+        assert_eq!(find_hibernation(Fields(&index)).ok().unwrap(), None);
+    }
+}
