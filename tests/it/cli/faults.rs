@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use super::{IMGCONV, imgconv, succeed};
 use crate::support::TempDir;
@@ -183,7 +185,17 @@ fn a_full_file_system_leaves_old_or_new() {
         let options = format!("size={size}k");
         Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&mount).output()
     };
-    let unmount = || assert!(Command::new("umount").arg(&mount).status().unwrap().success());
+    // A process that another test is starting can have its files for a moment.
+    let unmount = || {
+        let is_done = (0..100).any(|_| {
+            let done = Command::new("umount").arg(&mount).output().unwrap().status.success();
+            if !done {
+                thread::sleep(Duration::from_millis(100));
+            }
+            done
+        });
+        assert!(is_done, "{}", mount.display());
+    };
     if !mount_with(64).is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED: without a small file system, which takes root");
         return;
