@@ -226,6 +226,59 @@ fn of_ntfs() {
     }
 }
 
+/// Windows replays its log, or goes on with what it had in memory.
+#[test]
+fn of_ntfs_that_windows_comes_back_to() {
+    let Some(_) = find("free space of NTFS", &["mkfs.ntfs"]) else { return };
+    let dir = TempDir::new();
+    let disk = disk(&dir, "ntfs", 48 * MIB);
+    run("mkfs.ntfs", &["-q", "-F", "-f", disk.to_str().unwrap()]);
+    assert!(free_ranges(probed(&disk, None)).is_ok());
+    // A new log is all ones. Two pages describe one in use, with the number of their change, a client, and flags.
+    let new = fs::read(&disk).unwrap();
+    let log =
+        new.windows(1 << 20).step_by(4096).position(|bytes| bytes.iter().all(|byte| *byte == 0xff)).unwrap() * 4096;
+    let page = |number: u64, client: u16, flags: u16| {
+        let mut page = vec![0; 4096];
+        page[..4].copy_from_slice(b"RSTR");
+        page[16..20].copy_from_slice(&4096_u32.to_le_bytes());
+        page[24..26].copy_from_slice(&48_u16.to_le_bytes());
+        page[48..56].copy_from_slice(&number.to_le_bytes());
+        page[60..62].copy_from_slice(&client.to_le_bytes());
+        page[62..64].copy_from_slice(&flags.to_le_bytes());
+        page
+    };
+    for (pages, reason) in [
+        ([page(5, u16::MAX, 0), page(4, 0, 0)], None),
+        ([page(4, 0, 0), page(5, 0, 2)], None),
+        ([page(5, 0, 0), page(4, 0, 2)], Some("its log has to be replayed")),
+        ([page(4, u16::MAX, 2), page(5, 0, 0)], Some("its log has to be replayed")),
+        ([page(5, 0, 2), vec![0; 4096]], Some("its log is not one of Windows")),
+    ] {
+        let mut bytes = new.clone();
+        bytes[log..log + 8192].copy_from_slice(&pages.concat());
+        fs::write(&disk, &bytes).unwrap();
+        let found = free_ranges(probed(&disk, None)).err();
+        assert_eq!(found.is_some(), reason.is_some(), "{found:?}");
+        assert!(found.zip(reason).is_none_or(|(found, reason)| found.starts_with(reason)), "{reason:?}");
+    }
+    for (name, content, is_hibernated) in [
+        ("hiberfil.sys", "hibr and more", true),
+        ("HiberFil.sys", "HIBR", true),
+        ("hiberfil.sys", "wake", false),
+        ("hiberfil.sys", "hib", false),
+        ("hiberfil.bak", "hibr", false),
+    ] {
+        fs::write(&disk, &new).unwrap();
+        // Data that is not in the record of the file.
+        let file = dir.file("file", &[content.as_bytes(), &vec![0; if content.len() > 3 { 9000 } else { 0 }]].concat());
+        run("ntfscp", &["-q", disk.to_str().unwrap(), file.to_str().unwrap(), name]);
+        let found = free_ranges(probed(&disk, None)).err();
+        assert_eq!(found.is_some(), is_hibernated, "{name}: {found:?}");
+        assert!(found.is_none_or(|found| found.contains("hibernated")));
+    }
+}
+
 /// Adds a directory of one cluster to an empty exFAT file system.
 fn add_exfat_directory(disk: &Path) {
     let mut bytes = fs::read(disk).unwrap();
