@@ -192,7 +192,7 @@ impl<'a> Examination<'a> {
         let Some(source) = self.file()? else { return Ok(()) };
         // The salt of a key slot of LUKS can have the two bytes of an MBR.
         let names = guest::media(&source)?.into_iter();
-        for name in names.filter(|name| format != Format::LUKS || *name != "MBR partition table") {
+        for name in names.filter(|name| format.name() != "luks" || *name != "MBR partition table") {
             let message = format!("the {format} image has the signature of {name}, too");
             self.add(Finding::refused("signatures", message).with(name, "the signature of one format"));
         }
