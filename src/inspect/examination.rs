@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::policy::name_of;
 use super::{Finding, Judgement, Policy};
-use crate::driver::{CheckKind, CheckReport};
+use crate::driver::{CheckKind, CheckReport, Probe};
 use crate::error::{Error, Result, SecretProblem};
 use crate::format::Format;
 use crate::format::shared::signature;
 use crate::guest;
-use crate::image::{Ends, Image, Inspection, OpenOptions, ReferencePolicy, Scratch, Span};
+use crate::image::{Image, Inspection, OpenOptions, ReferencePolicy, Scratch, Span};
 use crate::info::{ImageInfo, Value};
 use crate::io::{FileSource, ReadAt};
 use crate::name::Name;
@@ -143,9 +143,7 @@ impl<'a> Examination<'a> {
             let accepted = one_of(&policy.content);
             Finding::refused("content", format!("the content of the disk is {content}")).with(content, accepted)
         });
-        if format == Format::RAW && self.is_not_a_disk()? {
-            self.add(Finding::refused("content", "the file is empty or a text").with("text", "a disk"));
-        } else if inspection.info.virtual_size == 0 {
+        if inspection.info.virtual_size == 0 {
             self.add(Finding::refused("content", "the disk is empty").with(0, "a disk"));
         }
         if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
@@ -169,12 +167,6 @@ impl<'a> Examination<'a> {
             "vpc" => inspection.info.property("subformat") != Some(&Value::from("fixed")),
             _ => true,
         }
-    }
-
-    /// Whether a file without a signature is empty, or begins as a text.
-    fn is_not_a_disk(&self) -> Result<bool> {
-        let ends = Ends::read(&self.open()?)?;
-        Ok(matches!(signature::describe(&ends.probe()), "empty" | "text"))
     }
 
     /// The bytes of the file, unless they are those of a package.
@@ -283,6 +275,11 @@ impl<'a> Examination<'a> {
             Err(error) if is_locked(&error) => None,
             image => Some(image?),
         };
+        if let Some(image) = image.as_ref().filter(|image| image.format() == Format::RAW)
+            && begins_as_text(image)?
+        {
+            self.add(Finding::refused("content", "the file is a text").with("text", "a disk"));
+        }
         if inspection.format.can_check() {
             let report = self.check()?;
             self.examine_report(&report);
@@ -375,6 +372,14 @@ impl<'a> Examination<'a> {
 /// Whether a secret is needed, and none was given. One that does not fit is an error as any other.
 fn is_locked(error: &Error) -> bool {
     matches!(error.root(), Error::Secret { problem: SecretProblem::Missing, .. })
+}
+
+/// Whether a file without a signature begins as a text.
+fn begins_as_text(image: &Image) -> Result<bool> {
+    const HEAD: u64 = 4096;
+    let mut head = vec![0; image.virtual_size().min(HEAD) as usize];
+    image.read_exact_at(&mut head, 0)?;
+    Ok(signature::describe(&Probe::new(&head, &[], image.virtual_size())) == "text")
 }
 
 fn compressed_with(name: &'static str) -> Finding {
