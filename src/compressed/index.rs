@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::gzip::Gzip;
 use super::input::Input;
-use super::meter::Decode;
+use super::meter::{Decode, RATIO};
 use super::zstd::Zstd;
 use super::{Compression, gzip, xz, zstd};
 use crate::error::{Error, Problem};
 use crate::io::ReadAt;
-use crate::limits::{LimitName, Limits};
+use crate::limits::{LimitName, Limits, RATIO_FROM};
 
 /// A part that is decoded on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,16 +145,15 @@ impl<F: ReadAt> Read for Range<F> {
 
 /// Checks the size of the decompressed file against the limits.
 pub(super) fn check_size(size: u64, file_len: u64, compression: Compression, limits: &Limits) -> Result<(), Error> {
-    if size <= limits.decompressed {
-        return Ok(());
+    let ratio = if size > RATIO_FROM { size / file_len.max(1) } else { 0 };
+    for (name, field, value, limit) in [
+        (LimitName::Decompressed, "decompressed size", size, limits.decompressed),
+        (LimitName::DecompressionRatio, RATIO, ratio, limits.decompression_ratio),
+    ] {
+        if value > limit {
+            let (format, field, at) = (compression.name(), field.into(), Some(file_len));
+            return Err(Error::Limit { name: Some(name), format, field, at, value, limit });
+        }
     }
-    let field = "decompressed size".into();
-    Err(Error::Limit {
-        name: Some(LimitName::Decompressed),
-        format: compression.name(),
-        field,
-        at: Some(file_len),
-        value: size,
-        limit: limits.decompressed,
-    })
+    Ok(())
 }

@@ -6,6 +6,8 @@ use super::input::Input;
 use crate::error::Error;
 use crate::limits::{LimitName, Limits, RATIO_FROM};
 
+/// The field of an error.
+pub(super) const RATIO: &str = "ratio of decompressed to compressed size";
 /// Parts without data in a row: empty members, skippable frames. No writer has more than one after another.
 const MAX_EMPTY: u64 = 1 << 16;
 
@@ -50,13 +52,7 @@ impl<D: Decode> Meter<D> {
         }
         let ratio = self.out / input.at().max(1);
         if self.out > RATIO_FROM && ratio > self.ratio {
-            return Err(input.limit(
-                Some(LimitName::DecompressionRatio),
-                "ratio of decompressed to compressed size",
-                input.at(),
-                ratio,
-                self.ratio,
-            ));
+            return Err(input.limit(Some(LimitName::DecompressionRatio), RATIO, input.at(), ratio, self.ratio));
         }
         self.ended = len == 0;
         Ok(len)

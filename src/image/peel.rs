@@ -19,7 +19,7 @@ use crate::format::shared::signature::Signature;
 use crate::format::shared::table;
 use crate::info::CompressionLayer;
 use crate::io::{FileIdentity, ReadAt};
-use crate::limits::{LimitName, Limits, RATIO_FROM};
+use crate::limits::{LimitName, Limits};
 
 /// A file without its layers of compression.
 pub(super) struct Peeled {
@@ -143,9 +143,9 @@ impl OpenOptions {
             self.check_nesting(compression.name(), "number of layers of compression", peeled.layers.len())?;
             let content = self.decompress(peeled.source.clone(), compression, &limits)?;
             peeled.push(compression, content)?;
-            // The ratio is that of all layers together.
-            let most = file_len.saturating_mul(limits.decompression_ratio).max(RATIO_FROM);
-            limits.decompressed = limits.decompressed.min(most);
+            // That of all layers together is limited.
+            let most = file_len.saturating_mul(self.limits.decompression_ratio);
+            limits.decompression_ratio = most / table::length(&*peeled.source)?.max(1);
         }
         Ok(peeled)
     }

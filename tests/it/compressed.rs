@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::support::pattern::Pattern;
 use crate::support::{TempDir, assert_same, content, format, qcow2, raw, raw_image, vpc};
 use diskimage::io::MemFile;
-use diskimage::{Converter, Error, ErrorKind, Image, Limits, OpenOptions, OutputCompression};
+use diskimage::{Converter, Error, ErrorKind, Image, LimitName, Limits, OpenOptions, OutputCompression};
 
 /// Name of each compressor, its command line, and the extension of its files.
 const WRITERS: &[(&[&str], &str)] = &[
@@ -118,6 +118,24 @@ fn wrapped(bytes: &[u8], layers: usize) -> Vec<u8> {
         raw().compress_output(Some(OutputCompression::Zstd)).convert_to(&raw_image(&bytes), file.clone()).unwrap();
         file.to_vec()
     })
+}
+
+/// Each layer alone is within the limit.
+#[cfg(feature = "cli")]
+#[test]
+fn the_ratio_is_that_of_all_layers() {
+    let dir = TempDir::new();
+    fs::File::create(dir.join("disk.raw")).unwrap().set_len(2 << 30).unwrap();
+    crate::cli::succeed(&dir, &["convert", "disk.raw", "disk.raw.zst"]);
+    let once = fs::read(dir.join("disk.raw.zst")).unwrap();
+    let twice = dir.file("twice.raw.zst", &wrapped(&once, 1));
+    assert_eq!(OpenOptions::new().open(dir.join("disk.raw.zst")).unwrap().virtual_size(), 2 << 30);
+    let error = OpenOptions::new().open(&twice).unwrap_err();
+    let Error::Limit { name, .. } = error.root() else { panic!("{error}") };
+    assert_eq!(*name, Some(LimitName::DecompressionRatio));
+    let mut limits = Limits::default();
+    limits.decompression_ratio = u64::MAX;
+    assert_eq!(OpenOptions::new().limits(limits).open(&twice).unwrap().virtual_size(), 2 << 30);
 }
 
 #[test]
