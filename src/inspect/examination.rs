@@ -93,16 +93,13 @@ impl<'a> Examination<'a> {
     /// Each disk is examined; without a permission for packages too, for the reasons that it adds.
     #[cfg(feature = "packages")]
     fn examine_package(&mut self, package: &Package) {
-        let Policy { packages, compressed, warnings, .. } = *self.policy;
+        let Policy { packages, warnings, .. } = *self.policy;
         self.judgement.format = Some(package.kind);
         self.judgement.compression.extend(package.compression.iter().map(|layer| layer.name));
         self.add_unless(packages, || {
             let (count, disks) = (package.disks.len(), if package.disks.len() == 1 { "disk" } else { "disks" });
             let message = format!("{} package with {count} {disks}", package.kind);
             Finding::refused("packages", message).with(package.kind, "a disk that is not in a package")
-        });
-        self.add_unless(compressed || package.compression.is_empty(), || {
-            Finding::refused("compression", "compressed package")
         });
         for warning in &package.warnings {
             self.add_unless(warnings, || Finding::refused("warnings", &**warning));
@@ -275,7 +272,8 @@ impl<'a> Examination<'a> {
             Err(error) if is_locked(&error) => None,
             image => Some(image?),
         };
-        if let Some(image) = image.as_ref().filter(|image| image.format() == Format::RAW)
+        if inspection.format == Format::RAW
+            && let Some(image) = &image
             && begins_as_text(image)?
         {
             self.add(Finding::refused("content", "the file is a text").with("text", "a disk"));

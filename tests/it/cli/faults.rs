@@ -4,12 +4,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use super::{IMGCONV, imgconv, succeed};
 use crate::support::TempDir;
 use crate::support::pattern::Pattern;
+use crate::support::tools::unmount;
 
 /// Commands that write a new image called `target` or in a directory of that name.
 const NEW: &[&[&str]] = &[
@@ -185,22 +184,11 @@ fn a_full_file_system_leaves_old_or_new() {
         let options = format!("size={size}k");
         Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&mount).output()
     };
-    // A process that another test is starting can have its files for a moment.
-    let unmount = || {
-        let is_done = (0..100).any(|_| {
-            let done = Command::new("umount").arg(&mount).output().unwrap().status.success();
-            if !done {
-                thread::sleep(Duration::from_millis(100));
-            }
-            done
-        });
-        assert!(is_done, "{}", mount.display());
-    };
     if !mount_with(64).is_ok_and(|output| output.status.success()) {
         eprintln!("SKIPPED: without a small file system, which takes root");
         return;
     }
-    unmount();
+    unmount(&mount);
     source(&dir);
     let mut stopped = 0;
     for args in NEW {
@@ -212,7 +200,7 @@ fn a_full_file_system_leaves_old_or_new() {
             let before = all(&mount);
             let output = imgconv(&dir, &args);
             let after = all(&mount);
-            unmount();
+            unmount(&mount);
             if !output.status.success() {
                 stopped += 1;
                 let names: Vec<_> = after.iter().map(|(name, bytes)| (name, bytes.len())).collect();

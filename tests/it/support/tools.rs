@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
 /// Finds a program by one of its names; without it, says that `test` is skipped, or fails if it must not be.
 #[track_caller]
@@ -113,6 +115,18 @@ pub(crate) use needs_qemu;
 
 pub fn output(program: &str, args: &[impl AsRef<OsStr>]) -> Output {
     Command::new(program).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Unmounts a file system. A program for FUSE, or a process that another test is starting, can have its files for a moment.
+pub fn unmount(directory: &Path) {
+    let is_done = (0..100).any(|_| {
+        let is_done = Command::new("umount").arg(directory).output().is_ok_and(|done| done.status.success());
+        if !is_done {
+            thread::sleep(Duration::from_millis(100));
+        }
+        is_done
+    });
+    assert!(is_done, "{}", directory.display());
 }
 
 /// Runs a program that has to succeed, and returns what it printed.

@@ -59,6 +59,12 @@ fn put_table(built: &mut Built, directory: usize, table: usize, sector: u32) {
     put(built, at, sector);
 }
 
+/// Marks the image as not closed, with another entry in the redundant copy.
+fn put_unclean_copy(built: &mut Built, entry: u32) {
+    built.file[72] = 1;
+    put(built, grain_entry(built, 1, 6), entry);
+}
+
 /// Sector of a grain.
 fn grain_sector(built: &Built, grain: usize) -> u32 {
     built.places[grain].0
@@ -89,28 +95,8 @@ const CASES: &[Case] = &[
     ("copy changed", |i| put(i, grain_entry(i, 1, 6), 9), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
     ("copy removed", |i| put(i, grain_entry(i, 1, 6), 0), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
     // The copies are written after the tables.
-    (
-        "unclean, copy removed",
-        |i| {
-            i.file[72] = 1;
-            put(i, grain_entry(i, 1, 6), 0);
-        },
-        0,
-        0,
-        "Note: not closed cleanly",
-        Qemu::Passes,
-    ),
-    (
-        "unclean, copy changed",
-        |i| {
-            i.file[72] = 1;
-            put(i, grain_entry(i, 1, 6), 9);
-        },
-        1,
-        0,
-        "differ from the redundant copy is 0x1",
-        Qemu::Passes,
-    ),
+    ("unclean, copy removed", |i| put_unclean_copy(i, 0), 0, 0, "Note: not closed cleanly", Qemu::Passes),
+    ("unclean, copy changed", |i| put_unclean_copy(i, 9), 1, 0, "differ from the redundant copy is 0x1", Qemu::Passes),
     ("entry removed", |i| put(i, grain_entry(i, 0, 6), 0), 1, 1, "entries of grain table 1 that differ", Qemu::Passes),
     ("table missing", |i| put_table(i, 0, 1, 0), 1, 0, "the redundant grain directory has", Qemu::Passes),
     ("redundant table missing", |i| put_table(i, 1, 1, 0), 1, 0, "the grain directory has", Qemu::Passes),

@@ -6,12 +6,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
 use super::lvm::Loop;
 use super::{MIB, free_ranges, open, probed};
-use crate::support::tools::{find, run, skip};
+use crate::support::tools::{find, run, skip, unmount};
 use crate::support::{Random, TempDir};
 
 /// A file system, and how it is changed.
@@ -64,15 +62,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A program for FUSE can still be busy with what was closed.
-        let unmount = || Command::new("umount").arg(&self.folder).output().is_ok_and(|done| done.status.success());
-        let is_done = (0..100).any(|_| {
-            unmount() || {
-                thread::sleep(Duration::from_millis(100));
-                false
-            }
-        });
-        assert!(is_done, "{}", self.folder.display());
+        unmount(&self.folder);
     }
 }
 
