@@ -25,7 +25,7 @@ mod meter;
 #[cfg(feature = "compressed")]
 mod open;
 #[cfg(all(test, feature = "compressed"))]
-mod tests;
+pub(crate) mod tests;
 #[cfg(feature = "compressed")]
 mod units;
 #[cfg(feature = "compressed")]

@@ -12,7 +12,7 @@ use crate::testing::Random;
 const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::Bzip2, Compression::Zstd];
 
 /// A file of one part: a member, a stream of one block, a frame.
-pub(super) fn encode(compression: Compression, data: &[u8]) -> Vec<u8> {
+pub(crate) fn encode(compression: Compression, data: &[u8]) -> Vec<u8> {
     match compression {
         Compression::Gzip => gzip_member(&deflated(data), zlib_rs::crc32::crc32(0, data), data.len() as u32),
         Compression::Xz => xz(data, lzma_rust2::CheckType::Crc64, None),

@@ -19,7 +19,7 @@ pub(super) enum HeaderLocation {
 }
 
 /// The file of a header.
-pub(super) struct HeaderFile {
+pub(crate) struct HeaderFile {
     source: Arc<SizedFile>,
     path: Option<PathBuf>,
 }

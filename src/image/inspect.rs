@@ -125,7 +125,7 @@ impl OpenOptions {
         Ok(opened)
     }
 
-    fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
+    pub(crate) fn inspect_opened(&self, opened: &Opened) -> Result<Inspection> {
         let inspect = || {
             let open = |file: &FileOpener<'_>| {
                 let budget = Budget::new(self.limits.metadata);

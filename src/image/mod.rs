@@ -43,10 +43,13 @@ use crate::guest::free::FreeSpace;
 use crate::info::ImageInfo;
 use crate::io::ReadAt;
 use concatenation::Part;
-pub(crate) use detect::Ends;
 pub use inspect::Inspection;
+#[cfg(feature = "inspect")]
+pub(crate) use open::{Opened, Purpose, file_at};
 pub use open_options::OpenOptions;
 use overlap::OverlapTracker;
+#[cfg(feature = "inspect")]
+pub(crate) use peel::Peeled;
 pub use plot::{Allocation, Plot};
 pub use reader::Reader;
 pub use references::{ReferencePolicy, ResolveRequest};

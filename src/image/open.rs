@@ -53,8 +53,7 @@ impl OpenOptions {
         }
         match self.peel_once(file, Some(path))? {
             None => Ok(None),
-            Some(OnePass::Disk(Peeled { source, layers, .. })) => {
-                let (path, file_len) = (Some(path.to_owned()), table::length(&**file)?);
+            Some(OnePass::Disk(Peeled { source, layers, path, file_len, .. })) => {
                 let opened = Opened { layers, file_len, ..Opened::new(path, source, Format::RAW)? };
                 self.open_chain(opened).map(Image::read_in_order).map(Some)
             }
@@ -224,14 +223,14 @@ impl OpenOptions {
         self.check_opened(&self.opened_source(source, Purpose::Read)?)
     }
 
-    fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
+    pub(crate) fn check_opened(&self, opened: &Opened) -> Result<CheckReport> {
         let budget = Budget::new(self.limits.metadata);
         let open = |reference: &FileReference| self.open_data_file(opened, reference).map(|file| Some(file.source));
         let checked = opened.format.check(opened.source.clone(), &self.context(&budget, 0, &open));
         checked.map_err(|e| e.in_file_at(opened.name()))
     }
 
-    fn open_chain(&self, top: Opened) -> Result<Image> {
+    pub(crate) fn open_chain(&self, top: Opened) -> Result<Image> {
         self.open_chain_by(top, None)
     }
 
@@ -349,7 +348,7 @@ impl OpenOptions {
     }
 
     /// Opens the file at a path that the caller names, to which the reference policy does not apply.
-    fn open_top(&self, path: &Path) -> Result<Arc<SizedFile>> {
+    pub(crate) fn open_top(&self, path: &Path) -> Result<Arc<SizedFile>> {
         let open = || SizedFile::new(Arc::new(self.open_locked(path).map_err(cannot_open("opening"))?));
         open().map(Arc::new).map_err(|e| e.in_file(path))
     }
@@ -384,7 +383,7 @@ impl OpenOptions {
     /// Detects the format, unless it is stated, of a file that is not in a package.
     pub(super) fn opened(&self, file: Arc<SizedFile>, path: Option<&Path>, purpose: Purpose) -> Result<Opened> {
         self.directory_of(path, &file)
-            .and_then(|directory| self.opened_at(file.clone(), path.map(Path::to_owned), directory, purpose, 0))
+            .and_then(|directory| self.opened_at(file.clone(), path, directory, purpose, 0))
             .map_err(|e| e.in_file_at(path.or_else(|| file.name())))
     }
 
@@ -393,17 +392,27 @@ impl OpenOptions {
         self.opened(Arc::new(SizedFile::new(source)?), None, purpose)
     }
 
-    /// Opens the file, or the disk in it; `_depth` is the number of packages around it.
+    /// Opens the file, or the disk in it; `depth` is the number of packages around it.
     pub(super) fn opened_at(
         &self,
         file: Arc<SizedFile>,
-        path: Option<PathBuf>,
+        path: Option<&Path>,
+        directory: Option<Arc<FileDirectory>>,
+        purpose: Purpose,
+        depth: usize,
+    ) -> Result<Opened> {
+        self.opened_peeled(self.peel(file, path)?, directory, purpose, depth)
+    }
+
+    /// Opens a file without its compression, as [`opened_at`](Self::opened_at) does.
+    pub(crate) fn opened_peeled(
+        &self,
+        peeled: Peeled,
         directory: Option<Arc<FileDirectory>>,
         purpose: Purpose,
         _depth: usize,
     ) -> Result<Opened> {
-        let file_len = table::length(&*file)?;
-        let Peeled { source, layers, path: inner } = self.peel(file, path.as_deref())?;
+        let Peeled { source, layers, path, inner_path: inner, file_len } = peeled;
         #[cfg(feature = "packages")]
         if let Some(contents) = self.contents(&source, inner.as_deref(), _depth)? {
             let package = Opened::new(path, source, super::package::descriptor_format())?;
@@ -441,7 +450,7 @@ impl Image {
 }
 
 /// The file to open for a path that the caller names: for the directory of a package, its descriptor.
-pub(super) fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
+pub(crate) fn file_at(path: &Path) -> Result<Cow<'_, Path>> {
     #[cfg(feature = "packages")]
     return super::package::in_directory(path);
     #[cfg(not(feature = "packages"))]
@@ -453,7 +462,7 @@ pub(super) type LayerOpener<'a> = dyn Fn(&Opened, &OpenContext<'_>) -> Result<La
 
 /// Why an image is opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     Read,
     Inspect,
 }
@@ -467,7 +476,7 @@ pub(super) fn cannot_open(action: impl Into<Cow<'static, str>>) -> impl FnOnce(i
 }
 
 /// An image file whose format is known.
-pub(super) struct Opened {
+pub(crate) struct Opened {
     pub path: Option<PathBuf>,
     pub source: Arc<SizedFile>,
     pub format: Format,

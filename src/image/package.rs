@@ -91,9 +91,13 @@ impl OpenOptions {
         if head.is_some_and(|head| Kind::of(&Probe::new(&head, &[], u64::MAX)).is_none()) {
             return Ok(None);
         }
-        let Peeled { source, layers, path } = self.peel(file, path)?;
-        let contents = self.contents(&source, path.as_deref(), 0)?;
-        Ok(contents.map(|contents| Package { compression: layers, ..contents.description }))
+        self.package_in(&self.peel(file, path)?)
+    }
+
+    /// Describes the package in a file without its compression.
+    pub(crate) fn package_in(&self, Peeled { source, layers, inner_path, .. }: &Peeled) -> Result<Option<Package>> {
+        let contents = self.contents(source, inner_path.as_deref(), 0)?;
+        Ok(contents.map(|contents| Package { compression: layers.clone(), ..contents.description }))
     }
 
     /// The contents of the file, if it is a package and is to be opened as one.
@@ -159,7 +163,7 @@ impl OpenOptions {
             (false, _) => (found.into_inner(), package.directory.clone()),
         };
         let opened = SizedFile::new(file)
-            .and_then(|file| self.opened_at(Arc::new(file), member_path.clone(), directory, purpose, depth + 1));
+            .and_then(|file| self.opened_at(Arc::new(file), member_path.as_deref(), directory, purpose, depth + 1));
         let mut opened = opened.map_err(|e| e.in_file_at(member_path.as_deref()))?;
         let inner = opened.origin.take().unwrap_or_default();
         let mut checks = checks;

@@ -22,13 +22,18 @@ use crate::io::{FileIdentity, ReadAt};
 use crate::limits::{LimitName, Limits};
 
 /// A file without its layers of compression.
-pub(super) struct Peeled {
-    /// The image file.
+#[derive(Clone)]
+pub(crate) struct Peeled {
+    /// The content: an image or a package.
     pub source: Arc<SizedFile>,
     /// The layers, the outermost first.
     pub layers: Vec<CompressionLayer>,
-    /// The path without the extensions of the layers.
+    /// The path of the file.
     pub path: Option<PathBuf>,
+    /// The path without the extensions of the layers.
+    pub inner_path: Option<PathBuf>,
+    /// Length of the file as it is stored.
+    pub file_len: u64,
 }
 
 /// A decompressed file, in place of the file that it is stored in.
@@ -136,15 +141,15 @@ impl OpenOptions {
     }
 
     /// Removes the layers of compression from a file, for reads at any offset.
-    pub(super) fn peel(&self, source: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
-        let (file_len, mut limits) = (table::length(&*source)?, self.limits.clone());
-        let mut peeled = Peeled { source, layers: Vec::new(), path: path.map(Path::to_owned) };
+    pub(crate) fn peel(&self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
+        let mut limits = self.limits.clone();
+        let mut peeled = Peeled::new(file, path)?;
         while let Some(compression) = self.compression_in(&peeled.source)? {
             self.check_nesting(compression.name(), "number of layers of compression", peeled.layers.len())?;
             let content = self.decompress(peeled.source.clone(), compression, &limits)?;
             peeled.push(compression, content)?;
             // That of all layers together is limited.
-            let most = file_len.saturating_mul(self.limits.decompression_ratio);
+            let most = peeled.file_len.saturating_mul(self.limits.decompression_ratio);
             limits.decompression_ratio = most / table::length(&*peeled.source)?.max(1);
         }
         Ok(peeled)
@@ -171,7 +176,7 @@ impl OpenOptions {
 
     /// The compression of a file. Where the format is stated, no more is read than a signature, unless the file has one: more of a damaged
     /// disk may be unreadable.
-    fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
+    pub(crate) fn compression_in(&self, file: &SizedFile) -> Result<Option<Compression>> {
         const SIGNATURE: u64 = 16;
         if self.format == Some(Format::RAW) || self.detect_as_qemu {
             return Ok(None);
@@ -201,15 +206,6 @@ impl OpenOptions {
             }
         };
         is_compressed.then_some(compression)
-    }
-
-    /// The name of the compression of a file that is not an image itself.
-    #[cfg(feature = "inspect")]
-    pub(crate) fn compression_name(&self, file: &Arc<dyn ReadAt>) -> Result<Option<&'static str>> {
-        if self.format == Some(Format::RAW) {
-            return Ok(None);
-        }
-        Ok(self.compression_of(&super::Ends::read(file)?.probe()).map(Compression::name))
     }
 
     /// The file, whose reads fail when the caller cancels.
@@ -273,7 +269,7 @@ impl OpenOptions {
         };
         let content = stream.into_file(&self.spool_directory(), &self.limits, Box::new(check_end))?;
         let Some(content) = content else { return Ok(None) };
-        let mut peeled = Peeled { source: source.clone(), layers: Vec::new(), path: path.map(Path::to_owned) };
+        let mut peeled = Peeled::new(source.clone(), path)?;
         peeled.push(compression, content)?;
         Ok(Some(OnePass::Disk(peeled)))
     }
@@ -297,11 +293,16 @@ pub(super) enum OnePass {
 }
 
 impl Peeled {
+    fn new(file: Arc<SizedFile>, path: Option<&Path>) -> Result<Peeled> {
+        let (file_len, path) = (table::length(&*file)?, path.map(Path::to_owned));
+        Ok(Peeled { source: file, layers: Vec::new(), inner_path: path.clone(), path, file_len })
+    }
+
     /// Replaces the file by its content.
     fn push(&mut self, compression: Compression, content: Arc<dyn ReadAt>) -> Result<()> {
         let decompressed_len = table::length(&*content)?;
         self.layers.push(CompressionLayer { name: compression.name(), decompressed_len });
-        self.path = inner_path(self.path.as_deref());
+        self.inner_path = inner_path(self.inner_path.as_deref());
         self.source = Arc::new(SizedFile::new(decompressed(content, self.source.clone()))?);
         Ok(())
     }

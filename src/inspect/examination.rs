@@ -10,9 +10,11 @@ use crate::error::{Error, Result, SecretProblem};
 use crate::format::Format;
 use crate::format::shared::signature;
 use crate::guest;
-use crate::image::{Image, Inspection, OpenOptions, ReferencePolicy, Scratch, Span};
+use crate::image::{
+    Image, Inspection, OpenOptions, Opened, Peeled, Purpose, ReferencePolicy, Scratch, SizedFile, Span, file_at,
+};
 use crate::info::{ImageInfo, Value};
-use crate::io::{FileSource, ReadAt};
+use crate::io::ReadAt;
 use crate::name::Name;
 #[cfg(feature = "packages")]
 use crate::package::Package;
@@ -23,31 +25,34 @@ const CHECK_MESSAGES: usize = 100;
 /// Guest bytes that are read at once.
 const CHUNK: usize = 1 << 20;
 
-/// Where the file is.
-#[derive(Clone)]
-pub(super) enum Place<'a> {
-    Path(&'a Path),
-    Source(Arc<dyn ReadAt>),
-}
-
-/// A file that is examined, and what was found until now.
+/// What was found in a file until now. The file is opened once, and decompressed once.
 pub(super) struct Examination<'a> {
     policy: &'a Policy,
     options: OpenOptions,
-    place: Place<'a>,
     judgement: Judgement,
     /// The files beside it in a package, which can be its extents.
     members: Vec<Name>,
 }
 
 impl<'a> Examination<'a> {
-    pub fn new(policy: &'a Policy, options: &OpenOptions, place: Place<'a>) -> Self {
+    pub fn new(policy: &'a Policy, options: &OpenOptions) -> Self {
         let options = policy.limit(options).reference_policy(ReferencePolicy::Deny).without_backing(true);
-        Examination { policy, options, place, judgement: Judgement::default(), members: Vec::new() }
+        Examination { policy, options, judgement: Judgement::default(), members: Vec::new() }
     }
 
-    pub fn judge(mut self) -> Judgement {
-        if let Err(error) = self.examine() {
+    pub fn judge(mut self, path: &Path) -> Judgement {
+        let opened = file_at(path).and_then(|path| Ok((self.options.open_top(&path)?, path)));
+        let examined = opened.and_then(|(file, path)| self.examine(file, Some(&path)));
+        self.ended(examined)
+    }
+
+    pub fn judge_source(mut self, source: Arc<dyn ReadAt>) -> Judgement {
+        let examined = SizedFile::new(source).and_then(|file| self.examine(Arc::new(file), None));
+        self.ended(examined)
+    }
+
+    fn ended(mut self, examined: Result<()>) -> Judgement {
+        if let Err(error) = examined {
             self.add(Finding::from(&error));
         }
         self.judgement
@@ -65,37 +70,32 @@ impl<'a> Examination<'a> {
         }
     }
 
-    fn examine(&mut self) -> Result<()> {
+    fn examine(&mut self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<()> {
         // It is not decoded then, which takes the time of all that it claims to be.
         if !self.policy.compressed
-            && let Some(name) = self.file()?.map(|file| self.options.compression_name(&file)).transpose()?.flatten()
+            && let Some(compression) = self.options.compression_in(&file)?
         {
-            self.judgement.compression.push(name);
-            self.add(compressed_with(name));
+            self.judgement.compression.push(compression.name());
+            self.add(compressed_with(compression.name()));
             return Ok(());
         }
+        let content = self.options.peel(file, path)?;
+        self.judgement.compression.extend(content.layers.iter().map(|layer| layer.name));
         #[cfg(feature = "packages")]
         if !self.options.selects_disk()
-            && let Some(package) = self.package()?
+            && let Some(package) = self.options.package_in(&content)?
         {
-            self.examine_package(&package);
+            self.examine_package(&package, &content);
             return Ok(());
         }
-        let inspection = self.inspect()?;
-        self.judgement.format = Some(inspection.format.name());
-        self.judgement.compression.extend(inspection.compression.iter().map(|layer| layer.name));
-        self.judgement.virtual_size = Some(inspection.info.virtual_size);
-        self.examine_file(&inspection)?;
-        self.examine_properties(&inspection.info);
-        self.examine_metadata(&inspection)
+        self.examine_disk(content)
     }
 
     /// Each disk is examined; without a permission for packages too, for the reasons that it adds.
     #[cfg(feature = "packages")]
-    fn examine_package(&mut self, package: &Package) {
+    fn examine_package(&mut self, package: &Package, content: &Peeled) {
         let Policy { packages, warnings, .. } = *self.policy;
         self.judgement.format = Some(package.kind);
-        self.judgement.compression.extend(package.compression.iter().map(|layer| layer.name));
         self.add_unless(packages, || {
             let (count, disks) = (package.disks.len(), if package.disks.len() == 1 { "disk" } else { "disks" });
             let message = format!("{} package with {count} {disks}", package.kind);
@@ -105,7 +105,7 @@ impl<'a> Examination<'a> {
             self.add_unless(warnings, || Finding::refused("warnings", &**warning));
         }
         if package.disks.is_empty() {
-            let problem = self.inspect().err();
+            let problem = self.options.opened_peeled(content.clone(), None, Purpose::Inspect, 0).err();
             let finding = problem.as_ref().map(Finding::from);
             self.add(finding.unwrap_or_else(|| Finding::refused("packages", "the package has no disk")));
         }
@@ -114,8 +114,10 @@ impl<'a> Examination<'a> {
         let members: Vec<_> = files.map(|member| member.name.clone()).collect();
         for (index, disk) in package.disks.iter().enumerate() {
             let options = self.options.clone().member((index + 1).to_string());
-            let (policy, place, members) = (self.policy, self.place.clone(), members.clone());
-            let judged = Examination { policy, options, place, judgement: Judgement::default(), members }.judge();
+            let (policy, members) = (self.policy, members.clone());
+            let mut disk_alone = Examination { policy, options, judgement: Judgement::default(), members };
+            let examined = disk_alone.examine_disk(content.clone());
+            let judged = disk_alone.ended(examined);
             self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
             self.judgement.external_files.extend(judged.external_files);
             for finding in judged.findings {
@@ -124,8 +126,19 @@ impl<'a> Examination<'a> {
         }
     }
 
+    /// The disk in a file, or the selected one of a package.
+    fn examine_disk(&mut self, content: Peeled) -> Result<()> {
+        let opened = self.options.opened_peeled(content, None, Purpose::Inspect, 0)?;
+        let inspection = self.options.inspect_opened(&opened)?;
+        self.judgement.format = Some(inspection.format.name());
+        self.judgement.virtual_size = Some(inspection.info.virtual_size);
+        self.examine_file(&inspection, &opened.source)?;
+        self.examine_properties(&inspection.info);
+        self.examine_metadata(&inspection, opened)
+    }
+
     /// What the file is.
-    fn examine_file(&mut self, inspection: &Inspection) -> Result<()> {
+    fn examine_file(&mut self, inspection: &Inspection, source: &Arc<SizedFile>) -> Result<()> {
         let policy = self.policy;
         let (format, file_len) = (inspection.format, inspection.file_len);
         for layer in &inspection.compression {
@@ -143,8 +156,8 @@ impl<'a> Examination<'a> {
         if inspection.info.virtual_size == 0 {
             self.add(Finding::refused("content", "the disk is empty").with(0, "a disk"));
         }
-        if inspection.compression.is_empty() && self.starts_with_metadata(inspection) {
-            self.examine_signatures(format)?;
+        if self.starts_with_metadata(inspection) {
+            self.examine_signatures(format, source)?;
         }
         self.examine_size("file-size", "the file", file_len, policy.file_size);
         let size = inspection.info.virtual_size;
@@ -166,21 +179,10 @@ impl<'a> Examination<'a> {
         }
     }
 
-    /// The bytes of the file, unless they are those of a package.
-    fn file(&self) -> Result<Option<Arc<dyn ReadAt>>> {
-        Ok(Some(match &self.place {
-            _ if self.options.selects_disk() => return Ok(None),
-            Place::Path(path) if path.is_dir() => return Ok(None),
-            Place::Path(path) => Arc::new(FileSource::open(path).map_err(Error::io("opening", None))?),
-            Place::Source(source) => source.clone(),
-        }))
-    }
-
     /// An image that other programs take for an optical disc or for a disk with partitions.
-    fn examine_signatures(&mut self, format: Format) -> Result<()> {
-        let Some(source) = self.file()? else { return Ok(()) };
+    fn examine_signatures(&mut self, format: Format, source: &Arc<SizedFile>) -> Result<()> {
         // The salt of a key slot of LUKS can have the two bytes of an MBR.
-        let names = guest::media(&source)?.into_iter();
+        let names = guest::media(source)?.into_iter();
         for name in names.filter(|name| format.name() != "luks" || *name != "MBR partition table") {
             let message = format!("the {format} image has the signature of {name}, too");
             self.add(Finding::refused("signatures", message).with(name, "the signature of one format"));
@@ -259,7 +261,7 @@ impl<'a> Examination<'a> {
     }
 
     /// The tables, by the check of the driver, or else by reading them to the end.
-    fn examine_metadata(&mut self, inspection: &Inspection) -> Result<()> {
+    fn examine_metadata(&mut self, inspection: &Inspection, opened: Opened) -> Result<()> {
         if !inspection.info.files.is_empty() {
             // They are in files that are not opened.
             self.add_unless(!self.policy.read_data, || {
@@ -267,8 +269,9 @@ impl<'a> Examination<'a> {
             });
             return Ok(());
         }
-        // A check goes on after a fault, which has less details then.
-        let image = match self.open() {
+        let report = inspection.format.can_check().then(|| self.options.check_opened(&opened));
+        // The check goes on after a fault, which has less details then.
+        let image = match self.options.open_chain(opened) {
             Err(error) if is_locked(&error) => None,
             image => Some(image?),
         };
@@ -278,9 +281,8 @@ impl<'a> Examination<'a> {
         {
             self.add(Finding::refused("content", "the file is a text").with("text", "a disk"));
         }
-        if inspection.format.can_check() {
-            let report = self.check()?;
-            self.examine_report(&report);
+        if let Some(report) = report {
+            self.examine_report(&report?);
             if !self.policy.read_data {
                 return Ok(());
             }
@@ -335,35 +337,6 @@ impl<'a> Examination<'a> {
         self.add_unless(leaks || report.unused_end == 0, || {
             Finding::refused("leaks", format!("{} bytes after the last block are not used", report.unused_end))
         });
-    }
-
-    #[cfg(feature = "packages")]
-    fn package(&self) -> Result<Option<Package>> {
-        match &self.place {
-            Place::Path(path) => self.options.package(path),
-            Place::Source(source) => self.options.package_source(source.clone()),
-        }
-    }
-
-    fn inspect(&self) -> Result<Inspection> {
-        match &self.place {
-            Place::Path(path) => self.options.inspect(path),
-            Place::Source(source) => self.options.inspect_source(source.clone()),
-        }
-    }
-
-    fn check(&self) -> Result<CheckReport> {
-        match &self.place {
-            Place::Path(path) => self.options.check(path),
-            Place::Source(source) => self.options.check_source(source.clone()),
-        }
-    }
-
-    fn open(&self) -> Result<Image> {
-        match &self.place {
-            Place::Path(path) => self.options.open(path),
-            Place::Source(source) => self.options.open_source(source.clone()),
-        }
     }
 }
 

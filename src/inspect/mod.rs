@@ -62,7 +62,7 @@ use crate::name::Name;
 #[cfg(feature = "remote")]
 use crate::remote::Remote;
 use crate::spool::spool;
-use examination::{Examination, Place};
+use examination::Examination;
 pub use finding::{Finding, Verdict};
 pub use policy::Policy;
 
@@ -96,7 +96,7 @@ impl Policy {
     /// assert_eq!((judgement.verdict, judgement.findings[0].check), (Verdict::Unknown, "readable"));
     /// ```
     pub fn judge(&self, options: &OpenOptions, path: impl AsRef<Path>) -> Judgement {
-        Examination::new(self, options, Place::Path(path.as_ref())).judge()
+        Examination::new(self, options).judge(path.as_ref())
     }
 
     /// Judges the image in `source`, as [`judge`](Self::judge) does.
@@ -114,7 +114,7 @@ impl Policy {
     /// assert_eq!(judgement.verdict, Verdict::Unsafe);
     /// ```
     pub fn judge_source(&self, options: &OpenOptions, source: Arc<dyn ReadAt>) -> Judgement {
-        Examination::new(self, options, Place::Source(source)).judge()
+        Examination::new(self, options).judge_source(source)
     }
 
     /// Judges the image at an http or https URL, as [`judge`](Self::judge) does. Only what is needed of it is fetched; from a server without range

@@ -330,3 +330,79 @@ fn manifests_are_verified_with_the_data() -> Result<()> {
     assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["packages"]));
     Ok(())
 }
+
+#[cfg(all(feature = "compressed", feature = "qcow2", feature = "write"))]
+#[test]
+fn a_compressed_file_is_decoded_once() -> Result<()> {
+    use std::io;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use crate::compressed::Compression;
+    use crate::compressed::tests::encode;
+    use crate::io::ReadAt;
+    use crate::{Converter, Format};
+
+    struct Counting(Vec<u8>, AtomicU64);
+
+    impl ReadAt for Counting {
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.0.len() as u64)
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let n = self.0.read_at(buf, offset)?;
+            self.1.fetch_add(n as u64, Ordering::Relaxed);
+            Ok(n)
+        }
+    }
+
+    let mut random = 1_u32;
+    let noise = std::iter::repeat_with(|| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 24) as u8
+    });
+    let guest = Arc::new(MemFile::from(noise.take(4 << 20).collect::<Vec<_>>()));
+    let disk = OpenOptions::new().format(Format::RAW).open_source(guest)?;
+    let image = Arc::new(MemFile::new());
+    Converter::new(Format::QCOW2).convert_to(&disk, image.clone())?;
+    let file = Arc::new(Counting(encode(Compression::Gzip, &image.to_vec()), AtomicU64::new(0)));
+    let judged = Policy::parse("read-data = true")?.judge_source(&OpenOptions::new(), file.clone());
+    assert_eq!((judged.verdict, judged.compression), (Verdict::Safe, vec!["gzip"]));
+    // And the ends, which tell the format.
+    let (read, stored) = (file.1.load(Ordering::Relaxed), file.0.len() as u64);
+    assert!((stored..stored + (1 << 20)).contains(&read), "{read} bytes of {stored}");
+    Ok(())
+}
+
+/// The image is what counts, not the file that it is stored in.
+#[cfg(all(feature = "compressed", feature = "packages", feature = "qcow2", feature = "write"))]
+#[test]
+fn signatures_are_found_in_compressed_files_and_packages() {
+    use crate::compressed::Compression;
+    use crate::compressed::tests::encode;
+    use crate::package::tar::tests::entry;
+    use crate::{Converter, Format};
+
+    let image = Arc::new(MemFile::new());
+    Converter::new(Format::QCOW2).create_to(1 << 20, image.clone()).unwrap();
+    let good = image.to_vec();
+    let mut disc = good.clone();
+    disc[0x8001..0x8006].copy_from_slice(b"CD001");
+    for (image, expected) in [(good, vec![]), (disc, vec!["signatures"])] {
+        let package = [entry("a.qcow2", b'0', &image), vec![0; 1024]].concat();
+        for file in [encode(Compression::Gzip, &image), encode(Compression::Zstd, &package), package] {
+            assert_eq!(checks(&judge(&Policy::default(), file)), expected);
+        }
+    }
+}
+
+#[test]
+fn a_ramdisk_is_for_the_policy() -> Result<()> {
+    let mut archive = b"070701".to_vec();
+    archive.extend(b"0".repeat(104));
+    archive.resize(1024, 0);
+    for (policy, expected) in [("content = ['ramdisk']", vec![]), ("content = ['disk']", vec!["content"])] {
+        assert_eq!(checks(&judge(&Policy::parse(policy)?, archive.clone())), expected);
+    }
+    Ok(())
+}
