@@ -11,6 +11,7 @@ use crate::crypto::{Encrypting, SectorCipher};
 use crate::driver::{CreateContext, FileSize, OpenContext, Placement, SparseWrite, WriteSpec};
 use crate::error::{Error, Result, SecretProblem};
 use crate::format::shared::luks::{NewVolume, Parameters, new_header_len};
+use crate::format::shared::whole_sectors_of;
 use crate::identifiers::ImageIdentifiers;
 use crate::info::ImageInfo;
 use crate::io::{ReadAt, WriteAt};
@@ -102,10 +103,7 @@ pub(super) fn measure(cx: &CreateContext<'_>, _source: Option<&ImageInfo>) -> Re
 
 /// Rounds `size` up to whole sectors, which fit into a file after the header.
 fn virtual_size(size: u64, payload: u64, sector_size: u64) -> Result<u64> {
-    let limit = (i64::MAX as u64).saturating_sub(payload) / sector_size * sector_size;
-    size.checked_next_multiple_of(sector_size)
-        .filter(|rounded| *rounded <= limit)
-        .ok_or_else(|| Error::limit(FORMAT_NAME, "virtual size", size, limit))
+    whole_sectors_of(FORMAT_NAME, size, sector_size, (i64::MAX as u64).saturating_sub(payload))
 }
 
 /// Fails for a request that an encrypted volume cannot meet.

@@ -57,9 +57,16 @@ pub(crate) fn new_identifier(format: &'static str, old: &[u8]) -> [u8; 16] {
 /// # Errors
 /// [`Error::Limit`] if it is above the largest file offset then.
 pub(crate) fn whole_sectors(format: &'static str, size: u64) -> Result<u64> {
-    const SECTOR: u64 = 512;
-    let limit = i64::MAX as u64 & !(SECTOR - 1);
-    let rounded = size.checked_next_multiple_of(SECTOR).filter(|rounded| *rounded <= limit);
+    whole_sectors_of(format, size, 512, i64::MAX as u64)
+}
+
+/// Rounds the size of a new disk up to sectors of `sector` bytes.
+///
+/// # Errors
+/// [`Error::Limit`] if it is above `most` bytes then.
+pub(crate) fn whole_sectors_of(format: &'static str, size: u64, sector: u64, most: u64) -> Result<u64> {
+    let limit = most - most % sector;
+    let rounded = size.checked_next_multiple_of(sector).filter(|rounded| *rounded <= limit);
     rounded.ok_or_else(|| Error::limit(format, "virtual size", size, limit))
 }
 
