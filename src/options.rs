@@ -276,7 +276,8 @@ pub fn parse_size(text: &str) -> Result<u64> {
     }
     let number = |part: &str| part.parse::<u128>().map_err(|_| wrong());
     let size = (number(whole)? << shift) + (number(fraction)? << shift) / 10u128.pow(fraction.len() as u32);
-    u64::try_from(size).ok().filter(|size| *size < 1 << 63).ok_or_else(wrong)
+    let size = u64::try_from(size).ok().filter(|size| *size < 1 << 63);
+    size.ok_or_else(|| Error::Usage(format!("invalid size '{text}': expected less than 8E")))
 }
 
 #[cfg(test)]
@@ -301,6 +302,7 @@ mod tests {
         for text in ["", "k", "-1", "1.k", ".5k", "1kb", "8E", "1e3", "99999999999999999999", "1 k", "٣"] {
             assert!(parse_size(text).is_err(), "{text}");
         }
+        assert_eq!(parse_size("16E").unwrap_err().to_string(), "invalid size '16E': expected less than 8E");
     }
 
     #[test]

@@ -112,7 +112,16 @@ impl<'a> Examination<'a> {
         // A link is not followed here, but by a program that unpacks it.
         let files = package.members.iter().filter(|member| !matches!(member.role, "link" | "directory"));
         let members: Vec<_> = files.map(|member| member.name.clone()).collect();
-        for (index, disk) in package.disks.iter().enumerate() {
+        // The disks of a descriptor are files beside it.
+        let (external, inside): (Vec<_>, Vec<_>) =
+            package.disks.iter().enumerate().partition(|(_, disk)| package.kind == "ovf" && disk.has_file);
+        for (_, disk) in &external {
+            self.add_external_file("package", "disk", &disk.name);
+        }
+        if !external.is_empty() {
+            self.data_is_elsewhere();
+        }
+        for (index, disk) in inside {
             let options = self.options.clone().member((index + 1).to_string());
             let (policy, members) = (self.policy, members.clone());
             let mut disk_alone = Examination { policy, options, judgement: Judgement::default(), members };
@@ -207,6 +216,20 @@ impl<'a> Examination<'a> {
             })
     }
 
+    fn add_external_file(&mut self, what: &str, role: &str, name: &Name) {
+        self.judgement.external_files.push(name.clone());
+        self.add_unless(self.policy.external_files, || {
+            let message = format!("the {what} names another file, its {role}: {name}");
+            Finding::refused("external-files", message).with(name, "no other file")
+        });
+    }
+
+    fn data_is_elsewhere(&mut self) {
+        self.add_unless(!self.policy.read_data, || {
+            Finding::unknown("external-files", "the data in other files was not read")
+        });
+    }
+
     /// What the header and the like say.
     fn examine_properties(&mut self, info: &ImageInfo) {
         let policy = self.policy;
@@ -227,12 +250,8 @@ impl<'a> Examination<'a> {
         for reference in info.backing.iter().chain(&info.files) {
             let is_member = reference.role == "extent" && self.has_member(&reference.name);
             if !is_member {
-                self.judgement.external_files.push(reference.name.clone());
+                self.add_external_file("image", reference.role, &reference.name);
             }
-            self.add_unless(policy.external_files || is_member, || {
-                let message = format!("the image names another file, its {}: {}", reference.role, reference.name);
-                Finding::refused("external-files", message).with(&reference.name, "no other file")
-            });
         }
         if let Some(encryption) = info.encryption {
             self.add_unless(policy.encrypted, || {
@@ -264,9 +283,7 @@ impl<'a> Examination<'a> {
     fn examine_metadata(&mut self, inspection: &Inspection, opened: Opened) -> Result<()> {
         if !inspection.info.files.is_empty() {
             // They are in files that are not opened.
-            self.add_unless(!self.policy.read_data, || {
-                Finding::unknown("external-files", "the data in other files was not read")
-            });
+            self.data_is_elsewhere();
             return Ok(());
         }
         let report = inspection.format.can_check().then(|| self.options.check_opened(&opened));

@@ -28,7 +28,7 @@
 //! | `ambiguities` | what other programs find in the image, and this one does not: a name of a parent in VMDK | always | none |
 //! | `compression` | a compressed file | `compressed` | none: a raw disk |
 //! | `subformats` | another createType of VMDK, or none | `vmdk-subformats` | same |
-//! | `external-files` | a backing file or parent of any format, a data file, extents; cannot tell, with `read-data`: their data | `external-files` | qcow2; extents of VMDK |
+//! | `external-files` | a backing file or parent of any format, a data file, extents, the disks of an OVF descriptor; cannot tell, with `read-data`: their data | `external-files` | qcow2; extents of VMDK |
 //! | `features` | cannot tell: features that are unknown here | always | unknown features of qcow2, compatible ones too |
 //! | `structure` | a field that breaks a rule of the format, or points beyond the file; a payload that does not decode | always; `read-data` | version and footer of VMDK, version of LUKS |
 //! | `metadata` | tables that overlap, counts that are wrong; cannot tell: parts that could not be checked | always | none |

@@ -55,7 +55,7 @@ pub struct Policy {
     pub packages: bool,
     /// Whether compressed files are accepted.
     pub compressed: bool,
-    /// Whether images are accepted that name other files: backing files, data files, extents. Nothing is known of these files then.
+    /// Whether images are accepted that name other files: backing files, data files, extents, the disks of an OVF descriptor. Nothing is known of these files then.
     pub external_files: bool,
     /// Whether encrypted images are accepted. Nothing is known of their content.
     pub encrypted: bool,

@@ -309,6 +309,23 @@ fn what_follows_the_last_block_is_for_the_policy() -> Result<()> {
 
 #[cfg(feature = "packages")]
 #[test]
+fn the_disks_of_a_descriptor_are_other_files() -> Result<()> {
+    let descriptor = br#"<Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1"><References><File href="a.img" id="f"/></References>
+<DiskSection><Disk diskId="d" fileRef="f"/></DiskSection></Envelope>"#;
+    for (policy, verdict, expected) in [
+        ("", Verdict::Unsafe, vec!["external-files"]),
+        ("external-files = true", Verdict::Safe, vec![]),
+        ("external-files = true\nread-data = true", Verdict::Unknown, vec!["external-files"]),
+    ] {
+        let judged = judge(&Policy::parse(policy)?, descriptor.to_vec());
+        assert_eq!((judged.verdict, checks(&judged)), (verdict, expected), "{policy}");
+        assert_eq!(judged.external_files, [crate::Name::from("a.img")]);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "packages")]
+#[test]
 fn manifests_are_verified_with_the_data() -> Result<()> {
     use crate::package::tar::tests::entry;
 
