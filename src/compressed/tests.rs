@@ -398,22 +398,7 @@ mod files {
 
     use super::*;
     use crate::io::ReadAt;
-    use crate::testing::TempDir;
-
-    /// Counts the bytes that are read.
-    struct Counting(Vec<u8>, AtomicU64);
-
-    impl ReadAt for Counting {
-        fn size(&self) -> io::Result<u64> {
-            Ok(self.0.len() as u64)
-        }
-
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            let n = self.0.read_at(buf, offset)?;
-            self.1.fetch_add(n as u64, Ordering::Relaxed);
-            Ok(n)
-        }
-    }
+    use crate::testing::{CountedFile, TempDir};
 
     /// Files of several parts of known sizes: xz blocks in two streams with padding, zstd frames without and with a seek table, BGZF.
     fn indexed(data: &[u8]) -> Vec<(&'static str, Compression, Vec<u8>)> {
@@ -451,14 +436,14 @@ mod files {
             assert_eq!(decode(compression, &file).unwrap(), data, "{name}");
             // In a directory that does not exist, a temporary file is an error.
             let nowhere = TempDir::new().join("missing");
-            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let source = Arc::new(CountedFile::from(file.clone()));
             let opened = open(source.clone(), compression, &nowhere, &Limits::default()).unwrap();
             assert_eq!(opened.size().unwrap(), data.len() as u64, "{name}");
-            let before = source.1.load(Ordering::Relaxed);
+            let before = source.bytes_read();
             let mut buf = [0; 100];
             opened.read_exact_at(&mut buf, 3 << 20).unwrap();
             assert_eq!(buf, data[3 << 20..][..100]);
-            let one_unit = source.1.load(Ordering::Relaxed) - before;
+            let one_unit = source.bytes_read() - before;
             assert!(one_unit < file.len() as u64 / 2, "{name}: {one_unit} of {}", file.len());
             let mut all = vec![0; data.len()];
             opened.read_exact_at(&mut all, 0).unwrap();
@@ -471,10 +456,10 @@ mod files {
     fn threads_that_read_in_order_decode_each_unit_once() {
         let data = sample(12 << 20);
         for (name, compression, file) in indexed(&data) {
-            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let source = Arc::new(CountedFile::from(file.clone()));
             let opened =
                 open(source.clone(), compression, &TempDir::new().join("missing"), &Limits::default()).unwrap();
-            let before = source.1.load(Ordering::Relaxed);
+            let before = source.bytes_read();
             let next = AtomicU64::new(0);
             const STEP: u64 = 300_000;
             thread::scope(|scope| {
@@ -491,7 +476,7 @@ mod files {
                     });
                 }
             });
-            let read = source.1.load(Ordering::Relaxed) - before;
+            let read = source.bytes_read() - before;
             // A thread that does not get its turn for long may find that the others have read on, and its unit dropped; without
             // any order, four threads would decode each unit four times.
             assert!(read <= file.len() as u64 * 3 / 2, "{name}: {read} of {}", file.len());
@@ -503,7 +488,7 @@ mod files {
         let data = sample(30 << 20);
         let (_, compression, file) = indexed(&data).remove(0);
         let dir = TempDir::new();
-        let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+        let source = Arc::new(CountedFile::from(file.clone()));
         let opened = open(source.clone(), compression, dir.path(), &Limits::default()).unwrap();
         let mut random = Random::new(1);
         for _ in 0..2000 {
@@ -512,7 +497,7 @@ mod files {
             opened.read_exact_at(&mut buf, at).unwrap();
             assert!(buf == data[at as usize..][..100]);
         }
-        assert!(source.1.load(Ordering::Relaxed) < 5 * file.len() as u64, "units are not decoded again and again");
+        assert!(source.bytes_read() < 5 * file.len() as u64, "units are not decoded again and again");
     }
 
     #[test]
@@ -670,7 +655,7 @@ mod files {
         let data = sample(4 << 20);
         for compression in [Compression::Gzip, Compression::Zstd, Compression::Xz] {
             let file = encode(compression, &data);
-            let source = Arc::new(Counting(file.clone(), AtomicU64::new(0)));
+            let source = Arc::new(CountedFile::from(file.clone()));
             let stream = OneStream::open(source.clone(), compression, &Limits::default()).unwrap().unwrap();
             assert_eq!(stream.head, data[..8192]);
             let end = data[data.len() - 512..].to_vec();
@@ -685,7 +670,7 @@ mod files {
             opened.read_exact_at(&mut all, 0).unwrap();
             assert!(all == data, "{compression}");
             opened.verify().unwrap();
-            assert!(source.1.load(Ordering::Relaxed) < file.len() as u64 + 8192, "{compression}: read once");
+            assert!(source.bytes_read() < file.len() as u64 + 8192, "{compression}: read once");
             // The beginning is no longer in memory unless it is recent; in another directory, a temporary file is made.
             let stream = OneStream::open(source, compression, &Limits::default()).unwrap().unwrap();
             let opened = stream.into_file(dir.path(), &Limits::default(), Box::new(|_| Ok(()))).unwrap().unwrap();

@@ -351,42 +351,21 @@ fn manifests_are_verified_with_the_data() -> Result<()> {
 #[cfg(all(feature = "compressed", feature = "qcow2", feature = "write"))]
 #[test]
 fn a_compressed_file_is_decoded_once() -> Result<()> {
-    use std::io;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use crate::compressed::Compression;
     use crate::compressed::tests::encode;
-    use crate::io::ReadAt;
+    use crate::testing::{CountedFile, noise};
     use crate::{Converter, Format};
 
-    struct Counting(Vec<u8>, AtomicU64);
-
-    impl ReadAt for Counting {
-        fn size(&self) -> io::Result<u64> {
-            Ok(self.0.len() as u64)
-        }
-
-        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-            let n = self.0.read_at(buf, offset)?;
-            self.1.fetch_add(n as u64, Ordering::Relaxed);
-            Ok(n)
-        }
-    }
-
-    let mut random = 1_u32;
-    let noise = std::iter::repeat_with(|| {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (random >> 24) as u8
-    });
-    let guest = Arc::new(MemFile::from(noise.take(4 << 20).collect::<Vec<_>>()));
+    let guest = Arc::new(MemFile::from(noise(4 << 20, 1)));
     let disk = OpenOptions::new().format(Format::RAW).open_source(guest)?;
     let image = Arc::new(MemFile::new());
     Converter::new(Format::QCOW2).convert_to(&disk, image.clone())?;
-    let file = Arc::new(Counting(encode(Compression::Gzip, &image.to_vec()), AtomicU64::new(0)));
+    let stored = encode(Compression::Gzip, &image.to_vec());
+    let file = Arc::new(CountedFile::from(stored.clone()));
     let judged = Policy::parse("read-data = true")?.judge_source(&OpenOptions::new(), file.clone());
     assert_eq!((judged.verdict, judged.compression), (Verdict::Safe, vec!["gzip"]));
     // And the ends, which tell the format.
-    let (read, stored) = (file.1.load(Ordering::Relaxed), file.0.len() as u64);
+    let (read, stored) = (file.bytes_read(), stored.len() as u64);
     assert!((stored..stored + (1 << 20)).contains(&read), "{read} bytes of {stored}");
     Ok(())
 }

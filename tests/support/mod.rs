@@ -6,12 +6,14 @@
 
 #![allow(dead_code, unused_imports, reason = "no test program uses all of it")]
 
+mod counted_file;
 pub mod dmg;
 mod random;
 mod sparse_file;
 mod target;
 mod tempdir;
 
+pub use counted_file::CountedFile;
 pub use random::{Random, noise};
 pub use sparse_file::{Calls, SparseFile};
 pub use target::{RecordingTarget, TargetEvent, assert_header_is_last, place, place_filled};
