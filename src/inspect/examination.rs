@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::policy::name_of;
-use super::{Finding, Judgement, Policy};
+use super::{Finding, Judgement, Policy, Verdict};
 use crate::driver::{CheckKind, CheckReport, Probe};
 use crate::error::{Error, Result, SecretProblem};
 use crate::format::Format;
@@ -71,6 +72,15 @@ impl<'a> Examination<'a> {
     }
 
     fn examine(&mut self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<()> {
+        let before = last_change(&file);
+        self.examine_open(file.clone(), path)?;
+        if last_change(&file) != before {
+            self.add(Finding::unknown("readable", "the file changed while it was examined"));
+        }
+        Ok(())
+    }
+
+    fn examine_open(&mut self, file: Arc<SizedFile>, path: Option<&Path>) -> Result<()> {
         // It is not decoded then, which takes the time of all that it claims to be.
         if !self.policy.compressed
             && let Some(compression) = self.options.compression_in(&file)?
@@ -310,7 +320,9 @@ impl<'a> Examination<'a> {
             });
             return Ok(());
         };
-        let mut reading = self.policy.read_data.then(|| (vec![0; CHUNK], Scratch::default()));
+        // Data is no reason to accept an image.
+        let reads_data = self.policy.read_data && self.judgement.verdict != Verdict::Unsafe;
+        let mut reading = reads_data.then(|| (vec![0; CHUNK], Scratch::default()));
         for span in image.spans_exclusive()? {
             let span = span?;
             if let Some((buf, scratch)) = reading.as_mut().filter(|_| !span.is_zero()) {
@@ -318,7 +330,7 @@ impl<'a> Examination<'a> {
             }
         }
         #[cfg(feature = "packages")]
-        if self.policy.read_data {
+        if reads_data {
             image.verify()?;
         }
         Ok(())
@@ -355,6 +367,12 @@ impl<'a> Examination<'a> {
             Finding::refused("leaks", format!("{} bytes after the last block are not used", report.unused_end))
         });
     }
+}
+
+/// Length of a file of the system, and when it was written to.
+fn last_change(file: &SizedFile) -> Option<(u64, Option<SystemTime>)> {
+    let metadata = file.as_file()?.metadata().ok()?;
+    Some((metadata.len(), metadata.modified().ok()))
 }
 
 /// Whether a secret is needed, and none was given. One that does not fit is an error as any other.

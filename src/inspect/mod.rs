@@ -42,7 +42,7 @@
 //! | `expansion` | a disk that is so many times as large as its file | `expansion` | none |
 //! | `leaks` | space in the file that nothing uses | `leaks` | none |
 //! | `warnings` | other oddities that do not prevent reading | `warnings` | none |
-//! | `readable` | cannot tell: the file cannot be read, or a virtual machine uses it | always | an exception |
+//! | `readable` | cannot tell: the file cannot be read, a virtual machine uses it, or its length or its time of modification changed meanwhile | always | an exception |
 //!
 //! A format that the inspector bans, qed, is in none of the built-in policies but `default`.
 

@@ -67,7 +67,8 @@ pub struct Policy {
     pub leaks: bool,
     /// Whether oddities are accepted that do not prevent reading.
     pub warnings: bool,
-    /// Whether all guest data is read, so that what does not decode is found, too.
+    /// Whether all guest data is read, so that what does not decode is found, too. It is not if there is a reason to refuse the image
+    /// anyway.
     pub read_data: bool,
     /// Largest virtual size in bytes, of the disk and of each snapshot.
     #[serde(deserialize_with = "size")]
@@ -214,9 +215,11 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }
 
-/// A list of formats.
+/// A list of formats, by any of their names.
 fn formats<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    names(deserializer, "format", |name| Format::by_name(name).is_ok())
+    let names = names(deserializer, "format", |name| Format::by_name(name).is_ok())?;
+    let own = |name: String| Format::by_name(&name).map_or(name, |format| format.name().to_owned());
+    Ok(names.map(|names| names.into_iter().map(own).collect()))
 }
 
 /// A list of values of `createType`.
@@ -309,6 +312,12 @@ mod tests {
             let error = Policy::parse(text).unwrap_err().to_string();
             assert!(error.contains(problem) && !error.contains('\n'), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn formats_have_several_names() {
+        let policy = Policy::parse("formats = ['vhd', 'img', 'vpc', 'qcow2']").unwrap();
+        assert_eq!(policy.formats.unwrap(), ["vpc", "raw", "vpc", "qcow2"]);
     }
 
     #[test]

@@ -402,3 +402,59 @@ fn a_ramdisk_is_for_the_policy() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_file_that_changes_meanwhile_is_not_safe() {
+    use std::io;
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+
+    use crate::io::{FileSource, ReadAt};
+    use crate::testing::TempDir;
+
+    /// Something is done after the first read.
+    struct Changing(FileSource, Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+    impl ReadAt for Changing {
+        fn size(&self) -> io::Result<u64> {
+            self.0.size()
+        }
+
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            let n = self.0.read_at(buf, offset)?;
+            self.1.lock().unwrap().take().into_iter().for_each(|change| change());
+            Ok(n)
+        }
+
+        fn as_file(&self) -> Option<&std::fs::File> {
+            self.0.as_file()
+        }
+    }
+
+    let dir = TempDir::new();
+    let path = dir.file("disk.raw", &[7; 4096]);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    let changes: [(fn(PathBuf), &[&str]); 3] = [
+        (|_| {}, &[]),
+        (|path| std::fs::write(path, [8; 4096]).unwrap(), &["readable"]),
+        (|path| std::fs::File::options().write(true).open(path).unwrap().set_len(8192).unwrap(), &["readable"]),
+    ];
+    for (change, expected) in changes {
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+        let own = path.clone();
+        let source = Changing(FileSource::open(&path).unwrap(), Mutex::new(Some(Box::new(move || change(own)))));
+        assert_eq!(checks(&Policy::default().judge_source(&OpenOptions::new(), Arc::new(source))), expected);
+    }
+}
+
+#[test]
+fn the_data_of_a_refused_disk_is_not_read() -> Result<()> {
+    use crate::testing::CountedFile;
+
+    for (policy, read_all) in [("read-data = true", true), ("read-data = true\nvirtual-size = '1M'", false)] {
+        let file = Arc::new(CountedFile::from(vec![7; 8 << 20]));
+        let judged = Policy::parse(policy)?.judge_source(&OpenOptions::new(), file.clone());
+        assert_eq!((judged.verdict == Verdict::Safe, file.bytes_read() >= 8 << 20), (read_all, read_all));
+    }
+    Ok(())
+}

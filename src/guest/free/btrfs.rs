@@ -234,10 +234,21 @@ impl FileSystem for Btrfs {
         let fields = Fields(&self.superblock);
         let mut roots = BTreeMap::new();
         self.walk(volume, &chunks, fields.le64(80)?, fields.u8(198)?, &mut |key, item| {
-            if key.kind == ROOT_ITEM && matches!(key.object, EXTENT_TREE | BLOCK_GROUP_TREE) {
-                roots.insert(key.object, (item.le64(176)?, item.u8(238)?));
+            if key.kind != ROOT_ITEM {
+                return Ok(());
             }
-            Ok(())
+            let root = item.le64(176)?;
+            if matches!(key.object, EXTENT_TREE | BLOCK_GROUP_TREE) {
+                roots.insert(key.object, (root, item.u8(238)?));
+            }
+            match find(&chunks, root, self.node_size.into()) {
+                Some((within, chunk)) => chunk
+                    .copies
+                    .iter()
+                    .try_for_each(|copy| volume.mark_used(copy + within..copy + within + u64::from(self.node_size))),
+                // A tree that is being deleted has none.
+                None => Ok(()),
+            }
         })?;
         let Some((root, level)) = roots.get(&EXTENT_TREE) else { return kept("it has no tree of extents") };
         let (mut extents, mut groups) = (Used::new(&chunks), 0_u64);

@@ -5,6 +5,8 @@ use super::{Described, FileSystem, serial_text};
 
 /// Directory entries that are read, those that are not in use included: half a GiB. Of more, the clusters are not counted.
 const MOST_ENTRIES: u64 = 16 << 20;
+/// Entries of the table that are followed: those of 2 TiB of fragmented files with clusters of 128 KiB.
+const MOST_LINKS: u64 = 16 << 20;
 /// Directories that are known and not read yet.
 const MOST_DIRECTORIES: usize = 1 << 20;
 /// Bytes of a directory that are read at once.
@@ -98,10 +100,11 @@ impl ExFat {
 
     /// The cluster after another one; `None` at the end.
     fn next(&self, volume: &Volume, cluster: u32) -> Found<Option<u32>> {
-        let next = Fields(&volume.read(self.table + u64::from(cluster) * 4, 4)?).le32(0)?;
+        // The table is before the clusters.
+        let next = volume.peek(self.table + u64::from(cluster) * 4)?.map(u32::from_le_bytes);
         match next {
-            END_OF_CHAIN => Ok(None),
-            2.. if next - 2 < self.clusters => Ok(Some(next)),
+            Some(END_OF_CHAIN) => Ok(None),
+            Some(next @ 2..) if next - 2 < self.clusters => Ok(Some(next)),
             _ => kept("a chain of clusters leaves the volume"),
         }
     }
@@ -111,26 +114,58 @@ impl ExFat {
         bytes.div_ceil(self.cluster_size)
     }
 
-    /// Reads all directories, and counts the clusters of everything that they name.
-    fn walk(&self, volume: &Volume) -> Found<Walk> {
-        let mut walk = Walk { bitmap: None, clusters: 0, entries: 0, directories: Vec::new() };
-        // The root directory has no entry, which would tell its length.
-        let mut end = Some(self.root);
+    /// The root directory, which has no entry that would tell its length.
+    fn root(&self, volume: &Volume) -> Found<Chain> {
+        let (mut clusters, mut end) = (0, Some(self.root));
         while let Some(cluster) = end {
-            walk.clusters += 1;
-            if walk.clusters > u64::from(self.clusters) {
+            clusters += 1;
+            if clusters > u64::from(self.clusters).min(MOST_LINKS) {
                 return kept("a chain of clusters has no end");
             }
             end = self.next(volume, cluster)?;
         }
-        walk.directories.push(Chain { first: self.root, clusters: walk.clusters, is_contiguous: false });
-        while let Some(directory) = walk.directories.pop() {
-            self.walk_directory(volume, directory, &mut walk)?;
+        Ok(Chain { first: self.root, clusters, is_contiguous: false })
+    }
+
+    /// Reads the directories from `first` on, and counts the clusters of everything that they name, none of which may be `free`. Without what is free, the
+    /// first one alone is read.
+    fn walk(&self, volume: &Volume, first: Chain, free: Option<&FreeRanges>) -> Found<Walk> {
+        let mut walk = Walk { bitmap: None, clusters: first.clusters, entries: 0, links: 0, directories: Vec::new() };
+        let mut next = Some(first);
+        while let Some(directory) = next {
+            self.walk_directory(volume, directory, free, &mut walk)?;
+            next = free.and_then(|_| walk.directories.pop());
         }
         Ok(walk)
     }
 
-    fn walk_directory(&self, volume: &Volume, directory: Chain, walk: &mut Walk) -> Found<()> {
+    /// Makes sure that none of the clusters of a chain is free.
+    fn check_used(&self, volume: &Volume, chain: Chain, free: &FreeRanges, walk: &mut Walk) -> Found<()> {
+        if chain.is_contiguous && chain.clusters > 0 {
+            let start = self.offset(self.checked(chain.first)?);
+            return free.check_used(start..start.saturating_add(chain.clusters.saturating_mul(self.cluster_size)));
+        }
+        walk.links = walk.links.saturating_add(chain.clusters);
+        if walk.links > MOST_LINKS {
+            return kept("it has too many files to follow their clusters");
+        }
+        let mut next = (chain.clusters > 0).then_some(chain.first);
+        for _ in 0..chain.clusters {
+            let Some(cluster) = next else { return kept("a file is cut off") };
+            let start = self.offset(self.checked(cluster)?);
+            free.check_used(start..start + self.cluster_size)?;
+            next = self.next(volume, cluster)?;
+        }
+        Ok(())
+    }
+
+    fn walk_directory(
+        &self,
+        volume: &Volume,
+        directory: Chain,
+        free: Option<&FreeRanges>,
+        walk: &mut Walk,
+    ) -> Found<()> {
         let mut cluster = directory.first;
         let mut set = None;
         for index in 0..directory.clusters {
@@ -144,7 +179,10 @@ impl ExFat {
                     if entry.first() == Some(&0) {
                         return if set.is_none() { Ok(()) } else { kept("a directory is cut off") };
                     }
-                    self.walk_entry(Fields(entry), &mut set, walk)?;
+                    let found = self.walk_entry(Fields(entry), &mut set, walk)?;
+                    if let (Some(chain), Some(free)) = (found, free) {
+                        self.check_used(volume, chain, free, walk)?;
+                    }
                 }
             }
             if index + 1 < directory.clusters {
@@ -160,8 +198,8 @@ impl ExFat {
         if set.is_none() { Ok(()) } else { kept("a directory is cut off") }
     }
 
-    /// Adds an entry, which may continue the `set` of entries of a file (section 6).
-    fn walk_entry(&self, entry: Fields, set: &mut Option<Set>, walk: &mut Walk) -> Found<()> {
+    /// Adds an entry, which may continue the `set` of entries of a file (section 6). Returns the clusters that it names.
+    fn walk_entry(&self, entry: Fields, set: &mut Option<Set>, walk: &mut Walk) -> Found<Option<Chain>> {
         let kind = entry.u8(0)?;
         if let Some(mut own) = set.take() {
             own.add(entry)?;
@@ -178,25 +216,26 @@ impl ExFat {
             }
             if own.left > 0 {
                 *set = Some(own);
-                return Ok(());
+                return Ok(None);
             }
-            return own.end(self, walk);
+            return own.end(self, walk).map(Some);
         }
         match kind {
             FILE => *set = Some(Set::new(entry)?),
             BITMAP | UPCASE_TABLE => {
                 let (first, len) = (entry.le32(20)?, entry.le64(24)?);
-                self.checked(first)?;
-                walk.clusters = walk.clusters.saturating_add(self.clusters_of(len));
-                if kind == BITMAP && walk.bitmap.replace((first, len)).is_some() {
+                let clusters = self.clusters_of(len);
+                walk.clusters = walk.clusters.saturating_add(clusters);
+                if kind == BITMAP && walk.bitmap.replace((self.checked(first)?, len)).is_some() {
                     return kept("it has several bitmaps");
                 }
+                return Ok(Some(Chain { first, clusters, is_contiguous: false }));
             }
             // What is not in use, a label, a GUID.
             ..=0x7f | LABEL | GUID => {}
             _ => return kept("an entry of a directory is not known"),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The number of a cluster, if there is such a one.
@@ -229,11 +268,14 @@ struct Walk {
     clusters: u64,
     /// Entries that were read.
     entries: u64,
+    /// Entries of the table that were followed.
+    links: u64,
     /// Those that are left.
     directories: Vec<Chain>,
 }
 
 /// Clusters of a file or a directory.
+#[derive(Clone, Copy)]
 struct Chain {
     first: u32,
     clusters: u64,
@@ -271,8 +313,8 @@ impl Set {
         Ok(())
     }
 
-    /// Counts the clusters after the last entry.
-    fn end(self, system: &ExFat, walk: &mut Walk) -> Found<()> {
+    /// Counts the clusters after the last entry, and returns them.
+    fn end(self, system: &ExFat, walk: &mut Walk) -> Found<Chain> {
         if self.sum != self.expected {
             return kept("the checksum of a directory entry is wrong");
         }
@@ -284,7 +326,7 @@ impl Set {
         if self.is_directory && chain.clusters > 0 {
             walk.directories.push(chain);
         }
-        Ok(())
+        Ok(chain)
     }
 }
 
@@ -309,8 +351,10 @@ impl FileSystem for ExFat {
         if !self.checksum_matches {
             return kept("the checksum of its boot sectors is wrong");
         }
-        let walk = self.walk(volume)?;
-        let Some((first, len)) = walk.bitmap else { return kept("its root directory has no bitmap") };
+        let root = self.root(volume)?;
+        let Some((first, len)) = self.walk(volume, root, None)?.bitmap else {
+            return kept("its root directory has no bitmap");
+        };
         let bytes = u64::from(self.clusters).div_ceil(8);
         if len != bytes {
             return kept("its bitmap has another length than its clusters need");
@@ -333,6 +377,7 @@ impl FileSystem for ExFat {
             };
         }
         // The bitmap has neither a checksum nor a count.
+        let walk = self.walk(volume, root, Some(free))?;
         match u64::from(self.clusters).checked_sub(walk.clusters) == Some(free_clusters) {
             true => Ok(()),
             false => kept("its bitmap has another number of clusters than its directories name"),

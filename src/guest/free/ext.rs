@@ -290,20 +290,26 @@ impl Ext {
         })
     }
 
-    /// The blocks of metadata in groups without a bitmap, in ascending order.
-    fn metadata_of_uninit(&self, groups: &[Group]) -> Found<Vec<Range<u64>>> {
+    /// The blocks of metadata in groups without a bitmap, in ascending order. Those of all groups are marked as in use.
+    fn metadata_of_uninit(&self, volume: &Volume, groups: &[Group]) -> Found<Vec<Range<u64>>> {
+        let mark_used = |start: u64, len: u64| {
+            let offset = |block: u64| (block * self.block_size).min(volume.len());
+            volume.mark_used(offset(start)..offset(start.saturating_add(len)))
+        };
         let table_blocks = (self.inodes_per_group * self.inode_size).div_ceil(self.block_size);
         let mut used = Vec::new();
         for (number, group) in (0..).zip(groups) {
-            let start = self.blocks_of(number).start;
+            let (start, base_blocks) = (self.blocks_of(number).start, self.base_blocks(number));
+            mark_used(start, base_blocks)?;
             if group.is_uninit {
-                used.push(start..start + self.base_blocks(number));
+                used.push(start..start + base_blocks);
             }
             for (block, len) in [(group.block_bitmap, 1), (group.inode_bitmap, 1), (group.inode_table, table_blocks)] {
                 let within = block >= self.first_block && block.checked_add(len).is_some_and(|end| end <= self.blocks);
                 if !within {
                     return kept("metadata of a group is beyond the end");
                 }
+                mark_used(block, len)?;
                 let owner = (block - self.first_block) / self.blocks_per_group;
                 let last = (block + len - 1 - self.first_block) / self.blocks_per_group;
                 if (owner..=last).any(|owner| groups.get(owner as usize).is_none_or(|owner| owner.is_uninit)) {
@@ -364,7 +370,7 @@ impl FileSystem for Ext {
     fn free(&self, volume: &Volume, free: &mut FreeRanges) -> Found<()> {
         self.check(volume)?;
         let groups = self.read_groups(volume)?;
-        let metadata = self.metadata_of_uninit(&groups)?;
+        let metadata = self.metadata_of_uninit(volume, &groups)?;
         let mut all_clear = 0;
         for (number, group) in (0..).zip(&groups) {
             let blocks = self.blocks_of(number);

@@ -26,6 +26,8 @@ pub(super) struct Fat {
     /// Root directory of FAT12 and FAT16.
     root: u64,
     root_len: u64,
+    /// First cluster of the root directory; of FAT32 only.
+    root_cluster: u64,
     /// Offset of the second table, if it is a copy of the first.
     copy: Option<u64>,
     data: u64,
@@ -97,6 +99,7 @@ impl Fat {
             table_len,
             root: (reserved + tables * table_sectors) * sector_size,
             root_len: root_sectors * sector_size,
+            root_cluster: fields.le32(44)?.into(),
             copy: (tables == 2 && !is_single).then_some((reserved + table_sectors) * sector_size),
             data: data * sector_size,
             label: fields.bytes(extended + 7)?,
@@ -203,6 +206,13 @@ impl FileSystem for Fat {
             return kept("it has one table, whose damage does not show");
         }
         let is_placed = self.check_numbers(volume)?;
+        if self.width == Fat32 {
+            if !(2..self.clusters + 2).contains(&self.root_cluster) {
+                return kept("its root directory is beyond the end");
+            }
+            let start = self.data + (self.root_cluster - 2) * self.cluster_size;
+            volume.mark_used(start..start + self.cluster_size)?;
+        }
         self.entries(volume, |number, value| match number {
             // The media type, and the flags of a clean file system without errors.
             0 if value < last - 8 => kept("the first entry of its table is not valid"),

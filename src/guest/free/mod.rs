@@ -1,7 +1,8 @@
 //! Free space: what the file systems of a disk do not use.
 //!
-//! Doubt means keep. Of a volume nothing is free unless its file system is clean, has no unknown feature, and its free blocks add up to the
-//! number that it states itself. What is no known file system, and what is between partitions, is in use.
+//! Doubt means keep. Of a volume nothing is free unless its file system is clean, has no unknown feature, its free blocks add up to the
+//! number that it states itself, and none of them holds metadata that was read. What is no known file system, and what is between
+//! partitions, is in use.
 
 mod btrfs;
 mod exfat;
@@ -115,7 +116,8 @@ impl FreeSpace {
 trait FileSystem {
     fn describe(&self) -> Described;
 
-    /// Adds what is free, in offsets from the start of the volume, in ascending order. After an error, what was added does not count.
+    /// Adds what is free, in offsets from the start of the volume, in ascending order. After an error, what was added does not count. What is
+    /// read of the volume must not be free, nor what is [marked](Volume::mark_used) as in use.
     fn free(&self, volume: &Volume, free: &mut FreeRanges) -> Found<()>;
 }
 

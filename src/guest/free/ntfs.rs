@@ -402,8 +402,9 @@ impl FileSystem for Ntfs {
                 free.add((first + run.start) * self.cluster_size..(first + run.end) * self.cluster_size);
             });
         }
+        volume.mark_used(0..self.cluster_size)?;
         // It has no count of free clusters.
-        match self.clusters - clear == self.clusters_of_files(volume, table_len)? {
+        match self.clusters - clear == self.clusters_of_files(volume, table_len, free)? {
             true => Ok(()),
             false => kept("its files have another number of clusters than its bitmap"),
         }
@@ -419,8 +420,8 @@ impl Ntfs {
         }
     }
 
-    /// The number of clusters of all files.
-    fn clusters_of_files(&self, volume: &Volume, table_len: u64) -> Found<u64> {
+    /// The number of clusters of all files, none of which may be free.
+    fn clusters_of_files(&self, volume: &Volume, table_len: u64, free: &FreeRanges) -> Found<u64> {
         const CHUNK: usize = 1 << 18;
         let mut count = 0_u64;
         for at in (0..table_len).step_by(CHUNK) {
@@ -432,19 +433,23 @@ impl Ntfs {
                     continue;
                 }
                 fix_up(record)?;
-                count = count.saturating_add(self.clusters_of(record)?);
+                count = count.saturating_add(self.clusters_of(record, free)?);
             }
         }
         Ok(count)
     }
 
     /// The number of clusters of all attributes in a record.
-    fn clusters_of(&self, record: &[u8]) -> Found<u64> {
+    fn clusters_of(&self, record: &[u8], free: &FreeRanges) -> Found<u64> {
         let mut count = 0_u64;
         each_attribute(record, |_, attribute| {
-            if !is_resident(attribute)? {
-                let stored = self.runs(attribute)?.into_iter().filter(|(start, _)| start.is_some());
-                count = stored.fold(count, |count, (_, len)| count.saturating_add(len));
+            if is_resident(attribute)? {
+                return Ok(());
+            }
+            for (start, len) in self.runs(attribute)? {
+                let Some(start) = start else { continue };
+                free.check_used(start * self.cluster_size..(start + len) * self.cluster_size)?;
+                count = count.saturating_add(len);
             }
             Ok(())
         })?;

@@ -40,6 +40,30 @@ proptest! {
 }
 
 #[test]
+fn what_was_read_is_not_free() {
+    let disk = MemFile::from(vec![0; 1 << 20]);
+    let volume = Volume::new(&disk, 4096..1 << 20);
+    let mut random = crate::testing::Random::new(1);
+    // In any order, some twice, and more than are merged at once.
+    let mut used: Vec<_> = (0..5000).map(|_| random.below(20_000) * 32).collect();
+    used.iter().try_for_each(|at| volume.mark_used(*at..at + 16)).unwrap();
+    volume.mark_used(7..7).unwrap();
+    volume.read(700_000, 100).unwrap();
+    volume.peek::<64>(800_000).unwrap();
+    used.sort_unstable();
+    let check = |range: Range<u64>| {
+        let mut free = FreeRanges::new(10);
+        free.add(range);
+        volume.check_used(&free)
+    };
+    for at in (0..20_000).map(|at| at * 32) {
+        let is_used = used.binary_search(&at).is_ok();
+        assert_eq!((check(at + 15..at + 17).is_err(), check(at + 16..at + 32).is_ok()), (is_used, true), "{at}");
+    }
+    assert!(check(700_099..700_200).is_err() && check(700_100..900_000).is_ok());
+}
+
+#[test]
 fn of_more_ranges_than_are_kept_the_longest_stay() {
     let mut free = FreeRanges::new(4);
     let lens = [1_u64, 9, 3, 20, 2, 30, 5, 40];

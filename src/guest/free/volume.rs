@@ -1,6 +1,7 @@
 //! A volume: a partition, or the whole disk, as its file system sees it.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::io::ReadAt;
@@ -20,22 +21,34 @@ pub(super) fn kept<T>(reason: impl Into<Cow<'static, str>>) -> Found<T> {
 pub(in crate::guest) struct Volume<'a> {
     pub disk: &'a dyn ReadAt,
     pub range: Range<u64>,
+    /// What was read, and what is known to be in use.
+    in_use: RefCell<InUse>,
 }
 
-impl Volume<'_> {
+impl<'a> Volume<'a> {
+    pub fn new(disk: &'a dyn ReadAt, range: Range<u64>) -> Volume<'a> {
+        Volume { disk, range, in_use: RefCell::default() }
+    }
+
     pub fn len(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// Reads `len` bytes at `offset`. Callers ask for no more than a block of the file system, or a part of a table.
+    /// Reads `len` bytes of metadata at `offset`, which are in use. Callers ask for no more than a block of the file system, or a part of a
+    /// table.
     pub fn read(&self, offset: u64, len: usize) -> Found<Vec<u8>> {
         let mut bytes = vec![0; len];
         self.read_into(offset, &mut bytes)?;
         Ok(bytes)
     }
 
-    /// Fills `bytes` from `offset`.
+    /// Fills `bytes` from `offset`, as [`read`](Self::read) does.
     pub fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Found<()> {
+        self.fill(offset, bytes)?;
+        self.mark_used(offset..offset + bytes.len() as u64)
+    }
+
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> Found<()> {
         if offset.checked_add(bytes.len() as u64).is_none_or(|end| end > self.len()) {
             return kept(format!("metadata at byte {offset:#x} is beyond the end of the volume"));
         }
@@ -43,14 +56,65 @@ impl Volume<'_> {
         read.map_err(|error| Kept(format!("reading metadata at byte {offset:#x}: {error}").into()))
     }
 
-    /// The bytes at `offset`, if the volume has that many.
+    /// The bytes at `offset`, if the volume has that many. They need not be metadata.
     pub fn peek<const LEN: usize>(&self, offset: u64) -> Found<Option<[u8; LEN]>> {
         if offset + LEN as u64 > self.len() {
             return Ok(None);
         }
         let mut bytes = [0; LEN];
-        self.read_into(offset, &mut bytes)?;
+        self.fill(offset, &mut bytes)?;
         Ok(Some(bytes))
+    }
+
+    /// Notes that a range is in use, whatever the file system says.
+    pub fn mark_used(&self, range: Range<u64>) -> Found<()> {
+        self.in_use.borrow_mut().add(range)
+    }
+
+    /// Compares what the file system says is free with its own metadata.
+    pub fn check_used(&self, free: &FreeRanges) -> Found<()> {
+        self.in_use.borrow().ranges.iter().try_for_each(|range| free.check_used(range.clone()))
+    }
+}
+
+/// Ranges in use, in any order.
+#[derive(Default)]
+struct InUse {
+    ranges: Vec<Range<u64>>,
+    /// Of these, how many are merged: in ascending order, without overlaps.
+    merged: usize,
+}
+
+impl InUse {
+    /// Ranges that are kept in memory.
+    const MOST: usize = 1 << 20;
+
+    fn add(&mut self, range: Range<u64>) -> Found<()> {
+        match self.ranges.last_mut() {
+            _ if range.is_empty() => {}
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => self.ranges.push(range),
+        }
+        // Not again before there are twice as many.
+        if self.ranges.len() >= Self::MOST.min(1024.max(self.merged * 2)) {
+            self.merge();
+            if self.ranges.len() >= Self::MOST / 2 {
+                return kept("its metadata is in more places than are looked at");
+            }
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self) {
+        self.ranges.sort_unstable_by_key(|range| range.start);
+        self.ranges.dedup_by(|next, last| {
+            let touches = next.start <= last.end;
+            if touches {
+                last.end = last.end.max(next.end);
+            }
+            touches
+        });
+        self.merged = self.ranges.len();
     }
 }
 
@@ -128,6 +192,15 @@ impl FreeRanges {
             self.shortest = self.shortest.saturating_mul(2);
             let shortest = self.shortest;
             self.ranges.retain(|range| range.end - range.start >= shortest);
+        }
+    }
+
+    /// Fails if a part of a range that is in use was added, and is kept in memory. All have been added, in ascending order.
+    pub fn check_used(&self, range: Range<u64>) -> Found<()> {
+        let next = self.ranges.partition_point(|free| free.end <= range.start);
+        match self.ranges.get(next).is_some_and(|free| free.start < range.end) {
+            true => kept(format!("what it says is free is in use: bytes {:#x} to {:#x}", range.start, range.end)),
+            false => Ok(()),
         }
     }
 

@@ -24,7 +24,7 @@ const MOST_RANGES: u64 = 1 << 20;
 pub(crate) fn find(disk: &dyn ReadAt, stored: &dyn Fn(Range<u64>) -> u64, limits: &Limits) -> Result<FreeSpace> {
     let len = table::length(disk)?;
     let most = (limits.metadata / size_of::<Range<u64>>() as u64).min(MOST_RANGES) as usize;
-    let whole = Volume { disk, range: 0..len };
+    let whole = Volume::new(disk, 0..len);
     let table = PartitionTable::read(disk)?;
     let is_file_system = content(disk, 0)?.is_some_and(|content| content.kind == ContentKind::FileSystem);
     let mut search = Search { disk, stored, most, free: FreeRanges::new(most), volumes: Vec::new(), parts: Vec::new() };
@@ -66,7 +66,7 @@ type Unused = (u64, Vec<Range<u64>>);
 impl Search<'_> {
     /// Examines a partition, or the whole disk, which is kept if there is a doubt.
     fn partition(&mut self, number: Option<u32>, range: &Range<u64>, doubt: Option<Kept>) {
-        let volume = Volume { disk: self.disk, range: range.clone() };
+        let volume = Volume::new(self.disk, range.clone());
         let mut found = GuestVolume { partition: number, ..GuestVolume::new(range.clone()) };
         let unused = match physical_volume(&volume) {
             Ok(Some(physical)) => {
@@ -112,7 +112,7 @@ impl Search<'_> {
                 ..GuestVolume::new(pieces.hull())
             };
             let unused = volume.pieces.and_then(|_| {
-                let free = examine(&Volume { disk: &pieces, range: 0..volume.len }, self.most, &mut found)?;
+                let free = examine(&Volume::new(&pieces, 0..volume.len), self.most, &mut found)?;
                 let (total, mut on_disk) = (free.total(), FreeRanges::new(self.most));
                 let ranges = free.into_ranges();
                 ranges.into_iter().flat_map(|range| pieces.on_disk(range)).for_each(|range| on_disk.add(range));
@@ -201,7 +201,10 @@ fn examine(volume: &Volume, most: usize, found: &mut GuestVolume) -> Found<FreeR
     (found.uuid, found.size, found.free) = (uuid, Some(size), stated);
     check_raid(volume)?;
     let mut free = FreeRanges::new(most);
-    system.free(volume, &mut free)?;
+    // Signatures of other file systems were looked for where this one may have free space.
+    let volume = Volume::new(volume.disk, volume.range.clone());
+    system.free(&volume, &mut free)?;
+    volume.check_used(&free)?;
     Ok(free)
 }
 

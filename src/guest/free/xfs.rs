@@ -1,6 +1,7 @@
 //! XFS, versions 4 and 5 (XFS Algorithms & Data Structures, 3rd edition).
 //!
-//! The disk is divided into allocation groups. Each has a header (AGF) with the root of a B+tree of its free extents, by block number.
+//! The disk is divided into allocation groups. Each has a header (AGF) with the roots of two B+trees of its free extents, by block number and by
+//! length.
 
 use super::volume::{Fields, Found, FreeRanges, Volume, kept};
 use super::{Described, FileSystem, uuid_text};
@@ -166,6 +167,15 @@ impl Xfs {
     }
 
     fn group(&self, volume: &Volume, number: u32) -> Found<Group> {
+        // Four sectors: the superblock, the AGF, the AGI with the root of the tree of inodes, and the AGFL.
+        let (start, sector_size) = (self.offset(number, 0), u64::from(self.sector_size));
+        let inodes = volume.read(start + 2 * sector_size, 32)?;
+        let root = Fields(&inodes).be32(20)?;
+        if !inodes.starts_with(b"XAGI") || root == 0 || root >= self.group_blocks {
+            return kept(format!("the header of the inodes of group {number} is damaged"));
+        }
+        volume.mark_used(start..start + 4 * sector_size)?;
+        volume.mark_used(self.offset(number, root)..self.offset(number, root + 1))?;
         let sector = volume.read(self.offset(number, 0) + u64::from(self.sector_size), self.sector_size.into())?;
         let fields = Fields(&sector);
         let blocks = fields.be32(12)?;
@@ -261,7 +271,7 @@ impl Xfs {
 
     /// Adds the free extents of a group. Returns how many blocks they have.
     fn add_free(&self, volume: &Volume, number: u32, group: &Group, free: &mut FreeRanges) -> Found<u64> {
-        // Number of blocks, and sums that a change of one extent changes.
+        // Number of blocks, and sums over the extents of both trees, which no change leaves as they are but one of both.
         let (mut total, mut sums, mut last) = (0, [0_u64; 2], 0);
         self.walk(volume, number, group, Tree::ByNumber, |start, end| {
             if start < last {
@@ -269,21 +279,15 @@ impl Xfs {
             }
             last = end;
             total += u64::from(end - start);
-            sums[0] += u64::from(start);
+            sums[0] = sums[0].wrapping_add(mixed(start, end));
             free.add(self.offset(number, start)..self.offset(number, end));
             Ok(())
         })?;
-        // Version 4 has no checksums, but all extents twice.
-        if self.version == 4 {
-            self.walk(volume, number, group, Tree::ByLength, |start, _| {
-                sums[1] += u64::from(start);
-                Ok(())
-            })?;
-            if sums[0] != sums[1] {
-                return kept(format!("the trees of free extents of group {number} differ"));
-            }
-        }
-        Ok(total)
+        self.walk(volume, number, group, Tree::ByLength, |start, end| {
+            sums[1] = sums[1].wrapping_add(mixed(start, end));
+            Ok(())
+        })?;
+        if sums[0] == sums[1] { Ok(total) } else { kept(format!("the trees of free extents of group {number} differ")) }
     }
 
     /// Compares the numbers that do not change with those of the second superblock, for version 4.
@@ -332,6 +336,14 @@ impl FileSystem for Xfs {
         }
         Ok(())
     }
+}
+
+/// A number of an extent, for a sum that does not depend on the order (the finalizer of MurmurHash3).
+fn mixed(start: u32, end: u32) -> u64 {
+    let number = u64::from(start) << 32 | u64::from(end);
+    let number = (number ^ number >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let number = (number ^ number >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    number ^ number >> 33
 }
 
 /// Whether the CRC-32C at byte `at`, which itself counts as zeros, matches.

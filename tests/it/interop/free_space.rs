@@ -1,5 +1,6 @@
 //! Free space of file systems that their own programs make and check.
 
+mod forged;
 #[cfg(target_os = "linux")]
 mod histories;
 #[cfg(target_os = "linux")]
