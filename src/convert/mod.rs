@@ -619,7 +619,7 @@ impl Converter {
         out: &dyn WriteAt,
         target: Option<&Path>,
     ) -> ImageIdentifiers {
-        let identifiers = self.identifiers_of(identifiers, size.next_multiple_of(SECTOR));
+        let identifiers = self.identifiers_of(identifiers, size.checked_next_multiple_of(SECTOR).unwrap_or(size));
         match target.and_then(Path::file_name) {
             Some(name) if !out.seeks() => identifiers.with(name.as_encoded_bytes()),
             _ => identifiers,

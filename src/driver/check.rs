@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::error::Error;
 
@@ -64,6 +65,7 @@ pub enum CheckKind {
 pub struct CheckMessage {
     kind: CheckKind,
     text: String,
+    error: Option<Arc<Error>>,
 }
 
 impl CheckReport {
@@ -74,6 +76,16 @@ impl CheckReport {
     pub fn corruption(&mut self, message: impl FnOnce() -> String) {
         self.corruptions += 1;
         self.message(CheckKind::Error, message);
+    }
+
+    /// Counts a corruption at which reading the image fails with an error, which is made only if it is kept.
+    pub fn corrupt(&mut self, error: impl FnOnce() -> Error) {
+        let room = self.messages.len() < Self::MESSAGES;
+        let error = room.then(error).map(Arc::new);
+        self.corruption(|| error.as_ref().map(ToString::to_string).unwrap_or_default());
+        if let Some(message) = self.messages.last_mut().filter(|_| room) {
+            message.error = error;
+        }
     }
 
     /// Counts a leaked cluster. `message` is called only if the text is kept.
@@ -97,7 +109,8 @@ impl CheckReport {
     /// Adds a message without counting it. The text is formatted only if it is kept: a corrupt image can have millions of findings.
     pub fn message(&mut self, kind: CheckKind, message: impl FnOnce() -> String) {
         if self.messages.len() < Self::MESSAGES {
-            self.messages.push(CheckMessage { kind, text: format!("{}: {}", kind.as_str(), message()) });
+            let text = format!("{}: {}", kind.as_str(), message());
+            self.messages.push(CheckMessage { kind, text, error: None });
         }
     }
 }
@@ -118,6 +131,11 @@ impl CheckMessage {
     /// What the finding is.
     pub fn kind(&self) -> CheckKind {
         self.kind
+    }
+
+    /// The error of which the finding tells, with the field and the offset, if it is one at which reading the image fails.
+    pub fn error(&self) -> Option<&Error> {
+        self.error.as_deref()
     }
 
     /// The words without the kind.

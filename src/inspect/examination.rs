@@ -38,7 +38,12 @@ pub(super) struct Examination<'a> {
 impl<'a> Examination<'a> {
     pub fn new(policy: &'a Policy, options: &OpenOptions) -> Self {
         let options = policy.limit(options).reference_policy(ReferencePolicy::Deny).without_backing(true);
-        Examination { policy, options, judgement: Judgement::default(), members: Vec::new() }
+        Examination::begin(policy, options, Vec::new())
+    }
+
+    fn begin(policy: &'a Policy, options: OpenOptions, members: Vec<Name>) -> Self {
+        let judgement = Judgement { verdict: Verdict::Safe, ..Judgement::default() };
+        Examination { policy, options, judgement, members }
     }
 
     pub fn judge(mut self, path: &Path) -> Judgement {
@@ -59,9 +64,12 @@ impl<'a> Examination<'a> {
         self.judgement
     }
 
+    /// Adds the finding, unless it is known: opening an image fails with what its check tells.
     fn add(&mut self, finding: Finding) {
         self.judgement.verdict = self.judgement.verdict.max(finding.verdict);
-        self.judgement.findings.push(finding);
+        if !self.judgement.findings.contains(&finding) {
+            self.judgement.findings.push(finding);
+        }
     }
 
     /// Adds the finding, unless the policy accepts it.
@@ -134,7 +142,7 @@ impl<'a> Examination<'a> {
         for (index, disk) in inside {
             let options = self.options.clone().member((index + 1).to_string());
             let (policy, members) = (self.policy, members.clone());
-            let mut disk_alone = Examination { policy, options, judgement: Judgement::default(), members };
+            let mut disk_alone = Examination::begin(policy, options, members);
             let examined = disk_alone.examine_disk(content.clone());
             let judged = disk_alone.ended(examined);
             self.judgement.virtual_size = self.judgement.virtual_size.max(judged.virtual_size);
@@ -306,7 +314,7 @@ impl<'a> Examination<'a> {
             && let Some(image) = &image
             && begins_as_text(image)?
         {
-            self.add(Finding::refused("content", "the file is a text").with("text", "a disk"));
+            self.add(Finding::refused("content", "the file is a text file").with("text", "a disk"));
         }
         if let Some(report) = report {
             self.examine_report(&report?);
@@ -343,7 +351,10 @@ impl<'a> Examination<'a> {
             let finding = match message.kind() {
                 CheckKind::Leak if leaks => None,
                 CheckKind::Leak => refused("leaks", message.words()),
-                CheckKind::Error => refused("metadata", message.words()),
+                CheckKind::Error => Some(match message.error() {
+                    Some(error) => Finding::from(error),
+                    None => Finding::refused("metadata", message.words()),
+                }),
                 CheckKind::NotChecked => Some(Finding::unknown("metadata", message.words())),
                 CheckKind::Limit => refused("limits", message.words()),
                 // The properties say the same.

@@ -7,9 +7,9 @@ use crate::name::Name;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The policy accepts the image.
-    #[default]
     Safe,
     /// The image could not be examined to the end: it could not be read, or has a feature that is unknown here.
+    #[default]
     Unknown,
     /// The policy refuses the image.
     Unsafe,
@@ -42,7 +42,7 @@ pub struct Finding {
     pub offset: Option<u64>,
     /// The value found.
     pub value: Option<String>,
-    /// What is expected of it.
+    /// What is expected of it, or how it breaks the rule.
     pub rule: Option<String>,
     /// The whole in words.
     pub message: String,

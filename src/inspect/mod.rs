@@ -85,7 +85,7 @@ pub struct Judgement {
 }
 
 impl Policy {
-    /// Judges the image at `path`. What cannot be read, is a finding, too. Of the options, the format, the limits and the secrets are used; no
+    /// Judges the image at `path`. What cannot be read is a finding, too. Of the options, the format, the limits and the secrets are used; no
     /// other file is opened, whatever the reference policy is.
     ///
     /// ```

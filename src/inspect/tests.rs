@@ -298,7 +298,12 @@ fn what_follows_the_last_block_is_for_the_policy() -> Result<()> {
         let tight = Policy::parse("leaks = false")?;
         assert_eq!(
             judge(&tight, file.clone()),
-            Judgement { format: Some(format.name()), virtual_size: Some(1 << 20), ..Judgement::default() }
+            Judgement {
+                verdict: Verdict::Safe,
+                format: Some(format.name()),
+                virtual_size: Some(1 << 20),
+                ..Judgement::default()
+            }
         );
         file.extend(vec![7; 1 << 20]);
         assert_eq!(checks(&judge(&tight, file.clone())), ["leaks"], "{format}");
@@ -455,6 +460,26 @@ fn the_data_of_a_refused_disk_is_not_read() -> Result<()> {
         let file = Arc::new(CountedFile::from(vec![7; 8 << 20]));
         let judged = Policy::parse(policy)?.judge_source(&OpenOptions::new(), file.clone());
         assert_eq!((judged.verdict == Verdict::Safe, file.bytes_read() >= 8 << 20), (read_all, read_all));
+    }
+    Ok(())
+}
+
+/// What the check of a driver finds has the same fields as what opening the image fails with, and is told once.
+#[cfg(all(feature = "vhdx", feature = "write"))]
+#[test]
+fn findings_of_a_check_have_field_and_offset() -> Result<()> {
+    use crate::{Converter, Format};
+
+    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 3 << 20])))?;
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::VHDX).convert_to(&disk, file.clone())?;
+    let mut file = file.to_vec();
+    file.truncate(file.len() - (1 << 20));
+    for policy in ["read-data = false", "read-data = true"] {
+        let judged = judge(&Policy::parse(policy)?, file.clone());
+        let [finding] = judged.findings.as_slice() else { panic!("{:?}", judged.findings) };
+        assert_eq!((finding.check, finding.field.as_deref()), ("structure", Some("payload BAT entry")));
+        assert!(finding.offset.is_some() && finding.value.is_some() && judged.verdict == Verdict::Unsafe);
     }
     Ok(())
 }

@@ -98,6 +98,7 @@ impl Command {
             Command::Convert(args) | Command::Sparsify(args) => Some(args.needs()),
             Command::Info(args) => Some(args.input.needs()),
             Command::Check(args) => args.needs(),
+            Command::Snapshot(args) => args.needs(),
             Command::Inspect(args) => Some(args.needs()),
             Command::Compare(args) => Some(args.needs()),
             Command::Map(args) => Some(args.input.needs()),
@@ -105,7 +106,6 @@ impl Command {
             Command::Hash(args) => Some(args.input.needs()),
             Command::Serve(args) => Some(args.needs()),
             Command::Create(_)
-            | Command::Snapshot(_)
             | Command::Resize(_)
             | Command::Commit(_)
             | Command::Rebase(_)

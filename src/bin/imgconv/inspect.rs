@@ -84,7 +84,7 @@ Exit codes:
 A raw disk has no format: any file that is not known to be something else, such as a picture, is
 one. Leave raw out of the formats of a policy if raw disks are not wanted. Do not state the format
 that an uploader claims (-f): compare it with that of the verdict. With -f raw, every file but a
-text is safe, and only for programs that read it as raw too.
+text file is safe, and only for programs that read it as raw too.
 
 A small compressed file can take minutes to be decoded. It is refused before that if compressed
 is false; or else set limits = { decompressed = ... }.

@@ -93,13 +93,21 @@ fn page(command: Command) -> Result<(String, String), Failure> {
         if let Some(notes) = &notes {
             let mut roff = Roff::new();
             roff.control("SH", ["NOTES"]);
+            let mut is_filled = true;
             // A command on two lines is one here.
             for line in notes.replace(" \\\n      ", " ").lines() {
-                match line {
-                    // A section of its own, whose lines are not filled.
-                    "Examples:" => roff.control("SH", ["EXAMPLES"]).control("nf", []),
-                    line => roff.text([roman(line)]),
-                };
+                // The lines of examples and of tables, which are indented, are not filled.
+                let fills = line != "Examples:" && !line.starts_with("  ");
+                if line == "Examples:" {
+                    roff.control("SH", ["EXAMPLES"]);
+                }
+                if fills != is_filled {
+                    roff.control(if fills { "fi" } else { "nf" }, []);
+                    is_filled = fills;
+                }
+                if line != "Examples:" {
+                    roff.text([roman(line)]);
+                }
             }
             roff.to_writer(&mut text)?;
         }
@@ -117,12 +125,13 @@ mod tests {
     fn a_page_has_notes_and_examples() {
         let command = Command::new("prog")
             .about("Does it")
-            .after_help("Long text.\n\nExamples:\n  prog \\\n      -x")
+            .after_help("Keys:\n  a  one\n\nLong text.\n\nExamples:\n  prog \\\n      -x")
             .version("1");
         let (name, text) = page(command).unwrap();
         assert_eq!(name, "prog.1");
         let sections: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
         assert_eq!(sections, ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "NOTES", "EXAMPLES"]);
+        assert!(text.contains("Keys:\n.nf\n  a  one\n.fi\n\nLong text.\n"), "{text}");
         assert!(text.ends_with("EXAMPLES\n.nf\n  prog \\-x\n"), "{text}");
     }
 }

@@ -113,7 +113,7 @@ pub fn enter(when: When, needs: impl FnOnce() -> Option<Needs>) -> Result<(), Fa
             Ok(())
         }
         When::Require => needs()
-            .ok_or("this command has no sandbox: it can change an image in place, or reads none".into())
+            .ok_or("this command has no sandbox: it modifies images, or reads none".into())
             .and_then(|needs| restrict(&needs, true)),
     };
     result.map_err(|problem| Failure::new("unsupported", format!("--sandbox require: {problem}")))

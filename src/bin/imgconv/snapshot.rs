@@ -9,6 +9,7 @@ use crate::args::{self, Output, PackageArgs, ReferenceArgs};
 use crate::failure::{Failure, Outcome};
 use crate::location::Location;
 use crate::output::{self, Style, human_size};
+use crate::sandbox::Needs;
 
 /// List, create, apply or delete the internal snapshots of an image
 #[derive(Debug, clap::Args)]
@@ -66,6 +67,15 @@ Examples:
   imgconv snapshot -a before-upgrade disk.qcow2";
 
 impl Args {
+    /// What listing the snapshots needs; `None` if they are changed.
+    pub fn needs(&self) -> Option<Needs> {
+        self.action.list.then(|| {
+            let mut needs = Needs::default();
+            self.references.add_needs(&mut needs, false, &self.file);
+            needs
+        })
+    }
+
     pub fn run(&self) -> Outcome {
         if self.action.list {
             return self.list();

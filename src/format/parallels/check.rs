@@ -48,7 +48,7 @@ fn check_entries(bat: &Bat, mut used: BitSet, area: u64, report: &mut CheckRepor
                 Ok(Some(host)) => host,
                 Err(error @ Error::Corrupt(_)) => {
                     report.allocated_clusters += 1;
-                    report.corruption(|| error.to_string());
+                    report.corrupt(|| error);
                     continue;
                 }
                 Err(error) => return Err(error),

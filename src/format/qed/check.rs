@@ -67,7 +67,7 @@ impl Check<'_> {
                         self.check_table(index, l2)?;
                     }
                 }
-                Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
+                Err(error @ Error::Corrupt(_)) => self.report.corrupt(|| error),
                 Err(error) => return Err(error),
             }
         }
@@ -101,7 +101,7 @@ impl Check<'_> {
                     .and_then(|()| field.within(offset, shape.l2_len(), self.map.file_len));
                 match checked {
                     Ok(()) => drop(self.claim(&(offset..offset + shape.l2_len()), "an L2 table")),
-                    Err(error) => self.report.corruption(|| error.to_string()),
+                    Err(error) => self.report.corrupt(|| error),
                 }
             }
             at += len;
@@ -127,7 +127,7 @@ impl Check<'_> {
                 self.previous = Some(host);
                 match shape.check_cluster(entry, host, shape.len_in_cluster(offset), self.map.file_len) {
                     Ok(()) => drop(self.claim(&(host..host + shape.cluster_size()), "a data cluster")),
-                    Err(error) => self.report.corruption(|| error.to_string()),
+                    Err(error) => self.report.corrupt(|| error),
                 }
             }
             index = slice.indexes.end;

@@ -48,7 +48,7 @@ fn check_entries(map: &BlockMap, mut used: BitSet, report: &mut CheckReport) -> 
             (previous, largest) = (Some(number), largest.max(Some(number)));
             let host_offset = map.host_offset(number);
             if let Err(error) = map.check(index, host_offset, map.visible_len(index)) {
-                report.corruption(|| error.to_string());
+                report.corrupt(|| error);
                 missing = true;
             } else if used.insert(number.into()) == Some(true) {
                 report.corruption(|| format!("block {index} at file offset {host_offset:#x} overlaps another block"));

@@ -46,7 +46,7 @@ fn collect(blocks: &Blocks, cx: &OpenContext<'_>, report: &mut CheckReport) -> R
         for (BatEntry { index: number, at, .. }, offset) in entries {
             let len = blocks.bitmap_len + blocks.used_len(number);
             if let Err(error) = FIELDS.at("block allocation table entry", at).within(offset, len, blocks.file_len) {
-                report.corruption(|| error.to_string());
+                report.corrupt(|| error);
                 continue;
             }
             report.allocated_clusters += 1;

@@ -93,7 +93,7 @@ impl Checker<'_> {
                         self.next = Some(host_offset + self.bat.block_size);
                         self.allocate(host_offset, self.bat.block_size, page.field(block));
                     }
-                    Err(error) => self.report.corruption(|| error.to_string()),
+                    Err(error) => self.report.corrupt(|| error),
                 }
             }
             block = page.entries.indexes.end;
@@ -108,7 +108,7 @@ impl Checker<'_> {
             return Ok(());
         }
         match self.bat.sector_bitmap(chunk) {
-            Ok((None, field)) if needed => self.report.corruption(|| Bat::missing_bitmap(field).to_string()),
+            Ok((None, field)) if needed => self.report.corrupt(|| Bat::missing_bitmap(field)),
             Ok((None, _)) => {}
             Ok((Some(host_offset), field)) => {
                 self.allocate(host_offset, MIB, field);
@@ -120,7 +120,7 @@ impl Checker<'_> {
                     });
                 }
             }
-            Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
+            Err(error @ Error::Corrupt(_)) => self.report.corrupt(|| error),
             Err(error) => return Err(error),
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Free space: what the file systems of a disk do not use.
 //!
-//! Doubt means keep. Of a volume nothing is free unless its file system is clean, has no unknown feature, its free blocks add up to the
+//! When in doubt, everything is kept. Of a volume nothing is free unless its file system is clean, has no unknown feature, its free blocks add up to the
 //! number that it states itself, and none of them holds metadata that was read. What is no known file system, and what is between
 //! partitions, is in use.
 

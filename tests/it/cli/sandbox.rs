@@ -77,6 +77,7 @@ fn commands_work_in_the_sandbox() {
         "measure -O qcow2 disk.qcow2",
         "measure -O qcow2 --size 1G",
         "inspect disk.qcow2",
+        "snapshot -l disk.qcow2",
         "hash disk.qcow2",
         "hash --secret-file secret volume.luks",
     ];
@@ -100,7 +101,7 @@ fn the_sandbox_can_be_turned_off_but_not_required_of_every_command() {
         succeed(&dir, &["info", "--sandbox", when, "-f", "raw", "source.raw"]);
     }
     succeed(&dir, &["create", "-q", "-f", "qcow2", "disk.qcow2", "1M"]);
-    for args in [&["resize", "disk.qcow2", "2M"][..], &["check", "-r", "all", "disk.qcow2"], &["formats"]] {
+    for args in [&["resize", "disk.qcow2", "2M"][..], &["snapshot", "-c", "a", "disk.qcow2"], &["formats"]] {
         let args: Vec<_> = args.iter().copied().chain(["--sandbox", "require"]).collect();
         let message = fail(&dir, 1, &args);
         assert!(message.contains("--sandbox require: this command has no sandbox"), "{message}");

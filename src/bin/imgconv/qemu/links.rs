@@ -26,8 +26,8 @@ pub struct Args {
 const AFTER_HELP: &str = "\
 Under the name qemu-img, or as imgconv qemu-img, the program takes the command line of
 qemu-img, with its effects: backing files are followed without permission, and existing
-targets are written in place. Do not use it so on untrusted images without stating
-their format.";
+targets are written in place. Do not use it so on untrusted images: -f only prevents that
+their format is guessed, the files that they name are opened all the same.";
 
 impl Args {
     pub fn run(&self) -> Outcome {

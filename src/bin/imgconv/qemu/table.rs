@@ -150,7 +150,7 @@ pub static COMMANDS: &[Command] = &[
             OBJECT,
         ],
         run: check::run,
-        imgconv: "also checks vpc, qcow, dmg and others",
+        imgconv: "also checks vpc and dmg",
     },
     Command {
         name: "commit",

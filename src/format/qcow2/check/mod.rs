@@ -165,7 +165,7 @@ impl Findings {
     }
 
     fn fault(&mut self, name: impl Into<Cow<'static, str>>, at: u64, problem: Problem) {
-        self.report.corruption(|| Fault { format: FORMAT_NAME, field: name.into(), at, problem }.to_string());
+        self.report.corrupt(|| Error::Corrupt(Fault { format: FORMAT_NAME, field: name.into(), at, problem }));
     }
 
     /// As [`usable`](Self::usable), for the `entries` that list structures with host clusters of their own.
@@ -182,7 +182,7 @@ impl Findings {
     /// Reports an error of the image and returns an empty value for it. Other errors are passed on.
     fn usable<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
-            Err(error @ Error::Corrupt(_)) => self.report.corruption(|| error.to_string()),
+            Err(error @ Error::Corrupt(_)) => self.report.corrupt(|| error),
             Err(error @ Error::Limit { .. }) => self.report.limit(&error),
             other => return other,
         }
