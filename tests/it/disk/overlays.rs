@@ -337,3 +337,22 @@ fn the_next_table_is_changed_after_one_that_is_missing() {
         assert!(spans.all(|span| span.is_zero()), "discard: {is_discard}");
     }
 }
+
+/// Subclusters that nobody wrote to are not copied from the backing file.
+#[test]
+fn a_write_into_an_overlay_takes_its_subclusters_only() {
+    const SUBCLUSTER: u64 = 2 << 10;
+    let base = vec![5; MIB];
+    let file = Arc::new(MemFile::from(overlay("extended_l2=on,cluster_size=64k", MIB, &base)));
+    let disk = over(&base).open_disk_in(file.clone()).unwrap();
+    for at in [100_000, 101_000] {
+        disk.write_all_at(&[1; 100], at).unwrap();
+    }
+    disk.close().unwrap();
+    let image = over(&base).open_source(file).unwrap();
+    let spans = image.spans(0..MIB as u64).map(Result::unwrap).filter(|span| span.layer == 0);
+    let stored: Vec<_> =
+        spans.filter(|span| span.kind != ExtentKind::Hole).map(|span| (span.offset, span.len)).collect();
+    let first = 100_000 / SUBCLUSTER * SUBCLUSTER;
+    assert_eq!(stored, [(first, 2 * SUBCLUSTER)]);
+}
