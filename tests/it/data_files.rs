@@ -123,3 +123,43 @@ fn what_has_no_data_file_is_refused() {
     let error = single.create_to(SIZE, Arc::new(MemFile::new())).unwrap_err();
     assert!(matches!(error.root(), Error::Unsupported { .. }), "{error}");
 }
+
+/// Otherwise guest data would be stored in the clear in the data file, or read back encrypted.
+#[cfg(all(feature = "crypto", feature = "disk"))]
+#[test]
+fn an_encrypted_image_has_no_data_file() {
+    use diskimage::Secret;
+    use diskimage::io::{ReadAt, Storage, WriteAt};
+
+    let dir = TempDir::new();
+    let list = "data_file=data,encrypt.format=luks,encrypt.iter-time=1";
+    let converter = Converter::new(Format::QCOW2).secret(Secret::new("secret")).options(options(list));
+    let error = converter.create(SIZE, dir.join("image")).unwrap_err();
+    assert!(error.to_string().contains("an encrypted image with a data file"), "{error}");
+    assert!(dir.names().is_empty());
+
+    let directory = Arc::new(MemDirectory::new());
+    let converter = Converter::new(Format::QCOW2).options(options("data_file=data"));
+    converter.convert_into(&raw(&[7; 4096]), &*directory, "image").unwrap();
+    let (image, resolver) = (directory.open("image").unwrap(), directory.clone());
+    let mut bytes = vec![0; image.size().unwrap() as usize];
+    image.read_exact_at(&mut bytes, 0).unwrap();
+    let with_method = |method: u32| {
+        let file = Arc::new(MemFile::from(bytes.clone()));
+        file.write_all_at(&method.to_be_bytes(), 32).unwrap();
+        file
+    };
+    let opened = OpenOptions::new()
+        .secret(Secret::new("secret"))
+        .reference_policy(ReferencePolicy::Beside)
+        .resolver(move |request| resolver.open(request.path).map(|file| file as _));
+    assert!(opened.open_source(with_method(0)).is_ok());
+    const AES: u32 = 1;
+    const LUKS: u32 = 2;
+    let read = opened.open_source(with_method(AES)).map(drop).unwrap_err();
+    let disk: Arc<dyn Storage> = with_method(LUKS);
+    let changed = opened.open_disk_in(disk).map(drop).unwrap_err();
+    for error in [read, changed] {
+        assert!(error.to_string().contains("encryption of an external data file"), "{error}");
+    }
+}

@@ -50,6 +50,16 @@ impl RecordingTarget {
     }
 }
 
+impl ReadAt for RecordingTarget {
+    fn size(&self) -> io::Result<u64> {
+        self.mem.size()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.mem.read_at(buf, offset)
+    }
+}
+
 impl WriteAt for RecordingTarget {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.record(TargetEvent::Write(offset..offset + buf.len() as u64));

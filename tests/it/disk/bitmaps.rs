@@ -192,3 +192,51 @@ fn a_bitmap_that_cannot_be_updated_stays_in_use() {
     let states: Vec<_> = image.bitmaps().unwrap().iter().map(|bitmap| bitmap.inconsistent).collect();
     assert_eq!(states, [true, false, false]);
 }
+
+/// The autoclear bit of bitmaps stays, as they are kept up to date. What an unknown bit stands for is not.
+#[test]
+fn the_first_change_clears_unknown_autoclear_bits() {
+    const AUTOCLEAR: std::ops::Range<usize> = 88..96;
+    const BITMAPS: u64 = 1;
+    const UNKNOWN: u64 = 1 << 63;
+    let (mut bytes, _) = start("cluster_size=4k", false);
+    bytes[AUTOCLEAR].copy_from_slice(&(UNKNOWN | BITMAPS).to_be_bytes());
+    let changes: [fn(&Disk); 4] = [
+        |disk| disk.write_all_at(&[1; 512], 0).unwrap(),
+        |disk| disk.discard(0..SIZE).unwrap(),
+        |disk| disk.resize(SIZE + 4096).unwrap(),
+        |disk| disk.create_snapshot("one").unwrap(),
+    ];
+    let after = |change: &dyn Fn(&Disk)| {
+        let file = Arc::new(MemFile::from(bytes.clone()));
+        let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+        change(&disk);
+        disk.close().unwrap();
+        u64::from_be_bytes(file.to_vec()[AUTOCLEAR].try_into().unwrap())
+    };
+    assert_eq!(after(&|disk| disk.read_exact_at(&mut [0; 512], 0).unwrap()), UNKNOWN | BITMAPS);
+    for (index, change) in changes.iter().enumerate() {
+        assert_eq!(after(change), BITMAPS, "{index}");
+    }
+}
+
+#[test]
+fn the_properties_have_the_bitmaps_as_changed() {
+    let file = Arc::new(MemFile::from(start("cluster_size=4k", false).0));
+    let changes = [
+        ("coarse", BitmapChange::Remove),
+        ("new", BitmapChange::Add { granularity: None, enabled: false }),
+        ("fine", BitmapChange::Disable),
+        ("disabled", BitmapChange::Enable),
+    ];
+    for (name, change) in changes {
+        let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+        let before = disk.info().specific;
+        disk.change_bitmap(name, change).unwrap();
+        let told = disk.info().specific;
+        assert!(told != before, "{change:?}");
+        disk.close().unwrap();
+        let found = OpenOptions::new().open_disk_in(file.clone()).unwrap().info().specific;
+        assert_eq!(told, found, "{change:?}");
+    }
+}

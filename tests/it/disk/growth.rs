@@ -63,3 +63,30 @@ fn a_power_cut_while_tables_move_leaves_the_old_or_the_new_size() {
         assert!((found, last) == (size, vec![7; END]), "{format}");
     }
 }
+
+/// A new grain directory keeps the tables that are full; the last one, which gets more entries, is copied.
+#[cfg(feature = "vmdk")]
+#[test]
+fn a_new_directory_has_the_tables_of_the_old_one() {
+    // What a grain table maps.
+    const TABLE: u64 = 32 << 20;
+    const GROWN: u64 = 5 << 30;
+    let file = Arc::new(MemFile::new());
+    diskimage::Converter::new(Format::VMDK).create_to(2 * TABLE + (1 << 20), file.clone()).unwrap();
+    let disk = OpenOptions::new().open_disk_in(file.clone() as Arc<dyn Storage>).unwrap();
+    let old = [0, TABLE, 2 * TABLE];
+    let new = [2 * TABLE + (16 << 20), 3 * TABLE, 4 * TABLE, 7 * TABLE, GROWN - 4096];
+    let write = |(number, at): (usize, &u64)| disk.write_all_at(&[number as u8 + 1; 4096], *at).unwrap();
+    old.iter().enumerate().for_each(write);
+    disk.resize(GROWN).unwrap();
+    new.iter().enumerate().map(|(number, at)| (old.len() + number, at)).for_each(write);
+    disk.close().unwrap();
+    let report = OpenOptions::new().check_source(file.clone()).unwrap();
+    assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{:?}", report.messages);
+    let image = OpenOptions::new().open_source(file).unwrap();
+    for (number, at) in old.iter().chain(&new).enumerate() {
+        let mut found = [0; 4096];
+        image.read_exact_at(&mut found, *at).unwrap();
+        assert_eq!(found, [number as u8 + 1; 4096], "{at:#x}");
+    }
+}

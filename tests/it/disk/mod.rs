@@ -39,6 +39,8 @@ mod recorder;
 mod repair;
 #[cfg(all(feature = "vdi", feature = "vhd"))]
 mod repairs;
+#[cfg(all(not(target_family = "wasm"), feature = "qcow2"))] // WASI has no threads.
+mod requests;
 mod starts;
 #[cfg(all(unix, feature = "qcow2"))]
 mod turns;
@@ -57,6 +59,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use diskimage::io::{MemFile, Storage};
+use diskimage::{Disk, ImageInfo};
 use model::Model;
 
 #[test]
@@ -66,6 +69,58 @@ fn a_disk_behaves_like_an_array() {
             let mut model = Model::new(&start, seed);
             (0..150).for_each(|_| _ = model.step());
         }
+    }
+}
+
+/// What a caller is told of a disk is what the next one finds in the file.
+#[test]
+fn properties_are_those_of_the_file() {
+    for start in starts::all() {
+        let file: Arc<dyn Storage> = Arc::new(MemFile::from(start.file.clone()));
+        let open = || start.options().open_disk_in(file.clone()).unwrap();
+        let properties = |disk: &Disk| {
+            let ImageInfo { virtual_size, backing, identities, snapshots, specific, .. } = disk.info();
+            (virtual_size, backing, identities, snapshots, specific)
+        };
+        let disk = open();
+        disk.write_all_at(&[1; 3000], 5000).unwrap();
+        if start.snapshots {
+            disk.create_snapshot("one").unwrap();
+        }
+        disk.write_all_at(&[2; 3000], 100_000).unwrap();
+        if start.resizes && !start.snapshots {
+            disk.resize(disk.size() + 70_000).unwrap();
+        }
+        let told = properties(&disk);
+        disk.close().unwrap();
+        assert_eq!(told, properties(&open()), "{}", start.name);
+    }
+}
+
+/// Runs of data begin anywhere, and are longer than what is copied at a time. What follows the end of the source remains.
+#[cfg(feature = "qcow2")]
+#[test]
+fn a_source_is_written_into_a_disk() {
+    use crate::support::Random;
+    use diskimage::{Converter, Format, OpenOptions};
+
+    const CLUSTER: usize = 64 << 10;
+    const MIB: usize = 1 << 20;
+    let mut content = Random::new(6).bytes(5 * MIB + 512);
+    for zeros in [0..3 * CLUSTER, 3 * MIB..3 * MIB + CLUSTER, 4 * MIB + 1000..4 * MIB + 200_000] {
+        content[zeros].fill(0);
+    }
+    let source = Arc::new(MemFile::from(starts::image(Format::QCOW2, "", false, &content)));
+    let source = OpenOptions::new().open_source(source).unwrap();
+    let old = vec![9; 6 * MIB];
+    for format in [Format::RAW, Format::QCOW2] {
+        let file: Arc<dyn Storage> = Arc::new(MemFile::from(starts::image(format, "", false, &old)));
+        let disk = OpenOptions::new().format(format).open_disk_in(file).unwrap();
+        Converter::new(format).convert_into_disk(&source, &disk).unwrap();
+        let mut found = vec![0; old.len()];
+        disk.read_exact_at(&mut found, 0).unwrap();
+        let (new, rest) = found.split_at(content.len());
+        assert!(new == content && *rest == old[content.len()..], "{format}");
     }
 }
 

@@ -4,9 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use diskimage::driver::ExtentKind;
 use diskimage::io::{MemFile, ReadAt, WriteAt};
 use diskimage::{Converter, Format, Image, Name, OpenOptions, RebaseTo, ReferencePolicy};
 
+use super::model::Start;
+use super::starts::{self, SIZE, image};
 use crate::support::options;
 use crate::support::pattern::Pattern;
 
@@ -249,4 +252,107 @@ fn a_commit_reads_nothing_that_it_has_written() {
         let report = options.check(path("base.qcow2")).unwrap();
         assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.messages);
     }
+}
+
+/// Version 2 has no zero clusters: they are unallocated then, or data where the backing file would show through.
+#[test]
+fn an_image_becomes_one_of_version_2_with_its_content() {
+    let version_3 = |start: &Start| {
+        let others = ["compat", "extended_l2", "refcount_bits", "encrypt"];
+        start.name.starts_with("qcow2") && !others.iter().any(|option| start.name.contains(option))
+    };
+    let (mut plain, mut overlays) = (0, 0);
+    for start in starts::all().into_iter().filter(version_3) {
+        let file = Arc::new(MemFile::from(start.file.clone()));
+        let disk = start.options().open_disk_in(file.clone()).unwrap();
+        let mut expected = start.content.clone();
+        for range in [1000..200_000, 300_000..SIZE as usize] {
+            disk.write_zeros(range.start as u64..range.end as u64).unwrap();
+            expected[range].fill(0);
+        }
+        disk.amend(&options("compat=0.10")).unwrap();
+        disk.close().unwrap();
+        let bytes = file.to_vec();
+        assert_eq!(bytes[4..8], [0, 0, 0, 2], "{}", start.name);
+        assert!(start.read(bytes) == expected, "{}", start.name);
+        let report = OpenOptions::new().check_source(file).unwrap();
+        assert_eq!((report.corruptions, report.leaks, report.check_errors), (0, 0, 0), "{}: {report:?}", start.name);
+        *if start.backing.is_some() { &mut overlays } else { &mut plain } += 1;
+    }
+    assert!(plain > 1 && overlays > 0);
+}
+
+/// The last cluster of a disk may end after it.
+#[test]
+fn discarded_clusters_are_freed() {
+    const CLUSTER: u64 = 64 << 10;
+    const LAST: u64 = SIZE / CLUSTER * CLUSTER;
+    const { assert!(LAST < SIZE) };
+    for list in ["", "compat=0.10", "extended_l2=on"] {
+        let bytes = image(Format::QCOW2, list, false, &vec![7; SIZE as usize]);
+        for (range, freed) in [
+            (0..SIZE, 0..SIZE),
+            (CLUSTER..SIZE, CLUSTER..SIZE),
+            (LAST..SIZE, LAST..SIZE),
+            (CLUSTER - 1..SIZE - 1, CLUSTER..LAST),
+            (1..CLUSTER, 0..0),
+        ] {
+            let file = Arc::new(MemFile::from(bytes.clone()));
+            let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+            disk.discard(range.clone()).unwrap();
+            disk.close().unwrap();
+            let disk = OpenOptions::new().open_source(file.clone()).unwrap();
+            for span in disk.spans(0..SIZE) {
+                let span = span.unwrap();
+                let is_freed = freed.contains(&span.offset);
+                assert_eq!(span.kind == ExtentKind::Hole, is_freed, "{list}: {range:?}: {span:?}");
+            }
+            let report = OpenOptions::new().check_source(file).unwrap();
+            assert_eq!((report.corruptions, report.leaks), (0, 0), "{list}: {range:?}: {report:?}");
+        }
+    }
+}
+
+/// Without an L2 table nothing has to be changed, up to the first cluster that another table maps.
+#[test]
+fn the_next_table_is_changed_after_one_that_is_missing() {
+    // With clusters of 512 bytes.
+    const TABLE: u64 = 32 << 10;
+    const START: u64 = TABLE + TABLE / 2;
+    let mut content = vec![7; SIZE as usize];
+    content[TABLE as usize..2 * TABLE as usize].fill(0);
+    let bytes = image(Format::QCOW2, "cluster_size=512", false, &content);
+    content[START as usize..].fill(0);
+    for is_discard in [false, true] {
+        let file = Arc::new(MemFile::from(bytes.clone()));
+        let disk = OpenOptions::new().open_disk_in(file.clone()).unwrap();
+        match is_discard {
+            true => disk.discard(START..SIZE).unwrap(),
+            false => disk.write_zeros(START..SIZE).unwrap(),
+        }
+        disk.close().unwrap();
+        let disk = OpenOptions::new().open_source(file).unwrap();
+        assert!(self::content(&disk) == content, "discard: {is_discard}");
+        let mut spans = disk.spans(TABLE..SIZE).map(Result::unwrap);
+        assert!(spans.all(|span| span.is_zero()), "discard: {is_discard}");
+    }
+}
+
+/// Subclusters that nobody wrote to are not copied from the backing file.
+#[test]
+fn a_write_into_an_overlay_takes_its_subclusters_only() {
+    const SUBCLUSTER: u64 = 2 << 10;
+    let base = vec![5; MIB];
+    let file = Arc::new(MemFile::from(overlay("extended_l2=on,cluster_size=64k", MIB, &base)));
+    let disk = over(&base).open_disk_in(file.clone()).unwrap();
+    for at in [100_000, 101_000] {
+        disk.write_all_at(&[1; 100], at).unwrap();
+    }
+    disk.close().unwrap();
+    let image = over(&base).open_source(file).unwrap();
+    let spans = image.spans(0..MIB as u64).map(Result::unwrap).filter(|span| span.layer == 0);
+    let stored: Vec<_> =
+        spans.filter(|span| span.kind != ExtentKind::Hole).map(|span| (span.offset, span.len)).collect();
+    let first = 100_000 / SUBCLUSTER * SUBCLUSTER;
+    assert_eq!(stored, [(first, 2 * SUBCLUSTER)]);
 }

@@ -190,6 +190,35 @@ fn what_is_not_supported_is_refused_by_name() {
     }
 }
 
+/// Data after the segment may be that of another program; and a segment beyond the end of the file has lost data, which must not read as zeros.
+#[test]
+fn a_segment_with_a_size_is_the_disk() {
+    const SECTOR: usize = 4096;
+    let bytes = volume("sector-size=4096");
+    let mut json = json_of(&bytes);
+    let len = bytes.len() - json["segments"]["0"]["offset"].as_str().unwrap().parse::<usize>().unwrap();
+    assert_eq!(len, SIZE);
+    let mut open = |size: usize| {
+        json["segments"]["0"]["size"] = size.to_string().into();
+        open(with_json(&bytes, json.to_string().as_bytes()))
+    };
+    for (size, disk, is_whole) in [
+        (len, len, true),
+        (len - SECTOR, len - SECTOR, true),
+        (SECTOR, SECTOR, true),
+        (len - 1, len - SECTOR, false),
+        (2 * SECTOR - 512, SECTOR, false),
+    ] {
+        let image = open(size).unwrap();
+        assert_eq!((image.virtual_size() as usize, image.info().warnings.is_empty()), (disk, is_whole), "{size}");
+        assert!(content(&image) == guest()[..disk], "{size}");
+    }
+    for size in [len + 1, len + SECTOR] {
+        let error = open(size).unwrap_err();
+        assert_eq!(error.kind().as_str(), "out-of-bounds", "{size}: {error}");
+    }
+}
+
 #[test]
 fn the_label_and_the_key_derivation_are_shown() {
     let bytes = volume("");

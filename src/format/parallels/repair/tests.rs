@@ -2,6 +2,7 @@ use super::*;
 use crate::driver::OpenContext;
 use crate::io::{MemFile, WriteAt};
 use crate::limits::{Budget, Limits};
+use crate::testing::{RecordingTarget, TargetEvent};
 
 /// An image of clusters of two sectors that entries count in, with three entries. The BAT takes the first cluster; the others are filled with their number.
 fn image(bat: [u32; 3], data_sector: u32, clusters: u8) -> Arc<MemFile> {
@@ -16,7 +17,7 @@ fn image(bat: [u32; 3], data_sector: u32, clusters: u8) -> Arc<MemFile> {
     file
 }
 
-fn repaired(file: &Arc<MemFile>, what: Repair) -> RepairReport {
+fn repaired<S: Storage + 'static>(file: &Arc<S>, what: Repair) -> RepairReport {
     let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
     repair(file.clone(), &UpdateContext::new(OpenContext::new(&limits, &budget)), what).unwrap()
 }
@@ -70,4 +71,52 @@ fn the_data_area_follows_the_table() {
         let found = u32::from_le_bytes(file.to_vec()[48..52].try_into().unwrap());
         assert_eq!(found, if data_sector == 0 { 0 } else { 2 });
     }
+}
+
+/// Clusters larger than what is copied at a time.
+#[test]
+fn a_large_cluster_is_copied_whole() {
+    const SECTORS: u32 = 5000;
+    let len = SECTORS as usize * 512;
+    let data: Vec<u8> = (0..len).map(|at| (at / 512 % 251) as u8).collect();
+    let file = Arc::new(MemFile::new());
+    file.write_all_at(&Header::new(SECTORS, 3 * u64::from(SECTORS), 3, SECTORS).encode(), 0).unwrap();
+    file.write_all_at(&[1_u32, 0, 1].map(u32::to_le_bytes).concat(), 64).unwrap();
+    file.write_all_at(&data, len as u64).unwrap();
+    let report = repaired(&file, Repair::All);
+    assert_eq!((report.corruptions_fixed, report.after.corruptions, report.after.leaks), (1, 0, 0));
+    assert_eq!(bat(&file), [1, 0, 2]);
+    let bytes = file.to_vec();
+    assert!(bytes.len() == 3 * len && bytes[len..2 * len] == data && bytes[2 * len..] == data);
+}
+
+/// After a power cut no entry points to a copy that is not there. Copies are not synced one by one.
+#[test]
+fn copies_are_durable_before_their_entries() {
+    const SECTOR: u64 = super::SECTOR;
+    const ENTRIES: u32 = 10_000;
+    const FIRST: u32 = 80;
+    let file = RecordingTarget::file();
+    file.mem.write_all_at(&Header::new(1, ENTRIES.into(), ENTRIES, FIRST).encode(), 0).unwrap();
+    file.mem.write_all_at(&FIRST.to_le_bytes().repeat(ENTRIES as usize), 64).unwrap();
+    file.mem.write_all_at(&[7; SECTOR as usize], u64::from(FIRST) * SECTOR).unwrap();
+    let report = repaired(&file, Repair::All);
+    let wrong = u64::from(ENTRIES) - 1;
+    assert_eq!((report.corruptions_fixed, report.after.corruptions, report.after.leaks), (wrong, 0, 0));
+
+    let bytes = file.mem.to_vec();
+    let entry = |at: u64| u32::from_le_bytes(bytes[at as usize..][..4].try_into().unwrap());
+    let entries: Vec<_> = (0..ENTRIES).map(|index| entry(64 + 4 * u64::from(index))).collect();
+    assert!(entries.into_iter().eq(FIRST..FIRST + ENTRIES));
+    assert!(bytes[(u64::from(FIRST) * SECTOR) as usize..].iter().all(|&byte| byte == 7));
+    let (mut copied, mut durable, mut syncs) = (0, u64::from(FIRST + 1) * SECTOR, 0);
+    for event in file.events.lock().unwrap().iter() {
+        match event {
+            TargetEvent::Write(range) if range.start >= u64::from(FIRST) * SECTOR => copied = range.end,
+            TargetEvent::Write(range) => assert!((u64::from(entry(range.start)) + 1) * SECTOR <= durable, "{range:?}"),
+            TargetEvent::Sync => (durable, syncs) = (copied, syncs + 1),
+            TargetEvent::SetLen(_) | TargetEvent::Allocate(_) => {}
+        }
+    }
+    assert!(syncs < 10 && matches!(file.events.lock().unwrap().last(), Some(TargetEvent::Sync)), "{syncs}");
 }

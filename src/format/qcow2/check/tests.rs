@@ -415,6 +415,47 @@ fn truncated_images() {
     }
 }
 
+/// With extended L2 entries, a host cluster is needed up to the end of its last allocated subcluster.
+#[test]
+fn a_truncated_cluster_needs_its_allocated_subclusters() {
+    const CLUSTER: u64 = 16 << 10;
+    const REFCOUNT_BLOCK: usize = 2 * CLUSTER as usize;
+    const L1: u64 = 3 * CLUSTER;
+    const L2: u64 = 4 * CLUSTER;
+    const DATA: u64 = 5 * CLUSTER;
+    let with_subclusters = |bitmap: u64, len: u64| {
+        let mut image = vec![0; (6 * CLUSTER) as usize];
+        let header = Header {
+            cluster_bits: 14,
+            size: CLUSTER,
+            l1_table_offset: L1,
+            refcount_table_offset: CLUSTER,
+            incompatible: Incompatible::EXTENDED_L2,
+            ..header()
+        };
+        set_header(&mut image, &header);
+        put(&mut image, CLUSTER, REFCOUNT_BLOCK as u64);
+        for cluster in 0..6 {
+            refcount::set_count(&mut image[REFCOUNT_BLOCK..][..CLUSTER as usize], 4, cluster, 1);
+        }
+        put(&mut image, L1, L2 | COPIED);
+        put(&mut image, L2, DATA | COPIED);
+        put(&mut image, L2 + 8, bitmap);
+        image.truncate(len as usize);
+        verdict(&check_bytes(&image))
+    };
+    for (bitmap, last) in [(1, 1), (0b1010, 4), (1 << 32 | 0b10, 2), (0xfffe << 32 | 1, 1), (1 << 31, 32)] {
+        let end = DATA + last * 512;
+        assert_eq!(with_subclusters(bitmap, end), Clean, "{bitmap:#x}");
+        assert_eq!(with_subclusters(bitmap, end - 1), Corrupt, "{bitmap:#x}");
+    }
+    // Subclusters of zeros need nothing of a cluster, but that it begins in the file.
+    for bitmap in [0, 0b11 << 32] {
+        assert_eq!(with_subclusters(bitmap, DATA + 1), Clean, "{bitmap:#x}");
+        assert_eq!(with_subclusters(bitmap, DATA), Corrupt, "{bitmap:#x}");
+    }
+}
+
 /// A file of zeros with `parts` at given offsets.
 struct Sparse {
     len: u64,
