@@ -470,7 +470,7 @@ fn the_data_of_a_refused_disk_is_not_read() -> Result<()> {
 fn findings_of_a_check_have_field_and_offset() -> Result<()> {
     use crate::{Converter, Format};
 
-    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 3 << 20])))?;
+    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 32 << 20])))?;
     let file = Arc::new(MemFile::new());
     Converter::new(Format::VHDX).convert_to(&disk, file.clone())?;
     let mut file = file.to_vec();
