@@ -38,7 +38,7 @@
 //! guest saw depends on the program: Virtual PC, and qemu before 2.5, used the geometry. As in qemu, the size is therefore the
 //! geometry for the creators `vpc ` and `qemu`, and `current size` for all others. The largest geometry, 127.5 GiB, is also
 //! stored for larger disks, so it is ignored. No data is lost: if the geometry is smaller than rounding explains, `current size` is used,
-//! with a warning. The option `force_size_calc` for reading states the field.
+//! with a warning, and `inspect` refuses the image. The option `force_size_calc` for reading states the field.
 //! `info` shows both sizes.
 //!
 //! New images have the exact size, the geometry of the document's algorithm, and the creator `win `. A creator of our own would
