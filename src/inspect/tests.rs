@@ -285,6 +285,39 @@ fn a_volume_in_a_fixed_disk_needs_its_format() -> Result<()> {
     Ok(())
 }
 
+/// What prevents nothing is for the policy; another size in another program is not.
+#[cfg(all(feature = "vhd", feature = "write"))]
+#[test]
+fn what_other_programs_read_in_a_vhd_is_judged() -> Result<()> {
+    use crate::{Converter, Format};
+
+    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 1 << 20])))?;
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::VHD).convert_to(&disk, file.clone())?;
+    let good = file.to_vec();
+    let strict = Policy::built_in("strict")?;
+    assert_eq!(judge(&strict, good.clone()).findings, []);
+    let number = |at: usize| good[at..at + 4].iter().fold(0, |number, byte| number << 8 | usize::from(*byte));
+    let bitmap = 512 * number(number(512 + 20));
+    let mut hiding = good.clone();
+    hiding[bitmap] = 0x7f;
+    assert_eq!(checks(&judge(&strict, hiding.clone())), ["warnings"]);
+    assert_eq!(judge(&Policy::default(), hiding).findings, []);
+
+    let mut sized = good;
+    let end = sized.len() - 512;
+    for footer in [0, end] {
+        let footer = &mut sized[footer..footer + 512];
+        footer[28..32].copy_from_slice(b"vpc ");
+        footer[56..60].fill(0);
+        footer[64..68].fill(0);
+        let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    assert_eq!(checks(&judge(&Policy::default(), sized)), ["ambiguities"]);
+    Ok(())
+}
+
 #[test]
 fn a_policy_lowers_limits() -> Result<()> {
     let policy = Policy::parse("limits = { virtual-size = 4096 }")?;

@@ -29,7 +29,8 @@
 //! | the batmap of XenServer | ignored | no |
 //! | saved machine state | a warning | no |
 //!
-//! Other programs differ: qemu detects a fixed disk as raw, reads differencing disks as dynamic ones and ignores the bitmaps;
+//! Other programs differ: qemu detects a fixed disk as raw, reads differencing disks as dynamic ones and ignores the bitmaps, so that a
+//! check warns of data in sectors that are not set;
 //! 7-Zip, libvhdi and others read missing data beyond the end of the file as zeros.
 //!
 //! # Sizes
