@@ -56,11 +56,14 @@ pub enum CheckKind {
     NotChecked,
     /// A part that was not checked, because that would exceed one of the [`Limits`](crate::Limits).
     Limit,
+    /// Something odd that prevents nothing, such as data that other programs read in another way.
+    Warning,
     /// Something that the properties of the image tell as well, and that is not wrong.
     Note,
 }
 
-/// A finding of a check in words. As a text, it begins with its kind: `ERROR: `, `Leaked: `, `Not checked: ` or `Note: `.
+/// A finding of a check in words. As a text, it begins with its kind: `ERROR: `, `Leaked: `, `Not checked: `, `Warning: ` or
+/// `Note: `.
 #[derive(Clone)]
 pub struct CheckMessage {
     kind: CheckKind,
@@ -122,6 +125,7 @@ impl CheckKind {
             CheckKind::Error => "ERROR",
             CheckKind::Leak => "Leaked",
             CheckKind::NotChecked | CheckKind::Limit => "Not checked",
+            CheckKind::Warning => "Warning",
             CheckKind::Note => "Note",
         }
     }

@@ -345,7 +345,7 @@ impl<'a> Examination<'a> {
     }
 
     fn examine_report(&mut self, report: &CheckReport) {
-        let leaks = self.policy.leaks;
+        let Policy { leaks, warnings, .. } = *self.policy;
         let refused = |check, words: &str| Some(Finding::refused(check, words));
         for message in report.messages.iter().take(CHECK_MESSAGES) {
             let finding = match message.kind() {
@@ -357,6 +357,8 @@ impl<'a> Examination<'a> {
                 }),
                 CheckKind::NotChecked => Some(Finding::unknown("metadata", message.words())),
                 CheckKind::Limit => refused("limits", message.words()),
+                CheckKind::Warning if warnings => None,
+                CheckKind::Warning => refused("warnings", message.words()),
                 // The properties say the same.
                 CheckKind::Note => None,
             };

@@ -25,7 +25,7 @@
 //! | `signatures` | several formats match; an image that is also an optical disc or has a partition table; an extension that contradicts the content | always | several formats match |
 //! | `content` | a raw disk that is a kernel, for example; always an empty file, an empty disk and a text | `content` | a GPT with an odd protective MBR |
 //! | `packages` | a disk in an archive, in which files are missing; always, with `read-data`, a file with another digest than in the manifest | `packages` | none: an archive is a raw disk |
-//! | `ambiguities` | what other programs find in the image, and this one does not: a name of a parent in VMDK | always | none |
+//! | `ambiguities` | what other programs find in the image, and this one does not: a name of a parent in VMDK, another size of a VHD | always | none |
 //! | `compression` | a compressed file | `compressed` | none: a raw disk |
 //! | `subformats` | another createType of VMDK, or none | `vmdk-subformats` | same |
 //! | `external-files` | a backing file or parent of any format, a data file, extents, the disks of an OVF descriptor; cannot tell, with `read-data`: their data | `external-files` | qcow2; extents of VMDK |

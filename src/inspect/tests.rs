@@ -232,6 +232,92 @@ fn files_that_only_qemu_sees_in_a_vmdk_are_refused() {
     }
 }
 
+/// Files that QEMU takes for a descriptor of VMDK: a comment has any bytes up to the line feed.
+#[cfg(all(feature = "vmdk", feature = "vhd", feature = "vdi", feature = "write"))]
+#[test]
+fn descriptors_that_only_qemu_sees_are_refused() -> Result<()> {
+    use crate::{Converter, Format, Options};
+
+    let image = |format, options: &str| {
+        let mut list = Options::new();
+        list.add_list(options);
+        let file = Arc::new(MemFile::new());
+        Converter::new(format).options(list).create_to(1 << 20, file.clone()).map(|_| file.to_vec())
+    };
+    let mut partitions = vec![0; 64 << 10];
+    partitions[510..512].copy_from_slice(b"\x55\xaa");
+    for (file, line_at, expected) in [
+        (partitions, 64, "structure"),
+        (optical_disc(), 64, "structure"),
+        (image(Format::VHD, "subformat=fixed")?, 64, "signatures"),
+        // The comment.
+        (image(Format::VDI, "")?, 84, "signatures"),
+    ] {
+        assert_eq!(judge(&Policy::default(), file.clone()).findings, []);
+        let mut crafted = file;
+        crafted[..60].fill(0);
+        crafted[..8].copy_from_slice(b"# text\0\xff");
+        crafted[line_at..][..11].copy_from_slice(b"\nversion=1\n");
+        let judged = judge(&Policy::default(), crafted);
+        assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec![expected]), "{:?}", judged.findings);
+    }
+    Ok(())
+}
+
+/// A fixed VHD whose guest disk is a LUKS volume, or a LUKS volume that ends as a VHD.
+#[cfg(all(feature = "vhd", feature = "crypto", feature = "write"))]
+#[test]
+fn a_volume_in_a_fixed_disk_needs_its_format() -> Result<()> {
+    use crate::{Converter, Format, Options};
+
+    let mut volume = vec![0; 1 << 20];
+    volume[..8].copy_from_slice(b"LUKS\xba\xbe\0\x01");
+    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(volume.clone())))?;
+    let (file, mut options) = (Arc::new(MemFile::new()), Options::new());
+    options.set("subformat", "fixed");
+    Converter::new(Format::VHD).options(options).convert_to(&disk, file.clone())?;
+    let judged = judge(&Policy::default(), file.to_vec());
+    assert_eq!((judged.verdict, checks(&judged)), (Verdict::Unsafe, vec!["signatures"]));
+    let disk = OpenOptions::new().format(Format::VHD).open_source(file)?;
+    let mut guest = vec![0; 1 << 20];
+    disk.read_exact_at(&mut guest, 0)?;
+    assert!(guest == volume);
+    Ok(())
+}
+
+/// What prevents nothing is for the policy; another size in another program is not.
+#[cfg(all(feature = "vhd", feature = "write"))]
+#[test]
+fn what_other_programs_read_in_a_vhd_is_judged() -> Result<()> {
+    use crate::{Converter, Format};
+
+    let disk = OpenOptions::new().format(Format::RAW).open_source(Arc::new(MemFile::from(vec![7; 1 << 20])))?;
+    let file = Arc::new(MemFile::new());
+    Converter::new(Format::VHD).convert_to(&disk, file.clone())?;
+    let good = file.to_vec();
+    let strict = Policy::built_in("strict")?;
+    assert_eq!(judge(&strict, good.clone()).findings, []);
+    let number = |at: usize| good[at..at + 4].iter().fold(0, |number, byte| number << 8 | usize::from(*byte));
+    let bitmap = 512 * number(number(512 + 20));
+    let mut hiding = good.clone();
+    hiding[bitmap] = 0x7f;
+    assert_eq!(checks(&judge(&strict, hiding.clone())), ["warnings"]);
+    assert_eq!(judge(&Policy::default(), hiding).findings, []);
+
+    let mut sized = good;
+    let end = sized.len() - 512;
+    for footer in [0, end] {
+        let footer = &mut sized[footer..footer + 512];
+        footer[28..32].copy_from_slice(b"vpc ");
+        footer[56..60].fill(0);
+        footer[64..68].fill(0);
+        let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
+        footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
+    }
+    assert_eq!(checks(&judge(&Policy::default(), sized)), ["ambiguities"]);
+    Ok(())
+}
+
 #[test]
 fn a_policy_lowers_limits() -> Result<()> {
     let policy = Policy::parse("limits = { virtual-size = 4096 }")?;

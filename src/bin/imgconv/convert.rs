@@ -553,7 +553,7 @@ impl Args {
             if info.dirty {
                 output::note(&format!("{path}: the image was not closed cleanly"));
             }
-            for warning in &info.warnings {
+            for warning in info.warnings.iter().chain(&info.ambiguities) {
                 output::note(&format!("{path}: {warning}"));
             }
         }

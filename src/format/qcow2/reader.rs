@@ -25,6 +25,9 @@ use crate::limits::{Budget, LimitName};
 use crate::name::Name;
 use crate::zero;
 
+/// QEMU does not open such an image.
+const RAW_WITHOUT_DATA_FILE: &str = "autoclear bit 1, for a raw data file, is ignored: the image has no data file";
+
 /// An opened image.
 pub(crate) struct Reader {
     pub(super) info: ImageInfo,
@@ -375,6 +378,9 @@ pub(super) fn describe(header: &Header) -> ImageInfo {
         specific.push(("data-file", Value::Text(name.clone())));
         specific.push(("data-file-raw", header.autoclear.contains(Autoclear::RAW_DATA_FILE).into()));
     }
+    let has_stray_bit = !header.has_data_file() && header.autoclear.contains(Autoclear::RAW_DATA_FILE);
+    let warnings =
+        [(encryption == Some("AES")).then_some(LEGACY_AES_WARNING), has_stray_bit.then_some(RAW_WITHOUT_DATA_FILE)];
     ImageInfo {
         format: FORMAT_NAME,
         virtual_size: header.size,
@@ -382,7 +388,7 @@ pub(super) fn describe(header: &Header) -> ImageInfo {
         backing,
         files,
         encryption,
-        warnings: (encryption == Some("AES")).then(|| LEGACY_AES_WARNING.into()).into_iter().collect(),
+        warnings: warnings.into_iter().flatten().map(Into::into).collect(),
         dirty: header.incompatible.contains(Incompatible::DIRTY),
         corrupt,
         specific,

@@ -230,9 +230,9 @@ pub(crate) fn is_vmdk_part(head: &[u8]) -> bool {
 }
 
 /// A descriptor: `version=` is its first line after comments and blank lines, as VMware requires; or its first comment says so, by which VirtualBox knows it.
+/// For QEMU, a comment can have any bytes, also NULs, although the descriptor ends at the first one.
 pub(crate) fn is_vmdk_descriptor(head: &[u8]) -> bool {
-    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
-    let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = without_mark(head);
     const COMMENT: &[u8] = b"# Disk DescriptorFile";
     if text.get(..COMMENT.len()).is_some_and(|start| start.eq_ignore_ascii_case(COMMENT)) {
         return true;
@@ -257,10 +257,10 @@ pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
     probe.head.get(VDI_AT..).is_some_and(|rest| rest.starts_with(&VDI.to_le_bytes()))
 }
 
-/// LUKS of version 1 or 2. The guest of a fixed VHD can have such a volume as its whole disk.
+/// LUKS of version 1 or 2.
 pub(crate) fn is_luks(probe: &Probe<'_>) -> bool {
     let version = probe.head.strip_prefix(LUKS).and_then(|rest| rest.first_chunk());
-    (matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)) && !is_vhd(probe)
+    matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)
 }
 
 /// The second header of LUKS2 after a first one of the usual length, which was overwritten with zeros or is of the same volume. After
@@ -414,11 +414,27 @@ mod tests {
         ] {
             assert_eq!(names(head, b""), [name], "{}", head.escape_ascii());
         }
+        // QEMU takes these for a descriptor.
+        for version in ["version=1\n", "version=2\r\n", "version=3\n"] {
+            for before in [
+                &b""[..],
+                b"#\0\0\n",
+                b"#\xff\x01\r\n",
+                b"#\0\n   \n \r\n#\n",
+                &[&[b'#'], &[0; 499][..], b"\n"].concat(),
+            ] {
+                let head = [before, version.as_bytes(), &[0; 512]].concat();
+                assert_eq!(names(&head, b""), ["vmdk"], "{} {version:?}", before.escape_ascii());
+            }
+        }
         let tail = |magic: &[u8]| [magic, &[0; 512]].concat()[..512].to_vec();
         assert_eq!(names(b"", &tail(b"koly")), ["dmg"]);
         assert_eq!(names(b"", b"\0\0cdsaencr"), ["dmg"]);
         assert_eq!(names(b"", &tail(b"conectix")), ["vpc"]);
         assert_eq!(names(b"", &tail(b"\0conectix")), ["vpc"]);
+        // Other formats at the start of a fixed VHD can be its guest data, or the reverse.
+        assert_eq!(names(b"LUKS\xba\xbe\0\x01aes", &tail(b"conectix")), ["vpc", "luks"]);
+        assert_eq!(names(b"#\0\nversion=1\n", &tail(b"conectix")), ["vmdk", "vpc"]);
     }
 
     #[test]
@@ -438,6 +454,7 @@ mod tests {
             b"LUKS\xba\xbe\0\x03",
             b"# text\nversions=1\n",
             b"# text\n\0\nversion=1\n",
+            b"\0# text\nversion=1\n",
             b"\x5d\0\x08\0\0\0\0\0\0\0\0\0\0",
             b"\x5d\0\0\0\0\0\0\0\0\0\0\0\0",
             b"#!/bin/sh\nexit",

@@ -233,7 +233,8 @@ impl Header {
         let broken = checks.into_iter().filter(|(broken, _)| *broken);
         let refused = broken.map(|(_, what)| format!("VirtualBox does not open the image: {what}").into());
         let ignored = "the UUID of a parent is ignored: an image of this type has no parent";
-        let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && !self.linkage.is_nil());
+        let names_parent = !(self.linkage.is_nil() && self.parent_modification.is_nil());
+        let ignored = Some(ignored.into()).filter(|_| !self.kind.has_parent() && names_parent);
         refused.chain(ignored).collect()
     }
 

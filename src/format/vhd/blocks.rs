@@ -169,6 +169,31 @@ impl Blocks {
         self.in_block(entry, block, &bitmap.bytes, offset, end)
     }
 
+    /// Returns the host offset of the first sector of a block which is not zero, although its bit is clear. `block` are the host offsets of the
+    /// bitmap and the data, which are in the file; `buf` is for use by the next call.
+    pub fn hidden_data(&self, block: &Range<u64>, buf: &mut Vec<u8>) -> Result<Option<u64>> {
+        const CHUNK: u64 = 1 << 20;
+        let mut bitmap = vec![0; self.bitmap_len as usize];
+        table::read(&*self.file, &mut bitmap, block.start)?;
+        let start = block.start + self.bitmap_len;
+        let (mut at, end) = (start, block.end);
+        while at < end {
+            let (written, run_end) =
+                bits::run(&bitmap, BitOrder::HighestFirst, (at - start) / SECTOR, (end - start).div_ceil(SECTOR));
+            let run_end = (start + run_end * SECTOR).min(end);
+            while at < run_end && !written {
+                buf.resize((run_end - at).min(CHUNK) as usize, 0);
+                table::read(&*self.file, buf, at)?;
+                if let Some(found) = buf.iter().position(|byte| *byte != 0) {
+                    return Ok(Some(at + found as u64 / SECTOR * SECTOR));
+                }
+                at += buf.len() as u64;
+            }
+            at = run_end;
+        }
+        Ok(None)
+    }
+
     /// Checks that the bitmap of the block at host offset `block`, to which the entry at `at` points, is within the file.
     pub fn check_bitmap(&self, at: u64, block: u64) -> Result<()> {
         let field = FIELDS.at("block allocation table entry", at);

@@ -3,6 +3,7 @@
 use super::footer::Footer;
 use super::{FORMAT_NAME, SECTOR};
 use crate::error::Result;
+use crate::info::ImageInfo;
 use crate::options::{OptionSpec, Options};
 
 /// Cylinders, heads and sectors.
@@ -12,10 +13,6 @@ pub(super) struct Geometry {
     pub heads: u8,
     pub sectors_per_track: u8,
 }
-
-/// Warnings for a footer with contradictory sizes.
-const CONTRADICTION: &str = "geometry and current size contradict each other, the current size is used";
-const LARGER_GEOMETRY: &str = "the geometry is larger than the current size, the geometry is used";
 
 impl Geometry {
     /// The largest geometry, which all larger disks have too.
@@ -88,8 +85,32 @@ impl SizeField {
     }
 }
 
-/// The disk size in bytes, and a warning if the footer is contradictory. The image has `capacity` bytes for the disk.
-pub(super) fn disk_size(footer: &Footer, capacity: u64, stated: Option<SizeField>) -> (u64, Option<&'static str>) {
+/// How the sizes in a footer contradict each other, by more than rounding explains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contradiction {
+    /// The geometry is larger, and is used.
+    LargerGeometry,
+    /// The current size is used; QEMU uses the geometry.
+    CurrentSize,
+}
+
+impl Contradiction {
+    /// Adds it to the properties of the image.
+    pub fn note_in(self, info: &mut ImageInfo) {
+        match self {
+            Contradiction::LargerGeometry => {
+                info.warnings.push("the geometry is larger than the current size, the geometry is used".into());
+            }
+            Contradiction::CurrentSize => info.ambiguities.push(
+                "geometry and current size contradict each other, the current size is used; QEMU uses the geometry"
+                    .into(),
+            ),
+        }
+    }
+}
+
+/// The disk size in bytes, and how the footer contradicts it. The image has `capacity` bytes for the disk.
+pub(super) fn disk_size(footer: &Footer, capacity: u64, stated: Option<SizeField>) -> (u64, Option<Contradiction>) {
     let (current, geometry) = (footer.current_size, footer.geometry);
     let by_geometry = matches!(&footer.creator_app, b"vpc " | b"qemu");
     let bytes = geometry.bytes();
@@ -102,9 +123,9 @@ pub(super) fn disk_size(footer: &Footer, capacity: u64, stated: Option<SizeField
     } else if bytes < current && bytes > 0 && current - bytes < geometry.cylinder_sectors() * SECTOR {
         (bytes, None)
     } else if bytes > current && bytes <= capacity {
-        (bytes, Some(LARGER_GEOMETRY))
+        (bytes, Some(Contradiction::LargerGeometry))
     } else {
-        (current, Some(CONTRADICTION))
+        (current, Some(Contradiction::CurrentSize))
     }
 }
 
@@ -210,7 +231,37 @@ mod tests {
     }
 
     #[test]
+    fn another_size_in_qemu_is_an_ambiguity() {
+        let geometry = |cylinders, heads, sectors_per_track| Geometry { cylinders, heads, sectors_per_track };
+        let mib = Geometry::from_sectors(2048);
+        let size: u64 = 136_365_211_648;
+        for (app, geometry, current_size, ambiguous) in [
+            (b"vpc ", geometry(65278, 16, 255), 1 << 20, true),
+            (b"qemu", geometry(65278, 16, 255), 1 << 20, true),
+            (b"vpc ", geometry(0, 0, 0), 1 << 20, true),
+            (b"vpc ", geometry(mib.cylinders / 2, mib.heads, mib.sectors_per_track), 1 << 20, true),
+            (b"win ", geometry(0, 0, 0), 1 << 20, false),
+            (b"qem2", geometry(65278, 16, 255), 1 << 20, false),
+            // Rounded down, as Virtual PC does, and not rounded.
+            (b"vpc ", mib, 1 << 20, false),
+            (b"qemu", mib, mib.bytes(), false),
+            (b"vpc ", Geometry::from_sectors(size / SECTOR), size, false),
+            // The largest geometry says nothing, whatever its factors are.
+            (b"vpc ", Geometry::MAX, 1 << 20, false),
+            (b"vpc ", geometry(65535, 255, 16), 1 << 20, false),
+        ] {
+            let footer = Footer { creator_app: *app, geometry, current_size, ..Footer::for_tests() };
+            let (_, contradiction) = disk_size(&footer, current_size, None);
+            let mut info = ImageInfo::default();
+            contradiction.into_iter().for_each(|contradiction| contradiction.note_in(&mut info));
+            assert_eq!((info.ambiguities.len(), info.warnings.len()), (ambiguous.into(), 0), "{app:?} {geometry:?}");
+        }
+    }
+
+    #[test]
     fn the_creator_selects_the_size_unless_data_would_be_lost() {
+        use Contradiction::{CurrentSize, LargerGeometry};
+
         let footer = |app: &[u8; 4], geometry, current_size| Footer {
             creator_app: *app,
             geometry,
@@ -233,18 +284,17 @@ mod tests {
         let cylinder = geometry.cylinder_sectors() * SECTOR;
         let rounded = geometry.bytes() + cylinder - SECTOR;
         assert_eq!(size_of(b"vpc ", geometry, rounded), (geometry.bytes(), None));
-        assert_eq!(size_of(b"vpc ", geometry, rounded + SECTOR), (rounded + SECTOR, Some(CONTRADICTION)));
+        assert_eq!(size_of(b"vpc ", geometry, rounded + SECTOR), (rounded + SECTOR, Some(CurrentSize)));
         // A smaller geometry that rounding does not explain.
-        assert_eq!(size_of(b"vpc ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, Some(CONTRADICTION)));
-        assert_eq!(size_of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CONTRADICTION)));
+        assert_eq!(size_of(b"vpc ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, Some(CurrentSize)));
+        assert_eq!(size_of(b"vpc ", Geometry { cylinders: 0, ..geometry }, 512), (512, Some(CurrentSize)));
         assert_eq!(size_of(b"win ", Geometry::from_sectors(2048), 4 << 20), (4 << 20, None));
         // A larger geometry, with and without data for it.
         let large = Geometry::from_sectors(8160);
-        assert_eq!(size_of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LARGER_GEOMETRY)));
-        for (capacity, expected) in [
-            (large.bytes(), (large.bytes(), Some(LARGER_GEOMETRY))),
-            (large.bytes() - 1, (1 << 20, Some(CONTRADICTION))),
-        ] {
+        assert_eq!(size_of(b"vpc ", large, 1 << 20), (large.bytes(), Some(LargerGeometry)));
+        for (capacity, expected) in
+            [(large.bytes(), (large.bytes(), Some(LargerGeometry))), (large.bytes() - 1, (1 << 20, Some(CurrentSize)))]
+        {
             assert_eq!(disk_size(&footer(b"vpc ", large, 1 << 20), capacity, None), expected);
         }
         // The caller knows.

@@ -29,7 +29,8 @@
 //! | the batmap of XenServer | ignored | no |
 //! | saved machine state | a warning | no |
 //!
-//! Other programs differ: qemu detects a fixed disk as raw, reads differencing disks as dynamic ones and ignores the bitmaps;
+//! Other programs differ: qemu detects a fixed disk as raw, reads differencing disks as dynamic ones and ignores the bitmaps, so that a
+//! check warns of data in sectors that are not set;
 //! 7-Zip, libvhdi and others read missing data beyond the end of the file as zeros.
 //!
 //! # Sizes
@@ -38,7 +39,7 @@
 //! guest saw depends on the program: Virtual PC, and qemu before 2.5, used the geometry. As in qemu, the size is therefore the
 //! geometry for the creators `vpc ` and `qemu`, and `current size` for all others. The largest geometry, 127.5 GiB, is also
 //! stored for larger disks, so it is ignored. No data is lost: if the geometry is smaller than rounding explains, `current size` is used,
-//! with a warning. The option `force_size_calc` for reading states the field.
+//! with a warning, and `inspect` refuses the image. The option `force_size_calc` for reading states the field.
 //! `info` shows both sizes.
 //!
 //! New images have the exact size, the geometry of the document's algorithm, and the creator `win `. A creator of our own would

@@ -38,17 +38,19 @@ impl Reader {
         let size_field = FIELDS.at("current size", at + CURRENT_SIZE_AT);
         let stated_size = SizeField::stated(cx.options)?;
         if footer.disk_type == DiskType::Fixed {
-            let (size, size_warning) = geometry::disk_size(&footer, at, stated_size);
+            let (size, contradiction) = geometry::disk_size(&footer, at, stated_size);
             size_field.within(0, size, at)?;
-            let info = describe(&footer, size, [warning, size_warning]);
+            let mut info = describe(&footer, size, warning);
+            contradiction.into_iter().for_each(|contradiction| contradiction.note_in(&mut info));
             return Ok(Reader { info, content: Content::Fixed });
         }
 
         let header_at = footer.data_offset;
         let header = read_header(&*file, file_len, at, header_at)?;
-        let (size, size_warning) = geometry::disk_size(&footer, header.capacity(), stated_size);
+        let (size, contradiction) = geometry::disk_size(&footer, header.capacity(), stated_size);
         size_field.within_limit(LimitName::VirtualSize, size, cx.limits.virtual_size)?;
-        let mut info = describe(&footer, size, [warning, size_warning]);
+        let mut info = describe(&footer, size, warning);
+        contradiction.into_iter().for_each(|contradiction| contradiction.note_in(&mut info));
         info.block_size = Some(header.block_size);
         let mut metadata = vec![0..Footer::LEN, header_at..header_at + Header::LEN];
         // If the file does not end on a sector boundary, the start of the footer can be in the last sector of a block.
@@ -75,7 +77,7 @@ pub(super) fn read_header(file: &dyn ReadAt, file_len: u64, footer_at: u64, head
 }
 
 /// The properties of a disk of `virtual_size` bytes, from its footer.
-pub(super) fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'static str>; 2]) -> ImageInfo {
+pub(super) fn describe(footer: &Footer, virtual_size: u64, warning: Option<&'static str>) -> ImageInfo {
     let subformat = match footer.disk_type {
         DiskType::Fixed => "fixed",
         DiskType::Dynamic => "dynamic",
@@ -102,7 +104,7 @@ pub(super) fn describe(footer: &Footer, virtual_size: u64, warnings: [Option<&'s
         ("saved-state", footer.saved_state.into()),
     ];
     let identities = (!footer.unique_id.is_nil()).then(|| locator::identity(footer.unique_id)).into_iter().collect();
-    let warnings = warnings.into_iter().flatten().chain(footer.saved_state.then_some(SAVED_STATE));
+    let warnings = warning.into_iter().chain(footer.saved_state.then_some(SAVED_STATE));
     let warnings = warnings.map(Into::into).collect();
     ImageInfo { format: FORMAT_NAME, virtual_size, identities, warnings, specific, ..ImageInfo::default() }
 }

@@ -14,7 +14,10 @@ use super::footer::{DiskType, Footer};
 use super::geometry::Geometry;
 use super::header::{Header, Parent};
 use super::reader::Reader;
-use crate::driver::{CreateContext, Extent, ExtentKind, FileId, Location, NewBacking, OpenContext, SparseRead};
+use crate::driver::{
+    CheckKind, CheckMessage, CheckReport, CreateContext, Extent, ExtentKind, FileId, Location, NewBacking, OpenContext,
+    SparseRead,
+};
 use crate::error::Result;
 use crate::format::Format;
 use crate::identifiers::{Identifiers, ImageIdentifiers};
@@ -48,10 +51,13 @@ fn format() -> Format {
 }
 
 fn check(bytes: Vec<u8>) -> (u64, u64, u64) {
-    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
-    let cx = OpenContext::new(&limits, &budget);
-    let report = format().check(Arc::new(MemFile::from(bytes)), &cx).unwrap();
+    let report = report(bytes);
     (report.corruptions, report.leaks, report.allocated_clusters)
+}
+
+fn report(bytes: Vec<u8>) -> CheckReport {
+    let (limits, budget) = (Limits::default(), Budget::new(1 << 20));
+    format().check(Arc::new(MemFile::from(bytes)), &OpenContext::new(&limits, &budget)).unwrap()
 }
 
 #[test]
@@ -119,6 +125,45 @@ fn unwritten_sectors_read_as_zeros_or_from_the_parent() {
     assert_eq!(parent.format, Some(Name::from("vpc")));
     assert_eq!(parent.identities, [Name::from("UUID 09090909-0909-0909-0909-090909090909")]);
     assert_eq!(info.identities, [Name::from("UUID 07070707-0707-0707-0707-070707070707")]);
+}
+
+#[test]
+fn data_that_reads_as_zeros_is_told() {
+    const MESSAGE: &str =
+        "sectors that are not set in the sector bitmaps, and so read as zeros, have data that QEMU reads";
+    // Block 0 is at sector 4 and has sectors 0 and 7; block 1 is at sector 21 and has none of the five sectors of the disk in it.
+    let make = |disk_type, entries: &[u32], data: &[usize]| {
+        let mut bytes = image(disk_type, BLOCK + 5 * 512, entries, 38 * 512);
+        bytes[2048] = 0b1000_0001;
+        data.iter().for_each(|at| bytes[*at] = 1);
+        bytes
+    };
+    let sound = &[4, 21][..];
+    for (disk_type, entries, data, expected) in [
+        (DiskType::Dynamic, sound, &[][..], None),
+        // In sectors that are set, and after the end of the disk.
+        (DiskType::Dynamic, sound, &[5 * 512, 12 * 512 + 511, 27 * 512], None),
+        (DiskType::Dynamic, sound, &[6 * 512], Some("in 1 of 2 blocks, the first at file offset 0xc00")),
+        (DiskType::Dynamic, sound, &[11 * 512 + 511], Some("in 1 of 2 blocks, the first at file offset 0x1600")),
+        (DiskType::Dynamic, sound, &[20 * 512 + 511], Some("in 1 of 2 blocks, the first at file offset 0x2800")),
+        (DiskType::Dynamic, sound, &[26 * 512 + 511], Some("in 1 of 2 blocks, the first at file offset 0x3400")),
+        (
+            DiskType::Dynamic,
+            sound,
+            &[13 * 512, 14 * 512, 22 * 512],
+            Some("in 2 of 2 blocks, the first at file offset 0x1a00"),
+        ),
+        // These sectors are the parent's.
+        (DiskType::Differencing, sound, &[6 * 512], None),
+        // Blocks that overlap are not read again and again.
+        (DiskType::Dynamic, &[4, 4], &[6 * 512], None),
+    ] {
+        let report = report(make(disk_type, entries, data));
+        let told = report.messages.iter().find(|message| message.kind() == CheckKind::Warning);
+        let expected = expected.map(|rest| format!("{MESSAGE}: {rest}"));
+        assert_eq!(told.map(CheckMessage::words), expected.as_deref(), "{entries:?} {data:?}");
+        assert_eq!(report.corruptions, u64::from(entries != sound));
+    }
 }
 
 #[test]

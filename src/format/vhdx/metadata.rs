@@ -31,6 +31,8 @@ pub(super) struct Metadata {
     pub physical_sector_size: u32,
     /// The parent of a differencing disk.
     pub parent: Option<ParentLocator>,
+    /// Whether there is a parent locator, although the disk has no parent.
+    pub ignores_locator: bool,
     /// Host offset of the item with the block size, for messages.
     pub block_size_at: u64,
     /// Host offset of the item with the disk size, for messages.
@@ -108,10 +110,10 @@ impl Metadata {
             let problem = Problem::Reserved { value: flags.into(), bits: reserved.into() };
             return Err(FIELDS.at("File Parameters", block_size_at + 4).fault(problem));
         }
-        // A locator without HasParent is ignored: the flag alone makes a disk differencing (2.6.2.1), so all blocks are in this
-        // file and no warning is needed.
+        // A locator without HasParent is ignored: the flag alone makes a disk differencing (2.6.2.1).
         let has_parent = flags & HAS_PARENT != 0;
         let parent = if has_parent { Some(table.locator(file, budget)?) } else { None };
+        let ignores_locator = !has_parent && table.get(&PARENT_LOCATOR).is_ok();
 
         let logical_sector_size = table.sector_size(file, &LOGICAL_SECTOR_SIZE, "LogicalSectorSize")?;
         let physical_sector_size = table.sector_size(file, &PHYSICAL_SECTOR_SIZE, "PhysicalSectorSize")?;
@@ -125,6 +127,7 @@ impl Metadata {
             logical_sector_size,
             physical_sector_size,
             parent,
+            ignores_locator,
             block_size_at,
             virtual_disk_size_at,
         })

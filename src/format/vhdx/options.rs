@@ -118,6 +118,7 @@ impl Settings {
                 logical_sector_size,
                 physical_sector_size,
                 parent: parent.map(Parent::locator),
+                ignores_locator: false,
                 block_size_at: 0,
                 virtual_disk_size_at: 0,
             },

@@ -18,6 +18,8 @@ use crate::io::ReadAt;
 use crate::limits::Budget;
 use crate::name::Name;
 
+const IGNORED_LOCATOR: &str = "a parent locator is ignored: without the flag HasParent, the disk has no parent";
+
 /// An open image.
 pub(super) struct Reader {
     info: ImageInfo,
@@ -165,6 +167,7 @@ pub(super) fn describe(structure: &Structure) -> ImageInfo {
         specific.push(("log-entries-replayed", (*entries).into()));
         specific.push(("log-bytes-replayed", (*bytes).into()));
     }
+    let ignored = metadata.ignores_locator.then_some(IGNORED_LOCATOR.into());
     ImageInfo {
         format: FORMAT_NAME,
         virtual_size: *virtual_disk_size,
@@ -172,7 +175,7 @@ pub(super) fn describe(structure: &Structure) -> ImageInfo {
         backing: parent.as_ref().map(|parent| parent.reference()),
         identities: vec![locator::identity(header.data_write_guid)],
         dirty: replay.is_some(),
-        warnings: structure.notes().chain(structure.table_warning.clone()).map(Into::into).collect(),
+        warnings: structure.notes().chain(structure.table_warning.clone()).map(Into::into).chain(ignored).collect(),
         specific,
         ..ImageInfo::default()
     }

@@ -74,6 +74,7 @@ impl Sample {
             logical_sector_size: self.sector_size,
             physical_sector_size: 4096,
             parent: self.differencing.then(|| ParentLocator { entries: vec![linkage] }),
+            ignores_locator: false,
             block_size_at: 0,
             virtual_disk_size_at: 0,
         }

@@ -210,7 +210,8 @@ pub static COMMANDS: &[Command] = &[
                 "source-snapshot",
                 "SNAPSHOT",
                 "read this snapshot: its ID or name, or snapshot.id=ID,snapshot.name=NAME",
-            ),
+            )
+            .note(Note::Differs("a snapshot has the size that it was taken with, after a resize too; qemu-img uses the size of the disk")),
             row('T', "source-cache", "CACHE", "cache mode of the sources [default: writeback]")
                 .note(Note::Differs("where the file system cannot bypass the page cache, it is used, with a warning")),
             row('O', "target-format", "TGT_FMT", "format of the target [default: raw]")

@@ -412,6 +412,19 @@ fn clusters_of_a_data_file_are_at_their_guest_offset() {
 }
 
 #[test]
+fn the_bit_of_a_raw_data_file_needs_a_data_file() {
+    let with_bits = |incompatible, autoclear| {
+        let file = mapped(&[]);
+        put(&file, 72, incompatible);
+        put(&file, 88, autoclear);
+        open(file).info.warnings
+    };
+    assert_eq!(with_bits(4, 2), [""; 0]);
+    assert_eq!(with_bits(0, 2), [RAW_WITHOUT_DATA_FILE]);
+    assert_eq!(with_bits(0, 4), [""; 0]);
+}
+
+#[test]
 fn damage_that_does_not_affect_the_active_state_is_a_warning() {
     let warnings = |change: &dyn Fn(&MemFile)| {
         let file = with_snapshots();

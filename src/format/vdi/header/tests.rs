@@ -93,6 +93,7 @@ fn harmless_deviations_are_accepted() {
         (368, &[0; 8], "VirtualBox does not open the image: the disk is empty"),
         (388, &[4], "VirtualBox does not open the image: more blocks are allocated than the disk has"),
         (424, &[7], "the UUID of a parent is ignored: an image of this type has no parent"),
+        (440, &[7], "the UUID of a parent is ignored: an image of this type has no parent"),
     ] {
         assert_eq!(patched(&header, &[(at, part)]).unwrap().warnings(), [warning]);
     }

@@ -106,7 +106,7 @@ impl SparseUpdate for Fixed {
             self.shrink(&new, size)?
         }
         let footer = Footer::parse(&new.0, size, &self.limits)?;
-        (self.info, self.footer) = (describe(&footer, size, [None, None]), new);
+        (self.info, self.footer) = (describe(&footer, size, None), new);
         Ok(())
     }
 

@@ -103,7 +103,7 @@ impl Dynamic {
         footer.set_size(size);
         self.switch_footer(footer)?;
         self.blocks.size = size;
-        let described = describe(&Footer::parse(&self.footer.0, self.footer_at, &self.limits)?, size, [None, None]);
+        let described = describe(&Footer::parse(&self.footer.0, self.footer_at, &self.limits)?, size, None);
         let (block_size, backing) = (self.info.block_size, self.info.backing.take());
         self.info = ImageInfo { block_size, backing, ..described };
         Ok(())

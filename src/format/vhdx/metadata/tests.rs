@@ -27,6 +27,7 @@ fn sample() -> Metadata {
         logical_sector_size: 512,
         physical_sector_size: 4096,
         parent: None,
+        ignores_locator: false,
         block_size_at: ITEMS,
         virtual_disk_size_at: ITEMS + 8,
     }
@@ -190,7 +191,8 @@ fn harmless_deviations_are_accepted() {
     assert_eq!(patched(&sample, &[(10, &[8]), (192, &others.concat())]).unwrap(), sample);
     // A locator without HasParent.
     let unused = entry(PARENT_LOCATOR.id, 0x1_0028, 8, IS_REQUIRED);
-    assert_eq!(patched(&sample, &[(10, &[6]), (192, &unused)]).unwrap(), sample);
+    let ignoring = Metadata { ignores_locator: true, ..sample.clone() };
+    assert_eq!(patched(&sample, &[(10, &[6]), (192, &unused)]).unwrap(), ignoring);
     // The largest disk.
     let size: u64 = 64 << 40;
     let largest = patched(&sample, &[(Table::LEN + 8, &size.to_le_bytes())]).unwrap();

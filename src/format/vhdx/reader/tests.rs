@@ -329,6 +329,8 @@ fn image_properties() {
     let fixed = info(|structure| structure.metadata.leave_block_allocated = true).info;
     assert_eq!(get(&fixed, "subformat"), Some("fixed".into()));
     assert_eq!(get(&fixed, "log-entries-replayed"), None);
+    let child_without_flag = info(|structure| structure.metadata.ignores_locator = true).info;
+    assert_eq!((&*child_without_flag.warnings, child_without_flag.backing), (&[IGNORED_LOCATOR.into()][..], None));
     let replayed = info(|structure| {
         structure.replay = Some(Replay { entries: 5, bytes: 4096, skipped: 0 });
         structure.header_warning = Some("a header".to_owned());
