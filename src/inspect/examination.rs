@@ -185,6 +185,10 @@ impl<'a> Examination<'a> {
         }
         if self.starts_with_metadata(inspection) {
             self.examine_signatures(format, source)?;
+        } else if format != Format::RAW && signature::is_luks(&Probe::new(source.ends()?.probe().head, &[], file_len)) {
+            // The guest of a fixed VHD can have encrypted its whole disk, and QEMU takes the file for the volume.
+            let message = format!("the {format} image has the signature of luks, too");
+            self.add(Finding::refused("signatures", message).with("luks", "the signature of one format"));
         }
         self.examine_size("file-size", "the file", file_len, policy.file_size);
         let size = inspection.info.virtual_size;

