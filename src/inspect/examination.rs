@@ -58,18 +58,19 @@ impl<'a> Examination<'a> {
     }
 
     fn ended(mut self, examined: Result<()>) -> Judgement {
-        if let Err(error) = examined {
-            self.add(Finding::from(&error));
+        // The check of the format may have told the same.
+        if let Err(error) = examined
+            && let finding = Finding::from(&error)
+            && !self.judgement.findings.contains(&finding)
+        {
+            self.add(finding);
         }
         self.judgement
     }
 
-    /// Adds the finding, unless it is known: opening an image fails with what its check tells.
     fn add(&mut self, finding: Finding) {
         self.judgement.verdict = self.judgement.verdict.max(finding.verdict);
-        if !self.judgement.findings.contains(&finding) {
-            self.judgement.findings.push(finding);
-        }
+        self.judgement.findings.push(finding);
     }
 
     /// Adds the finding, unless the policy accepts it.
