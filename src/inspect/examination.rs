@@ -188,8 +188,7 @@ impl<'a> Examination<'a> {
             self.examine_signatures(format, source)?;
         } else if format != Format::RAW && signature::is_luks(&Probe::new(source.ends()?.probe().head, &[], file_len)) {
             // The guest of a fixed VHD can have encrypted its whole disk, and QEMU takes the file for the volume.
-            let message = format!("the {format} image has the signature of luks, too");
-            self.add(Finding::refused("signatures", message).with("luks", "the signature of one format"));
+            self.add(second_signature(format, "luks"));
         }
         self.examine_size("file-size", "the file", file_len, policy.file_size);
         let size = inspection.info.virtual_size;
@@ -215,10 +214,9 @@ impl<'a> Examination<'a> {
     fn examine_signatures(&mut self, format: Format, source: &Arc<SizedFile>) -> Result<()> {
         // The salt of a key slot of LUKS can have the two bytes of an MBR.
         let names = guest::media(source)?.into_iter();
-        for name in names.filter(|name| format.name() != "luks" || *name != "MBR partition table") {
-            let message = format!("the {format} image has the signature of {name}, too");
-            self.add(Finding::refused("signatures", message).with(name, "the signature of one format"));
-        }
+        names
+            .filter(|name| format.name() != "luks" || *name != "MBR partition table")
+            .for_each(|name| self.add(second_signature(format, name)));
         Ok(())
     }
 
@@ -404,6 +402,11 @@ fn begins_as_text(image: &Image) -> Result<bool> {
     let mut head = vec![0; image.virtual_size().min(HEAD) as usize];
     image.read_exact_at(&mut head, 0)?;
     Ok(signature::describe(&Probe::new(&head, &[], image.virtual_size())) == "text")
+}
+
+fn second_signature(format: Format, name: &str) -> Finding {
+    let message = format!("the {format} image has the signature of {name}, too");
+    Finding::refused("signatures", message).with(name, "the signature of one format")
 }
 
 fn compressed_with(name: &'static str) -> Finding {
